@@ -1,0 +1,57 @@
+# Everything here needs only make and Python 3.11 or newer. The first call of a target makes .venv and installs into it;
+# later calls see from the stamp files in .venv that nothing changed in pyproject.toml, and start at once.
+#
+#   PYTHON=python3.12   the Python that .venv is made with
+#   TORCH=cpu           a smaller torch: PyTorch's own build for that backend (cpu, cu130, xpu, auto, ...) rather than the
+#                       default build, which on Linux brings several GB for NVIDIA cards. Goes with an empty .venv.
+#   ARGS="-k split"     more arguments for demo and test
+
+PYTHON ?= python3
+TORCH ?=
+ARGS ?=
+
+BIN := .venv/bin
+MINIMUM := 3, 11
+
+.PHONY: help demo test check format clean
+.DEFAULT_GOAL := help
+
+help: ## say what there is (the default)
+	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@printf '\nNo NVIDIA card? Add TORCH=cpu to the first call: a much smaller download.\n'
+
+demo: $(BIN)/.demo-is-installed ## train a classifier on real images, write its report (first call: installs)
+	$(BIN)/topwork demo $(ARGS)
+
+test: $(BIN)/.dev-is-installed ## run the tests but the slow ones (first call: installs)
+	$(BIN)/pytest -q $(ARGS)
+
+check: $(BIN)/.dev-is-installed ## style, types, layers, then the tests: all of it must pass
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q $(ARGS)
+
+format: $(BIN)/.dev-is-installed ## repair what ruff can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and what the tools left behind
+	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# uv rather than pip: it resolves torch and torchvision together from one index, whatever pip is configured to find.
+# At the end both are imported, because a torch and a torchvision that do not match install without a word.
+$(BIN)/.%-is-installed: pyproject.toml $(BIN)/uv
+	$(BIN)/uv pip install --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) --editable '.[$*]'
+	@$(BIN)/python -c 'import torch, torchvision' || { \
+		echo 'torch and torchvision do not fit together: run "make clean" and try again.' >&2; exit 1; }
+	@touch $@
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= ($(MINIMUM)) else \
+		"topwork needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'

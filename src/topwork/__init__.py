@@ -1,0 +1,60 @@
+"""topwork: transfer learning in image classification, from a folder of images to a classifier one can trust.
+
+The public names are gathered here and loaded when they are first used: ``import topwork`` must stay quick and must not
+import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Backbone": "topwork.models.backbone",
+    "Classifier": "topwork.models.classifier",
+    "Features": "topwork.features.embed",
+    "ImageClassifier": "topwork.estimator",
+    "InputSpec": "topwork.data.transforms",
+    "Manifest": "topwork.data.manifest",
+    "Predictor": "topwork.shipping.predictor",
+    "Split": "topwork.data.split",
+    "TopworkError": "topwork.errors",
+    "decode": "topwork.data.images",
+    "embed": "topwork.features.embed",
+    "evaluate": "topwork.run",
+    "fit": "topwork.run",
+    "fit_probe": "topwork.features.probe",
+    "load_backbone": "topwork.models.backbone",
+    "load_classifier": "topwork.models.classifier",
+    "scan": "topwork.data.manifest",
+    "split": "topwork.data.split",
+}
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - names are strings
+
+if TYPE_CHECKING:
+    from topwork.data.images import decode
+    from topwork.data.manifest import Manifest, scan
+    from topwork.data.split import Split, split
+    from topwork.data.transforms import InputSpec
+    from topwork.errors import TopworkError
+    from topwork.estimator import ImageClassifier
+    from topwork.features.embed import Features, embed
+    from topwork.features.probe import fit_probe
+    from topwork.models.backbone import Backbone, load_backbone
+    from topwork.models.classifier import Classifier, load_classifier
+    from topwork.run import evaluate, fit
+    from topwork.shipping.predictor import Predictor
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'topwork' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,466 @@
+"""The command line: every verb, in the order of the work. Parsing and showing only; the work is below.
+
+Exit status: 0 done; 1 failed; 2 wrong use; 3 done, but more files were rejected than allowed; 128+n on signal n.
+With ``--json`` stdout holds one JSON object and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from topwork import __version__
+from topwork.errors import TopworkError, UsageError
+from topwork.settings import DataSettings, FitSettings
+
+TOO_MANY_REJECTS = 3
+
+app = App(
+    name="topwork",
+    version=__version__,
+    help=(
+        "From a folder of images to a classifier you can trust.\n\n"
+        "Start with: topwork fit FOLDER --out RUN (one folder a class). Then open RUN/report.html."
+    ),
+    help_format="plaintext",
+    result_action="return_value",
+)
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every verb takes."""
+
+    json: bool = field(default=False, metadata={"help": "Print one JSON object on stdout, nothing else."})
+    quiet: bool = field(default=False, metadata={"help": "No progress and no notes on stderr."})
+    debug: bool = field(default=False, metadata={"help": "Show the whole traceback of an error."})
+
+
+Flat = Parameter(name="*")
+CommonArgs = Annotated[Common, Flat]
+
+
+@app.command
+def scan(path: str, /, *, settings: Annotated[DataSettings, Flat] = DataSettings(), common: CommonArgs = Common()) -> int:  # noqa: B008
+    """Read every image and say what is there: classes, rejects with reasons, duplicates.
+
+    Parameters
+    ----------
+    path
+        Folder with one folder a class, folder with train/valid/test folders, or CSV or Parquet table.
+    """
+    from topwork.data.groups import exact_duplicates
+    from topwork.data.manifest import scan as scan_data
+    from topwork.terminal import Terminal, table
+
+    with Terminal(common.quiet) as terminal:
+        terminal.step("scan")
+        manifest = scan_data(path, root=settings.root, n_threads=settings.workers, on_progress=terminal.progress)
+        for note in manifest.notes:
+            terminal.note(note)
+        duplicates = [[manifest.samples[row].path for row in rows] for rows in exact_duplicates(manifest)]
+        terminal.finish()
+    answer = {
+        "path": path,
+        "layout": manifest.layout,
+        "classes": manifest.counts,
+        "n_used": len(manifest.samples),
+        "n_rejected": len(manifest.rejects),
+        "rejects": [asdict(reject) for reject in manifest.rejects],
+        "duplicates": duplicates,
+        "parts": _part_counts(manifest.samples),
+        "digest": manifest.digest,
+        "notes": list(manifest.notes),
+    }
+    if common.json:
+        _print_json(answer)
+    else:
+        print(table([(name, f"{n:,}") for name, n in manifest.counts.items()], ("class", "images")))
+        print(f"\n{len(manifest.samples):,} images used, {len(manifest.rejects):,} files rejected.")
+        _print_rejects(manifest.rejects)
+    return _reject_status(len(manifest.rejects), len(manifest.samples), settings)
+
+
+@app.command
+def fit(
+    path: str | None = None,
+    /,
+    *,
+    out: str | None = None,
+    resume: str | None = None,
+    overwrite: bool = False,
+    settings: Annotated[FitSettings, Flat] = FitSettings(),  # noqa: B008
+    common: CommonArgs = Common(),  # noqa: B008
+) -> int:
+    """Train a classifier on the images below PATH, judge it honestly, and write a run folder with a report.
+
+    Parameters
+    ----------
+    path
+        Folder with one folder a class, folder with train/valid/test folders, or CSV or Parquet table.
+    out
+        The run folder to make; by default runs/NAME-OF-PATH.
+    resume
+        Continue the run in this folder with its own settings; needs nothing else.
+    overwrite
+        Replace the finished run that --out holds.
+    """
+    from topwork.run import fit as fit_run
+    from topwork.run import resumed
+    from topwork.terminal import Terminal, part_lines
+    from topwork.web.pages import write_report
+
+    if resume is not None:
+        path, out, settings, finished = resumed(resume)
+        if finished:
+            raise UsageError(f"{resume}: is finished already; there is nothing to resume.")
+    if path is None:
+        raise UsageError("fit needs the folder of images: topwork fit PATH --out RUN (or --resume RUN).")
+    folder = Path(out) if out else Path("runs") / (Path(path).resolve().stem or "data")
+    with Terminal(common.quiet) as terminal:
+        fitted = fit_run(path, folder, settings, overwrite=overwrite, watcher=terminal)
+        terminal.step("report")
+        report_path = write_report(folder)
+        terminal.finish()
+    evaluation, manifest = fitted.evaluation, fitted.manifest
+    answer = {
+        "run": str(folder),
+        "valid": evaluation.get("valid"),
+        "test": evaluation.get("test"),
+        "timing": evaluation["timing"],
+        "n_used": len(manifest.samples),
+        "n_rejected": len(manifest.rejects),
+        "report": str(report_path),
+        "notes": terminal.notes,
+    }
+    if common.json:
+        _print_json(answer)
+    else:
+        chosen = fitted.recipe["head"]
+        print(f"{len(manifest.samples):,} images used, {len(manifest.rejects):,} rejected.")
+        _print_rejects(manifest.rejects)
+        print(f"Head: {chosen['reason']}")
+        for name in ("valid", "test"):
+            if name in evaluation:
+                print("\n".join(part_lines(name, evaluation[name])))
+        if "test" not in evaluation:
+            print(f"There is no test part. valid: {fitted.recipe['valid_used_for']}.")
+        print(f"Took {evaluation['timing']['seconds']['total']:.1f} s. Model: {folder / 'model'}")
+        print(f"Report: {report_path}")
+    return _reject_status(len(manifest.rejects), len(manifest.samples), settings)
+
+
+@app.command
+def evaluate(
+    model: str,
+    path: str,
+    /,
+    *,
+    part: Literal["auto", "train", "valid", "test", "all"] = "auto",
+    settings: Annotated[DataSettings, Flat] = DataSettings(),  # noqa: B008
+    common: CommonArgs = Common(),  # noqa: B008
+) -> int:
+    """Judge a saved model on labelled images. Classes are matched by name.
+
+    Parameters
+    ----------
+    model
+        A run folder or its model/ folder.
+    path
+        Labelled images, in any form that fit takes.
+    part
+        Which part, when the data has train/valid/test; auto takes test, else valid, else all.
+    """
+    from topwork.run import evaluate as evaluate_model
+    from topwork.terminal import Terminal, part_lines
+
+    with Terminal(common.quiet) as terminal:
+        judged = evaluate_model(model, path, settings, part=part, watcher=terminal)
+        terminal.finish()
+    if common.json:
+        _print_json(judged)
+    else:
+        print("\n".join(part_lines(str(path), judged)))
+    return _reject_status(judged["n_unused"], judged["n"], settings)
+
+
+@app.command
+def predict(
+    model: str,
+    images: Annotated[list[str], Parameter(help="Files, folders, patterns in quotes, or - for a list on stdin.")],
+    /,
+    *,
+    out: str | None = None,
+    top: int = 5,
+    workers: int | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    common: CommonArgs = Common(),  # noqa: B008
+) -> int:
+    """Name what is on each image: one row for each input, errors included, in input order.
+
+    Parameters
+    ----------
+    model
+        A run folder or its model/ folder.
+    out
+        File to write: .csv, .jsonl or .parquet. Without it the answers are printed.
+    top
+        How many classes each row names.
+    workers
+        Threads that read and decode images; by default one a core.
+    overwrite
+        Replace the file that --out names.
+    seed
+        Accepted for uniformity; predicting draws nothing at random.
+    """
+    from topwork.shipping.batch import list_inputs, predict_to_file
+    from topwork.shipping.predictor import Predictor
+    from topwork.terminal import Terminal, table
+
+    inputs = list_inputs(sys.stdin.read().splitlines() if images == ["-"] else images)
+    with Terminal(common.quiet) as terminal:
+        terminal.step("predict")
+        predictor = Predictor(model, n_top=top)
+        if out is not None:
+            counts = predict_to_file(predictor, inputs, Path(out), overwrite, terminal.progress, workers)
+            terminal.finish()
+            if common.json:
+                _print_json({"out": out, "n": len(inputs), **counts})
+            else:
+                print(f"{len(inputs):,} rows in {out}, {counts['n_errors']:,} of them errors.")
+            return 0
+        predictions = list(predictor.stream(inputs, workers))
+        terminal.finish()
+    if common.json:
+        _print_json({"predictions": [asdict(p) | {"top": [list(pair) for pair in p.top]} for p in predictions]})
+    else:
+        rows = [(p.path, p.outcome, p.label or "", f"{p.probability:.3f}" if p.probability is not None else p.error or "")
+                for p in predictions]
+        print(table(rows, ("path", "outcome", "label", "probability")))
+    return 1 if predictions and all(p.outcome == "error" for p in predictions) else 0
+
+
+@app.command
+def report(run: str, /, *, seed: int = 0, common: CommonArgs = Common()) -> int:  # noqa: B008
+    """Write RUN/report.html again from what the run holds.
+
+    Parameters
+    ----------
+    run
+        A run folder that fit made.
+    seed
+        Picks the example images.
+    """
+    from topwork.terminal import Terminal
+    from topwork.web.pages import write_report
+
+    with Terminal(common.quiet) as terminal:
+        terminal.step("report")
+        path = write_report(Path(run))
+        terminal.finish()
+    if common.json:
+        _print_json({"run": run, "report": str(path)})
+    else:
+        print(path)
+    return 0
+
+
+@app.command
+def models(
+    name: str | None = None,
+    /,
+    *,
+    stages: bool = False,
+    filter: str = "",
+    seed: int = 0,
+    common: CommonArgs = Common(),  # noqa: B008
+) -> int:
+    """List backbones, or describe one: parameters, what a probe trains, stages.
+
+    Parameters
+    ----------
+    name
+        A backbone; without it the names are listed.
+    stages
+        Show the table of stages.
+    filter
+        List timm's names that match this pattern, such as '*resnet18*'.
+    seed
+        Accepted for uniformity.
+    """
+    from topwork.models.backbone import EMBEDDED, backbone_names, load_backbone
+    from topwork.terminal import table
+
+    if name is None:
+        found = backbone_names(filter) if filter else []
+        answer: dict[str, Any] = {"embedded": list(EMBEDDED), "timm": found}
+        if common.json:
+            _print_json(answer)
+        else:
+            print("Embedded (no network needed): " + ", ".join(EMBEDDED))
+            print("\n".join(found) if filter else "Any timm name works too: topwork models --filter '*resnet18*'")
+        return 0
+    backbone = load_backbone(name)
+    rows = [{"name": s.name, "n_parameters": s.n_parameters, "trainable": s.name == "classifier"} for s in backbone.stages]
+    n_classifier = sum(s.n_parameters for s in backbone.stages if s.name == "classifier")
+    answer = {
+        "name": backbone.name,
+        "architecture": backbone.architecture,
+        "n_parameters": backbone.n_parameters + n_classifier,
+        "n_trainable": n_classifier,
+        "n_features": backbone.n_features,
+        "licence": backbone.licence,
+        "preprocessing": backbone.spec.as_dict(),
+        "stages": rows,
+    }
+    if common.json:
+        _print_json(answer)
+        return 0
+    print(f"{backbone.name}: {backbone.architecture}, weights under {backbone.licence}")
+    print(f"{backbone.n_parameters:,} parameters and a classifier of {n_classifier:,}; {backbone.n_features} features")
+    if stages:
+        print(table([(r["name"], f"{r['n_parameters']:,}", "yes" if r["trainable"] else "no") for r in rows],
+                    ("stage", "parameters", "trained by a probe")))
+    return 0
+
+
+@app.command
+def demo(
+    folder: str | None = None,
+    /,
+    *,
+    out: str | None = None,
+    overwrite: bool = False,
+    open_report: bool = True,
+    seed: int = 0,
+    common: CommonArgs = Common(),  # noqa: B008
+) -> int:
+    """Train on 2,624 real images of solar cells (needs the demo extra) and show the report.
+
+    Parameters
+    ----------
+    folder
+        Where the images and their table are written; by default a folder in the cache.
+    out
+        The run folder; by default runs/demo.
+    overwrite
+        Replace the finished run that --out holds.
+    open_report
+        Open the report in a browser when there is a desktop.
+    seed
+        Fixes the split and every other random choice.
+    """
+    from topwork.demo import LICENCE_NOTE, write_demo_data
+
+    if not common.quiet:
+        print(LICENCE_NOTE, file=sys.stderr)
+    table_path = write_demo_data(Path(folder) if folder else None, seed)
+    run = out or "runs/demo"
+    status = fit(str(table_path), out=run, overwrite=overwrite, settings=FitSettings(seed=seed), common=common)
+    if open_report and not common.json:
+        _open(Path(run) / "report.html")
+    return status
+
+
+# ---- showing
+
+
+def _print_json(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer, allow_nan=False))
+
+
+def _print_rejects(rejects: Any, n: int = 20) -> None:
+    from topwork.data.sources import shown
+
+    for reject in rejects[:n]:
+        print(f"  rejected {shown(reject.path)}: {reject.reason}")
+    if len(rejects) > n:
+        print(f"  ... and {len(rejects) - n:,} more (all with --json, and in manifest.parquet of a run)")
+
+
+def _part_counts(samples: Any) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for sample in samples:
+        if sample.part:
+            counts[sample.part] = counts.get(sample.part, 0) + 1
+    return counts
+
+
+def _reject_status(n_rejected: int, n_used: int, settings: DataSettings) -> int:
+    return TOO_MANY_REJECTS if n_rejected > settings.max_reject_fraction * (n_rejected + n_used) else 0
+
+
+def _open(path: Path) -> None:
+    """Opens the report where there is a desktop; elsewhere its name has been printed."""
+    import webbrowser
+
+    if sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        webbrowser.open(path.resolve().as_uri())
+
+
+# ---- the process
+
+
+class Interrupted(BaseException):
+    """A signal asked the program to end; what is open is saved on the way out."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+def main(tokens: list[str] | None = None) -> None:
+    """Runs the command line and ends the process with the promised status."""
+    arguments = sys.argv[1:] if tokens is None else tokens
+    _catch_signals()
+    try:
+        status = app(arguments)
+    except Interrupted as interrupted:
+        print(f"topwork: ended by {interrupted}; what was embedded is kept, run it again.", file=sys.stderr)
+        status = 128 + interrupted.signum
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except Exception as error:  # the last place to turn a bug into one line
+        status = _failed(error, arguments)
+    sys.exit(status or 0)
+
+
+def _failed(error: Exception, arguments: list[str]) -> int:
+    if "--debug" in arguments:
+        raise error
+    known = isinstance(error, TopworkError)
+    text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+    if isinstance(error, OSError) and not known:
+        text = f"{error.filename or 'input/output'}: {(error.strerror or str(error)).lower()}"
+    if "--json" in arguments:
+        _print_json({"error": text})
+    print(f"topwork: {text}", file=sys.stderr)
+    return error.exit_status if isinstance(error, TopworkError) else 1
+
+
+def _catch_signals() -> None:
+    """First signal: an exception, so that everything is closed properly. Second: the end at once."""
+    seen: list[int] = []
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if seen:
+            os._exit(128 + signum)
+        seen.append(signum)
+        raise Interrupted(signum)
+
+    for name in ("SIGINT", "SIGTERM"):
+        signal.signal(getattr(signal, name), handle)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Reads, hashes, decodes and resizes many images at once, in order, with bounded memory.
+
+In: a Listing and, optionally, a visitor that wants input-sized pixels (the embedder). Out: one :class:`Loaded` for each
+entry, in the order of the entries. What is known about a content hash is not worked out again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from topwork.data.images import DECODER_VERSION, ImageFacts, decode
+from topwork.data.shards import append_shard, read_shards
+from topwork.data.sources import Entry
+from topwork.data.transforms import InputSpec, Pixels, fit_to_input
+from topwork.errors import ImageError
+
+CHECK_SIDE = 64  # a check still decodes to the last row, but need not keep more pixels than this
+_FACTS_PER_SHARD = 5000
+
+
+class Visitor(Protocol):
+    """Somebody who wants the pixels of images while they are decoded anyway."""
+
+    spec: InputSpec
+
+    def wants(self, content_hash: str) -> bool:
+        """Whether these contents are new to the visitor. Called from several threads."""
+
+    def take(self, content_hash: str, pixels: Pixels) -> None:
+        """Receives uint8 (height, width, 3). Called from one thread, in order."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One entry after reading: facts or a reason against it, and pixels when the visitor wanted them."""
+
+    entry: Entry
+    content_hash: str
+    n_bytes: int = 0
+    facts: ImageFacts | None = None
+    reason: str | None = None
+    pixels: Pixels | None = None
+
+
+class FactsStore:
+    """What is known about image contents: facts, or the reason they are no image. Keyed by content hash."""
+
+    def __init__(self, cache: Path) -> None:
+        self.folder = cache / f"facts-{DECODER_VERSION}"
+        self._known: dict[str, ImageFacts | str] = {}
+        self._new: list[str] = []
+        names = [item.name for item in fields(ImageFacts)]
+        for _, table in read_shards(self.folder, ["content_hash", "reason", *names]):
+            for row in table.to_pylist():
+                key, reason = row.pop("content_hash"), row.pop("reason")
+                self._known[key] = ImageFacts(**row) if reason is None else reason
+
+    def get(self, content_hash: str) -> ImageFacts | str | None:
+        return self._known.get(content_hash)
+
+    def put(self, content_hash: str, value: ImageFacts | str) -> None:
+        if content_hash not in self._known:
+            self._known[content_hash] = value
+            self._new.append(content_hash)
+            if len(self._new) >= _FACTS_PER_SHARD:
+                self.flush()
+
+    def flush(self) -> None:
+        """Writes what is new as one shard."""
+        if self._new:
+            append_shard(self.folder, pa.Table.from_pylist([self._row(key) for key in self._new], schema=_facts_schema()))
+            self._new = []
+
+    def _row(self, key: str) -> dict[str, Any]:
+        value = self._known[key]
+        row = {"content_hash": key, "reason": value if isinstance(value, str) else None}
+        return row | (asdict(value) if isinstance(value, ImageFacts) else {})
+
+
+def load_images(
+    entries: Sequence[Entry],
+    read: Callable[[Entry], bytes],
+    facts: FactsStore,
+    visitor: Visitor | None = None,
+    n_threads: int | None = None,
+) -> Iterator[Loaded]:
+    """Yields one Loaded for each entry, in order; a bad image is a Loaded with a reason, never an exception."""
+
+    def load(entry: Entry) -> Loaded:
+        return _load(entry, read, facts, visitor)
+
+    yield from in_order(load, entries, n_threads)
+
+
+def in_order(work: Callable[[Any], Any], items: Sequence[Any], n_threads: int | None = None) -> Iterator[Any]:
+    """Runs ``work`` over items on threads and yields the results in order, a bounded number ahead."""
+    n_threads = n_threads or default_threads()
+    ahead = 16 + 8 * n_threads
+    with ThreadPoolExecutor(n_threads, thread_name_prefix="decode") as pool:
+        pending: deque[Future[Any]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(work, item))
+                if len(pending) >= ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def default_threads() -> int:
+    """One thread a usable core (a container may be given fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _load(entry: Entry, read: Callable[[Entry], bytes], facts: FactsStore, visitor: Visitor | None) -> Loaded:
+    content_hash, n_bytes = "", 0
+    try:
+        data = read(entry)
+        content_hash, n_bytes = hashlib.sha256(data).hexdigest(), len(data)
+        known = facts.get(content_hash)
+        if isinstance(known, str):
+            raise ImageError(known)
+        wanted = visitor is not None and visitor.wants(content_hash)
+        if known is not None and not wanted:
+            return Loaded(entry, content_hash, n_bytes, known)
+        decoded = decode(data, min_side=visitor.spec.min_side if visitor and wanted else CHECK_SIDE)
+        pixels = fit_to_input(decoded.pixels, visitor.spec) if visitor and wanted else None
+    except ImageError as error:
+        return Loaded(entry, content_hash, n_bytes, reason=str(error))
+    except MemoryError:
+        return Loaded(entry, "", n_bytes, reason="not enough memory to decode it")
+    return Loaded(entry, content_hash, n_bytes, decoded.facts, pixels=pixels)
+
+
+def _facts_schema() -> pa.Schema:
+    types = {"int": pa.int64(), "bool": pa.bool_(), "str": pa.string()}
+    columns = [("content_hash", pa.string()), ("reason", pa.string())]
+    return pa.schema(columns + [(item.name, types[str(item.type)]) for item in fields(ImageFacts)])

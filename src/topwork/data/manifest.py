@@ -1,0 +1,243 @@
+"""Every image of a data set with its label and facts, every file set aside with the reason, and what looks odd.
+
+In: a path. Out: a :class:`Manifest`. Every file is used or named; the counts add up. Pixels are decoded to the last
+row (a visitor may take them along the way, so that checking and embedding are one pass); nothing is ever written
+beside the images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from topwork.data.loader import FactsStore, Loaded, Visitor, load_images
+from topwork.data.shards import atomic_file
+from topwork.data.sources import Listing, Reject, list_data, natural_key, read_regular_file, shown
+from topwork.errors import UsageError
+from topwork.settings import cache_folder
+
+FEW_IMAGES = 10  # a class with fewer training images than this is named before training
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image. ``path`` is relative to the manifest's root; width and height in pixels, upright."""
+
+    path: str
+    label: str
+    part: str | None
+    group: str | None
+    domain: str | None
+    content_hash: str
+    n_bytes: int
+    format: str
+    mode: str
+    width: int
+    height: int
+    orientation: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The images of a data set.
+
+    Attributes:
+        root: folder that the paths are relative to.
+        layout: how the data was laid out (see ``data/sources.py``).
+        classes: class names that have images, in natural order; a label is an index into them.
+        notes: sentences the user should read before training.
+    """
+
+    root: Path
+    layout: str
+    samples: tuple[Sample, ...]
+    classes: tuple[str, ...]
+    rejects: tuple[Reject, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of images of each class."""
+        found = Counter(sample.label for sample in self.samples)
+        return {name: found[name] for name in self.classes}
+
+    @property
+    def labels(self) -> list[int]:
+        """Class index of each sample."""
+        index = {name: number for number, name in enumerate(self.classes)}
+        return [index[sample.label] for sample in self.samples]
+
+    @property
+    def digest(self) -> str:
+        """Names the content: the same images under the same labels, whatever the layout, order or file names."""
+        rows = sorted(f"{sample.content_hash} {sample.label}" for sample in self.samples)
+        return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def read(self, row: int) -> bytes:
+        """The bytes of one image; raises ImageError."""
+        return read_regular_file(self.root / self.samples[row].path)
+
+
+def scan(
+    path: str | os.PathLike[str],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    visitor: Visitor | None = None,
+    n_threads: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Reads every image below ``path`` once and says what is there.
+
+    Args:
+        root: folder that the paths of a table are relative to.
+        visitor: takes the input-sized pixels of images it does not know (see ``features/embed.py``).
+        on_progress: called with (images done, images in all).
+
+    Raises:
+        UsageError: nothing usable there, or fewer than one class.
+    """
+    listing = list_data(path, root)
+    facts = FactsStore(cache_folder())
+    samples: list[Sample] = []
+    rejects = list(listing.rejects)
+    try:
+        for n_done, loaded in enumerate(load_images(listing.entries, listing.read, facts, visitor, n_threads), start=1):
+            _remember(facts, loaded)
+            if loaded.facts is None:
+                rejects.append(Reject(loaded.entry.path, loaded.reason or "unusable"))
+            else:
+                samples.append(_sample(loaded))
+                if visitor is not None and loaded.pixels is not None:
+                    visitor.take(loaded.content_hash, loaded.pixels)
+            if on_progress:
+                on_progress(n_done, len(listing.entries))
+    finally:
+        facts.flush()
+    return _manifest(listing, samples, rejects)
+
+
+def _remember(facts: FactsStore, loaded: Loaded) -> None:
+    value = loaded.facts if loaded.facts is not None else loaded.reason
+    if loaded.content_hash and value is not None:
+        facts.put(loaded.content_hash, value)
+
+
+def _sample(loaded: Loaded) -> Sample:
+    entry, facts = loaded.entry, loaded.facts
+    assert facts is not None
+    return Sample(
+        path=entry.path,
+        label=entry.label,
+        part=entry.part,
+        group=entry.group,
+        domain=entry.domain,
+        content_hash=loaded.content_hash,
+        n_bytes=loaded.n_bytes,
+        format=facts.format,
+        mode=facts.mode,
+        width=facts.width,
+        height=facts.height,
+        orientation=facts.orientation,
+    )
+
+
+def _manifest(listing: Listing, samples: list[Sample], rejects: list[Reject]) -> Manifest:
+    classes = tuple(sorted({sample.label for sample in samples}, key=natural_key))
+    if not samples:
+        example = rejects[0] if rejects else None
+        reason = f" For example {shown(example.path)}: {example.reason}." if example else ""
+        raise UsageError(f"{shown(str(listing.root))}: none of {len(rejects)} files is a usable image.{reason}")
+    notes = [*listing.notes, *_class_notes(listing, samples, classes), *_conflict_notes(samples)]
+    return Manifest(listing.root, listing.layout, tuple(samples), classes, tuple(rejects), tuple(notes))
+
+
+def _class_notes(listing: Listing, samples: list[Sample], classes: tuple[str, ...]) -> list[str]:
+    notes = []
+    empty = [name for name in listing.class_names if name not in set(classes)]
+    if empty:
+        notes.append(f"Classes without a usable image, left out: {_some(empty)}.")
+    counts = Counter(sample.label for sample in samples)
+    few = [f"{shown(name)} ({counts[name]})" for name in classes if counts[name] < FEW_IMAGES]
+    if few:
+        notes.append(f"Classes with fewer than {FEW_IMAGES} images, whose figures will be uncertain: {_some(few)}.")
+    alike = defaultdict(list)
+    for name in classes:
+        alike[unicodedata.normalize("NFKC", name).casefold().strip()].append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            notes.append(f"Class names that differ only in case, spaces or Unicode form: {_some(names)}.")
+    return notes
+
+
+def _conflict_notes(samples: list[Sample]) -> list[str]:
+    by_content = defaultdict(list)
+    for sample in samples:
+        by_content[sample.content_hash].append(sample)
+    same = [group for group in by_content.values() if len(group) > 1]
+    conflicts = [group for group in same if len({sample.label for sample in group}) > 1]
+    notes = []
+    if same:
+        notes.append(f"{sum(len(group) - 1 for group in same)} images are exact copies of others; copies stay on one side.")
+    for group in conflicts[:5]:
+        notes.append("The same image under different labels: " + ", ".join(shown(s.path) for s in group) + ".")
+    if len(conflicts) > 5:
+        notes.append(f"{len(conflicts) - 5} more images stand under different labels.")
+    return notes
+
+
+def _some(names: list[str], n: int = 8) -> str:
+    text = ", ".join(shown(name) for name in names[:n])
+    return text + (f" and {len(names) - n} more" if len(names) > n else "")
+
+
+# ---- on disk
+
+
+def save_manifest(manifest: Manifest, path: Path) -> None:
+    """Writes samples and rejects as one Parquet table; a row with a ``reject_reason`` was not used."""
+    rows: list[dict[str, Any]] = [asdict(sample) | {"reject_reason": None} for sample in manifest.samples]
+    rows += [dict.fromkeys(Sample.__slots__) | {"path": r.path, "reject_reason": r.reason} for r in manifest.rejects]
+    columns = {name: [row[name] for row in rows] for name in [*Sample.__slots__, "reject_reason"]}
+    metadata = {"root": str(manifest.root), "layout": manifest.layout, "notes": "\n".join(manifest.notes)}
+    table = pa.table({name: _column(values) for name, values in columns.items()})
+    table = table.replace_schema_metadata({key: os.fsencode(value) for key, value in metadata.items()})
+    with atomic_file(path) as partial:
+        pq.write_table(table, partial)
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Reads what :func:`save_manifest` wrote."""
+    table = pq.read_table(path)
+    metadata = {key.decode(): os.fsdecode(value) for key, value in (table.schema.metadata or {}).items()}
+    rows = [{key: _text(value) for key, value in row.items()} for row in table.to_pylist()]
+    samples, rejects = [], []
+    for row in rows:
+        reason = row.pop("reject_reason")
+        if reason is None:
+            samples.append(Sample(**row))
+        else:
+            rejects.append(Reject(row["path"], reason))
+    classes = tuple(sorted({sample.label for sample in samples}, key=natural_key))
+    notes = tuple(line for line in metadata.get("notes", "").split("\n") if line)
+    return Manifest(Path(metadata["root"]), metadata["layout"], tuple(samples), classes, tuple(rejects), notes)
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """Text as strings, or as the bytes of the file system where a name is not valid Unicode."""
+    try:
+        return pa.array(values)
+    except (UnicodeEncodeError, pa.ArrowException):
+        return pa.array([None if value is None else os.fsencode(value) for value in values], pa.binary())
+
+
+def _text(value: Any) -> Any:
+    return os.fsdecode(value) if isinstance(value, bytes) else value

@@ -1,0 +1,85 @@
+"""Append-only Parquet shards in a folder: how facts and features outlive a process, killed or not.
+
+A shard is written under a temporary name, flushed to the disk, and renamed: at its final name it is always whole.
+Several processes may append at once. A shard that cannot be read is left out and reported by name, never repaired.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from topwork.errors import TopworkError
+
+
+def append_shard(folder: Path, table: pa.Table) -> Path:
+    """Writes one shard and returns its path.
+
+    Raises:
+        TopworkError: the folder cannot be written (full disk, permissions), with the reason.
+    """
+    final = folder / f"shard-{uuid.uuid4().hex}.parquet"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(final) as partial:
+            pq.write_table(table, partial, compression="none", use_dictionary=False)
+    except OSError as error:
+        raise TopworkError(f"{folder}: cannot be written: {error.strerror or error}. Set TOPWORK_CACHE elsewhere.") from None
+    return final
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The whole shards of a folder, in a fixed order."""
+    return sorted(folder.glob("shard-*.parquet")) if folder.is_dir() else []
+
+
+def read_shards(folder: Path, columns: list[str]) -> Iterator[tuple[Path, pa.Table]]:
+    """Every readable shard with the columns asked for."""
+    for path in shard_files(folder):
+        try:
+            yield path, pq.read_table(path, columns=columns)
+        except (OSError, pa.ArrowException, KeyError):
+            continue  # damaged or from another writer: what it held is computed again
+
+
+class atomic_file:  # noqa: N801 - reads as a verb at the point of use
+    """Context manager that gives a temporary path and renames it to ``final`` once its data are on the disk.
+
+    After an exception the temporary file is removed and ``final`` is untouched.
+    """
+
+    def __init__(self, final: Path) -> None:
+        self.final = final
+        self.partial = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
+
+    def __enter__(self) -> Path:
+        return self.partial
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if kind is None:
+                with open(self.partial, "rb+") as file:
+                    os.fsync(file.fileno())
+                os.replace(self.partial, self.final)
+                _flush_folder(self.final.parent)
+        finally:
+            self.partial.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes the new name itself durable; not every platform can open a folder."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)

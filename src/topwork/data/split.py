@@ -1,0 +1,161 @@
+"""Train, valid and test: given, or drawn once so that no group straddles the parts.
+
+In: a Manifest. Out: a :class:`Split` of row numbers. Groups are exact duplicates, near duplicates and the user's own
+groups; they move as one. Which group goes where depends on the seed and on the content of the images only, never on
+file names or order, so the same images in another layout get the same split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.data.groups import join_groups
+from topwork.data.manifest import Manifest
+from topwork.errors import UsageError
+
+PARTS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of the manifest for each part, sorted by content hash (so that layouts do not matter).
+
+    Attributes:
+        given: True when the user's own parts were used.
+        leaks: (row, row) pairs of the same group on two sides of a split that the user gave.
+    """
+
+    train: NDArray[np.int64]
+    valid: NDArray[np.int64]
+    test: NDArray[np.int64]
+    given: bool
+    seed: int
+    leaks: tuple[tuple[int, int], ...] = ()
+
+    def parts(self) -> dict[str, NDArray[np.int64]]:
+        """The parts that hold images, by name."""
+        return {name: rows for name in PARTS if len(rows := getattr(self, name))}
+
+
+def split(
+    manifest: Manifest,
+    valid_fraction: float = 0.2,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    groups: Sequence[int] | None = None,
+) -> Split:
+    """Divides the samples into train, valid and test.
+
+    Given parts are kept; rows without one join train. Otherwise each class gives about the asked shares, whole groups
+    at a time, and every class keeps at least one group for training.
+
+    Args:
+        groups: (N,) group number of each row; by default exact duplicates and the manifest's own groups.
+
+    Raises:
+        UsageError: fractions out of range.
+    """
+    if not (0 <= valid_fraction < 1 and 0 <= test_fraction < 1 and valid_fraction + test_fraction < 1):
+        raise UsageError(
+            f"--valid-fraction {valid_fraction} and --test-fraction {test_fraction}: "
+            "both must be at least 0 and leave something for training."
+        )
+    group_numbers = list(groups) if groups is not None else join_groups(manifest)
+    given = [sample.part for sample in manifest.samples]
+    if any(given):
+        assigned = [part or "train" for part in given]
+        leaks = _leaks(group_numbers, assigned)
+    else:
+        assigned = _draw(manifest, group_numbers, {"test": test_fraction, "valid": valid_fraction}, seed)
+        leaks = ()
+    rows = {name: _rows(manifest, assigned, name) for name in PARTS}
+    if not len(rows["train"]):
+        raise UsageError(f"{manifest.root}: no training images. A split needs a train part.")
+    return Split(**rows, given=any(given), seed=seed, leaks=leaks)
+
+
+def split_record(chosen: Split, manifest: Manifest) -> dict[str, Any]:
+    """The content of ``split.json``: hashes and paths by part, and a digest that names the split."""
+    record: dict[str, Any] = {"seed": chosen.seed, "given": chosen.given, "parts": {}}
+    for name in PARTS:
+        rows = getattr(chosen, name)
+        record["parts"][name] = [
+            {"path": manifest.samples[row].path, "content_hash": manifest.samples[row].content_hash} for row in rows
+        ]
+    text = "\n".join(f"{name} {item['content_hash']}" for name in PARTS for item in record["parts"][name])
+    record["digest"] = hashlib.sha256(text.encode()).hexdigest()
+    record["leaks"] = [[manifest.samples[a].path, manifest.samples[b].path] for a, b in chosen.leaks]
+    return record
+
+
+def _rows(manifest: Manifest, assigned: list[str], name: str) -> NDArray[np.int64]:
+    rows = [row for row, part in enumerate(assigned) if part == name]
+    rows.sort(key=lambda row: (manifest.samples[row].content_hash, manifest.samples[row].label))
+    return np.array(rows, dtype=np.int64)
+
+
+def _draw(manifest: Manifest, groups: list[int], fractions: dict[str, float], seed: int) -> list[str]:
+    """Fills test, then valid, class by class, with whole groups in an order keyed by seed and content."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups):
+        members[group].append(row)
+    by_label: dict[str, list[list[int]]] = defaultdict(list)
+    for rows in members.values():
+        by_label[_majority(manifest, rows)].append(rows)
+    assigned = ["train"] * len(manifest.samples)
+    for label in by_label:
+        left = sorted(by_label[label], key=lambda rows: _lot(manifest, rows, seed))
+        n_total = sum(len(rows) for rows in left)
+        for part, fraction in fractions.items():
+            taken = _fill(left, _rounded(fraction * n_total, f"{seed} {part} {label}"))
+            for rows in taken:
+                for row in rows:
+                    assigned[row] = part
+            kept = {id(rows) for rows in taken}
+            left = [rows for rows in left if id(rows) not in kept]
+    return assigned
+
+
+def _rounded(wanted: float, key: str) -> int:
+    """Rounds up with the probability of the fraction, drawn from the key: small classes get their share on average."""
+    draw = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64
+    return int(wanted + draw + 1e-9)
+
+
+def _fill(groups: list[list[int]], n_wanted: int) -> list[list[int]]:
+    """Whole groups, from the front, that bring the count closest to ``n_wanted``; one is left for training."""
+    taken: list[list[int]] = []
+    missing = n_wanted
+    for rows in groups:
+        if len(taken) < len(groups) - 1 and missing > 0 and len(rows) <= 2 * missing:
+            taken.append(rows)
+            missing -= len(rows)
+    return taken
+
+
+def _majority(manifest: Manifest, rows: list[int]) -> str:
+    labels = sorted(manifest.samples[row].label for row in rows)
+    return max(labels, key=labels.count)
+
+
+def _lot(manifest: Manifest, rows: list[int], seed: int) -> bytes:
+    """A random-looking key of a group that depends on the seed and the image bytes alone."""
+    smallest = min(manifest.samples[row].content_hash for row in rows)
+    return hashlib.sha256(f"{seed} {smallest}".encode()).digest()
+
+
+def _leaks(groups: list[int], assigned: list[str]) -> tuple[tuple[int, int], ...]:
+    first: dict[int, dict[str, int]] = defaultdict(dict)
+    for row, (group, part) in enumerate(zip(groups, assigned, strict=True)):
+        first[group].setdefault(part, row)
+    pairs = []
+    for row, (group, part) in enumerate(zip(groups, assigned, strict=True)):
+        pairs += [(row, other) for name, other in first[group].items() if part != "train" and name == "train"]
+    return tuple(pairs)

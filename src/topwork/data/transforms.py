@@ -1,0 +1,125 @@
+"""From decoded pixels to the network's input: what travels with the weights.
+
+In: uint8 pixels (H, W, 3) of any size and an :class:`InputSpec`. Out: uint8 pixels of exactly the input size.
+Normalisation is not here: it is part of the compiled network (see ``features/engine.py``), so uint8 is all that moves.
+
+Training, prediction, server and exports all call :func:`fit_to_input`. It needs neither torch nor Pillow, because
+a shipped model must answer its first image without importing them (docs/decisions/0001-resizer.md).
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+Fit = Literal["squash", "crop", "pad"]
+
+_FILTERS = {"bilinear": FilterType.bilinear, "bicubic": FilterType.catmull_rom}
+_LOCAL = threading.local()  # one Resizer a thread: it keeps scratch buffers and is not safe to share
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How an image becomes the input of one set of weights.
+
+    Attributes:
+        height, width: input size in pixels.
+        fit: ``squash`` stretches the whole image to the input, ``crop`` cuts the largest centred box of the right
+            shape, ``pad`` keeps everything and fills the rest with ``background``.
+        crop_fraction: share of that box's side that ``crop`` keeps, in (0, 1].
+        interpolation: ``bilinear`` or ``bicubic``, always antialiased.
+        mean, std: per channel, for pixels scaled to [0, 1].
+        background: RGB fill of ``pad``, 0..255.
+    """
+
+    height: int = 224
+    width: int = 224
+    fit: Fit = "squash"
+    crop_fraction: float = 1.0
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    background: tuple[int, int, int] = (128, 128, 128)
+
+    @property
+    def min_side(self) -> int:
+        """Short side in pixels below which a decoder must not shrink an image.
+
+        Twice the input: the antialiased resize then still sees finer detail than it keeps, and agrees with
+        pipelines that decode at full size.
+        """
+        return 2 * max(self.height, self.width)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> InputSpec:
+        known = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**known)
+
+
+def fit_to_input(pixels: Pixels, spec: InputSpec) -> Pixels:
+    """The (height, width, 3) uint8 input of the network for one decoded image."""
+    if spec.fit == "squash":
+        return resize(pixels, spec.height, spec.width, spec.interpolation)
+    if spec.fit == "crop":
+        return resize(pixels, spec.height, spec.width, spec.interpolation, box=_centre_box(pixels, spec))
+    return _pad(pixels, spec)
+
+
+def resize(
+    pixels: Pixels,
+    height: int,
+    width: int,
+    interpolation: str = "bilinear",
+    box: tuple[float, float, float, float] | None = None,
+) -> Pixels:
+    """Antialiased resize of uint8 (H, W, 3) to (height, width, 3).
+
+    Args:
+        box: left, top, width, height in source pixels (fractions allowed) to take instead of the whole image.
+    """
+    if box is None and pixels.shape[:2] == (height, width):
+        return pixels
+    source = ImageData(pixels.shape[1], pixels.shape[0], PixelType.U8x3, pixels.tobytes())
+    target = ImageData(width, height, PixelType.U8x3)
+    options = ResizeOptions(
+        resize_alg=ResizeAlg.convolution(_FILTERS[interpolation]),
+        crop_box=CropBox(*box) if box else None,
+        use_alpha=False,
+    )
+    _resizer().resize(source, target, options)
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(height, width, 3)
+
+
+def _resizer() -> Resizer:
+    if not hasattr(_LOCAL, "resizer"):
+        _LOCAL.resizer = Resizer()
+    return _LOCAL.resizer  # type: ignore[no-any-return]
+
+
+def _centre_box(pixels: Pixels, spec: InputSpec) -> tuple[float, float, float, float]:
+    height, width = pixels.shape[:2]
+    scale = min(height / spec.height, width / spec.width) * spec.crop_fraction
+    box_height, box_width = min(height, spec.height * scale), min(width, spec.width * scale)
+    return (width - box_width) / 2, (height - box_height) / 2, box_width, box_height
+
+
+def _pad(pixels: Pixels, spec: InputSpec) -> Pixels:
+    height, width = pixels.shape[:2]
+    scale = min(spec.height / height, spec.width / width)
+    inner_height = min(spec.height, max(1, round(height * scale)))
+    inner_width = min(spec.width, max(1, round(width * scale)))
+    canvas = np.empty((spec.height, spec.width, 3), np.uint8)
+    canvas[:] = spec.background
+    top, left = (spec.height - inner_height) // 2, (spec.width - inner_width) // 2
+    inner = resize(pixels, inner_height, inner_width, spec.interpolation)
+    canvas[top : top + inner_height, left : left + inner_width] = inner
+    return canvas

@@ -1,0 +1,207 @@
+"""Is one model better than another? In go the predictions of both on the same images, out come paired numbers.
+
+Paired: what counts is the images on which just one of the two is right, which tells far more than two intervals that
+overlap. Not here: comparing domains (``studies``), drawing (``web``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, lgamma, log
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from topwork.errors import UsageError
+from topwork.evaluation.intervals import Interval
+from topwork.evaluation.predictions import Bools, Ints, Predictions
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """What the second model changes in one class: images of it, and those that each is right on alone."""
+
+    n: int
+    accuracy_first: float
+    accuracy_second: float
+    n_gained: int
+    n_lost: int
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two models on the same images.
+
+    Attributes:
+        n: Images compared: those whose true class at least one of the models knows.
+        accuracy_first: Share of right answers of the first model.
+        accuracy_second: Share of right answers of the second model.
+        difference: Second minus first.
+        difference_interval: Its 95 % interval; None where n is 0.
+        p_value: Of McNemar's exact test that both are right equally often.
+        per_class: Changes by class name, for the classes with images.
+        gained: Positions (rows in the first predictions) that only the second model gets right.
+        lost: Positions that only the first model gets right.
+        disagreements: Positions where the two answer differently, right or wrong, labelled or not.
+    """
+
+    n: int
+    accuracy_first: float | None
+    accuracy_second: float | None
+    difference: float | None
+    difference_interval: Interval | None
+    p_value: float
+    per_class: dict[str, ClassChange]
+    gained: Ints
+    lost: Ints
+    disagreements: Ints
+
+
+def compare(
+    first: Predictions,
+    second: Predictions,
+    first_hashes: Sequence[str],
+    second_hashes: Sequence[str],
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two models, image by image; classes are matched by name, images by the hash of their content.
+
+    A class that only one model knows counts against the other.
+
+    Args:
+        first: Predictions of the model to improve on.
+        second: Predictions of the other model, its images in any order.
+        first_hashes: Content hash of each image of ``first``.
+        second_hashes: Content hash of each image of ``second``.
+        n_resamples: Of the paired bootstrap.
+        seed: Of the paired bootstrap.
+
+    Raises:
+        UsageError: The two were not made on the same images, or do not agree on what an image shows.
+    """
+    place = _places(first_hashes, second_hashes, len(first), len(second))
+    second = second.take(place)
+    true = _true_names(first, second)
+    known = np.array([name is not None for name in true], dtype=np.bool_)
+    right_first, right_second = first.correct[known], second.correct[known]
+    n = int(known.sum())
+    positions = np.flatnonzero(known)
+    return Comparison(
+        n=n,
+        accuracy_first=float(right_first.mean()) if n else None,
+        accuracy_second=float(right_second.mean()) if n else None,
+        difference=float(right_second.mean() - right_first.mean()) if n else None,
+        difference_interval=accuracy_difference_interval(right_first, right_second, n_resamples, seed) if n else None,
+        p_value=mcnemar(right_first, right_second),
+        per_class=_class_changes([name for name in true if name is not None], right_first, right_second),
+        gained=positions[right_second & ~right_first],
+        lost=positions[right_first & ~right_second],
+        disagreements=_disagreements(first, second),
+    )
+
+
+def mcnemar(correct_first: ArrayLike, correct_second: ArrayLike) -> float:
+    """Exact two-sided p-value that two models are right equally often (McNemar 1947, binomial form).
+
+    Args:
+        correct_first: (N,) whether the first model is right.
+        correct_second: (N,) whether the second is, on the same images.
+
+    Returns:
+        The chance of a split of the images on which just one is right that is at least this uneven; 1 without any.
+    """
+    first, second = np.asarray(correct_first, dtype=np.bool_), np.asarray(correct_second, dtype=np.bool_)
+    n_first, n_second = int((first & ~second).sum()), int((second & ~first).sum())
+    n = n_first + n_second
+    tail = sum(
+        exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) - n * log(2)) for k in range(min(n_first, n_second) + 1)
+    )
+    return min(1.0, 2 * tail)
+
+
+def accuracy_difference_interval(
+    correct_first: ArrayLike, correct_second: ArrayLike, n_resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """95 % interval of the accuracy of the second model minus that of the first, by a paired bootstrap.
+
+    Images are drawn with what both models made of them. To the N images are added two made-up ones, one that only the
+    first model gets right and one that only the second does, as Bonett & Price 2012 (J. Educ. Behav. Stat. 37:479) do
+    for their formula: without them two models with equal answers would be known, from ten images, to be exactly equal.
+
+    Args:
+        correct_first: (N,) whether the first model is right, N > 0.
+        correct_second: (N,) whether the second is, on the same images.
+        n_resamples: Resamples.
+        seed: Of the resamples.
+    """
+    first, second = np.asarray(correct_first, dtype=np.bool_), np.asarray(correct_second, dtype=np.bool_)
+    n, gained, lost = len(first) + 2, int((second & ~first).sum()) + 1, int((first & ~second).sum()) + 1
+    shares = np.array([gained, lost, n - gained - lost]) / n
+    drawn = np.random.default_rng(seed).multinomial(n, shares, size=n_resamples)
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [0.025, 0.975])
+    seen = float(second.mean() - first.mean())
+    return Interval(min(float(low), seen), max(float(high), seen))
+
+
+def _places(first: Sequence[str], second: Sequence[str], n_first: int, n_second: int) -> Ints:
+    """For each image of the first predictions its row in the second."""
+    if len(first) != n_first or len(second) != n_second:
+        raise ValueError("one hash per image is needed")
+    missing = Counter(first) - Counter(second)
+    extra = Counter(second) - Counter(first)
+    if missing or extra:
+        raise UsageError(
+            "the two runs were not measured on the same images"
+            f" ({missing.total()} only in the first, {extra.total()} only in the second);"
+            " evaluate both models on one folder, then compare those"
+        )
+    place = np.empty(n_first, dtype=np.int64)
+    # Stable, so that copies of one image are matched in their order.
+    place[np.argsort(np.asarray(first), kind="stable")] = np.argsort(np.asarray(second), kind="stable")
+    return place
+
+
+def _true_names(first: Predictions, second: Predictions) -> list[str | None]:
+    """The true class of each image, from whichever model knows it."""
+    names: list[str | None] = []
+    for row, (a, b) in enumerate(zip(first.labels, second.labels, strict=True)):
+        name_a, name_b = first.classes[a] if a >= 0 else None, second.classes[b] if b >= 0 else None
+        if name_a is not None and name_b is not None and name_a != name_b:
+            raise UsageError(
+                f"the two runs do not agree on what image {row} shows ({name_a!r} and {name_b!r});"
+                " compare runs made from the same labels"
+            )
+        names.append(name_b if name_a is None else name_a)
+    return names
+
+
+def _class_changes(true: list[str], right_first: Bools, right_second: Bools) -> dict[str, ClassChange]:
+    names = sorted(set(true))
+    if not names:
+        return {}
+    index = {name: i for i, name in enumerate(names)}
+    label = np.array([index[name] for name in true])
+
+    def count(mask: Bools) -> Ints:
+        return np.bincount(label[mask], minlength=len(names))
+
+    n = count(np.ones(len(label), dtype=np.bool_))
+    columns = (
+        count(right_first),
+        count(right_second),
+        count(right_second & ~right_first),
+        count(right_first & ~right_second),
+    )
+    first, second, gained, lost = columns
+    return {
+        name: ClassChange(int(n[i]), float(first[i] / n[i]), float(second[i] / n[i]), int(gained[i]), int(lost[i]))
+        for i, name in enumerate(names)
+    }
+
+
+def _disagreements(first: Predictions, second: Predictions) -> Ints:
+    a, b = np.array(first.classes, dtype=object), np.array(second.classes, dtype=object)
+    return np.flatnonzero(a[first.predicted] != b[second.predicted])

@@ -1,0 +1,185 @@
+"""The curves behind the numbers: in go confidences or scores per image, out come curves and what they sum up to.
+
+Calibration: the calibration error, its interval, the bars of a reliability diagram. Two classes: the ROC curve, the
+precision-recall curve and the areas under them. Not here: drawing (``web``), making probabilities calibrated
+(``calibration``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from topwork.evaluation.intervals import Interval, wilson
+from topwork.evaluation.predictions import Ints, Predictions
+
+N_BINS = 15
+
+
+def calibration_error(confidence: ArrayLike, correct: ArrayLike, n_bins: int = N_BINS) -> float | None:
+    """Expected calibration error: the mean gap between stated confidence and share of right answers; None for N = 0.
+
+    Guo et al. 2017 (arXiv 1706.04599, eq. 3): the answers are put into bins of equal width by the probability of the
+    predicted label, here 15, and the gaps of the bins are averaged, weighted by their images.
+
+    Args:
+        confidence: (N,) probability of the predicted label.
+        correct: (N,) whether it is the true one.
+        n_bins: Bins between 0 and 1.
+    """
+    stated, right = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    if len(stated) == 0:
+        return None
+    gaps = np.bincount(_bins(stated, n_bins), weights=stated - right, minlength=n_bins)
+    return float(np.abs(gaps).sum() / len(stated))
+
+
+def calibration_error_interval(
+    confidence: ArrayLike, correct: ArrayLike, n_resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """95 % interval of the calibration error; N must not be 0.
+
+    The error seen is always above 0, even for perfect probabilities, and resampling adds the same bias once more, so
+    that a plain bootstrap interval never holds 0. Ours is the bootstrap interval with its low end moved down by twice
+    the bias, and reaches 0 whenever probabilities that are exactly right would show an error this large in more than
+    5 % of parts of this size (consistency resampling, Bröcker & Smith 2007, Weather and Forecasting 22:651). It covers
+    94 to 97 % in simulation from 200 images on, 90 % with 50.
+    """
+    stated, right = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.bool_)
+    n, rng = len(stated), np.random.default_rng(seed)
+    bins = _bins(stated, N_BINS)
+    # Images of one bin with the same outcome differ by less than a bin's width: resampling their counts is enough, and
+    # takes the same time for a hundred images and for a million.
+    cells = 2 * bins + right
+    counts = np.bincount(cells, minlength=2 * N_BINS)
+    mean_gap = np.bincount(cells, weights=stated - right, minlength=2 * N_BINS) / np.maximum(counts, 1)
+    drawn = rng.multinomial(n, counts / n, size=n_resamples) * mean_gap
+    errors = np.abs(drawn.reshape(n_resamples, N_BINS, 2).sum(axis=2)).sum(axis=1) / n
+    value = float(np.abs((counts * mean_gap).reshape(N_BINS, 2).sum(axis=1)).sum() / n)
+    low, high = np.quantile(errors, [0.025, 0.975])
+    low = low - 2 * (errors.mean() - value)
+    in_bin = np.bincount(bins, minlength=N_BINS)
+    stated_mean = np.bincount(bins, weights=stated, minlength=N_BINS) / np.maximum(in_bin, 1)
+    right_if_exact = rng.binomial(in_bin, np.clip(stated_mean, 0, 1), size=(n_resamples, N_BINS))
+    errors_if_exact = np.abs(right_if_exact - in_bin * stated_mean).sum(axis=1) / n
+    if value <= np.quantile(errors_if_exact, 0.95):
+        low = 0.0
+    return Interval(max(0.0, min(float(low), value)), max(float(high), value))
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """One bar of a reliability diagram: answers with a confidence in (low, high].
+
+    ``confidence`` is their mean confidence and ``accuracy`` their share of right answers, with its Wilson interval;
+    all None where the bin holds no image.
+    """
+
+    low: float
+    high: float
+    n: int
+    confidence: float | None
+    accuracy: float | None
+    accuracy_interval: Interval | None
+
+
+def reliability_bins(predictions: Predictions, n_bins: int = N_BINS) -> tuple[ReliabilityBin, ...]:
+    """The data of a reliability diagram, with the bins of ``calibration_error``."""
+    known = predictions.labelled()
+    bins = _bins(known.confidence, n_bins)
+    rows = []
+    for index in range(n_bins):
+        inside = bins == index
+        n = int(inside.sum())
+        accuracy = float(known.correct[inside].mean()) if n else None
+        interval = None if accuracy is None else wilson(accuracy, n)
+        confidence = float(known.confidence[inside].mean()) if n else None
+        ends = (index / n_bins, (index + 1) / n_bins)
+        rows.append(ReliabilityBin(*ends, n, confidence, accuracy, interval))
+    return tuple(rows)
+
+
+def _bins(confidence: NDArray[np.float64], n_bins: int) -> Ints:
+    return np.asarray(np.clip(np.ceil(confidence * n_bins) - 1, 0, n_bins - 1), dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class RocCurve:
+    """Points of a ROC curve, from the strictest threshold (answers nothing, infinity) to the loosest, each (M,)."""
+
+    false_positive_rate: NDArray[np.float64]
+    true_positive_rate: NDArray[np.float64]
+    thresholds: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class PrecisionRecallCurve:
+    """Points of a precision-recall curve by falling threshold, each (M,), and the average precision."""
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    thresholds: NDArray[np.float64]
+    average_precision: float
+
+
+def roc_auc(is_positive: ArrayLike, scores: ArrayLike) -> float | None:
+    """Area under the ROC curve: the chance that a positive image scores above a negative one, ties counting half.
+
+    Args:
+        is_positive: (N,) whether the image is of the positive class.
+        scores: (N,) higher for more positive.
+
+    Returns:
+        The area, or None where one of the two kinds is missing.
+    """
+    positive = np.asarray(is_positive, dtype=np.bool_)
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    if n_positive == 0 or n_negative == 0:
+        return None
+    rank_sum = float(mean_ranks(np.asarray(scores))[positive].sum())
+    return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
+
+
+def roc_curve(is_positive: ArrayLike, scores: ArrayLike) -> RocCurve | None:
+    """The ROC curve, one point per distinct score; None where positives or negatives are missing."""
+    thresholds, true, false = _cumulative_counts(is_positive, scores)
+    if len(true) == 0 or true[-1] == 0 or false[-1] == 0:
+        return None
+    return RocCurve(
+        np.concatenate([[0.0], false / false[-1]]),
+        np.concatenate([[0.0], true / true[-1]]),
+        np.concatenate([[np.inf], thresholds]),
+    )
+
+
+def precision_recall_curve(is_positive: ArrayLike, scores: ArrayLike) -> PrecisionRecallCurve | None:
+    """The precision-recall curve, one point per distinct score; None where there is no positive image."""
+    thresholds, true, false = _cumulative_counts(is_positive, scores)
+    if len(true) == 0 or true[-1] == 0:
+        return None
+    precision, recall = true / (true + false), true / true[-1]
+    average = float((np.diff(recall, prepend=0.0) * precision).sum())
+    return PrecisionRecallCurve(precision, recall, thresholds, average)
+
+
+def mean_ranks(values: NDArray[Any]) -> NDArray[np.float64]:
+    """(N,) ranks from 1; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[inverse])
+
+
+def _cumulative_counts(
+    is_positive: ArrayLike, scores: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Distinct scores, falling, and the positives and negatives at or above each."""
+    positive, values = np.asarray(is_positive, dtype=np.bool_), np.asarray(scores, dtype=np.float64)
+    order = np.argsort(-values, kind="stable")
+    values, positive = values[order], positive[order]
+    last_of_ties = np.flatnonzero(np.append(np.diff(values) != 0, True)) if len(values) else np.empty(0, np.int64)
+    true, false = np.cumsum(positive), np.cumsum(~positive)
+    return values[last_of_ties], true[last_of_ties].astype(np.float64), false[last_of_ties].astype(np.float64)

@@ -1,0 +1,65 @@
+"""What is answered for an image: in go probabilities and unknown scores, out comes label, ambiguous or unknown.
+
+Not here: where the thresholds come from (``calibration``, ``unknown``), and images that could not be read, whose
+outcome is an error (``shipping``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from topwork.evaluation.calibration import prediction_sets
+
+
+class Decision(StrEnum):
+    """The three answers to an image that could be read."""
+
+    LABEL = "label"
+    AMBIGUOUS = "ambiguous"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where the answers part; None switches a rule off.
+
+    Attributes:
+        unknown: An unknown score above this means unknown (``UnknownDetector.threshold``).
+        confidence: A best probability below this means ambiguous (``target_precision_threshold``).
+        set_probability: Classes from this probability on form the prediction set (``fit_conformal``); any number of
+            classes but one means ambiguous, none included: then not even the best class is likely enough.
+    """
+
+    unknown: float | None = None
+    confidence: float | None = None
+    set_probability: float | None = None
+
+
+def decide(probabilities: ArrayLike, unknown_scores: ArrayLike | None, thresholds: Thresholds) -> NDArray[np.str_]:
+    """The answer to each image.
+
+    Unknown goes before ambiguous, and ambiguous before label: an image that looks like none of the classes is unknown
+    however sure the head is, because the head has to share 100 % among the classes it has.
+
+    Args:
+        probabilities: (N, C) calibrated probabilities.
+        unknown_scores: (N,) higher = more unknown, or None where there is no detector.
+        thresholds: Where the answers part.
+
+    Returns:
+        (N,) strings: the values of ``Decision``.
+    """
+    stated = np.asarray(probabilities)
+    ambiguous = np.zeros(len(stated), dtype=np.bool_)
+    if thresholds.confidence is not None:
+        ambiguous |= stated.max(axis=1) < thresholds.confidence
+    if thresholds.set_probability is not None:
+        ambiguous |= prediction_sets(stated, thresholds.set_probability).sum(axis=1) != 1
+    decisions = np.where(ambiguous, Decision.AMBIGUOUS.value, Decision.LABEL.value)
+    if unknown_scores is not None and thresholds.unknown is not None:
+        decisions = np.where(np.asarray(unknown_scores) > thresholds.unknown, Decision.UNKNOWN.value, decisions)
+    return decisions

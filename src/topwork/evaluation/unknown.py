@@ -1,0 +1,184 @@
+"""Does an image belong to any class at all? In go features, out comes one score per image: higher = more unknown.
+
+The score is the cosine distance to the nearest of a few typical feature vectors of each class (the centres of a small
+k-means in every class): the nearest-neighbour distance of Sun et al. 2022 (2204.06507), with k = 1, over centres in
+place of all training images, which makes the detector small enough to ship (at most 4 MB) and fast enough to serve.
+
+Why this one. Mean AUROC and share of unknown images caught at 5 % false alarms, over ten random splits each, features
+of the embedded backbone (``tests/evaluation/test_unknown.py`` keeps the first column):
+
+    score                      20 Caltech classes, 5 unknown   ants/bees, Caltech unknown   cells, Caltech unknown
+    nearest centres (this)     0.983   90 %                    0.993   98 %                 1.000   100 %
+    5 nearest images           0.979   89 %                    0.992   97 %                 1.000   100 %
+    Mahalanobis, shared cov.   0.977   88 %  (five splits)     0.991   96 %                 1.000   100 %
+    energy of the head         0.974   86 %  (five splits)     0.833   31 %                 0.018     0 %
+    max. softmax probability   0.970   84 %  (five splits)     0.833   31 %                 0.018     0 %
+
+What depends on the head fails where there are two classes: any image at all may fall clearly on one side of the line.
+Dividing the distances by the usual distance of the class made things worse (0.970).
+
+Not here: what is answered to an unknown image (``decisions``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from topwork.errors import UsageError
+from topwork.evaluation.predictions import Bools, Ints
+
+_IMAGES_PER_CENTRE = 8
+_LARGEST_CENTRES_PER_CLASS = 16
+_LARGEST_STORED_VALUES = 2_000_000  # 4 MB of float16, passed only where one centre per class is more than that
+_K_MEANS_STEPS = 5
+_LARGEST_DISTANCE = 2.0  # of the cosine distance: as a threshold, nothing is unknown
+
+
+@dataclass(frozen=True, eq=False)
+class UnknownDetector:
+    """What tells known images from unknown ones.
+
+    Attributes:
+        centres: (M, D) float16 typical feature vectors of the classes, each of length 1.
+        threshold: An image is called unknown where its score is above this.
+        false_alarm_rate: The share of known images that the threshold was set to call unknown.
+        n_held_out: The held-out scores behind the threshold. With fewer than 1 / false_alarm_rate - 1 of them the rate
+            cannot be promised; the threshold is then the highest score seen.
+    """
+
+    centres: NDArray[np.float16]
+    threshold: float
+    false_alarm_rate: float
+    n_held_out: int
+
+    def score(self, features: ArrayLike) -> NDArray[np.float32]:
+        """(N,) how unknown each image is, 0 (typical) to 2; infinite for features that are not finite numbers.
+
+        Args:
+            features: (N, D) of the same backbone and preprocessing as those fitted.
+
+        Raises:
+            UsageError: D is not what the detector was fitted with.
+        """
+        rows = np.asarray(features)
+        if rows.ndim != 2 or rows.shape[1] != self.centres.shape[1]:
+            raise UsageError(
+                f"the unknown detector was fitted on {self.centres.shape[1]} features per image; got shape {rows.shape}"
+            )
+        return _distances(unit_rows(rows), self.centres.astype(np.float32))
+
+    def is_unknown(self, features: ArrayLike) -> Bools:
+        """(N,) whether the score of each image is above the threshold."""
+        return np.asarray(self.score(features) > self.threshold)
+
+
+def fit_unknown(
+    features: ArrayLike,
+    labels: ArrayLike,
+    false_alarm_rate: float = 0.05,
+    seed: int = 0,
+    groups: ArrayLike | None = None,
+) -> UnknownDetector:
+    """Fit the detector on training features.
+
+    The threshold comes from cross-fitting: each image is scored by a detector that was fitted without it, and the
+    threshold is the conformal quantile of those scores, so that a new image of a known class is called unknown with a
+    chance of at most ``false_alarm_rate``. In practice it is a little less: the final detector has seen more images.
+
+    Args:
+        features: (N, D) features, one row per training image.
+        labels: (N,) labels; -1 is left out.
+        false_alarm_rate: The share of known images that may be called unknown, between 0 and 1.
+        seed: Of the folds and the k-means.
+        groups: (N,) images of one group (near duplicates, one patient) are never scored by one another. None: each
+            image is its own group.
+
+    Raises:
+        UsageError: No labelled image, or a rate that is not between 0 and 1.
+    """
+    if not 0 < false_alarm_rate < 1:
+        raise UsageError(f"the false-alarm rate must be between 0 and 1, such as 0.05; got {false_alarm_rate}")
+    truth = np.asarray(labels, dtype=np.int64)
+    rows = unit_rows(np.asarray(features))
+    known = np.flatnonzero((truth >= 0) & np.isfinite(rows).all(axis=1))
+    if len(known) == 0:
+        raise UsageError("the unknown detector needs at least one training image with a label and finite features")
+    rows, truth = rows[known], np.unique(truth[known], return_inverse=True)[1]
+    group = np.arange(len(known)) if groups is None else np.unique(np.asarray(groups)[known], return_inverse=True)[1]
+    rng = np.random.default_rng(seed)
+    held_out = _cross_fitted_scores(rows, truth, group, rng)
+    centres = _fit_centres(rows, truth, rng).astype(np.float16)
+    return UnknownDetector(centres, _threshold(held_out, false_alarm_rate), false_alarm_rate, len(held_out))
+
+
+def unit_rows(features: NDArray[np.generic]) -> NDArray[np.float32]:
+    """(N, D) float32 rows of length 1; rows of zeros stay zeros."""
+    rows = features.astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite features give NaN rows; whoever uses them looks
+        lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+        return np.asarray(rows / np.where(lengths == 0, 1, lengths))
+
+
+def _distances(rows: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.float32]:
+    with np.errstate(invalid="ignore"):
+        scores = 1 - (rows @ centres.T).max(axis=1)
+    return np.asarray(np.where(np.isfinite(scores), scores, np.float32(np.inf)))
+
+
+def _threshold(scores: NDArray[np.float32], false_alarm_rate: float) -> float:
+    """The conformal quantile: the k-th smallest score, k = ceil((N + 1)(1 - rate)), or the highest where k > N."""
+    if len(scores) == 0:
+        return _LARGEST_DISTANCE
+    k = ceil((len(scores) + 1) * (1 - false_alarm_rate) - 1e-9)
+    return float(np.sort(scores)[min(k, len(scores)) - 1])
+
+
+def _cross_fitted_scores(
+    rows: NDArray[np.float32], labels: Ints, groups: Ints, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Scores of images by centres fitted without them; images whose class is then missing have none."""
+    # More folds cost more and come closer to the final detector, which matters where images are few.
+    n_folds = min(10 if len(rows) <= 2000 else 4, int(groups.max()) + 1)
+    fold = (rng.permutation(int(groups.max()) + 1) % n_folds)[groups]
+    scores = []
+    for index in range(n_folds if n_folds > 1 else 0):
+        fitted = fold != index
+        has_class = np.zeros(int(labels.max()) + 1, dtype=np.bool_)
+        has_class[labels[fitted]] = True
+        scored = ~fitted & has_class[labels]
+        scores.append(_distances(rows[scored], _fit_centres(rows[fitted], labels[fitted], rng)))
+    return np.concatenate(scores) if scores else np.empty(0, dtype=np.float32)
+
+
+def _fit_centres(rows: NDArray[np.float32], labels: Ints, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(M, D) centres of all classes."""
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    members = np.split(order, starts[1:])
+    quotas = _centres_per_class(np.array([len(m) for m in members]), rows.shape[1])
+    return np.concatenate([_class_centres(rows[m], q, rng) for m, q in zip(members, quotas, strict=True)])
+
+
+def _centres_per_class(n_images: Ints, n_features: int) -> list[int]:
+    wanted = np.clip(n_images // _IMAGES_PER_CENTRE, 1, _LARGEST_CENTRES_PER_CLASS)
+    largest = _LARGEST_CENTRES_PER_CLASS
+    while largest > 1 and np.minimum(wanted, largest).sum() * n_features > _LARGEST_STORED_VALUES:
+        largest -= 1
+    return [int(q) for q in np.minimum(wanted, largest)]
+
+
+def _class_centres(rows: NDArray[np.float32], n_centres: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(n_centres, D) spherical k-means of the images of one class, from random images."""
+    if n_centres == 1:
+        return unit_rows(rows.mean(axis=0, keepdims=True))
+    centres = rows[rng.choice(len(rows), n_centres, replace=False)]
+    for _ in range(_K_MEANS_STEPS):
+        nearest = (rows @ centres.T).argmax(axis=1)
+        belongs = nearest == np.arange(n_centres)[:, None]
+        sums = belongs.astype(np.float32) @ rows
+        centres = np.where(belongs.any(axis=1)[:, None], unit_rows(sums), centres)
+    return np.asarray(centres)

@@ -1,0 +1,127 @@
+"""Images to features: each content is embedded once, ever, per fingerprint.
+
+In: a backbone and a manifest (or a scan in progress, which :class:`Embedder` visits so that checking and embedding are
+one pass over the pixels). Out: :class:`Features`, read from the store block by block.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.data.loader import FactsStore, load_images
+from topwork.data.manifest import Manifest
+from topwork.data.sources import Entry, read_regular_file
+from topwork.data.transforms import Pixels
+from topwork.errors import TopworkError
+from topwork.features.engine import BATCH, Batch, Engine, fingerprint, load_engine
+from topwork.features.store import BLOCKS, ROWS_PER_SHARD, FeatureStore
+from topwork.models.backbone import Backbone
+from topwork.settings import cache_folder
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of N images, in the order of ``hashes``; blocks are read from the store when asked for."""
+
+    hashes: tuple[str, ...]
+    store: FeatureStore = field(repr=False)
+
+    def block(self, name: str = "last", rows: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.float16]:
+        """(N, D) float16: ``last`` or ``stages``, of all images or of some rows."""
+        chosen = self.hashes if rows is None else [self.hashes[row] for row in rows]
+        return self.store.load(chosen, name)
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+
+class Embedder:
+    """Collects images, runs them through the engine in batches, and stores the features in shards."""
+
+    def __init__(self, backbone: Backbone, engine: Engine | None = None, store: FeatureStore | None = None) -> None:
+        self.backbone = backbone
+        self.spec = backbone.spec
+        self.engine = engine or load_engine(backbone)
+        self.store = store or FeatureStore(cache_folder(), fingerprint(backbone, self.engine))
+        self.n_embedded = 0
+        self.engine_seconds = 0.0
+        self._taken: set[str] = set()
+        self._images: list[tuple[str, Pixels]] = []
+        self._rows: list[tuple[str, Batch]] = []
+
+    def wants(self, content_hash: str) -> bool:
+        return content_hash not in self.store and content_hash not in self._taken
+
+    def take(self, content_hash: str, pixels: Pixels) -> None:
+        if not self.wants(content_hash):
+            return
+        self._taken.add(content_hash)
+        self._images.append((content_hash, pixels))
+        if len(self._images) == BATCH:
+            self._run()
+        if sum(len(batch["last"]) for _, batch in self._rows) >= ROWS_PER_SHARD:
+            self._write()
+
+    def flush(self) -> None:
+        """Embeds and writes what is still held back; call it at the end, and when interrupted."""
+        self._run()
+        self._write()
+
+    def _run(self) -> None:
+        if not self._images:
+            return
+        started = time.perf_counter()
+        batch = self.engine.run(np.stack([pixels for _, pixels in self._images]))
+        self.engine_seconds += time.perf_counter() - started
+        if not all(np.isfinite(values).all() for values in batch.values()):
+            raise TopworkError(f"{self.backbone.name}: the network gave features that are not finite; try --precision f32")
+        self._rows += [(key, {name: values[i : i + 1] for name, values in batch.items()})
+                       for i, (key, _) in enumerate(self._images)]
+        self.n_embedded += len(self._images)
+        self._images = []
+
+    def _write(self) -> None:
+        if self._rows:
+            blocks = {name: np.concatenate([batch[name] for _, batch in self._rows]) for name in BLOCKS}
+            self.store.append([key for key, _ in self._rows], blocks)
+            self._rows = []
+
+
+def embed(
+    backbone: Backbone,
+    manifest: Manifest,
+    *,
+    embedder: Embedder | None = None,
+    n_threads: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Features:
+    """Features of every sample of a manifest, in its order; what the store knows is not computed again.
+
+    Raises:
+        TopworkError: an image changed or vanished since the manifest was made.
+    """
+    embedder = embedder or Embedder(backbone)
+    new: dict[str, Entry] = {}
+    for sample in manifest.samples:
+        if embedder.wants(sample.content_hash):
+            new.setdefault(sample.content_hash, Entry(sample.path, sample.label))
+    facts = FactsStore(cache_folder())
+    try:
+        loaded_images = load_images(
+            list(new.values()), lambda entry: read_regular_file(manifest.root / entry.path), facts, embedder, n_threads
+        )
+        for n_done, loaded in enumerate(loaded_images, start=1):
+            if loaded.pixels is None or loaded.content_hash not in new:
+                reason = loaded.reason or "it has changed"
+                raise TopworkError(f"{loaded.entry.path}: was fine when scanned, and now: {reason}. Scan again.")
+            embedder.take(loaded.content_hash, loaded.pixels)
+            if on_progress:
+                on_progress(n_done, len(new))
+    finally:
+        embedder.flush()
+    return Features(tuple(sample.content_hash for sample in manifest.samples), embedder.store)

@@ -1,0 +1,329 @@
+"""Runs a frozen network: uint8 images in, pooled features out.
+
+In: uint8 (B, H, W, 3). Out: ``last`` (B, D), the pooled last map that timm's classifier sees, and ``stages`` (B, E),
+mean and maximum over the map at the end of each of the last stages; both rounded to float16, so that what comes from
+the store and what was just computed are the same numbers. Normalisation is inside the graph.
+
+On the CPU the network is compiled by OpenVINO, in bf16 where the processor has it; the compiled form is kept beside
+the weights so that later processes need no torch. Each form is compared with torch fp32 on a few images when it is
+made, and refused when it is worse than the limits below. Elsewhere, and as the fallback, torch runs it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.data.images import DECODER_VERSION
+from topwork.data.shards import atomic_file
+from topwork.data.transforms import InputSpec, Pixels
+from topwork.errors import ModelError, UsageError
+from topwork.models.backbone import Backbone
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Batch = dict[str, NDArray[np.float16]]
+
+FORMAT = 1  # bump when the meaning of the outputs changes
+BATCH = 16  # static: keeps the process near 1.1 GB, where dynamic shapes took 3.3 GB
+MAX_STAGES = 5
+# Least cosine similarity with torch fp32, over the check images. bf16 keeps 8 bits: 0.996 is usual for lite0.
+LEAST_COSINE = {"f32": 0.9999, "bf16": 0.98}
+
+
+class Engine(Protocol):
+    """Anything that turns input-sized images into features."""
+
+    kind: str
+    precision: str
+
+    def run(self, images: Pixels) -> Batch:
+        """Features of uint8 (B, H, W, 3), any B."""
+
+
+@dataclass(frozen=True)
+class EngineCheck:
+    """How close a form of the network comes to torch fp32: least cosine over images, for both outputs."""
+
+    device: str
+    cosine: dict[str, float]
+
+
+def fingerprint(backbone: Backbone, engine: Engine) -> str:
+    """Names everything that a stored feature depends on, apart from the image."""
+    facts = [FORMAT, DECODER_VERSION, backbone.weights_digest, backbone.architecture, backbone.spec.as_dict()]
+    facts += [engine.kind, engine.precision]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def load_engine(backbone: Backbone, kind: str = "auto", precision: str = "auto") -> Engine:
+    """The fastest trustworthy way to run a backbone on this machine.
+
+    Args:
+        kind: ``openvino``, ``torch`` or ``auto``: torch where there is a GPU, else OpenVINO, else torch.
+        precision: ``bf16``, ``f32`` or ``auto``: bf16 where the processor has it and the check allows it.
+
+    Raises:
+        UsageError: what was asked for by name is not to be had here.
+    """
+    if kind == "torch" or (kind == "auto" and (_has_gpu() or not _has_openvino())):
+        return TorchEngine(backbone, precision)
+    xml = compiled_path(backbone)
+    check = _read_check(xml)
+    if check is None:
+        check = _compile(backbone, xml)
+    chosen = _choose_precision(check, precision)
+    if chosen is None:
+        if kind == "openvino":
+            raise UsageError(f"--engine openvino: it does not reproduce {backbone.name} ({check.cosine}); use torch.")
+        return TorchEngine(backbone, precision)
+    return OpenVINOEngine(xml, chosen)
+
+
+class OpenVINOEngine:
+    """A compiled network read from its IR file."""
+
+    kind = "openvino"
+
+    def __init__(self, xml: Path, precision: str) -> None:
+        ov = _openvino()
+        self.precision = precision
+        self._core = ov.Core()
+        self._options = {"INFERENCE_PRECISION_HINT": precision}
+        try:
+            self._model = self._core.read_model(xml)
+            self._batched = self._core.compile_model(self._model, "CPU", self._options)
+        except RuntimeError as error:
+            raise ModelError(f"{xml}: cannot be compiled: {str(error).splitlines()[0]}") from None
+        self._single: Any = None
+
+    def run(self, images: Pixels) -> Batch:
+        """Whole batches in the static graph; a few left over one by one, which costs less than padding."""
+        whole = len(images) // BATCH * BATCH
+        rest = len(images) - whole
+        chunks = [self._infer(self._batched, images[start : start + BATCH]) for start in range(0, whole, BATCH)]
+        if rest > BATCH // 4:
+            padded = np.zeros((BATCH, *images.shape[1:]), np.uint8)
+            padded[:rest] = images[whole:]
+            chunks.append({key: value[:rest] for key, value in self._infer(self._batched, padded).items()})
+        else:
+            chunks += [self._infer(self._one(), images[row : row + 1]) for row in range(whole, len(images))]
+        return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in ("last", "stages")}
+
+    def _one(self) -> Any:
+        if self._single is None:
+            model = self._model.clone()
+            model.reshape([1, *model.input(0).shape[1:]])
+            self._single = self._core.compile_model(model, "CPU", self._options)
+        return self._single
+
+    def _infer(self, compiled: Any, images: Pixels) -> Batch:
+        outputs = compiled.create_infer_request().infer({0: np.ascontiguousarray(images)})
+        return {key: _rounded(outputs[number]) for number, key in enumerate(("last", "stages"))}
+
+
+class TorchEngine:
+    """The network run by torch: on a GPU in bf16, on the CPU in f32."""
+
+    kind = "torch"
+
+    def __init__(self, backbone: Backbone, precision: str = "auto") -> None:
+        import torch
+
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.precision = precision if precision != "auto" else ("bf16" if self.device == "cuda" else "f32")
+        network = feature_network(backbone).to(self.device, memory_format=torch.channels_last)
+        self._network = network
+
+    def run(self, images: Pixels) -> Batch:
+        import torch
+
+        outputs: list[list[NDArray[np.float16]]] = [[], []]
+        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
+            for start in range(0, len(images), 4 * BATCH):
+                chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + 4 * BATCH])).to(self.device)
+                for kept, value in zip(outputs, self._network(chunk), strict=True):
+                    kept.append(_rounded(value.float().cpu().numpy()))
+        return {key: np.concatenate(kept) for key, kept in zip(("last", "stages"), outputs, strict=True)}
+
+
+def _rounded(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    return np.clip(values, -65504, 65504).astype(np.float16)
+
+
+# ---- the network as a graph
+
+
+def feature_network(backbone: Backbone) -> nn.Module:
+    """A torch module: uint8 (B, H, W, 3) to (last, stages), normalisation inside."""
+    import torch
+    from torch import nn
+
+    class FeatureNetwork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = backbone.module()
+            mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (backbone.spec.mean, backbone.spec.std))
+            self.register_buffer("mean", mean)
+            self.register_buffer("std", std)
+            self.maps: dict[str, Any] = {}
+            for name in feature_stages(backbone):
+                self.network.get_submodule(name).register_forward_hook(self._keep(name))
+
+        def _keep(self, name: str) -> Any:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                self.maps[name] = output
+
+            return hook
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+            last = self.network.forward_head(self.network.forward_features(x), pre_logits=True)
+            channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
+            pooled = [_pool(self.maps[name], channels_last) for name in feature_stages(backbone)]
+            return last, torch.cat(pooled, 1) if pooled else last[:, :0]
+
+    return FeatureNetwork().eval()
+
+
+def _pool(stage_map: Any, channels_last: bool) -> Any:
+    """Mean and maximum over positions of a (B, C, h, w), (B, h, w, C) or token (B, n, C) map: (B, 2C)."""
+    import torch
+
+    positions = (2, 3) if stage_map.ndim == 4 and not channels_last else tuple(range(1, stage_map.ndim - 1))
+    return torch.cat([stage_map.mean(positions), stage_map.amax(positions)], 1)
+
+
+def feature_stages(backbone: Backbone) -> list[str]:
+    """The modules whose maps are pooled: the last stages, or evenly spaced ones in very deep lists."""
+    names = [stage.module for stage in backbone.stages if stage.module]
+    if len(names) <= 2 * MAX_STAGES:
+        return names[-MAX_STAGES:]
+    return [names[round(i)] for i in np.linspace(0, len(names) - 1, MAX_STAGES + 1)[1:]]
+
+
+# ---- the compiled form
+
+
+def compiled_path(backbone: Backbone) -> Path:
+    """Where the OpenVINO form of a backbone with its present input spec is kept."""
+    key = json.dumps([FORMAT, backbone.spec.as_dict()], sort_keys=True)
+    return backbone.folder / f"openvino-{hashlib.sha256(key.encode()).hexdigest()[:12]}.xml"
+
+
+def _compile(backbone: Backbone, xml: Path) -> EngineCheck:
+    """Traces the network, writes the IR and the result of its check against torch fp32."""
+    import warnings
+
+    import torch
+
+    ov = _openvino()
+    network = feature_network(backbone)
+    shape = [BATCH, backbone.spec.height, backbone.spec.width, 3]
+    images = _drawn_images(backbone.spec)
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns about shapes that are constant for us
+        expected = [value.numpy() for value in network(torch.from_numpy(images))]
+        example = torch.zeros(shape, dtype=torch.uint8)
+        model = ov.convert_model(network, example_input=example, input=[(shape, ov.Type.u8)])
+    _write_ir(model, xml)
+    cosine = {}
+    for precision in _precisions():
+        found = OpenVINOEngine(xml, precision).run(images)
+        pairs = zip(expected, (found["last"], found["stages"]), strict=True)
+        cosine[precision] = min(_least_cosine(a, b) for a, b in pairs if a.shape[1])
+    check = EngineCheck(_device(), cosine)
+    with atomic_file(xml.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps(vars(check)))
+    return check
+
+
+def _write_ir(model: Any, xml: Path) -> None:
+    """OpenVINO names the second file after the first, so both are written aside and moved: .bin first."""
+    partial = xml.with_name(f"{xml.stem}.{uuid.uuid4().hex[:8]}.xml")
+    try:
+        _openvino().save_model(model, partial, compress_to_fp16=False)
+        for suffix in (".bin", ".xml"):
+            os.replace(partial.with_suffix(suffix), xml.with_suffix(suffix))
+    finally:
+        for suffix in (".bin", ".xml"):
+            partial.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _read_check(xml: Path) -> EngineCheck | None:
+    """The stored check, if the compiled form is whole and was checked on a processor like this one."""
+    try:
+        check = EngineCheck(**json.loads(xml.with_suffix(".json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    whole = xml.is_file() and xml.with_suffix(".bin").is_file() and check.device == _device()
+    return check if whole else None
+
+
+def _choose_precision(check: EngineCheck, wanted: str) -> str | None:
+    good = [p for p in ("bf16", "f32") if check.cosine.get(p, 0) >= LEAST_COSINE[p]]
+    if wanted == "auto":
+        return good[0] if good else None
+    return wanted if wanted in good else None
+
+
+def _precisions() -> list[str]:
+    has_bf16 = "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ["f32", "bf16"] if has_bf16 else ["f32"]
+
+
+def _device() -> str:
+    ov = _openvino()
+    return f"{ov.Core().get_property('CPU', 'FULL_DEVICE_NAME')} openvino {ov.__version__}"
+
+
+def _openvino() -> Any:
+    """The openvino module, kept from reporting each import to its makers: nothing is sent that nobody asked for."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+def _has_openvino() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("openvino") is not None
+
+
+def _has_gpu() -> bool:
+    """Whether torch sees a GPU, asked of the driver's device files first: importing torch costs seconds."""
+    if not (Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() or os.name == "nt"):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _drawn_images(spec: InputSpec) -> Pixels:
+    """Eight varied images drawn from a fixed seed: smooth gradients, edges, stripes and noise."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0 : spec.height, 0 : spec.width] / max(spec.height, spec.width)
+    images = []
+    for _ in range(8):
+        waves = rng.normal(size=(6, 3)) * [9, 9, 3]
+        base = np.stack([np.sin(a * x + b * y + c) for a, b, c in waves[:3]], -1)
+        disc = ((x - rng.uniform()) ** 2 + (y - rng.uniform()) ** 2 < rng.uniform(0.02, 0.2))[..., None]
+        picture = np.where(disc, rng.uniform(0, 255, 3), 127 + 90 * base + rng.normal(0, 12, base.shape))
+        images.append(np.clip(picture, 0, 255).astype(np.uint8))
+    return np.stack(images)
+
+
+def _least_cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1) + 1e-12)).min())

@@ -1,0 +1,305 @@
+"""The classifier as a folder: what is written, what is checked before it is used.
+
+A :class:`Classifier` is a backbone, a head, class names and the temperature that is already part of the head. Its
+folder holds ``model.safetensors``, ``topwork.json`` (preprocessing, classes, thresholds, provenance, and the digest of
+every other file), ``openvino.xml``/``.bin`` (the compiled network, so that predicting needs no torch), and for a plain
+head timm's ``config.json``: such a folder is a timm model. Nothing in it is ever unpickled or run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.data.shards import atomic_file
+from topwork.data.transforms import InputSpec
+from topwork.errors import ModelError, UsageError
+from topwork.models.backbone import Backbone, Stage
+from topwork.models.head import FeatureTransform, LinearHead
+
+FORMAT = 1
+FACTS = "topwork.json"
+WEIGHTS = "model.safetensors"
+TIMM_CONFIG = "config.json"
+COMPILED = ("openvino.xml", "openvino.bin")
+CARD = "README.md"
+DECISION = "decision.safetensors"  # arrays of the decision rule; apart, because timm refuses tensors it does not know
+KNOWN_FILES = (WEIGHTS, DECISION, TIMM_CONFIG, *COMPILED, CARD)
+HEAD_PREFIX = "topwork_head."  # tensors of an extended head, which is no part of the timm network
+MAX_JSON_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Everything that one answer depends on.
+
+    Attributes:
+        backbone: network and preprocessing; its folder holds the weights.
+        head: logits at temperature 1; the fitted temperature is folded in.
+        classes: class names; the position is the label.
+        temperature: what the head was divided by (for the record).
+        precision: ``bf16`` or ``f32``: how the features that the head was fitted on were computed.
+        thresholds: numbers of the decision rule (see ``evaluation/decisions.py``).
+        arrays: further arrays the decision rule needs, stored beside the weights.
+        provenance: where the model comes from: data digest, settings, versions, figures.
+    """
+
+    backbone: Backbone
+    head: LinearHead
+    classes: tuple[str, ...]
+    temperature: float
+    precision: str
+    thresholds: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def save_classifier(classifier: Classifier, folder: Path, compiled: Path | None, card: str) -> None:
+    """Writes the model folder, whole or not at all; an older one at that name is replaced once the new one is safe.
+
+    Args:
+        compiled: the ``.xml`` of the OpenVINO form, with its ``.bin`` beside it; None leaves it out.
+        card: text of the model card.
+    """
+    from safetensors.numpy import save_file
+
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.mkdir(parents=True)
+    try:
+        _write_weights(classifier, partial / WEIGHTS)
+        if classifier.arrays:
+            save_file({key: np.ascontiguousarray(value) for key, value in classifier.arrays.items()}, partial / DECISION)
+        if compiled is not None:
+            for name in COMPILED:
+                shutil.copyfile(compiled.with_suffix(Path(name).suffix), partial / name)
+        if classifier.head.kind == "plain":
+            (partial / TIMM_CONFIG).write_text(json.dumps(timm_config(classifier), indent=2))
+        (partial / CARD).write_text(card, encoding="utf-8", errors="surrogateescape")
+        facts = _facts(classifier)
+        facts["files"] = {name: _digest(partial / name) for name in KNOWN_FILES if (partial / name).exists()}
+        with atomic_file(partial / FACTS) as file:
+            file.write_text(json.dumps(facts, indent=1))
+        _flush(partial)
+        _swap(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load_classifier(path: str | os.PathLike[str]) -> Classifier:
+    """Reads a model folder (or a run that holds one) and checks every byte of it.
+
+    Raises:
+        UsageError: there is no model at that path.
+        ModelError: damaged, altered, or written by a newer topwork.
+    """
+    folder = find_model(path)
+    facts = _read_json(folder / FACTS)
+    try:
+        if facts["format"] > FORMAT:
+            raise ModelError(f"{folder}: written by a newer topwork (format {facts['format']}); update topwork to read it.")
+        _check_files(folder, facts["files"])
+        classifier = _from_facts(folder, facts)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{folder / FACTS}: not a topwork model description ({type(error).__name__}: {error}).") from None
+    _check_head(classifier, folder)
+    return classifier
+
+
+def find_model(path: str | os.PathLike[str]) -> Path:
+    """The model folder for a path that is one, or that is a run."""
+    for folder in (Path(path), Path(path) / "model"):
+        if (folder / FACTS).is_file():
+            return folder
+    raise UsageError(f"{path}: no model here. Give a run folder or its model/ folder (topwork fit makes one).")
+
+
+def timm_config(classifier: Classifier) -> dict[str, Any]:
+    """``config.json`` in timm's hub layout, for ``timm.create_model('local-dir:FOLDER', pretrained=True)``."""
+    backbone, spec = classifier.backbone, classifier.backbone.spec
+    modes = {"squash": "squash", "crop": "center", "pad": "border"}
+    kept = ("tag", "custom_load", "fixed_input_size", "pool_size", "first_conv", "classifier", "license")
+    pretrained = {key: backbone.pretrained_cfg.get(key) for key in kept if key in backbone.pretrained_cfg}
+    return {
+        "architecture": backbone.architecture,
+        "num_classes": len(classifier.classes),
+        "num_features": backbone.n_features,
+        "label_names": list(classifier.classes),
+        "pretrained_cfg": pretrained
+        | {
+            "input_size": [3, spec.height, spec.width],
+            "interpolation": spec.interpolation,
+            "crop_pct": spec.crop_fraction,
+            "crop_mode": modes[spec.fit],
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "num_classes": len(classifier.classes),
+        },
+    }
+
+
+# ---- writing
+
+
+def _write_weights(classifier: Classifier, path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(classifier.backbone.folder / WEIGHTS)
+    name = classifier.backbone.classifier_name
+    tensors = {k: v for k, v in tensors.items() if not k.startswith((name + ".", HEAD_PREFIX))}
+    head = classifier.head
+    if head.kind == "plain":
+        tensors |= {f"{name}.weight": head.weight, f"{name}.bias": head.bias}
+    else:
+        extended = {"weight": head.weight, "bias": head.bias, "mean": head.transform.mean, "scale": head.transform.scale}
+        tensors |= {HEAD_PREFIX + key: value for key, value in extended.items()}
+    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def _facts(classifier: Classifier) -> dict[str, Any]:
+    import topwork
+
+    backbone, transform = classifier.backbone, classifier.head.transform
+    return {
+        "format": FORMAT,
+        "topwork": topwork.__version__,
+        "kind": classifier.head.kind,
+        "architecture": backbone.architecture,
+        "backbone": backbone.name,
+        "classes": list(classifier.classes),
+        "preprocessing": backbone.spec.as_dict(),
+        "precision": classifier.precision,
+        "temperature": classifier.temperature,
+        "temperature_folded": True,
+        "head": {"blocks": list(transform.blocks), "power": transform.power},
+        "thresholds": classifier.thresholds,
+        "weights_digest": backbone.weights_digest,
+        "n_features": backbone.n_features,
+        "n_parameters": backbone.n_parameters,
+        "stages": [vars(stage) | {"parameters": list(stage.parameters)} for stage in backbone.stages],
+        "pretrained_cfg": backbone.pretrained_cfg,
+        "licence_of_weights": backbone.licence,
+        "provenance": classifier.provenance,
+    }
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.iterdir():
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _swap(partial: Path, folder: Path) -> None:
+    """Puts the new folder at its name; the old one goes only afterwards."""
+    old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# ---- reading
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ModelError(f"{path}: larger than any description topwork writes.")
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: not a topwork model description.")
+    return value
+
+
+def _check_files(folder: Path, files: dict[str, Any]) -> None:
+    """Only the names that topwork writes are ever opened, and only with the digest they were written with."""
+    for name, digest in files.items():
+        if name not in KNOWN_FILES:
+            raise ModelError(f"{folder / FACTS}: names a file that topwork does not write: {name!r:.80}")
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder / name}: missing; the model folder is not whole.")
+        if _digest(folder / name) != digest and name != CARD:
+            raise ModelError(f"{folder / name}: damaged or altered (its SHA-256 is not the one in {FACTS}).")
+    if WEIGHTS not in files:
+        raise ModelError(f"{folder / FACTS}: names no {WEIGHTS}.")
+
+
+def _read_tensors(path: Path, names: list[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Some tensors of a file, or all."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: not a whole safetensors file with the expected tensors: {error}") from None
+
+
+def _from_facts(folder: Path, facts: dict[str, Any]) -> Classifier:
+    backbone = Backbone(
+        name=facts["backbone"],
+        architecture=facts["architecture"],
+        spec=InputSpec.from_dict(facts["preprocessing"]),
+        weights_digest=facts["weights_digest"],
+        folder=folder,
+        n_features=int(facts["n_features"]),
+        n_parameters=int(facts["n_parameters"]),
+        stages=tuple(
+            Stage(s["name"], s["module"], tuple(s["parameters"]), int(s["n_parameters"])) for s in facts["stages"]
+        ),
+        pretrained_cfg=facts["pretrained_cfg"],
+        licence=facts["licence_of_weights"],
+    )
+    return Classifier(
+        backbone=backbone,
+        head=_head(facts, backbone),
+        classes=tuple(str(name) for name in facts["classes"]),
+        temperature=float(facts["temperature"]),
+        precision=str(facts["precision"]),
+        thresholds=dict(facts["thresholds"]),
+        arrays=_read_tensors(folder / DECISION) if DECISION in facts["files"] else {},
+        provenance=dict(facts["provenance"]),
+    )
+
+
+def _head(facts: dict[str, Any], backbone: Backbone) -> LinearHead:
+    blocks, power = tuple(facts["head"]["blocks"]), facts["head"]["power"]
+    if facts["kind"] == "plain":
+        names = [f"{backbone.classifier_name}.{key}" for key in ("weight", "bias")]
+        tensors = _read_tensors(backbone.folder / WEIGHTS, names)
+        weight, bias = (tensors[name] for name in names)
+        n = weight.shape[1]
+        transform = FeatureTransform(("last",), "none", np.zeros(n, np.float32), np.ones(n, np.float32))
+        return LinearHead(transform, weight, bias)
+    keys = ("mean", "scale", "weight", "bias")
+    tensors = _read_tensors(backbone.folder / WEIGHTS, [HEAD_PREFIX + key for key in keys])
+    part = {key: tensors[HEAD_PREFIX + key] for key in keys}
+    return LinearHead(FeatureTransform(blocks, power, part["mean"], part["scale"]), part["weight"], part["bias"])
+
+
+def _check_head(classifier: Classifier, folder: Path) -> None:
+    head, n_classes = classifier.head, len(classifier.classes)
+    good = (
+        head.weight.ndim == 2
+        and head.weight.shape == (n_classes, len(head.transform.mean))
+        and head.bias.shape == (n_classes,)
+        and all(np.isfinite(a).all() for a in (head.weight, head.bias, head.transform.mean, head.transform.scale))
+    )
+    if not good or len(set(classifier.classes)) != n_classes:
+        raise ModelError(f"{folder}: head and class names do not fit together.")
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+

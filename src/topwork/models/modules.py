@@ -1,0 +1,291 @@
+"""Heads as torch modules, and networks with their classifier replaced: what fine-tuning trains.
+
+In: a timm network (``Backbone.module()``) and a :class:`HeadSpec`, or a module of your own. Out: the same network with
+a new last layer under the old name, so that its state dict is what timm would load. Numpy heads for frozen features
+are in ``models/head.py``; training itself is in ``training/loop.py``.
+
+Nothing on the path of ``predict`` imports this file, so it may import torch at the top.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch  # noqa: TID253 - see above
+from numpy.typing import NDArray
+from torch import nn  # noqa: TID253
+
+from topwork.errors import UsageError
+
+HeadKind = Literal["linear", "mlp", "cosine"]
+Pooling = Literal["avg", "max", "avgmax", "catavgmax"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh, "hardswish": nn.Hardswish,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HiddenLayer:
+    """One hidden layer of an MLP head; ``dropout`` in [0, 1) follows the activation."""
+
+    width: int
+    activation: str = "relu"
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What stands between pooled features and logits.
+
+    Attributes:
+        dropout: on the features, before anything else.
+        hidden: layers of an MLP, first to last; empty for the other kinds.
+    """
+
+    kind: HeadKind = "linear"
+    hidden: tuple[HiddenLayer, ...] = ()
+    dropout: float = 0.0
+
+    def __str__(self) -> str:
+        """The text that :func:`parse_head` reads back."""
+        layers = [f"{layer.width}-{layer.activation}-{layer.dropout:g}" for layer in self.hidden]
+        name = ",".join(layers) if self.kind == "mlp" else self.kind
+        return f"drop-{self.dropout:g},{name}" if self.dropout else name
+
+
+def parse_head(text: str) -> HeadSpec:
+    """Reads a head from one line: ``linear``, ``cosine``, ``256-relu-0.4`` or ``512-relu-0.2,128``.
+
+    A hidden layer is WIDTH, WIDTH-ACTIVATION or WIDTH-ACTIVATION-DROPOUT; ``drop-0.2,`` in front drops features.
+
+    Raises:
+        UsageError: anything else, with what it should look like.
+    """
+    parts = [part.strip().lower() for part in text.split(",") if part.strip()]
+    dropout = 0.0
+    if parts and (match := re.fullmatch(r"drop-(0?\.\d+|0)", parts[0])):
+        dropout = float(match[1])
+        parts = parts[1:]
+    if parts in (["linear"], ["cosine"]):
+        return HeadSpec("linear" if parts == ["linear"] else "cosine", dropout=dropout)
+    layers = [_hidden_layer(part, text) for part in parts]
+    if not layers:
+        raise _wrong_head(text)
+    return HeadSpec("mlp", tuple(layers), dropout)
+
+
+def _hidden_layer(part: str, text: str) -> HiddenLayer:
+    match = re.fullmatch(r"([1-9]\d*)(?:-([a-z]+))?(?:-(0?\.\d+|0))?", part)
+    if match is None or (match[2] or "relu") not in ACTIVATIONS:
+        raise _wrong_head(text)
+    return HiddenLayer(int(match[1]), match[2] or "relu", float(match[3] or 0))
+
+
+def _wrong_head(text: str) -> UsageError:
+    return UsageError(
+        f"--head {text}: not a head. Use linear, cosine, or hidden layers as WIDTH-ACTIVATION-DROPOUT such as "
+        f"256-relu-0.4,128-relu-0.2 (activations: {', '.join(ACTIVATIONS)})."
+    )
+
+
+class CosineHead(nn.Module):
+    """Logits = scale · cos(features, class direction): no class wins by the length of its row (arXiv 1804.09170)."""
+
+    def __init__(self, n_features: int, n_outputs: int, scale: float = 16.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_outputs, n_features) / n_features**0.5)
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, D) features to (B, C) logits."""
+        unit = nn.functional.normalize(features, dim=1), nn.functional.normalize(self.weight, dim=1)
+        return self.scale * nn.functional.linear(*unit)
+
+
+def make_head(spec: HeadSpec, n_features: int, n_outputs: int) -> nn.Module:
+    """The head as a module: (B, n_features) to (B, n_outputs)."""
+    first = [nn.Dropout(spec.dropout)] if spec.dropout else []
+    if spec.kind == "cosine":
+        last: list[nn.Module] = [CosineHead(n_features, n_outputs)]
+    else:
+        last, width = [], n_features
+        for layer in spec.hidden:
+            last += [nn.Linear(width, layer.width), ACTIVATIONS[layer.activation](), nn.Dropout(layer.dropout)]
+            width = layer.width
+        last.append(nn.Linear(width, n_outputs))
+    return nn.Sequential(*first, *last) if len(first) + len(last) > 1 else last[0]
+
+
+def n_outputs(n_classes: int, outputs: str) -> int:
+    """Logits that a head needs: one for two classes told apart by a sigmoid, otherwise one a class."""
+    return 1 if outputs == "binary" else n_classes
+
+
+# ---- replacing a classifier
+
+
+def build_classifier(
+    network: nn.Module,
+    head: HeadSpec | nn.Module,
+    n_outputs: int,
+    *,
+    pooling: Pooling | None = None,
+    drop_hidden: bool = False,
+) -> nn.Module:
+    """Puts a new head in place of the last linear layer of a timm network; everything else keeps its weights.
+
+    In networks whose classifier has several layers (VGG) only the last one is replaced, unless asked otherwise.
+
+    Args:
+        network: changed in place and returned.
+        head: what to build, or a ready module from (B, D) features to (B, n_outputs) logits.
+        pooling: another way of pooling the last map, in timm's words.
+        drop_hidden: also removes the hidden layers before the last one (VGG's two of 4,096 units).
+
+    Raises:
+        UsageError: the network has no such part.
+    """
+    if drop_hidden:
+        _drop_hidden(network)
+    if pooling is not None:
+        _repool(network, pooling)
+    name = classifier_name(network)
+    n_features = feature_width(network)
+    module = head if isinstance(head, nn.Module) else make_head(head, n_features, n_outputs)
+    replace_module(network, name, module)
+    network.num_classes = n_outputs  # type: ignore[assignment]  # timm's own record of it
+    return network
+
+
+def classifier_name(network: nn.Module) -> str:
+    """Dotted name of the last layer of a timm network, or of one of ours."""
+    cfg: Any = getattr(network, "pretrained_cfg", None) or {}
+    name = cfg.get("classifier") or "classifier"
+    return name if isinstance(name, str) else str(name[0])
+
+
+def feature_width(network: nn.Module) -> int:
+    """Length D of the pooled features that the last layer sees."""
+    was_training = network.training
+    name = classifier_name(network)
+    seen: list[int] = []
+    place = network.get_submodule(name)
+    hook = place.register_forward_pre_hook(lambda _, inputs: seen.append(int(inputs[0].shape[-1])))
+    cfg: Any = getattr(network, "pretrained_cfg", None) or {}
+    try:
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, *(cfg.get("input_size") or (3, 224, 224))))
+    except RuntimeError as error:
+        if not seen:  # a new width breaks the old last layer, after it has been seen
+            raise UsageError(f"{type(network).__name__}: its classifier cannot be replaced: {error}") from None
+    finally:
+        hook.remove()
+        network.train(was_training)
+    return seen[-1]
+
+
+def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Sets the sub-module of a dotted name."""
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
+
+
+def set_linear(network: nn.Module, weight: NDArray[Any], bias: NDArray[Any]) -> None:
+    """Starts the last linear layer from a fitted head: weight (C, D), bias (C,).
+
+    With one output (two classes, sigmoid) the difference of the two rows says the same.
+    """
+    layer = network.get_submodule(classifier_name(network))
+    assert isinstance(layer, nn.Linear), "only a linear head can start from a linear probe"
+    if layer.out_features == 1 and len(weight) == 2:
+        weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(np.asarray(weight, np.float32)))
+        layer.bias.copy_(torch.from_numpy(np.asarray(bias, np.float32)))
+
+
+def grow_classes(network: nn.Module, n_classes: int) -> nn.Module:
+    """Makes room for more classes; old rows keep their values, new ones start at zero weight and a low bias.
+
+    Raises:
+        UsageError: fewer classes than there are, or a head whose last layer has no row a class.
+    """
+    name, layer = _last_layer(network)
+    weight = layer.weight
+    old = int(weight.shape[0])
+    if n_classes < old or old == 1:
+        raise UsageError(f"A head of {old} outputs cannot be grown to {n_classes} classes.")
+    rows = torch.zeros(n_classes - old, weight.shape[1])
+    layer.weight = nn.Parameter(torch.cat([weight.detach(), rows]))
+    if isinstance(layer, nn.Linear):
+        layer.out_features = n_classes
+        if layer.bias is not None:
+            # As sure as the least sure old class: a new class must not win before it has seen an image.
+            fresh = layer.bias.detach().min().expand(n_classes - old)
+            layer.bias = nn.Parameter(torch.cat([layer.bias.detach(), fresh]))
+    network.num_classes = n_classes  # type: ignore[assignment]
+    return network
+
+
+def _last_layer(network: nn.Module) -> tuple[str, nn.Linear | CosineHead]:
+    start = classifier_name(network)
+    found = [(n, m) for n, m in network.get_submodule(start).named_modules() if isinstance(m, nn.Linear | CosineHead)]
+    if not found:
+        raise UsageError(f"{type(network).__name__}: its head has no row a class and cannot be grown.")
+    name, layer = found[-1]
+    return f"{start}.{name}".rstrip("."), layer
+
+
+def _drop_hidden(network: nn.Module) -> None:
+    if not hasattr(network, "pre_logits"):
+        raise UsageError(f"{type(network).__name__}: it has no hidden layers before its last one.")
+    network.pre_logits = nn.Identity()
+
+
+def _repool(network: nn.Module, pooling: Pooling) -> None:
+    reset: Any = getattr(network, "reset_classifier", None)
+    if reset is None:
+        raise UsageError(f"{type(network).__name__}: its pooling cannot be changed.")
+    try:
+        reset(1, global_pool=pooling)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise UsageError(f"--pooling {pooling}: {type(network).__name__} does not take it: {error}") from None
+
+
+# ---- from scratch
+
+
+class SixBlockNetwork(nn.Module):
+    """The small network that courses train on cats and dogs from scratch, 224 px, to compare with transfer.
+
+    Six times 3×3 convolution without padding, ReLU, batch norm, 2×2 pooling, with 64 and then five times 512 channels:
+    the map shrinks to one position and a linear layer reads it. With one output it has 9,742,209 parameters.
+    """
+
+    widths = (64, 512, 512, 512, 512, 512)
+
+    def __init__(self, n_outputs: int = 1) -> None:
+        super().__init__()
+        channels = zip((3, *self.widths), self.widths, strict=False)
+        self.blocks = nn.Sequential(*(self._block(before, after) for before, after in channels))
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Linear(self.widths[-1], n_outputs)
+        self.num_classes = n_outputs
+
+    @staticmethod
+    def _block(before: int, after: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(before, after, 3), nn.ReLU(), nn.BatchNorm2d(after), nn.MaxPool2d(2))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, 224, 224) to (B, n_outputs) logits."""
+        logits: torch.Tensor = self.classifier(self.flatten(self.blocks(images)))
+        return logits
+
+
+def count_parameters(network: nn.Module) -> tuple[int, int]:
+    """(all, trainable) parameters."""
+    sizes = [(value.numel(), value.requires_grad) for value in network.parameters()]
+    return sum(n for n, _ in sizes), sum(n for n, moves in sizes if moves)

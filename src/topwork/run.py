@@ -1,0 +1,520 @@
+"""The run folder: from a path and settings to everything that ``topwork fit`` leaves behind.
+
+``fit`` reads from top to bottom: scan and embed in one pass, split, probe, calibrate, judge, write. Each step is one
+public function of the layer below; here is only their order, what is recorded, and when the folder counts as finished
+(``evaluation.json`` is written last but for the report, which can always be made again).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.data.groups import join_groups
+from topwork.data.manifest import Manifest, save_manifest, scan
+from topwork.data.shards import atomic_file
+from topwork.data.sources import shown
+from topwork.data.split import Split, split, split_record
+from topwork.errors import TopworkError, UsageError
+from topwork.evaluation.calibration import fit_conformal, fit_temperature
+from topwork.evaluation.metrics import PartEvaluation, evaluate_part
+from topwork.evaluation.predictions import Predictions, softmax
+from topwork.evaluation.unknown import fit_unknown
+from topwork.features.embed import Embedder, Features, embed
+from topwork.features.engine import compiled_path, fingerprint, load_engine
+from topwork.features.probe import Probe, fit_probe
+from topwork.features.store import FeatureStore
+from topwork.models.backbone import Backbone, load_backbone
+from topwork.models.classifier import Classifier, load_classifier, save_classifier
+from topwork.settings import DataSettings, FitSettings, as_dict, cache_folder
+
+MIN_CLASSES = 2
+UNKNOWN_FALSE_ALARMS = 0.01  # share of images of known classes that may be called unknown
+SET_COVERAGE = 0.95  # least share of images whose true class is among those not ruled out
+
+
+class Watcher(Protocol):
+    """Whoever shows a run: the command line, or nobody."""
+
+    def step(self, name: str) -> None:
+        """A step begins."""
+
+    def progress(self, n_done: int, n_all: int) -> None:
+        """Part of the present step is done."""
+
+    def note(self, text: str) -> None:
+        """A sentence the user should read."""
+
+
+class Silent:
+    """A watcher that shows nothing."""
+
+    def step(self, name: str) -> None: ...
+    def progress(self, n_done: int, n_all: int) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of each step, by name."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Everything a fit produced, as values."""
+
+    folder: Path
+    manifest: Manifest
+    split: Split
+    classifier: Classifier
+    probe: Probe
+    predictions: dict[str, Predictions]
+    evaluation: dict[str, Any]
+    recipe: dict[str, Any]
+
+
+def fit(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: FitSettings | None = None,
+    *,
+    overwrite: bool = False,
+    watcher: Watcher | None = None,
+) -> Fitted:
+    """Trains, judges and writes a classifier for the images below ``path``.
+
+    Args:
+        out: the run folder to make.
+        overwrite: replace what a finished run left there.
+
+    Raises:
+        UsageError: nothing to train on, or ``out`` is taken.
+        TopworkError: something failed on the way; what was embedded is kept and found again.
+    """
+    settings, watcher, clock = settings or FitSettings(), watcher or Silent(), Stopwatch()
+    folder = Path(out)
+    with run_folder(folder, overwrite):
+        write_json(folder / "settings.json", _asked(path, settings))
+        with clock("backbone"):
+            watcher.step("backbone")
+            backbone = load_backbone(settings.backbone).with_spec(
+                height=settings.size, width=settings.size, fit=None if settings.fit == "auto" else settings.fit
+            )
+            engine = load_engine(backbone, settings.engine, settings.precision)
+            embedder = Embedder(backbone, engine, FeatureStore(cache_folder(), fingerprint(backbone, engine)))
+        with clock("scan_and_embed"):
+            watcher.step("scan and embed")
+            manifest, features = scan_and_embed(path, settings, embedder, watcher)
+        for note in manifest.notes:
+            watcher.note(note)
+        with clock("split"):
+            groups = join_groups(manifest)
+            parts = split(manifest, settings.valid_fraction, settings.test_fraction, settings.seed, groups)
+            _check_trainable(manifest, parts, watcher)
+        with clock("probe"):
+            watcher.step("probe")
+            labels = np.array(manifest.labels)
+            probe = fit_probe(
+                features,
+                labels,
+                len(manifest.classes),
+                rows=parts.train,
+                groups=groups,
+                head=settings.head,
+                seed=settings.seed,
+                on_progress=watcher.progress,
+            )
+        with clock("evaluate"):
+            watcher.step("evaluate")
+            train_features = features.block("last", parts.train)
+            train_groups = np.asarray(groups)[parts.train]
+            classifier = _classifier(backbone, probe, manifest, labels[parts.train], embedder)
+            classifier = with_decisions(classifier, probe, labels[parts.train], train_features, train_groups)
+            predictions = {
+                name: predict_features(classifier, features, rows, labels) for name, rows in parts.parts().items()
+            }
+            evaluation = _evaluation(classifier, manifest, parts, predictions, settings.seed)
+        recipe = _recipe(classifier, probe, parts, embedder)
+        with clock("write"):
+            watcher.step("write")
+            classifier = replace(classifier, provenance=_provenance(manifest, parts, evaluation, settings))
+            _write(folder, manifest, parts, classifier, probe, predictions, recipe, embedder)
+        evaluation["timing"] = _timing(clock, embedder, len(manifest.samples))
+        write_json(folder / "evaluation.json", evaluation)
+    return Fitted(folder, manifest, parts, classifier, probe, predictions, evaluation, recipe)
+
+
+def resumed(run: str | os.PathLike[str]) -> tuple[str, str, FitSettings, bool]:
+    """What an interrupted run was asked: path, folder, settings, and whether it is finished after all."""
+    folder = Path(run)
+    try:
+        asked = json.loads((folder / "settings.json").read_text())
+        settings = FitSettings(**asked["settings"])
+        return asked["path"], str(folder), settings, (folder / "evaluation.json").exists()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder}: no run that could be resumed ({error}).") from None
+
+
+def scan_and_embed(
+    path: str | os.PathLike[str], settings: DataSettings, embedder: Embedder, watcher: Watcher
+) -> tuple[Manifest, Features]:
+    """One pass over the pixels; what was embedded before an interruption is kept."""
+    try:
+        manifest = scan(
+            path, root=settings.root, visitor=embedder, n_threads=settings.workers, on_progress=watcher.progress
+        )
+    finally:
+        embedder.flush()
+    return manifest, embed(embedder.backbone, manifest, embedder=embedder, n_threads=settings.workers)
+
+
+def evaluate(
+    model: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    settings: DataSettings | None = None,
+    *,
+    part: str = "auto",
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """Judges a saved model on labelled images; class names are matched by name.
+
+    Args:
+        part: which part to use when the data has parts: ``train``, ``valid``, ``test``, ``all``; ``auto`` takes test,
+            else valid, else all.
+
+    Returns:
+        One part of ``evaluation.json``, with ``notes``.
+    """
+    settings, watcher = settings or DataSettings(), watcher or Silent()
+    classifier = load_classifier(model)
+    embedder = model_embedder(classifier)
+    watcher.step("scan and embed")
+    manifest, features = scan_and_embed(path, settings, embedder, watcher)
+    rows = _part_rows(manifest, part)
+    index = {name: number for number, name in enumerate(classifier.classes)}
+    labels = np.array([index.get(sample.label, -1) for sample in manifest.samples])
+    watcher.step("evaluate")
+    predictions = predict_features(classifier, features, rows, labels)
+    n_train = classifier.provenance.get("n_train")
+    judged = evaluate_part(predictions, n_train=n_train, seed=settings.seed).as_dict()
+    notes = [*manifest.notes, *_vocabulary_notes(classifier, manifest)]
+    for note in notes:
+        watcher.note(note)
+    return judged | {
+        "notes": notes,
+        "rejects": [asdict(reject) for reject in manifest.rejects],
+        "n_unused": len(manifest.rejects),
+    }
+
+
+def model_embedder(classifier: Classifier) -> Embedder:
+    """An embedder whose features are exactly those that the model's head reads."""
+    from topwork.shipping.predictor import engine_of
+
+    engine = engine_of(classifier)
+    return Embedder(
+        classifier.backbone, engine, FeatureStore(cache_folder(), fingerprint(classifier.backbone, engine))
+    )
+
+
+def predict_features(
+    classifier: Classifier, features: Features, rows: NDArray[np.int64], labels: NDArray[np.int64]
+) -> Predictions:
+    """Logits of some rows from stored features, a bounded number at a time."""
+    blocks = classifier.head.transform.blocks
+    chunks = []
+    for start in range(0, len(rows), 4096):
+        some = rows[start : start + 4096]
+        chunks.append(classifier.head.logits({name: features.block(name, some) for name in blocks}))
+    logits = np.concatenate(chunks) if chunks else np.zeros((0, len(classifier.classes)))
+    return Predictions(classifier.classes, rows, labels[rows], logits)
+
+
+# ---- the folder
+
+
+@contextmanager
+def run_folder(folder: Path, overwrite: bool) -> Iterator[None]:
+    """Holds a run folder: made if needed, refused when it is taken or when another run is writing to it."""
+    import filelock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock", timeout=0)
+        with lock:
+            _check_free(folder, overwrite)
+            yield
+    except filelock.Timeout:
+        raise UsageError(f"{folder}: another run is writing here. Wait for it, or choose another --out.") from None
+    except OSError as error:
+        raise TopworkError(f"{error.filename or folder}: {(error.strerror or str(error)).lower()}") from error
+    finally:
+        if folder.is_dir() and [p.name for p in folder.iterdir()] == [".lock"]:
+            (folder / ".lock").unlink(missing_ok=True)
+            folder.rmdir()
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if (folder / "evaluation.json").exists():
+        if not overwrite:
+            raise UsageError(f"{folder}: holds a finished run. Choose another --out, or add --overwrite.")
+        (folder / "evaluation.json").unlink()
+    elif not (folder / "settings.json").exists() and any(p.name != ".lock" for p in folder.iterdir()):
+        raise UsageError(f"{folder}: holds files that are no run. Choose another --out.")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, allow_nan=False))
+
+
+def _write(
+    folder: Path,
+    manifest: Manifest,
+    parts: Split,
+    classifier: Classifier,
+    probe: Probe,
+    predictions: dict[str, Predictions],
+    recipe: dict[str, Any],
+    embedder: Embedder,
+) -> None:
+    from topwork.shipping.card import model_card
+
+    save_manifest(manifest, folder / "manifest.parquet")
+    write_json(folder / "split.json", split_record(parts, manifest))
+    write_json(folder / "recipe.json", recipe)
+    with atomic_file(folder / "history.jsonl") as partial:
+        partial.write_text("".join(json.dumps(asdict(trial)) + "\n" for trial in probe.trials))
+    save_predictions(predictions, manifest, folder / "predictions.parquet")
+    compiled = compiled_path(classifier.backbone) if embedder.engine.kind == "openvino" else None
+    save_classifier(classifier, folder / "model", compiled, model_card(classifier))
+
+
+def save_predictions(predictions: dict[str, Predictions], manifest: Manifest, path: Path) -> None:
+    """One row an image of every part: truth, answer, probability and logits."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = []
+    for name, part in predictions.items():
+        names = np.array(part.classes, dtype=object)
+        rows = part.sample_indices.tolist()
+        columns = {
+            "path": [os.fsencode(manifest.samples[row].path).decode("utf-8", "backslashreplace") for row in rows],
+            "part": [name] * len(rows),
+            "row": rows,
+            "label": [manifest.samples[row].label.encode("utf-8", "backslashreplace").decode() for row in rows],
+            "predicted": [str(n).encode("utf-8", "backslashreplace").decode() for n in names[part.predicted]],
+            "probability": part.confidence,
+            "correct": part.correct,
+        }
+        flat = pa.array(part.logits.astype(np.float32).reshape(-1))
+        table = pa.table(columns)
+        tables.append(table.append_column("logits", pa.FixedSizeListArray.from_arrays(flat, len(names))))
+    with atomic_file(path) as partial:
+        pq.write_table(pa.concat_tables(tables), partial)
+
+
+# ---- pieces of fit
+
+
+def _asked(path: str | os.PathLike[str], settings: FitSettings) -> dict[str, Any]:
+    """``settings.json``: enough to repeat or resume the run."""
+    return {
+        "path": str(Path(path).absolute()),
+        "settings": as_dict(settings),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what the numbers depend on."""
+    found = {}
+    for name in ("topwork", "torch", "timm", "openvino", "numpy", "pillow", "simplejpeg", "cykooz.resizer"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _check_trainable(manifest: Manifest, parts: Split, watcher: Watcher) -> None:
+    if len(manifest.classes) < MIN_CLASSES:
+        raise UsageError(
+            f"{shown(str(manifest.root))}: only one class, {shown(manifest.classes[0])}. A classifier needs at least two: "
+            "one folder a class."
+        )
+    trained = {manifest.samples[row].label for row in parts.train}
+    if len(trained) < MIN_CLASSES:
+        raise UsageError(f"{shown(str(manifest.root))}: the train part has images of only {len(trained)} class.")
+    untrained = [name for name in manifest.classes if name not in trained]
+    if untrained:
+        names = ", ".join(shown(name) for name in untrained[:5])
+        watcher.note(f"{len(untrained)} classes have no training image, so they can never be predicted: {names}.")
+    if parts.leaks:
+        watcher.note(f"{len(parts.leaks)} images of valid or test have an exact copy in train; their figures flatter.")
+
+
+def _classifier(
+    backbone: Backbone, probe: Probe, manifest: Manifest, train_labels: NDArray[np.int64], embedder: Embedder
+) -> Classifier:
+    """Folds the temperature, fitted on out-of-fold logits of train, into the head."""
+    temperature = fit_temperature(probe.out_of_fold_logits, train_labels[probe.rows])
+    head = probe.head.divided_by(temperature)
+    head = head.folded() if head.kind == "plain" else head
+    return Classifier(backbone, head, manifest.classes, temperature, embedder.engine.precision)
+
+
+def with_decisions(
+    classifier: Classifier,
+    probe: Probe,
+    train_labels: NDArray[np.int64],
+    train_features: NDArray[np.float16],
+    train_groups: NDArray[np.int64],
+) -> Classifier:
+    """Adds the rule for label, ambiguous and unknown; all of it from out-of-fold values of the train part."""
+    probabilities = softmax(probe.out_of_fold_logits / classifier.temperature)
+    detector = fit_unknown(train_features, train_labels, UNKNOWN_FALSE_ALARMS, groups=train_groups)
+    thresholds = {
+        "unknown": detector.threshold,
+        "unknown_false_alarm_rate": detector.false_alarm_rate,
+        # A class more likely than all others together is never ruled out; a lower threshold only covers more.
+        "set_probability": min(0.5, fit_conformal(probabilities, train_labels[probe.rows], SET_COVERAGE)),
+        "set_coverage": SET_COVERAGE,
+        "confidence": None,
+    }
+    return replace(classifier, thresholds=thresholds, arrays={"unknown_centres": detector.centres})
+
+
+def _evaluation(
+    classifier: Classifier, manifest: Manifest, parts: Split, predictions: dict[str, Predictions], seed: int
+) -> dict[str, Any]:
+    labels = np.array(manifest.labels)
+    counts = np.bincount(labels[parts.train], minlength=len(manifest.classes))
+    n_train = dict(zip(manifest.classes, counts.tolist(), strict=True))
+    judged: dict[str, Any] = {}
+    for name in ("valid", "test"):
+        if name in predictions:
+            part: PartEvaluation = evaluate_part(predictions[name], n_train=n_train, seed=seed)
+            judged[name] = part.as_dict()
+    n_head = int(classifier.head.weight.size + classifier.head.bias.size)
+    return judged | {"n_parameters": classifier.backbone.n_parameters + n_head, "n_trainable": n_head}
+
+
+def _recipe(classifier: Classifier, probe: Probe, parts: Split, embedder: Embedder) -> dict[str, Any]:
+    """What was done, with no "auto" left in it."""
+    chosen = next(trial for trial in probe.trials if trial.chosen)
+    return {
+        "mode": "probe",
+        "backbone": classifier.backbone.name,
+        "architecture": classifier.backbone.architecture,
+        "preprocessing": classifier.backbone.spec.as_dict(),
+        "engine": embedder.engine.kind,
+        "precision": embedder.engine.precision,
+        "head": {
+            "kind": classifier.head.kind,
+            "candidate": chosen.candidate,
+            "penalty": chosen.penalty,
+            "n_features": int(classifier.head.weight.shape[1]),
+            "reason": probe.reason,
+        },
+        "cross_validation": {
+            "n_folds": chosen.n_folds,
+            "n_images": chosen.n_images,
+            "accuracy": chosen.accuracy,
+            "standard_error": chosen.standard_error,
+        },
+        "class_weights": None if probe.class_weights is None else probe.class_weights.tolist(),
+        "temperature": classifier.temperature,
+        "temperature_fitted_on": "out-of-fold logits of the train part",
+        "valid_used_for": "figures only; nothing was chosen on it" if len(parts.valid) else "there is no valid part",
+        "seed": parts.seed,
+    }
+
+
+def _provenance(
+    manifest: Manifest, parts: Split, evaluation: dict[str, Any], settings: FitSettings
+) -> dict[str, Any]:
+    judged = "test" if "test" in evaluation else "valid" if "valid" in evaluation else None
+    labels = np.array(manifest.labels)
+    counts = np.bincount(labels[parts.train], minlength=len(manifest.classes))
+    return {
+        "data_digest": manifest.digest,
+        "n_train": dict(zip(manifest.classes, counts.tolist(), strict=True)),
+        "judged_on": judged,
+        "figures": {k: evaluation[judged][k] for k in ("n", "accuracy", "balanced_accuracy")} if judged else None,
+        "seed": settings.seed,
+        "versions": versions(),
+    }
+
+
+def _timing(clock: Stopwatch, embedder: Embedder, n_images: int) -> dict[str, Any]:
+    seconds = clock.seconds["scan_and_embed"]
+    return {
+        "seconds": clock.seconds | {"total": round(time.perf_counter() - clock.started, 3)},
+        "n_embedded": embedder.n_embedded,
+        "images_per_second": round(embedder.n_embedded / seconds, 1) if embedder.n_embedded and seconds else None,
+        "engine_images_per_second": (
+            round(embedder.n_embedded / embedder.engine_seconds, 1) if embedder.engine_seconds else None
+        ),
+    }
+
+
+def _part_rows(manifest: Manifest, part: str) -> NDArray[np.int64]:
+    """Rows of the wanted part; all rows where the data has no parts."""
+    by_part: dict[str, list[int]] = {}
+    for row, sample in enumerate(manifest.samples):
+        by_part.setdefault(sample.part or "none", []).append(row)
+    if part == "auto":
+        part = next((name for name in ("test", "valid") if name in by_part), "all")
+    if part == "all":
+        return np.arange(len(manifest.samples))
+    if part not in by_part:
+        raise UsageError(f"--part {part}: {shown(str(manifest.root))} has no such part; found {', '.join(sorted(by_part))}.")
+    return np.array(by_part[part])
+
+
+def _vocabulary_notes(classifier: Classifier, manifest: Manifest) -> list[str]:
+    known, found = set(classifier.classes), set(manifest.classes)
+    notes = []
+    if found - known:
+        names = ", ".join(shown(name) for name in sorted(found - known)[:8])
+        notes.append(f"Classes the model does not know, left out of the figures: {names}.")
+    if known - found:
+        names = ", ".join(shown(name) for name in sorted(known - found)[:8])
+        notes.append(f"Classes of the model without images here, not measured: {names}.")
+    if not known & found:
+        raise UsageError(
+            f"{shown(str(manifest.root))}: none of its classes is one of the model's. "
+            f"The model knows: {', '.join(shown(n) for n in classifier.classes[:8])}."
+        )
+    return notes

@@ -1,0 +1,53 @@
+"""What every test has: no network, a cache of its own, at most two threads for torch, the shared images if present.
+
+Drawn images and small networks are made in the tests that use them, not here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+# How long one example takes depends on what else the machine does: no deadline.
+hypothesis.settings.register_profile("topwork", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("topwork")
+
+
+def pytest_configure() -> None:
+    """Cut the hub off before any test file is imported: huggingface_hub reads these variables only once."""
+    os.environ.update(OFFLINE)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache for all tests of a session: the user's own is left alone, and a backbone is prepared once."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("topwork-cache")
+        patch.setenv("TOPWORK_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def two_torch_threads() -> None:
+    """Hold torch, where a test has loaded it, to two threads: the sums come out alike on small and large machines."""
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        if torch.get_num_threads() > 2:
+            torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with ants-bees, caltech-mini and pacs-mini, which lies beside the repository; never written to."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the shared images are not at {folder}")
+    return folder

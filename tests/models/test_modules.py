@@ -1,0 +1,178 @@
+"""Heads and replaced classifiers: shapes, counts known from the tutorials, rows kept when classes are added."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from topwork.errors import UsageError
+from topwork.models.modules import (
+    CosineHead,
+    HeadSpec,
+    SixBlockNetwork,
+    build_classifier,
+    classifier_name,
+    count_parameters,
+    grow_classes,
+    make_head,
+    parse_head,
+    set_linear,
+)
+from torch import nn
+
+
+def freeze_but_head(network):
+    network.requires_grad_(False)
+    network.get_submodule(classifier_name(network)).requires_grad_(True)
+    return count_parameters(network)
+
+
+@pytest.fixture(scope="module")
+def meta():
+    """Builds timm networks without memory for their weights; enough to count."""
+
+    def build(name):
+        with torch.device("meta"):
+            return timm.create_model(name, pretrained=False)
+
+    return build
+
+
+def on_meta(network, head, n_outputs):
+    """feature_width needs real tensors, so counting tests give the head directly."""
+    with torch.device("meta"):
+        return build_classifier_meta(network, head, n_outputs)
+
+
+def build_classifier_meta(network, head, n_outputs):
+    from topwork.models.modules import replace_module
+
+    width = network.get_submodule(classifier_name(network)).in_features
+    replace_module(network, classifier_name(network), make_head(parse_head(head), width, n_outputs))
+    return network
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["linear", "cosine", "256-relu-0.4", "512-gelu-0.2,128-relu-0", "drop-0.3,linear", "drop-0.1,64-tanh-0.5"],
+)
+def test_a_head_is_one_line_of_text(text):
+    assert str(parse_head(text)) == text
+
+
+def test_widths_alone_are_enough():
+    assert parse_head("512,128") == parse_head("512-relu-0,128-relu-0")
+
+
+@pytest.mark.parametrize("text", ["", "256-swoosh", "0-relu", "linear,linear", "256-relu-1.5", "-3"])
+def test_a_wrong_head_is_refused_with_an_example(text):
+    with pytest.raises(UsageError, match="256-relu-0.4"):
+        parse_head(text)
+
+
+def test_mlp_is_linear_activation_dropout_and_a_last_linear():
+    head = make_head(parse_head("256-relu-0.4"), 10, 3)
+    assert [type(m).__name__ for m in head] == ["Linear", "ReLU", "Dropout", "Linear"]
+    assert head[2].p == 0.4
+    assert head(torch.zeros(2, 10)).shape == (2, 3)
+
+
+def test_cosine_head_does_not_see_the_length_of_features():
+    head = CosineHead(4, 3)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(head(x), head(7 * x))
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(3, 4))
+    torch.testing.assert_close(head(torch.tensor([[0.0, 2.0, 0.0, 0.0]])), torch.tensor([[0.0, 16.0, 0.0]]))
+
+
+def test_vgg16_with_pooled_features_and_a_small_head_has_the_tutorials_counts(meta):
+    network = meta("vgg16")
+    network.pre_logits = nn.Identity()  # what drop_hidden does; checked with numbers below
+    with torch.device("meta"):
+        network.head.fc = make_head(parse_head("128-relu-0.2"), 512, 1)
+    assert freeze_but_head(network) == (14_780_481, 65_793)
+
+
+def test_vgg16_with_only_its_last_layer_replaced_has_the_tutorials_counts(meta):
+    network = on_meta(meta("vgg16"), "256-relu-0.4", 100)
+    assert freeze_but_head(network) == (135_335_076, 1_074_532)
+
+
+def test_dropping_the_hidden_layers_of_a_vgg_pools_its_last_map():
+    network = timm.create_model("vgg11", pretrained=False)
+    build_classifier(network, HeadSpec(), 2, drop_hidden=True).eval()
+    x = torch.randn(1, 3, 64, 64)
+    pooled = network.features(x).mean((2, 3))
+    torch.testing.assert_close(network(x), network.head.fc(pooled))
+
+
+@pytest.mark.parametrize(("name", "count"), [("resnet101", 44_549_160), ("resnet152", 60_192_808)])
+def test_resnets_have_the_known_counts(meta, name, count):
+    assert count_parameters(meta(name))[0] == count
+
+
+@pytest.mark.parametrize(("name", "width"), [("resnet18", 512), ("resnet34", 512), ("resnet50", 2048)])
+def test_new_head_on_a_resnet_is_all_that_trains(meta, name, width):
+    network = on_meta(meta(name), "linear", 7)
+    assert freeze_but_head(network)[1] == 7 * (width + 1)
+
+
+def test_six_block_network_has_the_known_count_and_one_position_left():
+    network = SixBlockNetwork().eval()
+    assert count_parameters(network)[0] == 9_742_209
+    with torch.inference_mode():
+        assert network(torch.zeros(1, 3, 224, 224)).shape == (1, 1)
+        assert network.blocks(torch.zeros(1, 3, 224, 224)).shape == (1, 512, 1, 1)
+
+
+def test_build_classifier_keeps_every_other_weight():
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    before = {k: v.clone() for k, v in network.state_dict().items() if not k.startswith("classifier")}
+    build_classifier(network, HeadSpec(), 3)
+    after = network.state_dict()
+    assert set(after) - set(before) == {"classifier.weight", "classifier.bias"}
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    assert after["classifier.weight"].shape == (3, 1280)
+
+
+def test_concatenated_pooling_doubles_the_features():
+    network = timm.create_model("resnet18", pretrained=False)
+    build_classifier(network, HeadSpec(), 3, pooling="catavgmax")
+    assert network.fc.weight.shape == (3, 1024)
+    assert network.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_a_module_of_ones_own_is_taken_as_it_is():
+    network = timm.create_model("resnet18", pretrained=False)
+    mine = nn.Sequential(nn.LayerNorm(512), nn.Linear(512, 5))
+    assert build_classifier(network, mine, 5).fc is mine
+
+
+def test_growing_keeps_old_logits_and_new_classes_do_not_win():
+    network = build_classifier(timm.create_model("resnet18", pretrained=False), parse_head("16-relu-0.1"), 3).eval()
+    x = torch.randn(4, 3, 64, 64)
+    with torch.inference_mode():
+        before = network(x)
+        after = grow_classes(network, 5)(x)
+    assert after.shape == (4, 5)
+    torch.testing.assert_close(after[:, :3], before)
+    with pytest.raises(UsageError, match="grown"):
+        grow_classes(network, 4)
+
+
+def test_probe_starts_the_last_layer_and_two_rows_become_one():
+    network = timm.create_model("resnet18", pretrained=False)
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(size=(2, 512)).astype(np.float32), rng.normal(size=2).astype(np.float32)
+    build_classifier(network, HeadSpec(), 2)
+    set_linear(network, weight, bias)
+    x = torch.randn(3, 512)
+    two = network.fc(x)
+    build_classifier(network, HeadSpec(), 1)
+    set_linear(network, weight, bias)
+    torch.testing.assert_close(network.fc(x).sigmoid()[:, 0], two.softmax(1)[:, 1])
+
+
+def test_hidden_layers_cannot_be_dropped_where_there_are_none():
+    with pytest.raises(UsageError, match="no hidden layers"):
+        build_classifier(timm.create_model("resnet18", pretrained=False), HeadSpec(), 2, drop_hidden=True)
