@@ -2,8 +2,8 @@
 
 In: the bytes of a file that starts like a BMP. Out: a :class:`~topwork.data.raster.Raster`.
 
-Read here because Pillow decodes run-length coding one Python byte at a time (minutes for a large file), knows only a few
-arrangements of colour bits, and would hold a second full image where rows can be taken straight from the file.
+Read here because Pillow decodes run-length coding one Python byte at a time, knows only a few arrangements of colour
+bits, and would hold a second full image where rows can be taken straight from the file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from topwork.data.raster import BACKGROUND, Raster, check_size, flat, is_gray_palette
+from topwork.data.raster import Raster, check_size, flat, is_gray_palette
 from topwork.errors import ImageError
 
 _HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
@@ -154,9 +154,7 @@ def _indices(band: NDArray[np.uint8], header: _Header) -> NDArray[np.uint8]:
 
 def _has_alpha(rows: NDArray[np.uint8], header: _Header) -> bool:
     """Whether any pixel has alpha: many writers name an alpha mask and leave it zero, meaning opaque."""
-    return any(
-        (_values(rows[top : top + 256], header) & header.masks[3]).any() for top in range(0, header.height, 256)
-    )
+    return any((_values(rows[top : top + 256], header) & header.masks[3]).any() for top in range(0, header.height, 256))
 
 
 def _values(band: NDArray[np.uint8], header: _Header) -> NDArray[np.uint32]:

@@ -26,7 +26,9 @@ def orientation_of(exif: bytes) -> int:
         end = min(start + 2 + 12 * n_entries, len(exif) - (len(exif) - start - 2) % 12)
         for tag, kind, _count, value in entry.iter_unpack(exif[start + 2 : end]):
             if tag == _ORIENTATION:
-                found = {_BYTE: value[0], _SHORT: short.unpack_from(value)[0], _LONG: long.unpack(value)[0]}.get(kind, 1)
+                found = {_BYTE: value[0], _SHORT: short.unpack_from(value)[0], _LONG: long.unpack(value)[0]}.get(
+                    kind, 1
+                )
                 return found if 1 <= found <= 8 else 1
     except error:
         pass

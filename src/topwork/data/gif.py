@@ -106,7 +106,9 @@ def _read_frame(data: bytes, start: int, end: int, palette: bytes, transparent: 
     code_bits = data[start + 10 + n_bytes]
     if not 1 <= code_bits <= 8:
         raise ImageError("damaged: a code size that no GIF can have")
-    return _Frame(left, top, width, height, palette, transparent, bool(flags & 64), code_bits, start + 11 + n_bytes, end)
+    return _Frame(
+        left, top, width, height, palette, transparent, bool(flags & 64), code_bits, start + 11 + n_bytes, end
+    )
 
 
 def _palette_bytes(flags: int) -> int:

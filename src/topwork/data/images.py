@@ -1,18 +1,19 @@
 """From the bytes of one file to upright RGB pixels: the one decoder of training, prediction, server and web pages.
 
-In: bytes. Out: :class:`Decoded`, the image as a person sees it, with the facts of its file; or :class:`ImageError` with a
-short reason, and never another error. Files are not opened here, and no name or extension is looked at.
+In: bytes. Out: :class:`Decoded`, the image as a person sees it, with the facts of its file; or :class:`ImageError` with
+a short reason, and never another error. Files are not opened here, and no name or extension is looked at.
 
 What every format has in common, and every reader (``jpeg.py``, ``png.py`` ...) keeps to:
 
 - The content decides the format. Nothing off the list is read, and no outside program is started.
-- The first frame or page is the image. It is turned upright, transparent pixels show ``BACKGROUND``, and 16-bit grey is
-  brought to 8 by :func:`~topwork.data.raster.gray_levels`. Samples that are signed, floating or wider than 16 bits have no
-  agreed brightness and are rejected. Embedded colour profiles are not applied; CMYK is taken as plain inks on white.
+- The first frame or page is the image. It is turned upright, transparent pixels show ``BACKGROUND``, and 16-bit grey
+  is brought to 8 by :func:`~topwork.data.raster.gray_levels`. Samples that are signed, floating or wider than 16 bits
+  have no agreed brightness and are rejected. Embedded colour profiles are not applied; CMYK is plain inks on white.
 - An image is decoded to its last row or rejected. Metadata that concern no pixels may be broken.
 - Size and cost are worked out from the header, before anything large is made: ``MAX_PIXELS``, ``MAX_MEMORY_BYTES``.
-- Readers hand Pillow pixels without metadata and call its plugins directly, never ``Image.open``. So Pillow has nothing
-  to warn about, and neither its warning filters nor its pixel limit, which are settings of the whole process, are touched.
+- Readers hand Pillow pixels without metadata and call its plugins directly, never ``Image.open``. So Pillow has
+  nothing to warn about, and neither the warning filters nor Pillow's pixel limit, which are settings of the whole
+  process, are touched.
 - Nothing is shared between calls, so any number of threads may decode at once.
 """
 
@@ -27,7 +28,9 @@ from topwork.data.raster import ImageFacts as ImageFacts
 from topwork.data.raster import Raster, finish
 from topwork.errors import ImageError
 
-DECODER_VERSION = "1"  # raise it whenever the same file may give other pixels, facts or reasons: what is cached depends on it
+DECODER_VERSION = (
+    "1"  # raise it whenever the same file may give other pixels, facts or reasons: what is cached depends on it
+)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 HEAD_BYTES = 32  # how much of a file :func:`sniff` looks at
 OUT_OF_MEMORY = "not enough memory to decode it"  # the one reason that lies with the machine and may pass
@@ -97,27 +100,27 @@ def sniff(head: bytes) -> str | None:
 
 def _read(data: bytes) -> Raster:
     """Reads the header with the reader of its format. Imported here: JPEG alone needs neither these nor Pillow."""
-    format = sniff(data[:HEAD_BYTES])
-    if format == "PNG":
-        from topwork.data import png
+    match sniff(data[:HEAD_BYTES]):
+        case "PNG":
+            from topwork.data import png
 
-        return png.read(data)
-    if format == "WEBP":
-        from topwork.data import webp
+            return png.read(data)
+        case "WEBP":
+            from topwork.data import webp
 
-        return webp.read(data)
-    if format == "GIF":
-        from topwork.data import gif
+            return webp.read(data)
+        case "GIF":
+            from topwork.data import gif
 
-        return gif.read(data)
-    if format == "BMP":
-        from topwork.data import bmp
+            return gif.read(data)
+        case "BMP":
+            from topwork.data import bmp
 
-        return bmp.read(data)
-    if format == "TIFF":
-        from topwork.data import tiff
+            return bmp.read(data)
+        case "TIFF":
+            from topwork.data import tiff
 
-        return tiff.read(data)
+            return tiff.read(data)
     raise ImageError(_not_supported(data[:256]))
 
 

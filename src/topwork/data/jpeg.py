@@ -2,10 +2,10 @@
 
 In: the bytes of a file that starts like a JPEG. Out: :class:`~topwork.data.raster.Decoded`.
 
-libjpeg never fails on damaged pixels: it warns, and fills what is missing with grey. In its strict mode simplejpeg turns
-the first warning into an error, which costs nothing on sound files. The few warnings that do not concern pixels (stray
-bytes, an unknown JFIF version) get a second try on a cleaned copy. Three kinds of loss come without a warning and are
-looked for here: scans that are missing, and missing data under arithmetic coding or in files only Pillow can decode.
+libjpeg never fails on damaged pixels: it warns, and fills what is missing with grey. In its strict mode simplejpeg
+turns the first warning into an error, which costs nothing on sound files. The few warnings that do not concern pixels
+(stray bytes, an unknown JFIF version) get a second try on a cleaned copy. Three kinds of loss come without a warning
+and are looked for here: missing scans, and missing data under arithmetic coding or in files only Pillow can decode.
 
 Embedded colour profiles are not applied.
 """

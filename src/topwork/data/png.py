@@ -236,7 +236,10 @@ def _flat_palette(chunks: _Chunks) -> bytes:
     colors[: len(named)] = named
     alpha = np.full((256, 1), 255.0)
     alpha[: len(chunks.transparency), 0] = np.frombuffer(chunks.transparency, np.uint8)
-    return np.rint((colors * alpha + np.array(BACKGROUND) * (255 - alpha)) / 255).astype(np.uint8).tobytes()
+    flat_colors: NDArray[np.uint8] = np.rint((colors * alpha + np.array(BACKGROUND) * (255 - alpha)) / 255).astype(
+        np.uint8
+    )
+    return flat_colors.tobytes()
 
 
 def _transparent_key(chunks: _Chunks) -> tuple[int, ...]:
@@ -254,8 +257,7 @@ def _transparent_key(chunks: _Chunks) -> tuple[int, ...]:
 def _gray_table(image: Image.Image, key: tuple[int, ...]) -> NDArray[np.uint8] | None:
     """What each value of a grey image becomes, or None where it stays as it is."""
     if image.mode == "I;16":
-        _, maximum = image.getextrema()
-        levels = gray_levels(int(maximum))
+        levels = gray_levels(_maximum(image))
     elif image.mode in ("1", "L") and key:
         levels = np.array([0, 255], np.uint8) if image.mode == "1" else np.arange(256, dtype=np.uint8)
     else:
@@ -263,6 +265,12 @@ def _gray_table(image: Image.Image, key: tuple[int, ...]) -> NDArray[np.uint8] |
     if key:
         levels[key[0] // 255 if image.mode == "1" else key[0]] = BACKGROUND[0]
     return levels
+
+
+def _maximum(image: Image.Image) -> int:
+    _, maximum = image.getextrema()
+    assert isinstance(maximum, (int, float))
+    return int(maximum)
 
 
 def _without_color(band: Image.Image, key: tuple[int, ...]) -> Image.Image:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 from PIL import Image, _webp
 
 from topwork.data.exif import orientation_of
@@ -66,9 +67,7 @@ def _bands(decoder: _webp.WebPAnimDecoder, width: int, height: int, mode: str, n
     frame = decoder.get_next()
     if frame is None:
         raise ImageError("damaged or truncated image data")
-    rows = memoryview(frame[0])
+    rows = np.frombuffer(frame[0], np.uint8).reshape(height, width, 4)
     for top in range(0, height, n_rows):
-        n = min(n_rows, height - top)
-        part = rows[top * width * 4 : (top + n) * width * 4]
-        band = Image.frombuffer(mode, (width, n), part, "raw", mode, 0, 1)
-        yield flat(band) if mode == "RGBA" else band.convert("RGB")
+        band = rows[top : top + n_rows]
+        yield flat(Image.fromarray(band)) if mode == "RGBA" else Image.fromarray(np.ascontiguousarray(band[..., :3]))

@@ -46,8 +46,9 @@ class Embedder:
     def __init__(self, backbone: Backbone, engine: Engine | None = None, store: FeatureStore | None = None) -> None:
         self.backbone = backbone
         self.spec = backbone.spec
-        self.engine = engine or load_engine(backbone)
-        self.store = store or FeatureStore(cache_folder(), fingerprint(backbone, self.engine))
+        self.engine = engine if engine is not None else load_engine(backbone)
+        # an empty store is falsy: ask for None
+        self.store = FeatureStore(cache_folder(), fingerprint(backbone, self.engine)) if store is None else store
         self.n_embedded = 0
         self.engine_seconds = 0.0
         self._taken: set[str] = set()
@@ -105,7 +106,7 @@ def embed(
     Raises:
         TopworkError: an image changed or vanished since the manifest was made.
     """
-    embedder = embedder or Embedder(backbone)
+    embedder = Embedder(backbone) if embedder is None else embedder
     new: dict[str, Entry] = {}
     for sample in manifest.samples:
         if embedder.wants(sample.content_hash):

@@ -413,7 +413,8 @@ def _stage_modules(network: Any) -> list[tuple[str, list[str], str]]:
         return [(name, [name], name) for name in names]
     features = getattr(network, "features", None)
     if features is not None:
-        return _pooled_stretches(features)
+        composed = [f"features.{name}" for name, child in features.named_children() if list(child.children())]
+        return [(name, [name], name) for name in composed] if len(composed) > 2 else _pooled_stretches(features)
     return [(name, [name], name) for name, child in network.named_children() if list(child.children())]
 
 

@@ -1,0 +1,159 @@
+"""Checkpoints that are whole or not there, checked before use, and free of code.
+
+In: named tensors and a JSON value. Out: the same again, bit for bit. Tensors go to one safetensors file; a small JSON
+file beside it names that file with its digest and holds everything else. The JSON is replaced last and atomically, so
+after a kill at any moment it names a whole file; older files go only after that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch  # noqa: TID253 - only training imports this file
+
+from topwork.data.shards import atomic_file
+from topwork.errors import ModelError, TopworkError
+
+FORMAT = 1
+INDEX = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved: tensors by name, and plain values."""
+
+    tensors: dict[str, torch.Tensor]
+    values: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+    """Replaces the checkpoint in a folder by a newer one.
+
+    Raises:
+        TopworkError: it could not be written (with the reason); the last good one is then still there.
+    """
+    from safetensors.torch import save_file
+
+    number = 1 + max((_number(path) for path in folder.glob("weights-*.safetensors")), default=0)
+    final = folder / f"weights-{number:06d}.safetensors"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(final) as partial:
+            # one storage a tensor: safetensors refuses views of a shared one
+            save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, partial)
+            digest = _file_digest(partial)
+        body = {"format": FORMAT, "weights": final.name, "sha256": digest, "values": values}
+        with atomic_file(folder / INDEX) as partial:
+            partial.write_text(json.dumps(body | {"digest": _digest(body)}))
+        _remove_older(folder, final)
+    except (OSError, ValueError, RuntimeError) as error:
+        # safetensors reports a full disk as an exception of its own
+        if isinstance(error, ValueError) and not str(error):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise TopworkError(f"{folder}: the checkpoint could not be saved: {reason}. The last one is intact.") from None
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise TopworkError(f"{folder}: the checkpoint could not be saved: {error}. The last one is intact.") from None
+
+
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint, or None where none was finished.
+
+    Raises:
+        ModelError: there is one, but it is damaged, altered or of a later version.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    index = folder / INDEX
+    if not index.is_file():
+        return None
+    try:
+        body = json.loads(index.read_text())
+        digest, sha256, name = body.pop("digest"), body["sha256"], body["weights"]
+        version, values = body["format"], body["values"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{index}: not a checkpoint, or damaged. Remove {folder} to start over.") from None
+    if version != FORMAT:
+        raise ModelError(f"{index}: format {version}; this version of topwork reads {FORMAT}.")
+    if digest != _digest(body) or Path(name).name != name:
+        raise ModelError(f"{index}: altered since it was written. Remove {folder} to start over.")
+    try:
+        data = (folder / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise ModelError(f"{folder / name}: damaged: its digest is not the recorded one.")
+        return Checkpoint(load(data), values)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder / name}: cannot be read: {error}") from None
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """An optimizer's state as named tensors and plain values."""
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, Any] = {}
+    for number, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{number}.{key}"] = value
+            else:
+                plain[f"{number}.{key}"] = value
+    return tensors, plain
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], plain: dict[str, Any]
+) -> None:
+    """Puts back what :func:`flatten_optimizer` took, into an optimizer made from the same recipe and phase."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in [*tensors.items(), *plain.items()]:
+        number, _, key = name.partition(".")
+        state.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def with_prefix(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}/{name}": value for name, value in tensors.items()}
+
+
+def below_prefix(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    start = f"{prefix}/"
+    return {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
+
+
+def _number(path: Path) -> int:
+    digits = path.stem.rpartition("-")[2]
+    return int(digits) if digits.isdigit() else 0
+
+
+def _remove_older(folder: Path, current: Path) -> None:
+    for path in folder.glob("weights-*.safetensors"):
+        if path != current:
+            path.unlink(missing_ok=True)
+    for path in folder.glob(".*.partial"):  # left by a killed process
+        path.unlink(missing_ok=True)
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for block in _blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with open(path, "rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL) if hasattr(os, "posix_fadvise") else None
+        while block := file.read(1 << 20):
+            yield block

@@ -1,0 +1,111 @@
+"""Several processes that train as one. Only this file knows about ranks.
+
+In: the environment that ``accelerate launch`` or ``torchrun`` sets. Out: :class:`Processes`, with which the loop shares
+a batch, adds gradients and agrees on when to stop. Each process takes every n-th row of the same global batch, and
+gradients are sums divided by the weight of the whole batch, so the result is that of one process up to the order of
+summation. Sums over samples are exact: no sample is padded or counted twice, whatever the number of processes.
+
+Not here: sharding a network that does not fit one device. Batch norms with moving statistics (training from scratch)
+see their own process's share of the batch; their statistics are averaged after each epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch  # noqa: TID253 - only training imports this file
+from numpy.typing import NDArray
+from torch import nn  # noqa: TID253
+
+
+class Processes:
+    """One process alone; :class:`Group` overrides what several have to do."""
+
+    rank = 0
+    n = 1
+    device = "cpu"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and reports."""
+        return self.rank == 0
+
+    def share(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This process's part of a global batch."""
+        return rows[self.rank :: self.n]
+
+    def total(self, values: list[float]) -> list[float]:
+        """Element-wise sums over all processes, in float64."""
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so."""
+        return self.total([float(flag)])[0] > 0
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replaces every gradient by its sum over the processes."""
+
+    def average(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Replaces every tensor by its mean over the processes."""
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+
+
+class Group(Processes):
+    """The processes of a running torch.distributed group."""
+
+    def __init__(self) -> None:
+        from accelerate import PartialState
+
+        self._state: Any = PartialState()
+        self.rank, self.n = int(self._state.process_index), int(self._state.num_processes)
+        self.device = str(self._state.device)
+
+    def total(self, values: list[float]) -> list[float]:
+        kind = torch.float32 if self.device.startswith("mps") else torch.float64
+        tensor = torch.tensor(values, dtype=kind, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        return [float(value) for value in tensor.tolist()]
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        moving = [value for value in parameters if value.requires_grad]
+        for value in moving:
+            if value.grad is None:  # a process with an empty share takes part with zeros
+                value.grad = torch.zeros_like(value)
+        gradients = [value.grad for value in moving if value.grad is not None]
+        self._sum_in_place(gradients)
+
+    def average(self, tensors: Iterable[torch.Tensor]) -> None:
+        chosen = [tensor for tensor in tensors if tensor.is_floating_point()]
+        self._sum_in_place(chosen)
+        for tensor in chosen:
+            tensor.div_(self.n)
+
+    def wait(self) -> None:
+        self._state.wait_for_everyone()
+
+    @staticmethod
+    def _sum_in_place(tensors: list[torch.Tensor]) -> None:
+        """One message for all: latency, not bandwidth, limits small networks."""
+        if not tensors:
+            return
+        flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+        torch.distributed.all_reduce(flat)
+        start = 0
+        for tensor in tensors:
+            tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+            start += tensor.numel()
+
+
+def processes() -> Processes:
+    """The group that a launcher started, or one process alone on the best device."""
+    import os
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return Group()
+    alone = Processes()
+    alone.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return alone

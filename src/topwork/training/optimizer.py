@@ -1,0 +1,114 @@
+"""From a phase of a recipe to an optimizer: parameter groups by stage, freezing, and the table that shows both.
+
+In: a network, its stages and a Phase. Out: a torch optimizer whose rates :func:`set_rates` moves. Freezing a stage
+means rate 0, no gradients, and modules in eval mode, so that batch-norm statistics and dropout rest as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch  # noqa: TID253 - only training imports this file
+from torch import nn  # noqa: TID253
+
+from topwork.models.backbone import Stage, find_stages
+from topwork.models.modules import classifier_name
+from topwork.training.recipe import Phase, Recipe
+from topwork.training.schedule import momentum_schedule, rate_schedule
+
+MOMENTUM_KEYS = {"adamw": "betas", "adam": "betas", "sgd": "momentum"}
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A line of the table printed before training; the rate is the peak of the first phase that moves the stage."""
+
+    stage: str
+    n_parameters: int
+    trainable: bool
+    rate: float
+
+
+def stages_of(network: nn.Module) -> tuple[Stage, ...]:
+    """The network's stages in forward order, classifier last; every parameter is in exactly one."""
+    return find_stages(network, classifier_name(network))
+
+
+def stage_table(network: nn.Module, recipe: Recipe) -> list[StageRow]:
+    """Stages, parameters, trainable or not, and rates."""
+    rates: dict[str, float] = {}
+    for phase in recipe.phases:
+        for stage, rate in phase.rates:
+            if rate and stage not in rates:
+                rates[stage] = rate
+    return [
+        StageRow(stage.name, stage.n_parameters, rates.get(stage.name, 0.0) > 0, rates.get(stage.name, 0.0))
+        for stage in stages_of(network)
+    ]
+
+
+def freeze(network: nn.Module, phase: Phase) -> None:
+    """Switches the gradients of each parameter on or off."""
+    parameters = dict(network.named_parameters())
+    for stage in stages_of(network):
+        for name in stage.parameters:
+            parameters[name].requires_grad_(stage.name not in phase.frozen)
+
+
+def train_mode(network: nn.Module, phase: Phase) -> None:
+    """Training mode where something moves, eval mode elsewhere.
+
+    A batch norm is in training mode only when its stage moves and the phase lets statistics move. Call after
+    :func:`freeze`.
+    """
+    network.train()
+    for module in network.modules():
+        own = list(module.parameters())
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            moves = phase.batch_norm == "train" and all(value.requires_grad for value in own) and bool(own)
+            module.train(moves)
+        elif own and not any(value.requires_grad for value in own):
+            module.eval()
+
+
+def make_optimizer(network: nn.Module, recipe: Recipe, phase: Phase) -> torch.optim.Optimizer:
+    """Two groups a moving stage: with weight decay, and without it for norms and biases (anything of one dimension)."""
+    parameters = dict(network.named_parameters())
+    rates = dict(phase.rates)
+    groups: list[dict[str, Any]] = []
+    for stage in stages_of(network):
+        rate = rates[stage.name] if stage.parameters else 0.0
+        if rate == 0:
+            continue
+        own = [parameters[name] for name in stage.parameters]
+        for decay, chosen in (
+            (recipe.weight_decay, [value for value in own if value.ndim > 1]),
+            (0.0, [value for value in own if value.ndim <= 1]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "peak": rate, "lr": rate, "weight_decay": decay, "stage": stage.name})
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True)
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=0.0, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, phase: Phase, position: float) -> float:
+    """Rates and momentum for a position in [0, 1] of the phase; returns the factor on the rates."""
+    factor = rate_schedule(phase.schedule, phase.warmup)(position)
+    momentum = momentum_schedule(phase.schedule, phase.warmup)(position)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+        if recipe.optimizer == "sgd":
+            group["momentum"] = momentum
+        else:
+            group["betas"] = (momentum, group["betas"][1])
+    return factor
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) -> torch.Tensor:
+    """The length of the whole gradient, which is shortened to ``largest`` where it is longer."""
+    moving: Sequence[nn.Parameter] = [value for value in parameters if value.grad is not None]
+    return nn.utils.clip_grad_norm_(moving, float("inf") if largest is None else largest)

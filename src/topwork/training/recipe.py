@@ -1,0 +1,386 @@
+"""What fine-tuning will do, decided once: asked for in :class:`TuneSettings`, written down as a :class:`Recipe`.
+
+In: settings (some "auto"), a few facts about the data, the names of the network's stages. Out: phases of one plain
+loop with a rate for every stage. Pure functions of small values; a recipe is plain JSON and is stored with the run.
+Strategies are data: each is a list of phases, and a stage that does not move has rate 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from topwork.errors import UsageError
+from topwork.training.schedule import ScheduleName
+
+Strategy = Literal["head", "last", "all", "lp-ft", "gradual", "scratch"]
+OptimizerName = Literal["adamw", "adam", "sgd"]
+BatchNorm = Literal["folded", "frozen", "train"]
+Outputs = Literal["softmax", "binary", "multilabel"]
+
+HEAD = "classifier"
+BALANCE_RATIO = 3.0  # as for the probe: class weights when the largest class is more than this many times the smallest
+# Rates at the head, for fine-tuned stages the default is a range below them. See docs on how they were measured.
+HEAD_RATE = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e-2}
+SCRATCH_RATE = {"adamw": 1e-3, "adam": 1e-3, "sgd": 5e-2}
+
+
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """What ``topwork fit --mode tune`` may be asked."""
+
+    strategy: Literal["auto", Strategy] = _setting(
+        "auto",
+        "head: only the new head; last: also the last --last-stages stages; all: everything at once; lp-ft: everything, "
+        "starting from the probe's head; gradual: one more stage at a time; scratch: from random weights. auto: lp-ft.",
+    )
+    last_stages: int = _setting(2, "Stages that --strategy last trains beside the head.")
+    epochs: int | None = _setting(None, "Passes over the training images; by default chosen from their number.")
+    time_budget_seconds: float | None = _setting(None, "Fewer epochs are planned when they would take longer than this.")
+    lr: str = _setting(
+        "auto", "Learning rate: one number, or LOW:HIGH for a spread from the first stage to the head (1e-6:1e-4)."
+    )
+    lr_spread: Literal["geometric", "linear"] = _setting("geometric", "How LOW:HIGH is spread over the stages.")
+    lr_decay: float | None = _setting(
+        None, "With a single --lr: each stage gets this share of the rate of the one after it, 0 to 1."
+    )
+    schedule: ScheduleName = _setting("one-cycle", "one-cycle, flat, cosine (with warm-up) or step.")
+    warmup: float = _setting(0.25, "Share of a phase in which the rate rises (one-cycle, cosine).")
+    optimizer: OptimizerName = _setting("adamw", "adamw, adam or sgd (with momentum).")
+    weight_decay: float = _setting(0.01, "Weight decay; norms and biases get none.")
+    batch_size: int | None = _setting(None, "Images a step; by default 32, less for few images, more on a GPU.")
+    batch_norm: Literal["auto", BatchNorm] = _setting(
+        "auto", "frozen: pretrained statistics are kept; folded: the same, faster; train: statistics move as well."
+    )
+    augment: Literal["auto", "none", "flip", "crop", "geometric", "strong"] = _setting(
+        "auto", "none; flip; crop: random crops and flips; geometric: flips both ways and quarter turns; strong: with colour."
+    )
+    outputs: Literal["auto", Outputs] = _setting("auto", "softmax; binary: one sigmoid for two classes; multilabel.")
+    label_smoothing: float = _setting(0.0, "Share of each label spread over all classes.")
+    mixup: float | None = _setting(None, "Strength alpha of mixup (0.2 is usual).")
+    cutmix: float | None = _setting(None, "Strength alpha of cutmix (1.0 is usual).")
+    clip_norm: float | None = _setting(1.0, "Longer gradients are shortened to this length.")
+    ema: float | None = _setting(0.99, "Decay of the moving average of the weights that is judged and kept.")
+    class_weights: Literal["auto", "on", "off"] = _setting(
+        "auto", "Weights inverse to the class counts; auto: when the counts differ by more than a factor of 3."
+    )
+    monitor: Literal["loss", "accuracy"] = _setting("loss", "What decides on valid which epoch is best.")
+    patience: int | None = _setting(None, "Epochs without a better one after which training stops.")
+    interpolate: bool = _setting(True, "Try mixtures of the starting and the tuned weights on valid, keep the best.")
+    average_best: int | None = _setting(None, "Average the weights of this many best epochs if valid agrees.")
+    tta: bool = _setting(False, "Predict the mean over an image and its mirror image.")
+    tail_views: int | None = _setting(
+        None, "Cache the frozen part for this many augmented views an image and train the rest from them."
+    )
+    precision: Literal["auto", "bf16", "f32"] = _setting("auto", "auto: bf16 where the processor has it.")
+    compile: bool = _setting(False, "Compile the network first (torch.compile); pays in long runs on a GPU.")
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a plan needs to know about the data and the machine.
+
+    Attributes:
+        class_counts: training images of each class.
+        has_bf16: the processor or GPU computes in bfloat16.
+        images_per_second: of training, where measured; None where not.
+    """
+
+    class_counts: tuple[int, ...]
+    n_valid: int
+    has_gpu: bool = False
+    has_bf16: bool = False
+    grey: bool = False
+    multilabel: bool = False
+    images_per_second: float | None = None
+
+    @property
+    def n_train(self) -> int:
+        return sum(self.class_counts)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes to training images; all off by default.
+
+    Attributes:
+        scale: range of the share of the area that a random crop keeps; (1, 1) keeps all.
+        ratio: range of the crop's aspect ratio relative to the image's.
+        turns: quarter turns.
+        colour: largest relative change of brightness, contrast and saturation.
+        margin: factor by which cached images are larger than the input, so that crops stay sharp.
+    """
+
+    flip: bool = False
+    flip_vertical: bool = False
+    turns: bool = False
+    scale: tuple[float, float] = (1.0, 1.0)
+    ratio: tuple[float, float] = (1.0, 1.0)
+    colour: float = 0.0
+    margin: float = 1.0
+
+
+AUGMENTATIONS = {
+    "none": Augmentation(),
+    "flip": Augmentation(flip=True),
+    "crop": Augmentation(flip=True, scale=(0.5, 1.0), ratio=(0.8, 1.25), margin=1.15),
+    "geometric": Augmentation(flip=True, flip_vertical=True, turns=True, scale=(0.8, 1.0), ratio=(0.9, 1.1)),
+    "strong": Augmentation(flip=True, scale=(0.35, 1.0), ratio=(0.75, 1.33), colour=0.3, margin=1.15),
+}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one set of rates and one run of the schedule.
+
+    Attributes:
+        rates: (stage, peak rate) in forward order; 0 freezes the stage, its batch-norm statistics included.
+    """
+
+    name: str
+    n_epochs: int
+    rates: tuple[tuple[str, float], ...]
+    schedule: ScheduleName = "one-cycle"
+    warmup: float = 0.25
+    batch_norm: BatchNorm = "frozen"
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Names of the stages that do not move."""
+        return frozenset(stage for stage, rate in self.rates if rate == 0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All decisions of one fine-tuning. Nothing in here is "auto"; see :class:`TuneSettings` for the meanings."""
+
+    strategy: Strategy
+    phases: tuple[Phase, ...]
+    head_from_probe: bool
+    batch_size: int
+    outputs: Outputs = "softmax"
+    optimizer: OptimizerName = "adamw"
+    weight_decay: float = 0.01
+    augmentation: Augmentation = Augmentation()
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+    mixup: float | None = None
+    cutmix: float | None = None
+    clip_norm: float | None = 1.0
+    ema: float | None = None
+    monitor: Literal["loss", "accuracy"] = "loss"
+    patience: int | None = None
+    interpolate: bool = False
+    average_best: int | None = None
+    tta: bool = False
+    tail_views: int | None = None
+    precision: Literal["bf16", "f32"] = "f32"
+    compile: bool = False
+    time_budget_seconds: float | None = None
+    seed: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_epochs(self) -> int:
+        return sum(phase.n_epochs for phase in self.phases)
+
+    @property
+    def folds(self) -> bool:
+        """Whether batch norms are folded into convolutions for training."""
+        return all(phase.batch_norm == "folded" for phase in self.phases)
+
+    @property
+    def frozen_throughout(self) -> frozenset[str]:
+        """Stages that move in no phase."""
+        return frozenset.intersection(*(phase.frozen for phase in self.phases))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """The inverse of :meth:`as_dict`, after a trip through JSON too."""
+        known = {key: _tuples(value) for key, value in values.items()}
+        phases = tuple(Phase(**{k: _tuples(v) for k, v in phase.items()}) for phase in values["phases"])
+        augmentation = Augmentation(**{k: _tuples(v) for k, v in values["augmentation"].items()})
+        return cls(**(known | {"phases": phases, "augmentation": augmentation}))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(part) for part in value) if isinstance(value, list | tuple) else value
+
+
+# ---- deciding
+
+
+def plan(settings: TuneSettings, facts: DataFacts, stages: Sequence[str], seed: int = 0) -> Recipe:
+    """Turns what was asked into what is done.
+
+    Args:
+        stages: the network's stages in forward order, ``classifier`` last.
+
+    Raises:
+        UsageError: settings that contradict each other or the data.
+    """
+    _check(settings, facts)
+    strategy: Strategy = "lp-ft" if settings.strategy == "auto" else settings.strategy
+    batch_size = settings.batch_size or _batch_size(facts)
+    n_epochs, notes = _n_epochs(settings, facts, strategy)
+    outputs: Outputs = settings.outputs if settings.outputs != "auto" else ("multilabel" if facts.multilabel else "softmax")
+    phases = _phases(settings, strategy, tuple(stages), n_epochs)
+    return Recipe(
+        strategy=strategy,
+        phases=phases,
+        head_from_probe=strategy != "scratch",
+        batch_size=batch_size,
+        outputs=outputs,
+        optimizer=settings.optimizer,
+        weight_decay=settings.weight_decay,
+        augmentation=_augmentation(settings, facts),
+        label_smoothing=settings.label_smoothing,
+        class_weights=_class_weights(settings, facts, outputs),
+        mixup=settings.mixup,
+        cutmix=settings.cutmix,
+        clip_norm=settings.clip_norm,
+        ema=settings.ema,
+        monitor=settings.monitor,
+        patience=settings.patience if facts.n_valid else None,
+        interpolate=settings.interpolate and strategy not in ("scratch", "head") and facts.n_valid > 0,
+        average_best=settings.average_best if facts.n_valid else None,
+        tta=settings.tta,
+        tail_views=settings.tail_views,
+        precision=("bf16" if facts.has_bf16 else "f32") if settings.precision == "auto" else settings.precision,
+        compile=settings.compile,
+        time_budget_seconds=settings.time_budget_seconds,
+        seed=seed,
+        notes=notes,
+    )
+
+
+def spread_rates(settings: TuneSettings, stages: Sequence[str], strategy: str = "lp-ft") -> dict[str, float]:
+    """Peak rate of every stage, from ``--lr``, ``--lr-spread`` and ``--lr-decay``."""
+    low, high = _rate_range(settings, strategy)
+    n = len(stages)
+    if settings.lr_decay is not None:
+        return {stage: high * settings.lr_decay ** (n - 1 - i) for i, stage in enumerate(stages)}
+    positions = [i / (n - 1) if n > 1 else 1.0 for i in range(n)]
+    if settings.lr_spread == "linear" or low == high:
+        return {stage: low + (high - low) * x for stage, x in zip(stages, positions, strict=True)}
+    return {stage: low * (high / low) ** x for stage, x in zip(stages, positions, strict=True)}
+
+
+def _rate_range(settings: TuneSettings, strategy: str) -> tuple[float, float]:
+    if settings.lr == "auto":
+        if strategy == "scratch":
+            return (SCRATCH_RATE[settings.optimizer],) * 2
+        high = HEAD_RATE[settings.optimizer]
+        return high / 10, high
+    parts = settings.lr.split(":")
+    try:
+        low, high = float(parts[0]), float(parts[-1])
+    except ValueError:
+        low = high = math.nan
+    if len(parts) > 2 or not (0 < low <= high < math.inf):
+        raise UsageError(f"--lr {settings.lr}: use one number such as 1e-4, or LOW:HIGH such as 1e-6:1e-4.")
+    return low, high
+
+
+def _phases(settings: TuneSettings, strategy: Strategy, stages: tuple[str, ...], n_epochs: int) -> tuple[Phase, ...]:
+    rates = spread_rates(settings, stages, strategy)
+    policy: BatchNorm = settings.batch_norm if settings.batch_norm != "auto" else (
+        "train" if strategy == "scratch" else "folded"
+    )  # fmt: skip
+
+    def phase(name: str, epochs: int, moving: Sequence[str]) -> Phase:
+        chosen = tuple((stage, rates[stage] if stage in moving else 0.0) for stage in stages)
+        return Phase(name, epochs, chosen, settings.schedule, settings.warmup, policy)
+
+    if strategy == "head":
+        return (phase("head", n_epochs, stages[-1:]),)
+    if strategy == "last":
+        last = _last(stages, settings.last_stages)
+        return (phase(f"last {settings.last_stages} stages", n_epochs, last),)
+    if strategy == "gradual":
+        return _gradual(phase, stages, n_epochs)
+    name = {"all": "everything", "lp-ft": "everything, from the probe's head", "scratch": "from scratch"}[strategy]
+    return (phase(name, n_epochs, stages),)
+
+
+def _gradual(phase: Any, stages: tuple[str, ...], n_epochs: int) -> tuple[Phase, ...]:
+    """Howard and Ruder 2018 (arXiv 1801.06146): first the head, then one more stage an epoch, then everything."""
+    n_steps = min(n_epochs, len(stages))
+    starts = [max(1, round(len(stages) * (step + 1) / n_steps)) for step in range(n_steps)]
+    starts[0] = 1
+    phases = [phase(f"last {n} of {len(stages)} stages", 1, stages[-n:]) for n in starts]
+    return (*phases[:-1], replace(phases[-1], n_epochs=n_epochs - n_steps + 1))
+
+
+def _last(stages: tuple[str, ...], n: int) -> tuple[str, ...]:
+    """The classifier, the neck before it, and the last n stages proper."""
+    proper = [stage for stage in stages if stage not in ("stem", "neck", HEAD)]
+    if not 0 < n <= len(proper):
+        raise UsageError(f"--last-stages {n}: this network has {len(proper)}.")
+    first = stages.index(proper[-n])
+    return stages[first:]
+
+
+def _n_epochs(settings: TuneSettings, facts: DataFacts, strategy: Strategy) -> tuple[int, tuple[str, ...]]:
+    """Enough steps for the weights to move, few enough for a lunch break: about 30,000 images, 4 to 20 epochs."""
+    usual = 30 if strategy == "scratch" else min(20, max(4, math.ceil(30_000 / facts.n_train)))
+    n_epochs = settings.epochs or usual
+    budget, rate = settings.time_budget_seconds, facts.images_per_second
+    if budget is None or rate is None:
+        return n_epochs, ()
+    seconds = (facts.n_train + 0.4 * facts.n_valid) / rate  # judging costs about a third of training an image
+    fits = max(1, int(0.9 * budget / seconds))
+    if fits >= n_epochs:
+        return n_epochs, ()
+    return fits, (f"{fits} instead of {n_epochs} epochs, so that training ends within {budget:.0f} s here.",)
+
+
+def _batch_size(facts: DataFacts) -> int:
+    """At least about 20 steps an epoch; powers of two."""
+    largest = 128 if facts.has_gpu else 32
+    return max(4, min(largest, 2 ** int(math.log2(max(facts.n_train / 20, 4)))))
+
+
+def _augmentation(settings: TuneSettings, facts: DataFacts) -> Augmentation:
+    if settings.augment != "auto":
+        return AUGMENTATIONS[settings.augment]
+    # Colour carries the class too often to be changed unasked; a mirror image and a crop hardly ever change it.
+    return AUGMENTATIONS["flip"] if facts.grey else AUGMENTATIONS["crop"]
+
+
+def _class_weights(settings: TuneSettings, facts: DataFacts, outputs: str) -> tuple[float, ...] | None:
+    present = [count for count in facts.class_counts if count]
+    wanted = settings.class_weights == "on" or (
+        settings.class_weights == "auto" and max(present) > BALANCE_RATIO * min(present)
+    )
+    if not wanted or outputs == "multilabel":
+        return None
+    return tuple(facts.n_train / (len(present) * count) if count else 0.0 for count in facts.class_counts)
+
+
+def _check(settings: TuneSettings, facts: DataFacts) -> None:
+    rules = [
+        (settings.epochs is None or settings.epochs >= 1, "--epochs must be at least 1."),
+        (settings.batch_size is None or settings.batch_size >= 1, "--batch-size must be at least 1."),
+        (0 <= settings.warmup < 1, "--warmup must be at least 0 and below 1."),
+        (0 <= settings.label_smoothing < 1, "--label-smoothing must be at least 0 and below 1."),
+        (settings.lr_decay is None or 0 < settings.lr_decay <= 1, "--lr-decay must be above 0 and at most 1."),
+        (settings.lr_decay is None or ":" not in settings.lr, "--lr-decay goes with a single --lr, not with LOW:HIGH."),
+        (settings.ema is None or 0 < settings.ema < 1, "--ema must be between 0 and 1."),
+        (settings.outputs != "binary" or len(facts.class_counts) == 2, "--outputs binary needs exactly two classes."),
+        (settings.patience is None or facts.n_valid > 0, "--patience needs validation images."),
+        (facts.n_train > 0, "Training needs images."),
+    ]
+    for good, message in rules:
+        if not good:
+            raise UsageError(message)

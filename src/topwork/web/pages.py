@@ -1,0 +1,135 @@
+"""``RUN/report.html``: one self-contained file about a run, from what its folder holds.
+
+In: a run folder, and the images where they still are. Out: a page that needs no network, shows every number without its
+script, and runs nothing but its own script (by hash, under a strict content policy). A new section is a function in
+``sections``, a template of the same name, and a line in ``SECTIONS``.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from topwork import __version__
+from topwork.data.shards import atomic_file
+from topwork.data.sources import shown
+from topwork.errors import TopworkError
+from topwork.web import sections
+from topwork.web.pictures import Album, Picture, problems
+from topwork.web.record import Record, read_record
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the report; ``name`` is also its anchor and its template."""
+
+    name: str
+    title: str
+    values: Callable[[Record, Album], dict[str, Any]]
+
+
+SECTIONS = (
+    Section("summary", "Summary", sections.summary),
+    Section("data", "Data", sections.data),
+    Section("training", "Training", sections.training),
+    Section("results", "Results", sections.results),
+    Section("mistakes", "Mistakes", sections.mistakes),
+    Section("reproduce", "Reproduce", sections.reproduce),
+)
+
+
+def write_report(run: Path) -> Path:
+    """Writes ``report.html`` into a run folder and returns its path.
+
+    Raises:
+        UsageError: no finished run there.
+        TopworkError: the run is damaged, or the report cannot be written.
+    """
+    run = Path(run)
+    page = render(read_record(run))
+    final = run / "report.html"
+    try:
+        with atomic_file(final) as partial:
+            partial.write_text(page, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise TopworkError(f"{shown(str(final))}: cannot be written: {(error.strerror or str(error)).lower()}.") from None
+    return final
+
+
+def render(record: Record) -> str:
+    """The page as text."""
+    album = Album()
+    values = {section.name: section.values(record, album) for section in SECTIONS}
+    pictures = album.make(record.manifest)
+    style, script = (_static(name) for name in ("report.css", "report.js"))
+    environment = _environment()
+    environment.globals["pictures"] = {row: asdict(picture) for row, picture in pictures.items()}
+    return environment.get_template("report.html").render(
+        title=shown(record.name),
+        started=shown(str(record.settings.get("started", "")))[:10],
+        backbone=shown(str(record.recipe.get("architecture", ""))),
+        version=__version__,
+        policy=_policy(style, script),
+        style=Markup(style),  # noqa: S704 - our own file
+        script=Markup(script),  # noqa: S704 - our own file
+        sections=SECTIONS,
+        values=values,
+        missing=problems(pictures),
+        for_script=_for_script(record, values, album, pictures),
+    )
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _static(name: str) -> str:
+    return (HERE / "static" / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Allows this style, this script and pictures inside the page; nothing else, from nowhere."""
+
+    def digest(text: str) -> str:
+        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest(style)}'; "
+        f"script-src 'sha256-{digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _for_script(
+    record: Record, values: dict[str, dict[str, Any]], album: Album, pictures: dict[int, Picture]
+) -> dict[str, Any]:
+    """What the matrix needs to show the images of a cell; pictures that are in the page already are found there."""
+    parts: dict[str, Any] = {}
+    images: dict[int, list[Any]] = {}
+    for part in values["results"]["parts"]:
+        predictions = record.predictions[part["name"]]
+        position = {int(row): index for index, row in enumerate(predictions.sample_indices.tolist())}
+        parts[part["name"]] = part["gallery"]
+        for rows in part["gallery"].values():
+            for row in rows:
+                source = pictures[row].source if row in pictures and row not in album.in_page else None
+                confidence = round(float(predictions.confidence[position[row]]), 5)
+                images[row] = [shown(os.path.basename(record.manifest.samples[row].path)), confidence, source]
+    main = record.main_part
+    names = [shown(name) for name in record.predictions[main].classes] if main else []
+    return {"classes": names, "parts": parts, "images": images}

@@ -1,0 +1,168 @@
+"""A finished run as values: in goes a run folder, out comes everything a page may show about it.
+
+Not here: what is made of it (``sections``, ``summary``), the images themselves (``pictures``). Nothing is computed again
+that the folder already holds; logits are read for the parts that were judged only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from topwork.data.manifest import Manifest, load_manifest
+from topwork.data.sources import shown
+from topwork.errors import TopworkError, UsageError
+from topwork.evaluation.predictions import Predictions
+
+JUDGED_PARTS = ("test", "valid")  # in the order they are shown: what counts most comes first
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What a run folder holds.
+
+    Attributes:
+        folder: absolute path of the run.
+        settings, recipe, split, evaluation: the JSON files of those names.
+        model: ``model/topwork.json``; empty where it is gone.
+        history: one record a line of ``history.jsonl``: trials of the cross-validation, or epochs.
+        part_of: (N,) ``train``, ``valid``, ``test`` or "" for each sample of the manifest.
+        predictions: answers by part, for the judged parts that hold images.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    recipe: dict[str, Any]
+    split: dict[str, Any]
+    evaluation: dict[str, Any]
+    model: dict[str, Any]
+    history: tuple[dict[str, Any], ...]
+    manifest: Manifest
+    part_of: NDArray[np.str_]
+    predictions: dict[str, Predictions]
+
+    @property
+    def name(self) -> str:
+        """What the data are called: the name of their folder or table."""
+        path = str(self.settings.get("path") or self.manifest.root)
+        return Path(path).stem or path
+
+    @property
+    def main_part(self) -> str | None:
+        """The part whose figures come first: test, else valid, else none."""
+        return next(iter(self.predictions), None)
+
+    @cached_property
+    def rows_by_class(self) -> dict[str, dict[str, list[int]]]:
+        """Rows of the manifest by class name and part, in the manifest's order."""
+        rows: dict[str, dict[str, list[int]]] = {name: {} for name in self.manifest.classes}
+        for row, (sample, part) in enumerate(zip(self.manifest.samples, self.part_of.tolist(), strict=True)):
+            rows[sample.label].setdefault(part, []).append(row)
+        return rows
+
+    def confusion(self, part: str) -> dict[tuple[int, int], int]:
+        """Count of each (true, predicted) pair of labels that occurs."""
+        judged = self.evaluation[part]
+        if judged["confusion"] is None:
+            return {(true, predicted): n for true, predicted, n in judged["confusion_cells"]}
+        matrix = np.asarray(judged["confusion"], dtype=np.int64)
+        return {(int(t), int(p)): int(matrix[t, p]) for t, p in zip(*np.nonzero(matrix), strict=True)}
+
+
+def read_record(run: Path) -> Record:
+    """Reads a run folder.
+
+    Raises:
+        UsageError: no finished run there.
+        TopworkError: a file of it is damaged, with its name.
+    """
+    if not (run / "evaluation.json").is_file():
+        raise UsageError(f"{shown(str(run))}: no finished run here (evaluation.json is missing). topwork fit makes one.")
+    try:
+        manifest = load_manifest(run / "manifest.parquet")
+        evaluation = read_json(run / "evaluation.json")
+        part_of, predictions = _read_predictions(run / "predictions.parquet", manifest, evaluation)
+        history = (run / "history.jsonl").read_text().splitlines()
+        model = run / "model" / "topwork.json"
+        return Record(
+            folder=run.resolve(),
+            settings=read_json(run / "settings.json"),
+            recipe=read_json(run / "recipe.json"),
+            split=read_json(run / "split.json"),
+            evaluation=evaluation,
+            model=read_json(model) if model.is_file() else {},
+            history=tuple(json.loads(line) for line in history if line),
+            manifest=manifest,
+            part_of=part_of,
+            predictions=predictions,
+        )
+    except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
+        raise TopworkError(f"{shown(str(run))}: the run is damaged ({type(error).__name__}: {error}).") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    value = json.loads(path.read_text())
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return value
+
+
+def _read_predictions(
+    path: Path, manifest: Manifest, evaluation: dict[str, Any]
+) -> tuple[NDArray[np.str_], dict[str, Predictions]]:
+    """The part of every sample, and the answers of the judged parts."""
+    part_of = np.full(len(manifest.samples), "", dtype="<U5")
+    placed = pq.read_table(path, columns=["row", "part"])
+    part_of[placed["row"].to_numpy()] = np.array(placed["part"].to_pylist(), dtype="<U5")
+    predictions = {}
+    for part in JUDGED_PARTS:
+        if part not in evaluation or not evaluation[part]["n"]:
+            continue
+        table = pq.read_table(path, columns=["row", "logits"], filters=[("part", "=", part)])
+        classes = tuple(evaluation[part]["classes"])
+        index = {name: number for number, name in enumerate(classes)}
+        rows = table["row"].to_numpy()
+        labels = np.array([index.get(manifest.samples[row].label, -1) for row in rows.tolist()], dtype=np.int64)
+        logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(len(rows), len(classes))
+        predictions[part] = Predictions(classes, rows, labels, logits).labelled()
+    return part_of, predictions
+
+
+# ---- figures as text
+
+
+def percent(value: float | None, n_digits: int = 1) -> str:
+    """``95.4 %``; never 0 or 100 unless it is exactly that; a dash for what was not measured."""
+    if value is None or math.isnan(value):
+        return "–"
+    text = f"{100 * value:.{n_digits}f}"
+    while n_digits < 4 and ((float(text) >= 100 and value < 1) or (float(text) <= 0 and value > 0)):
+        n_digits += 1
+        text = f"{100 * value:.{n_digits}f}"
+    return f"{text}\u202f%"
+
+
+def decimal(value: float | None, n_digits: int = 3) -> str:
+    """``0.172``; a dash for what was not measured."""
+    return "–" if value is None else f"{value:.{n_digits}f}"
+
+
+def count(n: int, noun: str, plural: str | None = None) -> str:
+    """``1 image``, ``1,234 images``."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def quoted(name: str, longest: int = 48) -> str:
+    """A name inside a sentence: in quotation marks, and shortened where it would drown the sentence."""
+    text = shown(name)
+    return f"“{text if len(text) <= longest else text[: longest - 1] + '…'}”"

@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+
+from topwork.errors import UsageError
+from topwork.evaluation.calibration import (
+    fit_conformal,
+    fit_temperature,
+    prediction_sets,
+    target_precision_threshold,
+)
+from topwork.evaluation.curves import calibration_error
+from topwork.evaluation.predictions import log_softmax, softmax
+
+
+def draw(n, n_classes, seed, scale=3.0):
+    """Logits, and labels drawn from their softmax: calibrated at temperature 1."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, n_classes)) * scale
+    labels = (softmax(logits).cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
+    return logits, np.minimum(labels, n_classes - 1)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5, 8.0])
+def test_the_temperature_that_spoilt_the_logits_is_found(temperature):
+    logits, labels = draw(20_000, 6, 0)
+    assert fit_temperature(logits * temperature, labels) == pytest.approx(temperature, rel=0.03)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 200), st.integers(2, 12), st.floats(0.2, 5), st.integers(0, 10**6))
+def test_it_is_the_minimum_of_the_documented_loss(n, n_classes, factor, seed):
+    logits, labels = draw(n, n_classes, seed)
+    logits = logits * factor
+
+    def loss(u):
+        return -log_softmax(logits * np.exp(-u))[np.arange(n), labels].sum() + u**2 / 2
+
+    best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-9})
+    found = np.log(fit_temperature(logits, labels))
+    assert loss(found) <= loss(best.x) + 1e-6
+
+
+def test_perfect_held_out_images_do_not_promise_certainty():
+    for n in (10, 100, 1000):
+        labels = np.arange(n) % 4
+        temperature = fit_temperature(20.0 * np.eye(4)[labels], labels)
+        wrong = 1 - softmax(20.0 * np.eye(4)[labels] / temperature).max(axis=1).mean()
+        assert 0.05 / n < wrong < 1 / n
+
+
+def test_hopeless_logits_become_flat_but_stay_in_bounds():
+    labels = np.arange(300) % 3
+    temperature = fit_temperature(50.0 * np.eye(3)[(labels + 1) % 3], labels)
+    assert 19 < temperature <= 20
+
+
+def test_nothing_to_fit():
+    assert fit_temperature(np.empty((0, 3)), []) == 1.0
+    assert fit_temperature([[5.0, 1.0]], [-1]) == 1.0
+    assert fit_temperature([[5.0]], [0]) == 1.0
+
+
+def test_unknown_labels_change_nothing():
+    logits, labels = draw(300, 4, 1)
+    more = np.concatenate([logits, np.full((50, 4), 9.0)])
+    assert fit_temperature(more, np.append(labels, np.full(50, -1))) == fit_temperature(logits, labels)
+
+
+def test_calibrated_error_falls_and_answers_stay():
+    logits, labels = draw(4000, 5, 2)
+    fitted, held_out = slice(0, 2000), slice(2000, None)
+    spoilt = logits * 3
+    temperature = fit_temperature(spoilt[fitted], labels[fitted])
+
+    def error(scores):
+        stated = softmax(scores)
+        return calibration_error(stated.max(axis=1), stated.argmax(axis=1) == labels[held_out])
+
+    assert error(spoilt[held_out]) > 0.1
+    assert error(spoilt[held_out] / temperature) < 0.03
+
+
+def test_conformal_threshold_known_by_thought():
+    # nine held-out images: k = floor(10 * 0.1) = 1, so the smallest probability of a true class
+    own = np.arange(1, 10) / 10
+    stated = np.stack([own, 1 - own], axis=1)
+    assert fit_conformal(stated, np.zeros(9, int), 0.9) == pytest.approx(0.1)
+    assert fit_conformal(stated, np.zeros(9, int), 0.8) == pytest.approx(0.2)
+    # eight cannot promise 90 %: every class is in every set
+    assert fit_conformal(stated[:8], np.zeros(8, int), 0.9) == 0
+    assert prediction_sets(stated[:3], 0.0).all()
+
+
+def test_prediction_sets_known_by_thought():
+    stated = np.array([[0.7, 0.2, 0.1], [0.4, 0.35, 0.25], [0.3, 0.4, 0.3]])
+    assert prediction_sets(stated, 0.35).tolist() == [[True, False, False], [True, True, False], [False, True, False]]
+    assert prediction_sets(stated, 0.5).sum(axis=1).tolist() == [1, 0, 0]
+    assert prediction_sets(stated, 0.5, never_empty=True).sum(axis=1).tolist() == [1, 1, 1]
+    assert prediction_sets(np.empty((0, 3)), 0.5, never_empty=True).shape == (0, 3)
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
+@pytest.mark.parametrize("spoilt", [1.0, 3.0])
+def test_conformal_sets_cover_what_they_promise(coverage, spoilt):
+    # Over many splits into held-out and new images; also where the probabilities are badly calibrated.
+    covered = []
+    for seed in range(60):
+        logits, labels = draw(1200, 5, seed)
+        stated = softmax(logits * spoilt)
+        threshold = fit_conformal(stated[:200], labels[:200], coverage)
+        covered.append(prediction_sets(stated[200:], threshold)[np.arange(1000), labels[200:]].mean())
+    assert np.mean(covered) == pytest.approx(coverage, abs=0.02)
+
+
+def test_precision_threshold_known_by_thought():
+    confidence = np.array([0.9, 0.8, 0.7, 0.6])
+    stated = np.stack([confidence, 1 - confidence], axis=1)
+    labels = np.array([0, 0, 1, 0])  # right, right, wrong, right
+    assert target_precision_threshold(stated, labels, 0.99) == 0.8
+    assert target_precision_threshold(stated, labels, 0.75) == 0.0
+    assert target_precision_threshold(stated, labels, 0.7) == 0.0
+    assert target_precision_threshold(stated, 1 - labels, 0.9) is None
+    assert target_precision_threshold(stated, labels, 0.9, cautious=True) is None
+    assert target_precision_threshold(np.empty((0, 2)), [], 0.9) is None
+
+
+def test_ties_are_answered_together():
+    stated = np.array([[0.9, 0.1], [0.8, 0.2], [0.8, 0.2], [0.6, 0.4]])
+    assert target_precision_threshold(stated, [0, 0, 1, 1], 0.99) == 0.9
+
+
+def test_cautious_threshold_keeps_its_word_on_new_images():
+    kept = []
+    for seed in range(40):
+        logits, labels = draw(2500, 3, seed, scale=2.0)
+        stated = softmax(logits)
+        threshold = target_precision_threshold(stated[:500], labels[:500], 0.9, cautious=True)
+        answered = stated[500:].max(axis=1) >= threshold
+        kept.append((stated[500:].argmax(axis=1) == labels[500:])[answered].mean() >= 0.9)
+    assert np.mean(kept) > 0.75
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 90])
+def test_shares_outside_0_to_1_are_refused(share):
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        fit_conformal([[0.5, 0.5]], [0], share)
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        target_precision_threshold([[0.5, 0.5]], [0], share)

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from topwork.evaluation.curves import (
+    calibration_error,
+    calibration_error_interval,
+    precision_recall_curve,
+    reliability_bins,
+    roc_auc,
+    roc_curve,
+)
+from topwork.evaluation.predictions import Predictions
+
+
+def test_calibration_error_of_two_bins_known_by_thought():
+    # (0.9, 0.9) half right: gap 0.4 with weight 2/3; (0.6) right: gap 0.4 with weight 1/3
+    assert calibration_error([0.9, 0.9, 0.6], [True, False, True]) == pytest.approx(0.4)
+    assert calibration_error([1.0, 1.0], [True, True]) == 0
+    assert calibration_error([], []) is None
+
+
+def test_gaps_in_one_bin_cancel_and_in_two_do_not():
+    assert calibration_error([0.51, 0.51], [True, False], n_bins=10) == pytest.approx(0.01)
+    assert calibration_error([0.4, 0.6], [True, False], n_bins=10) == pytest.approx(0.6)
+
+
+def test_confidence_on_an_edge_belongs_to_the_lower_bin():
+    p = Predictions(("a", "b"), np.arange(1), np.array([0]), np.zeros((1, 2)))  # confidence exactly 0.5
+    assert [b.n for b in reliability_bins(p, n_bins=2)] == [1, 0]
+
+
+def calibrated(n, seed, scale=3.0, n_classes=5, temperature=1.0):
+    """Predictions whose labels are drawn from the very probabilities they state (at temperature 1)."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, n_classes)) * scale
+    stated = np.exp(logits - logits.max(axis=1, keepdims=True))
+    stated /= stated.sum(axis=1, keepdims=True)
+    labels = np.minimum((stated.cumsum(axis=1) < rng.random((n, 1))).sum(axis=1), n_classes - 1)
+    return Predictions(tuple("abcdefgh"[:n_classes]), np.arange(n), labels, logits / temperature)
+
+
+def test_calibrated_probabilities_have_almost_no_error():
+    p = calibrated(200_000, 0)
+    assert calibration_error(p.confidence, p.correct) < 0.005
+    bad = calibrated(200_000, 0, temperature=0.5)
+    assert calibration_error(bad.confidence, bad.correct) > 0.1
+
+
+def test_interval_reaches_zero_just_where_calibration_is_possible():
+    good, bad = calibrated(500, 1), calibrated(500, 1, temperature=0.3)
+    assert calibration_error_interval(good.confidence, good.correct).low == 0
+    assert calibration_error_interval(bad.confidence, bad.correct).low > 0.05
+
+
+def test_reliability_bins_hold_every_labelled_image_once():
+    p = calibrated(300, 2)
+    p = Predictions(p.classes, p.sample_indices, np.where(np.arange(300) < 10, -1, p.labels), p.logits)
+    bins = reliability_bins(p)
+    assert sum(b.n for b in bins) == 290
+    known = p.labelled()
+    error = sum(b.n * abs(b.confidence - b.accuracy) for b in bins if b.n) / 290
+    assert error == pytest.approx(calibration_error(known.confidence, known.correct))
+    empty = bins[0]  # five classes: no confidence below 0.2
+    assert (empty.n, empty.confidence, empty.accuracy, empty.accuracy_interval) == (0, None, None, None)
+    for b in bins:
+        assert b.n == 0 or b.low < b.confidence <= b.high
+        assert b.n == 0 or b.accuracy_interval.low <= b.accuracy <= b.accuracy_interval.high
+
+
+def test_auc_known_by_thought():
+    assert roc_auc([0, 1], [0.1, 0.9]) == 1
+    assert roc_auc([0, 1], [0.9, 0.1]) == 0
+    assert roc_auc([0, 1, 0, 1], [0.5, 0.5, 0.5, 0.5]) == 0.5
+    assert roc_auc([0, 1, 1], [0.3, 0.3, 0.9]) == 0.75
+    assert roc_auc([1, 1], [0.3, 0.9]) is None
+    assert roc_auc([], []) is None
+
+
+pairs = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_size=40)
+
+
+@settings(deadline=None)
+@given(pairs)
+def test_curves_equal_scikit_learn_ties_included(rows):
+    truth, scores = np.array([t for t, _ in rows]), np.array([s for _, s in rows]) / 7
+    if truth.any() and not truth.all():
+        assert roc_auc(truth, scores) == pytest.approx(sk.roc_auc_score(truth, scores))
+        ours = roc_curve(truth, scores)
+        false, true, thresholds = sk.roc_curve(truth, scores, drop_intermediate=False)
+        np.testing.assert_allclose(ours.false_positive_rate, false)
+        np.testing.assert_allclose(ours.true_positive_rate, true)
+        np.testing.assert_allclose(ours.thresholds, thresholds)
+        assert np.trapezoid(ours.true_positive_rate, ours.false_positive_rate) == pytest.approx(roc_auc(truth, scores))
+    else:
+        assert roc_curve(truth, scores) is None
+    if truth.any():
+        curve = precision_recall_curve(truth, scores)
+        assert curve.average_precision == pytest.approx(sk.average_precision_score(truth, scores))
+        precision, recall, thresholds = sk.precision_recall_curve(truth, scores)
+        np.testing.assert_allclose(curve.precision[::-1], precision[:-1])
+        np.testing.assert_allclose(curve.recall[::-1], recall[:-1])
+        np.testing.assert_allclose(curve.thresholds[::-1], thresholds)
+    else:
+        assert precision_recall_curve(truth, scores) is None

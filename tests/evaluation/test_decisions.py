@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from topwork.evaluation.decisions import Decision, Thresholds, decide
+
+STATED = np.array([[0.9, 0.1], [0.6, 0.4], [0.55, 0.45], [0.9, 0.1]])
+SCORES = np.array([0.1, 0.1, 0.1, 0.7])
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "expected"),
+    [
+        (Thresholds(), ["label", "label", "label", "label"]),
+        (Thresholds(confidence=0.6), ["label", "label", "ambiguous", "label"]),
+        (Thresholds(set_probability=0.42), ["label", "label", "ambiguous", "label"]),
+        (Thresholds(set_probability=0.4), ["label", "ambiguous", "ambiguous", "label"]),
+        (Thresholds(set_probability=0.7), ["label", "ambiguous", "ambiguous", "label"]),
+        (Thresholds(unknown=0.5), ["label", "label", "label", "unknown"]),
+        (Thresholds(unknown=0.7), ["label", "label", "label", "label"]),
+    ],
+)
+def test_each_rule_alone(thresholds, expected):
+    assert decide(STATED, SCORES, thresholds).tolist() == expected
+
+
+def test_unknown_goes_before_ambiguous_before_label():
+    rules = Thresholds(unknown=0.5, confidence=0.8)
+    assert decide(STATED, [0.1, 0.9, 0.1, 0.9], rules).tolist() == ["label", "unknown", "ambiguous", "unknown"]
+
+
+def test_without_a_detector_nothing_is_unknown():
+    assert decide(STATED, None, Thresholds(unknown=0.0)).tolist() == ["label"] * 4
+
+
+def test_an_infinite_score_is_unknown():
+    assert decide([[1.0, 0.0]], [np.inf], Thresholds(unknown=0.5)).tolist() == ["unknown"]
+
+
+def test_no_image():
+    rules = Thresholds(unknown=0.5, confidence=0.8, set_probability=0.5)
+    assert decide(np.empty((0, 2)), np.empty(0), rules).shape == (0,)
+
+
+def test_every_outcome_is_a_decision():
+    rules = Thresholds(unknown=0.5, confidence=0.8)
+    assert {Decision(value) for value in decide(STATED, SCORES, rules)} == set(Decision)

@@ -1,0 +1,255 @@
+import json
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from topwork.errors import UsageError
+from topwork.evaluation.metrics import (
+    LARGEST_DENSE_CONFUSION,
+    accuracy_by_class_size,
+    evaluate_part,
+    most_confused,
+    top_losses,
+)
+from topwork.evaluation.predictions import Predictions
+
+PART_KEYS = {
+    "n", "n_unknown_class", "accuracy", "balanced_accuracy", "top5_accuracy", "cross_entropy", "ece", "macro_f1",
+    "per_class", "confusion", "classes", "intervals",
+}  # fmt: skip
+
+
+def answers(labels, predicted, n_classes, logit=2.0):
+    """Predictions that answer ``predicted`` with one logit above the others."""
+    logits = np.zeros((len(labels), n_classes))
+    logits[np.arange(len(labels)), predicted] = logit
+    names = tuple("abcdefghij"[:n_classes]) if n_classes <= 10 else tuple(f"c{i}" for i in range(n_classes))
+    return Predictions(names, np.arange(len(labels)), np.asarray(labels, dtype=int), logits)
+
+
+def drawn(n, n_classes, seed=0, noise=1.0, unknown=0.0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, n_classes, n)
+    logits = rng.normal(size=(n, n_classes)) * noise
+    logits[np.arange(n), labels] += 2
+    labels[rng.random(n) < unknown] = -1
+    return Predictions(tuple(f"c{i}" for i in range(n_classes)), np.arange(n), labels, logits)
+
+
+def test_four_images_known_by_thought():
+    part = evaluate_part(answers([0, 0, 0, 1], [0, 0, 1, 1], 3), {"a": 7, "b": 9}).as_dict()
+    assert part["n"] == 4
+    assert part["accuracy"]["value"] == 0.75
+    # Wilson for 3 of 4, R: prop.test(3, 4, correct = FALSE)
+    assert part["accuracy"]["low"] == pytest.approx(0.3006418, abs=1e-6)
+    assert part["accuracy"]["high"] == pytest.approx(0.9544127, abs=1e-6)
+    assert part["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
+    assert part["macro_f1"] == pytest.approx((4 / 5 + 2 / 3) / 2)
+    assert part["confusion"] == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert part["classes"] == ["a", "b", "c"]
+    assert part["per_class"]["a"] == {"n_train": 7, "n": 3, "precision": 1.0, "recall": 2 / 3, "f1": 0.8}
+    assert part["per_class"]["b"] == {"n_train": 9, "n": 1, "precision": 0.5, "recall": 1.0, "f1": 2 / 3}
+    assert part["per_class"]["c"] == {"n_train": 0, "n": 0, "precision": None, "recall": None, "f1": None}
+    stated = np.exp(2) / (np.exp(2) + 2)
+    loss = -np.log([stated, stated, (1 - stated) / 2, stated]).mean()
+    assert part["cross_entropy"] == pytest.approx(loss)
+    assert part["ece"] == pytest.approx(abs(stated - 0.75))
+    assert part["top5_accuracy"] == 1.0
+    assert set(part) == PART_KEYS
+
+
+def test_roc_auc_only_for_two_classes():
+    two = evaluate_part(drawn(60, 2)).as_dict()
+    assert set(two) == PART_KEYS | {"roc_auc"}
+    assert set(two["intervals"]) == {
+        "balanced_accuracy", "top5_accuracy", "macro_f1", "ece", "cross_entropy", "roc_auc",
+    }  # fmt: skip
+    assert two["intervals"]["roc_auc"]["low"] < two["roc_auc"] < two["intervals"]["roc_auc"]["high"]
+
+
+def test_auc_of_saturated_probabilities_still_sees_the_order():
+    p = Predictions(("a", "b"), np.arange(3), np.array([0, 1, 1]), np.array([[0, 50.0], [0, 60.0], [0, 70.0]]))
+    assert (p.probabilities[:, 1] == p.probabilities[2, 1]).sum() > 1  # the probabilities do tie
+    assert evaluate_part(p).roc_auc == 1.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.integers(2, 8), st.integers(0, 10**6))
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::sklearn.exceptions.UndefinedMetricWarning")
+def test_equal_to_scikit_learn(n, n_classes, seed):
+    p = drawn(n, n_classes, seed)
+    part = evaluate_part(p, n_resamples=0)
+    present = np.unique(p.labels)
+    assert part.accuracy == pytest.approx(sk.accuracy_score(p.labels, p.predicted))
+    recall = sk.recall_score(p.labels, p.predicted, labels=present, average="macro", zero_division=0)
+    assert part.balanced_accuracy == pytest.approx(recall)
+    f1 = sk.f1_score(p.labels, p.predicted, labels=present, average="macro", zero_division=0)
+    assert part.macro_f1 == pytest.approx(f1)
+    np.testing.assert_array_equal(
+        part.confusion, sk.confusion_matrix(p.labels, p.predicted, labels=np.arange(n_classes))
+    )
+    assert part.cross_entropy == pytest.approx(sk.log_loss(p.labels, p.probabilities, labels=np.arange(n_classes)))
+    if n_classes > 5:
+        top = sk.top_k_accuracy_score(p.labels, p.logits, k=5, labels=np.arange(n_classes))
+        assert part.top5_accuracy == pytest.approx(top)
+    if n_classes == 2 and len(present) == 2:
+        assert part.roc_auc == pytest.approx(sk.roc_auc_score(p.labels, p.probabilities[:, 1]))
+    precision, recalls, f1s, _ = sk.precision_recall_fscore_support(
+        p.labels, p.predicted, labels=np.arange(n_classes), zero_division=0
+    )
+    for i, scores in enumerate(part.per_class.values()):
+        for ours, theirs in ((scores.precision, precision[i]), (scores.recall, recalls[i]), (scores.f1, f1s[i])):
+            assert ours is None or ours == pytest.approx(theirs)
+    if len(present) == n_classes:
+        assert part.balanced_accuracy == pytest.approx(sk.balanced_accuracy_score(p.labels, p.predicted))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 40), st.integers(1, 9), st.integers(0, 10**6), st.floats(0, 1))
+def test_every_part_is_valid_json_and_inside_its_intervals(n, n_classes, seed, unknown):
+    p = drawn(n, n_classes, seed, unknown=unknown)
+    part = evaluate_part(p, n_resamples=50).as_dict()
+    json.dumps(part, allow_nan=False)
+    assert part["n"] + part["n_unknown_class"] == n
+    assert np.sum(part["confusion"]) == part["n"]
+    for name, interval in part["intervals"].items():
+        value = part["roc_auc"] if name == "roc_auc" else part[name]
+        assert 0 <= interval["low"] <= value <= interval["high"]
+        assert name == "cross_entropy" or interval["high"] <= 1
+    if part["n"]:
+        assert part["accuracy"]["low"] <= part["accuracy"]["value"] <= part["accuracy"]["high"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(2, 6), st.integers(0, 10**6), st.randoms(use_true_random=False))
+def test_neither_the_order_of_images_nor_that_of_classes_matters(n, n_classes, seed, random):
+    p = drawn(n, n_classes, seed)
+    images, classes = random.sample(range(n), n), np.array(random.sample(range(n_classes), n_classes))
+    new_label = np.argsort(classes)
+    q = Predictions(
+        tuple(p.classes[c] for c in classes),
+        p.sample_indices[images],
+        new_label[p.labels[images]],
+        p.logits[images][:, classes],
+    )
+    a, b = evaluate_part(p, n_resamples=0), evaluate_part(q, n_resamples=0)
+    for name in ("accuracy", "balanced_accuracy", "top5_accuracy", "cross_entropy", "ece", "macro_f1"):
+        assert getattr(a, name) == pytest.approx(getattr(b, name))
+    assert a.per_class == b.per_class
+    for name, interval in a.intervals.items():
+        if name != "roc_auc":
+            assert (interval.low, interval.high) == pytest.approx((b.intervals[name].low, b.intervals[name].high))
+
+
+def test_no_image_at_all():
+    part = evaluate_part(answers([], np.empty(0, int), 3)).as_dict()
+    json.dumps(part, allow_nan=False)
+    assert part["n"] == 0
+    assert part["accuracy"] == {"value": None, "low": None, "high": None}
+    assert part["balanced_accuracy"] is None
+    assert part["ece"] is None
+    assert part["intervals"] == {}
+
+
+def test_images_of_unknown_class_are_counted_and_left_out():
+    with_unknown = evaluate_part(answers([0, 1, -1, -1], [0, 0, 1, 0], 2))
+    without = evaluate_part(answers([0, 1], [0, 0], 2))
+    assert with_unknown.n_unknown_class == 2
+    assert with_unknown.as_dict() == without.as_dict() | {"n_unknown_class": 2}
+
+
+def test_one_image():
+    part = evaluate_part(answers([1], [1], 2))
+    assert (part.accuracy, part.balanced_accuracy, part.macro_f1, part.roc_auc) == (1.0, 1.0, 1.0, None)
+    assert part.intervals["balanced_accuracy"].low < 0.5
+    assert "cross_entropy" not in part.intervals
+
+
+def test_one_class_present():
+    part = evaluate_part(answers([2, 2, 2, 2], [2, 2, 0, 2], 4))
+    assert part.accuracy == part.balanced_accuracy == 0.75
+    assert part.per_class["a"].precision == 0.0
+    assert part.per_class["a"].recall is None
+
+
+def test_a_perfect_part_is_not_known_to_be_perfect():
+    part = evaluate_part(answers(np.tile(np.arange(5), 20), np.tile(np.arange(5), 20), 5))
+    for name in ("balanced_accuracy", "macro_f1"):
+        interval = part.intervals[name]
+        assert 0.94 < interval.low < 0.98
+        assert interval.high == 1.0
+
+
+def test_a_thousand_classes_take_less_than_a_second():
+    p = drawn(10_000, 1_000)
+    start = time.process_time()
+    part = evaluate_part(p)
+    assert time.process_time() - start < 2  # 0.1 s measured; the bound leaves room for a busy machine
+    assert part.confusion.shape == (1000, 1000)
+
+
+def test_very_many_classes_keep_the_cells_only():
+    n_classes = LARGEST_DENSE_CONFUSION + 1
+    part = evaluate_part(answers([0, 0, 7, 7], [0, 5, 7, 7], n_classes))
+    as_dict = part.as_dict()
+    assert as_dict["confusion"] is None
+    assert as_dict["confusion_cells"] == [[0, 0, 1], [0, 5, 1], [7, 7, 2]]
+    assert [(c.true, c.predicted) for c in part.most_confused(3)] == [("c0", "c5")]
+
+
+def test_most_confused():
+    confusion = np.array([[5, 3, 0], [1, 20, 3], [0, 0, 4]])
+    found = most_confused(confusion, ("x", "y", "z"), 10)
+    assert [(c.true, c.predicted, c.count) for c in found] == [("x", "y", 3), ("y", "z", 3), ("y", "x", 1)]
+    assert found[0].fraction == 3 / 8
+    assert most_confused(confusion, ("x", "y", "z"), 1) == found[:1]
+    assert most_confused(np.eye(3, dtype=int), ("x", "y", "z"), 5) == ()
+
+
+def test_top_losses_leave_out_what_has_no_label():
+    logits = np.array([[3.0, 0], [0, 3], [0, 9], [0, 1]])
+    p = Predictions(("a", "b"), np.array([40, 41, 42, 43]), np.array([0, 0, -1, 0]), logits)
+    found = top_losses(p, 2)
+    assert [t.position for t in found] == [1, 3]
+    assert found[0].sample_index == 41
+    assert (found[0].true, found[0].predicted) == ("a", "b")
+    assert found[0].loss == pytest.approx(-np.log(1 / (1 + np.exp(3))))
+    assert len(top_losses(p, 99)) == 3
+
+
+def test_accuracy_by_class_size_finds_a_plain_trend():
+    labels = np.repeat(np.arange(8), 10)
+    predicted = labels.copy()
+    for c in range(8):
+        predicted[labels == c] = np.where(np.arange(10) < 2 + c, c, (c + 1) % 8)
+    n_train = dict(zip("abcdefgh", [5, 9, 20, 31, 40, 55, 60, 80], strict=True))
+    effect = accuracy_by_class_size(evaluate_part(answers(labels, predicted, 8), n_train))
+    assert effect.rank_correlation == pytest.approx(1.0)
+    assert effect.p_value < 0.01
+    assert effect.accuracy[0] == 0.2
+    assert effect.accuracy_intervals[0].low < 0.2 < effect.accuracy_intervals[0].high
+
+
+def test_accuracy_by_class_size_agrees_with_scipy():
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 10, 400)
+    predicted = np.where(rng.random(400) < 0.7, labels, rng.integers(0, 10, 400))
+    n_train = {name: int(v) for name, v in zip("abcdefghij", rng.integers(1, 6, 10), strict=True)}
+    effect = accuracy_by_class_size(evaluate_part(answers(labels, predicted, 10), n_train))
+    expected = spearmanr(effect.n_train, effect.accuracy)
+    assert effect.rank_correlation == pytest.approx(expected.statistic)
+    assert effect.p_value == pytest.approx(expected.pvalue, abs=0.05)
+
+
+def test_accuracy_by_class_size_without_variation_or_counts():
+    p = answers([0, 1, 2], [0, 1, 2], 3)
+    effect = accuracy_by_class_size(evaluate_part(p, {"a": 3, "b": 3, "c": 3}))
+    assert effect.rank_correlation is None
+    with pytest.raises(UsageError, match="n_train"):
+        accuracy_by_class_size(evaluate_part(p))

@@ -1,0 +1,155 @@
+"""Every engine gives torch's features; batches, order and process do not show; a bad form is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from topwork.errors import UsageError
+from topwork.features import engine as engines
+from topwork.features.engine import (
+    BATCH,
+    TorchEngine,
+    compiled_path,
+    feature_network,
+    feature_stages,
+    fingerprint,
+    load_engine,
+)
+from topwork.models.backbone import load_backbone
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_backbone("random:test_efficientnet")
+
+
+@pytest.fixture(scope="module")
+def images(tiny):
+    rng = np.random.default_rng(1)
+    return rng.integers(0, 256, (BATCH + 9, tiny.spec.height, tiny.spec.width, 3), dtype=np.uint8)
+
+
+def cosine(a, b):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return ((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min()
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_openvino_agrees_with_torch(tiny, images, precision):
+    engine = load_engine(tiny, "openvino", precision) if precision == "f32" else load_engine(tiny)
+    with torch.inference_mode():
+        last, stages = feature_network(tiny)(torch.from_numpy(images))
+    found = engine.run(images)
+    least = engines.LEAST_COSINE[engine.precision]
+    assert cosine(found["last"], last.numpy()) > least
+    assert cosine(found["stages"], stages.numpy()) > least
+
+
+def test_features_are_what_timm_computes_from_normalised_pixels(tiny, images):
+    """The graph's own normalisation and hooks against timm called by hand."""
+    network = tiny.module()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (tiny.spec.mean, tiny.spec.std))
+    x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
+    with torch.inference_mode():
+        expected = network(x).numpy()
+        maps = network.forward_intermediates(x, intermediates_only=True)
+    found = TorchEngine(tiny, "f32").run(images)
+    np.testing.assert_allclose(found["last"], expected, atol=2e-3, rtol=2e-3)
+    last_map = maps[-1]
+    pooled = torch.cat([last_map.mean((2, 3)), last_map.amax((2, 3))], 1).numpy()
+    np.testing.assert_allclose(found["stages"][:, -pooled.shape[1] :], pooled, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["openvino", "torch"])
+def test_an_image_has_the_same_features_alone_and_in_any_batch(tiny, images, kind):
+    engine = load_engine(tiny, kind)
+    together = engine.run(images)
+    alone = [engine.run(images[n : n + 1]) for n in range(len(images))]
+    backwards = engine.run(images[::-1])
+    for name in ("last", "stages"):
+        if kind == "openvino":
+            np.testing.assert_array_equal(together[name], np.concatenate([batch[name] for batch in alone]))
+            np.testing.assert_array_equal(together[name], backwards[name][::-1])
+        else:
+            np.testing.assert_allclose(together[name], backwards[name][::-1], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext", "swin_tiny_patch4_window7_224", "vgg11"])
+def test_other_families_give_features(name):
+    backbone = load_backbone(f"random:{name}")
+    images = np.zeros((2, backbone.spec.height, backbone.spec.width, 3), np.uint8)
+    found = TorchEngine(backbone, "f32").run(images)
+    assert found["last"].shape == (2, backbone.n_features)
+    assert found["stages"].shape[1] > 0
+    assert len(feature_stages(backbone)) <= engines.MAX_STAGES
+
+
+def test_the_compiled_form_is_kept_and_needs_no_torch(tiny):
+    load_engine(tiny, "openvino", "f32")
+    program = (
+        "import sys\nfrom topwork.models.backbone import load_backbone\nfrom topwork.features.engine import load_engine\n"
+        "import numpy as np\nb = load_backbone('random:test_efficientnet')\n"
+        "load_engine(b, 'openvino', 'f32').run(np.zeros((1, b.spec.height, b.spec.width, 3), np.uint8))\n"
+        "assert 'torch' not in sys.modules and 'timm' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_form_that_differs_from_torch_is_refused(tiny, tmp_path, monkeypatch):
+    """Planted: a compiled form of other weights, which the check on drawn images must catch."""
+    import dataclasses
+    import shutil
+
+    folder = tmp_path / "backbone"
+    shutil.copytree(tiny.folder, folder)
+    for old in folder.glob("openvino-*"):
+        old.unlink()
+    mine = dataclasses.replace(tiny, folder=folder)
+    honest = engines._write_ir
+
+    def planted(model, xml):
+        honest(model, xml)
+        weights = np.fromfile(xml.with_suffix(".bin"), np.float32)
+        weights[len(weights) // 3 :] *= -1.7
+        weights.tofile(xml.with_suffix(".bin"))
+
+    monkeypatch.setattr(engines, "_write_ir", planted)
+    with pytest.raises(UsageError, match="does not reproduce"):
+        load_engine(mine, "openvino")
+    assert load_engine(mine, "auto").kind == "torch"
+
+
+def test_a_torn_compiled_form_is_made_again(tiny, images):
+    engine = load_engine(tiny, "openvino", "f32")
+    expected = engine.run(images[:2])["last"]
+    compiled_path(tiny).with_suffix(".json").write_text("{")
+    np.testing.assert_array_equal(load_engine(tiny, "openvino", "f32").run(images[:2])["last"], expected)
+    assert json.loads(compiled_path(tiny).with_suffix(".json").read_text())["cosine"]["f32"] > 0.9999
+
+
+def test_the_fingerprint_changes_with_everything_a_feature_depends_on(tiny):
+    engine = load_engine(tiny, "openvino", "f32")
+    other_precision = TorchEngine(tiny, "f32")
+    prints = {
+        fingerprint(tiny, engine),
+        fingerprint(tiny, other_precision),
+        fingerprint(tiny.with_spec(height=96), engine),
+        fingerprint(tiny.with_spec(fit="crop"), engine),
+        fingerprint(load_backbone("random:test_resnet"), engine),
+    }
+    assert len(prints) == 5
+
+
+def test_nothing_is_reported_to_anybody(tiny):
+    """OpenVINO's package reports its import to its makers unless kept from it."""
+    program = (
+        "import sys, topwork.features.engine as e\ne._openvino()\n"
+        "assert sys.modules.get('openvino_telemetry') is None"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,149 @@
+"""The solver finds scikit-learn's optimum; the choice is made on train only, with groups kept whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+
+from topwork.errors import UsageError
+from topwork.features.probe import SoftmaxRegression, _folds, class_weights, fit_probe
+
+
+class ArrayFeatures:
+    """Features held in memory, with the two methods that the probe uses."""
+
+    def __init__(self, last, stages=None):
+        self.blocks = {"last": last, "stages": np.zeros((len(last), 0), np.float16) if stages is None else stages}
+
+    def block(self, name, rows=None):
+        return self.blocks[name] if rows is None else self.blocks[name][rows]
+
+    def __len__(self):
+        return len(self.blocks["last"])
+
+
+def blobs(n=240, d=20, n_classes=4, spread=1.5, seed=0):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % n_classes
+    centres = rng.normal(size=(n_classes, d))
+    return (centres[y] + spread * rng.normal(size=(n, d))).astype(np.float16), y
+
+
+@pytest.mark.parametrize(("n", "d"), [(240, 20), (40, 90)], ids=["more rows", "more columns"])
+@pytest.mark.parametrize("penalty", [1.0, 0.01])
+def test_the_solver_finds_the_optimum_of_scikit_learn(n, d, penalty):
+    x, y = blobs(n, d)
+    x = x.astype(np.float32)
+    x -= x.mean(0)
+    weights = np.random.default_rng(1).uniform(0.2, 2, n)
+    problem = SoftmaxRegression(x, y, 4, np.stack([weights, np.ones(n)]))
+    problem.solve(penalty, tolerance=1e-9, max_steps=400)
+    found, bias = problem.solution()
+    for k, w in enumerate((weights, np.ones(n))):
+        reference = LogisticRegression(C=1 / (penalty * w.sum()), tol=1e-8, max_iter=5000).fit(x, y, sample_weight=w)
+        ours = x @ found[k].T + bias[k]
+        theirs = reference.decision_function(x)
+        np.testing.assert_allclose(
+            ours - ours.mean(1, keepdims=True), theirs - theirs.mean(1, keepdims=True), atol=2e-2
+        )
+
+
+def test_problems_side_by_side_do_not_touch_each_other():
+    x, y = blobs()
+    x = x.astype(np.float32) - x.astype(np.float32).mean(0)
+    masks = (np.arange(len(y)) % 3 != np.arange(3)[:, None]).astype(float)
+    together = SoftmaxRegression(x, y, 4, masks)
+    together.solve(0.1, 1e-8, 300)
+    for k in range(3):
+        alone = SoftmaxRegression(x, y, 4, masks[k : k + 1])
+        alone.solve(0.1, 1e-8, 300)
+        np.testing.assert_allclose(together.logits()[k], alone.logits()[0], atol=5e-3)
+
+
+def test_the_head_reproduces_its_own_training():
+    x, y = blobs(spread=0.3)
+    probe = fit_probe(ArrayFeatures(x), y, 4)
+    assert (probe.head.logits({"last": x}).argmax(1) == y).mean() > 0.97
+    assert probe.head.kind == "plain"
+    assert sum(trial.chosen for trial in probe.trials) == 1
+
+
+def test_out_of_fold_logits_are_honest():
+    """On labels drawn at random, accuracy out of fold is chance, while the head itself learns them by heart."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 400)).astype(np.float16), rng.integers(0, 2, 300)
+    probe = fit_probe(ArrayFeatures(x), y, 2)
+    accuracy = (probe.out_of_fold_logits.argmax(1) == y[probe.rows]).mean()
+    assert 0.38 < accuracy < 0.62
+
+
+def test_only_training_rows_are_read():
+    x, y = blobs()
+    rows = np.arange(0, 240, 2)
+    one = fit_probe(ArrayFeatures(x), y, 4, rows=rows)
+    x2, y2 = x.copy(), y.copy()
+    x2[1::2], y2[1::2] = np.nan, 0
+    two = fit_probe(ArrayFeatures(x2), y2, 4, rows=rows)
+    np.testing.assert_array_equal(one.head.weight, two.head.weight)
+
+
+def test_an_extended_head_wins_only_when_it_is_ahead():
+    x, y = blobs(spread=3.0)
+    telling = np.eye(4)[y].astype(np.float16) * 3 + np.random.default_rng(3).normal(size=(240, 4)).astype(np.float16) * 0.3
+    noise = np.random.default_rng(4).normal(size=(240, 4)).astype(np.float16)
+    assert fit_probe(ArrayFeatures(x, telling), y, 4).head.kind == "extended"
+    assert fit_probe(ArrayFeatures(x, telling), y, 4, head="plain").head.kind == "plain"
+    assert fit_probe(ArrayFeatures(x, noise), y, 4).head.kind == "plain"
+    assert fit_probe(ArrayFeatures(x, noise), y, 4, head="extended").head.kind == "extended"
+
+
+def test_one_class_is_refused():
+    x, _ = blobs()
+    with pytest.raises(UsageError, match="at least two classes"):
+        fit_probe(ArrayFeatures(x), np.zeros(240, int), 1)
+
+
+def test_class_weights_start_where_the_ratio_passes_three():
+    assert class_weights(np.repeat([0, 1], [30, 10]), 2) is None
+    weights = class_weights(np.repeat([0, 1], [31, 10]), 2)
+    np.testing.assert_allclose(weights * [31, 10], [20.5, 20.5])
+    assert class_weights(np.repeat([0, 2], [40, 10]), 3)[1] == 0
+
+
+@settings(max_examples=40)
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=2, max_size=8),
+    group_size=st.integers(1, 4),
+    seed=st.integers(0, 5),
+)
+def test_no_group_straddles_two_folds(counts, group_size, seed):
+    y = np.repeat(np.arange(len(counts)), counts)
+    group = np.arange(len(y)) // group_size
+    folds, rows = _folds(y, group, len(counts), 16, seed)
+    assert len(rows) == len(y)
+    for number in np.unique(group):
+        assert len(set(folds[group[rows] == number].tolist())) == 1
+    assert set(folds.tolist()) == set(range(folds.max() + 1))
+
+
+def test_a_class_with_a_single_image_is_no_obstacle():
+    x, y = blobs()
+    y = y.copy()
+    y[y == 3] = 0
+    y[7] = 3
+    probe = fit_probe(ArrayFeatures(x), y, 4)
+    assert np.isfinite(probe.head.weight).all()
+
+
+def test_many_images_are_chosen_from_but_all_are_fitted(monkeypatch):
+    from topwork.features import probe as module
+
+    monkeypatch.setattr(module, "STEP_BUDGET", 240 * 20 * 4 * 1.0)
+    x, y = blobs()
+    probe = fit_probe(ArrayFeatures(x), y, 4)
+    assert len(probe.rows) < 240
+    assert probe.trials[0].n_folds == 3
+    assert set(y[probe.rows].tolist()) == {0, 1, 2, 3}
