@@ -22,6 +22,7 @@ from topwork.errors import TopworkError, UsageError
 from topwork.settings import DataSettings, FitSettings
 
 TOO_MANY_REJECTS = 3
+STDIN = "(stdin)"  # stands for a lone "-", which the parser would take for an option
 
 app = App(
     name="topwork",
@@ -226,7 +227,7 @@ def predict(
     from topwork.shipping.predictor import Predictor
     from topwork.terminal import Terminal, table
 
-    inputs = list_inputs(sys.stdin.read().splitlines() if images == ["-"] else images)
+    inputs = list_inputs(sys.stdin.read().splitlines() if images == [STDIN] else images)
     with Terminal(common.quiet) as terminal:
         terminal.step("predict")
         predictor = Predictor(model, n_top=top)
@@ -423,7 +424,7 @@ def main(tokens: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if tokens is None else tokens
     _catch_signals()
     try:
-        status = app(arguments)
+        status = app([STDIN if token == "-" else token for token in arguments])
     except Interrupted as interrupted:
         print(f"topwork: ended by {interrupted}; what was embedded is kept, run it again.", file=sys.stderr)
         status = 128 + interrupted.signum

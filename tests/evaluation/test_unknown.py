@@ -3,7 +3,7 @@ import pytest
 
 from topwork.errors import UsageError
 from topwork.evaluation.curves import roc_auc
-from topwork.evaluation.unknown import fit_unknown
+from topwork.evaluation.unknown import _centres_per_class, fit_unknown
 
 
 def features_of(n_classes, n, seed, spread=0.6, n_features=64, first=0):
@@ -70,12 +70,15 @@ def test_scale_and_half_precision_do_not_matter():
 
 
 def test_what_is_stored_stays_small():
-    known, labels = features_of(20, 4000, 7, n_features=1280)
+    known, labels = features_of(20, 1000, 7, n_features=1280)
     detector = fit_unknown(known, labels)
     assert detector.centres.dtype == np.float16
     assert detector.centres.nbytes < 4_100_000
-    many, many_labels = features_of(150, 20_000, 8, n_features=1280)
-    assert fit_unknown(many, many_labels).centres.nbytes < 4_100_000
+    for n_classes, n_images in ((3, 10_000), (150, 200), (1000, 20), (1500, 500)):
+        quotas = _centres_per_class(np.full(n_classes, n_images), 1280)
+        assert min(quotas) >= 1
+        assert sum(quotas) * 1280 * 2 < 4_100_000
+    assert sum(_centres_per_class(np.full(10_000, 50), 1280)) == 10_000
 
 
 def test_a_single_image_per_class_calls_nothing_unknown():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -102,27 +104,29 @@ def test_the_compiled_form_is_kept_and_needs_no_torch(tiny):
 
 
 def test_a_form_that_differs_from_torch_is_refused(tiny, tmp_path, monkeypatch):
-    """Planted: a compiled form of other weights, which the check on drawn images must catch."""
-    import dataclasses
-    import shutil
+    """Planted: the compiled form of other weights, which the check on drawn images must catch."""
+    from safetensors.torch import load_file, save_file
 
-    folder = tmp_path / "backbone"
-    shutil.copytree(tiny.folder, folder)
-    for old in folder.glob("openvino-*"):
-        old.unlink()
-    mine = dataclasses.replace(tiny, folder=folder)
+    mine, other = (copied(tiny, tmp_path / name) for name in ("mine", "other"))
+    weights = load_file(other.folder / "model.safetensors")
+    save_file({k: v.flip(0) if v.ndim == 4 else v for k, v in weights.items()}, other.folder / "model.safetensors")
+    load_engine(other, "openvino", "f32")
     honest = engines._write_ir
 
     def planted(model, xml):
         honest(model, xml)
-        weights = np.fromfile(xml.with_suffix(".bin"), np.float32)
-        weights[len(weights) // 3 :] *= -1.7
-        weights.tofile(xml.with_suffix(".bin"))
+        for suffix in (".xml", ".bin"):
+            shutil.copy(compiled_path(other).with_suffix(suffix), xml.with_suffix(suffix))
 
     monkeypatch.setattr(engines, "_write_ir", planted)
     with pytest.raises(UsageError, match="does not reproduce"):
         load_engine(mine, "openvino")
     assert load_engine(mine, "auto").kind == "torch"
+
+
+def copied(backbone, folder):
+    shutil.copytree(backbone.folder, folder, ignore=shutil.ignore_patterns("openvino-*"))
+    return dataclasses.replace(backbone, folder=folder)
 
 
 def test_a_torn_compiled_form_is_made_again(tiny, images):

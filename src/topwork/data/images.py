@@ -19,6 +19,8 @@ What every format has in common, and every reader (``jpeg.py``, ``png.py`` ...) 
 
 from __future__ import annotations
 
+import struct
+
 from topwork.data import jpeg
 from topwork.data.raster import BACKGROUND as BACKGROUND
 from topwork.data.raster import MAX_MEMORY_BYTES as MAX_MEMORY_BYTES
@@ -76,8 +78,9 @@ def decode(data: bytes, *, min_side: int | None = None) -> Decoded:
         raise
     except MemoryError as error:
         raise ImageError(OUT_OF_MEMORY) from error
-    except Exception as error:
-        # Damaged files make decoders fail in ways nobody can list (struct.error, zlib.error, OSError, ValueError ...).
+    except (OSError, IndexError, struct.error) as error:  # what Pillow and the readers meet when data are missing
+        raise ImageError("damaged or truncated image data") from error
+    except Exception as error:  # damaged files make decoders fail in more ways than anybody can list
         raise ImageError(f"damaged {sniff(data[:HEAD_BYTES])} file ({_short(error)})") from error
 
 

@@ -33,11 +33,14 @@ _FOR_PIXELS = _FRAMES | {0xC4, 0xCC, 0xDB, 0xDD, _APP0, _APP14}  # and tables, r
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # within a scan: neither stuffed zero, restart nor fill byte
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
+# libjpeg reports the first warning it has. These mean lost pixels, whatever else is wrong.
+_LOSS = re.compile("remature end|bad Huffman|bad arithmetic|instead of RST|progression")
 _ALL_COEFFICIENTS = (1 << 64) - 1
 _PADDING = bytes(8) + bytes(i * 73 % 251 for i in range(2048))  # zeros, because arithmetic coders leave those out
-# A scan of nearly no bytes still costs a pass over every block. Real files have up to about 20.
+# A scan of nearly no bytes still costs a pass over every block, 0.4 ns a pixel. Real files have up to about 20.
 _MAX_SCANS = 500
-_MAX_SCAN_PIXELS = 3_000_000_000
+_MAX_SCAN_PIXELS = 6_000_000_000
+_MAX_ARITHMETIC_BYTES = 20_000_000  # 3 s, and twice that to find out whether all is there
 _MAX_RETRY_PIXELS = 200_000_000  # decoded in all while looking for stray bytes
 
 
@@ -71,9 +74,10 @@ def decode(data: bytes, min_side: int | None) -> Decoded:
     try:
         pixels = _decode(data, size)
     except ValueError as error:
-        pixels = _decode_cleaned(_without_metadata(data, header), header, size, error)
+        data = _without_metadata(data, header)
+        pixels = _decode_cleaned(data, header, size, error)
     if header.frame in _ARITHMETIC:
-        _check_complete(pixels, _decode(_padded(data, header.scan), size, strict=False))
+        _check_complete(pixels, _decode(_padded(data), size, strict=False))
     shown = (header.height, header.width) if header.orientation >= 5 else (header.width, header.height)
     mode = _MODES[header.n_components]
     facts = ImageFacts("JPEG", shown[0], shown[1], mode, header.orientation, False, mode == "L")
@@ -148,6 +152,8 @@ def _least_size(header: _Header, min_side: int | None) -> _Size:
 def _check(header: _Header, data: bytes, size: _Size) -> None:
     """Raises ImageError if decoding would cost too much, or if scans are missing."""
     check_size(header.width, header.height)
+    if header.frame in _ARITHMETIC and len(data) > _MAX_ARITHMETIC_BYTES:
+        raise ImageError("too costly to decode: too much arithmetic coding")
     n_pixels = header.width * header.height
     n_out = size.width * size.height or n_pixels
     memory = len(data) + n_out * (7 if header.n_components == 4 else 6 if header.orientation > 1 else 3)
@@ -175,7 +181,10 @@ def _check_scans(header: _Header, data: bytes, n_pixels: int) -> None:
             if n_scans > min(_MAX_SCANS, max(20, _MAX_SCAN_PIXELS // n_pixels)):
                 raise ImageError("too costly to decode: too many scans")
             n_components = data[start + 4]
-            first, last, bits = data[start + 5 + 2 * n_components : start + 8 + 2 * n_components]
+            selection = data[start + 5 + 2 * n_components : start + 8 + 2 * n_components]
+            if len(selection) < 3:
+                break  # the file ends here
+            first, last, bits = selection
             if header.frame not in _PROGRESSIVE:
                 first, last, bits = 0, 63, 0
             if bits & 15 == 0:  # otherwise a later scan brings the low bits
@@ -201,12 +210,14 @@ def _markers(data: bytes, start: int) -> Iterator[tuple[int, int]]:
 
 def _decode_cleaned(data: bytes, header: _Header, size: _Size, first_error: ValueError) -> Pixels:
     """Decodes a copy without metadata, and if need be without stray bytes, or raises ImageError with the reason."""
-    if "subsampling" in str(first_error):
+    message = str(first_error)
+    if "subsampling" in message:
         return _decode_with_pillow(data, size)
-    try:
-        return _decode(data, size)
-    except ValueError as error:
-        message = str(error)
+    if not _LOSS.search(message):
+        try:
+            return _decode(data, size)
+        except ValueError as error:
+            message = str(error)
     if stray := _STRAY.search(message):
         for mended in _without_stray(data, int(stray[1]), int(stray[2], 16), header.width * header.height):
             try:
@@ -238,7 +249,7 @@ def _without_metadata(data: bytes, header: _Header) -> bytes:
 
 def _without_stray(data: bytes, n_stray: int, marker: int, n_pixels: int) -> Iterator[bytes]:
     """Copies of the file, each with the stray bytes before one of the markers of that kind cut out."""
-    scan = next(start for found, start, _ in _segments(data) if found == _SOS)
+    scan = _first_scan(data)
     n_tries = max(1, _MAX_RETRY_PIXELS // n_pixels)
     places = [start for found, start in _markers(data, scan) if found == marker and start - n_stray > scan]
     for start in places[:n_tries]:
@@ -247,9 +258,8 @@ def _without_stray(data: bytes, n_stray: int, marker: int, n_pixels: int) -> Ite
 
 def _decode_with_pillow(data: bytes, size: _Size) -> Pixels:
     """Decodes samplings that simplejpeg does not know. Pillow ignores libjpeg's warnings, so losses are looked for."""
-    scan = next(start for found, start, _ in _segments(data) if found == _SOS)
     pixels = _pillow_pixels(data, size)
-    _check_complete(pixels, _pillow_pixels(_padded(data, scan), size))
+    _check_complete(pixels, _pillow_pixels(_padded(data), size))
     return pixels
 
 
@@ -262,9 +272,13 @@ def _pillow_pixels(data: bytes, size: _Size) -> Pixels:
         return np.array(image.convert("RGB"))
 
 
-def _padded(data: bytes, scan: int) -> bytes:
+def _first_scan(data: bytes) -> int:
+    return next(start for marker, start, _ in _segments(data) if marker == _SOS)
+
+
+def _padded(data: bytes) -> bytes:
     """The file with meaningless data appended to its last scan, up to the end of the image."""
-    end = next((start for marker, start in _markers(data, scan) if marker == _EOI), len(data))
+    end = next((start for marker, start in _markers(data, _first_scan(data)) if marker == _EOI), len(data))
     return data[:end] + _PADDING + b"\xff\xd9"
 
 

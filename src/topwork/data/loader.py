@@ -20,6 +20,7 @@ import pyarrow as pa
 from topwork.data.images import DECODER_VERSION, ImageFacts, decode
 from topwork.data.shards import append_shard, read_shards
 from topwork.data.sources import Entry
+from topwork.data.traits import VIEW, Traits, TraitStore, traits_of
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input
 from topwork.errors import ImageError
 
@@ -41,7 +42,7 @@ class Visitor(Protocol):
 
 @dataclass(frozen=True)
 class Loaded:
-    """One entry after reading: facts or a reason against it, and pixels when the visitor wanted them."""
+    """One entry after reading: facts or a reason against it, pixels when the visitor wanted them, traits when new."""
 
     entry: Entry
     content_hash: str
@@ -49,6 +50,7 @@ class Loaded:
     facts: ImageFacts | None = None
     reason: str | None = None
     pixels: Pixels | None = None
+    traits: Traits | None = None
 
 
 class FactsStore:
@@ -92,11 +94,12 @@ def load_images(
     facts: FactsStore,
     visitor: Visitor | None = None,
     n_threads: int | None = None,
+    traits: TraitStore | None = None,
 ) -> Iterator[Loaded]:
     """Yields one Loaded for each entry, in order; a bad image is a Loaded with a reason, never an exception."""
 
     def load(entry: Entry) -> Loaded:
-        return _load(entry, read, facts, visitor)
+        return _load(entry, read, facts, visitor, traits)
 
     yield from in_order(load, entries, n_threads)
 
@@ -124,7 +127,13 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _load(entry: Entry, read: Callable[[Entry], bytes], facts: FactsStore, visitor: Visitor | None) -> Loaded:
+def _load(
+    entry: Entry,
+    read: Callable[[Entry], bytes],
+    facts: FactsStore,
+    visitor: Visitor | None,
+    traits: TraitStore | None,
+) -> Loaded:
     content_hash, n_bytes = "", 0
     try:
         data = read(entry)
@@ -132,16 +141,31 @@ def _load(entry: Entry, read: Callable[[Entry], bytes], facts: FactsStore, visit
         known = facts.get(content_hash)
         if isinstance(known, str):
             raise ImageError(known)
-        wanted = visitor is not None and visitor.wants(content_hash)
-        if known is not None and not wanted:
+        spec = visitor.spec if visitor is not None and visitor.wants(content_hash) else None
+        is_described = traits is None or content_hash in traits
+        if known is not None and spec is None and is_described:
             return Loaded(entry, content_hash, n_bytes, known)
-        decoded = decode(data, min_side=visitor.spec.min_side if visitor and wanted else CHECK_SIDE)
-        pixels = fit_to_input(decoded.pixels, visitor.spec) if visitor and wanted else None
+        # The visitor's size alone decides, so that its pixels are those that prediction would see.
+        min_side = spec.min_side if spec else CHECK_SIDE if is_described else VIEW.min_side
+        decoded = decode(data, min_side=min_side)
+        pixels = fit_to_input(decoded.pixels, spec) if spec else None
+        found = None if is_described else traits_of(data, _standard_view(decoded.pixels, pixels, spec))
     except ImageError as error:
         return Loaded(entry, content_hash, n_bytes, reason=str(error))
     except MemoryError:
         return Loaded(entry, "", n_bytes, reason="not enough memory to decode it")
-    return Loaded(entry, content_hash, n_bytes, decoded.facts, pixels=pixels)
+    return Loaded(entry, content_hash, n_bytes, decoded.facts, pixels=pixels, traits=found)
+
+
+def _standard_view(decoded: Pixels, pixels: Pixels | None, spec: InputSpec | None) -> Pixels:
+    """The view that traits are taken from; usually the one that was made for the network anyway."""
+    same = spec and (spec.height, spec.width, spec.fit, spec.interpolation) == (
+        VIEW.height,
+        VIEW.width,
+        VIEW.fit,
+        VIEW.interpolation,
+    )
+    return pixels if same and pixels is not None else fit_to_input(decoded, VIEW)
 
 
 def _facts_schema() -> pa.Schema:

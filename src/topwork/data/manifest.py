@@ -11,17 +11,21 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from topwork.data.loader import FactsStore, Loaded, Visitor, load_images
 from topwork.data.shards import atomic_file
-from topwork.data.sources import Listing, Reject, list_data, natural_key, read_regular_file, shown
+from topwork.data.layouts import LABEL_SEPARATOR
+from topwork.data.sources import Listing, Reject, Rules, list_data, natural_key, read_image, shown
+from topwork.data.traits import TraitStore, TraitTable
 from topwork.errors import UsageError
 from topwork.settings import cache_folder
 
@@ -30,7 +34,10 @@ FEW_IMAGES = 10  # a class with fewer training images than this is named before 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image. ``path`` is relative to the manifest's root; width and height in pixels, upright."""
+    """One image. ``path`` is relative to the manifest's root; width and height in pixels, upright.
+
+    Where an image may have several labels, ``label`` holds them all in natural order, joined by ``|``.
+    """
 
     path: str
     label: str
@@ -44,6 +51,7 @@ class Sample:
     width: int
     height: int
     orientation: int
+    is_gray: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,10 +59,11 @@ class Manifest:
     """The images of a data set.
 
     Attributes:
-        root: folder that the paths are relative to.
+        root: folder that the paths are relative to, or the archive or Parquet file that holds the images.
         layout: how the data was laid out (see ``data/sources.py``).
         classes: class names that have images, in natural order; a label is an index into them.
         notes: sentences the user should read before training.
+        multi_label: an image may have several labels; then ``labels`` has no meaning, and ``label_matrix`` has.
     """
 
     root: Path
@@ -63,18 +72,40 @@ class Manifest:
     classes: tuple[str, ...]
     rejects: tuple[Reject, ...]
     notes: tuple[str, ...] = ()
+    multi_label: bool = False
 
     @property
     def counts(self) -> dict[str, int]:
         """Number of images of each class."""
-        found = Counter(sample.label for sample in self.samples)
+        found = Counter(name for sample in self.samples for name in self.names_of(sample))
         return {name: found[name] for name in self.classes}
+
+    def names_of(self, sample: Sample) -> list[str]:
+        """The class names of one sample."""
+        return sample.label.split(LABEL_SEPARATOR) if self.multi_label else [sample.label]
 
     @property
     def labels(self) -> list[int]:
-        """Class index of each sample."""
+        """Class index of each sample.
+
+        Raises:
+            UsageError: an image may have several labels.
+        """
+        if self.multi_label:
+            raise UsageError(
+                "Images with several labels (--multi-label) can be scanned, split and judged, but not trained on yet."
+            )
         index = {name: number for number, name in enumerate(self.classes)}
         return [index[sample.label] for sample in self.samples]
+
+    @property
+    def label_matrix(self) -> NDArray[np.bool_]:
+        """(N, C) which classes each sample has; for :func:`topwork.evaluation.multilabel.evaluate_multilabel`."""
+        index = {name: number for number, name in enumerate(self.classes)}
+        matrix = np.zeros((len(self.samples), len(self.classes)), np.bool_)
+        for row, sample in enumerate(self.samples):
+            matrix[row, [index[name] for name in self.names_of(sample)]] = True
+        return matrix
 
     @property
     def digest(self) -> str:
@@ -84,7 +115,11 @@ class Manifest:
 
     def read(self, row: int) -> bytes:
         """The bytes of one image; raises ImageError."""
-        return read_regular_file(self.root / self.samples[row].path)
+        return read_image(self.root, self.samples[row].path)
+
+    def traits(self) -> TraitTable:
+        """What the images look like, from the cache; zeros where that has been emptied since the scan."""
+        return TraitStore(cache_folder()).load([sample.content_hash for sample in self.samples])
 
 
 def scan(
@@ -94,24 +129,28 @@ def scan(
     visitor: Visitor | None = None,
     n_threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    rules: Rules | None = None,
 ) -> Manifest:
     """Reads every image below ``path`` once and says what is there.
 
     Args:
-        root: folder that the paths of a table are relative to.
+        root: folder that the paths of a table are relative to; same as ``rules.root``.
         visitor: takes the input-sized pixels of images it does not know (see ``features/embed.py``).
         on_progress: called with (images done, images in all).
+        rules: what the user says about labels, groups and limits.
 
     Raises:
         UsageError: nothing usable there, or fewer than one class.
     """
-    listing = list_data(path, root)
-    facts = FactsStore(cache_folder())
+    rules = rules or Rules(root)
+    listing = list_data(path, rules=rules)
+    facts, traits = FactsStore(cache_folder()), TraitStore(cache_folder())
     samples: list[Sample] = []
     rejects = list(listing.rejects)
     try:
-        for n_done, loaded in enumerate(load_images(listing.entries, listing.read, facts, visitor, n_threads), start=1):
-            _remember(facts, loaded)
+        images = load_images(listing.entries, listing.read, facts, visitor, n_threads, traits)
+        for n_done, loaded in enumerate(images, start=1):
+            _remember(facts, traits, loaded)
             if loaded.facts is None:
                 rejects.append(Reject(loaded.entry.path, loaded.reason or "unusable"))
             else:
@@ -122,10 +161,13 @@ def scan(
                 on_progress(n_done, len(listing.entries))
     finally:
         facts.flush()
-    return _manifest(listing, samples, rejects)
+        traits.flush()
+    return _manifest(listing, samples, rejects, rules.multi_label)
 
 
-def _remember(facts: FactsStore, loaded: Loaded) -> None:
+def _remember(facts: FactsStore, traits: TraitStore, loaded: Loaded) -> None:
+    if loaded.traits is not None:
+        traits.put(loaded.content_hash, loaded.traits)
     value = loaded.facts if loaded.facts is not None else loaded.reason
     if loaded.content_hash and value is not None:
         facts.put(loaded.content_hash, value)
@@ -147,25 +189,39 @@ def _sample(loaded: Loaded) -> Sample:
         width=facts.width,
         height=facts.height,
         orientation=facts.orientation,
+        is_gray=facts.is_gray,
     )
 
 
-def _manifest(listing: Listing, samples: list[Sample], rejects: list[Reject]) -> Manifest:
-    classes = tuple(sorted({sample.label for sample in samples}, key=natural_key))
+def _manifest(listing: Listing, samples: list[Sample], rejects: list[Reject], multi_label: bool) -> Manifest:
+    samples.sort(key=lambda sample: natural_key(sample.path))  # a compressed archive is read in another order
+    rejects.sort(key=lambda reject: natural_key(reject.path))
     if not samples:
         example = rejects[0] if rejects else None
         reason = f" For example {shown(example.path)}: {example.reason}." if example else ""
         raise UsageError(f"{shown(str(listing.root))}: none of {len(rejects)} files is a usable image.{reason}")
-    notes = [*listing.notes, *_class_notes(listing, samples, classes), *_conflict_notes(samples)]
-    return Manifest(listing.root, listing.layout, tuple(samples), classes, tuple(rejects), tuple(notes))
+    classes = _classes(samples, multi_label)
+    manifest = Manifest(
+        listing.root, listing.layout, tuple(samples), classes, tuple(rejects), multi_label=multi_label
+    )
+    notes = (*listing.notes, *_class_notes(listing, manifest), *_conflict_notes(samples))
+    return replace(manifest, notes=notes)
 
 
-def _class_notes(listing: Listing, samples: list[Sample], classes: tuple[str, ...]) -> list[str]:
+def _classes(samples: Iterable[Sample], multi_label: bool) -> tuple[str, ...]:
+    labels = {sample.label for sample in samples}
+    if multi_label:
+        labels = {name for label in labels for name in label.split(LABEL_SEPARATOR)}
+    return tuple(sorted(labels, key=natural_key))
+
+
+def _class_notes(listing: Listing, manifest: Manifest) -> list[str]:
     notes = []
-    empty = [name for name in listing.class_names if name not in set(classes)]
+    classes, counts = manifest.classes, manifest.counts
+    has_images = {sample.label for sample in manifest.samples}
+    empty = [name for name in listing.class_names if name not in has_images and name not in classes]
     if empty:
         notes.append(f"Classes without a usable image, left out: {_some(empty)}.")
-    counts = Counter(sample.label for sample in samples)
     few = [f"{shown(name)} ({counts[name]})" for name in classes if counts[name] < FEW_IMAGES]
     if few:
         notes.append(f"Classes with fewer than {FEW_IMAGES} images, whose figures will be uncertain: {_some(few)}.")
@@ -208,6 +264,7 @@ def save_manifest(manifest: Manifest, path: Path) -> None:
     rows += [dict.fromkeys(Sample.__slots__) | {"path": r.path, "reject_reason": r.reason} for r in manifest.rejects]
     columns = {name: [row[name] for row in rows] for name in [*Sample.__slots__, "reject_reason"]}
     metadata = {"root": str(manifest.root), "layout": manifest.layout, "notes": "\n".join(manifest.notes)}
+    metadata |= {"multi_label": "yes"} if manifest.multi_label else {}
     table = pa.table({name: _column(values) for name, values in columns.items()})
     table = table.replace_schema_metadata({key: os.fsencode(value) for key, value in metadata.items()})
     with atomic_file(path) as partial:
@@ -226,9 +283,12 @@ def load_manifest(path: Path) -> Manifest:
             samples.append(Sample(**row))
         else:
             rejects.append(Reject(row["path"], reason))
-    classes = tuple(sorted({sample.label for sample in samples}, key=natural_key))
+    multi_label = metadata.get("multi_label") == "yes"
+    classes = _classes(samples, multi_label)
     notes = tuple(line for line in metadata.get("notes", "").split("\n") if line)
-    return Manifest(Path(metadata["root"]), metadata["layout"], tuple(samples), classes, tuple(rejects), notes)
+    return Manifest(
+        Path(metadata["root"]), metadata["layout"], tuple(samples), classes, tuple(rejects), notes, multi_label
+    )
 
 
 def _column(values: list[Any]) -> pa.Array:

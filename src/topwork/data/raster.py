@@ -30,6 +30,7 @@ MAX_MEMORY_BYTES = 1_000_000_000  # what one file may cost, its own bytes and th
 MAX_PARTS = 500_000  # chunks, blocks or strips of one file; each costs about a microsecond of Python
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 _BAND_PIXELS = 4_000_000
+_BAND_BYTES_PER_PIXEL = 12  # a band, the same over the background, and its bytes
 _MIN_SHRUNK_SIDE = 32  # pixels; a band is as many rows as one shrunk row takes, so they must not be too many
 _INVERSE_TURN = {6: 8, 8: 6}  # the other six orientations are their own inverses
 
@@ -116,7 +117,8 @@ def finish(raster: Raster, min_side: int | None) -> Decoded:
     """
     factor = _shrink_factor(raster, min_side)
     width, height = -(-raster.width // factor), -(-raster.height // factor)
-    check_memory(raster.working_bytes + width * height * 3)
+    band_pixels = min(raster.width * raster.height, _BAND_PIXELS)
+    check_memory(raster.working_bytes + _BAND_BYTES_PER_PIXEL * band_pixels + width * height * 3)
     shape = (width, height, 3) if raster.orientation >= 5 else (height, width, 3)
     pixels = np.empty(shape, np.uint8)
     as_stored = upright(pixels, _INVERSE_TURN.get(raster.orientation, raster.orientation))

@@ -1,7 +1,8 @@
 """Where the bytes of an image come from, and which files make up a data set.
 
-In: a path the user gave. Out: a :class:`Listing`: entries (path, label, part, ...) in natural order, the files
-that were set aside with the reason, and a ``read`` function for the bytes. Nothing is decoded here.
+In: a path the user gave. Out: a :class:`Listing`: entries (path, label, part, ...) in reading order, the files that were
+set aside with the reason, and a ``read`` function for the bytes. Nothing is decoded here. How names become labels and
+parts is in ``layouts.py``; tables, archives and saved Hugging Face data sets have files of their own.
 
 The rule for folders, the same everywhere: the first level names the class (or the part: train, valid, test), nested
 folders belong to it. Hidden files and folders (leading dot, or left by an operating system) are named and not read.
@@ -11,26 +12,15 @@ and counts nothing twice. Only regular files are opened.
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from topwork.errors import ImageError, UsageError
 
-PART_NAMES = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "val": "valid",
-    "dev": "valid",
-    "test": "test",
-    "testing": "test",
-}
 _SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"}
 _TABLE_ENDINGS = {".csv", ".tsv", ".parquet"}
 MAX_FILE_BYTES = 1 << 30
@@ -38,7 +28,12 @@ MAX_FILE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Entry:
-    """One file that may be an image. ``path`` is relative to the root of the listing, with ``/``."""
+    """One file that may be an image.
+
+    Attributes:
+        path: relative to the root of the listing, with ``/``.
+        label: class name; where an image may have several, all of them in natural order, joined by ``|``.
+    """
 
     path: str
     label: str
@@ -56,12 +51,34 @@ class Reject:
 
 
 @dataclass(frozen=True)
+class Rules:
+    """What the user says about how a data set is to be read.
+
+    Attributes:
+        root: folder that the paths of a table are relative to; by default the table's own.
+        label_regex: takes the label from the file name (or from the path, if it contains ``/``).
+        group_by: a column of the table, or a regular expression on the path, that names images that belong together.
+        limit_per_class: at most so many images of each class (in each given part), drawn by ``seed`` and name.
+        multi_label: an image may have several labels, separated by ``|`` or in rows of their own.
+    """
+
+    root: str | os.PathLike[str] | None = None
+    label_regex: str | None = None
+    group_by: str | None = None
+    limit_per_class: int | None = None
+    multi_label: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Listing:
     """What was found under a path, before any image is opened.
 
     Attributes:
-        root: folder that the paths of the entries are relative to.
-        layout: ``folders``, ``parts`` (train/valid/test folders) or ``table``.
+        root: the folder that the paths of the entries are relative to, or the file that holds the images.
+        layout: ``folders``, ``parts`` (train/valid/test folders), ``names`` (labels from file names), ``table`` or
+            ``hub`` (saved by Hugging Face datasets).
+        entries: in the order in which reading is fast: natural order, but for compressed archives that of the archive.
         class_names: natural order; with empty classes, which have no entries.
         notes: sentences the user should read.
     """
@@ -75,7 +92,7 @@ class Listing:
 
     def read(self, entry: Entry) -> bytes:
         """The bytes of one entry; raises ImageError with the reason when they cannot be had."""
-        return read_regular_file(self.root / entry.path)
+        return read_image(self.root, entry.path)
 
 
 def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -84,38 +101,85 @@ def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
     return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece.casefold()) for piece in pieces if piece], text
 
 
-def list_data(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Listing:
-    """Finds the images below a folder, or those named by a CSV or Parquet file.
+def list_data(
+    path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, rules: Rules | None = None
+) -> Listing:
+    """Finds the images below a folder, in an archive, or those named by a CSV or Parquet file.
 
     Args:
-        path: folder of class folders; folder with train/valid/test folders; ``.csv``/``.tsv``/``.parquet`` file with
-            the columns ``path`` and ``label`` and optionally ``split``, ``group``, ``domain``.
-        root: folder that the paths of a table are relative to; by default the table's own.
+        path: folder of class folders; folder with train/valid/test folders; tar or zip archive of either; folder that
+            ``datasets.save_to_disk`` wrote; ``.csv``/``.tsv``/``.parquet`` file with the columns ``path`` (or, in
+            Parquet, ``image`` with the bytes) and ``label`` and optionally ``split``, ``group``, ``domain``.
+        root: same as ``rules.root``.
 
     Raises:
         UsageError: no such path, no class folders, missing columns, nothing that could be an image.
     """
+    from topwork.data import layouts
+
+    rules = rules or Rules(root)
     source = Path(path)
-    try:
-        mode = source.stat().st_mode
-    except OSError as error:
-        raise UsageError(f"{shown(str(source))}: {_os_reason(error)}. Give a folder of class folders or a CSV file.") from None
-    if stat.S_ISDIR(mode):
-        listing = _list_folder(source)
-    elif source.suffix.lower() in _TABLE_ENDINGS and stat.S_ISREG(mode):
-        listing = _list_table(source, Path(root) if root else source.parent)
-    else:
-        raise UsageError(
-            f"{shown(str(source))}: neither a folder nor a .csv, .tsv or .parquet file. "
-            "Give a folder with one folder a class, or a table with the columns path and label."
-        )
+    listing = layouts.limited(_list(source, rules), rules)
     if not listing.entries:
         looked = f" ({len(listing.rejects)} files were set aside)" if listing.rejects else ""
         raise UsageError(
             f"{shown(str(source))}: no images in class folders here{looked}. "
-            "Expected one folder a class with the images in it, or train/ and valid/ folders of those."
+            "Expected one folder a class with the images in it, or train/ and valid/ folders of those; "
+            "where file names hold the labels, add --label-regex."
         )
     return listing
+
+
+def _list(source: Path, rules: Rules) -> Listing:
+    from topwork.data import archives, hub, layouts, tables
+
+    try:
+        mode = source.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = os_reason(error)
+        raise UsageError(f"{shown(str(source))}: {reason}. Give a folder of class folders or a CSV file.") from None
+    if stat.S_ISDIR(mode):
+        if hub.is_saved_dataset(source):
+            return hub.list_saved_dataset(source, rules)
+        walk = walk_folder(source)
+        return layouts.arrange(source, layouts.Found(walk.files, walk.folders, walk.rejects), rules)
+    if stat.S_ISREG(mode) and source.suffix.lower() in _TABLE_ENDINGS:
+        return tables.list_table(source, rules)
+    if stat.S_ISREG(mode) and archives.is_archive(source):
+        archive = archives.open_archive(source)
+        found = layouts.Found(archive.names, archive.folders, archive.rejects, wrapped=True)
+        return layouts.arrange(source, found, rules, in_given_order=archive.is_sequential)
+    raise UsageError(
+        f"{shown(str(source))}: neither a folder, a tar or zip archive, nor a .csv, .tsv or .parquet file. "
+        "Give a folder with one folder a class, or a table with the columns path and label."
+    )
+
+
+def read_image(root: Path, path: str) -> bytes:
+    """The bytes of one image of a listing, from its root and path alone.
+
+    Raises:
+        ImageError: with the reason, when they cannot be had.
+    """
+    try:
+        is_folder = stat.S_ISDIR(root.stat().st_mode)
+    except OSError as error:
+        raise ImageError(os_reason(error)) from None
+    return _reader(root, is_folder)(root, path)
+
+
+def _reader(root: Path, is_folder: bool) -> Callable[[Path, str], bytes]:
+    if is_folder and not (root / "dataset_info.json").exists() and not (root / "dataset_dict.json").exists():
+        return _read_below
+    from topwork.data import archives, hub, tables
+
+    if is_folder:
+        return hub.read_row if hub.is_saved_dataset(root) else _read_below
+    return tables.read_row if root.suffix.lower() == ".parquet" else archives.read_member
+
+
+def _read_below(root: Path, path: str) -> bytes:
+    return read_regular_file(root / path)
 
 
 def read_regular_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
@@ -128,7 +192,7 @@ def read_regular_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         # O_NONBLOCK: opening a FIFO that nobody writes to would otherwise hang for ever.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except (OSError, ValueError) as error:
-        raise ImageError(_os_reason(error)) from None
+        raise ImageError(os_reason(error)) from None
     with os.fdopen(descriptor, "rb") as file:
         try:
             status = os.fstat(file.fileno())
@@ -138,7 +202,7 @@ def read_regular_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
                 raise ImageError(f"larger than {max_bytes >> 20} MiB")
             return file.read()
         except OSError as error:
-            raise ImageError(_os_reason(error)) from None
+            raise ImageError(os_reason(error)) from None
 
 
 def shown(text: str) -> str:
@@ -146,7 +210,14 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
-def _os_reason(error: Exception) -> str:
+def some(names: list[str], n: int = 5) -> str:
+    """The first names, safe for a line of text, and how many more there are."""
+    text = ", ".join(shown(name) for name in names[:n])
+    return text + (f" and {len(names) - n} more" if len(names) > n else "")
+
+
+def os_reason(error: Exception) -> str:
+    """What the operating system said, in lower case and without the path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error).lower()
@@ -156,7 +227,7 @@ def _os_reason(error: Exception) -> str:
 
 
 @dataclass
-class _Walk:
+class Walk:
     """What one walk has collected; links wait until everything real has been seen."""
 
     files: list[str] = field(default_factory=list)
@@ -167,76 +238,9 @@ class _Walk:
     linked: set[tuple[int, int]] = field(default_factory=set)
 
 
-def _list_folder(root: Path) -> Listing:
-    walk = _walk(root)
-    top = sorted({name.split("/", 1)[0] for name in walk.folders}, key=natural_key)
-    part_folders = [name for name in top if name.lower() in PART_NAMES]
-    parts = {PART_NAMES[name.lower()] for name in part_folders}
-    if "train" in parts and (len(parts) > 1 or len(part_folders) == len(top)):
-        return _parts_listing(root, walk, top)
-    return _classes_listing(root, walk)
-
-
-def _classes_listing(root: Path, walk: _Walk) -> Listing:
-    entries, rejects = [], list(walk.rejects)
-    for name in walk.files:
-        label, slash, _ = name.partition("/")
-        if slash:
-            entries.append(Entry(name, label))
-        else:
-            rejects.append(Reject(name, "not in a class folder"))
-    class_names = {name for name in walk.folders if "/" not in name}
-    return _listing(root, "folders", entries, class_names, rejects, _nesting_notes(root, entries, class_names))
-
-
-def _parts_listing(root: Path, walk: _Walk, top: list[str]) -> Listing:
-    entries, rejects, notes = [], list(walk.rejects), []
-    for name in walk.files:
-        pieces = name.split("/")
-        part = PART_NAMES.get(pieces[0].lower())
-        if part is None:
-            reason = "not in a train, valid or test folder" if len(pieces) > 1 else "not in a class folder"
-            rejects.append(Reject(name, reason))
-        elif len(pieces) < 3:
-            rejects.append(Reject(name, "not in a class folder"))
-        else:
-            entries.append(Entry(name, pieces[1], part))
-    class_names = {
-        name.split("/")[1] for name in walk.folders if name.count("/") == 1 and name.split("/")[0].lower() in PART_NAMES
-    }
-    others = [name for name in top if name.lower() not in PART_NAMES]
-    if others:
-        notes.append(f"Left out, because train/valid/test folders were found beside them: {_some(others)}.")
-    return _listing(root, "parts", entries, class_names, rejects, notes)
-
-
-def _listing(
-    root: Path, layout: str, entries: list[Entry], class_names: set[str], rejects: list[Reject], notes: list[str]
-) -> Listing:
-    return Listing(
-        root=root,
-        layout=layout,
-        entries=tuple(sorted(entries, key=lambda entry: natural_key(entry.path))),
-        class_names=tuple(sorted(class_names | {entry.label for entry in entries}, key=natural_key)),
-        rejects=tuple(sorted(rejects, key=lambda reject: natural_key(reject.path))),
-        notes=tuple(notes),
-    )
-
-
-def _nesting_notes(root: Path, entries: list[Entry], class_names: set[str]) -> list[str]:
-    """A folder of domains or of wrapped data sets looks like class folders: say so when no class holds files itself."""
-    direct = {entry.label for entry in entries if entry.path.count("/") == 1}
-    if entries and class_names and not direct:
-        example = sorted(class_names, key=natural_key)[0]
-        return [
-            f"No class folder holds images itself, only nested folders do. If the folders inside {shown(example)} are the "
-            f"classes, give {shown(str(root / example))} instead."
-        ]
-    return []
-
-
-def _walk(root: Path) -> _Walk:
-    walk = _Walk()
+def walk_folder(root: Path) -> Walk:
+    """Every file and folder below a folder, real ones before links."""
+    walk = Walk()
     status = root.stat()
     walk.seen.add((status.st_dev, status.st_ino))
     _walk_folder(root, "", walk)
@@ -248,7 +252,7 @@ def _walk(root: Path) -> _Walk:
     return walk
 
 
-def _walk_folder(root: Path, relative: str, walk: _Walk) -> None:
+def _walk_folder(root: Path, relative: str, walk: Walk) -> None:
     pending = [relative]
     while pending:
         folder = pending.pop()
@@ -256,7 +260,7 @@ def _walk_folder(root: Path, relative: str, walk: _Walk) -> None:
             with os.scandir(root / folder) as scan:
                 found = sorted(scan, key=lambda item: natural_key(item.name))
         except OSError as error:
-            walk.rejects.append(Reject(folder + "/", f"folder cannot be read: {_os_reason(error)}"))
+            walk.rejects.append(Reject(folder + "/", f"folder cannot be read: {os_reason(error)}"))
             continue
         for item in found:
             name = f"{folder}/{item.name}" if folder else item.name
@@ -274,7 +278,7 @@ def _walk_folder(root: Path, relative: str, walk: _Walk) -> None:
                 _take_file(name, item.stat(follow_symlinks=False), walk)
 
 
-def _take_file(name: str, status: os.stat_result, walk: _Walk) -> None:
+def _take_file(name: str, status: os.stat_result, walk: Walk) -> None:
     if not stat.S_ISREG(status.st_mode):
         walk.rejects.append(Reject(name, "not a regular file"))
         return
@@ -282,11 +286,11 @@ def _take_file(name: str, status: os.stat_result, walk: _Walk) -> None:
     walk.files.append(name)
 
 
-def _follow(root: Path, name: str, walk: _Walk) -> None:
+def _follow(root: Path, name: str, walk: Walk) -> None:
     try:
         status = (root / name).stat()
     except (OSError, RuntimeError) as error:
-        walk.rejects.append(Reject(name, f"broken link or link loop: {_os_reason(error)}"))
+        walk.rejects.append(Reject(name, f"broken link or link loop: {os_reason(error)}"))
         return
     identity = (status.st_dev, status.st_ino)
     if stat.S_ISDIR(status.st_mode):
@@ -316,78 +320,3 @@ def _hidden_rejects(root: Path, name: str, item: os.DirEntry[str]) -> Iterator[R
         for folder, _, files in os.walk(root / name):
             for file in files:
                 yield Reject(os.path.relpath(os.path.join(folder, file), root), "in a hidden or system folder")
-
-
-# ---- tables
-
-
-def _list_table(path: Path, root: Path) -> Listing:
-    rows = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
-    entries: list[Entry] = []
-    rejects: list[Reject] = []
-    seen: dict[str, str] = {}
-    for row in rows:
-        name, label = row.get("path") or "", row.get("label") or ""
-        if not name or not label:
-            rejects.append(Reject(name or "(row without a path)", "no label" if name else "no path"))
-        elif name in seen:
-            same = seen[name] == label
-            rejects.append(Reject(name, "listed twice" if same else f"listed twice, also as {shown(seen[name])}"))
-        else:
-            seen[name] = label
-            entries.append(Entry(name, label, _part(row.get("split"), path), row.get("group"), row.get("domain")))
-    return _listing(root, "table", entries, set(), rejects, [])
-
-
-def _read_csv(path: Path) -> Iterator[dict[str, str | None]]:
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            header = file.readline()
-            delimiter = max(",;\t", key=header.count)
-            file.seek(0)
-            reader = csv.DictReader(file, delimiter=delimiter)
-            columns = [(name or "").strip().lower() for name in reader.fieldnames or []]
-            reader.fieldnames = columns
-            _check_columns(columns, path)
-            for row in reader:
-                yield {key: (value.strip() if isinstance(value, str) and key != "path" else value) or None
-                       for key, value in row.items() if isinstance(key, str) and not isinstance(value, list)}
-    except (OSError, csv.Error) as error:
-        raise UsageError(f"{shown(str(path))}: cannot be read as CSV: {_os_reason(error)}") from None
-
-
-def _read_parquet(path: Path) -> Iterator[dict[str, str | None]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path, memory_map=True)
-    except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"{shown(str(path))}: cannot be read as Parquet: {str(error).splitlines()[0]}") from None
-    table = table.rename_columns([name.strip().lower() for name in table.column_names])
-    _check_columns(table.column_names, path)
-    for row in table.select([n for n in ("path", "label", "split", "group", "domain") if n in table.column_names]).to_pylist():
-        yield {key: None if value is None else str(value) for key, value in row.items()}
-
-
-def _check_columns(columns: list[str], path: Path) -> None:
-    missing = [name for name in ("path", "label") if name not in columns]
-    if missing:
-        raise UsageError(
-            f"{shown(str(path))}: no column {' and no column '.join(missing)}; found: {_some(columns) or 'none'}. "
-            "The table needs the columns path and label, and may have split, group and domain."
-        )
-
-
-def _part(value: str | None, path: Path) -> str | None:
-    if value is None:
-        return None
-    part = PART_NAMES.get(value.strip().lower())
-    if part is None:
-        raise UsageError(f"{shown(str(path))}: split is {shown(value)!r}; use train, valid or test (or leave it empty).")
-    return part
-
-
-def _some(names: list[str], n: int = 5) -> str:
-    text = ", ".join(shown(name) for name in names[:n])
-    return text + (f" and {len(names) - n} more" if len(names) > n else "")

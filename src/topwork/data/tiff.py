@@ -14,7 +14,7 @@ import io
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from struct import Struct, pack, unpack_from
+from struct import Struct, error, pack, unpack_from
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +100,10 @@ class _Page:
 
 def read(data: bytes) -> Raster:
     """Reads the first page's directory; see :func:`topwork.data.images.decode`."""
-    page, has_more = _read_page(data)
+    try:
+        page, has_more = _read_page(data)
+    except (error, OverflowError):
+        raise ImageError("truncated or damaged: the page's directory lies beyond the end of the file") from None
     orientation = page.value(_ORIENTATION, 1)
     is_gray = page.is_gray or (page.photometric == _INDEXED and is_gray_palette(_palette(page).astype(np.uint8).T))
     return Raster(
@@ -199,6 +202,8 @@ def _check_layout(tags: dict[int, _Values], bits: _Values, samples: int, compres
         raise ImageError("camera raw files are not supported")
     if compression not in _COMPRESSIONS:
         raise ImageError(f"TIFF with compression {compression} is not supported")
+    if not len(bits) or not bits.min() >= 1:
+        raise ImageError("damaged: pixels without samples")
     if not set(tags.get(_SAMPLE_FORMAT, np.ones(1))) <= {1, 4} or bits.max() > 16:
         raise ImageError("signed, floating or wider than 16 bits: there is no agreed brightness for such samples")
     n_colors = _COLORS.get(photometric, 99)
@@ -275,8 +280,8 @@ def _merged(planes: list[Image.Image], page: _Page) -> Image.Image:
 def _decode(file: bytes) -> Image.Image:
     try:
         image = _Band(io.BytesIO(file))
-    except SyntaxError as error:
-        raise ImageError(f"TIFF of this layout is not supported ({error})") from error
+    except SyntaxError as problem:
+        raise ImageError(f"TIFF of this layout is not supported ({problem})") from problem
     image.load()
     return image
 

@@ -3,7 +3,7 @@
 All of them are closed formulas: no resampling, the same answer every time, a cost linear in the images. The plain
 percentile bootstrap is not used because it fails where classifiers live, near 100 %: in simulation its nominal 95 %
 covered 63 % for balanced accuracy (100 images, 20 classes, 99 % right: it says 100 to 100 % whenever nothing went
-wrong), 81 to 90 % for the area under the ROC curve, and 86 to 93 % for cross-entropy with 50 images. The formulas
+wrong), 81 to 90 % for the area under the ROC curve, and 86 to 94 % for cross-entropy with 50 images. The formulas
 below cover 92 to 98 % in the same simulations (``tests/evaluation/test_coverage.py`` keeps them there).
 
 Not here: the interval of the calibration error, which needs resampling (``curves``), and that of the difference of two

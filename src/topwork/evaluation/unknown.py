@@ -4,8 +4,8 @@ The score is the cosine distance to the nearest of a few typical feature vectors
 k-means in every class): the nearest-neighbour distance of Sun et al. 2022 (2204.06507), with k = 1, over centres in
 place of all training images, which makes the detector small enough to ship (at most 4 MB) and fast enough to serve.
 
-Why this one. Mean AUROC, and share of unknown images caught where 5 % of the known raise an alarm, over 20 random splits
-each, last features of the embedded EfficientNet-Lite0, 60 % of the known images for fitting:
+Why this one. Mean AUROC, and share of unknown images caught where 5 % of the known raise an alarm, over 20 random
+splits each, last features of the embedded EfficientNet-Lite0, 60 % of the known images for fitting:
 
     known                        15 of 20 Caltech   ants and bees   solar cells    5 of 7 PACS art
     unknown                      the other 5        Caltech         Caltech        the other 2

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from topwork.data.loader import FactsStore, load_images
 from topwork.data.manifest import Manifest
-from topwork.data.sources import Entry, read_regular_file
+from topwork.data.sources import Entry, read_image
 from topwork.data.transforms import Pixels
 from topwork.errors import TopworkError
 from topwork.features.engine import BATCH, Batch, Engine, fingerprint, load_engine
@@ -114,7 +114,7 @@ def embed(
     facts = FactsStore(cache_folder())
     try:
         loaded_images = load_images(
-            list(new.values()), lambda entry: read_regular_file(manifest.root / entry.path), facts, embedder, n_threads
+            list(new.values()), lambda entry: read_image(manifest.root, entry.path), facts, embedder, n_threads
         )
         for n_done, loaded in enumerate(loaded_images, start=1):
             if loaded.pixels is None or loaded.content_hash not in new:

@@ -27,6 +27,9 @@ BALANCE_RATIO = 3.0  # class weights when the largest class is more than this ma
 # Cross-validation sees at most this many multiply-adds a step: above, fewer folds and then fewer images.
 STEP_BUDGET = 1.2e9
 MAX_FOLDS = 5
+# An extended head is no timm model, so it has to be ahead by this many standard errors of the paired difference in
+# cross-entropy (the score that everything here is chosen by; accuracy alone is too coarse to tell heads apart).
+STANDARD_ERRORS = 2.0
 SMALL_LOSS = 0.1  # below this, a step's gain is compared with it instead of with the loss
 
 
@@ -105,8 +108,8 @@ def fit_probe(
         labels: (N,) class indices for all of ``features``.
         rows: training rows; all by default.
         groups: (N,) group of each row; a group never straddles two folds.
-        head: ``plain``, ``extended`` (any candidate may win), or ``auto``: an extended one wins only when it is more
-            than one standard error of the paired difference ahead of the best plain one.
+        head: ``plain``, ``extended``, or ``auto``: an extended one wins only when it is clearly ahead of the best plain
+            one (two standard errors of the paired difference in cross-entropy, and not behind in accuracy).
 
     Raises:
         UsageError: fewer than two classes in the training rows.
@@ -184,7 +187,11 @@ class _Tried:
     penalty: float
     logits: NDArray[np.float64]
     correct: NDArray[np.bool_]
-    cross_entropy: float
+    losses: NDArray[np.float64]
+
+    @property
+    def cross_entropy(self) -> float:
+        return float(self.losses.mean())
 
 
 class _Search:
@@ -231,11 +238,11 @@ class _Search:
         best = min(others, key=lambda t: t.cross_entropy)
         if head == "extended":
             return best, f"{best.candidate.name}: asked for an extended head."
-        gain = best.correct.astype(float) - plain.correct
-        ahead, error = float(gain.mean()), float(gain.std() / np.sqrt(len(gain)))
-        numbers = f"{100 * ahead:+.2f} points in cross-validation, standard error {100 * error:.2f}"
-        if ahead > error and best.cross_entropy < plain.cross_entropy:
-            return best, f"{best.candidate.name}: ahead of the best plain head by more than its error ({numbers})."
+        gain, error = _paired(plain.losses - best.losses)
+        ahead, _ = _paired(best.correct.astype(float) - plain.correct)
+        numbers = f"cross-entropy lower by {gain:.4f}, standard error {error:.4f}; accuracy {100 * ahead:+.2f} points"
+        if gain > STANDARD_ERRORS * error and ahead > 0:
+            return best, f"{best.candidate.name}: clearly ahead of the best plain head in cross-validation ({numbers})."
         return plain, f"{plain.candidate.name}: {best.candidate.name} is not clearly better ({numbers})."
 
     def trials(self, chosen: _Tried) -> tuple[Trial, ...]:
@@ -259,7 +266,12 @@ class _Search:
         own = logits[self.folds, n].astype(np.float64)
         shifted = own - own.max(1, keepdims=True)
         losses = np.log(np.exp(shifted).sum(1)) - shifted[n, self.y]
-        return _Tried(candidate, penalty, own, own.argmax(1) == self.y, float(losses.mean()))
+        return _Tried(candidate, penalty, own, own.argmax(1) == self.y, losses)
+
+
+def _paired(differences: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean of paired differences and its standard error."""
+    return float(differences.mean()), float(differences.std() / np.sqrt(len(differences)))
 
 
 def _folds(

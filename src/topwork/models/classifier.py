@@ -108,7 +108,7 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
             raise ModelError(f"{folder}: written by a newer topwork (format {facts['format']}); update topwork to read it.")
         _check_files(folder, facts["files"])
         classifier = _from_facts(folder, facts)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(f"{folder / FACTS}: not a topwork model description ({type(error).__name__}: {error}).") from None
     _check_head(classifier, folder)
     return classifier

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,30 +36,23 @@ def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], values: dict
     Raises:
         TopworkError: it could not be written (with the reason); the last good one is then still there.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
+    # one storage a tensor: safetensors refuses views of a shared one
+    data = save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
     number = 1 + max((_number(path) for path in folder.glob("weights-*.safetensors")), default=0)
     final = folder / f"weights-{number:06d}.safetensors"
+    body = {"format": FORMAT, "weights": final.name, "sha256": hashlib.sha256(data).hexdigest(), "values": values}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(final) as partial:
-            # one storage a tensor: safetensors refuses views of a shared one
-            save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, partial)
-            digest = _file_digest(partial)
-        body = {"format": FORMAT, "weights": final.name, "sha256": digest, "values": values}
+            partial.write_bytes(data)
         with atomic_file(folder / INDEX) as partial:
             partial.write_text(json.dumps(body | {"digest": _digest(body)}))
         _remove_older(folder, final)
-    except (OSError, ValueError, RuntimeError) as error:
-        # safetensors reports a full disk as an exception of its own
-        if isinstance(error, ValueError) and not str(error):
-            raise
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = error.strerror or error
         raise TopworkError(f"{folder}: the checkpoint could not be saved: {reason}. The last one is intact.") from None
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise TopworkError(f"{folder}: the checkpoint could not be saved: {error}. The last one is intact.") from None
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
@@ -111,10 +102,18 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], plain: dict[str, Any]
 ) -> None:
-    """Puts back what :func:`flatten_optimizer` took, into an optimizer made from the same recipe and phase."""
+    """Puts back what :func:`flatten_optimizer` took, into an optimizer made from the same recipe and phase.
+
+    Moments get the memory layout of their parameter: files know none, and torch's fused optimizers walk through memory
+    without looking, so a contiguous moment beside a channels-last weight would silently be the wrong one.
+    """
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for name, value in [*tensors.items(), *plain.items()]:
         number, _, key = name.partition(".")
+        parameter = parameters[int(number)]
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
@@ -143,17 +142,3 @@ def _remove_older(folder: Path, current: Path) -> None:
 
 def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    for block in _blocks(path):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with open(path, "rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL) if hasattr(os, "posix_fadvise") else None
-        while block := file.read(1 << 20):
-            yield block

@@ -38,15 +38,15 @@ class Folding:
     def unfold(self, state: State) -> State:
         """The state dict for the original network that computes the same as the folded one.
 
-        Each norm gets mean 0 and scale sqrt(var + eps), so that it only adds its bias: dividing the weights by the old
-        scale instead would lose precision where that scale is near zero.
+        Each norm gets mean 0, variance 1 and scale sqrt(1 + eps), so that it only adds its bias: dividing the weights by
+        the old scale instead would lose precision where that scale is near zero.
         """
         result = {name: state.get(name, value) for name, value in self.template.items()}
         for (conv, norm), epsilon in zip(self.pairs, self.epsilons, strict=True):
-            variance = self.template[f"{norm}.running_var"]
-            result[f"{norm}.weight"] = torch.sqrt(variance + epsilon)
-            result[f"{norm}.running_mean"] = torch.zeros_like(variance)
             bias = state[f"{conv}.bias"]
+            result[f"{norm}.running_mean"] = torch.zeros_like(bias)
+            result[f"{norm}.running_var"] = torch.ones_like(bias)
+            result[f"{norm}.weight"] = torch.full_like(bias, 1 + epsilon).sqrt()
             if f"{conv}.bias" in self.template:
                 result[f"{conv}.bias"] = torch.zeros_like(bias)
             result[f"{norm}.bias"] = bias

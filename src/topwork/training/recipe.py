@@ -164,6 +164,7 @@ class Recipe:
     phases: tuple[Phase, ...]
     head_from_probe: bool
     batch_size: int
+    n_classes: int
     outputs: Outputs = "softmax"
     optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.01
@@ -240,6 +241,7 @@ def plan(settings: TuneSettings, facts: DataFacts, stages: Sequence[str], seed: 
         phases=phases,
         head_from_probe=strategy != "scratch",
         batch_size=batch_size,
+        n_classes=len(facts.class_counts),
         outputs=outputs,
         optimizer=settings.optimizer,
         weight_decay=settings.weight_decay,

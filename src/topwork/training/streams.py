@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch  # noqa: TID253 - only training imports this file
 from numpy.typing import NDArray
+from torch import Tensor, nn  # noqa: TID253
 
 from topwork.data.images import decode
 from topwork.data.loader import in_order
@@ -32,9 +34,17 @@ AHEAD = 4  # batches prepared while the network is busy
 
 
 class Stream(Protocol):
-    """N samples with labels, (N,) classes or (N, C) zeros and ones."""
+    """N samples with labels, (N,) classes or (N, C) zeros and ones.
+
+    Attributes:
+        shape: (3, H, W) of the images that the network was made for.
+    """
 
     labels: NDArray[Any]
+    shape: tuple[int, int, int]
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network as a module that takes what :meth:`load` gives."""
 
     def load(self, rows: NDArray[np.int64], epoch: int | None) -> NDArray[Any]:
         """Inputs of some rows as training sees them in an epoch; as judging sees them for None."""
@@ -61,6 +71,11 @@ class ImageStream:
         self.pixels, self.labels, self.spec = pixels, labels, spec
         self.augmentation, self.seed = augmentation or Augmentation(), seed
         self.keys = np.arange(len(pixels)) if keys is None else keys
+        self.shape = (3, spec.height, spec.width)
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network with normalisation in front."""
+        return InputNetwork(network, self.spec)
 
     def load(self, rows: NDArray[np.int64], epoch: int | None) -> Pixels:
         """(B, H, W, 3) uint8."""
@@ -75,6 +90,22 @@ class ImageStream:
 
     def _fitted(self, pixels: Pixels) -> Pixels:
         return resize(pixels, self.spec.height, self.spec.width, self.spec.interpolation)
+
+
+class InputNetwork(nn.Module):
+    """A network that takes uint8 (B, H, W, 3), normalisation inside."""
+
+    def __init__(self, network: nn.Module, spec: InputSpec) -> None:
+        super().__init__()
+        self.network = network
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (spec.mean, spec.std))
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C). The permuted view is channels-last as it is, which convolutions on CPUs like best."""
+        logits: Tensor = self.network((images.permute(0, 3, 1, 2).float() - self.mean) / self.std)
+        return logits
 
 
 def augment(pixels: Pixels, how: Augmentation, spec: InputSpec, rng: np.random.Generator) -> Pixels:

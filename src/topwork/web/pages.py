@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from topwork import __version__
 from topwork.data.shards import atomic_file
 from topwork.data.sources import shown
 from topwork.errors import TopworkError
-from topwork.web import sections
+from topwork.web import results, sections
 from topwork.web.pictures import Album, Picture, problems
 from topwork.web.record import Record, read_record
 
@@ -42,8 +41,8 @@ SECTIONS = (
     Section("summary", "Summary", sections.summary),
     Section("data", "Data", sections.data),
     Section("training", "Training", sections.training),
-    Section("results", "Results", sections.results),
-    Section("mistakes", "Mistakes", sections.mistakes),
+    Section("results", "Results", results.results),
+    Section("mistakes", "Mistakes", results.mistakes),
     Section("reproduce", "Reproduce", sections.reproduce),
 )
 
@@ -62,7 +61,8 @@ def write_report(run: Path) -> Path:
         with atomic_file(final) as partial:
             partial.write_text(page, encoding="utf-8", newline="\n")
     except OSError as error:
-        raise TopworkError(f"{shown(str(final))}: cannot be written: {(error.strerror or str(error)).lower()}.") from None
+        reason = (error.strerror or str(error)).lower()
+        raise TopworkError(f"{shown(str(final))}: cannot be written: {reason}.") from None
     return final
 
 
@@ -80,8 +80,8 @@ def render(record: Record) -> str:
         backbone=shown(str(record.recipe.get("architecture", ""))),
         version=__version__,
         policy=_policy(style, script),
-        style=Markup(style),  # noqa: S704 - our own file
-        script=Markup(script),  # noqa: S704 - our own file
+        style=Markup(style),
+        script=Markup(script),
         sections=SECTIONS,
         values=values,
         missing=problems(pictures),
@@ -92,7 +92,7 @@ def render(record: Record) -> str:
 def _environment() -> Environment:
     return Environment(
         loader=FileSystemLoader(HERE / "templates"),
-        autoescape=True,
+        autoescape=False,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -124,12 +124,13 @@ def _for_script(
     for part in values["results"]["parts"]:
         predictions = record.predictions[part["name"]]
         position = {int(row): index for index, row in enumerate(predictions.sample_indices.tolist())}
-        parts[part["name"]] = part["gallery"]
-        for rows in part["gallery"].values():
+        shown_rows = {cell: [row for row in rows if row in pictures] for cell, rows in part["gallery"].items()}
+        parts[part["name"]] = shown_rows
+        for rows in shown_rows.values():
             for row in rows:
-                source = pictures[row].source if row in pictures and row not in album.in_page else None
+                source = None if row in album.in_page else pictures[row].source
                 confidence = round(float(predictions.confidence[position[row]]), 5)
-                images[row] = [shown(os.path.basename(record.manifest.samples[row].path)), confidence, source]
+                images[row] = [shown(Path(record.manifest.samples[row].path).name), confidence, source]
     main = record.main_part
     names = [shown(name) for name in record.predictions[main].classes] if main else []
     return {"classes": names, "parts": parts, "images": images}

@@ -23,6 +23,7 @@ SIDE = 144  # pixels of the long side; shown at 72 CSS pixels or more
 SIDE_OF_MANY = 112
 MANY = 500
 QUALITY = 70
+MISTAKE, EXAMPLE, RIGHT_ANSWER = 0, 1, 2  # importance
 MAX_CHARACTERS = 10_000_000  # of all data URIs together: a page stays under 15 MB
 
 

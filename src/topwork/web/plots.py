@@ -36,6 +36,7 @@ class Scale:
     is_log: bool = False
 
     def __call__(self, value: float) -> float:
+        """The position of a value."""
         low, high, at = (self.low, self.high, value)
         if self.is_log:
             low, high, at = (math.log(max(v, 1e-300)) for v in (low, high, value))
@@ -88,12 +89,12 @@ def line_plot(
     x_scale = Scale(min(xs), max(xs), LEFT + 8, WIDTH - RIGHT - 8, x_is_log)
     y_values = ticks(min(ys), max(ys))
     y_scale = Scale(y_values[0], y_values[-1], HEIGHT - BOTTOM, TOP)
-    x_values = log_ticks(min(xs), max(xs)) if x_is_log else [x for x in ticks(min(xs), max(xs)) if min(xs) <= x <= max(xs)]
+    x_values = log_ticks(min(xs), max(xs)) if x_is_log else ticks(min(xs), max(xs))
     return Plot(
         title,
         x_label,
         y_label,
-        tuple((x_scale(x), f"{x:g}") for x in x_values),
+        tuple((x_scale(x), f"{x:g}") for x in x_values if min(xs) <= x <= max(xs)),
         tuple((y_scale(y), y_text(y)) for y in y_values),
         tuple(_drawn(line, x_scale, y_scale) for line in lines),
     )
@@ -118,6 +119,11 @@ def log_ticks(low: float, high: float) -> list[float]:
     if len(powers) < 2:
         return [low] if low == high else [low, high]
     return powers[:: 1 + len(powers) // MAX_TICKS]
+
+
+def tick_percent(value: float) -> str:
+    """``25 %`` on an axis."""
+    return f"{100 * value:g}\u202f%"
 
 
 def _drawn(line: Line, x_scale: Scale, y_scale: Scale) -> Drawn:

@@ -1,7 +1,7 @@
 """A finished run as values: in goes a run folder, out comes everything a page may show about it.
 
-Not here: what is made of it (``sections``, ``summary``), the images themselves (``pictures``). Nothing is computed again
-that the folder already holds; logits are read for the parts that were judged only.
+Not here: what is made of it (``sections``, ``summary``), the images themselves (``pictures``). Nothing is computed
+again that the folder already holds; logits are read for the parts that were judged only.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ class Record:
 
     def confusion(self, part: str) -> dict[tuple[int, int], int]:
         """Count of each (true, predicted) pair of labels that occurs."""
-        judged = self.evaluation[part]
-        if judged["confusion"] is None:
-            return {(true, predicted): n for true, predicted, n in judged["confusion_cells"]}
-        matrix = np.asarray(judged["confusion"], dtype=np.int64)
-        return {(int(t), int(p)): int(matrix[t, p]) for t, p in zip(*np.nonzero(matrix), strict=True)}
+        return self._confusions[part]
+
+    @cached_property
+    def _confusions(self) -> dict[str, dict[tuple[int, int], int]]:
+        return {part: _confusion_cells(self.evaluation[part]) for part in self.predictions}
 
 
 def read_record(run: Path) -> Record:
@@ -86,7 +86,7 @@ def read_record(run: Path) -> Record:
         TopworkError: a file of it is damaged, with its name.
     """
     if not (run / "evaluation.json").is_file():
-        raise UsageError(f"{shown(str(run))}: no finished run here (evaluation.json is missing). topwork fit makes one.")
+        raise UsageError(f"{shown(str(run))}: no finished run here (no evaluation.json). topwork fit makes one.")
     try:
         manifest = load_manifest(run / "manifest.parquet")
         evaluation = read_json(run / "evaluation.json")
@@ -136,6 +136,13 @@ def _read_predictions(
         logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(len(rows), len(classes))
         predictions[part] = Predictions(classes, rows, labels, logits).labelled()
     return part_of, predictions
+
+
+def _confusion_cells(judged: dict[str, Any]) -> dict[tuple[int, int], int]:
+    if judged["confusion"] is None:
+        return {(true, predicted): n for true, predicted, n in judged["confusion_cells"]}
+    matrix = np.asarray(judged["confusion"], dtype=np.int64)
+    return {(int(t), int(p)): int(matrix[t, p]) for t, p in zip(*np.nonzero(matrix), strict=True)}
 
 
 # ---- figures as text

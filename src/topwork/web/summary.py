@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from topwork.data.manifest import FEW_IMAGES
+from topwork.data.sources import shown
 from topwork.evaluation.intervals import wilson
 from topwork.web.record import Record, count, percent, quoted
 
@@ -25,7 +26,8 @@ def sentences(record: Record) -> list[str]:
     part = record.main_part
     if part is None:
         unmeasured = "There is no test and no valid part, so nothing can be said about how good it is."
-        return [_trained(record), unmeasured, "Next: fit again with --test-fraction 0.2, so that some images are kept aside."]
+        aside = "Next: fit again with --test-fraction 0.2, so that some images are kept aside."
+        return [_trained(record), unmeasured, aside]
     return [
         _trained(record),
         _accuracy(record, part),
@@ -39,9 +41,11 @@ def _trained(record: Record) -> str:
     recipe, classes = record.recipe, record.manifest.classes
     n_train = int((record.part_of == "train").sum())
     names = f" ({', '.join(quoted(name, 24) for name in classes)})" if len(classes) <= 4 else ""
-    what = "a linear head on the frozen features of" if recipe.get("mode", "probe") == "probe" else "a network started from"
-    backbone = recipe.get("architecture") or recipe.get("backbone", "a backbone")
-    return f"This run trained {what} {backbone} with {count(n_train, 'image')} of {count(len(classes), 'class', 'classes')}{names}."
+    is_probe = recipe.get("mode", "probe") == "probe"
+    what = "a linear head on the frozen features of" if is_probe else "a network started from"
+    backbone = shown(str(recipe.get("architecture") or recipe.get("backbone", "a backbone")))
+    images = f"{count(n_train, 'image')} of {count(len(classes), 'class', 'classes')}"
+    return f"This run trained {what} {backbone} with {images}{names}."
 
 
 def _accuracy(record: Record, part: str) -> str:
@@ -51,10 +55,12 @@ def _accuracy(record: Record, part: str) -> str:
     right = f"On the {count(n, 'image')} of the {part} part it gives the right answer for {percent(accuracy['value'])}."
     if accuracy["value"] == 1:
         most = percent(1 - accuracy["low"])
-        return f"{right} That is no promise: with so many images, a model that is wrong on up to {most} would often do as well."
+        return (
+            f"{right} That is no promise: a model that is wrong on up to {most} may well do the same on so many images."
+        )
     return (
-        f"{right} Images of the same kind, drawn anew, would put the true share between {interval}: "
-        "an interval made this way holds it 95 times in 100."
+        f"{right} The 95 % interval is {interval}: were the test repeated with other images of the same kind, "
+        "intervals made this way would hold the true accuracy 95 times in 100."
     )
 
 
@@ -87,7 +93,8 @@ def weakest_class(record: Record, part: str) -> tuple[str, int, int, float] | No
     rows = []
     for label in np.flatnonzero(n).tolist():
         n_others = all_n - int(n[label])
-        share = (all_right - int(n_right[label]) + 1) / (n_others + 2)  # Laplace: others without a mistake are not perfect
+        # Laplace's rule: others without a mistake are not perfect.
+        share = (all_right - int(n_right[label]) + 1) / (n_others + 2)
         rows.append((_at_most(int(n_right[label]), int(n[label]), share), int(n_right[label]) / int(n[label]), label))
     chance, _, label = min(rows)
     return classes[label], int(n_right[label]), int(n[label]), min(1.0, chance * len(rows))
@@ -107,7 +114,8 @@ def _confused_pair(record: Record, part: str) -> str:
         )
     n_pairs = len(classes) * (len(classes) - 1)
     if k > 1 and n_pairs * _at_least(k, n_wrong, 1 / n_pairs) < SIGNIFICANCE:
-        return f"The most frequent mistake is to take {quoted(classes[true])} for {quoted(classes[predicted])} ({_times(k)})."
+        names = f"{quoted(classes[true])} for {quoted(classes[predicted])}"
+        return f"The most frequent mistake is to take {names} ({_times(k)})."
     return f"Its {count(n_wrong, 'mistake')} single out no pair of classes." if n_wrong > 1 else ""
 
 
@@ -128,21 +136,23 @@ def next_step(record: Record, part: str) -> str:
     accuracy, predictions = judged["accuracy"], record.predictions[part]
     weak = weakest_class(record, part)
     n_confident = int((~predictions.correct & (predictions.confidence >= CONFIDENT)).sum())
-    wide = accuracy["high"] - accuracy["low"] > WIDE_INTERVAL
+    width = f"{100 * (accuracy['high'] - accuracy['low']):.0f}"
+    is_wide = accuracy["high"] - accuracy["low"] > WIDE_INTERVAL
     if n_rejected > 0.1 * (n_rejected + len(record.manifest.samples)):
         return f"see why {count(n_rejected, 'file')} could not be used; the reasons are listed under Data."
     if weak and weak[3] < SIGNIFICANCE:
         return f"add varied images of {quoted(weak[0])}, and look at its mistakes below for wrong labels."
     if n_confident:
         seen = "the mistake" if n_confident == 1 else f"the {n_confident:,} mistakes"
-        wrong = f"look at {seen} it made with a probability of {percent(CONFIDENT, 0)} or more; often the label is wrong, not the answer"
-        return wrong + (f". More images to judge by would narrow the interval (now {_width(accuracy)} points)." if wide else ".")
-    if wide:
-        return f"collect more images to judge by: with {judged['n']:,} of them the interval is {_width(accuracy)} points wide."
+        look = f"look at {seen} it made with a probability of {percent(CONFIDENT, 0)} or more"
+        more = f" More images to judge by would narrow the interval, now {width} points wide." if is_wide else ""
+        return f"{look}; sometimes it is the label that is wrong.{more}"
+    if is_wide:
+        return f"collect more images to judge by: with {judged['n']:,} of them the interval is {width} points wide."
     smallest = min(record.manifest.counts.items(), key=lambda item: item[1])
     if smallest[1] < FEW_IMAGES:
         return f"add images of the smallest class, {quoted(smallest[0])} ({smallest[1]} so far)."
-    return "try it on images from where it will be used; new cameras, places or seasons are what these figures cannot foresee."
+    return "try it on images from where it will be used; new cameras, places or seasons are not in these figures."
 
 
 # ---- chance
@@ -187,10 +197,6 @@ def _binomial(k: int, n: int, share: float) -> float:
 
 def _times(k: int) -> str:
     return "once" if k == 1 else "twice" if k == 2 else f"{k:,} times"
-
-
-def _width(accuracy: dict[str, float]) -> str:
-    return f"{100 * (accuracy['high'] - accuracy['low']):.0f}"
 
 
 def _lower(text: str) -> str:

@@ -1,0 +1,178 @@
+"""Fine-tuning from end to end: backbone, images and a recipe in, weights for a timm network out.
+
+In: a Backbone, a Recipe from ``recipe.plan``, streams of images, and the probe's head where there is one. Out:
+:class:`FineTuned`: a state dict that ``timm.create_model(backbone.architecture, num_classes=...)`` loads when the head
+is linear. Here the pieces meet and nothing is decided: see ``recipe.py`` for what and ``loop.py`` for how.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn  # noqa: TID253 - only training imports this file
+
+from topwork.data.manifest import Manifest
+from topwork.errors import TopworkError, UsageError
+from topwork.models.backbone import Backbone, load_backbone
+from topwork.models.head import LinearHead
+from topwork.models.modules import (
+    HeadSpec,
+    Pooling,
+    SixBlockNetwork,
+    build_classifier,
+    count_parameters,
+    n_outputs,
+    set_linear,
+)
+from topwork.training.average import Chosen, choose_weights
+from topwork.training.folding import State
+from topwork.training.loop import Surroundings, Tuned, fit
+from topwork.training.optimizer import StageRow, freeze, stage_table, stages_of
+from topwork.training.recipe import DataFacts, Recipe
+from topwork.training.streams import ImageStream, decode_all
+from topwork.training.tail import tail_streams
+
+SIX_BLOCKS = "six-blocks"  # a name for the backbone setting: the small network of models/modules.py, from scratch
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A tuned classifier.
+
+    Attributes:
+        state: of the whole network, classifier included; float32 and on the CPU, ready for safetensors.
+        n_parameters, n_trainable: of the network that was trained.
+    """
+
+    state: State
+    recipe: Recipe
+    head: HeadSpec
+    tuned: Tuned
+    chosen: Chosen
+    stages: list[StageRow]
+    n_parameters: int
+    n_trainable: int
+
+
+def make_network(
+    backbone: Backbone | str,
+    head: HeadSpec | nn.Module,
+    recipe: Recipe,
+    probe: LinearHead | None = None,
+    pooling: Pooling | None = None,
+    drop_hidden: bool = False,
+) -> nn.Module:
+    """The network that training starts from: pretrained (or random) weights, a new head, the probe's rows in it."""
+    width = n_outputs(recipe.n_classes, recipe.outputs)
+    if backbone == SIX_BLOCKS:
+        return SixBlockNetwork(width)
+    if isinstance(backbone, str) or recipe.strategy == "scratch":
+        name = backbone if isinstance(backbone, str) else f"random:{backbone.architecture}"
+        backbone = load_backbone(name)
+    # the classifier of the pretrained network is loaded and then replaced; timm knows where it is
+    network = build_classifier(backbone.module(1), head, width, pooling=pooling, drop_hidden=drop_hidden)
+    is_plain = isinstance(head, HeadSpec) and head.kind == "linear" and not head.dropout and pooling is None
+    if recipe.head_from_probe and probe is not None and is_plain and not drop_hidden and probe.kind == "plain":
+        folded = probe.folded()
+        set_linear(network, folded.weight, folded.bias)
+    return network
+
+
+def tune(
+    backbone: Backbone | str,
+    recipe: Recipe,
+    train: ImageStream,
+    valid: ImageStream | None,
+    *,
+    head: HeadSpec | None = None,
+    probe: LinearHead | None = None,
+    around: Surroundings | None = None,
+) -> FineTuned:
+    """Trains by a recipe and keeps the best weights.
+
+    Raises:
+        TopworkError: training failed, with the cause.
+    """
+    head, around = head or HeadSpec(), around or Surroundings()
+    network = make_network(backbone, head, recipe, probe)
+    table = stage_table(network, recipe)
+    moving = replace(recipe.phases[0], rates=tuple((row.stage, row.rate) for row in table))
+    freeze(network, moving)
+    n_parameters, n_trainable = count_parameters(network)
+    if recipe.tail_views is not None:
+        cached = tail_streams(network, recipe, train, valid)
+        tuned = fit(network, recipe, cached[0], cached[1], around)
+    else:
+        tuned = fit(network, recipe, train, valid, around)
+    fresh = make_network(backbone, head, recipe)
+    chosen = choose_weights(fresh, tuned, recipe, valid, around.processes)
+    return FineTuned(chosen.state, recipe, head, tuned, chosen, table, n_parameters, n_trainable)
+
+
+def streams_of(
+    manifest: Manifest,
+    train_rows: NDArray[np.int64],
+    valid_rows: NDArray[np.int64],
+    backbone: Backbone,
+    recipe: Recipe,
+    n_threads: int | None = None,
+    on_progress: Any = None,
+) -> tuple[ImageStream, ImageStream | None]:
+    """Decodes the images of a manifest once, for training and for validation."""
+    labels = np.asarray(manifest.labels, np.int64)
+    n_all = len(train_rows) + len(valid_rows)
+
+    def decode_rows(rows: NDArray[np.int64], margin: float, before: int) -> Any:
+        def report(n_done: int, _: int) -> None:
+            if on_progress:
+                on_progress(before + n_done, n_all)
+
+        return decode_all(
+            manifest.read, rows, backbone.spec, margin=margin, name=lambda row: manifest.samples[row].path,
+            n_threads=n_threads, on_progress=report,
+        )  # fmt: skip
+
+    pixels = decode_rows(train_rows, recipe.augmentation.margin, 0)
+    # named by content: the same images in another order or layout are augmented in the same way
+    keys = np.array([int(manifest.samples[row].content_hash[:15], 16) for row in train_rows], np.int64)
+    train = ImageStream(pixels, labels[train_rows], backbone.spec, recipe.augmentation, recipe.seed, keys)
+    if not len(valid_rows):
+        return train, None
+    return train, ImageStream(decode_rows(valid_rows, 1.0, len(train_rows)), labels[valid_rows], backbone.spec)
+
+
+def facts_of(labels: NDArray[np.int64], n_classes: int, n_valid: int, grey: bool = False) -> DataFacts:
+    """What :func:`topwork.training.recipe.plan` wants to know, about these training labels and this machine."""
+    import torch
+
+    counts = tuple(int(n) for n in np.bincount(labels, minlength=n_classes))
+    has_gpu = torch.cuda.is_available()
+    return DataFacts(counts, n_valid, has_gpu, has_bf16=has_gpu or _has_bf16(), grey=grey)
+
+
+def stage_names(network: nn.Module) -> list[str]:
+    """The stages that a plan gives rates to."""
+    return [stage.name for stage in stages_of(network)]
+
+
+def _has_bf16() -> bool:
+    """Whether the processor multiplies in bf16; where it only emulates it, training would be slower."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return any(name in flags for name in ("avx512_bf16", "amx_bf16", " bf16"))
+
+
+def check_resumable(folder: Path) -> None:
+    """Raises UsageError where there is nothing to resume from."""
+    if not os.path.isfile(folder / "checkpoint.json"):
+        raise UsageError(f"{folder}: no checkpoint to resume from. Start the run without --resume.")
+
+
+__all__ = ["FineTuned", "TopworkError", "facts_of", "make_network", "stage_names", "streams_of", "tune"]

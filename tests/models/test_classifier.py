@@ -1,0 +1,145 @@
+"""The model folder: comes back as it was, is a timm model when plain, and is refused when anything in it changed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from drawing import draw_folders
+
+from topwork.errors import ModelError, TopworkError, UsageError
+from topwork.models.classifier import FORMAT, load_classifier
+from topwork.run import fit
+from topwork.settings import FitSettings
+from topwork.shipping.predictor import Predictor
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("classifier")
+    data = draw_folders(root / "data", n_each=15)
+    made = {}
+    for head in ("plain", "extended"):
+        settings = FitSettings(backbone="random:test_efficientnet", head=head)
+        made[head] = fit(data, root / head, settings)
+    return made
+
+
+@pytest.fixture
+def folder(runs, tmp_path):
+    shutil.copytree(runs["plain"].folder / "model", tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("head", ["plain", "extended"])
+def test_it_comes_back_as_it_was(runs, head):
+    made = runs[head].classifier
+    read = load_classifier(runs[head].folder)
+    assert (read.classes, read.head.kind, read.thresholds) == (made.classes, head, made.thresholds)
+    np.testing.assert_array_equal(read.head.weight, made.head.weight)
+    np.testing.assert_array_equal(read.arrays["unknown_centres"], made.arrays["unknown_centres"])
+    assert read.backbone.spec == made.backbone.spec
+
+
+def test_a_plain_model_is_a_timm_model(runs, tmp_path):
+    """timm alone, on the same pixels: the same probabilities, calibration included."""
+    import timm
+
+    from topwork.data.images import decode
+    from topwork.data.transforms import fit_to_input
+
+    run = runs["plain"]
+    network = timm.create_model(f"local-dir:{run.folder / 'model'}", pretrained=True).eval()
+    spec = run.classifier.backbone.spec
+    pixels = np.stack([fit_to_input(decode(run.manifest.read(row)).pixels, spec) for row in range(8)])
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
+    with torch.inference_mode():
+        theirs = network((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std).softmax(1).numpy()
+    ours, _ = Predictor(run.classifier).answer(pixels)
+    np.testing.assert_allclose(ours, theirs, atol=2e-2)
+    assert json.loads((run.folder / "model" / "config.json").read_text())["label_names"] == list(run.classifier.classes)
+
+
+def test_an_extended_model_carries_nothing_that_could_answer_differently(runs):
+    assert not (runs["extended"].folder / "model" / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "openvino.bin", "openvino.xml", "config.json", "decision.safetensors"])
+def test_any_changed_byte_is_noticed(folder, name):
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(ModelError, match=name):
+        load_classifier(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "openvino.bin", "decision.safetensors"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(ModelError, match=name):
+        load_classifier(folder)
+
+
+def changed(folder, **values):
+    facts = json.loads((folder / "topwork.json").read_text())
+    (folder / "topwork.json").write_text(json.dumps(facts | values))
+
+
+def test_a_model_from_the_future_is_refused_by_name(folder):
+    changed(folder, format=FORMAT + 1)
+    with pytest.raises(ModelError, match="newer topwork"):
+        load_classifier(folder)
+
+
+def test_names_never_lead_outside(folder, tmp_path):
+    (tmp_path / "secret").write_text("x")
+    changed(folder, files={"../secret": "0" * 64})
+    with pytest.raises(ModelError, match="does not write"):
+        load_classifier(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"format": 1}', '{"format": "x"}', "[" * 100_000])
+def test_a_broken_description_is_a_named_error(folder, text):
+    (folder / "topwork.json").write_text(text)
+    with pytest.raises(ModelError, match=r"topwork\.json"):
+        load_classifier(folder)
+
+
+def test_a_pickle_in_place_of_weights_is_not_run(folder, tmp_path):
+    class Canary:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    import hashlib
+
+    payload = pickle.dumps(Canary())
+    (folder / "model.safetensors").write_bytes(payload)
+    facts = json.loads((folder / "topwork.json").read_text())
+    changed(folder, files=facts["files"] | {"model.safetensors": hashlib.sha256(payload).hexdigest()})
+    with pytest.raises(ModelError):
+        load_classifier(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_values_of_the_wrong_kind_are_named_errors(folder):
+    """Every entry of the description replaced by something else: refused, or no difference, never another error."""
+    original = (folder / "topwork.json").read_text()
+    facts = json.loads(original)
+    for key in facts:
+        for value in (None, [], {}, "x", -1, 1e400):
+            (folder / "topwork.json").write_text(json.dumps(facts | {key: value}))
+            try:
+                load_classifier(folder)
+            except TopworkError:
+                continue
+    (folder / "topwork.json").write_text(original)
+    load_classifier(folder)
+
+
+def test_no_model_is_wrong_use(tmp_path):
+    with pytest.raises(UsageError, match="no model here"):
+        load_classifier(tmp_path)
