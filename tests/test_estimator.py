@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from drawing import draw, draw_folders
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 
+from drawing import draw, draw_folders
 from topwork import ImageClassifier
 from topwork.errors import UsageError
 

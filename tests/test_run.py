@@ -15,17 +15,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from drawing import draw, draw_folders
 from PIL import Image
 
+from drawing import draw, draw_folders
 from topwork.data.split import split_record
 from topwork.errors import UsageError
 from topwork.run import evaluate, fit
-from topwork.settings import FitSettings
 from topwork.shipping.predictor import Predictor
 
 RUN_FILES = {
-    "settings.json", "manifest.parquet", "split.json", "recipe.json", "history.jsonl", "model", "predictions.parquet",
+    "settings.json",
+    "manifest.parquet",
+    "split.json",
+    "recipe.json",
+    "history.jsonl",
+    "model",
+    "predictions.parquet",
     "evaluation.json",
 }
 
@@ -33,7 +38,11 @@ RUN_FILES = {
 def topwork(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     """The command as a user runs it."""
     return subprocess.run(
-        [sys.executable, "-m", "topwork.cli", *map(str, arguments)], capture_output=True, text=True, check=False, **options
+        [sys.executable, "-m", "topwork.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
     )
 
 
@@ -59,8 +68,18 @@ def test_a_run_holds_all_that_is_promised(fitted):
     assert {p.name for p in (fitted.folder / "model").iterdir()} >= {"model.safetensors", "topwork.json", "README.md"}
     evaluation = json.loads((fitted.folder / "evaluation.json").read_text())
     for part in ("valid", "test"):
-        keys = {"n", "accuracy", "balanced_accuracy", "top5_accuracy", "cross_entropy", "ece", "macro_f1", "per_class",
-                "confusion", "classes"}
+        keys = {
+            "n",
+            "accuracy",
+            "balanced_accuracy",
+            "top5_accuracy",
+            "cross_entropy",
+            "ece",
+            "macro_f1",
+            "per_class",
+            "confusion",
+            "classes",
+        }
         assert keys <= evaluation[part].keys()
         assert evaluation[part]["accuracy"]["low"] <= evaluation[part]["accuracy"]["value"]
         assert np.sum(evaluation[part]["confusion"]) == evaluation[part]["n"]

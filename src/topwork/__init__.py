@@ -34,18 +34,24 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - names are strings
 
 if TYPE_CHECKING:
-    from topwork.data.images import decode
-    from topwork.data.manifest import Manifest, scan
-    from topwork.data.split import Split, split
-    from topwork.data.transforms import InputSpec
-    from topwork.errors import TopworkError
-    from topwork.estimator import ImageClassifier
-    from topwork.features.embed import Features, embed
-    from topwork.features.probe import fit_probe
-    from topwork.models.backbone import Backbone, load_backbone
-    from topwork.models.classifier import Classifier, load_classifier
-    from topwork.run import evaluate, fit
-    from topwork.shipping.predictor import Predictor
+    from topwork.data.images import decode as decode
+    from topwork.data.manifest import Manifest as Manifest
+    from topwork.data.manifest import scan as scan
+    from topwork.data.split import Split as Split
+    from topwork.data.split import split as split
+    from topwork.data.transforms import InputSpec as InputSpec
+    from topwork.errors import TopworkError as TopworkError
+    from topwork.estimator import ImageClassifier as ImageClassifier
+    from topwork.features.embed import Features as Features
+    from topwork.features.embed import embed as embed
+    from topwork.features.probe import fit_probe as fit_probe
+    from topwork.models.backbone import Backbone as Backbone
+    from topwork.models.backbone import load_backbone as load_backbone
+    from topwork.models.classifier import Classifier as Classifier
+    from topwork.models.classifier import load_classifier as load_classifier
+    from topwork.run import evaluate as evaluate
+    from topwork.run import fit as fit
+    from topwork.shipping.predictor import Predictor as Predictor
 
 
 def __getattr__(name: str) -> Any:

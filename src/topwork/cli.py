@@ -50,7 +50,13 @@ CommonArgs = Annotated[Common, Flat]
 
 
 @app.command
-def scan(path: str, /, *, settings: Annotated[DataSettings, Flat] = DataSettings(), common: CommonArgs = Common()) -> int:  # noqa: B008
+def scan(
+    path: str,
+    /,
+    *,
+    settings: Annotated[DataSettings, Flat] = DataSettings(),
+    common: CommonArgs = Common(),
+) -> int:
     """Read every image and say what is there: classes, rejects with reasons, duplicates.
 
     Parameters
@@ -98,8 +104,8 @@ def fit(
     out: str | None = None,
     resume: str | None = None,
     overwrite: bool = False,
-    settings: Annotated[FitSettings, Flat] = FitSettings(),  # noqa: B008
-    common: CommonArgs = Common(),  # noqa: B008
+    settings: Annotated[FitSettings, Flat] = FitSettings(),
+    common: CommonArgs = Common(),
 ) -> int:
     """Train a classifier on the images below PATH, judge it honestly, and write a run folder with a report.
 
@@ -166,8 +172,8 @@ def evaluate(
     /,
     *,
     part: Literal["auto", "train", "valid", "test", "all"] = "auto",
-    settings: Annotated[DataSettings, Flat] = DataSettings(),  # noqa: B008
-    common: CommonArgs = Common(),  # noqa: B008
+    settings: Annotated[DataSettings, Flat] = DataSettings(),
+    common: CommonArgs = Common(),
 ) -> int:
     """Judge a saved model on labelled images. Classes are matched by name.
 
@@ -204,7 +210,7 @@ def predict(
     workers: int | None = None,
     overwrite: bool = False,
     seed: int = 0,
-    common: CommonArgs = Common(),  # noqa: B008
+    common: CommonArgs = Common(),
 ) -> int:
     """Name what is on each image: one row for each input, errors included, in input order.
 
@@ -244,14 +250,13 @@ def predict(
     if common.json:
         _print_json({"predictions": [asdict(p) | {"top": [list(pair) for pair in p.top]} for p in predictions]})
     else:
-        rows = [(p.path, p.outcome, p.label or "", f"{p.probability:.3f}" if p.probability is not None else p.error or "")
-                for p in predictions]
+        rows = [(p.path, p.outcome, p.label or "", p.error or f"{p.probability:.3f}") for p in predictions]
         print(table(rows, ("path", "outcome", "label", "probability")))
     return 1 if predictions and all(p.outcome == "error" for p in predictions) else 0
 
 
 @app.command
-def report(run: str, /, *, seed: int = 0, common: CommonArgs = Common()) -> int:  # noqa: B008
+def report(run: str, /, *, seed: int = 0, common: CommonArgs = Common()) -> int:
     """Write RUN/report.html again from what the run holds.
 
     Parameters
@@ -283,7 +288,7 @@ def models(
     stages: bool = False,
     filter: str = "",
     seed: int = 0,
-    common: CommonArgs = Common(),  # noqa: B008
+    common: CommonArgs = Common(),
 ) -> int:
     """List backbones, or describe one: parameters, what a probe trains, stages.
 
@@ -311,7 +316,9 @@ def models(
             print("\n".join(found) if filter else "Any timm name works too: topwork models --filter '*resnet18*'")
         return 0
     backbone = load_backbone(name)
-    rows = [{"name": s.name, "n_parameters": s.n_parameters, "trainable": s.name == "classifier"} for s in backbone.stages]
+    rows: list[dict[str, Any]] = [
+        {"name": s.name, "n_parameters": s.n_parameters, "trainable": s.name == "classifier"} for s in backbone.stages
+    ]
     n_classifier = sum(s.n_parameters for s in backbone.stages if s.name == "classifier")
     answer = {
         "name": backbone.name,
@@ -329,8 +336,12 @@ def models(
     print(f"{backbone.name}: {backbone.architecture}, weights under {backbone.licence}")
     print(f"{backbone.n_parameters:,} parameters and a classifier of {n_classifier:,}; {backbone.n_features} features")
     if stages:
-        print(table([(r["name"], f"{r['n_parameters']:,}", "yes" if r["trainable"] else "no") for r in rows],
-                    ("stage", "parameters", "trained by a probe")))
+        print(
+            table(
+                [(r["name"], f"{r['n_parameters']:,}", "yes" if r["trainable"] else "no") for r in rows],
+                ("stage", "parameters", "trained by a probe"),
+            )
+        )
     return 0
 
 
@@ -343,7 +354,7 @@ def demo(
     overwrite: bool = False,
     open_report: bool = True,
     seed: int = 0,
-    common: CommonArgs = Common(),  # noqa: B008
+    common: CommonArgs = Common(),
 ) -> int:
     """Train on 2,624 real images of solar cells (needs the demo extra) and show the report.
 
@@ -431,7 +442,7 @@ def main(tokens: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
-    except Exception as error:  # the last place to turn a bug into one line
+    except Exception as error:  # noqa: BLE001 - the last place to turn a bug into one line
         status = _failed(error, arguments)
     sys.exit(status or 0)
 
@@ -453,7 +464,7 @@ def _catch_signals() -> None:
     """First signal: an exception, so that everything is closed properly. Second: the end at once."""
     seen: list[int] = []
 
-    def handle(signum: int, frame: FrameType | None) -> None:
+    def handle(signum: int, _frame: FrameType | None) -> None:
         if seen:
             os._exit(128 + signum)
         seen.append(signum)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.base import BaseEstimator, ClassifierMixin  # noqa: TID253 - loaded only for this name
+from sklearn.utils.validation import check_is_fitted  # noqa: TID253
 
 from topwork.data.images import decode
 from topwork.data.loader import in_order
@@ -62,7 +62,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.n_jobs = n_jobs
 
-    def fit(self, X: Any, y: Any) -> ImageClassifier:  # noqa: N803 - scikit-learn's names
+    def fit(self, X: Any, y: Any) -> ImageClassifier:
         """Fits the head.
 
         Args:
@@ -82,16 +82,16 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.head_ = probe.head.divided_by(self.temperature_)
         return self
 
-    def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
         """(N, C) calibrated logits; (N,) their difference for two classes, as scikit-learn has it."""
         logits = self._logits(X)
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """(N, C) calibrated probabilities, columns as in ``classes_``."""
         return softmax(self._logits(X))
 
-    def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
+    def predict(self, X: Any) -> NDArray[Any]:
         """(N,) most probable labels."""
         return np.asarray(self.classes_[self._logits(X).argmax(1)])
 

@@ -62,9 +62,14 @@ class Watcher(Protocol):
 class Silent:
     """A watcher that shows nothing."""
 
-    def step(self, name: str) -> None: ...
-    def progress(self, n_done: int, n_all: int) -> None: ...
-    def note(self, text: str) -> None: ...
+    def step(self, name: str) -> None:
+        """Not shown."""
+
+    def progress(self, n_done: int, n_all: int) -> None:
+        """Not shown."""
+
+    def note(self, text: str) -> None:
+        """Not shown."""
 
 
 @dataclass
@@ -76,6 +81,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        """Adds the time of a block to a step."""
         started = time.perf_counter()
         try:
             yield
@@ -163,7 +169,7 @@ def fit(
             watcher.step("write")
             classifier = replace(classifier, provenance=_provenance(manifest, parts, evaluation, settings))
             _write(folder, manifest, parts, classifier, probe, predictions, recipe, embedder)
-        evaluation["timing"] = _timing(clock, embedder, len(manifest.samples))
+        evaluation["timing"] = _timing(clock, embedder)
         write_json(folder / "evaluation.json", evaluation)
     return Fitted(folder, manifest, parts, classifier, probe, predictions, evaluation, recipe)
 
@@ -236,9 +242,7 @@ def model_embedder(classifier: Classifier) -> Embedder:
     from topwork.shipping.predictor import engine_of
 
     engine = engine_of(classifier)
-    return Embedder(
-        classifier.backbone, engine, FeatureStore(cache_folder(), fingerprint(classifier.backbone, engine))
-    )
+    return Embedder(classifier.backbone, engine, FeatureStore(cache_folder(), fingerprint(classifier.backbone, engine)))
 
 
 def predict_features(
@@ -461,9 +465,7 @@ def _recipe(classifier: Classifier, probe: Probe, parts: Split, embedder: Embedd
     }
 
 
-def _provenance(
-    manifest: Manifest, parts: Split, evaluation: dict[str, Any], settings: FitSettings
-) -> dict[str, Any]:
+def _provenance(manifest: Manifest, parts: Split, evaluation: dict[str, Any], settings: FitSettings) -> dict[str, Any]:
     judged = "test" if "test" in evaluation else "valid" if "valid" in evaluation else None
     labels = np.array(manifest.labels)
     counts = np.bincount(labels[parts.train], minlength=len(manifest.classes))
@@ -477,7 +479,7 @@ def _provenance(
     }
 
 
-def _timing(clock: Stopwatch, embedder: Embedder, n_images: int) -> dict[str, Any]:
+def _timing(clock: Stopwatch, embedder: Embedder) -> dict[str, Any]:
     seconds = clock.seconds["scan_and_embed"]
     return {
         "seconds": clock.seconds | {"total": round(time.perf_counter() - clock.started, 3)},
@@ -499,7 +501,9 @@ def _part_rows(manifest: Manifest, part: str) -> NDArray[np.int64]:
     if part == "all":
         return np.arange(len(manifest.samples))
     if part not in by_part:
-        raise UsageError(f"--part {part}: {shown(str(manifest.root))} has no such part; found {', '.join(sorted(by_part))}.")
+        raise UsageError(
+            f"--part {part}: {shown(str(manifest.root))} has no such part; found {', '.join(sorted(by_part))}."
+        )
     return np.array(by_part[part])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from topwork.data.sources import shown
@@ -152,7 +153,7 @@ def part_lines(name: str, part: dict[str, Any]) -> list[str]:
     return lines
 
 
-def table(rows: list[tuple[str, ...]], heads: tuple[str, ...]) -> str:
+def table(rows: Sequence[tuple[str, ...]], heads: tuple[str, ...]) -> str:
     """Rows as aligned text; names are escaped so that they cannot move the cursor."""
     cells = [heads, *[tuple(shown(cell) for cell in row) for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]

@@ -159,7 +159,7 @@ def tiff(
 def tiff_tags(
     width: int, height: int, bits: Sequence[int], color: int, compression: int = 1
 ) -> dict[int, tuple[int, Sequence[int]]]:
-    """The tags every TIFF needs, for one strip. Colour: 0 white is zero, 1 black is zero, 2 RGB, 5 CMYK, 6 YCbCr, 8 LAB."""
+    """The tags every TIFF needs, for one strip. Colour: 0 white is zero, 1 black is zero, 2 RGB, 3 palette, 5 CMYK."""
     return {
         256: (4, [width]),
         257: (4, [height]),
@@ -232,7 +232,7 @@ def flat_png(width: int, height: int, *, bits: int, color: int) -> bytes:
 
 
 def tall_jpeg(width: int, height: int) -> bytes:
-    """A baseline JPEG of one row of blocks, repeated: each repetition is a restart interval, so all are the same bytes."""
+    """A baseline JPEG of one row of blocks, repeated: each is a restart interval, so all are the same bytes."""
     strip = encoded(scene(width, 16), "JPEG", quality=90, restart_marker_rows=1)
     frame, scan = strip.index(b"\xff\xc0"), strip.index(b"\xff\xda")
     start = scan + 2 + int.from_bytes(strip[scan + 2 : scan + 4], "big")

@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 import pytest
-from drawing import draw_folders
 
+from drawing import draw_folders
 from topwork.data.images import decode
 from topwork.data.manifest import scan
 from topwork.data.transforms import fit_to_input
@@ -98,7 +98,10 @@ def test_features_that_are_not_finite_stop_the_run(tiny, embedder):
         kind, precision = "broken", "f32"
 
         def run(self, images):
-            return {"last": np.full((len(images), 4), np.nan, np.float16), "stages": np.zeros((len(images), 0), np.float16)}
+            return {
+                "last": np.full((len(images), 4), np.nan, np.float16),
+                "stages": np.zeros((len(images), 0), np.float16),
+            }
 
     embedder.engine = Broken()
     embedder.take("a" * 64, np.zeros((tiny.spec.height, tiny.spec.width, 3), np.uint8))

@@ -92,7 +92,9 @@ def test_only_training_rows_are_read():
 
 def test_an_extended_head_wins_only_when_it_is_ahead():
     x, y = blobs(spread=3.0)
-    telling = np.eye(4)[y].astype(np.float16) * 3 + np.random.default_rng(3).normal(size=(240, 4)).astype(np.float16) * 0.3
+    telling = (
+        np.eye(4)[y].astype(np.float16) * 3 + np.random.default_rng(3).normal(size=(240, 4)).astype(np.float16) * 0.3
+    )
     noise = np.random.default_rng(4).normal(size=(240, 40)).astype(np.float16)
     assert fit_probe(ArrayFeatures(x, telling), y, 4).head.kind == "extended"
     assert fit_probe(ArrayFeatures(x, telling), y, 4, head="plain").head.kind == "plain"

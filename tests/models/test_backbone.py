@@ -13,7 +13,6 @@ from topwork.errors import DownloadError, ModelError, UsageError
 from topwork.models.backbone import EMBEDDED, _build, find_stages, load_backbone, weights_digest
 
 
-
 def gradient_image(side: int = 224) -> torch.Tensor:
     """A drawn image known exactly: red grows to the right, green downwards, blue is a disc; values in [-1, 1]."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, side), torch.linspace(-1, 1, side), indexing="ij")
@@ -109,8 +108,19 @@ def test_a_changed_package_file_is_refused(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["test_resnet", "test_efficientnet", "test_convnext", "test_vit", "resnet18", "vgg11", "swin_tiny_patch4_window7_224",
-     "mobilenetv3_small_050", "regnetx_002", "convnext_atto", "densenet121"],
+    [
+        "test_resnet",
+        "test_efficientnet",
+        "test_convnext",
+        "test_vit",
+        "resnet18",
+        "vgg11",
+        "swin_tiny_patch4_window7_224",
+        "mobilenetv3_small_050",
+        "regnetx_002",
+        "convnext_atto",
+        "densenet121",
+    ],
 )
 def test_every_parameter_belongs_to_exactly_one_stage(name):
     network = _build(f"random:{name}")
@@ -144,7 +154,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 
 def test_a_pickle_is_never_opened(tmp_path):
     (tmp_path / "own.pth").write_bytes(b"anything")
-    with pytest.raises(UsageError, match="only .safetensors"):
+    with pytest.raises(UsageError, match=r"only \.safetensors"):
         load_backbone(f"test_resnet={tmp_path / 'own.pth'}", cache=tmp_path)
 
 

@@ -9,8 +9,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from drawing import draw_folders
 
+from drawing import draw_folders
 from topwork.errors import ModelError, TopworkError, UsageError
 from topwork.models.classifier import FORMAT, load_classifier
 from topwork.run import fit
@@ -68,7 +68,9 @@ def test_an_extended_model_carries_nothing_that_could_answer_differently(runs):
     assert not (runs["extended"].folder / "model" / "config.json").exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "openvino.bin", "openvino.xml", "config.json", "decision.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "openvino.bin", "openvino.xml", "config.json", "decision.safetensors"]
+)
 def test_any_changed_byte_is_noticed(folder, name):
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torch import nn
+
 from topwork.errors import UsageError
 from topwork.models.modules import (
     CosineHead,
@@ -17,7 +19,6 @@ from topwork.models.modules import (
     parse_head,
     set_linear,
 )
-from torch import nn
 
 
 def freeze_but_head(network):

@@ -20,19 +20,20 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    expected = complete(options.folder / "whole")
+    expected = complete(options.folder / "whole", options.epochs)
     n_killed, result, rng = 0, None, random.Random(options.seed)
     while result is None:
         n_left = options.kills - n_killed
         kill_at = (rng.randint(1, 3), rng.uniform(0, 0.05)) if n_left else None
-        result = complete(options.folder / "killed", kill_at)
+        result = complete(options.folder / "killed", options.epochs, kill_at)
         n_killed += result is None
     print(json.dumps({"n_killed": n_killed, "uninterrupted": expected, "killed_and_resumed": result}))
 
 
-def complete(folder, kill_at=None):
+def complete(folder, n_epochs, kill_at=None):
     """Runs in a forked child; its digest, or None when it was killed before the end.
 
     Args:
@@ -42,7 +43,7 @@ def complete(folder, kill_at=None):
     child = os.fork()
     if child == 0:
         os.close(reading)
-        os.write(writing, train(folder, writing).encode())
+        os.write(writing, train(folder, n_epochs, writing).encode())
         os._exit(0)
     os.close(writing)
     if kill_at is not None:
@@ -61,7 +62,7 @@ def complete(folder, kill_at=None):
     return text
 
 
-def train(folder, steps):
+def train(folder, n_epochs, steps):
     import torch
     from topwork.models.backbone import weights_digest
     from topwork.training.loop import Surroundings, fit
@@ -69,7 +70,7 @@ def train(folder, steps):
 
     torch.set_num_threads(1)
     recipe = recipe_for(
-        n_train=32, epochs=4, strategy="gradual", mixup=0.2, augment="strong", ema=0.9, average_best=2, batch_norm="train"
+        n_train=32, epochs=n_epochs, strategy="gradual", mixup=0.2, augment="strong", ema=0.9, average_best=2, batch_norm="train"
     )
 
     def stop():

@@ -157,6 +157,13 @@ def test_numbers_without_script(open_page: Any, report: Path) -> None:
     assert page.locator("#theme").is_hidden()
 
 
+@pytest.mark.parametrize("sizes", [{"n_wrong": 0}, {"valid": 0.0, "test": 0.0}])
+def test_without_mistakes_or_parts_the_script_is_content(open_page: Any, make_run: MakeRun, sizes: Any) -> None:
+    page = open_page(write_report(make_run(**sizes)))
+    page.locator("#theme").click()
+    assert page.locator("html.js").count() == 1
+
+
 def test_prints(open_page: Any, report: Path) -> None:
     page = open_page(report, scheme="dark")
     page.emulate_media(media="print")

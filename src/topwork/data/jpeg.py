@@ -16,6 +16,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
@@ -23,6 +24,9 @@ import simplejpeg
 from topwork.data.exif import orientation_of
 from topwork.data.raster import MAX_PARTS, Decoded, ImageFacts, Pixels, check_memory, check_size, turned
 from topwork.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _SOI, _EOI, _SOS, _APP0, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame, all processes
@@ -60,10 +64,11 @@ class _Header:
 
 @dataclass(frozen=True, slots=True)
 class _Size:
-    """Least size to decode to, in pixels; 0 is full size."""
+    """Least size to decode to, in pixels; 0 is full size. The sides are divided by ``factor``."""
 
     height: int = 0
     width: int = 0
+    factor: int = 1
 
 
 def decode(data: bytes, min_side: int | None) -> Decoded:
@@ -145,7 +150,7 @@ def _least_size(header: _Header, min_side: int | None) -> _Size:
         short = min(header.width, header.height)
         for factor in (8, 4, 2):
             if -(-short // factor) >= min_side:
-                return _Size(-(-header.height // factor), -(-header.width // factor))
+                return _Size(-(-header.height // factor), -(-header.width // factor), factor)
     return _Size()
 
 
@@ -212,7 +217,7 @@ def _decode_cleaned(data: bytes, header: _Header, size: _Size, first_error: Valu
     """Decodes a copy without metadata, and if need be without stray bytes, or raises ImageError with the reason."""
     message = str(first_error)
     if "subsampling" in message:
-        return _decode_with_pillow(data, size)
+        return _decode_with_pillow(data, header, size)
     if not _LOSS.search(message):
         try:
             return _decode(data, size)
@@ -256,20 +261,24 @@ def _without_stray(data: bytes, n_stray: int, marker: int, n_pixels: int) -> Ite
         yield data[: start - n_stray] + data[start:]
 
 
-def _decode_with_pillow(data: bytes, size: _Size) -> Pixels:
-    """Decodes samplings that simplejpeg does not know. Pillow ignores libjpeg's warnings, so losses are looked for."""
-    pixels = _pillow_pixels(data, size)
-    _check_complete(pixels, _pillow_pixels(_padded(data), size))
+def _decode_with_pillow(data: bytes, header: _Header, size: _Size) -> Pixels:
+    """Decodes samplings that simplejpeg does not know. Pillow ignores libjpeg's warnings, so losses are looked for.
+
+    Shrunk by averaging: libjpeg's scaled decoding leaves such colours in coarse blocks.
+    """
+    check_memory(2 * len(data) + 11 * header.width * header.height)
+    image = _pillow_image(data)
+    overview, pixels = np.asarray(image.reduce(8)), np.array(image.reduce(size.factor))
+    del image
+    _check_complete(overview, np.asarray(_pillow_image(_padded(data)).reduce(8)))
     return pixels
 
 
-def _pillow_pixels(data: bytes, size: _Size) -> Pixels:
+def _pillow_image(data: bytes) -> Image:
     from PIL import JpegImagePlugin
 
     with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
-        if size.width:
-            image.draft(None, (size.width, size.height))
-        return np.array(image.convert("RGB"))
+        return image.convert("RGB")
 
 
 def _first_scan(data: bytes) -> int:

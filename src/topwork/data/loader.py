@@ -67,9 +67,11 @@ class FactsStore:
                 self._known[key] = ImageFacts(**row) if reason is None else reason
 
     def get(self, content_hash: str) -> ImageFacts | str | None:
+        """Facts, the reason against it, or None where the content is new."""
         return self._known.get(content_hash)
 
     def put(self, content_hash: str, value: ImageFacts | str) -> None:
+        """Keeps facts or a reason; written now and then, and by ``flush``."""
         if content_hash not in self._known:
             self._known[content_hash] = value
             self._new.append(content_hash)
@@ -79,7 +81,8 @@ class FactsStore:
     def flush(self) -> None:
         """Writes what is new as one shard."""
         if self._new:
-            append_shard(self.folder, pa.Table.from_pylist([self._row(key) for key in self._new], schema=_facts_schema()))
+            rows = [self._row(key) for key in self._new]
+            append_shard(self.folder, pa.Table.from_pylist(rows, schema=_facts_schema()))
             self._new = []
 
     def _row(self, key: str) -> dict[str, Any]:

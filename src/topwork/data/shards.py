@@ -29,7 +29,8 @@ def append_shard(folder: Path, table: pa.Table) -> Path:
         with atomic_file(final) as partial:
             pq.write_table(table, partial, compression="none", use_dictionary=False)
     except OSError as error:
-        raise TopworkError(f"{folder}: cannot be written: {error.strerror or error}. Set TOPWORK_CACHE elsewhere.") from None
+        reason = error.strerror or error
+        raise TopworkError(f"{folder}: cannot be written: {reason}. Set TOPWORK_CACHE elsewhere.") from None
     return final
 
 
@@ -47,7 +48,7 @@ def read_shards(folder: Path, columns: list[str]) -> Iterator[tuple[Path, pa.Tab
             continue  # damaged or from another writer: what it held is computed again
 
 
-class atomic_file:  # noqa: N801 - reads as a verb at the point of use
+class atomic_file:
     """Context manager that gives a temporary path and renames it to ``final`` once its data are on the disk.
 
     After an exception the temporary file is removed and ``final`` is untouched.

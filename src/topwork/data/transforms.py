@@ -57,11 +57,13 @@ class InputSpec:
         return 2 * max(self.height, self.width)
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> InputSpec:
-        known = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        """Reads what ``as_dict`` wrote; raises TypeError for names it does not know."""
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**known)
 
 
@@ -99,10 +101,10 @@ def resize(
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(height, width, 3)
 
 
-def _resizer() -> Resizer:
+def _resizer() -> Any:
     if not hasattr(_LOCAL, "resizer"):
         _LOCAL.resizer = Resizer()
-    return _LOCAL.resizer  # type: ignore[no-any-return]
+    return _LOCAL.resizer
 
 
 def _centre_box(pixels: Pixels, spec: InputSpec) -> tuple[float, float, float, float]:

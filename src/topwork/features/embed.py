@@ -56,9 +56,11 @@ class Embedder:
         self._rows: list[tuple[str, Batch]] = []
 
     def wants(self, content_hash: str) -> bool:
+        """Whether these contents have no features yet."""
         return content_hash not in self.store and content_hash not in self._taken
 
     def take(self, content_hash: str, pixels: Pixels) -> None:
+        """Keeps one image for the next batch; runs the batch and writes the shard when they are full."""
         if not self.wants(content_hash):
             return
         self._taken.add(content_hash)
@@ -80,9 +82,12 @@ class Embedder:
         batch = self.engine.run(np.stack([pixels for _, pixels in self._images]))
         self.engine_seconds += time.perf_counter() - started
         if not all(np.isfinite(values).all() for values in batch.values()):
-            raise TopworkError(f"{self.backbone.name}: the network gave features that are not finite; try --precision f32")
-        self._rows += [(key, {name: values[i : i + 1] for name, values in batch.items()})
-                       for i, (key, _) in enumerate(self._images)]
+            name = self.backbone.name
+            raise TopworkError(f"{name}: the network gave features that are not finite; try --precision f32")
+        self._rows += [
+            (key, {name: values[i : i + 1] for name, values in batch.items()})
+            for i, (key, _) in enumerate(self._images)
+        ]
         self.n_embedded += len(self._images)
         self._images = []
 

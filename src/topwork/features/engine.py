@@ -142,10 +142,11 @@ class TorchEngine:
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.precision = precision if precision != "auto" else ("bf16" if self.device == "cuda" else "f32")
-        network = feature_network(backbone).to(self.device, memory_format=torch.channels_last)
-        self._network = network
+        network = feature_network(backbone).to(self.device)
+        self._network = network.to(memory_format=torch.channels_last)
 
     def run(self, images: Pixels) -> Batch:
+        """Features of uint8 (B, H, W, 3), any B."""
         import torch
 
         outputs: list[list[NDArray[np.float16]]] = [[], []]
@@ -172,7 +173,9 @@ def feature_network(backbone: Backbone) -> nn.Module:
     class FeatureNetwork(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.network = backbone.module()
+            self.network: Any = backbone.module()
+            self.mean: torch.Tensor
+            self.std: torch.Tensor
             mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (backbone.spec.mean, backbone.spec.std))
             self.register_buffer("mean", mean)
             self.register_buffer("std", std)
@@ -181,7 +184,7 @@ def feature_network(backbone: Backbone) -> nn.Module:
                 self.network.get_submodule(name).register_forward_hook(self._keep(name))
 
         def _keep(self, name: str) -> Any:
-            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
                 self.maps[name] = output
 
             return hook

@@ -44,6 +44,7 @@ class Candidate:
 
     @property
     def plain(self) -> bool:
+        """Whether it reads the last features through an affine map alone."""
         return self.blocks == ("last",) and self.power == "none"
 
 
@@ -191,6 +192,7 @@ class _Tried:
 
     @property
     def cross_entropy(self) -> float:
+        """Mean loss out of fold."""
         return float(self.losses.mean())
 
 
@@ -216,7 +218,7 @@ class _Search:
         """The whole path for the first candidate, its neighbourhood for the others."""
         x, _ = self.data.columns(candidate, self.rows)
         problem = SoftmaxRegression(x, self.y, self.n_classes, self.sample_weights)
-        path = PENALTIES
+        path: tuple[float, ...] = PENALTIES
         if self.tried:
             best = PENALTIES.index(min(self.tried, key=lambda t: t.cross_entropy).penalty)
             path = PENALTIES[max(0, best - 1) : best + 2]
@@ -281,7 +283,7 @@ def _folds(
     rng = np.random.default_rng([seed, 1])
     cost = len(y) * min(width, len(y)) * n_classes
     n_folds = int(np.clip(STEP_BUDGET // max(cost, 1), 3, MAX_FOLDS))
-    order = _grouped_order(y, group, rng)
+    order = _grouped_order(group, rng)
     share = min(1.0, STEP_BUDGET / (cost * n_folds))
     if share < 1:
         kept = np.zeros(len(y), bool)
@@ -299,7 +301,7 @@ def _folds(
     return np.unique(folds, return_inverse=True)[1].astype(np.int64), rows
 
 
-def _grouped_order(y: NDArray[np.int64], group: NDArray[Any], rng: np.random.Generator) -> NDArray[np.int64]:
+def _grouped_order(group: NDArray[Any], rng: np.random.Generator) -> NDArray[np.int64]:
     """A random order of the rows in which groups stay together."""
     _, number = np.unique(group, return_inverse=True)
     lot = rng.permutation(number.max() + 1)
@@ -340,9 +342,7 @@ class SoftmaxRegression:
 
     history = 8
 
-    def __init__(
-        self, x: Floats, y: NDArray[np.int64], n_classes: int, sample_weights: NDArray[np.float64]
-    ) -> None:
+    def __init__(self, x: Floats, y: NDArray[np.int64], n_classes: int, sample_weights: NDArray[np.float64]) -> None:
         self.z, self.back, self.variance = _rotated(x)
         self.n_problems, self.n_classes = len(sample_weights), n_classes
         self.target = np.zeros((len(y), 1, n_classes), np.float32)
@@ -368,7 +368,7 @@ class SoftmaxRegression:
             tolerance: a problem rests when a step lowers its loss by less than this share.
         """
         precondition = self._precondition(penalty)
-        v = self.w / precondition
+        v = np.asarray(self.w / precondition, np.float32)
         loss, gradient = self._loss(v, precondition, penalty)
         pairs: list[tuple[Floats, Floats, NDArray[np.float64]]] = []
         active = np.ones(self.n_problems, bool)
@@ -394,7 +394,7 @@ class SoftmaxRegression:
         p /= p.sum(2, keepdims=True)
         spread = np.maximum((p * (1 - p) * self.share).sum(0), 1e-3)
         curvature = np.append(self.variance, 1.0)[:, None, None] * spread + penalty
-        return (1 / np.sqrt(curvature)).astype(np.float32)
+        return np.asarray(1 / np.sqrt(curvature), np.float32)
 
     def _line_search(
         self,
@@ -420,8 +420,8 @@ class SoftmaxRegression:
         return trial, new_loss, new_gradient
 
     def _logits(self, w: Floats) -> Floats:
-        flat = self.z @ w[:-1].reshape(len(w) - 1, -1)
-        return flat.reshape(len(self.z), self.n_problems, self.n_classes) + w[-1]
+        flat: Floats = self.z @ w[:-1].reshape(len(w) - 1, -1)
+        return np.asarray(flat.reshape(len(self.z), self.n_problems, self.n_classes) + w[-1], np.float32)
 
     def _loss(self, v: Floats, precondition: Floats, penalty: float) -> tuple[NDArray[np.float64], Floats]:
         """(K,) losses and their gradient with respect to the preconditioned weights."""
@@ -464,7 +464,7 @@ def _rotated(x: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:
 
 def _dots(a: Floats, b: Floats) -> NDArray[np.float64]:
     """(K,) inner products of (D, K, C) arrays."""
-    return np.einsum("dkc,dkc->kc", a, b).sum(1, dtype=np.float64)
+    return np.asarray(np.einsum("dkc,dkc->kc", a, b).sum(1, dtype=np.float64))
 
 
 def _pair(s: Floats, y: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:

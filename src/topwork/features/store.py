@@ -81,6 +81,8 @@ def _read_block(path: Path, block: str) -> NDArray[np.float16]:
         column = pq.read_table(path, columns=[block])[block].combine_chunks()
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
-        raise TopworkError(f"{path}: stored features cannot be read: {reason}. Remove the file and run again.") from None
+        raise TopworkError(
+            f"{path}: stored features cannot be read: {reason}. Remove the file and run again."
+        ) from None
     width = column.type.list_size
     return np.asarray(column.flatten()).reshape(-1, width) if width else np.empty((len(column), 0), np.float16)

@@ -116,7 +116,7 @@ class Backbone:
         import timm
         from safetensors.torch import load_file
 
-        network = timm.create_model(self.architecture, pretrained=False, num_classes=n_classes)
+        network: Any = timm.create_model(self.architecture, pretrained=False, num_classes=n_classes)
         state = {k: v for k, v in load_file(self.folder / _WEIGHTS).items() if not k.startswith("topwork_head.")}
         rows = state.get(f"{self.classifier_name}.weight")
         if rows is None or len(rows) != n_classes:
@@ -125,7 +125,8 @@ class Backbone:
         lost = [name for name in missing if not name.startswith(self.classifier_name)]
         if lost or unexpected:
             raise ModelError(f"{self.folder / _WEIGHTS}: does not fit {self.architecture}: {(lost + unexpected)[:3]}")
-        return network.eval()
+        ready: nn.Module = network.eval()
+        return ready
 
     @property
     def classifier_name(self) -> str:
@@ -162,7 +163,7 @@ def load_backbone(name: str = "auto", *, cache: Path | None = None) -> Backbone:
 
 
 def backbone_names(pattern: str = "") -> list[str]:
-    """timm's names of pretrained networks, those that match a shell pattern."""
+    """Timm's names of pretrained networks, those that match a shell pattern."""
     import timm
 
     return list(timm.list_models(pattern, pretrained=True))
@@ -207,7 +208,9 @@ def _read_prepared(name: str, folder: Path) -> Backbone | None:
             folder=folder,
             n_features=facts["n_features"],
             n_parameters=facts["n_parameters"],
-            stages=tuple(Stage(s["name"], s["module"], tuple(s["parameters"]), s["n_parameters"]) for s in facts["stages"]),
+            stages=tuple(
+                Stage(s["name"], s["module"], tuple(s["parameters"]), s["n_parameters"]) for s in facts["stages"]
+            ),
             pretrained_cfg=facts["pretrained_cfg"],
             licence=facts["licence"],
         )
@@ -267,7 +270,7 @@ def _build(name: str) -> Any:
     if file:
         return _build_from_file(architecture, Path(file))
     try:
-        network = timm.create_model(architecture, pretrained=True)
+        network: Any = timm.create_model(architecture, pretrained=True)
     except RuntimeError as error:
         if "No pretrained weights" in str(error):
             raise UsageError(f"--backbone {name}: timm has no pretrained weights for it; use random:{name}.") from None
@@ -306,7 +309,7 @@ def _build_embedded(embedded: _Embedded) -> Any:
     if hashlib.sha256(path.read_bytes()).hexdigest() != embedded.sha256:
         raise ModelError(f"{path}: not the file that {embedded.package} was published with; install it again.")
     theirs = torch.load(path, weights_only=True, map_location="cpu")
-    network = timm.create_model(embedded.architecture, pretrained=False)
+    network: Any = timm.create_model(embedded.architecture, pretrained=False)
     ours = network.state_dict()
     source = [value for key, value in theirs.items() if not key.endswith("num_batches_tracked")]
     names = [key for key in ours if not key.endswith("num_batches_tracked")]
@@ -338,7 +341,7 @@ def _build_from_file(architecture: str, path: Path) -> Any:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: not a whole safetensors file: {error}") from None
-    network = timm.create_model(architecture, pretrained=False)
+    network: Any = timm.create_model(architecture, pretrained=False)
     ours = network.state_dict()
     classifier = str(network.pretrained_cfg.get("classifier") or "classifier")
     wanted = [key for key in ours if not key.startswith(classifier)]

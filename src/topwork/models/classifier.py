@@ -77,7 +77,9 @@ def save_classifier(classifier: Classifier, folder: Path, compiled: Path | None,
     try:
         _write_weights(classifier, partial / WEIGHTS)
         if classifier.arrays:
-            save_file({key: np.ascontiguousarray(value) for key, value in classifier.arrays.items()}, partial / DECISION)
+            save_file(
+                {key: np.ascontiguousarray(value) for key, value in classifier.arrays.items()}, partial / DECISION
+            )
         if compiled is not None:
             for name in COMPILED:
                 shutil.copyfile(compiled.with_suffix(Path(name).suffix), partial / name)
@@ -105,11 +107,15 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
     facts = _read_json(folder / FACTS)
     try:
         if facts["format"] > FORMAT:
-            raise ModelError(f"{folder}: written by a newer topwork (format {facts['format']}); update topwork to read it.")
+            raise ModelError(
+                f"{folder}: written by a newer topwork (format {facts['format']}); update topwork to read it."
+            )
         _check_files(folder, facts["files"])
         classifier = _from_facts(folder, facts)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ModelError(f"{folder / FACTS}: not a topwork model description ({type(error).__name__}: {error}).") from None
+        raise ModelError(
+            f"{folder / FACTS}: not a topwork model description ({type(error).__name__}: {error})."
+        ) from None
     _check_head(classifier, folder)
     return classifier
 
@@ -159,7 +165,12 @@ def _write_weights(classifier: Classifier, path: Path) -> None:
     if head.kind == "plain":
         tensors |= {f"{name}.weight": head.weight, f"{name}.bias": head.bias}
     else:
-        extended = {"weight": head.weight, "bias": head.bias, "mean": head.transform.mean, "scale": head.transform.scale}
+        extended = {
+            "weight": head.weight,
+            "bias": head.bias,
+            "mean": head.transform.mean,
+            "scale": head.transform.scale,
+        }
         tensors |= {HEAD_PREFIX + key: value for key, value in extended.items()}
     save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path, metadata={"format": "pt"})
 
@@ -302,4 +313,3 @@ def _check_head(classifier: Classifier, folder: Path) -> None:
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-

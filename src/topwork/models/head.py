@@ -35,17 +35,17 @@ class FeatureTransform:
 
     def apply(self, blocks: dict[str, NDArray[Any]]) -> Floats:
         """(N, D) float32 from a dict of (N, D_block) arrays."""
-        return (powered(blocks, self.blocks, self.power) - self.mean) / self.scale
+        return np.asarray((powered(blocks, self.blocks, self.power) - self.mean) / self.scale, np.float32)
 
 
 def powered(blocks: dict[str, NDArray[Any]], names: tuple[str, ...], power: Power) -> Floats:
     """The joined blocks after the power, before centring and scaling."""
-    joined = np.concatenate([blocks[name].astype(np.float32) for name in names], axis=1)
+    joined: Floats = np.concatenate([blocks[name].astype(np.float32) for name in names], axis=1)
     if power == "sqrt":
-        return np.sign(joined) * np.sqrt(np.abs(joined))
+        return np.asarray(np.sign(joined) * np.sqrt(np.abs(joined)), np.float32)
     if power == "unit":
         length = np.linalg.norm(joined, axis=1, keepdims=True)
-        return joined * (np.float32(np.sqrt(joined.shape[1])) / np.maximum(length, 1e-6))
+        return np.asarray(joined * (np.float32(np.sqrt(joined.shape[1])) / np.maximum(length, 1e-6)), np.float32)
     return joined
 
 
@@ -81,4 +81,4 @@ class LinearHead:
         identity = replace(
             self.transform, mean=np.zeros_like(self.transform.mean), scale=np.ones_like(self.transform.scale)
         )
-        return LinearHead(identity, weight, bias)
+        return LinearHead(identity, np.asarray(weight, np.float32), np.asarray(bias, np.float32))

@@ -39,10 +39,11 @@ def list_inputs(names: Sequence[str]) -> list[str]:
     for name in names:
         if not name:
             continue
-        if os.path.isdir(name):
+        if Path(name).is_dir():
             inputs += _files_below(name)
         elif not os.path.lexists(name) and glob.has_magic(name):
-            inputs += sorted(glob.glob(name, recursive=True), key=natural_key) or [name]
+            found = sorted(glob.glob(name, recursive=True), key=natural_key)  # noqa: PTH207 - keeps names as given
+            inputs += found or [name]
         else:
             inputs.append(name)
     if not inputs:
@@ -90,7 +91,7 @@ def _files_below(folder: str) -> list[str]:
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not is_hidden(name)]
         for name in files:
-            path = os.path.join(place, name)
+            path = str(Path(place, name))
             if not is_hidden(name) and _is_regular(path):
                 found.append(path)
     return sorted(found, key=natural_key)
@@ -98,7 +99,7 @@ def _files_below(folder: str) -> list[str]:
 
 def _is_regular(path: str) -> bool:
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)
+        return stat.S_ISREG(Path(path).stat().st_mode)
     except OSError:
         return True  # named as an error row
 

@@ -66,6 +66,7 @@ class Predictor:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Class names; the position is the label."""
         return self.classifier.classes
 
     def predict(self, images: Iterable[str | Path | bytes]) -> list[Prediction]:

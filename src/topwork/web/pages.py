@@ -92,7 +92,7 @@ def render(record: Record) -> str:
 def _environment() -> Environment:
     return Environment(
         loader=FileSystemLoader(HERE / "templates"),
-        autoescape=False,
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,0 +1,419 @@
+"""Near duplicates: the same picture again, resized, compressed anew, slightly cropped, mirrored or a little brighter.
+
+In: a manifest and its features. Out: :class:`NearDuplicates`, pairs of rows that belong on one side of any split.
+
+Two looks, because neither is enough. Features are close for copies, but also for two photos of the same kind of thing, so
+they only propose (cosine in blocks, memory bounded). The pixels decide: the fine structure of the 32-pixel thumbs that
+every scan keeps is correlated, over mirror images and over crops, coarsely for all proposals and finely for the good
+ones. How close is close enough, for both, is measured on copies made from the user's own images.
+
+Not found: turns by quarter circles, crops of more than 12 % a side, drawings over the picture. Successive frames of a
+video are near duplicates only as far as the camera stood still; for those, and for the same subject photographed twice,
+there is ``--group-by``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.data.augment import stream
+from topwork.data.images import decode
+from topwork.data.manifest import Manifest
+from topwork.data.shards import atomic_file
+from topwork.data.traits import THUMB_SIDE, TRAITS_VERSION, VIEW, traits_of
+from topwork.data.transforms import Pixels, fit_to_input, resize
+from topwork.errors import ImageError
+from topwork.features.embed import Embedder, Features
+from topwork.features.engine import fingerprint
+from topwork.settings import cache_folder
+
+Floats = NDArray[np.float32]
+Thumbs = NDArray[np.uint8]
+
+VERSION = 1  # raise it whenever other pairs may come out
+N_COPIED = 40  # images that copies are made of
+LOWEST_SIMILARITY, HIGHEST_SIMILARITY = 0.9, 0.98  # limits of the calibrated threshold
+_LOST_COPIES = 0.01  # share of the copies that the thresholds may miss, each
+_MARGIN = 0.01
+_COARSE_MARGIN = 0.12  # a finer search raises the correlation by no more than this (0.10 in 480 copies)
+_N_DIMENSIONS = 256
+_REDUCED_FROM = 4096  # images; below, all dimensions are quick enough
+_N_NEIGHBOURS = 8
+_BLOCK = 2048
+_PAIRS = 128  # compared at a time; each holds about 400 kB of crops
+_CENTRE_FROM = 50  # with fewer images their mean says more about them than about images in general
+_SIDE = 24  # pixels of the grid on which structures are compared
+_CUTS = (0.0, 0.04, 0.08)  # shares cut off at each side, coarse search
+_STEPS = (0.02, 0.01)
+_DEEPEST_CUT = 0.12
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows, the smaller first; ``similarity`` is the correlation of their structure, 1 for the same picture."""
+
+    a: int
+    b: int
+    similarity: float
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """Pairs of rows that show the same picture; rows with the very same bytes are not repeated here.
+
+    Attributes:
+        least_similarity: pairs below are different pictures.
+        recall: share of the copies made for calibration that these thresholds find.
+    """
+
+    pairs: tuple[Pair, ...]
+    least_cosine: float
+    least_similarity: float
+    recall: float | None
+    n_copies: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Cosine and similarity of copies with their originals, one entry a copy."""
+
+    cosines: Floats
+    similarities: Floats
+
+
+def near_duplicates(manifest: Manifest, features: Features, embedder: Embedder) -> NearDuplicates:
+    """Finds the pairs; what was found before for the same images is read from the cache.
+
+    Args:
+        features: of the manifest's samples.
+        embedder: the engine that made them; it also embeds the copies.
+    """
+    path = _cache_path(manifest, embedder)
+    known = _read_cache(path, manifest)
+    if known is not None:
+        return known
+    # In the order of the contents, so that another layout of the same images gives the same sums to the last bit.
+    rows = np.array(list({s.content_hash: row for row, s in enumerate(manifest.samples)}.values()))
+    rows = rows[np.argsort([manifest.samples[row].content_hash for row in rows])]
+    labels = [manifest.samples[row].label for row in rows]
+    thumbs = manifest.traits().thumbs[rows]
+    space = FeatureSpace.of(features.block("last", rows))
+    found = search(space, thumbs, labels, calibrate(manifest, rows, space, thumbs, embedder))
+    pairs = tuple(sorted((_pair(int(rows[p.a]), int(rows[p.b]), p.similarity) for p in found.pairs), key=lambda p: (p.a, p.b)))
+    result = NearDuplicates(pairs, found.least_cosine, found.least_similarity, found.recall, found.n_copies)
+    _write_cache(path, manifest, result)
+    return result
+
+
+# ---- features propose
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSpace:
+    """Unit vectors of N images around their mean, in their main directions.
+
+    Attributes:
+        points: (N, d) float32 unit vectors.
+        mean, axes: (D,) and (D, d): how features become points.
+    """
+
+    points: Floats
+    mean: Floats
+    axes: Floats
+
+    @classmethod
+    def of(cls, features: NDArray[np.float16]) -> FeatureSpace:
+        """The space of (N, D) features."""
+        n, width = features.shape
+        some = features[:: max(1, n // 5000)].astype(np.float32)
+        mean = some.mean(0) if n >= _CENTRE_FROM else np.zeros(width, np.float32)
+        axes = np.eye(width, dtype=np.float32)
+        if width > _N_DIMENSIONS and n > _REDUCED_FROM:
+            axes = _main_axes(some - mean)
+        empty = cls(np.empty((0, axes.shape[1]), np.float32), mean, axes)
+        blocks = [empty.place(features[start : start + _BLOCK]) for start in range(0, n, _BLOCK)]
+        return cls(np.concatenate([empty.points, *blocks]), mean, axes)
+
+    def place(self, features: NDArray[np.float16]) -> Floats:
+        """Unit vectors of further features."""
+        points = (features.astype(np.float32) - self.mean) @ self.axes
+        return points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-6)
+
+
+def _main_axes(centred: Floats) -> Floats:
+    """(D, 256) orthogonal axes that hold most of the variance: two rounds of subspace iteration, no (D, D) eigenvalues."""
+    axes = np.random.default_rng(0).standard_normal((centred.shape[1], _N_DIMENSIONS)).astype(np.float32)
+    for _ in range(2):
+        axes, _ = np.linalg.qr(centred.T @ (centred @ axes))
+    return np.ascontiguousarray(axes)
+
+
+def close_pairs(points: Floats, least_cosine: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(M, 2) rows, the smaller first, and (M,) cosines of the closest pairs.
+
+    Each row proposes at most its ``_N_NEIGHBOURS`` closest in each block of rows after it, so M is bounded by the number
+    of rows and not by its square, and so is the memory.
+    """
+    found: list[NDArray[np.int64]] = []
+    cosines: list[NDArray[np.float32]] = []
+    for start in range(0, len(points), _BLOCK):
+        left = points[start : start + _BLOCK]
+        for other in range(start, len(points), _BLOCK):
+            right = points[other : other + _BLOCK]
+            cosine = left @ right.T
+            if other == start:
+                cosine[np.tril_indices(len(left))] = -1
+            n_kept = min(_N_NEIGHBOURS, len(right))
+            near = np.argpartition(-cosine, n_kept - 1, axis=1)[:, :n_kept]
+            values = np.take_along_axis(cosine, near, 1)
+            rows, places = np.nonzero(values >= least_cosine)
+            found.append(np.stack([rows + start, near[rows, places] + other], 1))
+            cosines.append(values[rows, places])
+    if not found:
+        return np.empty((0, 2), np.int64), np.empty(0, np.float32)
+    return np.concatenate(found), np.concatenate(cosines)
+
+
+# ---- pixels decide
+
+
+def search(space: FeatureSpace, thumbs: Thumbs, labels: Sequence[str], calibration: Calibration) -> NearDuplicates:
+    """Pairs of rows of a feature space and of (N, 32, 32) thumbs that show the same picture."""
+    least_cosine = _low_quantile(calibration.cosines, 0.7, 0.2, 0.95)
+    least = _low_quantile(calibration.similarities, 0.95, LOWEST_SIMILARITY, HIGHEST_SIMILARITY)
+    pairs, _ = close_pairs(space.points, least_cosine)
+    structure = fine_structure(thumbs)
+    similarities = structure_similarity(structure, pairs, least)
+    pairs, similarities = pairs[similarities >= least], similarities[similarities >= least]
+    least = _with_labels(pairs, similarities, labels, least)
+    found = tuple(_pair(int(a), int(b), float(s)) for (a, b), s in zip(pairs, similarities, strict=True) if s >= least)
+    hit = (calibration.cosines >= least_cosine) & (calibration.similarities >= least)
+    return NearDuplicates(found, least_cosine, least, float(hit.mean()) if len(hit) else None, len(hit))
+
+
+def fine_structure(thumbs: Thumbs) -> Floats:
+    """(N, 32, 32) what is left of the thumbs without their broad light and dark: each pixel less its surroundings.
+
+    A plain correlation calls any two dark things on white alike; this one does not.
+    """
+    from scipy.ndimage import uniform_filter
+
+    grey = np.asarray(thumbs, np.float32)
+    return np.asarray(grey - uniform_filter(grey, size=(0, 7, 7), mode="nearest"), np.float32)
+
+
+def structure_similarity(structure: Floats, pairs: NDArray[np.int64], least: float = -1.0) -> Floats:
+    """(M,) best correlation of each pair of rows of (N, 32, 32), over mirror images and crops of either.
+
+    Args:
+        least: pairs that a finer search cannot bring up to this keep the value of the coarse one.
+    """
+    found = [_coarse(structure, pairs[start : start + _PAIRS]) for start in range(0, len(pairs), _PAIRS)]
+    if not found:
+        return np.empty(0, np.float32)
+    best, ways, cuts = (np.concatenate(column) for column in zip(*found, strict=True))
+    for number in np.flatnonzero(best >= least - _COARSE_MARGIN):
+        whole, other = pairs[number][:: 1 if ways[number] < 2 else -1]
+        piece = structure[other][:, ::-1] if ways[number] % 2 else structure[other]
+        best[number] = max(best[number], _finer(structure[whole], piece, _COARSE[cuts[number]]))
+    return np.minimum(best, np.float32(1.0))
+
+
+def _coarse(structure: Floats, pairs: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
+    """Best correlation over 81 crops in four ways (crop the second, its mirror image, the first, its mirror image).
+
+    Returns:
+        (M,) correlations, ways and numbers of the crops.
+    """
+    rows, places = np.unique(pairs, return_inverse=True)
+    places = places.reshape(pairs.shape)
+    crops = _unit(_crops(structure[rows], *_coarse_cuts()))
+    mirrored = _unit(_crops(structure[rows][:, :, ::-1], *_coarse_cuts()))
+    scores = []
+    for one, other in ((0, 1), (1, 0)):
+        whole = crops[places[:, one], 0][:, :, None]  # the first crop cuts nothing off
+        scores += [(candidates[places[:, other]] @ whole)[..., 0] for candidates in (crops, mirrored)]
+    flat = np.concatenate(scores, axis=1)
+    best = flat.argmax(1)
+    return np.take_along_axis(flat, best[:, None], 1)[:, 0], best // len(_COARSE), best % len(_COARSE)
+
+
+def _finer(whole: Floats, other: Floats, cuts: NDArray[np.float64]) -> float:
+    """Correlation of one structure with the best crop of the other around the given one."""
+    reference = _unit(_whole_view(whole))
+    best = -1.0
+    for step in _STEPS:
+        sides = np.clip(cuts[:, None] + step * np.array([-1, 0, 1]), 0, _DEEPEST_CUT)
+        rows = [(t, b) for t in sides[0] for b in sides[1]]
+        columns = [(le, r) for le in sides[2] for r in sides[3]]
+        scores = _unit(_crops(other[None], _cut_matrices(rows), _cut_matrices(columns)))[0] @ reference
+        row, column = divmod(int(scores.argmax()), len(columns))
+        cuts, best = np.array([*rows[row], *columns[column]]), max(best, float(scores.max()))
+    return best
+
+
+def _whole_view(structure: Floats) -> Floats:
+    """(576,) the structure on the grid of the comparison, nothing cut off."""
+    uncut = _cut_matrices([(0.0, 0.0)])
+    return np.asarray(_crops(structure[None], uncut, uncut)[0, 0], np.float32)
+
+
+_COARSE = np.array([(t, b, le, r) for t in _CUTS for b in _CUTS for le in _CUTS for r in _CUTS])
+
+
+@lru_cache(maxsize=1)
+def _coarse_cuts() -> tuple[Floats, Floats]:
+    matrices = _cut_matrices([(low, high) for low in _CUTS for high in _CUTS])
+    return matrices, matrices
+
+
+def _cut_matrices(cuts: Sequence[tuple[float, float]]) -> Floats:
+    """(K, 24, 32) resampling of one axis after cutting off these shares at its ends; triangles, so antialiased."""
+    return np.stack([_cut_matrix(round(float(low), 4), round(float(high), 4)) for low, high in cuts])
+
+
+@lru_cache(maxsize=1024)
+def _cut_matrix(low: float, high: float) -> Floats:
+    kept = 1 - low - high
+    centres = (low + (np.arange(_SIDE) + 0.5) / _SIDE * kept) * THUMB_SIDE - 0.5
+    width = THUMB_SIDE * kept / _SIDE
+    weights = np.maximum(0, 1 - abs(np.arange(THUMB_SIDE) - centres[:, None]) / max(1.0, width))
+    return np.asarray(weights / weights.sum(1, keepdims=True), np.float32)
+
+
+def _crops(structure: Floats, rows: Floats, columns: Floats) -> Floats:
+    """(N, K*K, 576) all combinations of row cuts and column cuts of (N, 32, 32)."""
+    # Products of small matrices only: on larger ones BLAS starts threads, which cost more than they bring.
+    tall = rows[None] @ structure[:, None]
+    grid = tall[:, :, None] @ columns.transpose(0, 2, 1)[None, None]
+    return grid.reshape(len(structure), len(rows) * len(columns), _SIDE * _SIDE)
+
+
+def _unit(values: Floats) -> Floats:
+    centred = values - values.mean(-1, keepdims=True)
+    return np.asarray(centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-3), np.float32)
+
+
+def _with_labels(pairs: NDArray[np.int64], similarities: Floats, labels: Sequence[str], least: float) -> float:
+    """A stricter threshold where pictures of different classes look the same (cells of a solar panel, X-ray films).
+
+    A copy seldom has another label, so pairs across classes are mostly different pictures; a few are allowed for.
+    """
+    names = np.array(labels, dtype=object)
+    across = np.sort([s for (a, b), s in zip(pairs, similarities, strict=True) if names[a] != names[b]])[::-1]
+    n_allowed = max(5, len(labels) // 500)
+    if len(across) <= n_allowed or across[n_allowed] < least:
+        return least
+    return min(float(across[n_allowed]) + 1e-4, max(least, 0.995))
+
+
+def _low_quantile(values: Floats, otherwise: float, low: float, high: float) -> float:
+    if not len(values):
+        return otherwise
+    return float(np.clip(np.quantile(values, _LOST_COPIES) - _MARGIN, low, high))
+
+
+# ---- copies
+
+
+def calibrate(
+    manifest: Manifest, rows: NDArray[np.int64], space: FeatureSpace, thumbs: Thumbs, embedder: Embedder
+) -> Calibration:
+    """Makes copies of some images and measures how close they are to their originals.
+
+    Args:
+        rows: manifest rows of the points and thumbs.
+    """
+    chosen = np.linspace(0, len(rows) - 1, min(N_COPIED, len(rows))).astype(int)  # hashes are in random order
+    images: list[Pixels] = []
+    small: list[Thumbs] = []
+    originals: list[int] = []
+    for place in np.unique(chosen):
+        try:
+            data = manifest.read(int(rows[place]))
+            copies = copies_of(decode(data, min_side=VIEW.min_side).pixels, manifest.samples[rows[place]].content_hash)
+            decoded = [decode(copy, min_side=embedder.spec.min_side).pixels for copy in copies]
+        except ImageError:
+            continue  # it has changed since the scan, which will be said where it matters
+        images += [fit_to_input(pixels, embedder.spec) for pixels in decoded]
+        small += [traits_of(b"", fit_to_input(pixels, VIEW)).thumb for pixels in decoded]
+        originals += [int(place)] * len(copies)
+    if not images:
+        return Calibration(np.empty(0, np.float32), np.empty(0, np.float32))
+    chunks = [embedder.engine.run(np.stack(images[start : start + 64]))["last"] for start in range(0, len(images), 64)]
+    points = space.place(np.concatenate(chunks))
+    cosines = (points * space.points[originals]).sum(1)
+    both = fine_structure(np.concatenate([np.stack(small), thumbs[originals]]))
+    pairs = np.stack([np.arange(len(small)), np.arange(len(small)) + len(small)], 1)
+    return Calibration(cosines, structure_similarity(both, pairs))
+
+
+def copies_of(pixels: Pixels, name: str) -> list[bytes]:
+    """JPEG files with the same picture: smaller, compressed, cropped, mirrored, and a little of everything."""
+    rng = stream(0, 0, name)
+    height, width = pixels.shape[:2]
+    scale = rng.uniform(0.4, 0.8)
+    small = resize(pixels, max(16, round(height * scale)), max(16, round(width * scale)))
+    cropped = _cut(pixels, rng.uniform(0, 0.06, 4))
+    both = _cut(pixels, rng.uniform(0, 0.04, 4))
+    lighter = np.clip(both * np.float32(rng.uniform(0.9, 1.1)), 0, 255).astype(np.uint8)
+    both = resize(lighter, max(16, round(0.7 * both.shape[0])), max(16, round(0.7 * both.shape[1])))
+    mirrored = np.ascontiguousarray(pixels[:, ::-1])
+    versions = [(small, 90), (pixels, int(rng.integers(40, 70))), (cropped, 90), (mirrored, 90), (both, 75)]
+    return [_encode(version, quality) for version, quality in versions]
+
+
+def _cut(pixels: Pixels, shares: NDArray[np.float64]) -> Pixels:
+    height, width = pixels.shape[:2]
+    top, bottom, left, right = shares * [height, height, width, width]
+    return np.ascontiguousarray(pixels[int(top) : height - int(bottom), int(left) : width - int(right)])
+
+
+def _encode(pixels: Pixels, quality: int) -> bytes:
+    import simplejpeg
+
+    return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality))
+
+
+# ---- the cache
+
+
+def _pair(a: int, b: int, similarity: float) -> Pair:
+    return Pair(min(a, b), max(a, b), round(similarity, 4))
+
+
+def _cache_path(manifest: Manifest, embedder: Embedder) -> Path:
+    facts = [VERSION, TRAITS_VERSION, fingerprint(embedder.backbone, embedder.engine), manifest.digest]
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    return cache_folder() / "neighbours" / f"{name}.json"
+
+
+def _write_cache(path: Path, manifest: Manifest, found: NearDuplicates) -> None:
+    """Pairs by content, since rows depend on the layout. A cache that cannot be written is no reason to fail."""
+    hashes = [sample.content_hash for sample in manifest.samples]
+    record = asdict(found) | {"pairs": [[hashes[p.a], hashes[p.b], p.similarity] for p in found.pairs]}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(record))
+    except OSError:
+        return
+
+
+def _read_cache(path: Path, manifest: Manifest) -> NearDuplicates | None:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        row = {sample.content_hash: number for number, sample in reversed(list(enumerate(manifest.samples)))}
+        pairs = sorted((_pair(row[a], row[b], s) for a, b, s in record["pairs"]), key=lambda p: (p.a, p.b))
+        return NearDuplicates(**(record | {"pairs": tuple(pairs)}))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
