@@ -60,7 +60,7 @@ def test_only_what_should_move_moves(strategy, moved):
 
 @pytest.mark.parametrize("outputs", ["binary", "multilabel"])
 def test_sigmoid_outputs_learn(outputs):
-    recipe = recipe_for(epochs=8, outputs=outputs, augment="none")
+    recipe = recipe_for(epochs=16, outputs=outputs, augment="none")
     train, valid = streams(recipe=recipe)
     n_outputs = 1
     if outputs == "multilabel":

@@ -25,6 +25,7 @@ from topwork.errors import ImageError
 _CHUNK = Struct(">I4s")
 _CHECKSUM = Struct(">I")
 _HEADER = Struct(">IIBBBBB")
+_USED_IF_SOUND = frozenset({b"tRNS", b"eXIf", b"acTL"})
 _GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
 _CHANNELS = {_GRAY: 1, _RGB: 3, _PALETTE: 1, _GRAY_ALPHA: 2, _RGB_ALPHA: 4}
 # (colour type, bits) to Pillow's mode of the decoded image and of the file's rows
@@ -69,6 +70,8 @@ def read(data: bytes) -> Raster:
     """Reads the chunks of a PNG; see :func:`topwork.data.images.decode`."""
     chunks = _read_chunks(data)
     check_size(chunks.width, chunks.height)
+    if chunks.color == _PALETTE and not chunks.palette:
+        raise ImageError("damaged: the palette is missing")
     mode, _ = _PILLOW_MODES[chunks.color, chunks.bits]
     mode = "LA" if chunks.color == _GRAY_ALPHA else mode
     return Raster(
@@ -98,12 +101,14 @@ def _read_chunks(data: bytes) -> _Chunks:
             raise ImageError(f"truncated: the file ends within its {name.decode('latin-1')!r} chunk")
         if start == 8 and name != b"IHDR":
             raise ImageError("damaged: a PNG without a header")
-        sound = name[0] & 32 or zlib.crc32(view[start + 4 : end - 4]) == _CHECKSUM.unpack_from(data, end - 4)[0]
-        if not sound:
-            raise ImageError(f"damaged: the checksum of a {name.decode('latin-1')!r} chunk is wrong")
+        is_needed = not name[0] & 32  # by the case of its first letter
+        if is_needed or name in _USED_IF_SOUND:
+            if zlib.crc32(view[start + 4 : end - 4]) == _CHECKSUM.unpack_from(data, end - 4)[0]:
+                _take(chunks, name, view[start + 8 : end - 4])
+            elif is_needed:
+                raise ImageError(f"damaged: the checksum of a {name.decode('latin-1')!r} chunk is wrong")
         if name == b"IEND":
             return chunks
-        _take(chunks, name, view[start + 8 : end - 4])
         start = end
     raise ImageError("damaged: too many chunks")
 
@@ -114,16 +119,15 @@ def _take(chunks: _Chunks, name: bytes, body: memoryview) -> None:
     elif name == b"IHDR":
         _take_header(chunks, body)
     elif name == b"PLTE":
-        if len(body) % 3 or not 3 <= len(body) <= 768:
-            raise ImageError("damaged: a palette of the wrong size")
-        chunks.palette = bytes(body)
+        if len(body) % 3 == 0 and len(body) <= 768:  # colours that only an indexed image needs
+            chunks.palette = bytes(body)
     elif name == b"tRNS":
         chunks.transparency = bytes(body[:256])
     elif name == b"eXIf":
         chunks.exif = bytes(body)
     elif name == b"acTL":
         chunks.is_animated = int.from_bytes(body[:4], "big") > 1
-    elif not name[0] & 32:
+    elif name != b"IEND":
         raise ImageError(f"PNG with an unknown {name.decode('latin-1')!r} chunk is not supported")
 
 
@@ -191,7 +195,7 @@ def _bands(chunks: _Chunks, n_rows: int) -> Iterator[Image.Image]:
     levels = _gray_table(image, key)
     for band in in_bands([image], n_rows):
         if levels is not None:
-            yield Image.fromarray(levels[np.asarray(band)])
+            yield Image.fromarray(levels[np.asarray(band.convert("L") if band.mode == "1" else band)])
         elif band.mode in ("LA", "RGBA"):
             yield flat(band)
         elif band.mode == "RGB" and key:
@@ -259,11 +263,11 @@ def _gray_table(image: Image.Image, key: tuple[int, ...]) -> NDArray[np.uint8] |
     if image.mode == "I;16":
         levels = gray_levels(_maximum(image))
     elif image.mode in ("1", "L") and key:
-        levels = np.array([0, 255], np.uint8) if image.mode == "1" else np.arange(256, dtype=np.uint8)
+        levels = np.arange(256, dtype=np.uint8)
     else:
         return None
     if key:
-        levels[key[0] // 255 if image.mode == "1" else key[0]] = BACKGROUND[0]
+        levels[key[0]] = BACKGROUND[0]
     return levels
 
 

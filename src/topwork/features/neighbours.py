@@ -48,6 +48,7 @@ _COARSE_MARGIN = 0.12  # a finer search raises the correlation by no more than t
 _N_DIMENSIONS = 256
 _REDUCED_FROM = 4096  # images; below, all dimensions are quick enough
 _N_NEIGHBOURS = 8
+_PROPOSALS = 4  # pairs for each image, the closest first, whose pixels are compared
 _BLOCK = 2048
 _PAIRS = 128  # compared at a time; each holds about 400 kB of crops
 _CENTRE_FROM = 50  # with fewer images their mean says more about them than about images in general
@@ -190,7 +191,8 @@ def search(space: FeatureSpace, thumbs: Thumbs, labels: Sequence[str], calibrati
     """Pairs of rows of a feature space and of (N, 32, 32) thumbs that show the same picture."""
     least_cosine = _low_quantile(calibration.cosines, 0.7, 0.2, 0.95)
     least = _low_quantile(calibration.similarities, 0.95, LOWEST_SIMILARITY, HIGHEST_SIMILARITY)
-    pairs, _ = close_pairs(space.points, least_cosine)
+    pairs, cosines = close_pairs(space.points, least_cosine)
+    pairs = pairs[np.argsort(-cosines, kind="stable")[: _PROPOSALS * len(space.points)]]
     structure = fine_structure(thumbs)
     similarities = structure_similarity(structure, pairs, least)
     pairs, similarities = pairs[similarities >= least], similarities[similarities >= least]

@@ -27,9 +27,9 @@ BALANCE_RATIO = 3.0  # class weights when the largest class is more than this ma
 # Cross-validation sees at most this many multiply-adds a step: above, fewer folds and then fewer images.
 STEP_BUDGET = 1.2e9
 MAX_FOLDS = 5
-# An extended head is no timm model, so it has to be ahead by this many standard errors of the paired difference in
+# An extended head is no timm model, so it has to be ahead by more than this many standard errors of the difference in
 # cross-entropy (the score that everything here is chosen by; accuracy alone is too coarse to tell heads apart).
-STANDARD_ERRORS = 2.0
+STANDARD_ERRORS = 1.0
 SMALL_LOSS = 0.1  # below this, a step's gain is compared with it instead of with the loss
 
 
@@ -110,7 +110,7 @@ def fit_probe(
         rows: training rows; all by default.
         groups: (N,) group of each row; a group never straddles two folds.
         head: ``plain``, ``extended``, or ``auto``: an extended one wins only when it is clearly ahead of the best plain
-            one (two standard errors of the paired difference in cross-entropy, and not behind in accuracy).
+            one (more than one standard error of the paired difference in cross-entropy, and ahead in accuracy).
 
     Raises:
         UsageError: fewer than two classes in the training rows.
@@ -236,16 +236,17 @@ class _Search:
         plain = min((t for t in self.tried if t.candidate.plain), key=lambda t: t.cross_entropy)
         others = [t for t in self.tried if not t.candidate.plain]
         if head == "plain" or not others:
-            return plain, f"{plain.candidate.name}: best plain head by cross-entropy."
+            return plain, f"Plain head ({plain.candidate.name}), the best of its kind by cross-entropy in cross-validation."
         best = min(others, key=lambda t: t.cross_entropy)
         if head == "extended":
-            return best, f"{best.candidate.name}: asked for an extended head."
+            return best, f"Extended head ({best.candidate.name}), as asked for."
         gain, error = _paired(plain.losses - best.losses)
         ahead, _ = _paired(best.correct.astype(float) - plain.correct)
         numbers = f"cross-entropy lower by {gain:.4f}, standard error {error:.4f}; accuracy {100 * ahead:+.2f} points"
         if gain > STANDARD_ERRORS * error and ahead > 0:
-            return best, f"{best.candidate.name}: clearly ahead of the best plain head in cross-validation ({numbers})."
-        return plain, f"{plain.candidate.name}: {best.candidate.name} is not clearly better ({numbers})."
+            return best, f"Extended head ({best.candidate.name}): ahead of the best plain one in cross-validation: {numbers}."
+        name = plain.candidate.name
+        return plain, f"Plain head ({name}): an extended one ({best.candidate.name}) is not clearly better: {numbers}."
 
     def trials(self, chosen: _Tried) -> tuple[Trial, ...]:
         return tuple(

@@ -144,8 +144,8 @@ class Prepared:
 
     def outside(self, state: State) -> State:
         """The weights under the names of the network that was given."""
-        state = {name: value.detach().cpu() for name, value in state.items()}
-        return self.folding.unfold(state) if self.folding else state
+        state = self.folding.unfold(state) if self.folding else state
+        return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
 class _Run:

@@ -1,0 +1,288 @@
+"""Where a model sees what it answers: in go input-sized images and a classifier, out come maps of evidence.
+
+Where the head is linear on the mean of the last map (a *plain* head on most networks) the map is exact: the class
+activation map of Zhou et al. 2016 (arXiv 1512.04150, eq. 2), whose cells sum to the logit. Elsewhere the evidence of a
+cell is what the logit loses when the cell is covered (Zeiler & Fergus 2014, arXiv 1311.2901): slower, but true of any
+head and network, and without gradients or torch (docs/decisions/0010-explanations.md).
+
+Softmax does not change when the same number is added to every logit, so logits and maps are taken relative to the mean
+of the classes: evidence for a class is evidence against the others. Here too: the most similar training images, the map
+laid over the original, and the test whether maps depend on the weights at all. Not here: pages (``web``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from topwork.data.transforms import InputSpec, Pixels, resize
+from topwork.evaluation.curves import mean_ranks
+from topwork.evaluation.predictions import Ints
+from topwork.evaluation.unknown import unit_rows
+from topwork.features.engine import Engine
+from topwork.features.maps import OpenNetwork, TorchNetwork, open_network
+from topwork.models.classifier import Classifier
+from topwork.models.head import LinearHead
+
+GRID = 7  # cells a side where evidence is found by covering
+OUTER = 0.1  # of each side: the border whose share of the evidence is reported
+_REACH = 0.5  # cells that a cover reaches beyond its own cell, so that an object on a boundary is covered too
+_STOPS = np.array(  # dark violet over red to pale yellow: lightness rises evenly, so it reads in grey and colour-blind
+    [[43, 12, 85], [112, 25, 110], [181, 50, 84], [229, 92, 48], [250, 160, 35], [252, 236, 140]], np.float32
+)
+_OPAQUE = 0.66  # the strongest evidence covers the picture by this much
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Maps of evidence for some classes on N images.
+
+    Attributes:
+        method: ``activation``: exact, the cells of a map sum to the logit but for the constant of its class;
+            ``covering``: each cell is what the logit loses when it is covered.
+        labels: (N, K) the classes that the maps are for.
+        maps: (N, K, h, w) in logits, relative to the mean of the classes.
+        logits: (N, C) of the whole images, relative to the mean of the classes.
+    """
+
+    method: Literal["activation", "covering"]
+    labels: Ints
+    maps: NDArray[np.float32]
+    logits: NDArray[np.float64]
+
+
+def find_evidence(
+    classifier: Classifier,
+    images: Pixels,
+    labels: ArrayLike,
+    network: OpenNetwork | None = None,
+    engine: Engine | None = None,
+) -> Evidence:
+    """Maps of evidence for the given classes.
+
+    Args:
+        images: uint8 (N, H, W, 3) of the input's size.
+        labels: (N, K) classes to explain.
+        network: the opened network; None opens it.
+        engine: runs the covered images where they are needed; None uses the opened network.
+    """
+    network = network or open_network(classifier.backbone, classifier.precision)
+    wanted = np.asarray(labels, np.int64)
+    opened = network.run(images)
+    logits = _centred(classifier.head.logits(dict(opened.blocks)))
+    if classifier.head.kind == "plain" and opened.maps is not None:
+        return Evidence("activation", wanted, activation_maps(classifier.head, opened.maps, wanted), logits)
+
+    def logits_of(pixels: Pixels) -> NDArray[np.float64]:
+        blocks = engine.run(pixels) if engine else network.run(pixels).blocks
+        return _centred(classifier.head.logits(dict(blocks)))
+
+    maps = [_covering(image, own, some, logits_of) for image, own, some in zip(images, logits, wanted, strict=True)]
+    return Evidence("covering", wanted, np.stack(maps), logits)
+
+
+def activation_maps(head: LinearHead, maps: NDArray[np.float32], labels: Ints) -> NDArray[np.float32]:
+    """(N, K, h, w) contributions of the positions of (N, D, h, w) to the centred logits of (N, K) labels.
+
+    With f the mean of the map over its P positions, a plain head says ``w_c · (f - mean) / scale + b_c``; position p
+    adds ``w_c · map_p / (P scale)``. The rest is a constant of the class.
+    """
+    weight = head.weight.astype(np.float64) / head.transform.scale
+    weight -= weight.mean(0)
+    n_positions = maps.shape[2] * maps.shape[3]
+    flat = maps.reshape(*maps.shape[:2], n_positions).astype(np.float64)
+    found = np.einsum("nkd,ndp->nkp", weight[labels], flat, optimize=True) / n_positions
+    return found.reshape(*labels.shape, *maps.shape[2:]).astype(np.float32)
+
+
+def _covering(
+    image: Pixels,
+    own: NDArray[np.float64],
+    labels: Ints,
+    logits_of: Callable[[Pixels], NDArray[np.float64]],
+    grid: int = GRID,
+) -> NDArray[np.float32]:
+    """(K, grid, grid) what the logits of one image lose when a cell is covered with its mean colour."""
+    height, width = image.shape[:2]
+    colour = image.mean((0, 1)).astype(np.uint8)
+    covered = np.repeat(image[None], grid * grid, axis=0)
+    for number in range(grid * grid):
+        row, column = divmod(number, grid)
+        top, bottom = _span(row, grid, height)
+        left, right = _span(column, grid, width)
+        covered[number, top:bottom, left:right] = colour
+    lost = own[labels][:, None] - logits_of(covered)[:, labels].T
+    return np.asarray(lost.reshape(len(labels), grid, grid), np.float32)
+
+
+def _span(cell: int, grid: int, side: int) -> tuple[int, int]:
+    step = side / grid
+    return max(0, round((cell - _REACH) * step)), min(side, round((cell + 1 + _REACH) * step))
+
+
+def _centred(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(logits - logits.mean(axis=1, keepdims=True))
+
+
+# ---- what maps say together
+
+
+def border_share(maps: NDArray[np.float32], outer: float = OUTER) -> NDArray[np.float64]:
+    """(N,) share of the positive evidence of (N, h, w) in the outer tenth of each side; see ``border_area``."""
+    positive = np.maximum(maps, 0).astype(np.float64)
+    inside = _inside(maps.shape[1:], outer)
+    total = positive.sum((1, 2))
+    return np.asarray(1 - (positive * inside).sum((1, 2)) / np.where(total > 0, total, 1))
+
+
+def border_area(outer: float = OUTER) -> float:
+    """Share of an image's area that its outer border is: what ``border_share`` gives for evidence spread evenly."""
+    return 1 - (1 - 2 * outer) ** 2
+
+
+def _inside(shape: Sequence[int], outer: float) -> NDArray[np.float64]:
+    """(h, w) how much of each cell lies within the border."""
+
+    def along(n: int) -> NDArray[np.float64]:
+        edges = np.clip(np.arange(n + 1) / n, outer, 1 - outer)
+        return np.asarray(np.diff(edges) * n)
+
+    return np.outer(along(shape[0]), along(shape[1]))
+
+
+def rank_agreement(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N,) Spearman correlation of the cells of two sets of maps, (N, h, w) each; 0 where a map is flat."""
+    agreement = np.zeros(len(first))
+    for row, (a, b) in enumerate(zip(first, second, strict=True)):
+        x, y = mean_ranks(a.ravel()), mean_ranks(b.ravel())
+        x, y = x - x.mean(), y - y.mean()
+        length = np.sqrt((x @ x) * (y @ y))
+        agreement[row] = (x @ y) / length if length > 0 else 0.0
+    return agreement
+
+
+@dataclass(frozen=True)
+class Randomised:
+    """Mean agreement (-1 to 1) of maps with those of the same model after a part of it was given random values."""
+
+    part: str
+    agreement: float
+
+
+def randomisation_test(
+    classifier: Classifier, images: Pixels, labels: Ints, maps: NDArray[np.float32], seed: int = 0
+) -> tuple[Randomised, ...]:
+    """Do the maps depend on the model? The same maps with a random head, over a random network, and both.
+
+    The model parameter randomisation test of Adebayo et al. 2018 (arXiv 1810.03292, section 3.1), with three steps of
+    their cascade. A map that stays as it was shows edges of the image, not what the model does. Needs torch.
+
+    Args:
+        images: uint8 (N, H, W, 3).
+        labels: (N,) the classes that the maps are for.
+        maps: (N, h, w) of the trained model, by activation.
+
+    Returns:
+        Rank correlations of the maps; empty where the network gives no map.
+    """
+    head, rng = classifier.head, np.random.default_rng(seed)
+    names = [name for stage in classifier.backbone.stages for name in stage.parameters]
+    trained = TorchNetwork(classifier.backbone).run(images).maps
+    untrained = TorchNetwork(classifier.backbone, names, seed).run(images).maps
+    if head.kind != "plain" or trained is None or untrained is None or untrained.shape[2:] != maps.shape[1:]:
+        return ()
+    spread = head.weight.std(axis=1, keepdims=True)
+    random_head = LinearHead(
+        head.transform, (spread * rng.normal(size=head.weight.shape)).astype(np.float32), head.bias
+    )
+
+    def agreement(some_head: LinearHead, some_maps: NDArray[np.float32]) -> float:
+        return float(rank_agreement(maps, activation_maps(some_head, some_maps, labels[:, None])[:, 0]).mean())
+
+    return (
+        Randomised("the head", agreement(random_head, trained)),
+        Randomised("the network", agreement(head, untrained)),
+        Randomised("the head and the network", agreement(random_head, untrained)),
+    )
+
+
+# ---- similar images
+
+
+def nearest_images(features: ArrayLike, reference: ArrayLike, n: int) -> tuple[Ints, NDArray[np.float32]]:
+    """(N, n) rows of the reference most like each row of features, nearest first, and their cosine similarity.
+
+    Args:
+        features: (N, D).
+        reference: (M, D) of the training images.
+    """
+    rows, others = unit_rows(np.asarray(features)), unit_rows(np.asarray(reference))
+    k = min(n, len(others))
+    with np.errstate(invalid="ignore"):
+        cosine = np.nan_to_num(rows @ others.T, nan=-1.0)
+    best = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
+    return best.astype(np.int64), np.take_along_axis(cosine, best, axis=1)
+
+
+# ---- pictures
+
+
+def overlay(picture: Pixels, evidence: NDArray[np.float32], spec: InputSpec, strongest: float) -> Pixels:
+    """The evidence for a class laid over the upright original; evidence against it is left clear.
+
+    Args:
+        picture: uint8 (h, w, 3), the whole image at any size.
+        evidence: (h', w') map of what the network saw of it.
+        spec: how the image was brought to the input: with ``crop`` the network saw the middle only, and the rest of
+            the picture is shown darker; with ``pad`` the bars are cut off the map.
+        strongest: evidence shown at full strength; take the same for maps that are to be compared.
+    """
+    height, width = picture.shape[:2]
+    top, left, box_height, box_width = _seen(height, width, spec)
+    strength = np.zeros((height, width), np.float32)
+    part = _cut_bars(np.maximum(evidence, 0) / max(strongest, 1e-9), height, width, spec)
+    strength[top : top + box_height, left : left + box_width] = _smooth(np.clip(part, 0, 1), box_height, box_width)
+    grey = picture.astype(np.float32).mean(2, keepdims=True)
+    ground = 0.55 * picture + 0.45 * grey
+    seen = np.zeros((height, width, 1), np.float32)
+    seen[top : top + box_height, left : left + box_width] = 1
+    ground *= 0.45 + 0.55 * seen
+    alpha = _OPAQUE * strength[..., None] ** 0.8
+    return np.clip(ground * (1 - alpha) + colours(strength) * alpha, 0, 255).astype(np.uint8)
+
+
+def colours(strength: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(..., 3) RGB colours of strengths in 0..1."""
+    at = np.linspace(0, 1, len(_STOPS))
+    return np.stack([np.interp(strength, at, _STOPS[:, channel]) for channel in range(3)], -1).astype(np.float32)
+
+
+def _seen(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the part of a picture that the network sees."""
+    if spec.fit != "crop":
+        return 0, 0, height, width
+    scale = min(height / spec.height, width / spec.width) * spec.crop_fraction
+    box_height, box_width = min(height, round(spec.height * scale)), min(width, round(spec.width * scale))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def _cut_bars(evidence: NDArray[np.float32], height: int, width: int, spec: InputSpec) -> NDArray[np.float32]:
+    """The part of the map that lies on the picture, where the rest of the input is background."""
+    if spec.fit != "pad":
+        return evidence
+    scale = min(spec.height / height, spec.width / width)
+    inner = height * scale / spec.height, width * scale / spec.width
+    fine = _smooth(evidence, 8 * evidence.shape[0], 8 * evidence.shape[1])
+    cut = [(round((1 - share) / 2 * n), max(1, round(share * n))) for share, n in zip(inner, fine.shape, strict=True)]
+    (top, n_rows), (left, n_columns) = cut
+    return fine[top : top + n_rows, left : left + n_columns]
+
+
+def _smooth(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """A small map in 0..1 brought to a size; by the resizer of images, in 255 steps, which the eye cannot tell."""
+    grey = np.repeat(np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
+    return resize(grey, height, width, "bicubic")[..., 0].astype(np.float32) / 255
