@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
+
 from topwork.data.transforms import fit_to_input
 from topwork.features.embed import Features
 from topwork.features.engine import load_engine
@@ -38,6 +39,7 @@ class ArrayFeatures(Features):
         object.__setattr__(self, "blocks", blocks)
 
     def block(self, name="last", rows=None):
+        """(N, D) as in Features."""
         return self.blocks[name] if rows is None else self.blocks[name][rows]
 
 
@@ -67,8 +69,10 @@ def settings_from(pairs):
         key, _, text = pair.partition("=")
         assert key in known, f"no setting {key}"
         try:
-            values[key] = {"None": None, "True": True, "False": False}.get(text) if text in ("None", "True", "False") else (
-                int(text) if text.isdigit() else float(text)
+            values[key] = (
+                {"None": None, "True": True, "False": False}.get(text)
+                if text in ("None", "True", "False")
+                else (int(text) if text.isdigit() else float(text))
             )
         except ValueError:
             values[key] = text
@@ -108,8 +112,14 @@ def main():
 
         def show(record):
             if not options.quiet:
-                print({k: round(v, 3) if isinstance(v, float) else v for k, v in record.items()
-                       if k not in ("curve", "rates", "phase")}, flush=True)
+                print(
+                    {
+                        k: round(v, 3) if isinstance(v, float) else v
+                        for k, v in record.items()
+                        if k not in ("curve", "rates", "phase")
+                    },
+                    flush=True,
+                )
 
         done = tune(backbone, recipe, train_stream, valid_stream, probe=start, around=Surroundings(on_epoch=show))
         seconds = time.perf_counter() - began
@@ -118,11 +128,16 @@ def main():
         right, accuracy, area = figures(tuned_logits(network, done.state, recipe, test_stream), labels[test])
         rows.append((probe_accuracy, probe_area, accuracy, area, seconds))
         gained, lost = int((right & ~probe_right).sum()), int((~right & probe_right).sum())
-        print(f"seed {seed}: probe {probe_accuracy:.2f} % {probe_area:.4f}; tuned {accuracy:.2f} % {area:.4f} "
-              f"in {seconds:.0f} s ({done.chosen.reason}); cells gained {gained}, lost {lost}", flush=True)
+        print(
+            f"seed {seed}: probe {probe_accuracy:.2f} % {probe_area:.4f}; tuned {accuracy:.2f} % {area:.4f} "
+            f"in {seconds:.0f} s ({done.chosen.reason}); cells gained {gained}, lost {lost}",
+            flush=True,
+        )
     mean, spread = np.mean(rows, 0), np.std(rows, 0, ddof=1) if len(rows) > 1 else np.zeros(5)
-    print(f"mean: probe {mean[0]:.2f} ± {spread[0]:.2f} % {mean[1]:.4f}; tuned {mean[2]:.2f} ± {spread[2]:.2f} % "
-          f"{mean[3]:.4f} ± {spread[3]:.4f}; {mean[4]:.0f} s; published 88.42 % 0.944")
+    print(
+        f"mean: probe {mean[0]:.2f} ± {spread[0]:.2f} % {mean[1]:.4f}; tuned {mean[2]:.2f} ± {spread[2]:.2f} % "
+        f"{mean[3]:.4f} ± {spread[3]:.4f}; {mean[4]:.0f} s; published 88.42 % 0.944"
+    )
 
 
 if __name__ == "__main__":

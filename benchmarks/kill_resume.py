@@ -34,7 +34,9 @@ def main() -> int:
 
     report = json.loads(ended.stdout)
     same = report["uninterrupted"] == report["killed_and_resumed"]
-    print(f"{report['n_killed']} kills in {time.perf_counter() - began:.0f} s: {'the same bits' if same else 'DIFFERENT'}")
+    print(
+        f"{report['n_killed']} kills in {time.perf_counter() - began:.0f} s: {'the same bits' if same else 'DIFFERENT'}"
+    )
     return 0 if same else 1
 
 

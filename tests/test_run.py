@@ -223,7 +223,7 @@ def test_a_killed_predict_goes_on_without_doubles_or_gaps(fitted, data, tmp_path
     (tmp_path / "names").write_text("\n".join(names))
     program = (
         "import sys, time\nfrom topwork.shipping import predictor as p\n"
-        "answer = p.Predictor.answer\np.Predictor.answer = lambda s, x: (time.sleep(0.2), answer(s, x))[1]\n"
+        "answer = p.Predictor.answer\np.Predictor.answer = lambda s, *x: (time.sleep(0.2), answer(s, *x))[1]\n"
         "from topwork.cli import main\nmain(sys.argv[1:])"
     )
     arguments = ["predict", str(fitted.folder), "-", "--out", str(tmp_path / "rows.jsonl")]

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from topwork import __version__
-from topwork.errors import TopworkError, UsageError
-from topwork.settings import DataSettings, FitSettings
+from topwork.errors import Interrupted, TopworkError, UsageError
+from topwork.settings import DataSettings, FitSettings, ScanSettings
 
 TOO_MANY_REJECTS = 3
 STDIN = "(stdin)"  # stands for a lone "-", which the parser would take for an option
@@ -54,26 +54,32 @@ def scan(
     path: str,
     /,
     *,
-    settings: Annotated[DataSettings, Flat] = DataSettings(),
+    report: str | None = None,
+    settings: Annotated[ScanSettings, Flat] = ScanSettings(),
     common: CommonArgs = Common(),
 ) -> int:
-    """Read every image and say what is there: classes, rejects with reasons, duplicates.
+    """Look at the data before training: classes, rejects, duplicates, leaks, shortcuts, sizes and outliers.
 
     Parameters
     ----------
     path
-        Folder with one folder a class, folder with train/valid/test folders, or CSV or Parquet table.
+        Folder with one folder a class, folder with train/valid/test folders, CSV or Parquet table, tar or zip archive.
+    report
+        Also write a page with plots and examples to this file.
     """
-    from topwork.data.groups import exact_duplicates
-    from topwork.data.manifest import scan as scan_data
-    from topwork.terminal import Terminal, table
+    from topwork.run import survey
+    from topwork.terminal import Terminal, overview_lines
 
     with Terminal(common.quiet) as terminal:
-        terminal.step("scan")
-        manifest = scan_data(path, root=settings.root, n_threads=settings.workers, on_progress=terminal.progress)
-        for note in manifest.notes:
+        surveyed = survey(path, settings, watcher=terminal)
+        manifest, found = surveyed.manifest, surveyed.overview
+        for note in (*manifest.notes, *surveyed.findings):
             terminal.note(note)
-        duplicates = [[manifest.samples[row].path for row in rows] for rows in exact_duplicates(manifest)]
+        if report is not None:
+            from topwork.web.scan_page import write_scan_page
+
+            terminal.step("report")
+            write_scan_page(surveyed, Path(report), settings.augment, settings.seed)
         terminal.finish()
     answer = {
         "path": path,
@@ -82,17 +88,20 @@ def scan(
         "n_used": len(manifest.samples),
         "n_rejected": len(manifest.rejects),
         "rejects": [asdict(reject) for reject in manifest.rejects],
-        "duplicates": duplicates,
         "parts": _part_counts(manifest.samples),
         "digest": manifest.digest,
         "notes": list(manifest.notes),
+        "findings": list(surveyed.findings),
+        **found.as_dict(manifest),
     }
     if common.json:
         _print_json(answer)
     else:
-        print(table([(name, f"{n:,}") for name, n in manifest.counts.items()], ("class", "images")))
+        print("\n".join(overview_lines(found)))
         print(f"\n{len(manifest.samples):,} images used, {len(manifest.rejects):,} files rejected.")
         _print_rejects(manifest.rejects)
+        if report is not None:
+            print(f"Report: {report}")
     return _reject_status(len(manifest.rejects), len(manifest.samples), settings)
 
 
@@ -253,6 +262,61 @@ def predict(
         rows = [(p.path, p.outcome, p.label or "", p.error or f"{p.probability:.3f}") for p in predictions]
         print(table(rows, ("path", "outcome", "label", "probability")))
     return 1 if predictions and all(p.outcome == "error" for p in predictions) else 0
+
+
+@app.command
+def export(
+    model: str,
+    /,
+    *,
+    to: Literal["onnx", "openvino", "pt2"],
+    out: str,
+    check: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    common: CommonArgs = Common(),
+) -> int:
+    """Write the model as one file for another runtime, with a parity certificate and a stand-alone predict.py.
+
+    The file takes uint8 RGB pixels of the input's size and gives calibrated probabilities. It is run in its own runtime,
+    from image files on; if it names another class for any of them, the export fails and names the images.
+
+    Parameters
+    ----------
+    model
+        A run folder or its model/ folder.
+    to
+        onnx: one self-contained file; openvino: .xml and .bin; pt2: torch.export.
+    out
+        The file to write: .onnx, .xml or .pt2. The certificate and predict.py come beside it.
+    check
+        Images, folders or patterns to check with; by default the run's own held-out images.
+    overwrite
+        Replace what is there.
+    seed
+        Accepted for uniformity; exporting draws nothing at random.
+    """
+    from topwork.shipping.export import reference_decoder
+    from topwork.shipping.package import export_model
+    from topwork.terminal import Terminal, certificate_lines
+
+    with Terminal(common.quiet) as terminal:
+        terminal.step("export")
+        package = export_model(model, to, Path(out), check or (), overwrite=overwrite)
+        terminal.finish()
+    answer = {
+        "export": str(package.exported),
+        "script": str(package.script),
+        "certificate": str(package.certificate_path),
+        **package.certificate.as_dict(),
+    }
+    if common.json:
+        _print_json(answer)
+    else:
+        print("\n".join(certificate_lines(package.certificate)))
+        print(f"Wrote {package.exported}, {package.certificate_path} and {package.script}.")
+        print(f"\nTo use it elsewhere, match this (from {package.script}); the model does the rest:\n\n{reference_decoder()}")
+    return 0
 
 
 @app.command
@@ -422,14 +486,6 @@ def _open(path: Path) -> None:
 # ---- the process
 
 
-class Interrupted(BaseException):
-    """A signal asked the program to end; what is open is saved on the way out."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
 def main(tokens: list[str] | None = None) -> None:
     """Runs the command line and ends the process with the promised status."""
     arguments = sys.argv[1:] if tokens is None else tokens
@@ -437,7 +493,7 @@ def main(tokens: list[str] | None = None) -> None:
     try:
         status = app([STDIN if token == "-" else token for token in arguments])
     except Interrupted as interrupted:
-        print(f"topwork: ended by {interrupted}; what was embedded is kept, run it again.", file=sys.stderr)
+        print(f"topwork: ended by {signal.Signals(interrupted.signum).name}; what is done is kept: run it again, or --resume.", file=sys.stderr)
         status = 128 + interrupted.signum
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -32,3 +32,11 @@ class ModelError(TopworkError):
 
 class DownloadError(TopworkError):
     """Weights or data had to come from the network and did not."""
+
+
+class Interrupted(BaseException):
+    """A signal asked the program to end; what is open is saved on the way out. Exit status 128 + ``signum``."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum

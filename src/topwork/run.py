@@ -8,6 +8,7 @@ public function of the layer below; here is only their order, what is recorded, 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -23,25 +24,33 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.data.augment import pipeline
 from topwork.data.groups import join_groups
 from topwork.data.manifest import Manifest, save_manifest, scan
 from topwork.data.shards import atomic_file
-from topwork.data.sources import shown
-from topwork.data.split import Split, split, split_record
+from topwork.data.sources import Rules, shown
+from topwork.data.split import Split, split, split_record, with_valid
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.calibration import fit_conformal, fit_temperature
 from topwork.evaluation.metrics import PartEvaluation, evaluate_part
+from topwork.evaluation.overview import Overview, findings, overview
 from topwork.evaluation.predictions import Predictions, softmax
+from topwork.evaluation.shortcut import check_shortcuts
 from topwork.evaluation.unknown import fit_unknown
+from topwork.features.careful import LEAST_SURE, CarefulNetwork, careful_features
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import compiled_path, fingerprint, load_engine
+from topwork.features.neighbours import NearDuplicates, near_duplicates
 from topwork.features.probe import Probe, fit_probe
 from topwork.features.store import FeatureStore
+from topwork.features.views import with_views
 from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.classifier import Classifier, load_classifier, save_classifier
-from topwork.settings import DataSettings, FitSettings, as_dict, cache_folder
+from topwork.settings import DataSettings, FitSettings, ScanSettings, as_dict, cache_folder
+from topwork.tuning import TunedClassifier, Tuning, tune_classifier
 
 MIN_CLASSES = 2
+VALID_OF_TUNING = "choosing the epoch, the mixture of weights, the temperature and the thresholds; its figures flatter"
 UNKNOWN_FALSE_ALARMS = 0.01  # share of images of known classes that may be called unknown
 SET_COVERAGE = 0.95  # least share of images whose true class is among those not ruled out
 
@@ -58,6 +67,9 @@ class Watcher(Protocol):
     def note(self, text: str) -> None:
         """A sentence the user should read."""
 
+    def epoch(self, record: dict[str, Any]) -> None:
+        """An epoch of tuning is done."""
+
 
 class Silent:
     """A watcher that shows nothing."""
@@ -69,6 +81,9 @@ class Silent:
         """Not shown."""
 
     def note(self, text: str) -> None:
+        """Not shown."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
         """Not shown."""
 
 
@@ -138,37 +153,77 @@ def fit(
         for note in manifest.notes:
             watcher.note(note)
         with clock("split"):
-            groups = join_groups(manifest)
+            near = near_duplicates(manifest, features, embedder) if settings.near_duplicates else None
+            groups = join_groups(manifest, near_pairs(near))
             parts = split(manifest, settings.valid_fraction, settings.test_fraction, settings.seed, groups)
+            if settings.mode != "probe" and not len(parts.valid):
+                parts = with_valid(parts, manifest, settings.valid_fraction, groups)
             _check_trainable(manifest, parts, watcher)
         with clock("probe"):
             watcher.step("probe")
             labels = np.array(manifest.labels)
+            augment = pipeline("none" if settings.augment == "auto" else settings.augment)
+            views = with_views(
+                manifest, features, labels, groups, parts.train, embedder, augment, settings.views, settings.seed,
+                settings.workers,
+            )  # fmt: skip
             probe = fit_probe(
-                features,
-                labels,
+                views.features,
+                views.labels,
                 len(manifest.classes),
-                rows=parts.train,
-                groups=groups,
+                rows=views.rows,
+                groups=views.groups.tolist(),
                 head=settings.head,
                 seed=settings.seed,
                 on_progress=watcher.progress,
+                balance=settings.balance,
             )
+            probe = views.images_only(probe)
+        tuned = None
+        if settings.mode != "probe":
+            with clock("tune"):
+                watcher.step("tune")
+                tuning = Tuning(backbone, manifest, features, parts, probe, settings, folder)
+                tuned = tune_classifier(tuning, watcher.progress, watcher.epoch, watcher.note)
+        if tuned is not None:
+            with clock("embed_again"):
+                watcher.step("embed again")
+                engine = load_engine(tuned.backbone, settings.engine, settings.precision)
+                store = FeatureStore(cache_folder(), fingerprint(tuned.backbone, engine))
+                embedder_of_tuned = Embedder(tuned.backbone, engine, store)
+                features = embed(
+                    tuned.backbone, manifest, embedder=embedder_of_tuned, n_threads=settings.workers,
+                    on_progress=watcher.progress,
+                )  # fmt: skip
         with clock("evaluate"):
             watcher.step("evaluate")
             train_features = features.block("last", parts.train)
             train_groups = np.asarray(groups)[parts.train]
-            classifier = _classifier(backbone, probe, manifest, labels[parts.train], embedder)
-            classifier = with_decisions(classifier, probe, labels[parts.train], train_features, train_groups)
+            if tuned is None:
+                classifier = _classifier(backbone, probe, manifest, labels[parts.train], embedder)
+                classifier = with_decisions(classifier, probe, labels[parts.train], train_features, train_groups)
+            else:
+                classifier = _tuned_classifier(tuned, manifest, features, parts, labels, engine.precision)
             predictions = {
                 name: predict_features(classifier, features, rows, labels) for name, rows in parts.parts().items()
             }
+            for name in predictions.keys() - {"train"}:  # the figures are about what predict will answer
+                predictions[name] = with_second_look(classifier, predictions[name], manifest, features)
             evaluation = _evaluation(classifier, manifest, parts, predictions, settings.seed)
+            if tuned is not None:
+                evaluation |= {"n_parameters": tuned.n_parameters, "n_trainable": tuned.n_trainable}
+            evaluation |= _leaks(predictions, manifest, parts, settings.seed, watcher)
         recipe = _recipe(classifier, probe, parts, embedder)
+        recipe |= {"augment": augment.name, "views": settings.views if augment.steps or augment.crop else 0}
+        recipe |= {"balance": settings.balance, "near_duplicates": len(near.pairs) if near else None}
+        if tuned is not None:
+            recipe |= {"mode": "tune", "tuning": tuned.recipe, "stages": tuned.stages, "words": list(tuned.words)}
+            recipe |= {"temperature_fitted_on": "valid", "valid_used_for": VALID_OF_TUNING}
         with clock("write"):
             watcher.step("write")
             classifier = replace(classifier, provenance=_provenance(manifest, parts, evaluation, settings))
             _write(folder, manifest, parts, classifier, probe, predictions, recipe, embedder)
+            append_history(folder / "history.jsonl", tuned.history if tuned else [])
         evaluation["timing"] = _timing(clock, embedder)
         write_json(folder / "evaluation.json", evaluation)
     return Fitted(folder, manifest, parts, classifier, probe, predictions, evaluation, recipe)
@@ -191,11 +246,73 @@ def scan_and_embed(
     """One pass over the pixels; what was embedded before an interruption is kept."""
     try:
         manifest = scan(
-            path, root=settings.root, visitor=embedder, n_threads=settings.workers, on_progress=watcher.progress
+            path,
+            visitor=embedder,
+            n_threads=settings.workers,
+            on_progress=watcher.progress,
+            rules=rules_of(settings),
         )
     finally:
         embedder.flush()
     return manifest, embed(embedder.backbone, manifest, embedder=embedder, n_threads=settings.workers)
+
+
+def rules_of(settings: DataSettings) -> Rules:
+    """What the settings say about how the data is to be read."""
+    return Rules(
+        root=settings.root,
+        label_regex=settings.label_regex,
+        group_by=settings.group_by,
+        limit_per_class=settings.limit_per_class,
+        multi_label=settings.multi_label,
+        seed=settings.seed,
+    )
+
+
+def near_pairs(near: NearDuplicates | None) -> list[tuple[int, int]]:
+    """Rows that show the same picture, for :func:`topwork.data.groups.join_groups`."""
+    return [(pair.a, pair.b) for pair in near.pairs] if near else []
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What ``topwork scan`` found; ``findings`` are sentences, the weightiest first."""
+
+    manifest: Manifest
+    overview: Overview
+    findings: tuple[str, ...]
+
+
+def survey(
+    path: str | os.PathLike[str], settings: ScanSettings | None = None, *, watcher: Watcher | None = None
+) -> Surveyed:
+    """Looks at the data without training: files, duplicates, leaks, shortcuts, sizes, outliers.
+
+    Raises:
+        UsageError: nothing usable there.
+    """
+    settings, watcher = settings or ScanSettings(), watcher or Silent()
+    near = None
+    if settings.quick:
+        watcher.step("scan")
+        manifest = scan(
+            path, n_threads=settings.workers, on_progress=watcher.progress, rules=rules_of(settings)
+        )
+    else:
+        watcher.step("backbone")
+        backbone = load_backbone(settings.backbone)
+        engine = load_engine(backbone)
+        embedder = Embedder(backbone, engine, FeatureStore(cache_folder(), fingerprint(backbone, engine)))
+        watcher.step("scan and embed")
+        manifest, features = scan_and_embed(path, settings, embedder, watcher)
+        watcher.step("look")
+        near = near_duplicates(manifest, features, embedder)
+    groups = join_groups(manifest, near_pairs(near))
+    given = any(sample.part for sample in manifest.samples)
+    parts = split(manifest, groups=groups) if given else None
+    traits = manifest.traits()
+    found = overview(manifest, traits, near, parts, check_shortcuts(manifest, traits, groups, settings.seed))
+    return Surveyed(manifest, found, tuple(findings(manifest, found)))
 
 
 def evaluate(
@@ -220,11 +337,12 @@ def evaluate(
     embedder = model_embedder(classifier)
     watcher.step("scan and embed")
     manifest, features = scan_and_embed(path, settings, embedder, watcher)
-    rows = _part_rows(manifest, part)
+    rows = part_rows(manifest, part)
     index = {name: number for number, name in enumerate(classifier.classes)}
     labels = np.array([index.get(sample.label, -1) for sample in manifest.samples])
     watcher.step("evaluate")
     predictions = predict_features(classifier, features, rows, labels)
+    predictions = with_second_look(classifier, predictions, manifest, features)
     n_train = classifier.provenance.get("n_train")
     judged = evaluate_part(predictions, n_train=n_train, seed=settings.seed).as_dict()
     notes = [*manifest.notes, *_vocabulary_notes(classifier, manifest)]
@@ -256,6 +374,22 @@ def predict_features(
         chunks.append(classifier.head.logits({name: features.block(name, some) for name in blocks}))
     logits = np.concatenate(chunks) if chunks else np.zeros((0, len(classifier.classes)))
     return Predictions(classifier.classes, rows, labels[rows], logits)
+
+
+def with_second_look(
+    classifier: Classifier, predictions: Predictions, manifest: Manifest, features: Features
+) -> Predictions:
+    """The predictions with those that are not sure computed again, exactly as ``Predictor`` does it."""
+    unsure = np.flatnonzero(predictions.confidence < LEAST_SURE)
+    rows = predictions.sample_indices[unsure].tolist()
+    hashes = [features.hashes[row] for row in rows]
+    network = CarefulNetwork(classifier.backbone)
+    blocks = careful_features(network, cache_folder(), hashes, lambda number: manifest.read(rows[number]))
+    if blocks is None or not rows:
+        return predictions
+    logits = predictions.logits.astype(np.float64)
+    logits[unsure] = classifier.head.logits(dict(blocks))
+    return replace(predictions, logits=logits)
 
 
 # ---- the folder
@@ -317,6 +451,12 @@ def _write(
     save_predictions(predictions, manifest, folder / "predictions.parquet")
     compiled = compiled_path(classifier.backbone) if embedder.engine.kind == "openvino" else None
     save_classifier(classifier, folder / "model", compiled, model_card(classifier))
+
+
+def append_history(path: Path, records: list[dict[str, Any]]) -> None:
+    """Adds records to the lines of a history, whole or not at all."""
+    with atomic_file(path) as partial:
+        partial.write_text(path.read_text() + "".join(json.dumps(record) + "\n" for record in records))
 
 
 def save_predictions(predictions: dict[str, Predictions], manifest: Manifest, path: Path) -> None:
@@ -384,8 +524,6 @@ def _check_trainable(manifest: Manifest, parts: Split, watcher: Watcher) -> None
     if untrained:
         names = ", ".join(shown(name) for name in untrained[:5])
         watcher.note(f"{len(untrained)} classes have no training image, so they can never be predicted: {names}.")
-    if parts.leaks:
-        watcher.note(f"{len(parts.leaks)} images of valid or test have an exact copy in train; their figures flatter.")
 
 
 def _classifier(
@@ -396,6 +534,40 @@ def _classifier(
     head = probe.head.divided_by(temperature)
     head = head.folded() if head.kind == "plain" else head
     return Classifier(backbone, head, manifest.classes, temperature, embedder.engine.precision)
+
+
+def _tuned_classifier(
+    tuned: TunedClassifier,
+    manifest: Manifest,
+    features: Features,
+    parts: Split,
+    labels: NDArray[np.int64],
+    precision: str,
+) -> Classifier:
+    """Temperature and thresholds of a tuned network come from valid: it has learnt the training images by heart."""
+    held_out = features.block("last", parts.valid)
+    logits = tuned.head.logits({"last": held_out})
+    temperature = fit_temperature(logits, labels[parts.valid])
+    probabilities = softmax(logits / temperature)
+    detector = fit_unknown(features.block("last", parts.train), labels[parts.train], UNKNOWN_FALSE_ALARMS)
+    scores = np.sort(detector.score(held_out))
+    rank = min(len(scores), math.ceil((len(scores) + 1) * (1 - UNKNOWN_FALSE_ALARMS))) - 1
+    thresholds = {
+        "unknown": max(detector.threshold, float(scores[rank])),
+        "unknown_false_alarm_rate": UNKNOWN_FALSE_ALARMS,
+        "set_probability": min(0.5, fit_conformal(probabilities, labels[parts.valid], SET_COVERAGE)),
+        "set_coverage": SET_COVERAGE,
+        "confidence": None,
+    }
+    return Classifier(
+        tuned.backbone,
+        tuned.head.divided_by(temperature),
+        manifest.classes,
+        temperature,
+        precision,
+        thresholds,
+        {"unknown_centres": detector.centres},
+    )
 
 
 def with_decisions(
@@ -432,6 +604,42 @@ def _evaluation(
             judged[name] = part.as_dict()
     n_head = int(classifier.head.weight.size + classifier.head.bias.size)
     return judged | {"n_parameters": classifier.backbone.n_parameters + n_head, "n_trainable": n_head}
+
+
+def _leaks(
+    predictions: dict[str, Predictions], manifest: Manifest, parts: Split, seed: int, watcher: Watcher
+) -> dict[str, Any]:
+    """Figures of the parts that the user gave with and without images that train has, too; {} where there are none."""
+    leaked = dict(parts.leaks)
+    found: dict[str, Any] = {}
+    for name in ("valid", "test"):
+        if name not in predictions or not leaked:
+            continue
+        part = predictions[name]
+        clean = np.array([row not in leaked for row in part.sample_indices.tolist()])
+        if clean.all():
+            continue
+        rest = Predictions(part.classes, part.sample_indices[clean], part.labels[clean], part.logits[clean])
+        judged = {key: evaluate_part(p, seed=seed).as_dict() for key, p in (("with", part), ("without", rest)) if len(p.labels)}
+        figures = {
+            key: {k: values[k] for k in ("n", "accuracy", "balanced_accuracy")} for key, values in judged.items()
+        }
+        pairs = [(row, leaked[row]) for row in part.sample_indices[~clean].tolist()]
+        paths = [[manifest.samples[a].path, manifest.samples[b].path] for a, b in pairs]
+        found[name] = {"n_leaked": len(pairs), **figures, "pairs": paths}
+        watcher.note(_leak_note(name, len(pairs), figures))
+    return {"leaks": found} if found else {}
+
+
+def _leak_note(name: str, n_leaked: int, figures: dict[str, Any]) -> str:
+    images = "1 image" if n_leaked == 1 else f"{n_leaked} images"
+    text = f"{images} of {name} leaked: the same picture, or one of the same group, is in train."
+    if "without" not in figures:
+        return f"{text} Nothing is left of {name} without them: its figures mean little."
+    accuracy, clean = figures["with"]["accuracy"]["value"], figures["without"]["accuracy"]["value"]
+    if accuracy is None or clean is None:
+        return text
+    return f"{text} Accuracy {100 * accuracy:.1f} % with them, {100 * clean:.1f} % without."
 
 
 def _recipe(classifier: Classifier, probe: Probe, parts: Split, embedder: Embedder) -> dict[str, Any]:
@@ -491,7 +699,7 @@ def _timing(clock: Stopwatch, embedder: Embedder) -> dict[str, Any]:
     }
 
 
-def _part_rows(manifest: Manifest, part: str) -> NDArray[np.int64]:
+def part_rows(manifest: Manifest, part: str) -> NDArray[np.int64]:
     """Rows of the wanted part; all rows where the data has no parts."""
     by_part: dict[str, list[int]] = {}
     for row, sample in enumerate(manifest.samples):

@@ -7,12 +7,20 @@ a value may be "auto"; ``run.py`` turns what was asked into what is done and rec
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-Mode = Literal["probe"]
+from topwork.errors import UsageError
+
+Mode = Literal["probe", "tune", "auto"]
 HeadKind = Literal["auto", "plain", "extended"]
+ScheduleName = Literal["one-cycle", "flat", "cosine", "step"]
+Strategy = Literal["head", "last", "all", "lp-ft", "gradual", "scratch"]
+OptimizerName = Literal["adamw", "adam", "sgd"]
+BatchNorm = Literal["folded", "frozen", "train"]
+Outputs = Literal["softmax", "binary", "multilabel"]
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -24,6 +32,14 @@ class DataSettings:
     """Which images, and how they are divided."""
 
     root: str | None = _setting(None, "Folder that the paths of a CSV or Parquet table are relative to.")
+    label_regex: str | None = _setting(
+        None, "Takes the label from each file name: group 1, the group 'label', or the name of the group that matches."
+    )
+    group_by: str | None = _setting(
+        None, "Images that belong together (same patient, same burst): a column, or a regular expression on the path."
+    )
+    limit_per_class: int | None = _setting(None, "Use at most this many images of each class, drawn by the seed.")
+    multi_label: bool = _setting(False, "Images may have several labels: separated by | or in rows of their own.")
     valid_fraction: float = _setting(0.2, "Share of the images kept for validation when the data has no split.")
     test_fraction: float = _setting(0.2, "Share of the images kept for the test when the data has no split.")
     max_reject_fraction: float = _setting(0.1, "More rejected files than this share end the command with status 3.")
@@ -32,13 +48,88 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class FitSettings(DataSettings):
+class ScanSettings(DataSettings):
+    """What ``topwork scan`` may be asked, beyond the data."""
+
+    quick: bool = _setting(
+        False, "Only read and check the files; near duplicates, which need the network, are left out."
+    )
+    backbone: str = _setting("auto", "The network whose features near duplicates are looked for with.")
+    augment: str = _setting(
+        "standard", "Augmentation that the page shows: none, light, standard, trivial, or parts joined by +."
+    )
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """What fine-tuning may be asked."""
+
+    strategy: Literal["auto", Strategy] = _setting(
+        "auto",
+        "head: only the new head; last: also the last --last-stages stages; all: everything at once; lp-ft: everything, "
+        "starting from the probe's head; gradual: one more stage at a time; scratch: from random weights. auto: lp-ft.",
+    )
+    last_stages: int = _setting(2, "Stages that --strategy last trains beside the head.")
+    epochs: int | None = _setting(None, "Passes over the training images; by default chosen from their number.")
+    time_budget: str | None = _setting(
+        None,
+        "Time that tuning may take, such as 60s, 10min or 1h; fewer epochs are planned when they would take longer.",
+    )
+    lr: str = _setting(
+        "auto", "Learning rate: one number, or LOW:HIGH for a spread from the first stage to the head (1e-6:1e-4)."
+    )
+    lr_spread: Literal["geometric", "linear"] = _setting("geometric", "How LOW:HIGH is spread over the stages.")
+    lr_decay: float | None = _setting(
+        None, "With a single --lr: each stage gets this share of the rate of the one after it, 0 to 1."
+    )
+    schedule: ScheduleName = _setting("one-cycle", "one-cycle, flat, cosine (with warm-up) or step.")
+    warmup: float = _setting(0.25, "Share of a phase in which the rate rises (one-cycle, cosine).")
+    optimizer: OptimizerName = _setting("adamw", "adamw, adam or sgd (with momentum).")
+    weight_decay: float = _setting(0.01, "Weight decay; norms and biases get none.")
+    batch_size: int | None = _setting(None, "Images a step; by default 32, less for few images, more on a GPU.")
+    batch_norm: Literal["auto", BatchNorm] = _setting(
+        "auto", "frozen: pretrained statistics are kept; folded: the same, faster; train: statistics move as well."
+    )
+    augment: Literal["auto", "none", "flip", "crop", "geometric", "strong"] = _setting(
+        "auto",
+        "none; flip; crop: random crops and flips; geometric: flips both ways and quarter turns; strong: with colour.",
+    )
+    outputs: Literal["auto", Outputs] = _setting("auto", "softmax; binary: one sigmoid for two classes; multilabel.")
+    label_smoothing: float = _setting(0.0, "Share of each label spread over all classes.")
+    mixup: float | None = _setting(None, "Strength alpha of mixup (0.2 is usual).")
+    cutmix: float | None = _setting(None, "Strength alpha of cutmix (1.0 is usual).")
+    clip_norm: float | None = _setting(1.0, "Longer gradients are shortened to this length.")
+    ema: float | None = _setting(0.99, "Decay of the moving average of the weights that is judged and kept.")
+    class_weights: Literal["auto", "on", "off"] = _setting(
+        "auto", "Weights inverse to the class counts; auto: when the counts differ by more than a factor of 3."
+    )
+    monitor: Literal["loss", "accuracy"] = _setting("loss", "What decides on valid which epoch is best.")
+    patience: int | None = _setting(None, "Epochs without a better one after which training stops.")
+    interpolate: bool = _setting(True, "Try mixtures of the starting and the tuned weights on valid, keep the best.")
+    average_best: int | None = _setting(None, "Average the weights of this many best epochs if valid agrees.")
+    tta: bool = _setting(False, "Predict the mean over an image and its mirror image.")
+    tail_views: int | None = _setting(
+        None, "Cache the frozen part for this many augmented views an image and train the rest from them."
+    )
+    precision: Literal["auto", "bf16", "f32"] = _setting("auto", "auto: bf16 where the processor has it.")
+    compile: bool = _setting(False, "Compile the network first (torch.compile); pays in long runs on a GPU.")
+
+    @property
+    def time_budget_seconds(self) -> float | None:
+        """The time budget in seconds; raises UsageError when it cannot be read."""
+        return None if self.time_budget is None else seconds_of(self.time_budget)
+
+
+@dataclass(frozen=True)
+class FitSettings(TuneSettings, DataSettings):
     """What ``topwork fit`` may be asked, beyond the data."""
 
     backbone: str = _setting(
         "auto", "auto, lite0, lite1, lite2, random, any timm name, or a local weights file as NAME=FILE."
     )
-    mode: Mode = _setting("probe", "probe: a head on frozen features, chosen by cross-validation.")
+    mode: Mode = _setting(
+        "probe", "probe: a head on frozen features; tune: then move the network too; auto: tune where it should pay."
+    )
     head: HeadKind = _setting(
         "auto", "plain: last features only, a timm model; extended: more stages and transforms; auto: what pays."
     )
@@ -46,6 +137,16 @@ class FitSettings(DataSettings):
     size: int | None = _setting(None, "Input side in pixels; by default the one the weights were trained at.")
     engine: Literal["auto", "openvino", "torch"] = _setting("auto", "What runs the network.")
     precision: Literal["auto", "bf16", "f32"] = _setting("auto", "auto: bf16 where the processor has it.")
+    near_duplicates: bool = _setting(True, "Look for near duplicates and keep them on one side of the split.")
+    balance: Literal["auto", "none", "weights", "sampler"] = _setting(
+        "auto", "Classes of unequal size; auto: weights when the counts differ by more than a factor of 3."
+    )
+    augment: str = _setting(
+        "auto",
+        "Random changes to training images: none, light, standard, trivial, or (probe only) parts joined by +; auto: none "
+        "for the probe, crops and mirror images for tuning.",
+    )
+    views: int = _setting(2, "Augmented views of each training image for the probe, when --augment is not none.")
 
 
 def as_dict(settings: DataSettings) -> dict[str, Any]:
@@ -56,6 +157,18 @@ def as_dict(settings: DataSettings) -> dict[str, Any]:
 def help_of(kind: type[DataSettings]) -> dict[str, str]:
     """The help line of every setting of a kind, by name."""
     return {item.name: item.metadata["help"] for item in fields(kind)}
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of ``60``, ``60s``, ``10min``, ``1.5h``.
+
+    Raises:
+        UsageError: anything else.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(s|sec|m|min|h)?\s*", text)
+    if match is None or not float(match[1]):
+        raise UsageError(f"{text}: not a time; write 60s, 10min or 1h.")
+    return float(match[1]) * {"m": 60.0, "min": 60.0, "h": 3600.0}.get(match[2] or "s", 1.0)
 
 
 def cache_folder() -> Path:

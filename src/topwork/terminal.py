@@ -14,15 +14,20 @@ from typing import Any
 from topwork.data.sources import shown
 
 PLAIN_SECONDS = 5.0
+MAX_CLASS_LINES = 60
 STEP_TEXT = {
     "backbone": "Preparing the backbone",
     "scan": "Reading images",
     "scan and embed": "Reading and embedding images",
+    "look": "Looking for near duplicates and shortcuts",
     "probe": "Choosing the head by cross-validation",
+    "tune": "Tuning the network",
+    "embed again": "Embedding with the tuned network",
     "evaluate": "Judging",
     "write": "Writing the run",
     "report": "Writing the report",
     "predict": "Predicting",
+    "export": "Exporting and checking",
 }
 
 
@@ -68,6 +73,17 @@ class Terminal:
     def note(self, text: str) -> None:
         """A sentence to read at the end."""
         self.notes.append(text)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """A line for each epoch of tuning."""
+        line = f"  epoch {record['epoch']}: loss {record['train_loss']:.3f}"
+        if "valid_loss" in record:
+            line += f", valid loss {record['valid_loss']:.3f}, accuracy {percent(record['valid_accuracy'])}"
+        line += f", {record['images_per_second']:.0f} images/s" + (", best so far" if record.get("best") else "")
+        if self._bar is not None:
+            self._bar.console.print(line)
+        else:
+            self.say(line)
 
     def say(self, text: str) -> None:
         """A line now."""
@@ -153,6 +169,22 @@ def part_lines(name: str, part: dict[str, Any]) -> list[str]:
     return lines
 
 
+def certificate_lines(certificate: Any) -> list[str]:
+    """The parity certificate of an export, as lines for a person."""
+    lines = [
+        f"{certificate.format}, checked with {certificate.runtime}, from the files on ({certificate.images}):",
+        f"  same class         {certificate.n_same} of {certificate.n_compared}",
+        f"  probabilities      differ by {certificate.max_difference:.1e} at most (expected within "
+        f"{certificate.tolerance:g}), {certificate.mean_difference:.1e} on average",
+        f"  on equal pixels    {certificate.graph_difference:.1e} at most (limit {certificate.graph_tolerance:g})",
+    ]
+    if certificate.ties:
+        lines.append(f"  ties               {len(certificate.ties)}: {', '.join(shown(t.path) for t in certificate.ties)}")
+    for path, reason in certificate.not_read:
+        lines.append(f"  not read           {shown(path)}: {reason}")
+    return lines
+
+
 def table(rows: Sequence[tuple[str, ...]], heads: tuple[str, ...]) -> str:
     """Rows as aligned text; names are escaped so that they cannot move the cursor."""
     cells = [heads, *[tuple(shown(cell) for cell in row) for row in rows]]
@@ -160,3 +192,36 @@ def table(rows: Sequence[tuple[str, ...]], heads: tuple[str, ...]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def overview_lines(found: Any) -> list[str]:
+    """What ``topwork scan`` found, as lines for a person: a table of the classes, then facts about the images."""
+    parts = sorted({part for facts in found.classes.values() for part in facts.parts})
+    rows = [
+        (name, f"{facts.n:,}", *(f"{facts.parts.get(part, 0):,}" for part in parts), _size(facts), f"{facts.aspect[1]:.2f}")
+        for name, facts in found.classes.items()
+    ]
+    shown_rows = rows if len(rows) <= MAX_CLASS_LINES else [*rows[: MAX_CLASS_LINES - 5], *rows[-4:]]
+    lines = [table(shown_rows, ("class", "images", *parts, "usual size", "width/height"))]
+    if len(rows) > MAX_CLASS_LINES:
+        lines.append(f"... {len(rows) - len(shown_rows):,} more classes between these (all with --json and in the page)")
+    lines.append("")
+    lines.append("Formats: " + ", ".join(f"{name} {n:,}" for name, n in found.formats.items()))
+    near = found.near_duplicates
+    looked = "not looked for" if near is None else f"{len(near):,} groups"
+    lines.append(f"Exact duplicates: {len(found.duplicates):,} groups. Near duplicates: {looked}.")
+    lines.append(f"Suggested: --fit {found.advice.fit} ({found.advice.reason}).")
+    strongest = found.shortcuts.families[:3]
+    if strongest:
+        told = "; ".join(
+            f"{family.family} {percent({'value': family.balanced_accuracy, 'low': family.low, 'high': family.high})}"
+            for family in strongest
+        )
+        lines.append(f"Label told without the picture (guessing: {percent(strongest[0].chance)}): {told}.")
+    else:
+        lines.append(f"Shortcuts: {found.shortcuts.reason}.")
+    return lines
+
+
+def _size(facts: Any) -> str:
+    return f"{facts.width[1]:.0f} x {facts.height[1]:.0f}"

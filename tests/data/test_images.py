@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -276,6 +277,12 @@ def test_too_many_pixels_are_rejected_before_decoding(data: bytes) -> None:
     assert time.process_time() - start < 0.5
 
 
+def test_memory_is_counted_with_the_finished_pixels() -> None:
+    data = tiff(tiff_tags(11_000, 10_900, [8, 8, 8], 2, 8), [zlib.compress(b"")])
+    assert "GB of memory" in reason(data)
+    assert "GB of memory" not in reason(data, min_side=224)
+
+
 MEASURE = """
 import json, resource, sys, time
 data = open(sys.argv[1], "rb").read()
@@ -405,7 +412,7 @@ def test_nothing_is_warned_about_and_no_setting_is_touched() -> None:
     """Each of these makes ``PIL.Image.open`` warn, or fail over metadata."""
     odd = {
         "more pixels than Pillow likes": flat_png(10_000, 9_500, bits=1, color=0),
-        "large strip": tiff(tiff_tags(10_000, 9_500, [1], 1), [bytes(1250 * 9_500)]),
+        "large strip": tiff(tiff_tags(10_000, 9_500, [1], 1, 8), [zlib.compress(bytes(1250 * 9_500))]),
         "broken EXIF": with_segment(FILES["JPEG"], 0xE1, b"Exif\0\0" + exif(1)[:8] + b"\xff\xff" * 9),
         "broken MPO": with_segment(FILES["JPEG"], 0xE2, b"MPF\0" + exif(1)[:8] + b"\xff" * 30),
         "tag of too many values": tiff(tiff_tags(4, 4, [8], 1) | {259: (3, [1, 1]), 282: (4, [1, 2, 3])}, [bytes(16)]),

@@ -100,6 +100,8 @@ def test_stray_bytes_before_a_marker_do_no_harm(sound: bytes, n_bytes: int) -> N
 def test_stray_bytes_in_header_and_scan_at_once() -> None:
     table = places(PLAIN, 0xDB)[0]
     same(PLAIN[:table] + b"junk!" + PLAIN[table:-2] + b"\x22" * 50 + EOI)
+    odd_table = places(ODDLY_SAMPLED_JPEG, 0xDB)[0]
+    same(ODDLY_SAMPLED_JPEG[:odd_table] + b"junk!" + ODDLY_SAMPLED_JPEG[odd_table:], ODDLY_SAMPLED_JPEG)
 
 
 def test_an_unknown_version_and_colour_transform_do_no_harm() -> None:

@@ -10,7 +10,18 @@ from PIL import Image, ImageOps
 
 from data.drawn import exif, scene, stored
 from topwork.data.exif import orientation_of
-from topwork.data.raster import MAX_PIXELS, check_memory, check_size, flat, gray_levels, in_bands, turned, upright
+from topwork.data.raster import (
+    MAX_PIXELS,
+    Raster,
+    check_memory,
+    check_size,
+    finish,
+    flat,
+    gray_levels,
+    in_bands,
+    turned,
+    upright,
+)
 from topwork.errors import ImageError
 
 
@@ -66,6 +77,17 @@ def test_grey_of_16_bits_follows_one_rule(maximum: int, limit: int, end: int) ->
 def test_flat_lays_over_white() -> None:
     image = Image.fromarray(np.array([[[200, 100, 0, 128], [1, 2, 3, 0], [1, 2, 3, 255]]], np.uint8))
     assert np.asarray(flat(image)).tolist() == [[[227, 177, 127], [255, 255, 255], [1, 2, 3]]]
+
+
+def test_rows_that_a_reader_does_not_bring_are_noticed() -> None:
+    rows = Image.fromarray(scene(40, 30))
+    for height, is_whole in ((30, True), (31, False)):
+        raster = Raster("PNG", 40, height, "RGB", lambda n_rows: in_bands([rows], n_rows), 0)
+        if is_whole:
+            assert np.array_equal(finish(raster, None).pixels, scene(40, 30))
+        else:
+            with pytest.raises(ImageError, match="rows are missing"):
+                finish(raster, None)
 
 
 def test_sizes_are_checked() -> None:

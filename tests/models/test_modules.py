@@ -66,7 +66,7 @@ def test_widths_alone_are_enough():
 
 @pytest.mark.parametrize("text", ["", "256-swoosh", "0-relu", "linear,linear", "256-relu-1.5", "-3"])
 def test_a_wrong_head_is_refused_with_an_example(text):
-    with pytest.raises(UsageError, match="256-relu-0.4"):
+    with pytest.raises(UsageError, match=r"256-relu-0\.4"):
         parse_head(text)
 
 

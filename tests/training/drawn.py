@@ -2,10 +2,11 @@
 
 import numpy as np
 import torch
+from torch import nn
+
 from topwork.data.transforms import InputSpec
 from topwork.training.recipe import DataFacts, Recipe, TuneSettings, plan
 from topwork.training.streams import ImageStream
-from torch import nn
 
 SPEC = InputSpec(height=16, width=16)
 STAGES = ("stem", "blocks.0", "blocks.1", "classifier")

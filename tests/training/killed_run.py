@@ -30,7 +30,7 @@ def main():
         kill_at = (rng.randint(1, 3), rng.uniform(0, 0.05)) if n_left else None
         result = complete(options.folder / "killed", options.epochs, kill_at)
         n_killed += result is None
-    print(json.dumps({"n_killed": n_killed, "uninterrupted": expected, "killed_and_resumed": result}))
+    sys.stdout.write(json.dumps({"n_killed": n_killed, "uninterrupted": expected, "killed_and_resumed": result}))
 
 
 def complete(folder, n_epochs, kill_at=None):
@@ -64,13 +64,21 @@ def complete(folder, n_epochs, kill_at=None):
 
 def train(folder, n_epochs, steps):
     import torch
+
     from topwork.models.backbone import weights_digest
     from topwork.training.loop import Surroundings, fit
     from training.drawn import TinyNetwork, recipe_for, streams
 
     torch.set_num_threads(1)
     recipe = recipe_for(
-        n_train=32, epochs=n_epochs, strategy="gradual", mixup=0.2, augment="strong", ema=0.9, average_best=2, batch_norm="train"
+        n_train=32,
+        epochs=n_epochs,
+        strategy="gradual",
+        mixup=0.2,
+        augment="strong",
+        ema=0.9,
+        average_best=2,
+        batch_norm="train",
     )
 
     def stop():
@@ -80,15 +88,19 @@ def train(folder, n_epochs, steps):
     network, data = TinyNetwork(), streams(32, 12, recipe)
     around = Surroundings(folder=folder, resume=True, stop=stop, checkpoint_seconds=0.0)
     tuned = fit(network, recipe, *data, around)
-    states = {f"{kind}.{name}": value.numpy() for kind in ("best", "last", "start")
-              for name, value in getattr(tuned, kind).items()}
+    states = {
+        f"{kind}.{name}": value.numpy()
+        for kind in ("best", "last", "start")
+        for name, value in getattr(tuned, kind).items()
+    }
     losses = [(record["train_loss"], record["valid_loss"]) for record in tuned.history]
     return f"{weights_digest(states)} {losses}"
 
 
 if __name__ == "__main__":
-    import topwork.training.loop  # noqa: F401 - imported before the forks, once; torch imports the next one in any case
     import torch._dynamo  # noqa: F401
+
+    import topwork.training.loop  # noqa: F401 - imported before the forks, once; torch imports the next one in any case
     import training.drawn  # noqa: F401
 
     main()

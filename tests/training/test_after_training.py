@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+
 from topwork.data.transforms import InputSpec
 from topwork.errors import UsageError
 from topwork.training.average import choose_weights, interpolate, mean_of, tuned_logits
@@ -16,12 +17,14 @@ from topwork.training.optimizer import stages_of
 from topwork.training.recipe import DataFacts, TuneSettings, plan
 from topwork.training.streams import ImageStream
 from topwork.training.tail import border_of, split_children, tail_streams
-
 from training.drawn import TinyNetwork, drawn_images, recipe_for, streams
 
 
 def test_interpolation_is_the_line_between_and_counters_are_kept():
-    start, end = {"w": torch.tensor([0.0, 2.0]), "n": torch.tensor(1)}, {"w": torch.tensor([4.0, 4.0]), "n": torch.tensor(9)}
+    start, end = (
+        {"w": torch.tensor([0.0, 2.0]), "n": torch.tensor(1)},
+        {"w": torch.tensor([4.0, 4.0]), "n": torch.tensor(9)},
+    )
     middle = interpolate(start, end, 0.25)
     torch.testing.assert_close(middle["w"], torch.tensor([1.0, 2.5]))
     assert int(middle["n"]) == 9
@@ -36,7 +39,9 @@ def test_the_chosen_mixture_is_the_best_on_valid_and_is_what_it_says():
     assert [mixture.coefficient for mixture in chosen.tried] == [1.0, 0.0, 0.25, 0.5, 0.75, 1.0]
     best = next(mixture for mixture in chosen.tried if mixture.chosen)
     assert best.loss == min(mixture.loss for mixture in chosen.tried)
-    frozen = dataclasses.replace(recipe, phases=tuple(dataclasses.replace(p, batch_norm="frozen") for p in recipe.phases))
+    frozen = dataclasses.replace(
+        recipe, phases=tuple(dataclasses.replace(p, batch_norm="frozen") for p in recipe.phases)
+    )
     network = TinyNetwork()
     network.load_state_dict(chosen.state)
     assert judge(Prepared(network, frozen, valid, "cpu"), valid, recipe).loss == pytest.approx(best.loss, rel=1e-4)

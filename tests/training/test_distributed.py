@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from topwork.training.distributed import Processes
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -16,7 +17,8 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 def run(command, file):
     source = Path(__file__).parents[2] / "src"
     environment = os.environ | {"PYTHONPATH": str(source), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([*command, str(SCRIPT), str(file)], env=environment, capture_output=True, text=True, timeout=300)
+    command = [*command, str(SCRIPT), str(file)]
+    ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return load_file(file)
 

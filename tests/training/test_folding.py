@@ -3,10 +3,11 @@
 import pytest
 import timm
 import torch
-from topwork.training.depthwise import FastDepthwise, use_fast_depthwise
-from topwork.training.folding import fold_batch_norm
 from timm.layers import Conv2dSame
 from torch import nn
+
+from topwork.training.depthwise import FastDepthwise, use_fast_depthwise
+from topwork.training.folding import fold_batch_norm
 
 
 def with_lived_in_norms(network, seed=0):

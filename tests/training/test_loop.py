@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from topwork.errors import TopworkError, UsageError
 from topwork.training.loop import Loss, Prepared, Surroundings, fit, judge, mix
-
-from training.drawn import SPEC, TinyNetwork, drawn_images, recipe_for, streams
 from topwork.training.streams import ImageStream
+from training.drawn import SPEC, TinyNetwork, drawn_images, recipe_for, streams
 
 
 def run(network=None, around=None, data=None, **settings):
@@ -103,7 +103,7 @@ def test_patience_ends_a_run_that_gets_no_better():
 
 
 def test_a_time_budget_ends_after_a_whole_epoch():
-    tuned = run(epochs=1000, time_budget_seconds=0.001)
+    tuned = run(epochs=1000, time_budget="0.001s")
     assert tuned.ending == "time budget"
     assert len(tuned.history) == 1
 

@@ -3,10 +3,10 @@
 import pytest
 import timm
 import torch
-from topwork.training.optimizer import freeze, make_optimizer, set_rates, stage_table, stages_of, train_mode
-from topwork.training.recipe import DataFacts, TuneSettings, plan
 from torch import nn
 
+from topwork.training.optimizer import freeze, make_optimizer, set_rates, stage_table, stages_of, train_mode
+from topwork.training.recipe import DataFacts, TuneSettings, plan
 from training.drawn import STAGES, TinyNetwork, recipe_for
 
 
@@ -18,7 +18,9 @@ def prepared(**settings):
     return network, recipe, phase
 
 
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "vgg11", "convnext_atto", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["tf_efficientnet_lite0", "resnet18", "vgg11", "convnext_atto", "vit_tiny_patch16_224"]
+)
 def test_every_parameter_belongs_to_exactly_one_stage(name):
     with torch.device("meta"):
         network = timm.create_model(name, pretrained=False)

@@ -6,6 +6,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from topwork.errors import UsageError
 from topwork.training.recipe import DataFacts, Recipe, TuneSettings, plan, spread_rates
 from topwork.training.schedule import combine, constant, line_between, momentum_schedule, rate_schedule
@@ -61,6 +62,13 @@ def test_gradual_unfreezing_ends_with_everything_and_loses_no_epoch():
     assert planned(strategy="gradual", epochs=1).n_epochs == 1
 
 
+def test_a_head_that_starts_at_random_is_trained_alone_first():
+    recipe = plan(TuneSettings(epochs=5), FACTS, STAGES, head_is_fitted=False)
+    assert [phase.n_epochs for phase in recipe.phases] == [2, 5]
+    assert recipe.phases[0].frozen == set(STAGES) - {"classifier"}
+    assert not recipe.head_from_probe
+
+
 def test_scratch_takes_no_head_from_the_probe_and_moves_statistics():
     recipe = planned(strategy="scratch")
     assert not recipe.head_from_probe
@@ -87,10 +95,10 @@ def test_a_rate_that_is_none_is_refused(lr):
 
 def test_a_time_budget_plans_fewer_epochs_and_says_so():
     facts = DataFacts(class_counts=(500, 500), n_valid=0, images_per_second=10.0)
-    recipe = planned(facts, time_budget_seconds=450.0)  # 100 s an epoch, 90 % of the budget
+    recipe = planned(facts, time_budget="450s")  # 100 s an epoch, 90 % of the budget
     assert recipe.n_epochs == 4
     assert "4 instead of" in recipe.notes[0]
-    assert not planned(facts, time_budget_seconds=1e6).notes
+    assert not planned(facts, time_budget="1000h").notes
 
 
 def test_class_weights_when_a_class_is_more_than_three_times_another():

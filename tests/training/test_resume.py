@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from topwork.errors import ModelError, TopworkError, UsageError
 from topwork.training import checkpoint as disk
 from topwork.training.loop import Surroundings, fit
-
 from training.drawn import TinyNetwork, recipe_for, streams
 
 SCRIPT = Path(__file__).with_name("killed_run.py")
@@ -22,7 +22,7 @@ def test_killed_and_resumed_gives_the_same_bits(tmp_path):
     source = Path(__file__).parents[2] / "src"
     ended = subprocess.run(
         [sys.executable, str(SCRIPT), str(tmp_path), "--kills", "3", "--epochs", "5"],
-        capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(source)},
+        check=False, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(source)},
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     report = json.loads(ended.stdout)
@@ -57,9 +57,7 @@ def test_resuming_a_finished_run_trains_no_more(tmp_path):
     recipe = recipe_for(epochs=1)
     done = fit(TinyNetwork(), recipe, *streams(), Surroundings(folder=tmp_path))
     seen = []
-    again = fit(
-        TinyNetwork(), recipe, *streams(), Surroundings(folder=tmp_path, resume=True, on_epoch=seen.append)
-    )
+    again = fit(TinyNetwork(), recipe, *streams(), Surroundings(folder=tmp_path, resume=True, on_epoch=seen.append))
     assert not seen
     assert again.ending == "finished"
     assert all(torch.equal(value, again.best[name]) for name, value in done.best.items())

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+
 from topwork.data.images import decode
 from topwork.data.transforms import InputSpec, fit_to_input
 from topwork.errors import TopworkError
 from topwork.training import streams as module
 from topwork.training.recipe import AUGMENTATIONS, Augmentation
 from topwork.training.streams import ImageStream, augment, batches_of, decode_all, epoch_order
-
 from training.drawn import SPEC, drawn_images
 
 

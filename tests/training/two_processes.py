@@ -11,6 +11,7 @@ def main():
 
     torch.set_num_threads(1)
     from safetensors.torch import save_file
+
     from topwork.training.distributed import processes
     from topwork.training.loop import Surroundings, fit
     from training.drawn import TinyNetwork, recipe_for, streams
@@ -23,8 +24,9 @@ def main():
     around = Surroundings(folder=Path(sys.argv[1]).with_suffix(".folder"), processes=group)
     tuned = fit(network, recipe, *streams(43, 19, recipe), around)
     if group.is_main:
-        records = torch.tensor([[r["train_loss"], r["train_accuracy"], r["valid_loss"], r["valid_accuracy"]]
-                                for r in tuned.history])
+        records = torch.tensor(
+            [[r["train_loss"], r["train_accuracy"], r["valid_loss"], r["valid_accuracy"]] for r in tuned.history]
+        )
         save_file({"history": records, "n": torch.tensor(group.n)} | tuned.best, sys.argv[1])
 
 

@@ -39,8 +39,20 @@ _KEPT_BYTES = 1 << 26
 _SOME = 1 << 20
 _GZIP = 31  # zlib's window bits for a gzip header and trailer
 # What damaged archives make the readers raise. MemoryError is not among them: that is a matter of the machine.
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, OverflowError,
-           RuntimeError, NotImplementedError, AttributeError, IndexError)
+_DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    ValueError,
+    OverflowError,
+    RuntimeError,
+    NotImplementedError,
+    AttributeError,
+    IndexError,
+)
 
 
 @dataclass
@@ -108,9 +120,9 @@ def read_member(root: Path, path: str) -> bytes:
 
 
 @lru_cache(maxsize=4)
-def _open(path: Path, version: tuple[int, int]) -> Archive:
+def _open(path: Path, _version: tuple[int, int]) -> Archive:
     with open(path, "rb") as file:
-        head = file.read(4)
+        head = file.read(6)
     return _open_zip(path) if head[:2] == b"PK" else _open_tar(path, head)
 
 
@@ -246,16 +258,20 @@ class _TarReader:
     """Reads a plain tar at any place."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115 - open as long as the archive is known
+        self.file = _opened(path)
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        self.file.close()
 
     def read(self, member: _Span) -> bytes:
-        pieces, start, missing = [], member.start, member.n_bytes
-        while missing and (piece := os.pread(self._file.fileno(), missing, start)):
-            pieces.append(piece)
-            start, missing = start + len(piece), missing - len(piece)
-        if missing:
+        """All bytes of one member."""
+        with self._lock:
+            self.file.seek(member.start)
+            data = self.file.read(member.n_bytes)
+        if len(data) != member.n_bytes:
             raise ImageError("the archive ends within it")
-        return b"".join(pieces)
+        return data
 
 
 class _StreamReader:
@@ -296,9 +312,10 @@ class _StreamReader:
 
 def _open_tar(path: Path, head: bytes) -> Archive:
     stream = _decompressed(path, head)
-    archive = Archive(_TarReader(path), is_sequential=stream is not None)
+    plain = _TarReader(path)
+    archive = Archive(plain, is_sequential=stream is not None)
     members = _Members(archive)
-    with tarfile.open(fileobj=stream or open(path, "rb"), mode="r:", errorlevel=0) as file:  # noqa: SIM115
+    with tarfile.open(fileobj=stream or plain.file, mode="r:", errorlevel=0) as file:
         for member in _until_damage(file, archive):
             members.count()
             if member.isdir():
@@ -345,6 +362,11 @@ def _check_ratio(path: Path, n_bytes: int) -> None:
         raise UsageError(f"{shown(str(path))}: grows more than {MAX_RATIO}-fold, as images never do.")
 
 
+def _opened(path: Path) -> IO[bytes]:
+    """A file that stays open as long as the archive is known; whoever holds it closes it when that ends."""
+    return open(path, "rb")
+
+
 def _decompressed(path: Path, head: bytes) -> IO[bytes] | None:
     if head.startswith(b"\x1f\x8b"):
         return cast(IO[bytes], GzipStream(path))
@@ -359,10 +381,16 @@ class GzipStream:
     """A decompressed gzip file in which one can step back: the decompressor's state is kept every few megabytes."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115 - open as long as the archive is known
+        self._file = _opened(path)
         # (decompressed position, compressed position, state); a state weighs about 40 kB
         self._checkpoints: list[tuple[int, int, Any]] = [(0, 0, zlib.decompressobj(_GZIP))]
+        self._state: Any = None  # the decompressor; None between two gzip files that are joined end to end
+        self._position = self._offset = 0
+        self._pending = self._buffer = b""
         self._restart(0)
+
+    def __del__(self) -> None:
+        self._file.close()
 
     def tell(self) -> int:
         """The decompressed position."""
@@ -391,7 +419,7 @@ class GzipStream:
     def _restart(self, target: int) -> None:
         start, place, state = [checkpoint for checkpoint in self._checkpoints if checkpoint[0] <= target][-1]
         self._file.seek(place)
-        self._state: Any = state.copy()
+        self._state = state.copy()
         self._position, self._pending = start, b""
         self._buffer, self._offset = b"", 0
 

@@ -65,7 +65,8 @@ class Flip:
     probability: float = 0.5
     vertical: bool = False
 
-    def __call__(self, pixels: Pixels, rng: np.random.Generator, spec: InputSpec) -> Pixels:
+    def __call__(self, pixels: Pixels, rng: np.random.Generator, spec: InputSpec) -> Pixels:  # noqa: ARG002
+        """The image or its mirror image."""
         if rng.random() >= self.probability:
             return pixels
         return np.ascontiguousarray(pixels[::-1] if self.vertical else pixels[:, ::-1])
@@ -78,6 +79,7 @@ class Rotation:
     degrees: float = 15.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator, spec: InputSpec) -> Pixels:
+        """The turned image."""
         from torchvision.transforms.v2 import InterpolationMode, functional
 
         angle = float(rng.uniform(-self.degrees, self.degrees))
@@ -101,7 +103,8 @@ class ColorJitter:
     saturation: float = 0.2
     hue: float = 0.0
 
-    def __call__(self, pixels: Pixels, rng: np.random.Generator, spec: InputSpec) -> Pixels:
+    def __call__(self, pixels: Pixels, rng: np.random.Generator, spec: InputSpec) -> Pixels:  # noqa: ARG002
+        """The image in other light."""
         from torchvision.transforms.v2 import functional
 
         changes = {
@@ -129,6 +132,7 @@ class TrivialAugment:
     n_strengths: int = 31
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator, spec: InputSpec) -> Pixels:
+        """The image after one operation."""
         from torchvision.transforms.v2 import InterpolationMode, TrivialAugmentWide
 
         fill = [float(c) for c in spec.background]
@@ -164,7 +168,7 @@ class Pipeline:
         if self.crop is None:
             image = fit_to_input(pixels, spec)
         else:
-            box = self.crop.box(*pixels.shape[:2], rng)
+            box = self.crop.box(pixels.shape[0], pixels.shape[1], rng)
             image = resize(pixels, spec.height, spec.width, spec.interpolation, box=box)
         for step in self.steps:
             image = step(image, rng, spec)

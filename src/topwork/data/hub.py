@@ -58,7 +58,9 @@ def _part_rows(folder: Path, part: str, rules: Rules) -> list[tables.Row]:
         used["group"] = rules.group_by
     names = {_LABEL: found} if (found := _class_names(inner)) else {}
     found_rows = tables.table_rows(table, used, names) if used else ({} for _ in range(table.num_rows))
-    return [row | {"path": f"{part}/{n}" if part else str(n), "split": part or None} for n, row in enumerate(found_rows)]
+    return [
+        row | {"path": f"{part}/{n}" if part else str(n), "split": part or None} for n, row in enumerate(found_rows)
+    ]
 
 
 def _parts(folder: Path) -> list[str]:
@@ -97,7 +99,7 @@ def _label_column(folder: Path) -> str:
 
 
 @lru_cache(maxsize=8)
-def _table(folder: Path, version: int) -> Any:
+def _table(folder: Path, _version: int) -> Any:
     """The columns ``image`` and ``label`` (and others under their own names), memory-mapped and checked.
 
     Raises:
@@ -115,9 +117,13 @@ def _table(folder: Path, version: int) -> Any:
                 parts.append(pa.ipc.open_file(source).read_all())
             parts[-1].validate(full=True)  # offsets of a damaged file could otherwise point outside it
         except (OSError, pa.ArrowException) as error:
-            raise UsageError(f"{shown(str(folder / name))}: cannot be read as Arrow: {str(error).splitlines()[0]}") from None
+            raise UsageError(
+                f"{shown(str(folder / name))}: cannot be read as Arrow: {str(error).splitlines()[0]}"
+            ) from None
     table = pa.concat_tables(parts)
-    image = next((n for n, kind in _features(folder).items() if isinstance(kind, dict) and kind.get("_type") == "Image"), None)
+    image = next(
+        (n for n, kind in _features(folder).items() if isinstance(kind, dict) and kind.get("_type") == "Image"), None
+    )
     image = image if image in table.column_names else tables.image_column(table.schema)
     if image is None:
         raise UsageError(f"{shown(str(folder))}: no image column; found: {some(table.column_names)}.")

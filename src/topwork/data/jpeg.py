@@ -45,6 +45,7 @@ _PADDING = bytes(8) + bytes(i * 73 % 251 for i in range(2048))  # zeros, because
 _MAX_SCANS = 500
 _MAX_SCAN_PIXELS = 6_000_000_000
 _MAX_ARITHMETIC_BYTES = 20_000_000  # 3 s, and twice that to find out whether all is there
+_MAX_COMPARED_PIXELS = 20_000_000  # two decodings are compared at full size up to here, above at an eighth
 _MAX_RETRY_PIXELS = 200_000_000  # decoded in all while looking for stray bytes
 
 
@@ -161,7 +162,8 @@ def _check(header: _Header, data: bytes, size: _Size) -> None:
         raise ImageError("too costly to decode: too much arithmetic coding")
     n_pixels = header.width * header.height
     n_out = size.width * size.height or n_pixels
-    memory = len(data) + n_out * (7 if header.n_components == 4 else 6 if header.orientation > 1 else 3)
+    is_copied = header.orientation > 1 or header.frame in _ARITHMETIC
+    memory = len(data) + n_out * (7 if header.n_components == 4 else 6 if is_copied else 3)
     if header.frame in _PROGRESSIVE or data[header.scan + 4] < header.n_components:
         memory += 2 * _n_coefficients(header)  # kept for the whole image until the last scan
         _check_scans(header, data, n_pixels)
@@ -216,13 +218,13 @@ def _markers(data: bytes, start: int) -> Iterator[tuple[int, int]]:
 def _decode_cleaned(data: bytes, header: _Header, size: _Size, first_error: ValueError) -> Pixels:
     """Decodes a copy without metadata, and if need be without stray bytes, or raises ImageError with the reason."""
     message = str(first_error)
-    if "subsampling" in message:
-        return _decode_with_pillow(data, header, size)
     if not _LOSS.search(message):
         try:
             return _decode(data, size)
         except ValueError as error:
             message = str(error)
+    if "subsampling" in message:
+        return _decode_with_pillow(data, header, size)
     if stray := _STRAY.search(message):
         for mended in _without_stray(data, int(stray[1]), int(stray[2], 16), header.width * header.height):
             try:
@@ -268,9 +270,10 @@ def _decode_with_pillow(data: bytes, header: _Header, size: _Size) -> Pixels:
     """
     check_memory(2 * len(data) + 11 * header.width * header.height)
     image = _pillow_image(data)
-    overview, pixels = np.asarray(image.reduce(8)), np.array(image.reduce(size.factor))
+    coarse = 8 if header.width * header.height > _MAX_COMPARED_PIXELS else 1
+    overview, pixels = np.asarray(image.reduce(coarse)), np.array(image.reduce(size.factor))
     del image
-    _check_complete(overview, np.asarray(_pillow_image(_padded(data)).reduce(8)))
+    _check_complete(overview, np.asarray(_pillow_image(_padded(data)).reduce(coarse)))
     return pixels
 
 

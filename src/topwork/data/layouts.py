@@ -63,7 +63,12 @@ def arrange(root: Path, found: Found, rules: Rules, *, in_given_order: bool = Fa
 
 
 def make_listing(
-    root: Path, layout: str, entries: Iterable[Entry], class_names: set[str], rejects: Iterable[Reject], notes: Iterable[str]
+    root: Path,
+    layout: str,
+    entries: Iterable[Entry],
+    class_names: set[str],
+    rejects: Iterable[Reject],
+    notes: Iterable[str],
 ) -> Listing:
     """A listing with its class names and rejects in natural order."""
     kept = tuple(entries)
@@ -166,7 +171,7 @@ def _nesting_notes(root: Path, prefix: str, entries: list[Entry], class_names: s
     """A folder of domains or of wrapped data sets looks like class folders: say so when no class holds files itself."""
     direct = {entry.label for entry in entries if entry.path.removeprefix(prefix).count("/") == 1}
     if entries and class_names and not direct:
-        example = sorted(class_names, key=natural_key)[0]
+        example = min(class_names, key=natural_key)
         return [
             f"No class folder holds images itself, only nested folders do. If the folders inside {shown(example)} are the "
             f"classes, give {shown(str(root / prefix / example))} instead."
@@ -231,7 +236,8 @@ def with_groups(listing: Listing, pattern: str) -> Listing:
     chosen: int | str = "group" if "group" in compiled.groupindex else min(1, compiled.groups)
     matches = [compiled.search(entry.path) for entry in listing.entries]
     entries = [
-        replace(entry, group=match[chosen] if match else None) for entry, match in zip(listing.entries, matches, strict=True)
+        replace(entry, group=match[chosen] if match else None)
+        for entry, match in zip(listing.entries, matches, strict=True)
     ]
     n_without = sum(entry.group is None for entry in entries)
     if n_without == len(entries):

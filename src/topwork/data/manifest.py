@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from topwork.data.layouts import LABEL_SEPARATOR
 from topwork.data.loader import FactsStore, Loaded, Visitor, load_images
 from topwork.data.shards import atomic_file
-from topwork.data.layouts import LABEL_SEPARATOR
 from topwork.data.sources import Listing, Reject, Rules, list_data, natural_key, read_image, shown
 from topwork.data.traits import TraitStore, TraitTable
 from topwork.errors import UsageError
@@ -201,9 +201,7 @@ def _manifest(listing: Listing, samples: list[Sample], rejects: list[Reject], mu
         reason = f" For example {shown(example.path)}: {example.reason}." if example else ""
         raise UsageError(f"{shown(str(listing.root))}: none of {len(rejects)} files is a usable image.{reason}")
     classes = _classes(samples, multi_label)
-    manifest = Manifest(
-        listing.root, listing.layout, tuple(samples), classes, tuple(rejects), multi_label=multi_label
-    )
+    manifest = Manifest(listing.root, listing.layout, tuple(samples), classes, tuple(rejects), multi_label=multi_label)
     notes = (*listing.notes, *_class_notes(listing, manifest), *_conflict_notes(samples))
     return replace(manifest, notes=notes)
 
@@ -242,7 +240,9 @@ def _conflict_notes(samples: list[Sample]) -> list[str]:
     conflicts = [group for group in same if len({sample.label for sample in group}) > 1]
     notes = []
     if same:
-        notes.append(f"{sum(len(group) - 1 for group in same)} images are exact copies of others; copies stay on one side.")
+        notes.append(
+            f"{sum(len(group) - 1 for group in same)} images are exact copies of others; copies stay on one side."
+        )
     for group in conflicts[:5]:
         notes.append("The same image under different labels: " + ", ".join(shown(s.path) for s in group) + ".")
     if len(conflicts) > 5:

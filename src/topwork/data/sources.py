@@ -23,7 +23,7 @@ from topwork.errors import ImageError, UsageError
 
 _SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"}
 _TABLE_ENDINGS = {".csv", ".tsv", ".parquet"}
-MAX_FILE_BYTES = 1 << 30
+MAX_FILE_BYTES = 512 << 20  # its bytes count towards the 1 GB that one file may cost
 
 
 @dataclass(frozen=True)
@@ -319,4 +319,4 @@ def _hidden_rejects(root: Path, name: str, item: os.DirEntry[str]) -> Iterator[R
     else:
         for folder, _, files in os.walk(root / name):
             for file in files:
-                yield Reject(os.path.relpath(os.path.join(folder, file), root), "in a hidden or system folder")
+                yield Reject(os.path.relpath(Path(folder) / file, root), "in a hidden or system folder")

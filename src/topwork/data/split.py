@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from topwork.data.manifest import Manifest
 from topwork.errors import UsageError
 
 PARTS = ("train", "valid", "test")
+ENOUGH_TO_DIVIDE = 5  # images; a class with fewer cannot be expected in every part
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,17 @@ def split(
     return Split(**rows, given=any(given), seed=seed, leaks=leaks)
 
 
+def with_valid(chosen: Split, manifest: Manifest, fraction: float, groups: Sequence[int]) -> Split:
+    """The same split with a valid part taken out of train, whole groups at a time; for what has to choose on valid."""
+    own = set(chosen.train.tolist())
+    rest = max(groups, default=0) + 1
+    # rows of other parts stand in groups of their own, so that they neither move nor count
+    within = [group if row in own else rest + row for row, group in enumerate(groups)]
+    drawn = _draw(manifest, within, {"valid": fraction}, chosen.seed, own)
+    assigned = [part if row in own else "other" for row, part in enumerate(drawn)]
+    return replace(chosen, train=_rows(manifest, assigned, "train"), valid=_rows(manifest, assigned, "valid"))
+
+
 def split_record(chosen: Split, manifest: Manifest) -> dict[str, Any]:
     """The content of ``split.json``: hashes and paths by part, and a digest that names the split."""
     record: dict[str, Any] = {"seed": chosen.seed, "given": chosen.given, "parts": {}}
@@ -101,14 +113,22 @@ def _rows(manifest: Manifest, assigned: list[str], name: str) -> NDArray[np.int6
     return np.array(rows, dtype=np.int64)
 
 
-def _draw(manifest: Manifest, groups: list[int], fractions: dict[str, float], seed: int) -> list[str]:
-    """Fills test, then valid, class by class, with whole groups in an order keyed by seed and content."""
+def _draw(
+    manifest: Manifest, groups: list[int], fractions: dict[str, float], seed: int, among: set[int] | None = None
+) -> list[str]:
+    """Fills test, then valid, class by class, with whole groups in an order keyed by seed and content.
+
+    Args:
+        among: rows to divide; all by default, and the others count as train.
+    """
     members: dict[int, list[int]] = defaultdict(list)
     for row, group in enumerate(groups):
-        members[group].append(row)
+        if among is None or row in among:
+            members[group].append(row)
     by_label: dict[str, list[list[int]]] = defaultdict(list)
+    strata = _strata(manifest)
     for rows in members.values():
-        by_label[_majority(manifest, rows)].append(rows)
+        by_label[_majority([strata[row] for row in rows])].append(rows)
     assigned = ["train"] * len(manifest.samples)
     for label in by_label:
         left = sorted(by_label[label], key=lambda rows: _lot(manifest, rows, seed))
@@ -140,9 +160,25 @@ def _fill(groups: list[list[int]], n_wanted: int) -> list[list[int]]:
     return taken
 
 
-def _majority(manifest: Manifest, rows: list[int]) -> str:
-    labels = sorted(manifest.samples[row].label for row in rows)
-    return max(labels, key=labels.count)
+def _majority(labels: list[str]) -> str:
+    return max(sorted(labels), key=labels.count)
+
+
+def _strata(manifest: Manifest) -> list[str]:
+    """The label of each sample; where it has several, the rarest that is common enough to be divided.
+
+    Combinations of labels are mostly too rare for each to give its share (Sechidis et al. 2011 on stratifying several
+    labels; ours is one pass by one label, which keeps groups and the independence of the order).
+    """
+    if not manifest.multi_label:
+        return [sample.label for sample in manifest.samples]
+    counts = manifest.counts
+    found = []
+    for sample in manifest.samples:
+        names = manifest.names_of(sample)
+        common = [name for name in names if counts[name] >= ENOUGH_TO_DIVIDE] or names
+        found.append(min(common, key=lambda name: (counts[name], name)))
+    return found
 
 
 def _lot(manifest: Manifest, rows: list[int], seed: int) -> bytes:

@@ -43,8 +43,7 @@ def list_table(path: Path, rules: Rules) -> Listing:
     else:
         rows = _read_csv(path, rules)
     root = Path(rules.root) if rules.root else path.parent
-    listing = rows_listing(root, "table", rows, rules, [])
-    return listing
+    return rows_listing(root, "table", rows, rules, [])
 
 
 def rows_listing(root: Path, layout: str, rows: Iterable[Row], rules: Rules, rejects: list[Reject]) -> Listing:
@@ -164,8 +163,14 @@ def image_column(schema: pa.Schema) -> str | None:
     import pyarrow as pa
 
     for field in schema:
-        inner = field.type.field("bytes").type if pa.types.is_struct(field.type) and _has_bytes(field.type) else field.type
-        if (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)) and field.name.lower() in ("image", "img", "jpg"):
+        inner = (
+            field.type.field("bytes").type if pa.types.is_struct(field.type) and _has_bytes(field.type) else field.type
+        )
+        if (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)) and field.name.lower() in (
+            "image",
+            "img",
+            "jpg",
+        ):
             return str(field.name)
     return None
 
@@ -181,17 +186,18 @@ def class_names_of(schema: pa.Schema) -> dict[str, list[str]]:
     try:
         info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = info["info"]["features"]
-        return {name: list(map(str, kind["names"])) for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
+        return {
+            name: list(map(str, kind["names"])) for name, kind in features.items() if kind.get("_type") == "ClassLabel"
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def table_rows(table: pa.Table, used: Mapping[str, str], class_names: Mapping[str, list[str]]) -> Iterator[Row]:
     """Rows of an Arrow table as text; class numbers become names where the names are known."""
-    names = {column: list_of for column, list_of in class_names.items()}
     for batch in table.select(list(dict.fromkeys(used.values()))).to_batches():
         for row in batch.to_pylist():
-            yield {key: _text(row[column], names.get(column)) for key, column in used.items()}
+            yield {key: _text(row[column], class_names.get(column)) for key, column in used.items()}
 
 
 def _text(value: Any, names: list[str] | None) -> str | None:
@@ -239,7 +245,7 @@ def _row_group_of(root: Path, version: tuple[int, int], number: int) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _starts(root: Path, version: tuple[int, int]) -> list[int]:
+def _starts(root: Path, _version: tuple[int, int]) -> list[int]:
     """Number of the first row of each row group."""
     import pyarrow.parquet as pq
 
@@ -249,7 +255,7 @@ def _starts(root: Path, version: tuple[int, int]) -> list[int]:
 
 
 @lru_cache(maxsize=3)
-def _row_group(root: Path, version: tuple[int, int], group: int) -> Any:
+def _row_group(root: Path, _version: tuple[int, int], group: int) -> Any:
     """The image column of a row group; a few are kept, since neighbouring rows are read one after the other."""
     import pyarrow as pa
     import pyarrow.parquet as pq

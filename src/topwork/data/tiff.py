@@ -230,7 +230,7 @@ def _with_checked_pieces(page: _Page, n_bytes: int) -> _Page:
         sizes = n_bytes - offsets
     if len(offsets) < n_pieces or len(sizes) < n_pieces or (sizes <= 0).any() or (offsets <= 0).any():
         raise ImageError("truncated: strips or tiles are missing")
-    if (offsets > n_bytes).any() or (sizes > n_bytes - offsets).any():
+    if (sizes > n_bytes - offsets).any():
         raise ImageError("truncated: strips or tiles lie beyond the end of the file")
     return replace(page, offsets=offsets, sizes=sizes)
 

@@ -151,7 +151,9 @@ class TraitStore:
             wanted = [(row, position) for row, key in enumerate(keys) for position in places.get(key, ())]
             if wanted:
                 rows, positions = np.array(wanted).T
-                numbers[positions] = np.asarray(table["numbers"].combine_chunks().flatten()).reshape(len(keys), -1)[rows]
+                numbers[positions] = np.asarray(table["numbers"].combine_chunks().flatten()).reshape(len(keys), -1)[
+                    rows
+                ]
                 blobs[positions] = np.asarray(table["blob"].combine_chunks().flatten()).reshape(len(keys), -1)[rows]
                 names = table["camera"].to_pylist()
                 for row, position in wanted:

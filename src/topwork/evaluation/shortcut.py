@@ -108,7 +108,9 @@ def check_shortcuts(manifest: Manifest, traits: TraitTable, groups: Sequence[int
 def fact_columns(manifest: Manifest, traits: TraitTable) -> dict[str, NDArray[np.float32]]:
     """(N, k) numbers of each family, in the order of FACTS."""
     samples = manifest.samples
-    width, height, n_bytes = (np.array([getattr(s, key) for s in samples], float) for key in ("width", "height", "n_bytes"))
+    width, height, n_bytes = (
+        np.array([getattr(s, key) for s in samples], float) for key in ("width", "height", "n_bytes")
+    )
     column = traits.column
     outer = np.ones(traits.colours.shape[1:3], dtype=bool)
     outer[2:-2, 2:-2] = False
@@ -116,7 +118,11 @@ def fact_columns(manifest: Manifest, traits: TraitTable) -> dict[str, NDArray[np
     families = {
         "file size": [np.log(np.maximum(n_bytes, 1)), np.log(np.maximum(n_bytes, 1) / (width * height))],
         "dimensions": [width, height, width / height],
-        "format": [_codes([s.format for s in samples]), _codes([s.mode for s in samples]), [s.is_gray for s in samples]],
+        "format": [
+            _codes([s.format for s in samples]),
+            _codes([s.mode for s in samples]),
+            [s.is_gray for s in samples],
+        ],
         "compression": [column("jpeg_level"), column("jpeg_subsampling"), column("jpeg_progressive")],
         "camera": [_codes(traits.cameras), [s.orientation for s in samples]],
         "mean colour": [*colours.mean((1, 2)).T, column("contrast")],
@@ -139,7 +145,7 @@ def _check(
     right = np.bincount(labels[predicted == labels], minlength=len(names))
     interval = balanced_accuracy_interval(right, n)
     chance = 1 / len(names)
-    given = np.bincount(predicted[predicted >= 0], minlength=len(names))
+    given = np.bincount(predicted, minlength=len(names))
     is_given_away = [
         wilson(r / a, a).low >= WARN_CLASS and wilson(r / g, g).low >= WARN_CLASS if g else False
         for r, a, g in zip(right, n, given, strict=True)
@@ -153,10 +159,10 @@ def _check(
 def _predicted(
     columns: NDArray[np.float32], labels: NDArray[np.int64], folds: NDArray[np.int64], seed: int
 ) -> NDArray[np.int64]:
-    """(N,) out-of-fold answers; -1 where facts that are alike for all images allow none."""
+    """(N,) out-of-fold answers; one and the same where the facts are alike for all images."""
     from sklearn.ensemble import ExtraTreesClassifier
 
-    answers = np.full(len(labels), -1)
+    answers = np.zeros_like(labels)
     if (columns == columns[0]).all():
         return answers
     for fold in np.unique(folds):
@@ -189,7 +195,9 @@ def _chosen(manifest: Manifest, groups: NDArray[Any], seed: int) -> tuple[NDArra
     by_label: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for row, sample in enumerate(manifest.samples):
         by_label[sample.label][int(groups[row])].append(row)
-    large = sorted((label for label in by_label if len(by_label[label]) >= MIN_IMAGES), key=lambda x: (-len(by_label[x]), x))
+    large = sorted(
+        (label for label in by_label if len(by_label[label]) >= MIN_IMAGES), key=lambda x: (-len(by_label[x]), x)
+    )
     large = large[:MAX_CLASSES]
     n_each = max(MIN_IMAGES, MAX_IMAGES // max(1, len(large)))
     rows, folds = [], []

@@ -39,11 +39,11 @@ from topwork.settings import cache_folder
 Floats = NDArray[np.float32]
 Thumbs = NDArray[np.uint8]
 
-VERSION = 1  # raise it whenever other pairs may come out
+VERSION = 2  # raise it whenever other pairs may come out
 N_COPIED = 40  # images that copies are made of
-LOWEST_SIMILARITY, HIGHEST_SIMILARITY = 0.9, 0.98  # limits of the calibrated threshold
+LOWEST_SIMILARITY, HIGHEST_SIMILARITY = 0.94, 0.96  # limits of the calibrated threshold: other photos stay below 0.94
 _LOST_COPIES = 0.01  # share of the copies that the thresholds may miss, each
-_MARGIN = 0.01
+_MARGIN = 0.02
 _COARSE_MARGIN = 0.12  # a finer search raises the correlation by no more than this (0.10 in 480 copies)
 _N_DIMENSIONS = 256
 _REDUCED_FROM = 4096  # images; below, all dimensions are quick enough
@@ -55,6 +55,7 @@ _CENTRE_FROM = 50  # with fewer images their mean says more about them than abou
 _SIDE = 24  # pixels of the grid on which structures are compared
 _CUTS = (0.0, 0.04, 0.08)  # shares cut off at each side, coarse search
 _STEPS = (0.02, 0.01)
+_STARTS = 8  # crops from which the finer search starts, until one leads far enough
 _DEEPEST_CUT = 0.12
 
 
@@ -109,7 +110,9 @@ def near_duplicates(manifest: Manifest, features: Features, embedder: Embedder) 
     thumbs = manifest.traits().thumbs[rows]
     space = FeatureSpace.of(features.block("last", rows))
     found = search(space, thumbs, labels, calibrate(manifest, rows, space, thumbs, embedder))
-    pairs = tuple(sorted((_pair(int(rows[p.a]), int(rows[p.b]), p.similarity) for p in found.pairs), key=lambda p: (p.a, p.b)))
+    pairs = tuple(
+        sorted((_pair(int(rows[p.a]), int(rows[p.b]), p.similarity) for p in found.pairs), key=lambda p: (p.a, p.b))
+    )
     result = NearDuplicates(pairs, found.least_cosine, found.least_similarity, found.recall, found.n_copies)
     _write_cache(path, manifest, result)
     return result
@@ -147,7 +150,7 @@ class FeatureSpace:
     def place(self, features: NDArray[np.float16]) -> Floats:
         """Unit vectors of further features."""
         points = (features.astype(np.float32) - self.mean) @ self.axes
-        return points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-6)
+        return np.asarray(points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-6), np.float32)
 
 
 def _main_axes(centred: Floats) -> Floats:
@@ -213,28 +216,34 @@ def fine_structure(thumbs: Thumbs) -> Floats:
     return np.asarray(grey - uniform_filter(grey, size=(0, 7, 7), mode="nearest"), np.float32)
 
 
-def structure_similarity(structure: Floats, pairs: NDArray[np.int64], least: float = -1.0) -> Floats:
+def structure_similarity(structure: Floats, pairs: NDArray[np.int64], least: float = 1.0) -> Floats:
     """(M,) best correlation of each pair of rows of (N, 32, 32), over mirror images and crops of either.
 
     Args:
-        least: pairs that a finer search cannot bring up to this keep the value of the coarse one.
+        least: what is asked is who comes up to this. The finer search ends there, and is not begun for pairs that it
+            could not bring so far.
     """
     found = [_coarse(structure, pairs[start : start + _PAIRS]) for start in range(0, len(pairs), _PAIRS)]
     if not found:
         return np.empty(0, np.float32)
-    best, ways, cuts = (np.concatenate(column) for column in zip(*found, strict=True))
-    for number in np.flatnonzero(best >= least - _COARSE_MARGIN):
-        whole, other = pairs[number][:: 1 if ways[number] < 2 else -1]
-        piece = structure[other][:, ::-1] if ways[number] % 2 else structure[other]
-        best[number] = max(best[number], _finer(structure[whole], piece, _COARSE[cuts[number]]))
-    return np.minimum(best, np.float32(1.0))
+    scores, starts = (np.concatenate(column) for column in zip(*found, strict=True))
+    best = scores[:, 0].copy()
+    for number in np.flatnonzero(best >= min(least, HIGHEST_SIMILARITY) - _COARSE_MARGIN):
+        for start in starts[number].tolist():
+            way, crop = divmod(start, len(_COARSE))
+            whole, other = pairs[number][:: 1 if way < 2 else -1]
+            piece = structure[other][:, ::-1] if way % 2 else structure[other]
+            best[number] = max(best[number], _finer(structure[whole], piece, _COARSE[crop]))
+            if best[number] >= least:
+                break
+    return np.asarray(np.minimum(best, 1.0), np.float32)
 
 
-def _coarse(structure: Floats, pairs: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
-    """Best correlation over 81 crops in four ways (crop the second, its mirror image, the first, its mirror image).
+def _coarse(structure: Floats, pairs: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
+    """Best correlations over 81 crops in four ways (crop the second, its mirror image, the first, its mirror image).
 
     Returns:
-        (M,) correlations, ways and numbers of the crops.
+        (M, n) correlations, highest first, and way * 81 + crop of each: where a finer search may start.
     """
     rows, places = np.unique(pairs, return_inverse=True)
     places = places.reshape(pairs.shape)
@@ -245,8 +254,8 @@ def _coarse(structure: Floats, pairs: NDArray[np.int64]) -> tuple[Floats, NDArra
         whole = crops[places[:, one], 0][:, :, None]  # the first crop cuts nothing off
         scores += [(candidates[places[:, other]] @ whole)[..., 0] for candidates in (crops, mirrored)]
     flat = np.concatenate(scores, axis=1)
-    best = flat.argmax(1)
-    return np.take_along_axis(flat, best[:, None], 1)[:, 0], best // len(_COARSE), best % len(_COARSE)
+    best = np.argsort(-flat, axis=1, kind="stable")[:, :_STARTS]
+    return np.take_along_axis(flat, best, 1), best
 
 
 def _finer(whole: Floats, other: Floats, cuts: NDArray[np.float64]) -> float:
@@ -280,7 +289,8 @@ def _coarse_cuts() -> tuple[Floats, Floats]:
 
 def _cut_matrices(cuts: Sequence[tuple[float, float]]) -> Floats:
     """(K, 24, 32) resampling of one axis after cutting off these shares at its ends; triangles, so antialiased."""
-    return np.stack([_cut_matrix(round(float(low), 4), round(float(high), 4)) for low, high in cuts])
+    matrices = [_cut_matrix(round(float(low), 4), round(float(high), 4)) for low, high in cuts]
+    return np.asarray(np.stack(matrices), np.float32)
 
 
 @lru_cache(maxsize=1024)
@@ -356,7 +366,7 @@ def calibrate(
     cosines = (points * space.points[originals]).sum(1)
     both = fine_structure(np.concatenate([np.stack(small), thumbs[originals]]))
     pairs = np.stack([np.arange(len(small)), np.arange(len(small)) + len(small)], 1)
-    return Calibration(cosines, structure_similarity(both, pairs))
+    return Calibration(cosines, structure_similarity(both, pairs, HIGHEST_SIMILARITY))
 
 
 def copies_of(pixels: Pixels, name: str) -> list[bytes]:

@@ -102,6 +102,7 @@ def fit_probe(
     head: str = "auto",
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
+    balance: str = "auto",
 ) -> Probe:
     """Chooses and fits a linear head on the training rows.
 
@@ -111,6 +112,9 @@ def fit_probe(
         groups: (N,) group of each row; a group never straddles two folds.
         head: ``plain``, ``extended``, or ``auto``: an extended one wins only when it is clearly ahead of the best plain
             one (more than one standard error of the paired difference in cross-entropy, and ahead in accuracy).
+
+        balance: ``auto``, ``none``, or ``weights`` inverse to the class counts (``sampler`` is the same for a probe, which
+            sees all images at once).
 
     Raises:
         UsageError: fewer than two classes in the training rows.
@@ -125,7 +129,7 @@ def fit_probe(
     if not data.has_stages:
         candidates = [c for c in candidates if "stages" not in c.blocks]
     folds, chosen_rows = _folds(y, group, n_classes, data.width(candidates[0]), seed)
-    weights = class_weights(y, n_classes)
+    weights = class_weights(y, n_classes, balance)
     search = _Search(data, y, n_classes, chosen_rows, folds, weights)
     for number, candidate in enumerate(candidates):
         search.try_candidate(candidate)
@@ -140,11 +144,11 @@ def fit_probe(
     return Probe(fitted, search.trials(best), chosen_rows, best.logits, weights, reason)
 
 
-def class_weights(y: NDArray[np.int64], n_classes: int) -> NDArray[np.float64] | None:
-    """(C,) weights inverse to the class counts, or None when the classes are balanced well enough."""
+def class_weights(y: NDArray[np.int64], n_classes: int, balance: str = "auto") -> NDArray[np.float64] | None:
+    """(C,) weights inverse to the class counts, or None when ``auto`` finds the classes balanced well enough."""
     counts = np.bincount(y, minlength=n_classes)
     present = counts[counts > 0]
-    if present.max() <= BALANCE_RATIO * present.min():
+    if balance == "none" or (balance == "auto" and present.max() <= BALANCE_RATIO * present.min()):
         return None
     return np.where(counts > 0, len(y) / (len(present) * np.maximum(counts, 1)), 0.0)
 

@@ -65,7 +65,7 @@ class FeatureStore:
         for file, pairs in wanted.items():
             values = _read_block(self._files[file], block)
             if result is None:
-                result = np.empty((len(hashes), values.shape[1]), np.float16)
+                result = np.empty((len(hashes), values.shape[1]), values.dtype)
             positions, rows = np.array(pairs).T
             result[positions] = values[rows]
         return result if result is not None else np.empty((0, 0), np.float16)

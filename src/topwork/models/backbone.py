@@ -220,27 +220,49 @@ def _read_prepared(name: str, folder: Path) -> Backbone | None:
 
 def _prepare(name: str, folder: Path) -> None:
     """Builds the network once and writes what is needed to use it without building it again."""
+    _write_prepared(_build(name), folder)
+
+
+def adopt_weights(backbone: Backbone, network: Any, *, cache: Path | None = None) -> Backbone:
+    """The same backbone with other weights (fine-tuned ones), prepared under the digest of their values.
+
+    Args:
+        network: timm's network of that architecture, on the CPU; its classifier is kept with it.
+    """
+    state = {key: value.detach().numpy() for key, value in network.state_dict().items()}
+    digest = weights_digest(state)
+    folder = (cache or cache_folder()) / "backbones" / f"tuned-{digest[:16]}-v{FORMAT}"
+    name = f"{backbone.name.removesuffix(' (tuned)')} (tuned)"
+    prepared = _read_prepared(name, folder)
+    if prepared is None:
+        _write_prepared(network, folder, backbone)
+        prepared = _read_prepared(name, folder)
+    if prepared is None:
+        raise ModelError(f"{folder}: prepared weights cannot be read back; remove that folder and try again.")
+    return replace(prepared, spec=backbone.spec)
+
+
+def _write_prepared(network: Any, folder: Path, like: Backbone | None = None) -> None:
+    """Weights and facts of a network, written whole or not at all; facts of ``like`` where they are given."""
     import torch
     from safetensors.torch import save_file
 
-    network = _build(name)
-    classifier = str(network.pretrained_cfg.get("classifier") or "classifier")
-    state = {key: value.contiguous() for key, value in network.state_dict().items()}
-    stages = find_stages(network, classifier)
+    cfg = like.pretrained_cfg if like else network.pretrained_cfg
+    state = {key: value.detach().contiguous() for key, value in network.state_dict().items()}
+    stages = find_stages(network, str(cfg.get("classifier") or "classifier"))
     with torch.inference_mode():
-        side = network.pretrained_cfg["input_size"]
-        probe = torch.zeros(1, *side)
-        n_features = int(network.forward_head(network.forward_features(probe), pre_logits=True).shape[1])
+        features = network.forward_features(torch.zeros(1, *cfg["input_size"]))
+        n_features = int(network.forward_head(features, pre_logits=True).shape[1])
     facts = {
         "format": FORMAT,
-        "architecture": network.pretrained_cfg["architecture"],
-        "spec": _spec(network.pretrained_cfg).as_dict(),
+        "architecture": like.architecture if like else cfg["architecture"],
+        "spec": (like.spec if like else _spec(cfg)).as_dict(),
         "weights_digest": weights_digest({key: value.numpy() for key, value in state.items()}),
         "n_features": n_features,
         "n_parameters": sum(s.n_parameters for s in stages if s.name != "classifier"),
         "stages": [vars(stage) | {"parameters": list(stage.parameters)} for stage in stages],
-        "pretrained_cfg": json.loads(json.dumps(network.pretrained_cfg, default=str)),
-        "licence": network.pretrained_cfg.get("license"),
+        "pretrained_cfg": json.loads(json.dumps(cfg, default=str)),
+        "licence": like.licence if like else cfg.get("license"),
     }
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir(parents=True)

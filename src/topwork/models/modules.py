@@ -213,7 +213,7 @@ def grow_classes(network: nn.Module, n_classes: int) -> nn.Module:
     Raises:
         UsageError: fewer classes than there are, or a head whose last layer has no row a class.
     """
-    name, layer = _last_layer(network)
+    layer = _last_layer(network)
     weight = layer.weight
     old = int(weight.shape[0])
     if n_classes < old or old == 1:
@@ -230,13 +230,12 @@ def grow_classes(network: nn.Module, n_classes: int) -> nn.Module:
     return network
 
 
-def _last_layer(network: nn.Module) -> tuple[str, nn.Linear | CosineHead]:
+def _last_layer(network: nn.Module) -> nn.Linear | CosineHead:
     start = classifier_name(network)
-    found = [(n, m) for n, m in network.get_submodule(start).named_modules() if isinstance(m, nn.Linear | CosineHead)]
+    found = [m for m in network.get_submodule(start).modules() if isinstance(m, nn.Linear | CosineHead)]
     if not found:
         raise UsageError(f"{type(network).__name__}: its head has no row a class and cannot be grown.")
-    name, layer = found[-1]
-    return f"{start}.{name}".rstrip("."), layer
+    return found[-1]
 
 
 def _drop_hidden(network: nn.Module) -> None:

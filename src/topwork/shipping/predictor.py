@@ -2,12 +2,16 @@
 
 In: a model folder, then images as files or bytes. Out: one :class:`Prediction` for each input, in order, errors included.
 Imports neither torch nor timm as long as OpenVINO runs the network.
+
+An answer that is not sure gets a second look (``features/careful.py``), so that the best class is the same as that of
+the exports, of timm and of transformers, and does not depend on what ran the network or on the other images of a batch.
 """
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +26,13 @@ from topwork.errors import ImageError
 from topwork.evaluation.decisions import Thresholds, decide
 from topwork.evaluation.predictions import softmax
 from topwork.evaluation.unknown import UnknownDetector
+from topwork.features.careful import LEAST_SURE, CarefulNetwork, careful_pixels
 from topwork.features.engine import BATCH, Engine, OpenVINOEngine, TorchEngine
 from topwork.models.classifier import COMPILED, Classifier, load_classifier
 
 DIGITS = 6  # probabilities are rounded here, once, so that every way of asking gives the same text
+
+Image = str | Path | bytes
 
 
 @dataclass(frozen=True)
@@ -49,75 +56,145 @@ class Prediction:
     error: str | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """One input after reading: ``pixels`` of the input's size, or the reason why there are none.
+
+    Attributes:
+        image: where it came from, for the second look.
+    """
+
+    name: str
+    image: Image
+    pixels: Pixels | None = None
+    error: str | None = None
+
+
 class Predictor:
     """A loaded model. Safe to call from several threads.
 
     Args:
         model: a run or model folder, or a classifier already read.
         n_top: how many classes each prediction names.
+        tta: also look at each image mirrored, and take the mean of the probabilities; twice the work.
     """
 
-    def __init__(self, model: str | Path | Classifier, n_top: int = 5) -> None:
+    def __init__(self, model: str | Path | Classifier, n_top: int = 5, *, tta: bool = False) -> None:
         self.classifier = model if isinstance(model, Classifier) else load_classifier(model)
         self.n_top = n_top
+        self.tta = tta
         self.engine = engine_of(self.classifier)
+        self._careful = CarefulNetwork(self.classifier.backbone)
         self._thresholds, self._detector = _decision_rule(self.classifier)
         self._lock = threading.Lock()
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names; the position is the label."""
         return self.classifier.classes
 
-    def predict(self, images: Iterable[str | Path | bytes]) -> list[Prediction]:
+    def predict(self, images: Iterable[Image]) -> list[Prediction]:
         """Predictions for files (paths) or file contents (bytes)."""
         return list(self.stream(list(images)))
 
-    def stream(self, images: Sequence[str | Path | bytes], n_threads: int | None = None) -> Iterator[Prediction]:
+    def stream(self, images: Sequence[Image], n_threads: int | None = None) -> Iterator[Prediction]:
         """Predictions one by one, in order, with bounded memory, however many images there are."""
-        names: list[str] = []
-        slots: list[Pixels | str] = []
-        for name, loaded in in_order(self._load, list(enumerate(images)), n_threads):
-            names.append(name)
-            slots.append(loaded)
-            if len(slots) == BATCH:
-                yield from self._answer(names, slots)
-                names, slots = [], []
-        yield from self._answer(names, slots)
+        batch: list[Loaded] = []
+        for loaded in in_order(self._load_numbered, list(enumerate(images)), n_threads):
+            batch.append(loaded)
+            if len(batch) == BATCH:
+                yield from self.answer_loaded(batch)
+                batch = []
+        yield from self.answer_loaded(batch)
 
-    def answer(self, pixels: Pixels) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
-        """Probabilities (B, C) and outcomes (B,) for input-sized uint8 (B, H, W, 3)."""
-        with self._lock:
-            features = self.engine.run(pixels)
-        probabilities = softmax(self.classifier.head.logits(dict(features)))
-        scores = self._detector.score(features["last"]) if self._detector else None
-        return probabilities, decide(probabilities, scores, self._thresholds)
-
-    def _load(self, numbered: tuple[int, str | Path | bytes]) -> tuple[str, Pixels | str]:
-        number, image = numbered
-        name = f"#{number}" if isinstance(image, bytes) else str(image)
+    def load(self, image: Image, name: str) -> Loaded:
+        """Reads, decodes and resizes one image; whatever is wrong with it is in the value."""
         spec = self.classifier.backbone.spec
         try:
-            data = image if isinstance(image, bytes) else read_regular_file(Path(image))
-            return name, fit_to_input(decode(data, min_side=spec.min_side).pixels, spec)
+            data = read_image(image)
+            return Loaded(name, image, fit_to_input(decode(data, min_side=spec.min_side).pixels, spec))
         except ImageError as error:
-            return name, str(error)
+            return Loaded(name, image, error=str(error))
         except MemoryError:
-            return name, "not enough memory to decode it"
+            return Loaded(name, image, error="not enough memory to decode it")
 
-    def _answer(self, names: list[str], slots: list[Pixels | str]) -> Iterator[Prediction]:
-        good = [slot for slot in slots if not isinstance(slot, str)]
-        answers = iter(zip(*self.answer(np.stack(good)), strict=True)) if good else iter(())
-        for name, slot in zip(names, slots, strict=True):
-            if isinstance(slot, str):
-                yield Prediction(name, "error", error=slot)
-            else:
-                yield self._prediction(name, *next(answers))
+    def answer_loaded(self, batch: Sequence[Loaded]) -> list[Prediction]:
+        """Predictions for images already read, in order, errors included."""
+        good = [item for item in batch if item.pixels is not None]
+        if good:
+            pixels = np.stack([item.pixels for item in good if item.pixels is not None])
+            answers = iter(zip(*self.answer(pixels, lambda row: self._reload(good[row])), strict=True))
+        return [
+            Prediction(item.name, "error", error=item.error) if item.pixels is None else self._prediction(item.name, *next(answers))
+            for item in batch
+        ]
+
+    def answer(
+        self, pixels: Pixels, reload: Callable[[int], Pixels] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
+        """Probabilities (B, C) and outcomes (B,) for input-sized uint8 (B, H, W, 3).
+
+        Args:
+            reload: gives the pixels of one row for the second look; by default they are those of the first.
+        """
+        probabilities, scores = self._look(pixels, self._quick)
+        unsure = np.flatnonzero(probabilities.max(axis=1) < LEAST_SURE)
+        if len(unsure):
+            again = pixels[unsure] if reload is None else np.stack([reload(row) for row in unsure.tolist()])
+            probabilities[unsure], careful_scores = self._look(again, self._careful.run)
+            if scores is not None and careful_scores is not None:
+                scores[unsure] = careful_scores
+        return probabilities, decide(probabilities, scores, self._thresholds)
+
+    def _look(
+        self, pixels: Pixels, run: Callable[[Pixels], dict[str, NDArray[np.generic]]]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
+        """Probabilities and unknown scores, the mean over the views."""
+        views = [pixels, np.ascontiguousarray(pixels[:, :, ::-1])] if self.tta else [pixels]
+        features = [run(view) for view in views]
+        probabilities = np.mean([softmax(self.classifier.head.logits(dict(f))) for f in features], axis=0)
+        if self._detector is None:
+            return probabilities, None
+        return probabilities, np.mean([self._detector.score(f["last"]) for f in features], axis=0, dtype=np.float32)
+
+    def _quick(self, pixels: Pixels) -> dict[str, NDArray[np.generic]]:
+        with self._lock:
+            return dict(self.engine.run(pixels))
+
+    def _reload(self, item: Loaded) -> Pixels:
+        try:
+            return careful_pixels(read_image(item.image), self.classifier.backbone.spec)
+        except (ImageError, MemoryError):  # gone since it was read a moment ago
+            assert item.pixels is not None
+            return item.pixels
+
+    def _load_numbered(self, numbered: tuple[int, Image]) -> Loaded:
+        number, image = numbered
+        return self.load(image, f"#{number}" if isinstance(image, bytes) else str(image))
 
     def _prediction(self, name: str, probabilities: NDArray[np.float64], outcome: str) -> Prediction:
         order = np.argsort(-probabilities, kind="stable")[: self.n_top]
         top = tuple((self.classes[i], round(float(probabilities[i]), DIGITS)) for i in order)
         return Prediction(name, str(outcome), top[0][0], top[0][1], top)
+
+
+def read_image(image: Image) -> bytes:
+    """The bytes of an input: its own, a file's, or those of a member of an archive, named ``ARCHIVE/MEMBER``.
+
+    Raises:
+        ImageError: with the reason.
+    """
+    if isinstance(image, bytes):
+        return image
+    path = Path(image)
+    try:
+        return read_regular_file(path)
+    except ImageError:
+        archive = next((place for place in path.parents if os.path.isfile(place)), None)
+        if archive is None:
+            raise
+    from topwork.data.archives import read_member
+
+    return read_member(archive, path.relative_to(archive).as_posix())
 
 
 def _decision_rule(classifier: Classifier) -> tuple[Thresholds, UnknownDetector | None]:

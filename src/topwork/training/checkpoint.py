@@ -113,16 +113,20 @@ def restore_optimizer(
         number, _, key = name.partition(".")
         parameter = parameters[int(number)]
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-        state.setdefault(int(number), {})[key] = value
+            moment = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            state.setdefault(int(number), {})[key] = moment
+        else:
+            state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
 def with_prefix(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors under names that start with ``prefix/``."""
     return {f"{prefix}/{name}": value for name, value in tensors.items()}
 
 
 def below_prefix(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What :func:`with_prefix` put under a prefix."""
     start = f"{prefix}/"
     return {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
 

@@ -63,7 +63,9 @@ class FastDepthwise(nn.Conv2d):
         """(B, C, H, W) to (B, C, H', W')."""
         stride, padding = self.stride[0], int(self.padding[0])
         if self.pads_same:
-            before, after = zip(*(_same_padding(size, self.kernel_size[0], stride) for size in x.shape[2:]), strict=True)
+            before, after = zip(
+                *(_same_padding(size, self.kernel_size[0], stride) for size in x.shape[2:]), strict=True
+            )
             if before == after and before[0] == before[1]:
                 padding = before[0]
             else:

@@ -19,6 +19,8 @@ import torch  # noqa: TID253 - only training imports this file
 from numpy.typing import NDArray
 from torch import nn  # noqa: TID253
 
+from topwork.errors import TopworkError
+
 
 class Processes:
     """One process alone; :class:`Group` overrides what several have to do."""
@@ -60,17 +62,25 @@ class Group(Processes):
     def __init__(self) -> None:
         from accelerate import PartialState
 
-        self._state: Any = PartialState()
+        # accelerate makes no group of CPU processes unless it is told that CPUs are meant
+        has_accelerator = torch.cuda.is_available() or torch.xpu.is_available()
+        self._state: Any = PartialState(cpu=not has_accelerator)
         self.rank, self.n = int(self._state.process_index), int(self._state.num_processes)
+        if self.n < 2:
+            raise TopworkError(
+                "Several processes were started, but they found no group; start them with accelerate launch."
+            )
         self.device = str(self._state.device)
 
     def total(self, values: list[float]) -> list[float]:
+        """Summed by the group."""
         kind = torch.float32 if self.device.startswith("mps") else torch.float64
         tensor = torch.tensor(values, dtype=kind, device=self.device)
         torch.distributed.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Summed by the group; a process with an empty share takes part with zeros."""
         moving = [value for value in parameters if value.requires_grad]
         for value in moving:
             if value.grad is None:  # a process with an empty share takes part with zeros
@@ -79,12 +89,14 @@ class Group(Processes):
         self._sum_in_place(gradients)
 
     def average(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Averaged by the group."""
         chosen = [tensor for tensor in tensors if tensor.is_floating_point()]
         self._sum_in_place(chosen)
         for tensor in chosen:
             tensor.div_(self.n)
 
     def wait(self) -> None:
+        """A barrier."""
         self._state.wait_for_everyone()
 
     @staticmethod

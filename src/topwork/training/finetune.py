@@ -7,7 +7,6 @@ is linear. Here the pieces meet and nothing is decided: see ``recipe.py`` for wh
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn  # noqa: TID253 - only training imports this file
 
 from topwork.data.manifest import Manifest
-from topwork.errors import TopworkError, UsageError
+from topwork.errors import UsageError
 from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.head import LinearHead
 from topwork.models.modules import (
@@ -30,6 +29,7 @@ from topwork.models.modules import (
     set_linear,
 )
 from topwork.training.average import Chosen, choose_weights
+from topwork.training.checkpoint import INDEX
 from topwork.training.folding import State
 from topwork.training.loop import Surroundings, Tuned, fit
 from topwork.training.optimizer import StageRow, freeze, stage_table, stages_of
@@ -171,8 +171,5 @@ def _has_bf16() -> bool:
 
 def check_resumable(folder: Path) -> None:
     """Raises UsageError where there is nothing to resume from."""
-    if not os.path.isfile(folder / "checkpoint.json"):
+    if not (folder / INDEX).is_file():
         raise UsageError(f"{folder}: no checkpoint to resume from. Start the run without --resume.")
-
-
-__all__ = ["FineTuned", "TopworkError", "facts_of", "make_network", "stage_names", "streams_of", "tune"]

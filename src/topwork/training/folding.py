@@ -41,7 +41,7 @@ class Folding:
         Each norm gets mean 0, variance 1 and scale sqrt(1 + eps), so that it only adds its bias: dividing the weights by
         the old scale instead would lose precision where that scale is near zero.
         """
-        result = {name: state[name] if name in state else value for name, value in self.template.items()}
+        result = {name: state.get(name, value) for name, value in self.template.items()}
         for (conv, norm), epsilon in zip(self.pairs, self.epsilons, strict=True):
             bias = state[f"{conv}.bias"]
             result[f"{norm}.running_mean"] = torch.zeros_like(bias)

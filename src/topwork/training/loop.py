@@ -140,6 +140,7 @@ class Prepared:
         return {name: value.detach().clone() for name, value in self.core.state_dict().items()}
 
     def load(self, state: State) -> None:
+        """Weights as :meth:`state` gave them."""
         self.core.load_state_dict(state)
 
     def outside(self, state: State) -> State:
@@ -155,7 +156,9 @@ class _Run:
         self, network: nn.Module, recipe: Recipe, train: Stream, valid: Stream | None, around: Surroundings
     ) -> None:
         if any(phase.batch_norm == "train" for phase in recipe.phases) and len(train.labels) < 2:
-            raise UsageError("One training image is too few for batch norms whose statistics move; use --batch-norm frozen.")
+            raise UsageError(
+                "One training image is too few for batch norms whose statistics move; use --batch-norm frozen."
+            )
         self.recipe, self.train, self.valid, self.around = recipe, train, valid, around
         self.group = around.processes
         self.net = Prepared(network, recipe, train, self.group.device)
@@ -179,7 +182,7 @@ class _Run:
 
     def run(self) -> Tuned:
         resumed = self.around.resume and self._restore()
-        if not resumed and self.around.folder is not None and self.group.is_main:
+        if not resumed:
             self._save(None)
         ending, message = self.kept or self._phases()
         last = self.net.state()
@@ -303,7 +306,7 @@ class _Run:
             part = slice(start, start + share)
             logits = self.net.logits(inputs[part])
             part_loss = self.loss(logits, targets[part]).sum() / weight
-            part_loss.backward()
+            part_loss.backward()  # type: ignore[no-untyped-call]
             loss += float(part_loss.detach())
             correct += self.loss.n_correct(logits, targets[part])
         self.group.add_gradients(self.net.core.parameters())
@@ -569,7 +572,9 @@ def judge(
     return Judged(total / max(weight, 1e-12), correct / max(1, len(stream.labels)))
 
 
-def predict(net: Prepared, stream: Stream, group: Processes | None = None) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+def predict(
+    net: Prepared, stream: Stream, group: Processes | None = None
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     """(rows, logits) of this process's share of a stream, in eval mode."""
     was_training = [(module, module.training) for module in net.core.modules()]
     net.core.eval()
@@ -591,4 +596,8 @@ def _stream(*numbers: int) -> int:
 
 def _out_of_memory(error: BaseException) -> bool:
     text = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in text or "out of memory" in text
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "DefaultCPUAllocator" in text
+        or "out of memory" in text
+    )

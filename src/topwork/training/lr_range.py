@@ -125,7 +125,9 @@ def suggest(rates: NDArray[np.float64], losses: NDArray[np.float64]) -> RangeTes
         )
     else:
         others = ", ".join(f"{rule} {rate:.1e}" for rule, rate in rules.items() if rule != name)
-        reason = f"{suggestion:.1e} is the middle of three rules ({name}; {others}); the loss fell by {100 * fell:.0f} %."
+        reason = (
+            f"{suggestion:.1e} is the middle of three rules ({name}; {others}); the loss fell by {100 * fell:.0f} %."
+        )
     return RangeTest(rates, losses, rules, suggestion, reason)
 
 

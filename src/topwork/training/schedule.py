@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal
+
+from topwork.settings import ScheduleName
 
 Schedule = Callable[[float], float]
-ScheduleName = Literal["one-cycle", "flat", "cosine", "step"]
 
 HIGH_MOMENTUM, LOW_MOMENTUM = 0.95, 0.85
 
@@ -23,16 +23,19 @@ def cosine_between(start: float, end: float) -> Schedule:
 
 
 def line_between(start: float, end: float) -> Schedule:
+    """A straight line from start to end."""
     return lambda position: start + (end - start) * position
 
 
 def constant(value: float) -> Schedule:
+    """The same everywhere."""
     return lambda _: value
 
 
 def combine(fractions: Sequence[float], schedules: Sequence[Schedule]) -> Schedule:
     """One schedule after another; ``fractions`` of the whole, adding up to 1 (fastai's ``combine_scheds``)."""
-    assert len(fractions) == len(schedules) and math.isclose(sum(fractions), 1), "fractions must add up to 1"
+    assert len(fractions) == len(schedules), "one fraction a schedule"
+    assert math.isclose(sum(fractions), 1), "fractions must add up to 1"
     edges = [sum(fractions[:n]) for n in range(len(fractions))] + [1.0]
 
     def combined(position: float) -> float:

@@ -101,6 +101,8 @@ class InputNetwork(nn.Module):
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (spec.mean, spec.std))
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C). The permuted view is channels-last as it is, which convolutions on CPUs like best."""
@@ -150,7 +152,8 @@ def _recolour(pixels: Pixels, factors: NDArray[np.float64]) -> Pixels:
     x = (x - grey.mean()) * contrast + grey.mean()
     grey = (grey - grey.mean()) * contrast + grey.mean()
     x = (x - grey[..., None]) * saturation + grey[..., None]
-    return np.clip(np.rint(x), 0, 255).astype(np.uint8)
+    result: Pixels = np.clip(np.rint(x), 0, 255).astype(np.uint8)
+    return result
 
 
 # ---- decoding once

@@ -69,9 +69,7 @@ def border_of(network: nn.Module, recipe: Recipe) -> str | None:
     return names[n_resting] if n_resting else None
 
 
-def split_children(
-    network: nn.Module, border: str
-) -> tuple[list[tuple[str, nn.Module]], list[tuple[str, nn.Module]]]:
+def split_children(network: nn.Module, border: str) -> tuple[list[tuple[str, nn.Module]], list[tuple[str, nn.Module]]]:
     """(name, module) below and above the border, in forward order.
 
     Right for networks that are a plain sequence of their children; :func:`tail_streams` checks it with numbers.
@@ -153,7 +151,7 @@ def _frozen_runner(network: nn.Module, shape: Sequence[int], precision: str) -> 
     try:
         return _openvino_runner(network, shape, precision)
     except (ImportError, RuntimeError):
-        return _torch_runner(network.to(memory_format=torch.channels_last), "cpu", precision)  # type: ignore[call-overload]
+        return _torch_runner(network, "cpu", precision)
 
 
 def _torch_runner(network: nn.Module, device: str, precision: str) -> Any:

@@ -1,0 +1,102 @@
+"""Images per second of tuning, against a plain fp32 NCHW PyTorch loop of the same work; and tail against plain tuning.
+
+    PYTHONPATH=src python benchmarks/tune.py [--backbone lite0] [--seconds 20] [--threads 2]
+
+Same network, images, batch size, augmentation and optimizer; frozen batch-norm statistics in both; turns are taken, so
+that both see the same machine. The plain loop is what tutorials show: float32, NCHW, torch's own depthwise kernels,
+eval-mode batch norms, AdamW. Prints the median rates and their ratio (the goal is 2 or more).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+
+from topwork.models.backbone import load_backbone
+from topwork.models.modules import HeadSpec
+from topwork.training.finetune import facts_of, make_network
+from topwork.training.loop import Loss, Prepared
+from topwork.training.optimizer import clip_gradients, freeze, make_optimizer, train_mode
+from topwork.training.recipe import TuneSettings, plan
+from topwork.training.streams import ImageStream, InputNetwork
+
+BATCH = 32
+
+
+def plain_step(backbone, recipe, stream):
+    """One step of the plain loop, as a function of nothing."""
+    network = InputNetwork(make_network(backbone, HeadSpec(), recipe), backbone.spec)
+    network.train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-4)
+    rows = np.arange(BATCH)
+
+    def step():
+        images = torch.from_numpy(stream.load(rows, 0))
+        normalised = ((images.permute(0, 3, 1, 2).float() - network.mean) / network.std).contiguous()
+        loss = torch.nn.functional.cross_entropy(network.network(normalised), torch.from_numpy(stream.labels[rows]))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def our_step(backbone, recipe, stream):
+    """One step of the package's loop."""
+    phase = recipe.phases[0]
+    net, loss_of = Prepared(make_network(backbone, HeadSpec(), recipe), recipe, stream, "cpu"), Loss(recipe)
+    freeze(net.core, phase)
+    train_mode(net.core, phase)
+    optimizer = make_optimizer(net.core, recipe, phase)
+    rows = np.arange(BATCH)
+
+    def step():
+        loss = loss_of(net.logits(stream.load(rows, 0)), loss_of.targets(stream.labels[rows])).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        clip_gradients(net.core.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="lite0")
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    backbone = load_backbone(options.backbone)
+    side = backbone.spec.height
+    pixels = np.random.default_rng(0).integers(0, 255, (BATCH, side, side, 3), np.uint8)
+    labels = np.arange(BATCH) % 2
+    facts = facts_of(np.arange(1000) % 2, 2, 100)
+    recipe = plan(TuneSettings(augment="crop", batch_size=BATCH), facts, [stage.name for stage in backbone.stages])
+    stream = ImageStream(pixels, labels, backbone.spec, recipe.augmentation)
+    steps = {"plain loop": plain_step(backbone, recipe, stream), "topwork": our_step(backbone, recipe, stream)}
+    times = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    began = time.perf_counter()
+    while time.perf_counter() - began < options.seconds or len(times["topwork"]) < 3:
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - started)
+    rates = {name: BATCH / float(np.median(seconds)) for name, seconds in times.items()}
+    for name, rate in rates.items():
+        precision = recipe.precision if name == "topwork" else "f32"
+        print(f"{name}: {rate:.1f} images/s (median of {len(times[name])} steps, {precision})")
+    print(f"ratio {rates['topwork'] / rates['plain loop']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

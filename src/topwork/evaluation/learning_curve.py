@@ -1,0 +1,213 @@
+"""How accuracy grows with images: in go the probe's features and labels of train, out come a measured curve and its future.
+
+Heads are fitted on growing parts of the training images and judged on the rest of them; the last point is the
+cross-validation that chose the head. Error falls with images about as a power law with a floor, ``c + a n^-b`` (Hestness
+et al. 2017, arXiv 1712.00409; Rosenfeld et al. 2020, arXiv 1909.12673); the curve is that law fitted to the points, and the
+interval of what more images would bring is a bootstrap over images. Valid and test are never looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.evaluation.predictions import Ints
+from topwork.features.probe import SoftmaxRegression
+from topwork.models.head import Floats
+
+FRACTIONS = (0.125, 0.25, 0.5)  # of the training images; nearly all of them are the cross-validation
+MIN_PER_CLASS = 2  # images of a class in the smallest part, on average
+MAX_REPEATS = 4
+N_BOOTSTRAP = 200
+# Multiply-adds of all fits together; about half a second on two cores.
+WORK_BUDGET = 6e9
+_STEPS = 40  # of the solver, roughly
+_EXPONENTS = np.linspace(0.1, 1.5, 29)
+_FLOORS = np.linspace(0.0, 1.0, 11)  # shares of the lowest error seen
+_PATH = (1.0, 0.1, 0.01, 1e-3)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Accuracy of heads fitted on n images, with a bootstrap interval."""
+
+    n: int
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Accuracy to be expected with n training images, with a 95 % interval."""
+
+    n: int
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Measured points and what the law says of more images.
+
+    Attributes:
+        points: measured, smallest first.
+        forecasts: for the images there are (the final head sees all), twice and four times as many.
+        gain: points of accuracy (as a share) that twice the images should add, with its 95 % interval.
+        floor, scale, exponent: of ``error = floor + scale n^-exponent``.
+    """
+
+    points: tuple[Point, ...]
+    forecasts: tuple[Forecast, ...]
+    gain: tuple[float, float, float]
+    floor: float
+    scale: float
+    exponent: float
+
+
+def learning_curve(
+    columns: Floats,
+    labels: Ints,
+    groups: Ints,
+    n_classes: int,
+    penalty: float,
+    out_of_fold_correct: NDArray[np.bool_],
+    fold_share: float,
+    seed: int = 0,
+) -> LearningCurve | None:
+    """Measures and extrapolates the learning curve of a linear head.
+
+    Args:
+        columns: (N, D) columns of the head for the training images.
+        labels: (N,).
+        groups: (N,); a group never is on both sides.
+        penalty: of the head on all N images; smaller parts get proportionally more.
+        out_of_fold_correct: (N,) whether cross-validation was right.
+        fold_share: share of the N images that a fold was fitted on.
+
+    Returns:
+        None where there are too few images for any part.
+    """
+    n = len(labels)
+    present = len(np.unique(labels))
+    sizes = [round(f * n) for f in FRACTIONS if f * n >= max(MIN_PER_CLASS * present, 8)]
+    if not sizes or n < 30:
+        return None
+    work = sum(m * min(m, columns.shape[1]) * n_classes * 2 * _STEPS for m in sizes)
+    n_repeats = int(np.clip(WORK_BUDGET // max(work, 1), 1, MAX_REPEATS))
+    rights = [_judged(columns, labels, groups, n_classes, m, n, penalty, n_repeats, seed) for m in sizes]
+    sizes.append(round(fold_share * n))
+    rights.append(out_of_fold_correct.astype(np.float64))
+    return _extrapolated(sizes, np.stack(rights), n, seed)
+
+
+def _judged(
+    columns: Floats, labels: Ints, groups: Ints, n_classes: int, m: int, n: int, penalty: float, n_repeats: int, seed: int
+) -> NDArray[np.float64]:
+    """(N,) share of repeats in which each image was answered right by a head that did not see it; NaN where none."""
+    right, asked = np.zeros(n), np.zeros(n)
+    for repeat in range(n_repeats):
+        fitted = _part(labels, groups, m, np.random.default_rng([seed, m, repeat]))
+        x = columns[fitted]
+        mean = x.mean(0)
+        problem = SoftmaxRegression(x - mean, labels[fitted], n_classes, np.ones((1, len(x))))
+        own = penalty * n / len(x)
+        for step in (p for p in _PATH if p > own):
+            problem.solve(step, tolerance=1e-2, max_steps=15)
+        problem.solve(own, tolerance=1e-3)
+        weight, bias = problem.solution()
+        rest = ~np.isin(groups, groups[fitted])
+        answers = ((columns[rest] - mean) @ weight[0].T + bias[0]).argmax(1)
+        right[rest] += answers == labels[rest]
+        asked[rest] += 1
+    with np.errstate(invalid="ignore"):
+        return np.asarray(right / np.where(asked > 0, asked, np.nan))
+
+
+def _part(labels: Ints, groups: Ints, m: int, rng: np.random.Generator) -> Ints:
+    """About m rows, of every class its share, whole groups together."""
+    lot = rng.permutation(int(groups.max()) + 1)[groups]
+    order = np.argsort(lot, kind="stable")
+    rank = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        rank[rows] = (np.arange(len(rows)) + rng.uniform()) / len(rows)
+    return np.sort(np.argsort(rank, kind="stable")[:m]).astype(np.int64)
+
+
+def _extrapolated(sizes: list[int], right: NDArray[np.float64], n: int, seed: int) -> LearningCurve:
+    """The law through the mean of (S, N) answers, and through bootstrap samples of images."""
+    rng = np.random.default_rng([seed, 7])
+    drawn = rng.integers(0, n, size=(N_BOOTSTRAP, n))
+    counts = np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(np.float64)
+    is_known = ~np.isnan(right)
+    filled = np.where(is_known, right, 0.0)
+    boot = 1 - (counts @ filled.T) / np.maximum(counts @ is_known.T.astype(float), 1e-9)  # (B, S) errors
+    seen = 1 - filled.sum(1) / is_known.sum(1)
+    spread = np.maximum(boot.std(0), 0.5 / n)
+    x = np.array(sizes, dtype=np.float64)
+    wanted = np.array([n, 2 * n, 4 * n], dtype=np.float64)
+    laws = _Laws(x, seen[None], spread)
+    expected = np.clip(1 - laws.mean_error(wanted)[0], 0, 1)
+    accuracy = np.clip(1 - _Laws(x, boot, spread).drawn_error(wanted, rng), 0, 1)
+    low, high = np.quantile(accuracy, [0.025, 0.975], axis=0)
+    gain = np.quantile(accuracy[:, 1] - accuracy[:, 0], [0.025, 0.975])
+    floor, scale, exponent = laws.best()
+    point_low, point_high = np.quantile(1 - boot, [0.025, 0.975], axis=0)
+    return LearningCurve(
+        points=tuple(
+            Point(int(m), float(1 - e), float(min(a, 1 - e)), float(max(b, 1 - e)))
+            for m, e, a, b in zip(sizes, seen, point_low, point_high, strict=True)
+        ),
+        forecasts=tuple(
+            Forecast(int(m), float(v), float(min(a, v)), float(max(b, v)))
+            for m, v, a, b in zip(wanted, expected, low, high, strict=True)
+        ),
+        gain=(float(expected[1] - expected[0]), float(gain[0]), float(gain[1])),
+        floor=floor,
+        scale=scale,
+        exponent=exponent,
+    )
+
+
+class _Laws:
+    """Power laws with a floor through each row of (B, S) errors at (S,) sizes, on a grid of exponents and floors.
+
+    For each exponent and floor the best scale has a closed form (weighted least squares). Four points do not tell a
+    floor from a slow fall, so no single law is taken: each counts with exp(-loss / 2).
+    """
+
+    def __init__(self, n: NDArray[np.float64], errors: NDArray[np.float64], spread: NDArray[np.float64]) -> None:
+        weights, lowest = 1 / spread**2, errors.min(axis=1)
+        exponents, shares = (grid.ravel() for grid in np.meshgrid(_EXPONENTS, _FLOORS, indexing="ij"))
+        power = n[None] ** -exponents[:, None]  # (G, S)
+        self.exponents = exponents
+        self.floors = lowest[:, None] * shares[None]  # (B, G)
+        over = (errors[:, None] - self.floors[..., None]) * weights * power[None]
+        self.scales = np.maximum(over.sum(2) / (weights * power**2).sum(1)[None], 0)
+        gap = errors[:, None] - self.floors[..., None] - self.scales[..., None] * power[None]
+        loss = (weights * gap**2).sum(2)
+        chance = np.exp(-(loss - loss.min(axis=1, keepdims=True)) / 2)
+        self.chance = chance / chance.sum(axis=1, keepdims=True)
+
+    def best(self) -> tuple[float, float, float]:
+        """Floor, scale and exponent of the likeliest law of the first row."""
+        at = int(self.chance[0].argmax())
+        return float(self.floors[0, at]), float(self.scales[0, at]), float(self.exponents[at])
+
+    def mean_error(self, n: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(B, W) expected errors at some sizes."""
+        power = n[None] ** -self.exponents[:, None]
+        return np.asarray((self.chance * self.floors).sum(1)[:, None] + (self.chance * self.scales) @ power)
+
+    def drawn_error(self, n: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+        """(B, W) errors of one law for each row, drawn by its chance."""
+        at = (self.chance.cumsum(axis=1) < rng.uniform(size=(len(self.chance), 1))).sum(axis=1)
+        at = np.minimum(at, len(self.exponents) - 1)
+        rows = np.arange(len(at))
+        return np.asarray(
+            self.floors[rows, at][:, None] + self.scales[rows, at][:, None] * n[None] ** -self.exponents[at][:, None]
+        )

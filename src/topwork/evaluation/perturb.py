@@ -1,0 +1,249 @@
+"""Ways to take something away from images: colour, detail, shape, the object, the background, the right way up.
+
+In: uint8 (N, H, W, 3) of the network's input size. Out: the same shape, each image changed alone, the same way every
+time. ``PERTURBATIONS`` lists them in the order they are told. Not here: what a model makes of them (``examine``), and
+wrong normalisation, which no uint8 image can show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.data.transforms import Pixels, resize
+
+HALF = float(np.sqrt(0.5))  # side of a box that holds half of the area
+PATCHES = 4  # a side, for the shuffle
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """One way to change images.
+
+    Attributes:
+        name: short and stable, for programs.
+        group: what it asks about.
+        title: what was done, as a heading.
+        done: what was done, to go on with "…, it is right for".
+        about: what it takes away, to go on with "it relies on …".
+        make: (N, H, W, 3) to (N, H, W, 3).
+    """
+
+    name: str
+    group: str
+    title: str
+    done: str
+    about: str
+    make: Callable[[Pixels], Pixels]
+
+
+def grey(images: Pixels) -> Pixels:
+    """Brightness only."""
+    luma = (images @ _GREY).round().astype(np.uint8)
+    return np.repeat(luma[..., None], 3, axis=3)
+
+
+def swap_channels(images: Pixels) -> Pixels:
+    """Red and blue exchanged, as when a program mixes up RGB and BGR."""
+    return np.ascontiguousarray(images[..., ::-1])
+
+
+def blur(images: Pixels, share: float) -> Pixels:
+    """Gaussian blur; the standard deviation is a share of the side."""
+    return _bytes(_blurred(images, share))
+
+
+def high_pass(images: Pixels, share: float = 0.01) -> Pixels:
+    """Fine detail only, in grey: what a blur takes away."""
+    luma = grey(images)
+    return _bytes(luma - _blurred(luma, share) + np.float32(127))
+
+
+def shuffle_patches(images: Pixels, n: int = PATCHES, seed: int = 0) -> Pixels:
+    """n × n patches in another order, none at its own place: texture stays, shape goes."""
+    changed = images.copy()
+    height, width = images.shape[1] // n, images.shape[2] // n
+    for number, image in enumerate(images):
+        order = _derangement(n * n, np.random.default_rng([seed, number]))
+        for place, source in enumerate(order):
+            (row, column), (old_row, old_column) = divmod(place, n), divmod(int(source), n)
+            changed[number, row * height : (row + 1) * height, column * width : (column + 1) * width] = image[
+                old_row * height : (old_row + 1) * height, old_column * width : (old_column + 1) * width
+            ]
+    return changed
+
+
+def edges(images: Pixels) -> Pixels:
+    """Outlines as dark lines on white: shape and fine structure without colour and shading."""
+    luma = _blurred(grey(images)[..., :1], 0.004)[..., 0]
+    rows, columns = np.gradient(luma, axis=(1, 2))
+    strength = np.hypot(rows, columns)
+    strength /= np.maximum(np.quantile(strength, 0.97, axis=(1, 2), keepdims=True), 1e-3)
+    return _bytes(np.repeat((255 * (1 - np.clip(strength, 0, 1)))[..., None], 3, axis=3))
+
+
+def silhouettes(images: Pixels) -> Pixels:
+    """A rough outline, filled black on white: what differs in colour from the border of the image.
+
+    Right only where an object stands on an even ground; on cluttered photos it is a blot.
+    """
+    from scipy.ndimage import binary_fill_holes, binary_opening
+
+    smooth = _blurred(images, 0.01)
+    changed = np.empty_like(images)
+    for number, image in enumerate(smooth):
+        margin = max(2, image.shape[0] // 20)
+        ring = np.ones(image.shape[:2], np.bool_)
+        ring[margin:-margin, margin:-margin] = False
+        border = image[ring].astype(np.float64)
+        covariance = np.cov(border.T) + 25 * np.eye(3)
+        away = image - border.mean(0)
+        distance = np.sqrt(np.einsum("hwc,cd,hwd->hw", away, np.linalg.inv(covariance), away))
+        inside = binary_fill_holes(binary_opening(distance > _otsu(distance), iterations=2))
+        changed[number] = np.where(inside[..., None], 0, 255)
+    return changed
+
+
+def hide_centre(images: Pixels) -> Pixels:
+    """The middle half of the area filled with the mean colour of the image."""
+    return _hide(images, _centre(images.shape[1:3], HALF), inside=True)
+
+
+def hide_surround(images: Pixels) -> Pixels:
+    """All but the middle half of the area filled with the mean colour of the image."""
+    return _hide(images, _centre(images.shape[1:3], HALF), inside=False)
+
+
+def hide_box(images: Pixels, box: tuple[int, int, int, int]) -> Pixels:
+    """A box (top, bottom, left, right) filled with the mean colour of each image."""
+    return _hide(images, box, inside=True)
+
+
+def quarter_turn(images: Pixels, n: int = 1) -> Pixels:
+    """Turned by n times 90 degrees, brought back to the input's shape where that is not square."""
+    turned = np.ascontiguousarray(np.rot90(images, n, axes=(1, 2)))
+    height, width = images.shape[1:3]
+    return turned if turned.shape == images.shape else np.stack([resize(image, height, width) for image in turned])
+
+
+def tilt(images: Pixels, degrees: float = 15.0) -> Pixels:
+    """Turned a little around the middle; the corners repeat the pixels at the edge."""
+    height, width = images.shape[1:3]
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    angle = np.float32(np.deg2rad(degrees))
+    dy, dx = y - (height - 1) / 2, x - (width - 1) / 2
+    rows = np.clip(np.cos(angle) * dy - np.sin(angle) * dx + (height - 1) / 2, 0, height - 1)
+    columns = np.clip(np.sin(angle) * dy + np.cos(angle) * dx + (width - 1) / 2, 0, width - 1)
+    top, left = np.minimum(rows.astype(int), height - 2), np.minimum(columns.astype(int), width - 2)
+    down, right = (rows - top)[..., None], (columns - left)[..., None]
+    changed = np.empty_like(images)
+    for number, image in enumerate(images):
+        upper = image[top, left] * (1 - right) + image[top, left + 1] * right
+        lower = image[top + 1, left] * (1 - right) + image[top + 1, left + 1] * right
+        changed[number] = _bytes(upper * (1 - down) + lower * down)
+    return changed
+
+
+def compress(images: Pixels, quality: int) -> Pixels:
+    """Saved as JPEG and read again."""
+    import simplejpeg
+
+    files = (simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality) for image in images)
+    return np.stack([simplejpeg.decode_jpeg(file) for file in files])
+
+
+def shrink(images: Pixels, factor: int) -> Pixels:
+    """Made smaller and brought back: as if the file had so many times fewer pixels a side."""
+    height, width = images.shape[1:3]
+    small = (resize(image, max(1, height // factor), max(1, width // factor)) for image in images)
+    return np.stack([resize(image, height, width) for image in small])
+
+
+def lighten(images: Pixels, factor: float) -> Pixels:
+    """Brighter (above 1) or darker (below 1)."""
+    return _bytes(images * np.float32(factor))
+
+
+def add_noise(images: Pixels, spread: float = 25.0, seed: int = 0) -> Pixels:
+    """Noise of a sensor in bad light: normal, the same for all images."""
+    noise = np.random.default_rng(seed).normal(0, spread, images.shape[1:]).astype(np.float32)
+    return _bytes(images + noise)
+
+
+PERTURBATIONS = (
+    Perturbation("grey", "colour", "Grey", "Without colour", "colour", grey),
+    Perturbation("swap", "colour", "Red and blue swapped", "With red and blue swapped", "the right colours", swap_channels),
+    Perturbation("blur", "detail", "Blurred", "Blurred", "fine detail", lambda x: blur(x, 0.01)),
+    Perturbation("low_pass", "detail", "Low pass", "With coarse structure only", "detail", lambda x: blur(x, 0.03)),
+    Perturbation("high_pass", "detail", "High pass", "With fine detail only", "coarse shapes and colours", high_pass),
+    Perturbation("shuffle", "shape", "Patches shuffled", "With the patches shuffled", "the shape of the whole", shuffle_patches),
+    Perturbation("silhouette", "shape", "Silhouette", "From rough silhouettes", "what lies inside the outline", silhouettes),
+    Perturbation("edges", "shape", "Outlines", "From outlines", "colour and surface", edges),
+    Perturbation("no_centre", "place", "Middle hidden", "With the middle hidden", "the middle of the image", hide_centre),
+    Perturbation("no_surround", "place", "Surround hidden", "With the surround hidden", "the surround", hide_surround),
+    Perturbation("flip", "view", "Mirrored", "Mirrored", "left and right", lambda x: np.ascontiguousarray(x[:, :, ::-1])),
+    Perturbation("tilt", "view", "Tilted by 15°", "Tilted by 15°", "an upright view", tilt),
+    Perturbation("turn", "view", "Turned by 90°", "Turned by 90°", "an upright view", quarter_turn),
+    Perturbation("upside_down", "view", "Upside down", "Upside down", "an upright view", lambda x: quarter_turn(x, 2)),
+    Perturbation("jpeg30", "quality", "JPEG quality 30", "At JPEG quality 30", "clean pixels", lambda x: compress(x, 30)),
+    Perturbation("jpeg10", "quality", "JPEG quality 10", "At JPEG quality 10", "clean pixels", lambda x: compress(x, 10)),
+    Perturbation("half", "quality", "Half the size", "At half the size", "resolution", lambda x: shrink(x, 2)),
+    Perturbation("quarter", "quality", "A quarter of the size", "At a quarter of the size", "resolution", lambda x: shrink(x, 4)),
+    Perturbation("dark", "quality", "Half as bright", "Half as bright", "good light", lambda x: lighten(x, 0.5)),
+    Perturbation("bright", "quality", "Overexposed", "Overexposed", "good light", lambda x: lighten(x, 1.7)),
+    Perturbation("noise", "quality", "Noise", "With sensor noise", "clean pixels", add_noise),
+)  # fmt: skip
+
+
+# ---- helpers
+
+
+def _bytes(values: NDArray[np.float32]) -> Pixels:
+    return np.clip(values + np.float32(0.5), 0, 255).astype(np.uint8)
+
+
+def _blurred(images: Pixels, share: float) -> NDArray[np.float32]:
+    from scipy.ndimage import gaussian_filter1d
+
+    sigma = share * min(images.shape[1:3])
+    values = images.astype(np.float32)
+    for axis in (1, 2):
+        values = gaussian_filter1d(values, sigma, axis=axis, mode="nearest", truncate=3.0)
+    return values
+
+
+def _centre(shape: tuple[int, ...], side: float) -> tuple[int, int, int, int]:
+    (top, bottom), (left, right) = ((round(n * (1 - side) / 2), round(n * (1 + side) / 2)) for n in shape)
+    return top, bottom, left, right
+
+
+def _hide(images: Pixels, box: tuple[int, int, int, int], inside: bool) -> Pixels:
+    top, bottom, left, right = box
+    colour = images.mean((1, 2), keepdims=True).round().astype(np.uint8)
+    covered = np.zeros((*images.shape[1:3], 1), np.bool_)
+    covered[top:bottom, left:right] = True
+    return np.where(covered == inside, colour, images)
+
+
+def _derangement(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """A random order that leaves nothing in its place."""
+    while True:
+        order = rng.permutation(n)
+        if (order != np.arange(n)).all():
+            return order
+
+
+def _otsu(values: NDArray[np.float64]) -> float:
+    """The threshold that parts values best in two (Otsu 1979)."""
+    counts, bounds = np.histogram(values, bins=64)
+    middles, total = (bounds[:-1] + bounds[1:]) / 2, counts.sum()
+    below = np.cumsum(counts)
+    sums = np.cumsum(counts * middles)
+    above = total - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
+    return float(bounds[1 + int(np.nanargmax(between[:-1]))])

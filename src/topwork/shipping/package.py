@@ -1,0 +1,150 @@
+"""What leaves for another runtime: the export, its stand-alone ``predict.py`` and its parity certificate, or nothing.
+
+In: a model folder, a format and images to check with. All files appear at their names at the end, once the certificate
+has passed; where it does not, only a certificate of failure is left, to say which images are answered differently.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from topwork.data.shards import atomic_file
+from topwork.data.sources import shown
+from topwork.errors import TopworkError, UsageError
+from topwork.models.classifier import Classifier, load_classifier
+from topwork.shipping.batch import list_inputs
+from topwork.shipping.export import Format, check_ending, export_classifier, standalone_script
+from topwork.shipping.parity import Certificate, certify
+
+SCRIPT = "predict.py"
+MAX_IMAGES = 500  # of a run's own images, where none are named
+
+
+@dataclass(frozen=True)
+class Package:
+    """Where the pieces of an export are."""
+
+    exported: Path
+    script: Path
+    certificate_path: Path
+    certificate: Certificate
+
+
+def export_model(
+    model: str | os.PathLike[str],
+    to: Format,
+    out: Path,
+    check: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+) -> Package:
+    """Exports, runs the export over images in its own runtime, and keeps it only if it answers the same.
+
+    Args:
+        check: images, folders or patterns; by default those of the run that held the model, else drawn ones.
+
+    Raises:
+        UsageError: names that are taken or end wrongly, no images.
+        TopworkError: it cannot be exported, or answers differently; the images are named.
+    """
+    check_ending(to, out)
+    classifier = load_classifier(model)
+    certificate_path = out.with_name(f"{out.stem}.parity.json")
+    pieces = [out, out.with_name(SCRIPT), certificate_path, *([out.with_suffix(".bin")] if to == "openvino" else [])]
+    _check_free(pieces, overwrite)
+    partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        partial.mkdir()
+        paths, words = _images(model, classifier, check, partial)
+        export_classifier(classifier, to, partial / out.name)
+        (partial / SCRIPT).write_text(standalone_script(classifier, out.name), encoding="utf-8")
+        certificate = certify(classifier, partial / out.name, partial / SCRIPT, paths, words)
+        _check_passed(certificate, out.with_name(f"{out.stem}.parity-failed.json"))
+        _write_certificate(certificate, partial / certificate_path.name)
+        for piece in reversed(pieces):  # the export last: where it is, the rest is
+            _move(partial / piece.name, piece)
+    except OSError as error:
+        raise TopworkError(f"{out}: cannot be written: {(error.strerror or str(error)).lower()}.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Package(out, out.with_name(SCRIPT), certificate_path, certificate)
+
+
+def _check_free(pieces: Sequence[Path], overwrite: bool) -> None:
+    if not pieces[0].parent.is_dir():
+        raise UsageError(f"--out {pieces[0]}: there is no folder {pieces[0].parent}.")
+    taken = [piece for piece in pieces if piece.exists()]
+    if taken and not overwrite:
+        raise UsageError(f"--out {pieces[0]}: {taken[0]} exists already. Choose another folder, or add --overwrite.")
+
+
+def _images(
+    model: str | os.PathLike[str], classifier: Classifier, check: Sequence[str], partial: Path
+) -> tuple[list[str], str]:
+    """Images to check with, and words for where they came from."""
+    if check:
+        return list_inputs(check), ", ".join(shown(name) for name in check)
+    found = _held_out(Path(model))
+    if found:
+        return found, f"held-out images of the run {Path(model).name}"
+    return _drawn(classifier, partial), "drawn images; name real ones with --check"
+
+
+def _held_out(run: Path) -> list[str]:
+    """Files of a run's test and valid parts."""
+    from topwork.data.manifest import load_manifest
+
+    try:
+        root = load_manifest(run / "manifest.parquet").root
+        parts = json.loads((run / "split.json").read_text())["parts"]
+        paths = [str(root / item["path"]) for name in ("test", "valid") for item in parts[name]][:MAX_IMAGES]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return []
+    return [path for path in paths if os.path.isfile(path)]
+
+
+def _drawn(classifier: Classifier, folder: Path) -> list[str]:
+    from PIL import Image
+
+    from topwork.features.engine import _drawn_images
+
+    paths = []
+    for number, pixels in enumerate(_drawn_images(classifier.backbone.spec)):
+        paths.append(str(folder / f"drawn_{number}.png"))
+        Image.fromarray(pixels).save(paths[-1])
+    return paths
+
+
+def _write_certificate(certificate: Certificate, path: Path) -> None:
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(certificate.as_dict(), indent=1))
+
+
+def _check_passed(certificate: Certificate, path: Path) -> None:
+    if certificate.passed:
+        return
+    _write_certificate(certificate, path)
+    if not certificate.n_compared:
+        raise UsageError(f"none of the {certificate.n_images} images to check with could be read; name others with --check.")
+    if certificate.different:
+        some = "; ".join(f"{shown(d.path)}: {shown(d.original)}, exported {shown(d.exported)}" for d in certificate.different[:10])
+        raise TopworkError(
+            f"the export answers {len(certificate.different)} of {certificate.n_compared} images differently and was "
+            f"not kept: {some}. {path} has all of them."
+        )
+    raise TopworkError(
+        f"the exported graph differs by {certificate.graph_difference:.2g} on equal pixels (limit "
+        f"{certificate.graph_tolerance}) and was not kept; {path} has the figures."
+    )
+
+
+def _move(source: Path, final: Path) -> None:
+    with open(source, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(source, final)

@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Names what is on an image with an exported model. Needs numpy, Pillow and the runtime of the export, nothing else.
+
+    python predict.py photo.jpg more.png        the most probable classes of each image
+    python predict.py --json - < names.txt      one JSON object a line, with the probabilities of all classes
+
+Written by ``topwork export`` beside the model; what it does to an image is all there is to do: bring it upright and to
+RGB, resize it, and run the model on the uint8 pixels. Everything else is inside the model.
+"""
+# Inside topwork this file is a module like any other, imported for its functions; SETTINGS is filled in on export.
+# ruff: noqa: T201
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SETTINGS: dict[str, Any] = {}
+
+
+# ---- reference decoder: match this, and the model does the rest
+
+
+def decode(path: str | Path) -> Image.Image:
+    """An upright RGB image: first frame, 16 bits scaled to 8, transparent pixels over white."""
+    image = Image.open(path)
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        # Cameras put 8, 10 or 12 bits into 16 without scaling: the range then ends at 255, 511, 1023 ...
+        top = 65535 if values.max() >= 8192 else max(255, (1 << int(values.max()).bit_length()) - 1)
+        image = Image.fromarray(((values * 255 + top // 2) // top).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, spec: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """uint8 (height, width, 3) in the size and by the rule that the model was trained with."""
+    size, chosen = (spec["width"], spec["height"]), getattr(Image.Resampling, spec["interpolation"].upper())
+    if spec["fit"] == "squash":
+        return np.asarray(image.resize(size, chosen))
+    if spec["fit"] == "crop":
+        scale = min(image.width / size[0], image.height / size[1]) * spec["crop_fraction"]
+        width, height = min(image.width, size[0] * scale), min(image.height, size[1] * scale)
+        left, top = (image.width - width) / 2, (image.height - height) / 2
+        return np.asarray(image.resize(size, chosen, box=(left, top, left + width, top + height)))
+    scale = min(size[0] / image.width, size[1] / image.height)
+    inner = tuple(min(side, max(1, round(n * scale))) for side, n in zip(size, image.size, strict=True))
+    canvas = Image.new("RGB", size, tuple(spec["background"]))
+    canvas.paste(image.resize(inner, chosen), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+    return np.asarray(canvas)
+
+
+# ---- the model
+
+
+def open_model(path: Path) -> Callable[[Any], Any]:
+    """A function from uint8 (B, H, W, 3) to probabilities (B, C)."""
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda pixels: session.run(["probabilities"], {"images": pixels})[0]
+    if path.suffix == ".xml":
+        import openvino
+
+        # Without the hint OpenVINO computes in bf16 where the processor has it, which turns over close answers.
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda pixels: compiled(pixels)[0]
+    import torch
+
+    network = torch.export.load(path).module()
+    return lambda pixels: network(torch.from_numpy(np.array(pixels))).detach().numpy()
+
+
+def main() -> int:
+    """Reads the arguments, prints the answers; status 1 if any image could not be read."""
+    parser = argparse.ArgumentParser(description=f"Tells {len(SETTINGS['classes'])} classes of images apart.")
+    parser.add_argument("images", nargs="+", help="image files, or - for a list of names on stdin")
+    parser.add_argument("--top", type=int, default=5, help="how many classes to print for each image")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, with all probabilities")
+    asked = parser.parse_args()
+    run = open_model(Path(__file__).with_name(SETTINGS["model"]))
+    names = sys.stdin.read().splitlines() if asked.images == ["-"] else asked.images
+    n_bad = 0
+    for name in names:
+        try:
+            pixels = fit(decode(name), SETTINGS["preprocessing"])
+        except Exception as error:  # noqa: BLE001 - Pillow fails in many ways on files that are no images
+            n_bad += 1
+            print(json.dumps({"path": name, "error": str(error)}) if asked.json else f"{name}: {error}", flush=True)
+            continue
+        probabilities = run(pixels[None])[0]
+        order = np.argsort(-probabilities, kind="stable")[: asked.top]
+        if asked.json:
+            answer = {"path": name, "label": SETTINGS["classes"][order[0]], "probabilities": probabilities.tolist()}
+            print(json.dumps(answer), flush=True)
+        else:
+            print(name, *[f"  {probabilities[i]:.3f}  {SETTINGS['classes'][i]}" for i in order], sep="\n")
+    return 1 if n_bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Splits: no group straddles, shares are kept, the seed decides, and the layout does not matter."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from topwork.data.groups import exact_duplicates, join_groups
+from topwork.data.manifest import Manifest, Sample
+from topwork.data.sources import natural_key
+from topwork.data.split import split, split_record
+from topwork.errors import UsageError
+
+
+def manifest(rows: list[tuple[int, str, str | None, str | None]]) -> Manifest:
+    """Rows of (content, label, group, part)."""
+    samples = tuple(
+        Sample(f"{n}.jpg", label, part, group, None, hashlib.sha256(b"%d" % content).hexdigest(), 9, "JPEG", "RGB", 8, 8, 1)
+        for n, (content, label, group, part) in enumerate(rows)
+    )
+    return Manifest(Path("x"), "folders", samples, tuple(sorted({s.label for s in samples}, key=natural_key)), ())
+
+
+rows_of_samples = st.lists(
+    st.tuples(st.integers(0, 60), st.sampled_from("abc"), st.sampled_from([None, "p", "q", "r"]), st.none()),
+    min_size=1,
+    max_size=60,
+)
+pairs_of_rows = st.lists(st.tuples(st.integers(0, 59), st.integers(0, 59)), max_size=6)
+
+
+@given(rows_of_samples, pairs_of_rows, st.floats(0, 0.45), st.floats(0, 0.45), st.integers(0, 9))
+def test_a_split_is_a_partition_and_no_group_straddles(rows, pairs, valid, test, seed) -> None:
+    data = manifest(rows)
+    pairs = [(a, b) for a, b in pairs if max(a, b) < len(rows)]
+    groups = join_groups(data, pairs)
+    parts = split(data, valid, test, seed, groups)
+    every = sorted([*parts.train.tolist(), *parts.valid.tolist(), *parts.test.tolist()])
+    assert every == list(range(len(rows)))
+    part_of = {row: name for name, some in parts.parts().items() for row in some.tolist()}
+    parts_of_group: dict[int, set[str]] = {}
+    for row, group in enumerate(groups):
+        parts_of_group.setdefault(group, set()).add(part_of[row])
+    assert all(len(names) == 1 for names in parts_of_group.values())
+    for a, b in pairs:
+        assert groups[a] == groups[b]
+
+
+@given(rows_of_samples, st.integers(0, 5), st.randoms())
+def test_order_and_names_do_not_matter(rows, seed, rng) -> None:
+    shuffled = list(rows)
+    rng.shuffle(shuffled)
+    one, other = manifest(rows), manifest(shuffled)
+
+    def content(data: Manifest) -> dict[str, Counter[str]]:
+        parts = split(data, seed=seed).parts()
+        return {name: Counter(data.samples[row].content_hash for row in some.tolist()) for name, some in parts.items()}
+
+    assert content(one) == content(other)
+
+
+@given(st.lists(st.integers(5, 40), min_size=1, max_size=5), st.floats(0.05, 0.4), st.floats(0.05, 0.4), st.integers(0, 9))
+def test_each_class_gives_its_share(sizes, valid, test, seed) -> None:
+    data = manifest([(100 * c + n, f"c{c}", None, None) for c, size in enumerate(sizes) for n in range(size)])
+    parts = split(data, valid, test, seed)
+    for number, size in enumerate(sizes):
+        for share, rows in ((valid, parts.valid), (test, parts.test)):
+            found = sum(data.samples[row].label == f"c{number}" for row in rows.tolist())
+            assert abs(found - share * size) <= 1
+        assert any(data.samples[row].label == f"c{number}" for row in parts.train.tolist())
+
+
+def test_the_seed_decides() -> None:
+    data = manifest([(n, "ab"[n % 2], None, None) for n in range(100)])
+    digests = [split_record(split(data, seed=seed), data)["digest"] for seed in (0, 0, 1, 2)]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+def test_small_classes_get_their_share_on_average() -> None:
+    data = manifest([(10 * c + n, f"c{c}", None, None) for c in range(400) for n in range(2)])
+    parts = split(data, 0.2, 0.2)
+    # Each of the other parts gets an image with probability 0.4, but one stays: 2 - 0.4 - 0.4 + 0.4 * 0.4 a class.
+    assert len(parts.train) == pytest.approx(400 * 1.36, abs=40)
+    assert {data.samples[row].label for row in parts.train.tolist()} == set(data.classes)
+
+
+def test_given_parts_are_kept_and_leaks_found() -> None:
+    rows = [(0, "a", None, "train"), (1, "b", None, "train"), (0, "a", None, "test"), (2, "b", "p", "valid"),
+            (3, "b", "p", "train"), (4, "a", None, None), (5, "a", None, "test")]  # fmt: skip
+    data = manifest(rows)
+    parts = split(data)
+    assert parts.given
+    assert [sorted(some.tolist()) for some in (parts.train, parts.valid, parts.test)] == [[0, 1, 4, 5], [3], [2, 6]]
+    assert set(parts.leaks) == {(2, 0), (3, 4)}
+    record = split_record(parts, data)
+    assert ["2.jpg", "0.jpg"] in record["leaks"]
+    near = split(data, groups=join_groups(data, [(6, 1)]))
+    assert (6, 1) in near.leaks
+
+
+def test_wrong_shares_and_no_training_images_are_wrong_use() -> None:
+    data = manifest([(n, "a", None, None) for n in range(4)])
+    for valid, test in ((0.5, 0.5), (-0.1, 0.2), (1.0, 0.0)):
+        with pytest.raises(UsageError, match="must be at least 0"):
+            split(data, valid, test)
+    with pytest.raises(UsageError, match="no training images"):
+        split(manifest([(0, "a", None, "test")]))
+
+
+def test_groups_join_through_content_names_and_pairs() -> None:
+    data = manifest([(0, "a", None, None), (0, "b", "p", None), (1, "a", "p", None), (2, "a", None, None), (3, "a", "q", None)])
+    assert join_groups(data) == [0, 0, 0, 3, 4]
+    assert join_groups(data, [(3, 4), (4, 2)]) == [0, 0, 0, 0, 0]
+    assert exact_duplicates(data) == [[0, 1]]
+
+
+def test_several_labels_are_spread_by_the_rarest() -> None:
+    # Every combination is there once, so by combinations nothing could be drawn.
+    rows = [(n, f"common|only {n}" + ("" if n % 4 else "|rare"), None, None) for n in range(80)]
+    names = ("common", "rare", *(f"only {n}" for n in range(80)))
+    data = Manifest(Path("x"), "table", manifest(rows).samples, names, (), multi_label=True)
+    parts = split(data, 0.25, 0.25)
+    for some in (parts.valid, parts.test):
+        assert 3 <= sum("rare" in data.samples[row].label for row in some.tolist()) <= 7

@@ -1,0 +1,154 @@
+"""Tables: columns, separators and parts as users write them; images inside Parquet; data sets of Hugging Face."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.layouts import embedded_parquet, saved_dataset
+from drawing import draw_folders
+from topwork.data.hub import list_saved_dataset
+from topwork.data.sources import Entry, Reject, Rules, list_data, read_image
+from topwork.errors import ImageError, UsageError
+
+
+def entries(path: Path, text: str, encoding: str = "utf-8", **rules: object) -> tuple[Entry, ...]:
+    path.write_bytes(text.encode(encoding, "surrogateescape"))
+    return list_data(path, rules=Rules(**rules)).entries
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_columns_in_any_order_case_and_separator(separator, tmp_path) -> None:
+    rows = [["Domain", " LABEL", "Split", "Path ", "other"], ["photo", " cat ", "Validation", "a b.jpg", "1"]]
+    found = entries(tmp_path / "x.csv", "\n".join(separator.join(row) for row in rows))
+    assert found == (Entry("a b.jpg", "cat", "valid", None, "photo"),)
+
+
+def test_byte_order_mark_quotes_newlines_and_bytes_that_are_no_utf8(tmp_path) -> None:
+    text = '\ufeffpath,label\r\n"a, ""b""\nc.jpg",cat\r\n\r\n\udcff.jpg,d\udce9j\u00e0\r\n'
+    found = entries(tmp_path / "x.csv", text)
+    assert {(e.path, e.label) for e in found} == {('a, "b"\nc.jpg', "cat"), ("\udcff.jpg", "d\udce9jà")}
+    assert os.fsencode(next(e.path for e in found if "b" not in e.path)) == b"\xff.jpg"
+
+
+def test_rows_that_cannot_be_used_are_named(tmp_path) -> None:
+    (tmp_path / "x.csv").write_text("path,label\na.jpg,cat\na.jpg,cat\na.jpg,dog\nb.jpg,\n,dog\nc.jpg,dog,more,cells\nd.jpg\n")
+    listing = list_data(tmp_path / "x.csv")
+    assert [(e.path, e.label) for e in listing.entries] == [("a.jpg", "cat"), ("c.jpg", "dog")]
+    assert set(listing.rejects) == {
+        Reject("a.jpg", "listed twice"),
+        Reject("a.jpg", "listed twice, also as cat"),
+        Reject("b.jpg", "no label"),
+        Reject("d.jpg", "no label"),
+        Reject("(row without a path)", "no path"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,klass\na,b\n", "no column label; found: file, klass"),
+        ("label\nb\n", "no column path"),
+        ("", "no column path and no column label; found: none"),
+        ("path,label,split\na,b,holdout\n", "split is 'holdout'; use train, valid or test"),
+        ("path,label\n", "no images"),
+    ],
+)
+def test_tables_that_cannot_be_used_say_why(text, message, tmp_path) -> None:
+    with pytest.raises(UsageError, match=message):
+        entries(tmp_path / "x.csv", text)
+
+
+def test_labels_from_the_names_in_a_table(tmp_path) -> None:
+    found = entries(tmp_path / "x.csv", "path\na/cat_1.jpg\na/dog_2.jpg\n", label_regex=r"(.+)_\d")
+    assert [e.label for e in found] == ["cat", "dog"]
+
+
+def test_a_root_of_its_own(tmp_path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"abc")
+    (tmp_path / "x.csv").write_text("path,label\na.jpg,cat\n")
+    listing = list_data(tmp_path / "x.csv", root=tmp_path / "images")
+    assert listing.read(listing.entries[0]) == b"abc"
+    with pytest.raises(ImageError, match="no such file"):
+        (beside := list_data(tmp_path / "x.csv")).read(beside.entries[0])
+
+
+def test_parquet_that_is_none(tmp_path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 not really PAR1")
+    with pytest.raises(UsageError, match="cannot be read as Parquet"):
+        list_data(tmp_path / "x.parquet")
+
+
+def test_images_inside_parquet_without_bytes_are_named_and_no_path_is_followed(tmp_path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    rows = [{"bytes": b"one", "path": "a.jpg"}, {"bytes": None, "path": str(secret)}, None]
+    pq.write_table(pa.table({"image": rows, "label": ["x", "y", "z"]}), tmp_path / "x.parquet")
+    listing = list_data(tmp_path / "x.parquet")
+    assert [e.path for e in listing.entries] == ["0", "1", "2"]
+    assert listing.read(listing.entries[0]) == b"one"
+    for entry in listing.entries[1:]:
+        with pytest.raises(ImageError, match="holds no bytes"):
+            listing.read(entry)
+
+
+@pytest.fixture
+def images(tmp_path):
+    from data.layouts import read_folders
+
+    return read_folders(draw_folders(tmp_path / "drawn", n_each=6))
+
+
+def test_row_groups_and_class_names_of_parquet(images, tmp_path) -> None:
+    path = embedded_parquet(images, tmp_path / "data")
+    assert pq.ParquetFile(path).metadata.num_row_groups == 2
+    listing = list_data(path)
+    assert [e.label for e in listing.entries] == ["disc"] * 6 + ["square"] * 6
+    expected = [data for files in images.values() for data in files.values()]
+    assert [read_image(path, e.path) for e in listing.entries] == expected
+
+
+def test_class_numbers_without_a_name_are_rejected(images, tmp_path) -> None:
+    folder = saved_dataset(images, tmp_path / "data")
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["features"]["label"]["names"] = ["disc"]
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    listing = list_saved_dataset(folder, Rules())
+    assert {e.label for e in listing.entries} == {"disc"}
+    assert [reject.reason for reject in listing.rejects] == ["no label"] * 6
+
+
+@pytest.mark.parametrize("name", ["../outside.arrow", "/etc/passwd", "..", "a/b.arrow", "a\\b.arrow", "", 3, None])
+def test_names_in_a_saved_dataset_stay_in_its_folder(name, images, tmp_path) -> None:
+    folder = saved_dataset(images, tmp_path / "data")
+    shutil.copy(folder / "data-00000-of-00002.arrow", tmp_path / "outside.arrow")
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+    with pytest.raises(UsageError, match="no data files in this folder"):
+        list_data(folder)
+    (tmp_path / "dict").mkdir()
+    (tmp_path / "dict" / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
+    with pytest.raises(UsageError, match="names no splits"):
+        list_data(tmp_path / "dict")
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "json", "no label"])
+def test_a_damaged_saved_dataset_is_named(damage, images, tmp_path) -> None:
+    folder = saved_dataset(images, tmp_path / "data")
+    data = folder / "data-00000-of-00002.arrow"
+    if damage == "cut":
+        data.write_bytes(data.read_bytes()[:300])
+    elif damage == "noise":
+        data.write_bytes(b"\xff\xff\xff\xff" + bytes(range(200)))
+    elif damage == "json":
+        (folder / "state.json").write_text("{")
+    else:
+        (folder / "dataset_info.json").write_text('{"features": {"image": {"_type": "Image"}}}')
+    with pytest.raises(UsageError, match=r"cannot be read|no column label"):
+        list_data(folder)

@@ -1,0 +1,128 @@
+"""From backbone and images to a state dict that timm loads; and what signals do."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from topwork.errors import UsageError
+from topwork.models.backbone import load_backbone
+from topwork.models.head import FeatureTransform, LinearHead
+from topwork.models.modules import count_parameters, parse_head
+from topwork.training.average import tuned_logits
+from topwork.training.finetune import SIX_BLOCKS, check_resumable, facts_of, make_network, streams_of, tune
+from topwork.training.interruption import Interruption
+from topwork.training.loop import Surroundings, fit
+from topwork.training.recipe import TuneSettings, plan
+from topwork.training.streams import ImageStream
+from training.drawn import TinyNetwork, drawn_images, recipe_for, streams
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return load_backbone("random:tf_efficientnet_lite0", cache=tmp_path_factory.mktemp("cache")).with_spec(
+        height=SIDE, width=SIDE
+    )
+
+
+def data(spec, n=24, seed=0):
+    pixels, labels = drawn_images(n, seed=seed, side=SIDE)
+    return ImageStream(pixels, labels, spec)
+
+
+def recipe_of(backbone, **settings):
+    facts = facts_of(np.arange(24) % 2, 2, 8)
+    settings = {"epochs": 1, "batch_size": 8, "augment": "none", "precision": "f32"} | settings
+    return plan(TuneSettings(**settings), facts, [stage.name for stage in backbone.stages])
+
+
+@pytest.mark.parametrize("settings", [{}, {"strategy": "last", "last_stages": 1, "tail_views": 2}])
+def test_the_result_is_a_timm_network(backbone, settings):
+    recipe = recipe_of(backbone, **settings)
+    train, valid = data(backbone.spec), data(backbone.spec, 8, 1)
+    done = tune(backbone, recipe, train, valid)
+    network = timm.create_model(backbone.architecture, pretrained=False, num_classes=2)
+    network.load_state_dict(done.state)  # strict
+    assert all(value.is_contiguous() and value.device.type == "cpu" for value in done.state.values())
+    images = torch.from_numpy(valid.pixels).permute(0, 3, 1, 2).float()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (backbone.spec.mean, backbone.spec.std))
+    with torch.inference_mode():
+        expected = network.eval()((images - mean) / std).numpy()
+    found = tuned_logits(make_network(backbone, done.head, recipe), done.state, recipe, valid)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert done.n_parameters == count_parameters(network)[0]
+    n_moving = sum(row.n_parameters for row in done.stages if row.trainable)
+    assert done.n_trainable == n_moving
+    assert (n_moving < done.n_parameters) == bool(settings)
+
+
+def test_training_starts_from_the_probes_answers(backbone):
+    rng = np.random.default_rng(0)
+    transform = FeatureTransform(
+        ("last",), "none", rng.normal(size=1280).astype(np.float32), rng.uniform(0.5, 2, 1280).astype(np.float32)
+    )
+    probe = LinearHead(transform, rng.normal(size=(2, 1280)).astype(np.float32) / 30, np.zeros(2, np.float32))
+    recipe = recipe_of(backbone)
+    network = make_network(backbone, parse_head("linear"), recipe, probe)
+    images = torch.randn(4, 3, SIDE, SIDE)
+    with torch.inference_mode():
+        features = backbone.module()(images).numpy()
+        np.testing.assert_allclose(network(images).numpy(), probe.logits({"last": features}), rtol=1e-3, atol=1e-3)
+
+
+def test_the_six_block_network_goes_by_name(backbone):
+    recipe = recipe_of(backbone, outputs="binary", strategy="scratch")
+    assert count_parameters(make_network(SIX_BLOCKS, parse_head("linear"), recipe))[0] == 9_742_209
+
+
+def test_scratch_forgets_pretrained_weights(backbone, monkeypatch, tmp_path):
+    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))
+    recipe = recipe_of(backbone, strategy="scratch")
+    network = make_network(backbone, parse_head("16-relu-0.1"), recipe)
+    assert [type(part).__name__ for part in network.classifier] == ["Linear", "ReLU", "Dropout", "Linear"]
+
+
+def test_images_of_a_manifest_become_streams(shared_data, monkeypatch, tmp_path, backbone):
+    from topwork.data.manifest import scan
+
+    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))
+    manifest = scan(shared_data / "ants-bees")
+    recipe = recipe_of(backbone, augment="crop")
+    rows = np.arange(len(manifest.samples))
+    done = []
+    train, valid = streams_of(
+        manifest, rows[:6], rows[6:10], backbone, recipe, on_progress=lambda n, total: done.append((n, total))
+    )
+    assert train.pixels.shape == (6, 74, 74, 3)
+    assert valid.pixels.shape == (4, SIDE, SIDE, 3)
+    assert list(train.labels) == manifest.labels[:6]
+    assert done[-1] == (10, 10)
+    assert train.load(np.arange(2), 0).shape == (2, SIDE, SIDE, 3)
+
+
+def test_a_signal_saves_and_ends_and_the_second_is_not_held_back(tmp_path):
+    recipe = recipe_for(epochs=50)
+    with Interruption() as interruption:
+
+        def on_epoch(record):
+            if record["epoch"] == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        around = Surroundings(folder=tmp_path, stop=interruption.stopped, on_epoch=on_epoch)
+        tuned = fit(TinyNetwork(), recipe, *streams(recipe=recipe), around)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert interruption.signal == signal.SIGTERM
+    assert tuned.ending == "interrupted"
+    assert len(tuned.history) == 2
+    check_resumable(tmp_path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_nothing_to_resume_is_named(tmp_path):
+    with pytest.raises(UsageError, match="no checkpoint"):
+        check_resumable(tmp_path)
