@@ -45,7 +45,7 @@ clean: ## remove .venv and what the tools left behind
 # uv rather than pip: it resolves torch and torchvision together from one index, whatever pip is configured to find.
 # At the end both are imported, because a torch and a torchvision that do not match install without a word.
 $(BIN)/.%-is-installed: pyproject.toml $(BIN)/uv
-	$(BIN)/uv pip install --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) --editable '.[$*]'
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode $(if $(TORCH),--torch-backend $(TORCH)) --editable '.[$*]'
 	@$(BIN)/python -c 'import torch, torchvision' || { \
 		echo 'torch and torchvision do not fit together: run "make clean" and try again.' >&2; exit 1; }
 	@touch $@

@@ -19,7 +19,7 @@ from cyclopts import App, Parameter
 
 from topwork import __version__
 from topwork.errors import Interrupted, TopworkError, UsageError
-from topwork.settings import DataSettings, FitSettings, ScanSettings
+from topwork.settings import DataSettings, FitSettings, ScanSettings, ServeSettings
 
 TOO_MANY_REJECTS = 3
 STDIN = "(stdin)"  # stands for a lone "-", which the parser would take for an option
@@ -316,6 +316,130 @@ def export(
         print("\n".join(certificate_lines(package.certificate)))
         print(f"Wrote {package.exported}, {package.certificate_path} and {package.script}.")
         print(f"\nTo use it elsewhere, match this (from {package.script}); the model does the rest:\n\n{reference_decoder()}")
+    return 0
+
+
+@app.command
+def serve(
+    models: Annotated[list[str], Parameter(help="Run or model folders, or NAME=FOLDER; the first answers /predict.")],
+    /,
+    *,
+    settings: Annotated[ServeSettings, Flat] = ServeSettings(),
+    seed: int = 0,
+    common: CommonArgs = Common(),
+) -> int:
+    """Answer over HTTP, on this machine only unless told otherwise: a page at /, POST /predict, /docs, /metrics.
+
+    SIGINT or SIGTERM ends it once every accepted request has been answered.
+
+    Parameters
+    ----------
+    seed
+        Accepted for uniformity; serving draws nothing at random.
+    """
+    from topwork.shipping.predictor import Predictor
+    from topwork.web.server import is_loopback, named_models, open_socket
+    from topwork.web.server import serve as serve_models
+
+    predictors = {name: Predictor(folder, n_top=100) for name, folder in named_models(models).items()}
+    listener = open_socket(settings.host, settings.port)
+    port = listener.getsockname()[1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    if common.json:
+        _print_json({"url": f"http://{host}:{port}", "models": list(predictors)})
+    elif not common.quiet:
+        print(f"Serving {', '.join(predictors)} on http://{host}:{port} (Ctrl+C ends it)", file=sys.stderr)
+        if not is_loopback(listener):
+            print("Other machines can reach it, and there is no password.", file=sys.stderr)
+    sys.stdout.flush()
+    serve_models(predictors, settings, listener)
+    return 0
+
+
+@app.command
+def examine(
+    model: str,
+    path: str,
+    /,
+    *,
+    out: str | None = None,
+    part: Literal["auto", "train", "valid", "test", "all"] = "auto",
+    n_images: int = 200,
+    settings: Annotated[DataSettings, Flat] = DataSettings(),
+    common: CommonArgs = Common(),
+) -> int:
+    """Find out what a model learned: ask it again without colour, shape, middle, surround ... and say what that means.
+
+    Parameters
+    ----------
+    model
+        A run folder or its model/ folder.
+    path
+        Labelled images, in any form that fit takes.
+    out
+        The page to write, with pictures; by default examination.html in the run or model folder's parent.
+    part
+        Which part, when the data has train/valid/test; auto takes test, else valid, else all.
+    n_images
+        At most this many images, drawn by the seed.
+    """
+    from topwork.examination import examine_model
+    from topwork.terminal import Terminal, examination_lines
+    from topwork.web.examine_page import default_page, write_examine_page
+
+    with Terminal(common.quiet) as terminal:
+        examined = examine_model(model, path, settings, part=part, n_images=n_images, watcher=terminal)
+        page = Path(out) if out else default_page(model)
+        terminal.step("report")
+        write_examine_page(examined, page)
+        terminal.finish()
+    if common.json:
+        _print_json(examined.examination.as_dict() | {"model": model, "path": path, "page": str(page)})
+    else:
+        print("\n".join(examination_lines(examined.examination)))
+        print(f"Page: {page}")
+    return 0
+
+
+@app.command
+def compare(
+    runs: Annotated[list[str], Parameter(help="Run folders; each is compared with the first.")],
+    /,
+    *,
+    part: Literal["auto", "valid", "test"] = "auto",
+    out: str | None = None,
+    seed: int = 0,
+    common: CommonArgs = Common(),
+) -> int:
+    """Say whether one run is better than another, from paired tests on the same images.
+
+    Parameters
+    ----------
+    part
+        The part both were judged on; auto takes test where every run has one, else valid.
+    out
+        Also write a page with the images they disagree on to this file.
+    seed
+        Of the bootstrap.
+    """
+    from topwork.examination import compare_runs
+    from topwork.terminal import Terminal, comparison_lines
+
+    part_name, compared = compare_runs(runs, part, seed=seed)
+    with Terminal(common.quiet) as terminal:
+        if out is not None:
+            from topwork.web.compare_page import write_compare_page
+
+            terminal.step("report")
+            write_compare_page(part_name, compared, Path(out))
+            terminal.finish()
+    if common.json:
+        _print_json({"part": part_name, "comparisons": [found.as_dict() for found in compared]})
+    else:
+        for found in compared:
+            print("\n".join(comparison_lines(found.sentence, found.as_dict())))
+        if out is not None:
+            print(f"Page: {out}")
     return 0
 
 

@@ -6,28 +6,33 @@ In: model or run folders and labelled images. Out: values that the command line 
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.data.groups import join_groups
 from topwork.data.images import decode
 from topwork.data.loader import in_order
-from topwork.data.manifest import Manifest, scan
-from topwork.data.groups import join_groups
+from topwork.data.manifest import Manifest, load_manifest, scan
 from topwork.data.sources import shown
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input
 from topwork.errors import ImageError, TopworkError, UsageError
+from topwork.evaluation.compare import Comparison, compare
 from topwork.evaluation.examine import Examination, examine
+from topwork.evaluation.predictions import Predictions
 from topwork.evaluation.shortcut import check_shortcuts
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.run import Silent, Watcher, part_rows, rules_of
 from topwork.settings import DataSettings
 from topwork.shipping.predictor import engine_of
 
+SIGNIFICANCE = 0.05
 N_IMAGES = 200  # images examined: enough to see a difference of five points, and a minute's work
 
 
@@ -109,8 +114,187 @@ def _reader(manifest: Manifest, rows: NDArray[np.int64], n_threads: int | None) 
             try:
                 return fit_to_input(decode(manifest.read(row), min_side=spec.min_side).pixels, spec)
             except ImageError as error:
-                raise TopworkError(f"{shown(manifest.samples[row].path)}: was fine when scanned, and now: {error}.") from None
+                raise TopworkError(
+                    f"{shown(manifest.samples[row].path)}: was fine when scanned, and now: {error}."
+                ) from None
 
         return np.stack(list(in_order(one, rows.tolist(), n_threads)))
 
     return load
+
+
+# ---- compare
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """The answers of a run on one of its parts, and what the images are."""
+
+    run: Path
+    manifest: Manifest
+    predictions: Predictions
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+        return self.run.resolve().name
+
+    @property
+    def hashes(self) -> list[str]:
+        """Content hash of each image."""
+        return [self.manifest.samples[row].content_hash for row in self.predictions.sample_indices.tolist()]
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """One run against the first.
+
+    Attributes:
+        order: for each image of the first run's predictions, its position in the second's.
+        sentence: which is better, or that there is no clear difference.
+    """
+
+    first: Judged
+    second: Judged
+    comparison: Comparison
+    order: NDArray[np.int64]
+    sentence: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; disagreements with the path, the truth and both answers."""
+        found = self.comparison
+        interval = found.difference_interval
+        return {
+            "first": str(self.first.run),
+            "second": str(self.second.run),
+            "n": found.n,
+            "accuracy_first": found.accuracy_first,
+            "accuracy_second": found.accuracy_second,
+            "difference": found.difference,
+            "difference_interval": interval.as_dict() if interval else None,
+            "p_value": found.p_value,
+            "n_gained": len(found.gained),
+            "n_lost": len(found.lost),
+            "per_class": {_text(name): asdict(change) for name, change in found.per_class.items()},
+            "disagreements": self.disagreements(),
+            "sentence": self.sentence,
+        }
+
+    def disagreements(self) -> list[dict[str, Any]]:
+        """Images that the two answer differently: those that one of them gets right first."""
+        found, rows = self.comparison, []
+        gained, lost = set(found.gained.tolist()), set(found.lost.tolist())
+        one, two = self.first.predictions, self.second.predictions
+        for position in found.disagreements.tolist():
+            other = int(self.order[position])
+            sample = self.first.manifest.samples[int(one.sample_indices[position])]
+            rows.append(
+                {
+                    "row": int(one.sample_indices[position]),
+                    "path": _text(sample.path),
+                    "label": _text(sample.label),
+                    "first": _text(one.classes[one.predicted[position]]),
+                    "first_probability": float(one.confidence[position]),
+                    "second": _text(two.classes[two.predicted[other]]),
+                    "second_probability": float(two.confidence[other]),
+                    "change": "gained" if position in gained else "lost" if position in lost else "both wrong",
+                }
+            )
+        return sorted(rows, key=lambda row: ("gained", "lost", "both wrong").index(row["change"]))
+
+
+def compare_runs(
+    runs: Sequence[str | os.PathLike[str]], part: str = "auto", *, seed: int = 0
+) -> tuple[str, tuple[Compared, ...]]:
+    """Compares runs with the first of them, image by image.
+
+    Args:
+        part: ``test``, ``valid``, or ``auto``: the test part where every run has one, else valid.
+
+    Returns:
+        The part, and one comparison for each run but the first.
+
+    Raises:
+        UsageError: fewer than two runs, no finished run, or runs that were not judged on the same images.
+    """
+    folders = [Path(run) for run in runs]
+    if len(folders) < 2:
+        raise UsageError("compare needs two runs or more: topwork compare RUN_A RUN_B")
+    records = [_evaluation_of(folder) for folder in folders]
+    if part == "auto":
+        part = next((name for name in ("test", "valid") if all(_has(record, name) for record in records)), "test")
+    for folder, record in zip(folders, records, strict=True):
+        if not _has(record, part):
+            raise UsageError(f"{shown(str(folder))}: was not judged on a {part} part, so there is nothing to compare.")
+    judged = [_judged(folder, record, part) for folder, record in zip(folders, records, strict=True)]
+    return part, tuple(_against(judged[0], other, seed) for other in judged[1:])
+
+
+def _against(first: Judged, second: Judged, seed: int) -> Compared:
+    try:
+        found = compare(first.predictions, second.predictions, first.hashes, second.hashes, seed=seed)
+    except UsageError as error:
+        raise UsageError(f"{shown(str(first.run))} and {shown(str(second.run))}: {error}.") from None
+    order = np.empty(len(first.hashes), dtype=np.int64)
+    order[np.argsort(np.asarray(first.hashes), kind="stable")] = np.argsort(np.asarray(second.hashes), kind="stable")
+    return Compared(first, second, found, order, comparison_sentence(first.name, second.name, found))
+
+
+def comparison_sentence(first: str, second: str, found: Comparison) -> str:
+    """Which of two runs is better, in a sentence that follows from the numbers."""
+    interval = found.difference_interval
+    if interval is None or found.accuracy_first is None or found.accuracy_second is None or found.difference is None:
+        return f"{second} and {first} share no image whose class either of them knows: nothing can be compared."
+    facts = (
+        f"On the same {found.n:,} images {second} is right for {100 * found.accuracy_second:.1f} % and {first} for "
+        f"{100 * found.accuracy_first:.1f} %: {_points(found.difference)} points ({_points(interval.low)} to "
+        f"{_points(interval.high)}), from {len(found.gained)} images that only {second} gets right and {len(found.lost)} "
+        f"that only {first} does"
+    )
+    if found.p_value >= SIGNIFICANCE:
+        return f"{facts}. No clear difference: chance alone does that with probability {found.p_value:.2f}."
+    better = second if found.difference > 0 else first
+    return f"{facts}. {better} is better (p = {found.p_value:.2g})."
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def _evaluation_of(folder: Path) -> dict[str, Any]:
+    try:
+        evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    except FileNotFoundError:
+        raise UsageError(
+            f"{shown(str(folder))}: no finished run here (no evaluation.json). topwork fit makes one."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise TopworkError(f"{shown(str(folder))}: the run is damaged ({error}).") from None
+    return evaluation
+
+
+def _has(evaluation: dict[str, Any], part: str) -> bool:
+    return bool((evaluation.get(part) or {}).get("n"))
+
+
+def _judged(folder: Path, evaluation: dict[str, Any], part: str) -> Judged:
+    """Reads the logits of one part of a run."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        manifest = load_manifest(folder / "manifest.parquet")
+        table = pq.read_table(folder / "predictions.parquet", columns=["row", "logits"], filters=[("part", "=", part)])
+        classes = tuple(evaluation[part]["classes"])
+        index = {name: number for number, name in enumerate(classes)}
+        rows = table["row"].to_numpy()
+        labels = np.array([index.get(manifest.samples[row].label, -1) for row in rows.tolist()], dtype=np.int64)
+        logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(len(rows), len(classes))
+        return Judged(folder, manifest, Predictions(classes, rows, labels, logits))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
+        raise TopworkError(f"{shown(str(folder))}: the run is damaged ({type(error).__name__}: {error}).") from error
+
+
+def _text(name: str) -> str:
+    """A name as JSON can hold it."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -31,7 +31,8 @@ from topwork.data.shards import atomic_file
 from topwork.data.sources import Rules, shown
 from topwork.data.split import Split, split, split_record, with_valid
 from topwork.errors import TopworkError, UsageError
-from topwork.evaluation.calibration import fit_conformal, fit_temperature
+from topwork.evaluation.calibration import fit_temperature
+from topwork.evaluation.decisions import fit_ambiguous
 from topwork.evaluation.metrics import PartEvaluation, evaluate_part
 from topwork.evaluation.overview import Overview, findings, overview
 from topwork.evaluation.predictions import Predictions, softmax
@@ -44,6 +45,7 @@ from topwork.features.neighbours import NearDuplicates, near_duplicates
 from topwork.features.probe import Probe, fit_probe
 from topwork.features.store import FeatureStore
 from topwork.features.views import with_views
+from topwork.insights import find_insights
 from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.classifier import Classifier, load_classifier, save_classifier
 from topwork.settings import DataSettings, FitSettings, ScanSettings, as_dict, cache_folder
@@ -51,8 +53,6 @@ from topwork.tuning import TunedClassifier, Tuning, tune_classifier
 
 MIN_CLASSES = 2
 VALID_OF_TUNING = "choosing the epoch, the mixture of weights, the temperature and the thresholds; its figures flatter"
-UNKNOWN_FALSE_ALARMS = 0.01  # share of images of known classes that may be called unknown
-SET_COVERAGE = 0.95  # least share of images whose true class is among those not ruled out
 
 
 class Watcher(Protocol):
@@ -179,7 +179,7 @@ def fit(
                 balance=settings.balance,
             )
             probe = views.images_only(probe)
-        tuned = None
+        probe_features, tuned = features, None
         if settings.mode != "probe":
             with clock("tune"):
                 watcher.step("tune")
@@ -201,9 +201,11 @@ def fit(
             train_groups = np.asarray(groups)[parts.train]
             if tuned is None:
                 classifier = _classifier(backbone, probe, manifest, labels[parts.train], embedder)
-                classifier = with_decisions(classifier, probe, labels[parts.train], train_features, train_groups)
+                classifier = with_decisions(
+                    classifier, probe, labels[parts.train], train_features, train_groups, settings
+                )
             else:
-                classifier = _tuned_classifier(tuned, manifest, features, parts, labels, engine.precision)
+                classifier = _tuned_classifier(tuned, manifest, features, parts, labels, engine.precision, settings)
             predictions = {
                 name: predict_features(classifier, features, rows, labels) for name, rows in parts.parts().items()
             }
@@ -224,6 +226,15 @@ def fit(
             classifier = replace(classifier, provenance=_provenance(manifest, parts, evaluation, settings))
             _write(folder, manifest, parts, classifier, probe, predictions, recipe, embedder)
             append_history(folder / "history.jsonl", tuned.history if tuned else [])
+        with clock("insights"):
+            watcher.step("insights")
+            n_leaked = sum(part["n_leaked"] for part in evaluation.get("leaks", {}).values())
+            rate = _timing(clock, embedder)["images_per_second"]
+            insights = find_insights(
+                manifest, parts, groups, probe, probe_features, classifier, features, predictions, n_leaked=n_leaked,
+                is_tuned=tuned is not None, embedding_rate=rate, path=str(path), seed=settings.seed,
+            )  # fmt: skip
+            write_json(folder / "insights.json", insights.as_dict())
         evaluation["timing"] = _timing(clock, embedder)
         write_json(folder / "evaluation.json", evaluation)
     return Fitted(folder, manifest, parts, classifier, probe, predictions, evaluation, recipe)
@@ -543,21 +554,20 @@ def _tuned_classifier(
     parts: Split,
     labels: NDArray[np.int64],
     precision: str,
+    settings: FitSettings,
 ) -> Classifier:
     """Temperature and thresholds of a tuned network come from valid: it has learnt the training images by heart."""
     held_out = features.block("last", parts.valid)
     logits = tuned.head.logits({"last": held_out})
     temperature = fit_temperature(logits, labels[parts.valid])
     probabilities = softmax(logits / temperature)
-    detector = fit_unknown(features.block("last", parts.train), labels[parts.train], UNKNOWN_FALSE_ALARMS)
+    detector = fit_unknown(features.block("last", parts.train), labels[parts.train], settings.unknown_false_alarms)
     scores = np.sort(detector.score(held_out))
-    rank = min(len(scores), math.ceil((len(scores) + 1) * (1 - UNKNOWN_FALSE_ALARMS))) - 1
+    rank = min(len(scores), math.ceil((len(scores) + 1) * (1 - settings.unknown_false_alarms))) - 1
     thresholds = {
         "unknown": max(detector.threshold, float(scores[rank])),
-        "unknown_false_alarm_rate": UNKNOWN_FALSE_ALARMS,
-        "set_probability": min(0.5, fit_conformal(probabilities, labels[parts.valid], SET_COVERAGE)),
-        "set_coverage": SET_COVERAGE,
-        "confidence": None,
+        "unknown_false_alarm_rate": settings.unknown_false_alarms,
+        **fit_ambiguous(probabilities, labels[parts.valid], settings.coverage, settings.target_precision),
     }
     return Classifier(
         tuned.backbone,
@@ -576,17 +586,15 @@ def with_decisions(
     train_labels: NDArray[np.int64],
     train_features: NDArray[np.float16],
     train_groups: NDArray[np.int64],
+    settings: FitSettings,
 ) -> Classifier:
     """Adds the rule for label, ambiguous and unknown; all of it from out-of-fold values of the train part."""
     probabilities = softmax(probe.out_of_fold_logits / classifier.temperature)
-    detector = fit_unknown(train_features, train_labels, UNKNOWN_FALSE_ALARMS, groups=train_groups)
+    detector = fit_unknown(train_features, train_labels, settings.unknown_false_alarms, groups=train_groups)
     thresholds = {
         "unknown": detector.threshold,
         "unknown_false_alarm_rate": detector.false_alarm_rate,
-        # A class more likely than all others together is never ruled out; a lower threshold only covers more.
-        "set_probability": min(0.5, fit_conformal(probabilities, train_labels[probe.rows], SET_COVERAGE)),
-        "set_coverage": SET_COVERAGE,
-        "confidence": None,
+        **fit_ambiguous(probabilities, train_labels[probe.rows], settings.coverage, settings.target_precision),
     }
     return replace(classifier, thresholds=thresholds, arrays={"unknown_centres": detector.centres})
 

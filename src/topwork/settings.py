@@ -147,6 +147,30 @@ class FitSettings(TuneSettings, DataSettings):
         "for the probe, crops and mirror images for tuning.",
     )
     views: int = _setting(2, "Augmented views of each training image for the probe, when --augment is not none.")
+    coverage: float = _setting(
+        0.975, "Share of images whose true class must be among those not ruled out; where that takes several, the answer is "
+        "ambiguous.",
+    )
+    target_precision: float | None = _setting(
+        None, "Instead: answer only where the answers are right this often (such as 0.99); the rest is ambiguous."
+    )
+    unknown_false_alarms: float = _setting(0.01, "Share of images of known classes that may be called unknown.")
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """What ``topwork serve`` may be asked."""
+
+    host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in.")
+    port: int = _setting(8000, "Port to listen on; 0 takes a free one.")
+    workers: int | None = _setting(None, "Threads that decode images; by default one a core.")
+    max_body_mb: float = _setting(20.0, "Largest request in MB; larger ones get 413.")
+    max_images: int = _setting(64, "Most images in one request; more get 413.")
+    max_queue: int = _setting(1024, "Most images that wait for an answer; beyond it, 503.")
+    max_held_mb: float = _setting(512.0, "Most MB of requests in memory at a time; beyond it, 503.")
+    header_seconds: float = _setting(10.0, "Time a client has for the head of a request.")
+    body_seconds: float = _setting(30.0, "Time a client has for the body; then 408.")
+    request_seconds: float = _setting(60.0, "Time after which a request that is not answered gets 504.")
 
 
 def as_dict(settings: DataSettings) -> dict[str, Any]:

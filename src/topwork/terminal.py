@@ -25,6 +25,8 @@ STEP_TEXT = {
     "embed again": "Embedding with the tuned network",
     "evaluate": "Judging",
     "write": "Writing the run",
+    "insights": "Looking for what would help",
+    "examine": "Asking the model in many ways",
     "report": "Writing the report",
     "predict": "Predicting",
     "export": "Exporting and checking",
@@ -183,6 +185,37 @@ def certificate_lines(certificate: Any) -> list[str]:
     for path, reason in certificate.not_read:
         lines.append(f"  not read           {shown(path)}: {reason}")
     return lines
+
+
+def examination_lines(found: Any) -> list[str]:
+    """What ``topwork examine`` found: findings in words, then the table of effects."""
+    lines = [f"[{finding.kind}] {shown(finding.text)}" for finding in found.findings]
+    rows = [("as they are", percent(found.unchanged.accuracy), "", "")]
+    rows += [
+        (effect.title, percent(effect.accuracy), f"{100 * effect.difference:+.1f}", "clear" if effect.is_clear else "")
+        for effect in found.effects
+    ]
+    return [*lines, "", table(rows, ("images", "accuracy", "points", ""))]
+
+
+def comparison_lines(sentence: str, found: dict[str, Any], n: int = 12) -> list[str]:
+    """What ``topwork compare`` found for one pair of runs."""
+    changed = [(name, c) for name, c in found["per_class"].items() if c["n_gained"] or c["n_lost"]]
+    changed.sort(key=lambda item: (-abs(item[1]["n_gained"] - item[1]["n_lost"]), -item[1]["n_gained"]))
+    rows = [
+        (name, str(c["n"]), percent(c["accuracy_first"]), percent(c["accuracy_second"]), f"+{c['n_gained']} −{c['n_lost']}")
+        for name, c in changed[:n]
+    ]
+    lines = [shown(sentence)]
+    if rows:
+        lines += ["", table(rows, ("class", "images", "first", "second", "gained, lost"))]
+    differing = [
+        (row["path"], row["label"], row["first"], row["second"], row["change"]) for row in found["disagreements"][:n]
+    ]
+    if differing:
+        lines += ["", table(differing, ("image", "true", "first says", "second says", ""))]
+    n_more = len(found["disagreements"]) - len(differing)
+    return [*lines, *([f"... and {n_more} more (all with --json)"] if n_more > 0 else []), ""]
 
 
 def table(rows: Sequence[tuple[str, ...]], heads: tuple[str, ...]) -> str:

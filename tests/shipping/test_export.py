@@ -55,7 +55,7 @@ def test_onnx_is_one_file_that_describes_itself(runs, tmp_path):
     assert InputSpec.from_dict(json.loads(facts["preprocessing"])) == load_classifier(runs["plain"]).backbone.spec
     batch, height, width, channels = model.graph.input[0].type.tensor_type.shape.dim
     assert batch.dim_param
-    assert (height.dim_value, width.dim_value, channels.dim_value) == (128, 128, 3)
+    assert (height.dim_value, width.dim_value, channels.dim_value) == (160, 160, 3)
 
 
 def test_the_script_needs_nothing_of_topwork(runs, images, tmp_path):

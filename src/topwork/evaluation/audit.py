@@ -15,7 +15,7 @@ from topwork.evaluation.predictions import Bools, Ints
 from topwork.evaluation.unknown import unit_rows
 
 _BLOCK_ROWS = 1024
-_LARGEST_REFERENCE = 4096
+_LARGEST_REFERENCE = 2048
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def suspected_labels(
 def outliers(features: ArrayLike, n: int, n_neighbours: int = 5, seed: int = 0) -> tuple[Outlier, ...]:
     """The images least like any other, farthest first, with the images they are still most like.
 
-    The distance is the mean cosine distance to the nearest images. Above 4,096 images it is taken to that many drawn at
+    The distance is the mean cosine distance to the nearest images. Above 2,048 images it is taken to that many drawn at
     random, so that the time grows with the images and not with their square.
 
     Args:

@@ -1,6 +1,6 @@
 """What is answered for an image: in go probabilities and unknown scores, out comes label, ambiguous or unknown.
 
-Not here: where the thresholds come from (``calibration``, ``unknown``), and images that could not be read, whose
+Not here: the algorithms behind the thresholds (``calibration``, ``unknown``), and images that could not be read, whose
 outcome is an error (``shipping``).
 """
 
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from topwork.evaluation.calibration import prediction_sets
+from topwork.evaluation.calibration import fit_conformal, prediction_sets, target_precision_threshold
 
 
 class Decision(StrEnum):
@@ -63,3 +64,36 @@ def decide(probabilities: ArrayLike, unknown_scores: ArrayLike | None, threshold
     if unknown_scores is not None and thresholds.unknown is not None:
         decisions = np.where(np.asarray(unknown_scores) > thresholds.unknown, Decision.UNKNOWN.value, decisions)
     return decisions
+
+
+def fit_ambiguous(
+    probabilities: ArrayLike, labels: ArrayLike, coverage: float, target_precision: float | None = None
+) -> dict[str, Any]:
+    """The thresholds between label and ambiguous, from held-out answers, with what was asked for, as stored in a model.
+
+    With a target precision the confidence alone decides, so that no more is left open than the target takes: first by
+    the cautious threshold (its lower limit meets the target), and where images are too few for that, by the plain one.
+
+    Args:
+        probabilities: (N, C) held-out calibrated probabilities.
+        labels: (N,) their labels.
+        coverage: share of prediction sets that shall hold the truth.
+        target_precision: share of right answers among those given; None leaves the decision to the sets.
+
+    Raises:
+        UsageError: a share is not between 0 and 1.
+    """
+    # A class more likely than all others together is never ruled out; a lower threshold only covers more.
+    sets = min(0.5, fit_conformal(probabilities, labels, coverage))
+    if target_precision is None:
+        return {"set_probability": sets, "set_coverage": coverage, "confidence": None}
+    cautious = target_precision_threshold(probabilities, labels, target_precision, cautious=True)
+    plain = target_precision_threshold(probabilities, labels, target_precision)
+    found = cautious if cautious is not None else plain
+    return {
+        "set_probability": None,
+        "set_coverage": None,
+        "confidence": 1.0 if found is None else found,  # out of reach: only certainty would be good enough
+        "target_precision": target_precision,
+        "target_precision_met": "surely" if cautious is not None else "about" if plain is not None else "no",
+    }

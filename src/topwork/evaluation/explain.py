@@ -96,7 +96,7 @@ def activation_maps(head: LinearHead, maps: NDArray[np.float32], labels: Ints) -
     n_positions = maps.shape[2] * maps.shape[3]
     flat = maps.reshape(*maps.shape[:2], n_positions).astype(np.float64)
     found = np.einsum("nkd,ndp->nkp", weight[labels], flat, optimize=True) / n_positions
-    return found.reshape(*labels.shape, *maps.shape[2:]).astype(np.float32)
+    return np.asarray(found.reshape(*labels.shape, *maps.shape[2:]), np.float32)
 
 
 def _covering(
@@ -244,7 +244,8 @@ def overlay(picture: Pixels, evidence: NDArray[np.float32], spec: InputSpec, str
     height, width = picture.shape[:2]
     top, left, box_height, box_width = _seen(height, width, spec)
     strength = np.zeros((height, width), np.float32)
-    part = _cut_bars(np.maximum(evidence, 0) / max(strongest, 1e-9), height, width, spec)
+    relative = np.asarray(np.maximum(evidence, 0) / max(strongest, 1e-9), np.float32)
+    part = _cut_bars(relative, height, width, spec)
     strength[top : top + box_height, left : left + box_width] = _smooth(np.clip(part, 0, 1), box_height, box_width)
     grey = picture.astype(np.float32).mean(2, keepdims=True)
     ground = 0.55 * picture + 0.45 * grey
@@ -252,7 +253,7 @@ def overlay(picture: Pixels, evidence: NDArray[np.float32], spec: InputSpec, str
     seen[top : top + box_height, left : left + box_width] = 1
     ground *= 0.45 + 0.55 * seen
     alpha = _OPAQUE * strength[..., None] ** 0.8
-    return np.clip(ground * (1 - alpha) + colours(strength) * alpha, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(ground * (1 - alpha) + colours(strength) * alpha, 0, 255), np.uint8)
 
 
 def colours(strength: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -285,4 +286,4 @@ def _cut_bars(evidence: NDArray[np.float32], height: int, width: int, spec: Inpu
 def _smooth(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
     """A small map in 0..1 brought to a size; by the resizer of images, in 255 steps, which the eye cannot tell."""
     grey = np.repeat(np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
-    return resize(grey, height, width, "bicubic")[..., 0].astype(np.float32) / 255
+    return np.asarray(resize(grey, height, width, "bicubic")[..., 0] / np.float32(255), np.float32)

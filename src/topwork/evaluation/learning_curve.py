@@ -105,7 +105,15 @@ def learning_curve(
 
 
 def _judged(
-    columns: Floats, labels: Ints, groups: Ints, n_classes: int, m: int, n: int, penalty: float, n_repeats: int, seed: int
+    columns: Floats,
+    labels: Ints,
+    groups: Ints,
+    n_classes: int,
+    m: int,
+    n: int,
+    penalty: float,
+    n_repeats: int,
+    seed: int,
 ) -> NDArray[np.float64]:
     """(N,) share of repeats in which each image was answered right by a head that did not see it; NaN where none."""
     right, asked = np.zeros(n), np.zeros(n)

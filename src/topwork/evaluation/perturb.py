@@ -64,7 +64,7 @@ def high_pass(images: Pixels, share: float = 0.01) -> Pixels:
 
 
 def shuffle_patches(images: Pixels, n: int = PATCHES, seed: int = 0) -> Pixels:
-    """n × n patches in another order, none at its own place: texture stays, shape goes."""
+    """Cut n × n patches and put them in another order, none at its own place: texture stays, shape goes."""
     changed = images.copy()
     height, width = images.shape[1] // n, images.shape[2] // n
     for number, image in enumerate(images):
@@ -226,7 +226,7 @@ def _hide(images: Pixels, box: tuple[int, int, int, int], inside: bool) -> Pixel
     colour = images.mean((1, 2), keepdims=True).round().astype(np.uint8)
     covered = np.zeros((*images.shape[1:3], 1), np.bool_)
     covered[top:bottom, left:right] = True
-    return np.where(covered == inside, colour, images)
+    return np.asarray(np.where(covered == inside, colour, images), np.uint8)
 
 
 def _derangement(n: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -134,10 +134,9 @@ def misfit_sentence(fits: tuple[Fit, ...]) -> tuple[bool, str] | None:
 
 def _values(fit: Fit) -> str:
     normalisation = fit.normalisation
-    numbers = "mean {}, deviation {}".format(
+    return "mean {}, deviation {}".format(
         *("/".join(f"{v:.3g}" for v in dict.fromkeys(values)) for values in (normalisation.mean, normalisation.std))
     )
-    return numbers
 
 
 def _far(a: Triple, b: Triple) -> bool:

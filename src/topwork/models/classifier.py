@@ -172,7 +172,8 @@ def _write_weights(classifier: Classifier, path: Path) -> None:
             "scale": head.transform.scale,
         }
         tensors |= {HEAD_PREFIX + key: value for key, value in extended.items()}
-    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path, metadata={"format": "pt"})
+    # asarray, not ascontiguousarray: that makes a counter of shape () one of shape (1,), which transformers refuses
+    save_file({key: np.asarray(value, order="C") for key, value in tensors.items()}, path, metadata={"format": "pt"})
 
 
 def _facts(classifier: Classifier) -> dict[str, Any]:

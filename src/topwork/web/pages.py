@@ -21,7 +21,7 @@ from topwork import __version__
 from topwork.data.shards import atomic_file
 from topwork.data.sources import shown
 from topwork.errors import TopworkError
-from topwork.web import results, sections
+from topwork.web import insights_sections, results, sections
 from topwork.web.pictures import Album, Picture, problems
 from topwork.web.record import Record, read_record
 
@@ -43,6 +43,10 @@ SECTIONS = (
     Section("training", "Training", sections.training),
     Section("results", "Results", results.results),
     Section("mistakes", "Mistakes", results.mistakes),
+    Section("looks", "What it looks at", insights_sections.looks),
+    Section("knows", "What it knows", insights_sections.knows),
+    Section("labels", "Labels to check", insights_sections.labels),
+    Section("advice", "Advice", insights_sections.advice),
     Section("reproduce", "Reproduce", sections.reproduce),
 )
 
@@ -71,7 +75,7 @@ def render(record: Record) -> str:
     album = Album()
     values = {section.name: section.values(record, album) for section in SECTIONS}
     pictures = album.make(record.manifest)
-    style, script = (_static(name) for name in ("report.css", "report.js"))
+    style, script = _static("report.css") + _static("insights.css"), _static("report.js")
     environment = _environment()
     environment.globals["pictures"] = {row: asdict(picture) for row, picture in pictures.items()}
     return environment.get_template("report.html").render(

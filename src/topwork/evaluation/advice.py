@@ -1,0 +1,278 @@
+"""What would help most? In go measured facts about a run, out comes a ranked list with gains and minutes.
+
+Nothing here is computed twice: curve, suspects and figures come from the run. A gain that was measured on this data
+(more images, classes that lag) is an expectation with an interval; one that is only known from elsewhere (tuning, another
+backbone) says so. Gains are in shares of accuracy. Where the expected gain is smaller than what the test images can show,
+the advice says that as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from topwork.evaluation.intervals import Z_95, wilson
+from topwork.evaluation.learning_curve import LearningCurve
+
+# Share of the errors of a frozen network's head that tuning everything removed: quartiles and median over eleven data sets
+# for ResNet-18 (Salman et al. 2020, arXiv 2007.08489, as in training/estimate.py).
+TUNING_REMOVES = (0.19, 0.42, 0.63)
+# The same for lite2 in place of lite0. Log-odds of accuracy after transfer rise as on ImageNet (Kornblith et al. 2019,
+# arXiv 1805.08974, figure 2); 74.8 % against 77.5 % there multiply the odds by 1.16.
+LARGER_REMOVES = (0.0, 0.14, 0.28)
+LARGER_COST = 2.2  # multiply-adds of lite2 by those of lite0
+SECONDS_TO_CHECK, SECONDS_TO_COLLECT = 5.0, 10.0  # a person's time for one label, for one new image
+TUNING_RATE, TUNING_EPOCHS = 40.0, 8.0  # images a second on two cores, and usual passes: for a first guess of the time
+EMBEDDING_RATE = 150.0  # images a second, where this run embedded nothing itself
+FINE_INTERVAL = 0.02  # plus or minus two points: a test that is worth having
+WIDE_INTERVAL = 0.03
+LAGGING = 0.05  # a class this far below the others is worth images of its own
+MAX_CLASSES = 3
+
+
+@dataclass(frozen=True)
+class ClassRecord:
+    """A class in cross-validation: training images, and how many of them were answered right out of fold."""
+
+    name: str
+    n_train: int
+    n_judged: int
+    n_right: int
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What advice is based on.
+
+    Attributes:
+        n_images: all images of the run.
+        accuracy: cross-validated, or on valid where the network was tuned.
+        n_suspects: images whose label confident learning counts as wrong.
+        n_leaked: images of valid or test that train has, too.
+        judged: name, images and accuracy of the part that counts most; None without one.
+        embedding_rate: images a second of this run; None where nothing was embedded.
+    """
+
+    n_images: int
+    n_train: int
+    accuracy: float
+    classes: tuple[ClassRecord, ...]
+    curve: LearningCurve | None
+    n_suspects: int
+    n_leaked: int
+    judged: tuple[str, int, float] | None
+    backbone: str
+    is_tuned: bool
+    embedding_rate: float | None = None
+    path: str = "PATH"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One thing to do.
+
+    Attributes:
+        name: short and stable, for programs.
+        gain: expected share of accuracy with the ends of its interval; None where it is no gain in accuracy.
+        basis: where the gain comes from: ``measured``, ``elsewhere`` or ``bound`` (it cannot be more).
+        minutes: of the machine; ``person_minutes`` of a person.
+        command: what to type, if that is all there is to do.
+    """
+
+    name: str
+    title: str
+    text: str
+    gain: tuple[float, float, float] | None
+    basis: str | None
+    minutes: float
+    person_minutes: float
+    command: str | None = None
+
+
+def advise(situation: Situation) -> tuple[Advice, ...]:
+    """Everything worth doing, the largest expected gain first, then what makes the figures truer."""
+    found = [
+        _more_images(situation),
+        _lagging_classes(situation),
+        _labels(situation),
+        _tuning(situation),
+        _backbone(situation),
+        _leaks(situation),
+        _test_images(situation),
+    ]
+    return tuple(sorted((advice for advice in found if advice is not None), key=_rank))
+
+
+def _rank(advice: Advice) -> tuple[bool, float, float]:
+    gain = advice.gain[0] if advice.gain else 0.0
+    return advice.gain is None, -gain, advice.minutes + advice.person_minutes
+
+
+def _more_images(s: Situation) -> Advice | None:
+    if s.curve is None:
+        return None
+    gain, low, high = s.curve.gain
+    twice = s.curve.forecasts[1]
+    text = (
+        f"With twice the training images ({twice.n:,} instead of {s.n_train:,}) the learning curve leads to about "
+        f"{_percent(twice.accuracy)} ({_percent(twice.low)} to {_percent(twice.high)}): {_gain(gain, low, high)}."
+    )
+    if gain < 0.005:
+        text += " The curve is nearly flat: more images of the same kind are not what is missing."
+    seconds = SECONDS_TO_COLLECT * s.n_train
+    return Advice("images", "More images", text, (gain, low, high), "measured", 0.0, seconds / 60)
+
+
+def _lagging_classes(s: Situation) -> Advice | None:
+    """Classes whose recall is below the rest by more than chance does."""
+    n_judged, n_right = (sum(getattr(c, key) for c in s.classes) for key in ("n_judged", "n_right"))
+    if len(s.classes) < 3 or not n_judged:
+        return None
+    lagging = []
+    for record in s.classes:
+        n_others, right_others = n_judged - record.n_judged, n_right - record.n_right
+        if not record.n_judged or not n_others:
+            continue
+        recall, others = record.n_right / record.n_judged, right_others / n_others
+        # One class in so many always looks weak: the interval is widened to the number of classes.
+        if (
+            wilson(recall, record.n_judged / _widening(len(s.classes))).high < others - 0.0
+            and recall < others - LAGGING
+        ):
+            lagging.append((others - recall, record, recall, others))
+    if not lagging:
+        return None
+    lagging.sort(key=lambda item: -item[0] * item[1].n_judged)
+    named = lagging[:MAX_CLASSES]
+    names = ", ".join(f"{r.name} ({_percent(recall)} right, {r.n_train} images)" for _, r, recall, _ in named)
+    bound = sum(gap * r.n_judged for gap, r, _, _ in named) / n_judged
+    n_new = sum(r.n_train for _, r, _, _ in named)
+    text = (
+        f"These classes lag behind the others ({_percent(named[0][3])}) by more than chance: {names}. If they caught up, "
+        f"accuracy would rise by {_points(bound)} points at most. Collect images of them first: {n_new} would double them."
+    )
+    gain = (bound / 2, 0.0, bound)
+    return Advice("classes", "Images of weak classes", text, gain, "bound", 0.0, SECONDS_TO_COLLECT * n_new / 60)
+
+
+def _widening(n: int) -> float:
+    """Factor on the variance for the strongest of n comparisons (Bonferroni, by the normal tail's growth)."""
+    return 1.0 + 2 * float(np.log(max(n, 1))) / Z_95**2
+
+
+def _labels(s: Situation) -> Advice | None:
+    if not s.n_suspects:
+        return None
+    share = s.n_suspects / s.n_images
+    text = (
+        f"{s.n_suspects:,} of {s.n_images:,} labels ({_percent(share)}) disagree with what the rest of the data says. Most are "
+        "either wrong or show hard images; both are worth a look. A wrong label in the test counts a right answer as wrong, "
+        f"so the figures may be off by up to {100 * share:.1f} points."
+    )
+    gain = (share / 4, 0.0, share)
+    return Advice("labels", "Check suspected labels", text, gain, "bound", 0.0, SECONDS_TO_CHECK * s.n_suspects / 60)
+
+
+def _tuning(s: Situation) -> Advice | None:
+    if s.is_tuned:
+        return None
+    low, middle, high = (share * (1 - s.accuracy) for share in TUNING_REMOVES)
+    minutes = TUNING_EPOCHS * s.n_train / TUNING_RATE / 60
+    text = (
+        f"Elsewhere, tuning the whole network after a probe removed 19 to 63 % of the errors: here {_gain(middle, low, high)}."
+        f"{_too_small(s, middle)}"
+    )
+    return Advice(
+        "tuning", "Tune the network", text, (middle, low, high), "elsewhere", minutes, 0.0,
+        f"topwork fit {s.path} --mode tune",
+    )  # fmt: skip
+
+
+def _backbone(s: Situation) -> Advice | None:
+    if s.backbone not in ("lite0", "lite1"):
+        return None
+    low, middle, high = (share * (1 - s.accuracy) for share in LARGER_REMOVES)
+    minutes = LARGER_COST * s.n_images / (s.embedding_rate or EMBEDDING_RATE) / 60
+    text = (
+        f"A larger embedded network (lite2, in the extra “offline”) should remove about 14 % of the errors: here "
+        f"{_gain(middle, low, high)}. With a network connection, any timm name may be tried.{_too_small(s, middle)}"
+    )
+    return Advice(
+        "backbone", "Another backbone", text, (middle, low, high), "elsewhere", minutes, 0.0,
+        f"topwork fit {s.path} --backbone lite2",
+    )  # fmt: skip
+
+
+def _leaks(s: Situation) -> Advice | None:
+    if not s.n_leaked:
+        return None
+    text = (
+        f"{s.n_leaked:,} images of valid or test are in train, too, so the figures flatter. Remove them from one side, or "
+        "leave the split to topwork, which keeps copies together."
+    )
+    return Advice("leaks", "Remove leaked images", text, None, None, 0.0, s.n_leaked * SECONDS_TO_CHECK / 60)
+
+
+def _test_images(s: Situation) -> Advice | None:
+    if s.judged is None:
+        text = "No part is kept aside, so nothing can be said about how good the model is. Keep some images for a test."
+        return Advice(
+            "test", "Keep test images", text, None, None, 0.0, 0.0, f"topwork fit {s.path} --test-fraction 0.2"
+        )
+    name, n, accuracy = s.judged
+    interval = wilson(accuracy, n)
+    if (interval.high - interval.low) / 2 < WIDE_INTERVAL:
+        return None
+    spread = max(accuracy * (1 - accuracy), 0.02)
+    wanted = round(Z_95**2 * spread / FINE_INTERVAL**2)
+    if wanted <= n:
+        return None
+    text = (
+        f"With {n:,} images in {name}, accuracy is known to {_percent(interval.low)} to {_percent(interval.high)} only. "
+        f"About {wanted:,} images would give ±2 points, and show smaller improvements."
+    )
+    return Advice("test", "More test images", text, None, None, 0.0, (wanted - n) * SECONDS_TO_COLLECT / 60)
+
+
+def _too_small(s: Situation, gain: float) -> str:
+    """A warning where the judged part could not show such a gain."""
+    if s.judged is None:
+        return ""
+    _, n, accuracy = s.judged
+    noise = Z_95 * float(np.sqrt(max(accuracy * (1 - accuracy), 0.01) / n))
+    return f" The {n} images of {s.judged[0]} could hardly show a gain this small." if gain < noise / 2 else ""
+
+
+def lines(advice: Sequence[Advice]) -> list[str]:
+    """For the terminal."""
+    return [f"{number}. {item.title} ({times(item)}): {item.text}" for number, item in enumerate(advice, start=1)]
+
+
+def times(item: Advice) -> str:
+    """``about 3 min of computing``, ``about 10 min of yours``."""
+    parts = []
+    if item.minutes:
+        parts.append(f"about {_minutes(item.minutes)} of computing")
+    if item.person_minutes:
+        parts.append(f"about {_minutes(item.person_minutes)} of your time")
+    return ", ".join(parts) or "no time"
+
+
+def _minutes(minutes: float) -> str:
+    if minutes < 1.5:
+        return f"{max(1, round(60 * minutes))} s"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.0f} h"
+
+
+def _gain(gain: float, low: float, high: float) -> str:
+    return f"{_points(gain)} points ({_points(low)} to {_points(high)})"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

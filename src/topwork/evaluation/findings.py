@@ -1,0 +1,249 @@
+"""What an examination means, in plain sentences: in go effects and checks, out come sentences that follow from the numbers.
+
+Where there is no clear difference, the sentence says so. Warnings come first: a wrong normalisation, a place that a
+class hangs on, files that give the label away, evidence outside the objects.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from topwork.evaluation.explain import Randomised
+from topwork.evaluation.places import FixedPlace, place_sentence
+from topwork.evaluation.preprocessing import Fit, misfit_sentence
+from topwork.evaluation.shortcut import ShortcutCheck
+
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What the model makes of the images after one change.
+
+    Attributes:
+        accuracy: with a 95 % interval ``low`` to ``high``.
+        confidence: mean probability of the answers.
+        difference: accuracy less that on the images as they are, with its paired interval.
+        p_value: corrected for the number of effects.
+        same: share of images with the same answer as before.
+        examples: answer and probability for each of the example images.
+    """
+
+    name: str
+    group: str
+    title: str
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    confidence: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    p_value: float
+    same: float
+    sentence: str
+    examples: tuple[tuple[str, float], ...]
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether chance would hardly do it."""
+        return self.p_value < SIGNIFICANCE and self.difference != 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence for a person: a ``warning``, a ``note``, or something ``good``."""
+
+    kind: str
+    topic: str
+    text: str
+
+
+def effect_sentence(effect: Effect, done: str, about: str, before: float, guess: float) -> str:
+    """What one effect means, in a sentence that follows from its numbers.
+
+    Args:
+        done: what was done, as in "Without colour".
+        about: what that took away.
+        before: accuracy on the images as they are.
+        guess: accuracy of always naming the commonest class.
+    """
+    if effect.name == "unchanged":
+        return f"As they are, it is right for {_percent(before)} of the {effect.n} images."
+    start = f"{done}, it is right for {_percent(effect.accuracy)}"
+    if not effect.is_clear:
+        span = f"{_points(effect.difference_low)} to {_points(effect.difference_high)} points"
+        if effect.difference_low > 0 or effect.difference_high < 0:
+            return f"{start}: perhaps a difference ({span}), but no clear difference among so many comparisons."
+        return f"{start}: no clear difference ({span})."
+    if effect.difference > 0:
+        return f"{start}, more than the {_percent(before)} as they are: that should not help, so look into it."
+    lost = -effect.difference / max(before - guess, 1e-9)
+    unaware = ""
+    if effect.confidence - effect.accuracy > 0.2:
+        unaware = f" It does not notice: its mean confidence is {_percent(effect.confidence)}."
+    if effect.low <= guess or effect.accuracy < guess:
+        return f"{start}, no better than guessing ({_percent(guess)}): it cannot do without {about}.{unaware}"
+    degree = "relies heavily on" if lost > 0.4 else "relies on" if lost > 0.15 else "relies a little on"
+    return f"{start} instead of {_percent(before)}: it {degree} {about}.{unaware}"
+
+
+def _percent(share: float) -> str:
+    text = f"{100 * share:.1f}"
+    return f"{text.removesuffix('.0')} %"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+# ---- findings
+
+
+def find_findings(
+    effects: dict[str, Effect],
+    guess: float,
+    fits: tuple[Fit, ...],
+    places: tuple[FixedPlace, ...],
+    border: tuple[float, float] | None,
+    randomised: tuple[Randomised, ...],
+    shortcuts: ShortcutCheck | None,
+) -> tuple[Finding, ...]:
+    first = effects["unchanged"]
+    found = [Finding("note", "accuracy", _accuracy_text(first, guess))]
+    found += _normalisation_findings(effects, fits)
+    found += [Finding("warning", "shortcut", place_sentence(place)) for place in places]
+    found += _place_findings(effects, border, bool(places))
+    found += _file_findings(shortcuts)
+    found += [Finding("note", "texture or shape", text) for text in _texture_text(effects)]
+    found += [Finding("note", "colour", effects["grey"].sentence)]
+    found += _fragility_findings(effects)
+    found += _sanity_findings(randomised)
+    return tuple(sorted(found, key=lambda finding: finding.kind != "warning"))
+
+
+def _accuracy_text(first: Effect, guess: float) -> str:
+    return (
+        f"On the {first.n} images as they are it is right for {_percent(first.accuracy)} "
+        f"({_percent(first.low)} to {_percent(first.high)}); always naming the commonest class gives {_percent(guess)}."
+    )
+
+
+def _normalisation_findings(effects: dict[str, Effect], fits: tuple[Fit, ...]) -> list[Finding]:
+    found = []
+    others = [effect for effect in effects.values() if effect.group == "normalisation"]
+    better = [effect for effect in others if effect.is_clear and effect.difference > 0]
+    if better:
+        best = max(better, key=lambda effect: effect.accuracy)
+        found.append(
+            Finding(
+                "warning",
+                "normalisation",
+                f"The stored normalisation is most likely not the one the model was trained with: with {best.title} it is "
+                f"right for {_percent(best.accuracy)} instead of {_percent(effects['unchanged'].accuracy)}.",
+            )
+        )
+    said = misfit_sentence(fits)
+    if said is not None and said[0]:
+        found.append(Finding("warning", "normalisation", said[1]))
+    elif not better and others:
+        worst = min(others, key=lambda effect: effect.accuracy)
+        start = said[1] + " " if said is not None else "No other normalisation does better. "
+        found.append(
+            Finding(
+                "good", "normalisation", f"{start}With {worst.title} it would be right for {_percent(worst.accuracy)}."
+            )
+        )
+    return found
+
+
+def _place_findings(effects: dict[str, Effect], border: tuple[float, float] | None, has_places: bool) -> list[Finding]:
+    without, only = effects["no_centre"], effects["no_surround"]
+    text = f"{without.sentence} {only.sentence}"
+    found = []
+    if without.accuracy > only.accuracy + 0.05 and only.is_clear:
+        found.append(
+            Finding(
+                "warning",
+                "object or background",
+                f"{text} It does better without the middle than without the surround: what it goes by lies around "
+                "the objects, in the background, at the border or in a mark.",
+            )
+        )
+    elif only.accuracy > without.accuracy + 0.05 and without.is_clear:
+        found.append(
+            Finding("note", "object or background", f"{text} So it goes by the middle, where the objects mostly are.")
+        )
+    else:
+        found.append(Finding("note", "object or background", text))
+    if border is not None:
+        share, area = border
+        kind = "warning" if share > 1.2 * area and not has_places else "note"
+        more = "more than" if share > 1.1 * area else "less than" if share < 0.9 * area else "about"
+        found.append(
+            Finding(
+                kind,
+                "border",
+                f"The outer tenth of each side is {_percent(area)} of the area and holds {_percent(share)} of the "
+                f"evidence: {more} an even spread would put there.",
+            )
+        )
+    return found
+
+
+def _file_findings(shortcuts: ShortcutCheck | None) -> list[Finding]:
+    if shortcuts is None or not shortcuts.families:
+        return []
+    if shortcuts.warnings:
+        return [
+            Finding("warning", "file properties", f"{text} The model may use it, too.") for text in shortcuts.warnings
+        ]
+    best = shortcuts.families[0]
+    return [
+        Finding(
+            "good",
+            "file properties",
+            f"Facts about the files alone give little away: the most telling, {best.family}, reach "
+            f"{_percent(round(best.balanced_accuracy, 2))} balanced accuracy where guessing gives {_percent(round(best.chance, 2))}.",
+        )
+    ]
+
+
+def _texture_text(effects: dict[str, Effect]) -> list[str]:
+    texture = effects["shuffle"]
+    shape = max((effects["edges"], effects["silhouette"]), key=lambda effect: effect.accuracy)
+    text = f"{texture.sentence} {shape.sentence}"
+    gap = texture.accuracy - shape.accuracy
+    half_width = 1.96 * math.sqrt(max(0.5 / texture.n, 1e-9) * 0.5)
+    if gap > half_width:
+        return [f"{text} So it goes more by texture than by shape, as most networks trained on photos do."]
+    if gap < -half_width:
+        return [f"{text} So it goes more by shape than by texture."]
+    return [f"{text} Neither texture alone nor shape alone stands out."]
+
+
+def _fragility_findings(effects: dict[str, Effect]) -> list[Finding]:
+    hurt = [
+        e for e in effects.values() if e.group in ("quality", "view", "detail") and e.is_clear and e.difference < -0.05
+    ]
+    if not hurt:
+        return [
+            Finding("good", "robustness", "No change of view, detail or quality tried here costs it 5 points or more.")
+        ]
+    hurt.sort(key=lambda effect: effect.difference)
+    named = ", ".join(f"{e.title.lower().replace('jpeg', 'JPEG')} ({_points(e.difference)})" for e in hurt[:6])
+    return [Finding("note", "robustness", f"What costs it most, in points of accuracy: {named}.")]
+
+
+def _sanity_findings(randomised: tuple[Randomised, ...]) -> list[Finding]:
+    if not randomised:
+        return []
+    most = max(abs(r.agreement) for r in randomised)
+    steps = "; ".join(f"{r.part}: {r.agreement:.2f}" for r in randomised)
+    if most < 0.5:
+        text = "The maps of evidence depend on what was learned: with random weights they look different"
+        return [Finding("good", "maps", f"{text} (rank correlation after randomising {steps}).")]
+    text = "The maps of evidence stay similar with random weights: they show edges of the image rather than what was learned"
+    return [Finding("warning", "maps", f"{text} (rank correlation after randomising {steps}).")]
