@@ -211,11 +211,13 @@ def evaluate(
 @app.command
 def predict(
     model: str,
-    images: Annotated[list[str], Parameter(help="Files, folders, patterns in quotes, or - for a list on stdin.")],
+    images: Annotated[list[str], Parameter(help="Files, folders, patterns in quotes, tar or zip archives, or - for a list on stdin.")],
     /,
     *,
     out: str | None = None,
     top: int = 5,
+    tta: bool = False,
+    explain: str | None = None,
     workers: int | None = None,
     overwrite: bool = False,
     seed: int = 0,
@@ -231,6 +233,10 @@ def predict(
         File to write: .csv, .jsonl or .parquet. Without it the answers are printed.
     top
         How many classes each row names.
+    tta
+        Also look at each image mirrored and take the mean of the probabilities; twice the work.
+    explain
+        Folder to make: a picture for each image with where the model looked.
     workers
         Threads that read and decode images; by default one a core.
     overwrite
@@ -245,9 +251,10 @@ def predict(
     inputs = list_inputs(sys.stdin.read().splitlines() if images == [STDIN] else images)
     with Terminal(common.quiet) as terminal:
         terminal.step("predict")
-        predictor = Predictor(model, n_top=top)
+        predictor = Predictor(model, n_top=top, tta=tta)
+        on_row = _picture_writer(predictor, explain) if explain else None
         if out is not None:
-            counts = predict_to_file(predictor, inputs, Path(out), overwrite, terminal.progress, workers)
+            counts = predict_to_file(predictor, inputs, Path(out), overwrite, terminal.progress, workers, on_row)
             terminal.finish()
             if common.json:
                 _print_json({"out": out, "n": len(inputs), **counts})
@@ -255,6 +262,9 @@ def predict(
                 print(f"{len(inputs):,} rows in {out}, {counts['n_errors']:,} of them errors.")
             return 0
         predictions = list(predictor.stream(inputs, workers))
+        for number, prediction in enumerate(predictions, start=1):
+            if on_row:
+                on_row(number, prediction)
         terminal.finish()
     if common.json:
         _print_json({"predictions": [asdict(p) | {"top": [list(pair) for pair in p.top]} for p in predictions]})
@@ -443,6 +453,57 @@ def compare(
     return 0
 
 
+@app.command(name="add-class")
+def add_class(
+    model: str,
+    path: str,
+    /,
+    *,
+    out: str,
+    name: str | None = None,
+    overwrite: bool = False,
+    settings: Annotated[DataSettings, Flat] = DataSettings(),
+    common: CommonArgs = Common(),
+) -> int:
+    """Teach a model further classes; the old ones keep their weights, and the old images are not read again.
+
+    Parameters
+    ----------
+    model
+        The run folder that holds the model.
+    path
+        A folder of images of one new class, or a folder with one folder a class.
+    out
+        The run folder to make.
+    name
+        Name of the new class, where there is one; by default that of the folder.
+    overwrite
+        Replace the finished run that --out holds.
+    """
+    from topwork.data.sources import shown
+    from topwork.run import add_class as add_class_to
+    from topwork.terminal import Terminal, part_lines, percent
+    from topwork.web.pages import write_report
+
+    with Terminal(common.quiet) as terminal:
+        grown = add_class_to(model, path, out, settings, name=name, overwrite=overwrite, watcher=terminal)
+        terminal.step("report")
+        write_report(grown.folder)
+        terminal.finish()
+    if common.json:
+        parts = {key: grown.evaluation.get(key) for key in ("valid", "test", "old_classes", "timing")}
+        _print_json({"run": out, "added": list(grown.added), **parts})
+        return 0
+    print(f"Added {', '.join(shown(label) for label in grown.added)}.")
+    if grown.part is not None:
+        print(f"Old classes, {grown.n_old} {grown.part} images: {percent(grown.before)} before, {percent(grown.after)} after.")
+    for part in ("valid", "test"):
+        if part in grown.evaluation:
+            print("\n".join(part_lines(part, grown.evaluation[part])))
+    print(f"Model: {Path(out) / 'model'}")
+    return 0
+
+
 @app.command
 def report(run: str, /, *, seed: int = 0, common: CommonArgs = Common()) -> int:
     """Write RUN/report.html again from what the run holds.
@@ -569,6 +630,15 @@ def demo(
     if open_report and not common.json:
         _open(Path(run) / "report.html")
     return status
+
+
+def _picture_writer(predictor: Any, folder: str) -> Any:
+    """Writes the pictures that predict --explain asks for."""
+    from topwork.shipping.evidence import Evidence
+
+    place, evidence = Path(folder), Evidence(predictor)
+    place.mkdir(parents=True, exist_ok=True)
+    return lambda number, prediction: evidence.write(number, prediction, place)
 
 
 # ---- showing

@@ -97,11 +97,12 @@ def tune_classifier(
     train, valid = streams_of(
         tuning.manifest, parts.train, parts.valid, tuning.backbone, recipe, settings.workers, on_progress
     )
-    recipe, words = _timed(tuning, recipe, facts, names, train, start)
+    timed, words = _timed(tuning, recipe, facts, names, train, start)
     for sentence in words:
         say(sentence)
-    if recipe is None:
+    if timed is None:
         return None
+    recipe = timed
     folder = tuning.folder / CHECKPOINTS
     folder.mkdir(exist_ok=True)
     with Interruption() as interruption:

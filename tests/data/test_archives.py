@@ -85,7 +85,9 @@ def test_of_a_cut_archive_the_sound_part_is_used_and_the_rest_named(mode, tmp_pa
         assert archive.rejects[-1].reason.startswith("damaged")
 
 
-@pytest.mark.parametrize("content", [b"PK\3\4" + bytes(50), b"\x1f\x8b" + bytes(50), b"BZh9" + bytes(50), b"\xfd7zXZ\0" + bytes(9)])
+@pytest.mark.parametrize(
+    "content", [b"PK\3\4" + bytes(50), b"\x1f\x8b" + bytes(50), b"BZh9" + bytes(50), b"\xfd7zXZ\0" + bytes(9)]
+)
 def test_what_only_starts_like_an_archive_is_named(content, tmp_path) -> None:
     path = tmp_path / "x.zip"
     path.write_bytes(content)

@@ -44,13 +44,17 @@ def test_every_layout_gives_the_same_data_set_and_the_same_split(layout, images,
         assert len(manifest.read(row)) == manifest.samples[row].n_bytes
 
 
-@pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "Validation", "TEST"), ("train", "dev", "testing")])
+@pytest.mark.parametrize(
+    "names", [("train", "val", "test"), ("Training", "Validation", "TEST"), ("train", "dev", "testing")]
+)
 def test_part_folders_of_any_usual_name_and_case(names, images, tmp_path) -> None:
     for name in names:
         folders(images, tmp_path / name)
     manifest = scan(tmp_path)
     assert manifest.layout == "parts"
-    assert {(s.path.split("/")[0], s.part) for s in manifest.samples} == set(zip(names, ("train", "valid", "test"), strict=True))
+    assert {(s.path.split("/")[0], s.part) for s in manifest.samples} == set(
+        zip(names, ("train", "valid", "test"), strict=True)
+    )
     assert manifest.classes == ("disc", "square")
 
 

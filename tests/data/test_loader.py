@@ -92,7 +92,11 @@ def test_facts_pixels_and_traits_in_one_pass(tmp_path) -> None:
     assert loaded[-1].content_hash == ""
     for one in loaded[:-1]:
         assert one.facts is not None
-        assert (one.facts.width, one.facts.format, one.n_bytes) == (40 + int(one.entry.path[0]), "PNG", len(DATA[one.entry.path]))
+        assert (one.facts.width, one.facts.format, one.n_bytes) == (
+            40 + int(one.entry.path[0]),
+            "PNG",
+            len(DATA[one.entry.path]),
+        )
         np.testing.assert_array_equal(one.pixels, fit_to_input(decode(DATA[one.entry.path]).pixels, visitor.spec))
         assert one.traits is not None
 

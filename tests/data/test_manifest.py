@@ -158,7 +158,12 @@ def test_traits_say_what_a_person_would(tmp_path) -> None:
     soft = Image.fromarray(noise).resize((14, 14), Image.Resampling.BOX).resize((224, 224), Image.Resampling.BICUBIC)
     framed = scene(224, 224).copy()
     framed[:20] = framed[-20:] = framed[:, :20] = framed[:, -20:] = (10, 200, 30)
-    pictures = {"1 dark": np.full((50, 60, 3), 7, np.uint8), "2 noise": noise, "3 soft": np.asarray(soft), "4 framed": framed}
+    pictures = {
+        "1 dark": np.full((50, 60, 3), 7, np.uint8),
+        "2 noise": noise,
+        "3 soft": np.asarray(soft),
+        "4 framed": framed,
+    }
     for name, pixels in pictures.items():
         Image.fromarray(pixels).save(tmp_path / "a" / f"{name}.png")
     photo = Image.fromarray(scene(300, 200))

@@ -33,7 +33,11 @@ def test_classes_are_folders_and_nested_folders_belong_to_them(tmp_path) -> None
     touch(tmp_path, "cat/1.jpg", "cat/deep/er/2.jpg", "dog/3", "stray.jpg")
     (tmp_path / "empty").mkdir()
     listing = list_data(tmp_path)
-    assert [(e.path, e.label) for e in listing.entries] == [("cat/1.jpg", "cat"), ("cat/deep/er/2.jpg", "cat"), ("dog/3", "dog")]
+    assert [(e.path, e.label) for e in listing.entries] == [
+        ("cat/1.jpg", "cat"),
+        ("cat/deep/er/2.jpg", "cat"),
+        ("dog/3", "dog"),
+    ]
     assert listing.class_names == ("cat", "dog", "empty")
     assert listing.rejects == (Reject("stray.jpg", "not in a class folder"),)
     assert listing.read(listing.entries[0]) == b"cat/1.jpg"
@@ -87,7 +91,9 @@ def test_any_name_the_file_system_allows(tmp_path) -> None:
     listing = list_data(tmp_path)
     assert {e.path for e in listing.entries} == {f"class {name}/{name}" for name in NAMES}
     assert {e.label for e in listing.entries} == {f"class {name}" for name in NAMES}
-    assert [listing.read(e).decode("utf-8", "surrogateescape") for e in listing.entries] == [e.path for e in listing.entries]
+    assert [listing.read(e).decode("utf-8", "surrogateescape") for e in listing.entries] == [
+        e.path for e in listing.entries
+    ]
     assert not any(c in shown(name) for name in NAMES for c in "\n\t\u202e\udcff")
 
 
@@ -215,7 +221,12 @@ def test_what_is_no_data_set_is_named_with_what_to_try(make, tmp_path) -> None:
         touch(path, "1.jpg", "2.jpg")
     if make == "text":
         path.write_text("hello")
-    message = {"missing": "no such file", "empty": "no images", "flat": "2 files were set aside", "text": "neither a folder"}
+    message = {
+        "missing": "no such file",
+        "empty": "no images",
+        "flat": "2 files were set aside",
+        "text": "neither a folder",
+    }
     with pytest.raises(UsageError, match=message[make]) as caught:
         list_data(path)
     assert "\n" not in str(caught.value)

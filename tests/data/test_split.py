@@ -20,7 +20,9 @@ from topwork.errors import UsageError
 def manifest(rows: list[tuple[int, str, str | None, str | None]]) -> Manifest:
     """Rows of (content, label, group, part)."""
     samples = tuple(
-        Sample(f"{n}.jpg", label, part, group, None, hashlib.sha256(b"%d" % content).hexdigest(), 9, "JPEG", "RGB", 8, 8, 1)
+        Sample(
+            f"{n}.jpg", label, part, group, None, hashlib.sha256(b"%d" % content).hexdigest(), 9, "JPEG", "RGB", 8, 8, 1
+        )
         for n, (content, label, group, part) in enumerate(rows)
     )
     return Manifest(Path("x"), "folders", samples, tuple(sorted({s.label for s in samples}, key=natural_key)), ())
@@ -64,7 +66,9 @@ def test_order_and_names_do_not_matter(rows, seed, rng) -> None:
     assert content(one) == content(other)
 
 
-@given(st.lists(st.integers(5, 40), min_size=1, max_size=5), st.floats(0.05, 0.4), st.floats(0.05, 0.4), st.integers(0, 9))
+@given(
+    st.lists(st.integers(5, 40), min_size=1, max_size=5), st.floats(0.05, 0.4), st.floats(0.05, 0.4), st.integers(0, 9)
+)
 def test_each_class_gives_its_share(sizes, valid, test, seed) -> None:
     data = manifest([(100 * c + n, f"c{c}", None, None) for c, size in enumerate(sizes) for n in range(size)])
     parts = split(data, valid, test, seed)
@@ -114,7 +118,9 @@ def test_wrong_shares_and_no_training_images_are_wrong_use() -> None:
 
 
 def test_groups_join_through_content_names_and_pairs() -> None:
-    data = manifest([(0, "a", None, None), (0, "b", "p", None), (1, "a", "p", None), (2, "a", None, None), (3, "a", "q", None)])
+    data = manifest(
+        [(0, "a", None, None), (0, "b", "p", None), (1, "a", "p", None), (2, "a", None, None), (3, "a", "q", None)]
+    )
     assert join_groups(data) == [0, 0, 0, 3, 4]
     assert join_groups(data, [(3, 4), (4, 2)]) == [0, 0, 0, 0, 0]
     assert exact_duplicates(data) == [[0, 1]]

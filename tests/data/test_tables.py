@@ -38,7 +38,9 @@ def test_byte_order_mark_quotes_newlines_and_bytes_that_are_no_utf8(tmp_path) ->
 
 
 def test_rows_that_cannot_be_used_are_named(tmp_path) -> None:
-    (tmp_path / "x.csv").write_text("path,label\na.jpg,cat\na.jpg,cat\na.jpg,dog\nb.jpg,\n,dog\nc.jpg,dog,more,cells\nd.jpg\n")
+    (tmp_path / "x.csv").write_text(
+        "path,label\na.jpg,cat\na.jpg,cat\na.jpg,dog\nb.jpg,\n,dog\nc.jpg,dog,more,cells\nd.jpg\n"
+    )
     listing = list_data(tmp_path / "x.csv")
     assert [(e.path, e.label) for e in listing.entries] == [("a.jpg", "cat"), ("c.jpg", "dog")]
     assert set(listing.rejects) == {

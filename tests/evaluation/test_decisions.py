@@ -44,3 +44,23 @@ def test_no_image():
 def test_every_outcome_is_a_decision():
     rules = Thresholds(unknown=0.5, confidence=0.8)
     assert {Decision(value) for value in decide(STATED, SCORES, rules)} == set(Decision)
+
+
+def test_ambiguous_thresholds_say_what_was_asked_and_what_was_met():
+    from topwork.evaluation.decisions import fit_ambiguous
+
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.5, 1.0, 2000)
+    labels = (rng.uniform(size=2000) > confidence).astype(int)  # class 0 is right as often as it says
+    stated = np.stack([confidence, 1 - confidence], axis=1)
+    by_sets = fit_ambiguous(stated, labels, 0.9)
+    assert by_sets["confidence"] is None
+    assert (stated >= by_sets["set_probability"])[np.arange(2000), labels].mean() >= 0.9
+    by_precision = fit_ambiguous(stated, labels, 0.9, 0.95)
+    kept = confidence >= by_precision["confidence"]
+    assert by_precision["set_probability"] is None
+    assert by_precision["target_precision_met"] == "surely"
+    assert (labels[kept] == 0).mean() >= 0.95
+    assert fit_ambiguous(stated[:30], labels[:30], 0.9, 0.999)["target_precision_met"] in ("about", "no")
+    never = fit_ambiguous(np.array([[0.9, 0.1]] * 20), np.ones(20, int), 0.9, 0.95)
+    assert (never["confidence"], never["target_precision_met"]) == (1.0, "no")

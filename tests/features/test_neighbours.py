@@ -68,7 +68,9 @@ def drawn(tmp_path_factory):
     for shape in ("disc", "cross"):
         (root / shape).mkdir()
         for number in range(25):
-            ground = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((120, 96), Image.Resampling.BICUBIC)
+            ground = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize(
+                (120, 96), Image.Resampling.BICUBIC
+            )
             ground.paste(draw(shape, number, 48), (30, 20))
             (root / shape / f"{number}.jpg").write_bytes(saved(ground, 95))
             if number in (3, 17):
@@ -86,7 +88,11 @@ def test_planted_copies_are_found_and_nothing_else(drawn) -> None:
         by_group.setdefault(group, set()).add(manifest.samples[row].path)
     several = [names for names in by_group.values() if len(names) > 1]
     kinds = ("resized", "re-encoded", "cropped", "flipped")
-    expected = [{f"{shape}/{n}.jpg", *(f"{shape}/{n} {kind}.jpg" for kind in kinds)} for shape in ("disc", "cross") for n in (3, 17)]
+    expected = [
+        {f"{shape}/{n}.jpg", *(f"{shape}/{n} {kind}.jpg" for kind in kinds)}
+        for shape in ("disc", "cross")
+        for n in (3, 17)
+    ]
     assert sorted(map(sorted, several)) == sorted(map(sorted, expected))
     assert found.recall is not None
     assert found.recall > 0.9
@@ -197,7 +203,9 @@ def test_where_classes_look_alike_the_threshold_rises() -> None:
     common = rng.integers(0, 256, (32, 32))
     thumbs = np.clip(common + rng.normal(0, 12, (60, 32, 32)), 0, 255).astype(np.uint8)  # all nearly the same
     thumbs[1] = thumbs[0]
-    space = FeatureSpace(np.tile(np.eye(1, 4, dtype=np.float32), (60, 1)), np.zeros(4, np.float32), np.eye(4, dtype=np.float32))
+    space = FeatureSpace(
+        np.tile(np.eye(1, 4, dtype=np.float32), (60, 1)), np.zeros(4, np.float32), np.eye(4, dtype=np.float32)
+    )
     calibration = Calibration(np.full(50, 0.99, np.float32), np.full(50, 0.96, np.float32))
     alike = search(space, thumbs, ["same"] * 60, calibration)
     assert len(alike.pairs) > 100

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawing import draw_folders
 from PIL import Image
 
+from drawing import draw_folders
 from topwork.run import fit
 from topwork.settings import FitSettings
 

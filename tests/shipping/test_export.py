@@ -40,7 +40,12 @@ def test_an_export_answers_as_the_original(runs, images, tmp_path, head, to):
     assert stored["passed"] is True
     assert stored["sha256"] == certificate.sha256
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {f"model.{ENDING[to]}", "model.parity.json", "predict.py", *(["model.bin"] if to == "openvino" else [])}
+    assert names == {
+        f"model.{ENDING[to]}",
+        "model.parity.json",
+        "predict.py",
+        *(["model.bin"] if to == "openvino" else []),
+    }
 
 
 def test_onnx_is_one_file_that_describes_itself(runs, tmp_path):
@@ -65,12 +70,20 @@ def test_the_script_needs_nothing_of_topwork(runs, images, tmp_path):
     imported = {
         name.split(".")[0]
         for node in ast.walk(tree)
-        for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else [])
+        for name in (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
     }
     assert imported - set(sys.stdlib_module_names) <= {"numpy", "PIL", "onnxruntime", "openvino", "torch"}
     hidden = "import sys; sys.modules.update(dict.fromkeys(['topwork', 'torch', 'timm', 'openvino']))"
     program = f"{hidden}\nimport runpy; sys.argv = ['predict.py', *sys.argv[1:]]\nrunpy.run_path({str(package.script)!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", program, images[0], "--top", "2"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, images[0], "--top", "2"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     answer = Predictor(runs["plain"]).predict([images[0]])[0]
     assert answer.label in done.stdout.splitlines()[1]
@@ -86,7 +99,7 @@ def test_the_script_names_what_it_cannot_read(runs, images, tmp_path):
 def test_class_names_cannot_become_code(runs, tmp_path):
     from dataclasses import replace
 
-    names = ("'''); import os; os._exit(9) #", "\\\n\"\"\"{}", "naïve 🐜 \u2028")
+    names = ("'''); import os; os._exit(9) #", '\\\n"""{}', "naïve 🐜 \u2028")
     classifier = replace(load_classifier(runs["plain"]), classes=names)
     script = tmp_path / "predict.py"
     script.write_text(export.standalone_script(classifier, "m.onnx"), encoding="utf-8")
@@ -102,7 +115,9 @@ def test_an_export_that_answers_differently_is_not_kept(runs, images, tmp_path, 
     real = export.classifier_network
 
     def wrong(classifier):
-        head = replace(classifier.head, weight=classifier.head.weight[::-1].copy(), bias=classifier.head.bias[::-1].copy())
+        head = replace(
+            classifier.head, weight=classifier.head.weight[::-1].copy(), bias=classifier.head.bias[::-1].copy()
+        )
         return real(replace(classifier, head=head))
 
     monkeypatch.setattr(export, "classifier_network", wrong)
@@ -167,11 +182,16 @@ def test_the_reference_decoder_sees_what_topwork_sees(tmp_path, mode):
 def test_a_large_photograph_is_resized_as_from_full_size(tmp_path):
     """Shrinking while decoding stays within two grey levels of the whole way, on average far below one."""
     rng = np.random.default_rng(5)
-    coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).resize((4400, 3300), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).resize(
+        (4400, 3300), Image.Resampling.BICUBIC
+    )
     coarse.save(tmp_path / "large.jpg", quality=92)
     spec, data = InputSpec(), (tmp_path / "large.jpg").read_bytes()
     whole = standalone.fit(standalone.decode(tmp_path / "large.jpg"), spec.as_dict()).astype(int)
-    for name, pixels in {"careful": careful_pixels(data, spec), "quick": fit_to_input(decode(data, min_side=spec.min_side).pixels, spec)}.items():
+    for name, pixels in {
+        "careful": careful_pixels(data, spec),
+        "quick": fit_to_input(decode(data, min_side=spec.min_side).pixels, spec),
+    }.items():
         difference = np.abs(whole - pixels)
         assert difference.max() <= (1 if name == "careful" else 3), name
         assert difference.mean() < 0.5, name
@@ -181,7 +201,17 @@ def test_a_large_photograph_is_resized_as_from_full_size(tmp_path):
 
 
 def test_export_as_a_command(runs, images, tmp_path):
-    command = [sys.executable, "-m", "topwork.cli", "export", str(runs["extended"]), "--to", "onnx", "--out", str(tmp_path / "m.onnx")]
+    command = [
+        sys.executable,
+        "-m",
+        "topwork.cli",
+        "export",
+        str(runs["extended"]),
+        "--to",
+        "onnx",
+        "--out",
+        str(tmp_path / "m.onnx"),
+    ]
     done = subprocess.run([*command, "--check", *images[:6], "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)

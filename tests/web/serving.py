@@ -24,7 +24,9 @@ class Served:
     process: subprocess.Popen[str]
     port: int
 
-    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any, dict[str, str]]:
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, dict[str, str]]:
         """Status, body (parsed when JSON) and headers of one request on a connection of its own."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
@@ -92,7 +94,11 @@ def wait_until(condition: Any, seconds: float = 60.0) -> None:
 def form(*files: tuple[str, bytes], boundary: str = "--border--") -> tuple[bytes, dict[str, str]]:
     """Body and headers of a form with files."""
     parts = [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="images"; filename="{name}"\r\n\r\n'.encode() + data + b"\r\n"
+        f'--{boundary}\r\nContent-Disposition: form-data; name="images"; filename="{name}"\r\n\r\n'.encode()
+        + data
+        + b"\r\n"
         for name, data in files
     ]
-    return b"".join([*parts, f"--{boundary}--\r\n".encode()]), {"Content-Type": f'multipart/form-data; boundary="{boundary}"'}
+    return b"".join([*parts, f"--{boundary}--\r\n".encode()]), {
+        "Content-Type": f'multipart/form-data; boundary="{boundary}"'
+    }

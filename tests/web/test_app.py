@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from drawing import draw_folders
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drawing import draw_folders
 from topwork.errors import UsageError
 from topwork.run import fit
 from topwork.settings import FitSettings
@@ -108,7 +108,9 @@ def test_pages_come_with_a_strict_policy(server):
         assert (headers["x-frame-options"], headers["x-content-type-options"]) == ("DENY", "nosniff")
         assert "<script>" not in text
         assert "style=" not in text
-    assert "access-control-allow-origin" not in server.ask("GET", "/models", headers={"Origin": "https://example.org"})[2]
+    assert (
+        "access-control-allow-origin" not in server.ask("GET", "/models", headers={"Origin": "https://example.org"})[2]
+    )
 
 
 # ---- wrong requests
@@ -206,12 +208,12 @@ def test_mutated_requests_never_give_a_server_error(server, photos):
     head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {headers['Content-Type']}\r\nConnection: close\r\n"
     sound = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
     seen: dict[int, int] = {}
-    for _ in range(150):
+    for _ in range(200):
         data = bytearray(sound)
         for _ in range(rng.randint(1, 6)):
             place = rng.randrange(400) if rng.random() < 0.7 else rng.randrange(len(data))
             n_bytes = rng.randint(0, 3)
-            data[place : place + n_bytes] = rng.randbytes(n_bytes if rng.random() < 0.7 else rng.randint(0, 3))
+            data[place : place + n_bytes] = rng.randbytes(n_bytes if rng.random() < 0.9 else rng.randint(0, 3))
         with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
@@ -250,7 +252,9 @@ def test_a_slow_head_is_cut_off(server, start):
 def test_a_slow_body_is_cut_off_and_slows_nobody(server, photos):
     data = photos[0].read_bytes()
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
-        connection.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data[:100])
+        connection.sendall(
+            f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data[:100]
+        )
         started = time.monotonic()
         assert server.ask("POST", "/predict", data)[0] == 200
         assert time.monotonic() - started < 1.5
@@ -304,7 +308,9 @@ def load(served: Served, photo: bytes, stop: threading.Event, lost: list[str], a
             return
         with connection:
             try:
-                connection.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(photo)}\r\n\r\n".encode() + photo)
+                connection.sendall(
+                    f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(photo)}\r\n\r\n".encode() + photo
+                )
                 answer = connection.recv(65536)
                 status = int(answer.split(b" ")[1]) if answer else 0
             except (OSError, IndexError) as error:
@@ -357,7 +363,11 @@ def test_sigterm_with_clients_that_say_nothing_ends_soon(model):
 
 
 def test_it_listens_on_this_machine_only(server):
-    others = [info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET) if not info[4][0].startswith("127.")]
+    others = [
+        info[4][0]
+        for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
+        if not info[4][0].startswith("127.")
+    ]
     with pytest.raises(OSError, match="refused"):
         socket.create_connection((others[0] if others else "127.0.0.2", server.port), timeout=5).close()
 

@@ -253,7 +253,7 @@ def overlay(picture: Pixels, evidence: NDArray[np.float32], spec: InputSpec, str
     seen[top : top + box_height, left : left + box_width] = 1
     ground *= 0.45 + 0.55 * seen
     alpha = _OPAQUE * strength[..., None] ** 0.8
-    return np.asarray(np.clip(ground * (1 - alpha) + colours(strength) * alpha, 0, 255), np.uint8)
+    return np.asarray(np.clip(ground * (1 - alpha) + colours(strength) * alpha + 0.5, 0, 255), np.uint8)
 
 
 def colours(strength: NDArray[np.float32]) -> NDArray[np.float32]:

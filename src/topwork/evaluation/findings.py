@@ -111,6 +111,13 @@ def find_findings(
     randomised: tuple[Randomised, ...],
     shortcuts: ShortcutCheck | None,
 ) -> tuple[Finding, ...]:
+    """Everything worth saying, warnings first.
+
+    Args:
+        effects: by name, ``unchanged`` among them.
+        guess: accuracy of always naming the commonest class.
+        border: share of the evidence near the border, and of the area.
+    """
     first = effects["unchanged"]
     found = [Finding("note", "accuracy", _accuracy_text(first, guess))]
     found += _normalisation_findings(effects, fits)
@@ -136,7 +143,8 @@ def _normalisation_findings(effects: dict[str, Effect], fits: tuple[Fit, ...]) -
     others = [effect for effect in effects.values() if effect.group == "normalisation"]
     better = [effect for effect in others if effect.is_clear and effect.difference > 0]
     if better:
-        best = max(better, key=lambda effect: effect.accuracy)
+        fitting = fits[0].normalisation.name if fits else None  # decides among equals
+        best = max(better, key=lambda effect: (effect.accuracy, effect.title == fitting))
         found.append(
             Finding(
                 "warning",

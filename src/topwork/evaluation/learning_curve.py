@@ -147,15 +147,17 @@ def _part(labels: Ints, groups: Ints, m: int, rng: np.random.Generator) -> Ints:
 
 
 def _extrapolated(sizes: list[int], right: NDArray[np.float64], n: int, seed: int) -> LearningCurve:
-    """The law through the mean of (S, N) answers, and through bootstrap samples of images."""
+    """The law through the mean of (S, N) answers of n training images, and through bootstrap samples of images."""
     rng = np.random.default_rng([seed, 7])
-    drawn = rng.integers(0, n, size=(N_BOOTSTRAP, n))
-    counts = np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(np.float64)
+    n_images = right.shape[1]
     is_known = ~np.isnan(right)
     filled = np.where(is_known, right, 0.0)
-    boot = 1 - (counts @ filled.T) / np.maximum(counts @ is_known.T.astype(float), 1e-9)  # (B, S) errors
+    boot = np.empty((N_BOOTSTRAP, len(sizes)))
+    for row in range(N_BOOTSTRAP):  # one at a time: all at once would be 200 times the images
+        counts = np.bincount(rng.integers(0, n_images, n_images), minlength=n_images)
+        boot[row] = 1 - (filled @ counts) / np.maximum(is_known @ counts, 1)
     seen = 1 - filled.sum(1) / is_known.sum(1)
-    spread = np.maximum(boot.std(0), 0.5 / n)
+    spread = np.maximum(boot.std(0), 0.5 / n_images)
     x = np.array(sizes, dtype=np.float64)
     wanted = np.array([n, 2 * n, 4 * n], dtype=np.float64)
     laws = _Laws(x, seen[None], spread)

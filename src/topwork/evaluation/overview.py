@@ -135,7 +135,9 @@ def overview(
         near_duplicates_recall=near.recall if near else None,
         leaks=list(parts.leaks) if parts is not None else [],
         dark=_outliers(manifest, traits.column("brightness"), -1, _far_below(_open_scale(traits.column("brightness")))),
-        bright=_outliers(manifest, traits.column("brightness"), 1, _far_below(-_open_scale(traits.column("brightness")))),
+        bright=_outliers(
+            manifest, traits.column("brightness"), 1, _far_below(-_open_scale(traits.column("brightness")))
+        ),
         blurred=_blurred(manifest, traits),
         n_small=sum(min(sample.width, sample.height) < input_side / 2 for sample in samples),
         advice=advise_fit(np.array([sample.width / sample.height for sample in samples])),
@@ -179,7 +181,9 @@ def findings(manifest: Manifest, found: Overview) -> list[str]:
         lines.insert(0, f"{_images(n)} of valid or test: the same picture, or one of the same group, is in train.")
     if found.near_duplicates:
         n = sum(len(rows) - 1 for rows in found.near_duplicates)
-        lines.append(f"Near duplicates of others: {_images(n)} in {len(found.near_duplicates)} groups, which stay together.")
+        lines.append(
+            f"Near duplicates of others: {_images(n)} in {len(found.near_duplicates)} groups, which stay together."
+        )
     if found.imbalance > 3:
         lines.append(f"The largest class has {found.imbalance:.1f} times the images of the smallest; see --balance.")
     if 0 < found.n_gray < len(manifest.samples):

@@ -203,7 +203,7 @@ PERTURBATIONS = (
 
 
 def _bytes(values: NDArray[np.float32]) -> Pixels:
-    return np.clip(values + np.float32(0.5), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(values + np.float32(0.5), 0, 255), np.uint8)
 
 
 def _blurred(images: Pixels, share: float) -> NDArray[np.float32]:
@@ -234,7 +234,7 @@ def _derangement(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
     while True:
         order = rng.permutation(n)
         if (order != np.arange(n)).all():
-            return order
+            return np.asarray(order, np.int64)
 
 
 def _otsu(values: NDArray[np.float64]) -> float:

@@ -31,7 +31,7 @@ MAX_CLASSES = 100
 WARN_SKILL = 0.5  # share of the way from chance to certainty
 WARN_CLASS = 0.7  # least recall and precision (lower ends) at which a single class is given away
 N_FOLDS = 5
-N_TREES = 32
+N_TREES = 24
 # Facts of how an image was made: none of them is part of what it shows, so a class may not have its own.
 _MAKING = ("compression", "format", "camera", "border")
 

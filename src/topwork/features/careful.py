@@ -52,7 +52,10 @@ def fit_with_pillow(pixels: Pixels, spec: InputSpec) -> Pixels:
     """The (height, width, 3) input for decoded pixels, resized as the stand-alone ``predict.py`` resizes."""
     from PIL import Image
 
-    image, filters = Image.fromarray(pixels), {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    image, filters = (
+        Image.fromarray(pixels),
+        {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC},
+    )
     chosen, size = filters[spec.interpolation], (spec.width, spec.height)
     if spec.fit == "squash":
         return np.asarray(image.resize(size, chosen))

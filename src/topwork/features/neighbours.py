@@ -39,8 +39,8 @@ from topwork.settings import cache_folder
 Floats = NDArray[np.float32]
 Thumbs = NDArray[np.uint8]
 
-VERSION = 4  # raise it whenever other pairs may come out
-N_COPIED = 32  # images that copies are made of
+VERSION = 5  # raise it whenever other pairs may come out
+N_COPIED = 24  # images that copies are made of
 LOWEST_SIMILARITY, HIGHEST_SIMILARITY = 0.94, 0.96  # limits of the calibrated threshold: other photos stay below 0.94
 _LOST_COPIES = 0.01  # share of the copies that the thresholds may miss, each
 _MARGIN = 0.02
@@ -140,7 +140,7 @@ class FeatureSpace:
     def of(cls, features: NDArray[np.float16]) -> FeatureSpace:
         """The space of (N, D) features."""
         n, width = features.shape
-        some = features[:: max(1, n // 5000)].astype(np.float32)
+        some = features[:: max(1, n // 2500)].astype(np.float32)
         mean = some.mean(0) if n >= _CENTRE_FROM else np.zeros(width, np.float32)
         axes = np.eye(width, dtype=np.float32)
         if width > _N_DIMENSIONS and n > _REDUCED_FROM:
@@ -156,17 +156,16 @@ class FeatureSpace:
 
 
 def _main_axes(centred: Floats) -> Floats:
-    """(D, 256) orthogonal axes that hold most of the variance: two rounds of subspace iteration, no (D, D) eigenvalues."""
+    """(D, 256) orthogonal axes that hold most of the variance: one round of subspace iteration, no (D, D) eigenvalues."""
     axes = np.random.default_rng(0).standard_normal((centred.shape[1], _N_DIMENSIONS)).astype(np.float32)
-    for _ in range(2):
-        axes, _ = np.linalg.qr(centred.T @ (centred @ axes))
+    axes, _ = np.linalg.qr(centred.T @ (centred @ axes))
     return np.ascontiguousarray(axes)
 
 
 def close_pairs(points: Floats, least_cosine: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """(M, 2) rows, the smaller first, and (M,) cosines of the closest pairs.
 
-    Each row proposes at most its ``_N_NEIGHBOURS`` closest in each block of rows after it, so M is bounded by the number
+    In a block with many, each row proposes only its ``_N_NEIGHBOURS`` closest, so M is bounded by the number
     of rows and not by its square, and so is the memory.
     """
     found: list[NDArray[np.int64]] = []
@@ -178,15 +177,22 @@ def close_pairs(points: Floats, least_cosine: float) -> tuple[NDArray[np.int64],
             cosine = left @ right.T
             if other == start:
                 cosine[np.tril_indices(len(left))] = -1
-            n_kept = min(_N_NEIGHBOURS, len(right))
-            near = np.argpartition(-cosine, n_kept - 1, axis=1)[:, :n_kept]
-            values = np.take_along_axis(cosine, near, 1)
-            rows, places = np.nonzero(values >= least_cosine)
-            found.append(np.stack([rows + start, near[rows, places] + other], 1))
-            cosines.append(values[rows, places])
+            rows, columns = np.nonzero(cosine >= least_cosine)
+            if len(rows) > _N_NEIGHBOURS * len(left):
+                rows, columns = _closest(cosine, least_cosine)
+            found.append(np.stack([rows + start, columns + other], 1))
+            cosines.append(cosine[rows, columns])
     if not found:
         return np.empty((0, 2), np.int64), np.empty(0, np.float32)
     return np.concatenate(found), np.concatenate(cosines)
+
+
+def _closest(cosine: Floats, least_cosine: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows and columns of the closest few of each row."""
+    n_kept = min(_N_NEIGHBOURS, cosine.shape[1])
+    near = np.argpartition(-cosine, n_kept - 1, axis=1)[:, :n_kept]
+    rows, places = np.nonzero(np.take_along_axis(cosine, near, 1) >= least_cosine)
+    return rows, near[rows, places]
 
 
 # ---- pixels decide
@@ -213,7 +219,9 @@ def rough_similarity(thumbs: Thumbs, pairs: NDArray[np.int64]) -> Floats:
     """(M,) correlation of blurred thumbs or of their mirror images: quick, and sees over a crop, but not much more."""
     grey = np.asarray(thumbs, np.float32)
     halve = np.repeat(np.eye(THUMB_SIDE // 2, dtype=np.float32), 2, axis=1) / 2
-    fine, broad = (halve @ _blur_matrix(lambda d, sigma=sigma: np.exp(-(d**2) / (2 * sigma**2))) for sigma in (1.5, 5.0))
+    fine, broad = (
+        halve @ _blur_matrix(lambda d, sigma=sigma: np.exp(-(d**2) / (2 * sigma**2))) for sigma in (1.5, 5.0)
+    )
     small = fine @ grey @ fine.T - broad @ grey @ broad.T
     plain, mirrored = (_unit(values.reshape(len(values), -1)) for values in (small, small[:, :, ::-1]))
     found = [np.empty(0, np.float32)]

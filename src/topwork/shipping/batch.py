@@ -28,7 +28,10 @@ _FLUSH_ROWS = 64
 
 
 def list_inputs(names: Sequence[str]) -> list[str]:
-    """Files to predict on: names as given, folders walked in natural order, patterns expanded.
+    """Files to predict on: names as given, folders walked in natural order, patterns expanded, archives listed.
+
+    Members of a tar or zip archive are named ``ARCHIVE/MEMBER``, in the order of the archive; what its reader sets aside
+    (links, names that lead outside, hidden files) has its row too.
 
     A name that does not exist stays in the list and becomes an error row: each input has its row.
 
@@ -41,6 +44,8 @@ def list_inputs(names: Sequence[str]) -> list[str]:
             continue
         if Path(name).is_dir():
             inputs += _files_below(name)
+        elif members := _members(name):
+            inputs += members
         elif not os.path.lexists(name) and glob.has_magic(name):
             found = sorted(glob.glob(name, recursive=True), key=natural_key)  # noqa: PTH207 - keeps names as given
             inputs += found or [name]
@@ -58,8 +63,12 @@ def predict_to_file(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     n_threads: int | None = None,
+    on_row: Callable[[int, Prediction], None] | None = None,
 ) -> dict[str, int]:
     """Writes the predictions for ``inputs`` to a .csv, .jsonl or .parquet file.
+
+    Args:
+        on_row: called with (row number from 1, prediction) before a new row is written.
 
     Returns:
         Counts: ``n_errors``, ``n_resumed`` (rows taken over from an interrupted command).
@@ -76,7 +85,7 @@ def predict_to_file(
         raise UsageError(f"--out {out}: there is no folder {out.parent}.")
     journal = out.with_name(f".{out.name}.journal")
     try:
-        n_resumed = _append_rows(predictor, inputs, journal, on_progress, n_threads)
+        n_resumed = _append_rows(predictor, inputs, journal, on_progress, n_threads, on_row)
         n_errors = _finish(journal, out)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -97,6 +106,19 @@ def _files_below(folder: str) -> list[str]:
     return sorted(found, key=natural_key)
 
 
+def _members(name: str) -> list[str]:
+    """The members of an archive, the rejected ones last; none where it is no archive that can be read."""
+    from topwork.data.archives import is_archive, open_archive
+
+    if not Path(name).is_file() or not is_archive(Path(name)):
+        return []
+    try:
+        archive = open_archive(Path(name))
+    except UsageError:
+        return []  # an image with such a beginning, or damaged: it is one row, with the reason
+    return [f"{name}/{member}" for member in (*archive.names, *(reject.path for reject in archive.rejects))]
+
+
 def _is_regular(path: str) -> bool:
     try:
         return stat.S_ISREG(Path(path).stat().st_mode)
@@ -113,6 +135,7 @@ def _append_rows(
     journal: Path,
     on_progress: Callable[[int, int], None] | None,
     n_threads: int | None,
+    on_row: Callable[[int, Prediction], None] | None,
 ) -> int:
     """Appends the missing rows to the journal; its first line names model and inputs. Returns how many were there."""
     head = json.dumps({"inputs": _digest(predictor, inputs)})
@@ -125,6 +148,8 @@ def _append_rows(
         file.truncate(whole_bytes)
         file.seek(whole_bytes)
         for number, prediction in enumerate(predictor.stream(inputs[n_there:], n_threads), start=n_there + 1):
+            if on_row:
+                on_row(number, prediction)
             file.write(json.dumps(row_of(prediction)).encode() + b"\n")
             if number % _FLUSH_ROWS == 0:
                 file.flush()
@@ -138,7 +163,7 @@ def _append_rows(
 def _digest(predictor: Predictor, inputs: Sequence[str]) -> str:
     """Changes with the model, the number of classes named, and the list of inputs."""
     digest = hashlib.sha256((predictor.classifier.backbone.folder / FACTS).read_bytes())
-    digest.update(str(predictor.n_top).encode())
+    digest.update(f"{predictor.n_top} {predictor.tta}".encode())
     for name in inputs:
         digest.update(os.fsencode(name) + b"\0")
     return digest.hexdigest()

@@ -83,7 +83,8 @@ def classifier_network(classifier: Classifier) -> nn.Module:
             elif power == "unit":
                 length = torch.linalg.vector_norm(columns, dim=1, keepdim=True).clamp_min(1e-6)
                 columns = columns * (columns.shape[1] ** 0.5 / length)
-            return self.head(columns).softmax(1)
+            probabilities: torch.Tensor = self.head(columns).softmax(1)
+            return probabilities
 
     return ClassifierNetwork().eval()
 

@@ -106,7 +106,7 @@ def _held_out(run: Path) -> list[str]:
         paths = [str(root / item["path"]) for name in ("test", "valid") for item in parts[name]][:MAX_IMAGES]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return []
-    return [path for path in paths if os.path.isfile(path)]
+    return [path for path in paths if Path(path).is_file()]
 
 
 def _drawn(classifier: Classifier, folder: Path) -> list[str]:
@@ -131,9 +131,13 @@ def _check_passed(certificate: Certificate, path: Path) -> None:
         return
     _write_certificate(certificate, path)
     if not certificate.n_compared:
-        raise UsageError(f"none of the {certificate.n_images} images to check with could be read; name others with --check.")
+        raise UsageError(
+            f"none of the {certificate.n_images} images to check with could be read; name others with --check."
+        )
     if certificate.different:
-        some = "; ".join(f"{shown(d.path)}: {shown(d.original)}, exported {shown(d.exported)}" for d in certificate.different[:10])
+        some = "; ".join(
+            f"{shown(d.path)}: {shown(d.original)}, exported {shown(d.exported)}" for d in certificate.different[:10]
+        )
         raise TopworkError(
             f"the export answers {len(certificate.different)} of {certificate.n_compared} images differently and was "
             f"not kept: {some}. {path} has all of them."

@@ -88,6 +88,7 @@ class Certificate:
         return not self.different and self.n_compared > 0 and self.graph_difference <= self.graph_tolerance
 
     def as_dict(self) -> dict[str, Any]:
+        """The certificate as plain JSON values, with the verdict."""
         return {"passed": self.passed, "within_tolerance": self.max_difference <= self.tolerance, **asdict(self)}
 
 
@@ -104,7 +105,10 @@ def certify(classifier: Classifier, exported: Path, script: Path, paths: Sequenc
     ours = list(Predictor(classifier, n_top=len(classifier.classes)).stream(list(paths)))
     theirs = run_script(script, paths)
     classes = {name: number for number, name in enumerate(classifier.classes)}
-    different, ties, not_read, gaps = [], [], [], []
+    different: list[Difference] = []
+    ties: list[Difference] = []
+    not_read: list[tuple[str, str]] = []
+    gaps: list[float] = []
     for mine, other in zip(ours, theirs, strict=True):
         if mine.error is not None or "error" in other:
             not_read.append((mine.path, f"topwork: {mine.error or 'fine'}; predict.py: {other.get('error', 'fine')}"))
@@ -140,7 +144,7 @@ def run_script(script: Path, paths: Sequence[str]) -> list[dict[str, Any]]:
     """What a stand-alone ``predict.py`` answers, one dict an image, in order."""
     rows: list[dict[str, Any]] = []
     for start in range(0, len(paths), _NAMES_PER_CALL):
-        names = [os.path.abspath(path) for path in paths[start : start + _NAMES_PER_CALL]]
+        names = [str(Path(path).absolute()) for path in paths[start : start + _NAMES_PER_CALL]]
         command = [sys.executable, str(script), "--json", *names]
         done = subprocess.run(command, capture_output=True, check=False, env=os.environ | {"PYTHONUTF8": "1"})
         found = [json.loads(line) for line in done.stdout.splitlines()]

@@ -9,11 +9,11 @@ the exports, of timm and of transformers, and does not depend on what ran the ne
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,7 @@ class Predictor:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Class names; the position is the label."""
         return self.classifier.classes
 
     def predict(self, images: Iterable[Image]) -> list[Prediction]:
@@ -124,7 +125,9 @@ class Predictor:
             pixels = np.stack([item.pixels for item in good if item.pixels is not None])
             answers = iter(zip(*self.answer(pixels, lambda row: self._reload(good[row])), strict=True))
         return [
-            Prediction(item.name, "error", error=item.error) if item.pixels is None else self._prediction(item.name, *next(answers))
+            Prediction(item.name, "error", error=item.error)
+            if item.pixels is None
+            else self._prediction(item.name, *next(answers))
             for item in batch
         ]
 
@@ -146,7 +149,7 @@ class Predictor:
         return probabilities, decide(probabilities, scores, self._thresholds)
 
     def _look(
-        self, pixels: Pixels, run: Callable[[Pixels], dict[str, NDArray[np.generic]]]
+        self, pixels: Pixels, run: Callable[[Pixels], dict[str, Any]]
     ) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
         """Probabilities and unknown scores, the mean over the views."""
         views = [pixels, np.ascontiguousarray(pixels[:, :, ::-1])] if self.tta else [pixels]
@@ -156,7 +159,7 @@ class Predictor:
             return probabilities, None
         return probabilities, np.mean([self._detector.score(f["last"]) for f in features], axis=0, dtype=np.float32)
 
-    def _quick(self, pixels: Pixels) -> dict[str, NDArray[np.generic]]:
+    def _quick(self, pixels: Pixels) -> dict[str, Any]:
         with self._lock:
             return dict(self.engine.run(pixels))
 
@@ -189,12 +192,19 @@ def read_image(image: Image) -> bytes:
     try:
         return read_regular_file(path)
     except ImageError:
-        archive = next((place for place in path.parents if os.path.isfile(place)), None)
+        archive = next((place for place in path.parents if place.is_file()), None)
         if archive is None:
             raise
-    from topwork.data.archives import read_member
+    from topwork.data.archives import open_archive, read_member
 
-    return read_member(archive, path.relative_to(archive).as_posix())
+    member = path.relative_to(archive).as_posix()
+    try:
+        return read_member(archive, member)
+    except ImageError:
+        for reject in open_archive(archive).rejects if archive.is_file() else ():
+            if f"{archive}/{reject.path}" == str(image):
+                raise ImageError(reject.reason) from None
+        raise
 
 
 def _decision_rule(classifier: Classifier) -> tuple[Thresholds, UnknownDetector | None]:

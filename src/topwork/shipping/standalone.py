@@ -30,9 +30,9 @@ SETTINGS: dict[str, Any] = {}
 
 def decode(path: str | Path) -> Image.Image:
     """An upright RGB image: first frame, 16 bits scaled to 8, transparent pixels over white."""
-    image = Image.open(path)
-    image.load()
-    image = ImageOps.exif_transpose(image)
+    file = Image.open(path)
+    file.load()
+    image: Image.Image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64).clip(0, 65535)
         # Cameras put 8, 10 or 12 bits into 16 without scaling: the range then ends at 255, 511, 1023 ...

@@ -64,7 +64,9 @@ class Refused(Exception):
         rows: error rows for the images that were sent.
     """
 
-    def __init__(self, status: int, text: str, *, closes: bool = False, rows: list[dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self, status: int, text: str, *, closes: bool = False, rows: list[dict[str, Any]] | None = None
+    ) -> None:
         super().__init__(text)
         self.status, self.closes, self.rows = status, closes, rows
 
@@ -86,6 +88,7 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
+        """Whether a real prediction has worked and the server is not ending."""
         return self.is_warm and not self.is_closing
 
     @asynccontextmanager
@@ -124,7 +127,7 @@ class Service:
                 if answer.error is not None:
                     raise RuntimeError(answer.error)
             self.is_warm = True
-        except Exception as error:  # not ready, and /ready says why
+        except Exception as error:  # noqa: BLE001 - whatever it is: not ready, and /ready says why
             self.failure = f"the first prediction failed: {error}"
             _LOG.exception("the first prediction failed")
 
@@ -133,13 +136,19 @@ def create_app(service: Service) -> ASGIApp:
     """The application: routes, error texts and the guard around them."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with service.running():
             yield
 
     app = FastAPI(title="topwork", version=topwork.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_error_texts(app)
+    _add_predictions(app, service)
+    _add_status(app, service)
+    _add_pages(app)
+    return Guard(app, service.measures)
 
+
+def _add_predictions(app: FastAPI, service: Service) -> None:
     async def answer(request: Request, name: str | None, top: int, explain: bool) -> Response:
         started = time.perf_counter()
         try:
@@ -158,6 +167,8 @@ def create_app(service: Service) -> ASGIApp:
     async def predict_by(request: Request, model: str, top: _Top = 5, explain: _Explain = False) -> Response:
         return await answer(request, model, top, explain)
 
+
+def _add_status(app: FastAPI, service: Service) -> None:
     @app.get("/models", summary="The models served, with their classes")
     async def models() -> Response:
         return _json({"models": [_about(model) for model in service.models.values()]})
@@ -176,6 +187,8 @@ def create_app(service: Service) -> ASGIApp:
     async def metrics() -> Response:
         return Response(service.measures.text(service.is_ready), media_type="text/plain; version=0.0.4")
 
+
+def _add_pages(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return _page(_text("templates", "app.html"))
@@ -189,8 +202,6 @@ def create_app(service: Service) -> ASGIApp:
         if name not in _STATIC:
             raise HTTPException(404)
         return Response(_text("static", name), media_type=_STATIC[name])
-
-    return Guard(app, service.measures)
 
 
 # ---- predictions
@@ -236,6 +247,7 @@ class _Held:
         self._measures.n_held_bytes -= self._n_bytes
 
     def add(self, n_bytes: int) -> None:
+        """Takes some more, or refuses."""
         if self._measures.n_held_bytes + n_bytes > self._limit:
             raise Refused(503, "too many requests are being read; try again in a second", closes=True)
         self._n_bytes += n_bytes
@@ -328,18 +340,18 @@ def _refusal(refused: Refused) -> Response:
 
 
 def _add_error_texts(app: FastAPI) -> None:
-    async def refused(request: Request, error: Exception) -> Response:
+    async def refused(_request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
         return _refusal(error)
 
-    async def by_framework(request: Request, error: Any) -> Response:
+    async def by_framework(_request: Request, error: Any) -> Response:
         return _json({"error": str(error.detail).lower()}, error.status_code, dict(error.headers or {}))
 
-    async def wrong_value(request: Request, error: Any) -> Response:
+    async def wrong_value(_request: Request, error: Any) -> Response:
         first = error.errors()[0]
         return _json({"error": f"{'.'.join(str(part) for part in first['loc'][1:])}: {first['msg'].lower()}"}, 422)
 
-    async def fault(request: Request, error: Exception) -> Response:
+    async def fault(_request: Request, _error: Exception) -> Response:
         return _json({"error": "this request could not be answered"}, 503, {"retry-after": "1"})
 
     app.add_exception_handler(Refused, refused)
@@ -376,6 +388,7 @@ class Guard:
         self.app, self._measures = app, measures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -394,7 +407,7 @@ class Guard:
         except asyncio.CancelledError:  # closing took too long
             if not has_started:
                 await _fault("closing")(scope, receive, counted)
-        except Exception as error:  # it has been answered with 503 already, unless it came very early
+        except Exception as error:  # noqa: BLE001 - it has been answered with 503 already, unless it came very early
             if not isinstance(error, ClientDisconnect):
                 _LOG.exception("a request failed")
             if not has_started:

@@ -10,20 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
-from topwork.data.images import decode
-from topwork.data.transforms import resize
 from topwork.features.engine import BATCH
+from topwork.shipping.evidence import Evidence
 from topwork.shipping.predictor import Loaded, Prediction, Predictor
 from topwork.web.measures import Measures
 
 WAIT_SECONDS = 0.004
-_PICTURE_SIDE = 640  # pixels, of the long side of a picture with its map
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +39,7 @@ class ServedModel:
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._n_decoding = 0
-        self._opened: Any = None
-        self._opening = threading.Lock()
+        self._evidence = Evidence(predictor)
 
     async def predict(self, images: Sequence[tuple[str, bytes]]) -> list[Prediction]:
         """Predictions in order, errors included."""
@@ -54,8 +49,9 @@ class ServedModel:
         """Where the model saw its best class: the picture with the evidence over it, as a data URL; None after an error."""
         if prediction.label is None:
             return None
-        label = self.predictor.classes.index(prediction.label)
-        return await asyncio.get_running_loop().run_in_executor(self._network, self._picture, data, label)
+        loop = asyncio.get_running_loop()
+        picture = await loop.run_in_executor(self._network, self._evidence.jpeg, data, prediction.label)
+        return "data:image/jpeg;base64," + base64.b64encode(picture).decode()
 
     async def run(self) -> None:
         """Answers what comes in, until cancelled."""
@@ -98,7 +94,7 @@ class ServedModel:
             found = await loop.run_in_executor(
                 self._network, self.predictor.answer_loaded, [item.loaded for item in batch]
             )
-        except Exception as error:  # whatever it is, those who wait must hear of it, and the next batch must run
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it, and the next batch must run
             for item in batch:
                 if not item.answer.done():
                     item.answer.set_exception(error)
@@ -106,23 +102,3 @@ class ServedModel:
         for item, prediction in zip(batch, found, strict=True):
             if not item.answer.done():
                 item.answer.set_result(prediction)
-
-    def _picture(self, data: bytes, label: int) -> str:
-        import simplejpeg
-
-        from topwork.data.transforms import fit_to_input
-        from topwork.evaluation.explain import find_evidence, overlay
-        from topwork.features.maps import open_network
-
-        classifier = self.predictor.classifier
-        spec = classifier.backbone.spec
-        with self._opening:
-            if self._opened is None:
-                self._opened = open_network(classifier.backbone, classifier.precision)
-        pixels = decode(data, min_side=max(spec.min_side, _PICTURE_SIDE)).pixels
-        evidence = find_evidence(classifier, fit_to_input(pixels, spec)[None], [[label]], self._opened, self.predictor.engine)
-        scale = min(1.0, _PICTURE_SIDE / max(pixels.shape[:2]))
-        height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
-        seen = evidence.maps[0, 0]
-        picture = overlay(resize(pixels, height, width), seen, spec, max(float(seen.max()), 1e-9))
-        return "data:image/jpeg;base64," + base64.b64encode(simplejpeg.encode_jpeg(picture, quality=88)).decode()

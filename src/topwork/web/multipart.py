@@ -48,7 +48,7 @@ def _boundary(content_type: str) -> bytes:
 def _file(piece: bytes) -> tuple[str, bytes] | None:
     """One part: headers, an empty line, the content."""
     head, separator, content = piece.partition(b"\r\n\r\n")
-    if not separator or not head.startswith(b"\r\n") and head.strip(b" \t"):
+    if not separator or (not head.startswith(b"\r\n") and head.strip(b" \t")):
         raise FormError("a part without headers")
     if len(head) > MAX_HEADER_BYTES:
         raise FormError(f"headers of a part larger than {MAX_HEADER_BYTES} bytes")

@@ -244,7 +244,7 @@ def _shown_groups(found: Overview) -> list[dict[str, Any]]:
     ]
     chosen = []
     for kind, groups in kinds:
-        for rows in list(groups)[: MAX_GROUPS]:
+        for rows in list(groups)[:MAX_GROUPS]:
             chosen.append({"kind": kind, "rows": list(rows)[:GROUP_PICTURES], "n": len(rows)})
     return chosen[: 2 * MAX_GROUPS]
 

@@ -1,0 +1,200 @@
+"""What examine says: sentences follow from numbers, and planted faults are named."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from drawing import draw
+
+from topwork.data.images import decode
+from topwork.data.transforms import InputSpec, fit_to_input
+from topwork.evaluation.examine import _corrected, examine
+from topwork.evaluation.explain import find_evidence
+from topwork.evaluation.findings import Effect, effect_sentence
+from topwork.evaluation.places import fixed_places, place_sentence
+from topwork.evaluation.preprocessing import (
+    HALF,
+    IMAGENET,
+    alternatives,
+    misfit_sentence,
+    renormalised,
+    statistics_fit,
+)
+from topwork.features.engine import load_engine
+from topwork.models.backbone import load_backbone
+from topwork.models.classifier import Classifier
+from topwork.models.head import FeatureTransform, LinearHead
+
+
+def effect(accuracy, n=200, *, difference=None, p=0.001, confidence=None, low=None):
+    difference = accuracy - 0.95 if difference is None else difference
+    low = max(0.0, accuracy - 0.05) if low is None else low
+    return Effect(
+        "grey", "colour", "Grey", n, accuracy, low, accuracy + 0.04, confidence or accuracy, difference,
+        difference - 0.03, difference + 0.03, p, 0.9, "", (),
+    )  # fmt: skip
+
+
+def said(some):
+    return effect_sentence(some, "Without colour", "colour", 0.95, 0.3)
+
+
+def test_sentences_follow_from_the_numbers():
+    assert said(effect(0.94, p=0.6)) == "Without colour, it is right for 94 %: no clear difference (−4.0 to +2.0 points)."
+    assert "relies a little on colour" in said(effect(0.90))
+    assert "it relies on colour" in said(effect(0.80))
+    assert "relies heavily on colour" in said(effect(0.55))
+    assert "no better than guessing (30 %): it cannot do without colour" in said(effect(0.33))
+    assert "does not notice: its mean confidence is 90 %" in said(effect(0.55, confidence=0.9))
+    assert "should not help" in said(effect(0.99))
+    unsure = said(effect(0.90, p=0.08))
+    assert "perhaps" in unsure
+    assert "no clear difference" in unsure
+
+
+def test_p_values_are_corrected_for_their_number():
+    found = _corrected({"a": 0.001, "b": 0.02, "c": 0.5, "d": 0.03})
+    assert found == pytest.approx({"a": 0.004, "b": 0.04, "d": 0.04, "c": 0.5})
+
+
+# ---- a classifier that hangs on a mark
+
+
+def with_mark(image):
+    marked = image.copy()
+    marked[186:216, 170:216] = (250, 240, 40)
+    marked[196:206, 176:210] = (20, 20, 120)
+    return marked
+
+
+@pytest.fixture(scope="module")
+def marked_images():
+    """Discs for both classes; the second class has a mark in the bottom right corner, and nothing else to tell it by."""
+    discs = [fit_to_input(np.asarray(draw("disc", n, 224)), InputSpec()) for n in range(32)]
+    labels = np.arange(32) % 2
+    return np.stack([with_mark(d) if label else d for d, label in zip(discs, labels, strict=True)]), labels
+
+
+def fitted(images, labels, backbone):
+    """A ridge head; what a probe would find, in four lines."""
+    features = load_engine(backbone, precision="f32").run(images)["last"].astype(np.float64)
+    mean = features.mean(0)
+    x, y = features - mean, np.where(labels == 1, 1.0, -1.0)
+    w = x.T @ np.linalg.solve(x @ x.T + 20 * np.eye(len(x)), y) * 3
+    transform = FeatureTransform(("last",), "none", mean.astype(np.float32), np.ones(len(mean), np.float32))
+    head = LinearHead(transform, np.stack([-w, w]).astype(np.float32), np.zeros(2, np.float32))
+    return Classifier(backbone, head, ("plain", "marked"), 1.0, "f32")
+
+
+@pytest.fixture(scope="module")
+def marked(marked_images):
+    return fitted(*marked_images, load_backbone("lite0"))
+
+
+def test_a_watermark_is_found_hidden_and_transplanted(marked, marked_images):
+    images, labels = marked_images
+    engine = load_engine(marked.backbone, precision="f32")
+    maps = find_evidence(marked, images, labels[:, None]).maps[:, 0]
+    place = next(p for p in fixed_places(marked, engine, images, labels, maps) if p.label == "marked")
+    assert place.where == "the bottom right corner"
+    top, bottom, left, right = place.box
+    assert (top <= 200 <= bottom, left <= 190 <= right) == (True, True)
+    assert place.lost > 0.5
+    assert place.lost_elsewhere < 0.3
+    assert place.transplanted > 0.8
+    assert place.transplanted_elsewhere < 0.5
+    text = place_sentence(place)
+    assert "watermark" in text
+    assert "bottom right corner" in text
+
+
+def test_objects_that_move_are_no_fixed_places():
+    """Discs against squares at random places: nothing is said."""
+    shapes = [fit_to_input(np.asarray(draw(s, n, 224)), InputSpec()) for n in range(20) for s in ("disc", "square")]
+    images, labels = np.stack(shapes), np.arange(40) % 2
+    classifier = fitted(images, labels, load_backbone("lite0"))
+    engine = load_engine(classifier.backbone, precision="f32")
+    maps = find_evidence(classifier, images, labels[:, None]).maps[:, 0]
+    assert fixed_places(classifier, engine, images, labels, maps) == ()
+
+
+def test_an_examination_unmasks_the_mark_in_words(marked, marked_images):
+    images, labels = marked_images
+
+    def load(spec):
+        return images if spec.fit == "squash" else images[:, 28:196, 28:196].repeat(2, 1).repeat(2, 2)[:, :224, :224]
+
+    steps = []
+    found = examine(
+        marked, load_engine(marked.backbone, precision="f32"), load, labels, on_progress=lambda *step: steps.append(step)
+    )
+    assert found.unchanged.accuracy == 1
+    warnings = [f.text for f in found.findings if f.kind == "warning"]
+    assert any("watermark" in text and "“marked”" in text for text in warnings)
+    by_name = {e.name: e for e in found.effects}
+    assert by_name["no_surround"].is_clear, "the mark lies in the surround"
+    assert by_name["no_surround"].accuracy < 0.7
+    assert "no better than guessing" in by_name["no_surround"].sentence
+    assert not by_name["flip"].is_clear or by_name["flip"].accuracy < 1
+    assert any("no clear difference" in e.sentence for e in found.effects)
+    assert all(e.low <= e.accuracy <= e.high and len(e.examples) == 4 for e in found.effects)
+    assert steps[-1][0] == steps[-1][1]
+    assert found.as_dict()["effects"][0]["is_clear"] in (True, False)
+
+
+# ---- normalisation
+
+
+@pytest.fixture(scope="module")
+def photos(shared_data):
+    paths = sorted((shared_data / "ants-bees" / "val").rglob("*.jpg"))[::5][:24]
+    return np.stack([fit_to_input(decode(p.read_bytes(), min_side=448).pixels, InputSpec()) for p in paths])
+
+
+def test_the_weights_remember_their_normalisation(photos):
+    backbone = load_backbone("lite0")
+    fits = statistics_fit(backbone, photos)
+    assert fits[0].is_declared
+    assert fits[0].normalisation == HALF
+    wrong, text = misfit_sentence(fits)
+    assert not wrong
+    assert "mean 0.5, deviation 0.5" in text
+
+
+def test_a_wrong_normalisation_is_unmasked_in_words(photos):
+    backbone = load_backbone("lite0").with_spec(mean=IMAGENET.mean, std=IMAGENET.std)
+    fits = statistics_fit(backbone, photos)
+    assert not fits[0].is_declared
+    wrong, text = misfit_sentence(fits)
+    assert wrong
+    assert "most likely wrong" in text
+    assert "mean 0.5, deviation 0.5" in text
+
+
+def test_untrained_weights_say_nothing_about_normalisation(photos):
+    assert misfit_sentence(statistics_fit(load_backbone("random"), photos)) is None
+
+
+def test_renormalised_pixels_are_what_the_network_would_get():
+    rng = np.random.default_rng(0)
+    images, spec = rng.integers(0, 256, (2, 4, 4, 3), dtype=np.uint8), InputSpec(mean=HALF.mean, std=HALF.std)
+    expected = (images / 255 - np.array(IMAGENET.mean)) / np.array(IMAGENET.std)
+    inside = (renormalised(images, spec, IMAGENET) / 255 - 0.5) / 0.5
+    np.testing.assert_allclose(inside, expected, atol=1e-5)
+    assert HALF not in alternatives(spec)
+    assert IMAGENET in alternatives(spec)
+
+
+@pytest.mark.slow
+def test_a_model_folder_with_the_wrong_values_is_named(marked_images):
+    """Trained with the right normalisation, shipped with another: the right one does clearly better."""
+    images, labels = marked_images
+    hard = np.clip(images.astype(int) // 6 + 90, 0, 255).astype(np.uint8)  # so little contrast that values matter
+    right = load_backbone("lite0")
+    classifier = fitted(hard, labels, right)
+    shipped = replace(classifier, backbone=right.with_spec(mean=(0.0, 0.0, 0.0), std=(0.2, 0.2, 0.2)))
+    engine = load_engine(shipped.backbone, precision="f32")
+    found = examine(shipped, engine, lambda spec: hard, labels)
+    text = " ".join(f.text for f in found.findings if f.topic == "normalisation" and f.kind == "warning")
+    assert "not the one the model was trained with" in text
+    assert "mean 0.5 and deviation 0.5" in text or "ImageNet" in text, "either does far better than the declared values"
