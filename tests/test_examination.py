@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from drawing import draw_folders
 
+from drawing import draw_folders
 from topwork.errors import UsageError
 from topwork.examination import compare_runs
 from topwork.run import fit
@@ -81,7 +81,7 @@ def hostile(data, tmp_path_factory):
     """The same images under class names that a page must not run."""
     root = tmp_path_factory.mktemp("hostile")
     shutil.copytree(data / "disc", root / "<script>window.pwned=1<script>")
-    shutil.copytree(data / "square", root / "\"><img src=x onerror=window.pwned=1>")
+    shutil.copytree(data / "square", root / '"><img src=x onerror=window.pwned=1>')
     return root
 
 

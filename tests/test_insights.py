@@ -7,9 +7,9 @@ import json
 
 import numpy as np
 import pytest
-from drawing import draw_folders
 from PIL import Image
 
+from drawing import draw_folders
 from topwork.insights import advice_of
 from topwork.run import fit
 from topwork.settings import FitSettings
@@ -22,7 +22,12 @@ SHAPES = ("disc", "square", "cross")
 def wrong(tmp_path_factory):
     """Three classes; four images carry another class's label, one test image is a copy of a training image."""
     root = draw_folders(tmp_path_factory.mktemp("data"), n_each=40, shapes=SHAPES)
-    planted = {"disc/disc_3.jpg": "cross", "square/square_7.jpg": "disc", "cross/cross_11.jpg": "square", "disc/disc_30.jpg": "square"}
+    planted = {
+        "disc/disc_3.jpg": "cross",
+        "square/square_7.jpg": "disc",
+        "cross/cross_11.jpg": "square",
+        "disc/disc_30.jpg": "square",
+    }
     (root / "disc" / "disc_39.jpg").write_bytes((root / "disc" / "disc_2.jpg").read_bytes())
     with open(root / "table.csv", "w", newline="") as file:
         writer = csv.writer(file)

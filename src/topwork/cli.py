@@ -505,22 +505,98 @@ def add_class(
 
 
 @app.command
-def report(run: str, /, *, seed: int = 0, common: CommonArgs = Common()) -> int:
-    """Write RUN/report.html again from what the run holds.
+def push(
+    model: str,
+    repository: str,
+    /,
+    *,
+    private: bool = False,
+    seed: int = 0,
+    common: CommonArgs = Common(),
+) -> int:
+    """Upload a model folder to the Hugging Face Hub (log in before with: hf auth login).
+
+    Parameters
+    ----------
+    model
+        A run folder or its model/ folder.
+    repository
+        Such as user/insects; made if need be.
+    private
+        Where the repository is made: only you can see it.
+    seed
+        Accepted for uniformity.
+    """
+    from topwork.shipping.hub import push as push_model
+
+    pushed = push_model(model, repository, is_private=private)
+    if common.json:
+        _print_json(asdict(pushed))
+    else:
+        print(f"{pushed.url} (commit {pushed.commit})")
+    return 0
+
+
+@app.command
+def pull(
+    repository: str,
+    /,
+    *,
+    out: str,
+    revision: str | None = None,
+    seed: int = 0,
+    common: CommonArgs = Common(),
+) -> int:
+    """Download a model folder from the Hugging Face Hub and check it.
+
+    Parameters
+    ----------
+    repository
+        Such as user/insects.
+    out
+        The folder to make.
+    revision
+        Branch, tag or commit; by default the main branch.
+    seed
+        Accepted for uniformity.
+    """
+    from topwork.shipping.hub import pull as pull_model
+
+    pulled = pull_model(repository, out, revision=revision)
+    if common.json:
+        _print_json({"folder": str(pulled.folder), "commit": pulled.commit})
+    else:
+        print(f"{pulled.folder} (commit {pulled.commit})")
+    return 0
+
+
+@app.command
+def report(
+    run: str,
+    /,
+    *,
+    format: Literal["html", "md", "json"] = "html",
+    seed: int = 0,
+    common: CommonArgs = Common(),
+) -> int:
+    """Write RUN/report.html again from what the run holds, or the same as Markdown or JSON.
 
     Parameters
     ----------
     run
         A run folder that fit made.
+    format
+        html: the page with pictures; md: text and tables; json: everything for programs.
     seed
         Picks the example images.
     """
     from topwork.terminal import Terminal
     from topwork.web.pages import write_report
+    from topwork.web.plain import write_plain
 
     with Terminal(common.quiet) as terminal:
         terminal.step("report")
-        path = write_report(Path(run))
+        path = write_report(Path(run)) if format == "html" else write_plain(Path(run), format)
         terminal.finish()
     if common.json:
         _print_json({"run": run, "report": str(path)})

@@ -520,7 +520,7 @@ def _joined(
     if twice:
         path = next(s.path for s in new.samples if s.content_hash in twice)
         raise UsageError(f"{shown(path)}: is an image that the model was trained or judged on, under another class.")
-    has = {name for name in old_parts.values()}
+    has = set(old_parts.values())
     fractions = [settings.valid_fraction if "valid" in has else 0.0, settings.test_fraction if "test" in has else 0.0]
     plain = replace(new, samples=tuple(replace(sample, part=None) for sample in new.samples))
     chosen = split(plain, fractions[0], fractions[1], settings.seed)

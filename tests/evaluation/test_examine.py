@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drawing import draw
 
+from drawing import draw
 from topwork.data.images import decode
 from topwork.data.transforms import InputSpec, fit_to_input
 from topwork.evaluation.examine import _corrected, examine
@@ -40,7 +40,9 @@ def said(some):
 
 
 def test_sentences_follow_from_the_numbers():
-    assert said(effect(0.94, p=0.6)) == "Without colour, it is right for 94 %: no clear difference (−4.0 to +2.0 points)."
+    assert (
+        said(effect(0.94, p=0.6)) == "Without colour, it is right for 94 %: no clear difference (−4.0 to +2.0 points)."
+    )
     assert "relies a little on colour" in said(effect(0.90))
     assert "it relies on colour" in said(effect(0.80))
     assert "relies heavily on colour" in said(effect(0.55))
@@ -126,7 +128,11 @@ def test_an_examination_unmasks_the_mark_in_words(marked, marked_images):
 
     steps = []
     found = examine(
-        marked, load_engine(marked.backbone, precision="f32"), load, labels, on_progress=lambda *step: steps.append(step)
+        marked,
+        load_engine(marked.backbone, precision="f32"),
+        load,
+        labels,
+        on_progress=lambda *step: steps.append(step),
     )
     assert found.unchanged.accuracy == 1
     warnings = [f.text for f in found.findings if f.kind == "warning"]

@@ -12,7 +12,7 @@ import torch
 
 from drawing import draw_folders
 from topwork.errors import ModelError, TopworkError, UsageError
-from topwork.models.classifier import FORMAT, load_classifier
+from topwork.models.classifier import FORMAT, facts_digest, load_classifier
 from topwork.run import fit
 from topwork.settings import FitSettings
 from topwork.shipping.predictor import Predictor
@@ -87,8 +87,17 @@ def test_a_missing_file_is_named(folder, name):
 
 
 def changed(folder, **values):
-    facts = json.loads((folder / "topwork.json").read_text())
-    (folder / "topwork.json").write_text(json.dumps(facts | values))
+    """Alters the description as somebody would who knows how it is signed."""
+    facts = json.loads((folder / "topwork.json").read_text()) | values
+    (folder / "topwork.json").write_text(json.dumps(facts | {"digest": facts_digest(facts)}))
+
+
+def test_an_altered_description_is_noticed(folder):
+    """Thresholds and class names are as good as weights for making a model answer wrongly."""
+    text = (folder / "topwork.json").read_text()
+    (folder / "topwork.json").write_text(text.replace('"disc"', '"dusk"'))
+    with pytest.raises(ModelError, match=r"topwork\.json: damaged or altered"):
+        load_classifier(folder)
 
 
 def test_a_model_from_the_future_is_refused_by_name(folder):
@@ -130,14 +139,15 @@ def test_a_pickle_in_place_of_weights_is_not_run(folder, tmp_path):
 def test_values_of_the_wrong_kind_are_named_errors(folder):
     """Every entry of the description replaced by something else: refused, or no difference, never another error."""
     original = (folder / "topwork.json").read_text()
-    facts = json.loads(original)
-    for key in facts:
+    for key in json.loads(original):
         for value in (None, [], {}, "x", -1, 1e400):
-            (folder / "topwork.json").write_text(json.dumps(facts | {key: value}))
+            if key != "digest":
+                changed(folder, **{key: value})
             try:
                 load_classifier(folder)
             except TopworkError:
-                continue
+                pass
+            (folder / "topwork.json").write_text(original)
     (folder / "topwork.json").write_text(original)
     load_classifier(folder)
 

@@ -127,13 +127,35 @@ def test_transformers_loads_the_folder(runs, images):
     assert np.abs(found - by_library(runs["plain"], images, classes)).max() <= TOLERANCE
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("precision", ["auto", "f32"])
-@pytest.mark.parametrize("name", ["ants-bees", "caltech-mini"])
-def test_all_ways_agree_on_photographs(shared_data, tmp_path, name, precision):
-    fit(shared_data / name, tmp_path / "run", FitSettings(precision=precision))
+@pytest.fixture(scope="module", params=["ants-bees auto", "ants-bees f32", "caltech-mini auto", "caltech-mini f32"])
+def photographs(shared_data, tmp_path_factory, request):
+    """A run on real photographs, all of their paths, and what the library answers."""
+    name, precision = request.param.split()
+    run = tmp_path_factory.mktemp("photographs") / "run"
+    fit(shared_data / name, run, FitSettings(precision=precision))
     folder = shared_data / ("ants-bees/val" if name == "ants-bees" else name)
     paths = sorted(str(path) for path in folder.rglob("*") if path.suffix in (".jpg", ".jpeg", ".png"))
-    differences = check_all(tmp_path / "run", paths, tmp_path)
-    print(name, precision, len(paths), differences)  # noqa: T201 - the figures, under pytest -s
+    return run, paths, by_library(run, paths, load_classifier(run).classes)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", ["command", "http", "onnx", "openvino", "timm", "transformers"])
+def test_all_ways_agree_on_photographs(photographs, tmp_path, way, request):
+    run, paths, reference = photographs
+    classes = load_classifier(run).classes
+    if way == "transformers":
+        pytest.importorskip("transformers", reason="transformers is not installed")
+    ways = {
+        "command": lambda: by_command(run, paths, classes, tmp_path),
+        "http": lambda: by_http(run, paths, classes),
+        "onnx": lambda: by_script(run, "onnx", paths, tmp_path),
+        "openvino": lambda: by_script(run, "openvino", paths, tmp_path),
+        "timm": lambda: by_timm(run, paths),
+        "transformers": lambda: by_transformers(run, paths, classes),
+    }
+    found = ways[way]()
+    difference = float(np.abs(found - reference).max())
+    print(request.node.name, len(paths), difference)  # noqa: T201 - the figures, under pytest -s
+    assert [paths[row] for row in np.flatnonzero(found.argmax(1) != reference.argmax(1))] == []
+    assert difference <= (0 if way in ("command", "http") else TOLERANCE)

@@ -14,6 +14,8 @@ from topwork.data.manifest import Manifest
 def join_groups(manifest: Manifest, pairs: Iterable[tuple[int, int]] = ()) -> list[int]:
     """Group number of each row: rows that share content, a group name or a pair share a number.
 
+    Groups are numbered in the order of their smallest content hash, so that the layout does not matter.
+
     Args:
         pairs: further rows that belong together, such as near duplicates.
     """
@@ -25,7 +27,11 @@ def join_groups(manifest: Manifest, pairs: Iterable[tuple[int, int]] = ()) -> li
             _join(parent, row, first.setdefault(("group", sample.group), row))
     for a, b in pairs:
         _join(parent, a, b)
-    return [_find(parent, row) for row in range(len(parent))]
+    roots = [_find(parent, row) for row in range(len(parent))]
+    number: dict[int, int] = {}
+    for row in sorted(range(len(roots)), key=lambda row: manifest.samples[row].content_hash):
+        number.setdefault(roots[row], len(number))
+    return [number[root] for root in roots]
 
 
 def exact_duplicates(manifest: Manifest) -> list[list[int]]:

@@ -19,7 +19,7 @@ from topwork.models.head import Floats
 
 FRACTIONS = (0.125, 0.25, 0.5)  # of the training images; nearly all of them are the cross-validation
 MIN_PER_CLASS = 2  # images of a class in the smallest part, on average
-MAX_REPEATS = 4
+MAX_REPEATS = 3
 N_BOOTSTRAP = 200
 # Multiply-adds of all fits together; about half a second on two cores.
 WORK_BUDGET = 6e9

@@ -39,12 +39,13 @@ from topwork.settings import cache_folder
 Floats = NDArray[np.float32]
 Thumbs = NDArray[np.uint8]
 
-VERSION = 5  # raise it whenever other pairs may come out
+VERSION = 8  # raise it whenever other pairs may come out
 N_COPIED = 24  # images that copies are made of
 LOWEST_SIMILARITY, HIGHEST_SIMILARITY = 0.94, 0.96  # limits of the calibrated threshold: other photos stay below 0.94
+_STRICTEST = 0.995  # only files of the very same picture are this alike
 _LOST_COPIES = 0.01  # share of the copies that the thresholds may miss, each
 _MARGIN = 0.02
-_COARSE_MARGIN = 0.12  # a finer search raises the correlation by no more than this (0.10 in 480 copies)
+_COARSE_MARGIN = 0.22  # a finer search raises the correlation by no more than this (in 480 copies)
 _N_DIMENSIONS = 256
 _REDUCED_FROM = 4096  # images; below, all dimensions are quick enough
 _N_NEIGHBOURS = 8
@@ -56,8 +57,7 @@ _SIDE = 24  # pixels of the grid on which structures are compared
 _ROUGHLY_ALIKE = 0.5  # copies cut by 8 % a side have 0.55 or more, three of four other close pairs have less
 _CUTS = (0.0, 0.04, 0.08)  # shares cut off at each side, coarse search
 _STEPS = (0.02, 0.01)
-_START_MARGIN = 0.05  # starts that are worse than the best by more than this lead nowhere better
-_STARTS = 8  # crops from which the finer search starts, until one leads far enough
+_START_MARGIN = 0.1  # ways that start worse than the best by more than this lead nowhere better
 _DEEPEST_CUT = 0.12
 
 
@@ -210,6 +210,10 @@ def search(space: FeatureSpace, thumbs: Thumbs, labels: Sequence[str], calibrati
     similarities = structure_similarity(structure, pairs, least)
     pairs, similarities = pairs[similarities >= least], similarities[similarities >= least]
     least = _with_labels(pairs, similarities, labels, least)
+    while least < _STRICTEST and _largest(pairs[similarities >= least], len(labels)) > max(10, len(labels) // 5):
+        least = min(
+            _STRICTEST, least + 0.005
+        )  # nobody has that many copies of one picture: all pictures are alike here
     found = tuple(_pair(int(a), int(b), float(s)) for (a, b), s in zip(pairs, similarities, strict=True) if s >= least)
     hit = (calibration.cosines >= least_cosine) & (calibration.similarities >= least)
     return NearDuplicates(found, least_cosine, least, float(hit.mean()) if len(hit) else None, len(hit))
@@ -238,7 +242,10 @@ def fine_structure(thumbs: Thumbs) -> Floats:
     """
     grey = np.asarray(thumbs, np.float32)
     blur = _blur_matrix(lambda distance: abs(distance) <= 3)
-    return np.asarray(grey - blur @ grey @ blur.T, np.float32)
+    fine = grey - blur @ grey @ blur.T
+    # A few strong edges (one shape on an even ground) must not drown the weak texture in which pictures differ.
+    usual = np.median(abs(fine), axis=(1, 2), keepdims=True) + 1
+    return np.asarray(fine / np.sqrt(fine**2 + (2 * usual) ** 2), np.float32)
 
 
 def _blur_matrix(weight: Callable[[NDArray[np.float64]], NDArray[Any]]) -> Floats:
@@ -279,7 +286,7 @@ def _coarse(structure: Floats, pairs: NDArray[np.int64]) -> tuple[Floats, NDArra
     """Best correlations over 81 crops in four ways (crop the second, its mirror image, the first, its mirror image).
 
     Returns:
-        (M, n) correlations, highest first, and way * 81 + crop of each: where a finer search may start.
+        (M, 4) correlation of the best crop of each way, highest first, and way * 81 + crop: where a finer search starts.
     """
     rows, places = np.unique(pairs, return_inverse=True)
     places = places.reshape(pairs.shape)
@@ -289,9 +296,12 @@ def _coarse(structure: Floats, pairs: NDArray[np.int64]) -> tuple[Floats, NDArra
     for one, other in ((0, 1), (1, 0)):
         whole = crops[places[:, one], 0][:, :, None]  # the first crop cuts nothing off
         scores += [(candidates[places[:, other]] @ whole)[..., 0] for candidates in (crops, mirrored)]
-    flat = np.concatenate(scores, axis=1)
-    best = np.argsort(-flat, axis=1, kind="stable")[:, :_STARTS]
-    return np.take_along_axis(flat, best, 1), best
+    by_way = np.stack(scores, axis=1)
+    crop = by_way.argmax(2)
+    best = np.take_along_axis(by_way, crop[:, :, None], 2)[:, :, 0]
+    order = np.argsort(-best, axis=1, kind="stable")
+    starts = crop + len(_COARSE) * np.arange(len(scores))
+    return np.take_along_axis(best, order, 1), np.take_along_axis(starts, order, 1)
 
 
 def _finer(whole: Floats, other: Floats, cuts: NDArray[np.float64]) -> float:
@@ -363,7 +373,16 @@ def _with_labels(pairs: NDArray[np.int64], similarities: Floats, labels: Sequenc
     n_allowed = max(5, len(labels) // 500)
     if len(across) <= n_allowed or across[n_allowed] < least:
         return least
-    return min(float(across[n_allowed]) + 1e-4, max(least, 0.995))
+    return min(float(across[n_allowed]) + 1e-4, max(least, _STRICTEST))
+
+
+def _largest(pairs: NDArray[np.int64], n: int) -> int:
+    """Images in the largest group that the pairs make."""
+    group = np.arange(n)
+    for a, b in pairs:
+        if group[a] != group[b]:
+            group[group == group[a]] = group[b]
+    return int(np.bincount(group, minlength=1).max()) if len(pairs) else 1
 
 
 def _low_quantile(values: Floats, otherwise: float, low: float, high: float) -> float:

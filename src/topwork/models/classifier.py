@@ -88,6 +88,7 @@ def save_classifier(classifier: Classifier, folder: Path, compiled: Path | None,
         (partial / CARD).write_text(card, encoding="utf-8", errors="surrogateescape")
         facts = _facts(classifier)
         facts["files"] = {name: _digest(partial / name) for name in KNOWN_FILES if (partial / name).exists()}
+        facts["digest"] = facts_digest(facts)
         with atomic_file(partial / FACTS) as file:
             file.write_text(json.dumps(facts, indent=1))
         _flush(partial)
@@ -110,6 +111,8 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
             raise ModelError(
                 f"{folder}: written by a newer topwork (format {facts['format']}); update topwork to read it."
             )
+        if facts["digest"] != facts_digest(facts):
+            raise ModelError(f"{folder / FACTS}: damaged or altered (its digest is not the one it was written with).")
         _check_files(folder, facts["files"])
         classifier = _from_facts(folder, facts)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -118,6 +121,12 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
         ) from None
     _check_head(classifier, folder)
     return classifier
+
+
+def facts_digest(facts: dict[str, Any]) -> str:
+    """SHA-256 over everything in the description but this digest itself."""
+    rest = {key: value for key, value in facts.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def find_model(path: str | os.PathLike[str]) -> Path:
@@ -242,6 +251,11 @@ def _check_files(folder: Path, files: dict[str, Any]) -> None:
             raise ModelError(f"{folder / name}: missing; the model folder is not whole.")
         if _digest(folder / name) != digest and name != CARD:
             raise ModelError(f"{folder / name}: damaged or altered (its SHA-256 is not the one in {FACTS}).")
+    if COMPILED[0] in files:
+        with open(folder / COMPILED[0], "rb") as file:
+            # OpenVINO would try its readers for other formats on whatever is no XML.
+            if not file.read(64).lstrip().startswith(b"<?xml"):
+                raise ModelError(f"{folder / COMPILED[0]}: not an OpenVINO network.")
     if WEIGHTS not in files:
         raise ModelError(f"{folder / FACTS}: names no {WEIGHTS}.")
 

@@ -1,0 +1,79 @@
+"""Augmented views for the probe: made once, grouped with their image, and left out of what is calibrated on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from drawing import draw_folders
+from topwork.data.augment import pipeline
+from topwork.data.manifest import scan
+from topwork.errors import TopworkError
+from topwork.features.embed import Embedder, embed
+from topwork.features.probe import fit_probe
+from topwork.features.views import with_views
+from topwork.models.backbone import load_backbone
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    root = draw_folders(tmp_path_factory.mktemp("data"), n_each=10)
+    embedder = Embedder(load_backbone("lite0"))
+    manifest = scan(root, visitor=embedder)
+    embedder.flush()
+    return manifest, embed(embedder.backbone, manifest, embedder=embedder), embedder
+
+
+def test_views_follow_the_images_with_their_labels_and_groups(embedded) -> None:
+    manifest, features, embedder = embedded
+    labels, groups, rows = np.array(manifest.labels), list(range(20)), np.array([1, 5, 12, 18])
+    seen = embedder.n_embedded
+    made = with_views(manifest, features, labels, groups, rows, embedder, pipeline("standard"), 3)
+    assert embedder.n_embedded == seen + 12
+    assert len(made.features) == 32
+    assert made.rows.tolist() == [1, 5, 12, 18, *range(20, 32)]
+    assert made.labels[20:].tolist() == [0, 0, 1, 1] * 3
+    assert made.groups[20:].tolist() == [1, 5, 12, 18] * 3
+    block = made.features.block("last")
+    np.testing.assert_array_equal(block[:20], features.block("last"))
+    cosine = [float(np.corrcoef(block[20 + n], block[rows[n % 4]])[0, 1]) for n in range(12)]
+    assert min(cosine) > 0.3
+    assert max(cosine) < 0.9999
+    again = with_views(manifest, features, labels, groups, rows, embedder, pipeline("standard"), 3, n_threads=3)
+    assert embedder.n_embedded == seen + 12  # all from the store
+    assert again.features.hashes == made.features.hashes
+    other = with_views(manifest, features, labels, groups, rows, embedder, pipeline("standard"), 3, seed=1)
+    assert not set(other.features.hashes[20:]) & set(made.features.hashes[20:])
+
+
+def test_none_adds_nothing(embedded) -> None:
+    manifest, features, embedder = embedded
+    rows = np.arange(20)
+    made = with_views(manifest, features, np.array(manifest.labels), rows.tolist(), rows, embedder, pipeline("none"), 3)
+    assert made.features.hashes == features.hashes
+    np.testing.assert_array_equal(made.rows, rows)
+
+
+def test_what_is_calibrated_on_are_images(embedded) -> None:
+    manifest, features, embedder = embedded
+    rows = np.arange(20)
+    made = with_views(
+        manifest, features, np.array(manifest.labels), rows.tolist(), rows, embedder, pipeline("light"), 2
+    )
+    probe = fit_probe(made.features, made.labels, 2, rows=made.rows, groups=made.groups.tolist())
+    kept = made.images_only(probe)
+    assert len(probe.rows) == 60
+    assert sorted(kept.rows.tolist()) == list(range(20))
+    assert len(kept.out_of_fold_logits) == 20
+
+
+def test_an_image_that_changed_is_named(embedded, tmp_path) -> None:
+    _, _, embedder = embedded
+    root = draw_folders(tmp_path, n_each=3, seed=7)
+    manifest = scan(root, visitor=embedder)
+    embedder.flush()
+    features = embed(embedder.backbone, manifest, embedder=embedder)
+    (root / "disc" / "disc_1.jpg").write_bytes((root / "square" / "square_1.jpg").read_bytes())
+    rows = np.arange(6)
+    with pytest.raises(TopworkError, match=r"disc_1.jpg: was fine when scanned"):
+        with_views(manifest, features, np.array(manifest.labels), rows.tolist(), rows, embedder, pipeline("flip"), 1)
