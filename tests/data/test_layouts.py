@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -204,7 +203,7 @@ def test_a_thousand_classes_of_two_and_names_that_could_do_harm(tmp_path) -> Non
     parts = split(manifest)
     assert {manifest.samples[row].label for row in parts.train} == set(manifest.classes)
     assert len(parts.train) + len(parts.valid) + len(parts.test) == 2000
-    assert sorted(os.listdir(tmp_path)) == ["data", "one"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["data", "one"]
 
 
 def test_a_hostile_archive_leads_nowhere(images, tmp_path) -> None:
@@ -234,4 +233,4 @@ def test_a_hostile_archive_leads_nowhere(images, tmp_path) -> None:
     assert reasons["disc/pipe"] == "not a regular file"
     assert reasons["disc/good.jpg"] == "the name is used twice in the archive"
     assert len(manifest.rejects) == 9
-    assert os.listdir(tmp_path) == ["evil.tar"]
+    assert [one.name for one in tmp_path.iterdir()] == ["evil.tar"]

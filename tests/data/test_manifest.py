@@ -25,10 +25,10 @@ NAMES = ["new\nline.jpg", 'quo"te.jpg', "😀.jpg", "\udcff.jpg", "<b>.jpg"]
 def snapshot(root: Path) -> dict[str, tuple[object, ...]]:
     found = {}
     for folder, _, names in os.walk(root):
-        for path in [folder, *(os.path.join(folder, name) for name in names)]:
-            status = os.lstat(path)
-            data = hashlib.sha256(Path(path).read_bytes()).hexdigest() if os.path.isfile(path) else None
-            found[path] = (status.st_mtime_ns, status.st_size, status.st_mode, data)
+        for path in [Path(folder), *(Path(folder) / name for name in names)]:
+            status = path.lstat()
+            data = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+            found[str(path)] = (status.st_mtime_ns, status.st_size, status.st_mode, data)
     return found
 
 

@@ -19,8 +19,7 @@ QUICK = ScanSettings(quick=True)
 
 @pytest.fixture
 def data(tmp_path):
-    root = draw_folders(tmp_path / "data", n_each=20)
-    return root
+    return draw_folders(tmp_path / "data", n_each=20)
 
 
 def test_dark_bright_blurred_turned_grey_and_small_images_are_found(data) -> None:

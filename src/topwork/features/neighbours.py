@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -223,11 +223,10 @@ def rough_similarity(thumbs: Thumbs, pairs: NDArray[np.int64]) -> Floats:
     """(M,) correlation of blurred thumbs or of their mirror images: quick, and sees over a crop, but not much more."""
     grey = np.asarray(thumbs, np.float32)
     halve = np.repeat(np.eye(THUMB_SIDE // 2, dtype=np.float32), 2, axis=1) / 2
-    fine, broad = (
-        halve @ _blur_matrix(lambda d, sigma=sigma: np.exp(-(d**2) / (2 * sigma**2))) for sigma in (1.5, 5.0)
-    )
+    fine, broad = (halve @ _blur_matrix(partial(_bell, sigma)) for sigma in (1.5, 5.0))
     small = fine @ grey @ fine.T - broad @ grey @ broad.T
-    plain, mirrored = (_unit(values.reshape(len(values), -1)) for values in (small, small[:, :, ::-1]))
+    flat = [np.asarray(values.reshape(len(values), -1), np.float32) for values in (small, small[:, :, ::-1])]
+    plain, mirrored = _unit(flat[0]), _unit(flat[1])
     found = [np.empty(0, np.float32)]
     for start in range(0, len(pairs), 8192):
         a, b = pairs[start : start + 8192].T
@@ -246,6 +245,10 @@ def fine_structure(thumbs: Thumbs) -> Floats:
     # A few strong edges (one shape on an even ground) must not drown the weak texture in which pictures differ.
     usual = np.median(abs(fine), axis=(1, 2), keepdims=True) + 1
     return np.asarray(fine / np.sqrt(fine**2 + (2 * usual) ** 2), np.float32)
+
+
+def _bell(sigma: float, distance: NDArray[np.float64]) -> NDArray[Any]:
+    return np.asarray(np.exp(-(distance**2) / (2 * sigma**2)))
 
 
 def _blur_matrix(weight: Callable[[NDArray[np.float64]], NDArray[Any]]) -> Floats:
@@ -353,14 +356,13 @@ def _crops(structure: Floats, rows: Floats, columns: Floats) -> Floats:
     # Products of small matrices only: on larger ones BLAS starts threads, which cost more than they bring.
     tall = rows[None] @ structure[:, None]
     grid = tall[:, :, None] @ columns.transpose(0, 2, 1)[None, None]
-    return grid.reshape(len(structure), len(rows) * len(columns), _SIDE * _SIDE)
+    return np.asarray(grid.reshape(len(structure), len(rows) * len(columns), _SIDE * _SIDE), np.float32)
 
 
 def _unit(values: Floats) -> Floats:
     centred = values - values.mean(-1, keepdims=True)
     length = np.sqrt(np.einsum("...i,...i->...", centred, centred))
-    centred /= np.maximum(length, 1e-3)[..., None]
-    return centred
+    return np.asarray(centred / np.maximum(length, 1e-3)[..., None], np.float32)
 
 
 def _with_labels(pairs: NDArray[np.int64], similarities: Floats, labels: Sequence[str], least: float) -> float:

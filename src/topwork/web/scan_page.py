@@ -208,7 +208,7 @@ def aspect_plot(manifest: Manifest) -> Bars:
 
 def _pixel_ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten; the ends where fewer than two of them lie between."""
-    found = [m * 10.0**e for e in range(0, 7) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    found = [m * 10.0**e for e in range(7) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
     if len(found) < 2:
         return [low] if low == high else [low, high]
     return found[:: 1 + len(found) // 7]
