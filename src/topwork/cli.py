@@ -211,7 +211,9 @@ def evaluate(
 @app.command
 def predict(
     model: str,
-    images: Annotated[list[str], Parameter(help="Files, folders, patterns in quotes, tar or zip archives, or - for a list on stdin.")],
+    images: Annotated[
+        list[str], Parameter(help="Files, folders, patterns in quotes, tar or zip archives, or - for a list on stdin.")
+    ],
     /,
     *,
     out: str | None = None,
@@ -325,7 +327,9 @@ def export(
     else:
         print("\n".join(certificate_lines(package.certificate)))
         print(f"Wrote {package.exported}, {package.certificate_path} and {package.script}.")
-        print(f"\nTo use it elsewhere, match this (from {package.script}); the model does the rest:\n\n{reference_decoder()}")
+        print(
+            f"\nTo use it elsewhere, match this (from {package.script}); the model does the rest:\n\n{reference_decoder()}"
+        )
     return 0
 
 
@@ -496,7 +500,9 @@ def add_class(
         return 0
     print(f"Added {', '.join(shown(label) for label in grown.added)}.")
     if grown.part is not None:
-        print(f"Old classes, {grown.n_old} {grown.part} images: {percent(grown.before)} before, {percent(grown.after)} after.")
+        print(
+            f"Old classes, {grown.n_old} {grown.part} images: {percent(grown.before)} before, {percent(grown.after)} after."
+        )
     for part in ("valid", "test"):
         if part in grown.evaluation:
             print("\n".join(part_lines(part, grown.evaluation[part])))
@@ -763,7 +769,10 @@ def main(tokens: list[str] | None = None) -> None:
     try:
         status = app([STDIN if token == "-" else token for token in arguments])
     except Interrupted as interrupted:
-        print(f"topwork: ended by {signal.Signals(interrupted.signum).name}; what is done is kept: run it again, or --resume.", file=sys.stderr)
+        print(
+            f"topwork: ended by {signal.Signals(interrupted.signum).name}; what is done is kept: run it again, or --resume.",
+            file=sys.stderr,
+        )
         status = 128 + interrupted.signum
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

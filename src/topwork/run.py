@@ -306,9 +306,7 @@ def survey(
     near = None
     if settings.quick:
         watcher.step("scan")
-        manifest = scan(
-            path, n_threads=settings.workers, on_progress=watcher.progress, rules=rules_of(settings)
-        )
+        manifest = scan(path, n_threads=settings.workers, on_progress=watcher.progress, rules=rules_of(settings))
     else:
         watcher.step("backbone")
         backbone = load_backbone(settings.backbone)
@@ -448,7 +446,9 @@ def add_class(
     settings, watcher, clock = settings or DataSettings(), watcher or Silent(), Stopwatch()
     folder = Path(out)
     with run_folder(folder, overwrite):
-        write_json(folder / "settings.json", {"path": str(Path(path).absolute()), "grown_from": str(Path(run).absolute())})
+        write_json(
+            folder / "settings.json", {"path": str(Path(path).absolute()), "grown_from": str(Path(run).absolute())}
+        )
         classifier, old_manifest, old_parts = _grown_from(Path(run))
         with clock("scan_and_embed"):
             watcher.step("scan and embed")
@@ -470,7 +470,9 @@ def add_class(
         part, n_old, before, after = _before_and_after(classifier, grown, manifest, features, parts)
         with clock("write"):
             watcher.step("write")
-            grown = replace(grown, provenance=_provenance(manifest, parts, evaluation, settings) | {"added": list(added)})
+            grown = replace(
+                grown, provenance=_provenance(manifest, parts, evaluation, settings) | {"added": list(added)}
+            )
             _write_grown(folder, Path(run), manifest, parts, grown, predictions, embedder, head, added)
         evaluation["timing"] = _timing(clock, embedder)
         evaluation["old_classes"] = {"part": part, "n": n_old, "accuracy_before": before, "accuracy_after": after}
@@ -488,7 +490,9 @@ def _grown_from(run: Path) -> tuple[Classifier, Manifest, dict[str, str]]:
         parts = json.loads((run / "split.json").read_text())["parts"]
         by_hash = {item["content_hash"]: name for name, items in parts.items() for item in items}
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{run}: add-class needs the run that holds the model: its manifest names the old images.") from None
+        raise UsageError(
+            f"{run}: add-class needs the run that holds the model: its manifest names the old images."
+        ) from None
     return classifier, manifest, by_hash
 
 
@@ -500,7 +504,9 @@ def _new_images(path: Path, name: str | None, settings: DataSettings, embedder: 
     manifest, _ = scan_and_embed(path, settings, embedder, watcher)
     if is_flat or name is not None:
         if not is_flat and len(manifest.classes) > 1:
-            raise UsageError(f"--name {shown(name or '')}: {shown(str(path))} holds {len(manifest.classes)} classes, not one.")
+            raise UsageError(
+                f"--name {shown(name or '')}: {shown(str(path))} holds {len(manifest.classes)} classes, not one."
+            )
         label = name or path.resolve().name
         samples = tuple(replace(sample, label=label) for sample in manifest.samples)
         manifest = replace(manifest, samples=samples, classes=(label,))
@@ -514,7 +520,9 @@ def _joined(
     known = [name for name in new.classes if name in classifier.classes]
     if known:
         raise UsageError(f"the model has the class {shown(known[0])} already; add-class takes new ones only.")
-    if not (old.root.is_dir() and new.root.is_dir()) or any((m.root / "dataset_info.json").exists() for m in (old, new)):
+    if not (old.root.is_dir() and new.root.is_dir()) or any(
+        (m.root / "dataset_info.json").exists() for m in (old, new)
+    ):
         raise UsageError("add-class needs old and new images in folders; unpack the archive or table first.")
     twice = {s.content_hash for s in old.samples} & {s.content_hash for s in new.samples}
     if twice:
@@ -531,7 +539,9 @@ def _joined(
         sample = manifest.samples[row]
         return replace(sample, path=os.path.relpath(manifest.root.resolve() / sample.path, root), part=part)
 
-    samples = [moved(old, row, old_parts[s.content_hash]) for row, s in enumerate(old.samples) if s.content_hash in old_parts]
+    samples = [
+        moved(old, row, old_parts[s.content_hash]) for row, s in enumerate(old.samples) if s.content_hash in old_parts
+    ]
     samples += [moved(plain, row, part_of[row]) for row in range(len(plain.samples))]
     classes = tuple(sorted({sample.label for sample in samples}, key=natural_key))
     manifest = replace(old, root=root, samples=tuple(samples), classes=classes, rejects=new.rejects, notes=())
@@ -558,7 +568,8 @@ def _grown_classifier(
         classifier,
         head=reordered(grown.head, order),
         classes=tuple(names[number] for number in order),
-        thresholds=classifier.thresholds | {"unknown": max(detector.threshold, classifier.thresholds.get("unknown") or 0.0)},
+        thresholds=classifier.thresholds
+        | {"unknown": max(detector.threshold, classifier.thresholds.get("unknown") or 0.0)},
         arrays=classifier.arrays | {"unknown_centres": detector.centres},
     )
     return bigger, {"penalty": grown.penalty, "cross_entropy": {str(k): v for k, v in grown.cross_entropy.items()}}
@@ -578,7 +589,9 @@ def _before_and_after(
         for classifier in (old, new):
             index = {label: number for number, label in enumerate(classifier.classes)}
             labels = np.array([index.get(sample.label, -1) for sample in manifest.samples])
-            found = with_second_look(classifier, predict_features(classifier, features, rows, labels), manifest, features)
+            found = with_second_look(
+                classifier, predict_features(classifier, features, rows, labels), manifest, features
+            )
             accuracies.append(float((found.predicted == found.labels).mean()))
         return name, len(rows), accuracies[0], accuracies[1]
     return None, 0, None, None
@@ -836,7 +849,11 @@ def _leaks(
         if clean.all():
             continue
         rest = Predictions(part.classes, part.sample_indices[clean], part.labels[clean], part.logits[clean])
-        judged = {key: evaluate_part(p, seed=seed).as_dict() for key, p in (("with", part), ("without", rest)) if len(p.labels)}
+        judged = {
+            key: evaluate_part(p, seed=seed).as_dict()
+            for key, p in (("with", part), ("without", rest))
+            if len(p.labels)
+        }
         figures = {
             key: {k: values[k] for k in ("n", "accuracy", "balanced_accuracy")} for key, values in judged.items()
         }

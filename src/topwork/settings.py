@@ -148,7 +148,8 @@ class FitSettings(TuneSettings, DataSettings):
     )
     views: int = _setting(2, "Augmented views of each training image for the probe, when --augment is not none.")
     coverage: float = _setting(
-        0.975, "Share of images whose true class must be among those not ruled out; where that takes several, the answer is "
+        0.975,
+        "Share of images whose true class must be among those not ruled out; where that takes several, the answer is "
         "ambiguous.",
     )
     target_precision: float | None = _setting(

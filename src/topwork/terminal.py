@@ -181,7 +181,9 @@ def certificate_lines(certificate: Any) -> list[str]:
         f"  on equal pixels    {certificate.graph_difference:.1e} at most (limit {certificate.graph_tolerance:g})",
     ]
     if certificate.ties:
-        lines.append(f"  ties               {len(certificate.ties)}: {', '.join(shown(t.path) for t in certificate.ties)}")
+        lines.append(
+            f"  ties               {len(certificate.ties)}: {', '.join(shown(t.path) for t in certificate.ties)}"
+        )
     for path, reason in certificate.not_read:
         lines.append(f"  not read           {shown(path)}: {reason}")
     return lines
@@ -203,7 +205,13 @@ def comparison_lines(sentence: str, found: dict[str, Any], n: int = 12) -> list[
     changed = [(name, c) for name, c in found["per_class"].items() if c["n_gained"] or c["n_lost"]]
     changed.sort(key=lambda item: (-abs(item[1]["n_gained"] - item[1]["n_lost"]), -item[1]["n_gained"]))
     rows = [
-        (name, str(c["n"]), percent(c["accuracy_first"]), percent(c["accuracy_second"]), f"+{c['n_gained']} −{c['n_lost']}")
+        (
+            name,
+            str(c["n"]),
+            percent(c["accuracy_first"]),
+            percent(c["accuracy_second"]),
+            f"+{c['n_gained']} −{c['n_lost']}",
+        )
         for name, c in changed[:n]
     ]
     lines = [shown(sentence)]
@@ -231,13 +239,21 @@ def overview_lines(found: Any) -> list[str]:
     """What ``topwork scan`` found, as lines for a person: a table of the classes, then facts about the images."""
     parts = sorted({part for facts in found.classes.values() for part in facts.parts})
     rows = [
-        (name, f"{facts.n:,}", *(f"{facts.parts.get(part, 0):,}" for part in parts), _size(facts), f"{facts.aspect[1]:.2f}")
+        (
+            name,
+            f"{facts.n:,}",
+            *(f"{facts.parts.get(part, 0):,}" for part in parts),
+            _size(facts),
+            f"{facts.aspect[1]:.2f}",
+        )
         for name, facts in found.classes.items()
     ]
     shown_rows = rows if len(rows) <= MAX_CLASS_LINES else [*rows[: MAX_CLASS_LINES - 5], *rows[-4:]]
     lines = [table(shown_rows, ("class", "images", *parts, "usual size", "width/height"))]
     if len(rows) > MAX_CLASS_LINES:
-        lines.append(f"... {len(rows) - len(shown_rows):,} more classes between these (all with --json and in the page)")
+        lines.append(
+            f"... {len(rows) - len(shown_rows):,} more classes between these (all with --json and in the page)"
+        )
     lines.append("")
     lines.append("Formats: " + ", ".join(f"{name} {n:,}" for name, n in found.formats.items()))
     near = found.near_duplicates

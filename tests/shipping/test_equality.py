@@ -69,6 +69,7 @@ def by_timm(run, paths):
     import timm
     import torch
 
+    torch.set_num_threads(1)  # one image at a time: two threads mostly wait for one another on a busy machine
     network = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
     with torch.inference_mode():
@@ -78,10 +79,12 @@ def by_timm(run, paths):
 
 
 def by_transformers(run, paths, classes):
+    import torch
     from transformers import pipeline
 
+    torch.set_num_threads(1)
     ask = pipeline("image-classification", model=str(run / "model"), device="cpu")
-    rows = ask(list(paths), top_k=None)
+    rows = ask(list(paths), top_k=len(classes))
     return table([[(answer["label"], answer["score"]) for answer in row] for row in rows], classes)
 
 

@@ -96,7 +96,9 @@ def mutate(folder: Path, rng: random.Random) -> None:
         start = rng.randrange(len(data))
         data[start : start + 100] = bytes(len(data[start : start + 100]))
     elif kind == "text":
-        data = bytearray(data.replace(*rng.choice([(b'"disc"', b'"dusk"'), (b"0.", b"1."), (b"1", b"2"), (b"bf16", b"f64")]), 1))
+        data = bytearray(
+            data.replace(*rng.choice([(b'"disc"', b'"dusk"'), (b"0.", b"1."), (b"1", b"2"), (b"bf16", b"f64")]), 1)
+        )
     elif kind == "swap":
         data = bytearray(rng.choice(sorted(folder.iterdir())).read_bytes())
     if kind == "remove":
@@ -201,7 +203,9 @@ def canaries(place: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["pickle", "torch", "old torch", "numpy"])
-@pytest.mark.parametrize("name", ["model.safetensors", "decision.safetensors", "openvino.bin", "openvino.xml", "config.json", "topwork.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "decision.safetensors", "openvino.bin", "openvino.xml", "config.json", "topwork.json"]
+)
 def test_a_canary_in_a_model_folder_never_runs(tmp_path, kind, name):
     shutil.copytree(GOLDEN / "format-1" / "model", tmp_path / "model")
     (tmp_path / "model" / name).write_bytes(canaries(tmp_path / "ran")[kind])
@@ -213,10 +217,16 @@ def test_a_canary_in_a_model_folder_never_runs(tmp_path, kind, name):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pkl", "data.pkl", "openvino.pkl", "sitecustomize.py", "__init__.py"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "model.pkl", "data.pkl", "openvino.pkl", "sitecustomize.py", "__init__.py"]
+)
 def test_a_canary_beside_the_model_is_not_looked_at(tmp_path, name):
     shutil.copytree(GOLDEN / "format-1" / "model", tmp_path / "model")
-    content = f"open({str(tmp_path / 'ran')!r}, 'w')".encode() if name.endswith(".py") else canaries(tmp_path / "ran")["pickle"]
+    content = (
+        f"open({str(tmp_path / 'ran')!r}, 'w')".encode()
+        if name.endswith(".py")
+        else canaries(tmp_path / "ran")["pickle"]
+    )
     (tmp_path / "model" / name).write_bytes(content)
     load_classifier(tmp_path / "model")
     assert not (tmp_path / "ran").exists()

@@ -49,7 +49,13 @@ class Hub(BaseHTTPRequestHandler):
                 entry = json.loads(line)
                 if entry["key"] == "file":
                     self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-            self.answer({"commitOid": COMMIT, "commitUrl": f"https://huggingface.co/user/insects/commit/{COMMIT}", "success": True})
+            self.answer(
+                {
+                    "commitOid": COMMIT,
+                    "commitUrl": f"https://huggingface.co/user/insects/commit/{COMMIT}",
+                    "success": True,
+                }
+            )
         elif "/paths-info/" in self.path:
             self.answer([])
         elif self.path.startswith("/api/validate-yaml"):
@@ -67,10 +73,27 @@ class Hub(BaseHTTPRequestHandler):
             else:
                 self.answer({"error": "no entry"}, 404, X_Error_Code="EntryNotFound")
         elif path.startswith("/api/models/user/insects/tree/"):
-            self.answer([{"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()} for n, d in self.files.items()])
+            self.answer(
+                [
+                    {"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()}
+                    for n, d in self.files.items()
+                ]
+            )
         elif path.startswith("/api/models/user/insects"):
             siblings = [{"rfilename": name} for name in self.files]
-            self.answer({"_id": "1", "id": "user/insects", "modelId": "user/insects", "sha": COMMIT, "siblings": siblings, "tags": [], "downloads": 0, "likes": 0, "private": False})
+            self.answer(
+                {
+                    "_id": "1",
+                    "id": "user/insects",
+                    "modelId": "user/insects",
+                    "sha": COMMIT,
+                    "siblings": siblings,
+                    "tags": [],
+                    "downloads": 0,
+                    "likes": 0,
+                    "private": False,
+                }
+            )
         else:
             self.answer({"error": "no repository"}, 404, X_Error_Code="RepoNotFound")
 
@@ -90,8 +113,15 @@ def hub():
 
 
 def topwork(endpoint: str, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "TRANSFORMERS"))}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hf"), "HF_TOKEN": "hf_standin", "HF_HUB_DISABLE_XET": "1"}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "TRANSFORMERS"))
+    }
+    environment |= {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(folder / "hf"),
+        "HF_TOKEN": "hf_standin",
+        "HF_HUB_DISABLE_XET": "1",
+    }
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     command = [sys.executable, "-m", "topwork.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -135,7 +165,9 @@ def test_an_altered_model_is_not_kept(hub, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.name != "hf"] == []
 
 
-@pytest.mark.parametrize(("repository", "words"), [("user/other", "no such repository"), ("a b c", "not the name of a repository")])
+@pytest.mark.parametrize(
+    ("repository", "words"), [("user/other", "no such repository"), ("a b c", "not the name of a repository")]
+)
 def test_a_wrong_repository_is_named(hub, tmp_path, repository, words):
     done = topwork(hub, tmp_path, "pull", repository, "--out", tmp_path / "model")
     assert done.returncode in (1, 2)

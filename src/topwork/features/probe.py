@@ -240,7 +240,10 @@ class _Search:
         plain = min((t for t in self.tried if t.candidate.plain), key=lambda t: t.cross_entropy)
         others = [t for t in self.tried if not t.candidate.plain]
         if head == "plain" or not others:
-            return plain, f"Plain head ({plain.candidate.name}), the best of its kind by cross-entropy in cross-validation."
+            return (
+                plain,
+                f"Plain head ({plain.candidate.name}), the best of its kind by cross-entropy in cross-validation.",
+            )
         best = min(others, key=lambda t: t.cross_entropy)
         if head == "extended":
             return best, f"Extended head ({best.candidate.name}), as asked for."
@@ -248,7 +251,10 @@ class _Search:
         ahead, _ = _paired(best.correct.astype(float) - plain.correct)
         numbers = f"cross-entropy lower by {gain:.4f}, standard error {error:.4f}; accuracy {100 * ahead:+.2f} points"
         if gain > STANDARD_ERRORS * error and ahead > 0:
-            return best, f"Extended head ({best.candidate.name}): ahead of the best plain one in cross-validation: {numbers}."
+            return (
+                best,
+                f"Extended head ({best.candidate.name}): ahead of the best plain one in cross-validation: {numbers}.",
+            )
         name = plain.candidate.name
         return plain, f"Plain head ({name}): an extended one ({best.candidate.name}) is not clearly better: {numbers}."
 

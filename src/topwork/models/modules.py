@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch  # noqa: TID253 - see above
+import torch
 from numpy.typing import NDArray
-from torch import nn  # noqa: TID253
+from torch import nn
 
 from topwork.errors import UsageError
 

@@ -37,7 +37,9 @@ class Pulled:
     commit: str
 
 
-def push(model: str | os.PathLike[str], repository: str, *, is_private: bool = False, message: str | None = None) -> Pushed:
+def push(
+    model: str | os.PathLike[str], repository: str, *, is_private: bool = False, message: str | None = None
+) -> Pushed:
     """Uploads a model folder, after checking it; the repository is made if need be.
 
     Raises:
@@ -97,7 +99,9 @@ def _hub(repository: str, done: str) -> Iterator[Any]:
     try:
         yield HfApi(library_name="topwork")
     except errors.HFValidationError as error:
-        raise UsageError(f"{shown(repository)}: not the name of a repository, such as user/insects ({error}).") from None
+        raise UsageError(
+            f"{shown(repository)}: not the name of a repository, such as user/insects ({error})."
+        ) from None
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
         raise DownloadError(
             f"{shown(repository)}: no such repository or revision, or it is private; log in with: hf auth login."

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch  # noqa: TID253 - only training imports this file
+import torch
 from numpy.typing import NDArray
-from torch import nn  # noqa: TID253
+from torch import nn
 
 from topwork.training.distributed import Processes
 from topwork.training.folding import State

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch  # noqa: TID253 - only training imports this file
+import torch
 
 from topwork.data.shards import atomic_file
 from topwork.errors import ModelError, TopworkError

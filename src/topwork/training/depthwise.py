@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch  # noqa: TID253 - only training imports this file
-import torch.nn.functional as F  # noqa: TID253
-from torch import Tensor, nn  # noqa: TID253
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from topwork.models.modules import replace_module
 

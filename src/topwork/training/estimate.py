@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import torch  # noqa: TID253 - only training imports this file
-from torch import nn  # noqa: TID253
+import torch
+from torch import nn
 
 from topwork.training.distributed import processes
 from topwork.training.loop import Loss, Prepared

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn  # noqa: TID253 - only training imports this file
+from torch import nn
 
 from topwork.data.manifest import Manifest
 from topwork.errors import UsageError

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch  # noqa: TID253 - only training imports this file
-from torch import nn  # noqa: TID253
-from torch.nn.utils.fusion import fuse_conv_bn_weights  # noqa: TID253
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from topwork.models.modules import replace_module
 

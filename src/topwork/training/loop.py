@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch  # noqa: TID253 - only training imports this file
-import torch.nn.functional as F  # noqa: TID253
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn  # noqa: TID253
+from torch import Tensor, nn
 
 from topwork.errors import TopworkError, UsageError
 from topwork.training import checkpoint as disk

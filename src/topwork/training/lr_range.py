@@ -12,9 +12,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch  # noqa: TID253 - only training imports this file
+import torch
 from numpy.typing import NDArray
-from torch import nn  # noqa: TID253
+from torch import nn
 
 from topwork.errors import UsageError
 from topwork.training.distributed import processes

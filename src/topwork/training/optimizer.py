@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch  # noqa: TID253 - only training imports this file
-from torch import nn  # noqa: TID253
+import torch
+from torch import nn
 
 from topwork.models.backbone import Stage, find_stages
 from topwork.models.modules import classifier_name

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch  # noqa: TID253 - only training imports this file
+import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn  # noqa: TID253
+from torch import Tensor, nn
 
 from topwork.data.images import decode
 from topwork.data.loader import in_order

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch  # noqa: TID253 - only training imports this file
+import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn  # noqa: TID253
+from torch import Tensor, nn
 
 from topwork.errors import UsageError
 from topwork.training.optimizer import stages_of

@@ -56,7 +56,7 @@ class Connection(H11Protocol):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """A client that has sent its request and closed its side still gets the answer."""
-        if self._is_working() and self.conn.their_state is h11.DONE:
+        if self._is_working() and self.conn.their_state in (h11.DONE, h11.MUST_CLOSE):
             self._is_last = True
             self.cycle.keep_alive = False
             return True
