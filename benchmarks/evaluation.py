@@ -37,9 +37,9 @@ from topwork.data.transforms import fit_to_input
 from topwork.evaluation.curves import calibration_error, roc_auc
 from topwork.evaluation.decisions import fit_ambiguous
 from topwork.evaluation.predictions import softmax
-from topwork.run import Fitted, fit
 from topwork.settings import FitSettings
 from topwork.shipping.predictor import Predictor
+from topwork.verbs.fit import Fitted, fit
 
 
 def main() -> None:

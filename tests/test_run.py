@@ -20,8 +20,9 @@ from PIL import Image
 from drawing import draw, draw_folders
 from topwork.data.split import split_record
 from topwork.errors import UsageError
-from topwork.run import evaluate, fit
 from topwork.shipping.predictor import Predictor
+from topwork.verbs.evaluate import evaluate
+from topwork.verbs.fit import fit
 
 RUN_FILES = {
     "settings.json",

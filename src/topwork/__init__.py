@@ -23,8 +23,8 @@ _HOMES = {
     "TopworkError": "topwork.errors",
     "decode": "topwork.data.images",
     "embed": "topwork.features.embed",
-    "evaluate": "topwork.run",
-    "fit": "topwork.run",
+    "evaluate": "topwork.verbs.evaluate",
+    "fit": "topwork.verbs.fit",
     "fit_probe": "topwork.features.probe",
     "load_backbone": "topwork.models.backbone",
     "load_classifier": "topwork.models.classifier",
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from topwork.models.backbone import load_backbone as load_backbone
     from topwork.models.classifier import Classifier as Classifier
     from topwork.models.classifier import load_classifier as load_classifier
-    from topwork.run import evaluate as evaluate
-    from topwork.run import fit as fit
     from topwork.shipping.predictor import Predictor as Predictor
+    from topwork.verbs.evaluate import evaluate as evaluate
+    from topwork.verbs.fit import fit as fit
 
 
 def __getattr__(name: str) -> Any:

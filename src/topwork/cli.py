@@ -67,8 +67,8 @@ def scan(
     report
         Also write a page with plots and examples to this file.
     """
-    from topwork.run import survey
     from topwork.terminal import Terminal, overview_lines
+    from topwork.verbs.scan import survey
 
     with Terminal(common.quiet) as terminal:
         surveyed = survey(path, settings, watcher=terminal)
@@ -129,9 +129,9 @@ def fit(
     overwrite
         Replace the finished run that --out holds.
     """
-    from topwork.run import fit as fit_run
     from topwork.run import resumed
     from topwork.terminal import Terminal, part_lines
+    from topwork.verbs.fit import fit as fit_run
     from topwork.web.pages import write_report
 
     if resume is not None:
@@ -195,8 +195,8 @@ def evaluate(
     part
         Which part, when the data has train/valid/test; auto takes test, else valid, else all.
     """
-    from topwork.run import evaluate as evaluate_model
     from topwork.terminal import Terminal, part_lines
+    from topwork.verbs.evaluate import evaluate as evaluate_model
 
     with Terminal(common.quiet) as terminal:
         judged = evaluate_model(model, path, settings, part=part, watcher=terminal)
@@ -397,8 +397,8 @@ def examine(
     n_images
         At most this many images, drawn by the seed.
     """
-    from topwork.examination import examine_model
     from topwork.terminal import Terminal, examination_lines
+    from topwork.verbs.examine import examine_model
     from topwork.web.examine_page import default_page, write_examine_page
 
     with Terminal(common.quiet) as terminal:
@@ -436,8 +436,8 @@ def compare(
     seed
         Of the bootstrap.
     """
-    from topwork.examination import compare_runs
     from topwork.terminal import Terminal, comparison_lines
+    from topwork.verbs.compare import compare_runs
 
     part_name, compared = compare_runs(runs, part, seed=seed)
     with Terminal(common.quiet) as terminal:
@@ -485,8 +485,8 @@ def add_class(
         Replace the finished run that --out holds.
     """
     from topwork.data.sources import shown
-    from topwork.run import add_class as add_class_to
     from topwork.terminal import Terminal, part_lines, percent
+    from topwork.verbs.grow import add_class as add_class_to
     from topwork.web.pages import write_report
 
     with Terminal(common.quiet) as terminal:
@@ -702,7 +702,7 @@ def demo(
     seed
         Fixes the split and every other random choice.
     """
-    from topwork.demo import LICENCE_NOTE, write_demo_data
+    from topwork.verbs.demo import LICENCE_NOTE, write_demo_data
 
     if not common.quiet:
         print(LICENCE_NOTE, file=sys.stderr)

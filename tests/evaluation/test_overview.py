@@ -11,8 +11,8 @@ from PIL import Image, ImageFilter
 from data.drawn import encoded, scene
 from drawing import draw_folders
 from topwork.evaluation.overview import advise_fit
-from topwork.run import survey
 from topwork.settings import ScanSettings
+from topwork.verbs.scan import survey
 
 QUICK = ScanSettings(quick=True)
 

@@ -17,9 +17,9 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 
 from drawing import draw, draw_folders
-from topwork.run import fit
 from topwork.settings import FitSettings
 from topwork.shipping.predictor import Predictor
+from topwork.verbs.fit import fit
 
 
 def main(folder: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from drawing import draw_folders
-from topwork.run import fit
 from topwork.settings import FitSettings
+from topwork.verbs.fit import fit
 
 
 @pytest.fixture(scope="session")

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from topwork.models.classifier import load_classifier
-from topwork.run import fit
 from topwork.settings import FitSettings
 from topwork.shipping.package import export_model
 from topwork.shipping.parity import TOLERANCE, run_script
 from topwork.shipping.predictor import Predictor
+from topwork.verbs.fit import fit
 from web.serving import form, serving
 
 

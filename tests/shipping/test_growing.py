@@ -14,10 +14,11 @@ from drawing import draw_folders
 from topwork.errors import UsageError
 from topwork.models.classifier import load_classifier
 from topwork.models.head import FeatureTransform, LinearHead
-from topwork.run import add_class, fit
 from topwork.settings import FitSettings
 from topwork.shipping.growing import _Problem, grow_head
 from topwork.shipping.predictor import Predictor
+from topwork.verbs.fit import fit
+from topwork.verbs.grow import add_class
 
 
 @pytest.fixture(scope="module")

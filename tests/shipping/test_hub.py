@@ -11,6 +11,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -21,8 +22,8 @@ COMMIT = "c0ffee" + "0" * 34
 class Hub(BaseHTTPRequestHandler):
     """The calls of the hub that uploading and downloading a model make; files live in memory."""
 
-    files: dict[str, bytes] = {}
-    log: list[str] = []
+    files: ClassVar[dict[str, bytes]] = {}
+    log: ClassVar[list[str]] = []
 
     def log_message(self, *args: object) -> None:
         self.log.append(f"{self.command} {self.path}")

@@ -18,9 +18,9 @@ from topwork.evaluation.predictions import softmax
 from topwork.features import careful
 from topwork.features.careful import LEAST_SURE, CarefulNetwork, careful_features, careful_pixels
 from topwork.models.classifier import load_classifier
-from topwork.run import evaluate
 from topwork.shipping.batch import list_inputs
 from topwork.shipping.predictor import Predictor, read_image
+from topwork.verbs.evaluate import evaluate
 
 
 def topwork(*arguments):

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from drawing import draw_folders
 from topwork.errors import UsageError
-from topwork.run import fit
 from topwork.settings import FitSettings
 from topwork.shipping.batch import row_of
 from topwork.shipping.predictor import Predictor
+from topwork.verbs.fit import fit
 from topwork.web.multipart import FormError, files_of
 
 from .serving import Served, form, read_all, serving, wait_until

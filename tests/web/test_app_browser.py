@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from drawing import draw, draw_folders
-from topwork.run import fit
 from topwork.settings import FitSettings
+from topwork.verbs.fit import fit
 
 from .serving import Served, serving
 from .test_browser import FAINT_TEXT

@@ -14,8 +14,8 @@ from PIL import Image
 from data.drawn import encoded, scene
 from drawing import draw_folders
 from topwork.errors import UsageError
-from topwork.run import survey
 from topwork.settings import ScanSettings
+from topwork.verbs.scan import survey
 from topwork.web.scan_page import write_scan_page
 
 EVIL = "<script>alert(1)</script>"

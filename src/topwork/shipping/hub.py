@@ -110,6 +110,7 @@ def _hub(repository: str, done: str) -> Iterator[Any]:
         status = error.response.status_code if error.response is not None else "no answer"
         hint = " Log in with: hf auth login." if status in (401, 403) else ""
         raise DownloadError(f"{shown(repository)}: cannot be {done}: the hub answered {status}.{hint}") from None
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.HTTPError, ConnectionError) as error:
+    # the client's own error, from whichever HTTP library this version of the hub's client is built on
+    except (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError) as error:  # type: ignore[attr-defined]
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DownloadError(f"{shown(repository)}: cannot be {done}: the hub cannot be reached ({reason}).") from None

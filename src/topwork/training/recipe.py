@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from topwork.errors import UsageError
-from topwork.settings import BatchNorm, OptimizerName, Outputs, Strategy
+from topwork.settings import BatchNorm, OptimizerName, Outputs, ScheduleName, Strategy
 from topwork.settings import TuneSettings as TuneSettings
-from topwork.training.schedule import ScheduleName
 
 HEAD = "classifier"
 BALANCE_RATIO = 3.0  # as for the probe: class weights when the largest class is more than this many times the smallest

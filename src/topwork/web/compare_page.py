@@ -14,7 +14,7 @@ from markupsafe import Markup
 from topwork import __version__
 from topwork.data.loader import in_order
 from topwork.data.sources import shown
-from topwork.examination import Compared
+from topwork.verbs.compare import Compared
 from topwork.web.examine_page import page_environment, policy_of, style_of, write_page
 from topwork.web.pictures import make_picture
 from topwork.web.record import percent

@@ -29,8 +29,8 @@ from topwork.evaluation.findings import Effect
 from topwork.evaluation.perturb import PERTURBATIONS
 from topwork.evaluation.places import FixedPlace
 from topwork.evaluation.preprocessing import USUAL, renormalised
-from topwork.examination import Examined
 from topwork.models.classifier import find_model
+from topwork.verbs.examine import Examined
 from topwork.web.pictures import Picture
 from topwork.web.record import count, percent
 

@@ -19,8 +19,8 @@ from topwork.data.transforms import InputSpec, Pixels, resize
 from topwork.errors import ImageError
 from topwork.evaluation.advice import times
 from topwork.evaluation.explain import overlay
+from topwork.evaluation.insights import advice_of
 from topwork.evaluation.metrics import accuracy_by_class_size, evaluate_part
-from topwork.insights import advice_of
 from topwork.web.pictures import EXAMPLE, Album
 from topwork.web.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Scale, log_ticks, tick_percent, ticks
 from topwork.web.record import Record, count, decimal, percent

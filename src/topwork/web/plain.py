@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from topwork.evaluation.advice import times
-from topwork.insights import advice_of
+from topwork.evaluation.insights import advice_of
 from topwork.web.examine_page import write_page
 from topwork.web.insights_sections import insights_of
 from topwork.web.record import Record, percent, read_record

@@ -31,7 +31,7 @@ from topwork.data.sources import shown
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input
 from topwork.errors import ImageError, TopworkError
 from topwork.evaluation.overview import ClassFacts, Overview
-from topwork.run import Surveyed
+from topwork.verbs.scan import Surveyed
 from topwork.web.pictures import Picture, make_picture
 from topwork.web.plots import LEFT, Scale, ticks
 

@@ -11,9 +11,9 @@ import pytest
 
 from drawing import draw_folders
 from topwork.errors import UsageError
-from topwork.examination import compare_runs
-from topwork.run import fit
 from topwork.settings import FitSettings
+from topwork.verbs.compare import compare_runs
+from topwork.verbs.fit import fit
 
 SHAPES = ("disc", "square", "cross")
 SMALL = "random:test_efficientnet"

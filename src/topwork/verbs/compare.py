@@ -1,14 +1,9 @@
-"""The questions asked of finished models: ``topwork examine`` and ``topwork compare``, from paths to values.
-
-In: model or run folders and labelled images. Out: values that the command line prints and ``web`` shows. The work is in
-``evaluation``; here is only what has to be read, and in which order.
-"""
+"""``topwork compare``: finished runs against the first of them, by paired tests on the same images."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,114 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.data.groups import join_groups
-from topwork.data.images import decode
-from topwork.data.loader import in_order
-from topwork.data.manifest import Manifest, load_manifest, scan
+from topwork.data.manifest import Manifest, load_manifest
 from topwork.data.sources import shown
-from topwork.data.transforms import InputSpec, Pixels, fit_to_input
-from topwork.errors import ImageError, TopworkError, UsageError
+from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.compare import Comparison, compare
-from topwork.evaluation.examine import Examination, examine
 from topwork.evaluation.predictions import Predictions
-from topwork.evaluation.shortcut import check_shortcuts
-from topwork.models.classifier import Classifier, load_classifier
-from topwork.run import Silent, Watcher, part_rows, rules_of
-from topwork.settings import DataSettings
-from topwork.shipping.predictor import engine_of
+from topwork.run import (
+    read_evaluation,
+)
 
 SIGNIFICANCE = 0.05
-N_IMAGES = 200  # images examined: enough to see a difference of five points, and a minute's work
-
-
-@dataclass(frozen=True, eq=False)
-class Examined:
-    """An examination with what it was made on.
-
-    Attributes:
-        rows: manifest rows of the images examined, in order.
-    """
-
-    model: Path
-    path: str
-    manifest: Manifest
-    classifier: Classifier
-    rows: NDArray[np.int64]
-    examination: Examination
-
-
-def examine_model(
-    model: str | os.PathLike[str],
-    path: str | os.PathLike[str],
-    settings: DataSettings | None = None,
-    *,
-    part: str = "auto",
-    n_images: int = N_IMAGES,
-    watcher: Watcher | None = None,
-) -> Examined:
-    """Examines a saved model on labelled images; class names are matched by name.
-
-    Args:
-        part: which part to use when the data has parts, as for ``evaluate``.
-        n_images: at most this many images are looked at, drawn by the seed.
-
-    Raises:
-        UsageError: none of the images is of a class that the model knows.
-    """
-    settings, watcher = settings or DataSettings(), watcher or Silent()
-    if n_images < 10:
-        raise UsageError(f"--n-images {n_images}: give at least 10; fewer show nothing for certain.")
-    classifier = load_classifier(model)
-    watcher.step("scan")
-    manifest = scan(path, n_threads=settings.workers, on_progress=watcher.progress, rules=rules_of(settings))
-    index = {name: number for number, name in enumerate(classifier.classes)}
-    rows = np.array([row for row in part_rows(manifest, part) if manifest.samples[row].label in index], dtype=np.int64)
-    if not len(rows):
-        raise UsageError(f"{shown(str(path))}: none of its images is of a class that the model knows.")
-    rows = _drawn(manifest, rows, n_images, settings.seed)
-    labels = np.array([index[manifest.samples[row].label] for row in rows], dtype=np.int64)
-    shortcuts = check_shortcuts(manifest, manifest.traits(), join_groups(manifest), settings.seed)
-    watcher.step("examine")
-    examination = examine(
-        classifier,
-        engine_of(classifier),
-        _reader(manifest, rows, settings.workers),
-        labels,
-        shortcuts=shortcuts,
-        seed=settings.seed,
-        on_progress=watcher.progress,
-    )
-    for finding in examination.findings:
-        if finding.kind == "warning":
-            watcher.note(finding.text)
-    return Examined(Path(model), str(path), manifest, classifier, rows, examination)
-
-
-def _drawn(manifest: Manifest, rows: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:
-    """At most n rows, in an order that depends on the content of the images and the seed alone."""
-    by_content = sorted(rows.tolist(), key=lambda row: (manifest.samples[row].content_hash, manifest.samples[row].path))
-    order = np.random.default_rng([seed, 5]).permutation(len(by_content))
-    return np.array(by_content, dtype=np.int64)[order][:n]
-
-
-def _reader(manifest: Manifest, rows: NDArray[np.int64], n_threads: int | None) -> Callable[[InputSpec], Pixels]:
-    """Gives the images of some rows, prepared as an input spec says."""
-
-    def load(spec: InputSpec) -> Pixels:
-        def one(row: int) -> Pixels:
-            try:
-                return fit_to_input(decode(manifest.read(row), min_side=spec.min_side).pixels, spec)
-            except ImageError as error:
-                raise TopworkError(
-                    f"{shown(manifest.samples[row].path)}: was fine when scanned, and now: {error}."
-                ) from None
-
-        return np.stack(list(in_order(one, rows.tolist(), n_threads)))
-
-    return load
-
-
-# ---- compare
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +117,7 @@ def compare_runs(
     folders = [Path(run) for run in runs]
     if len(folders) < 2:
         raise UsageError("compare needs two runs or more: topwork compare RUN_A RUN_B")
-    records = [_evaluation_of(folder) for folder in folders]
+    records = [read_evaluation(folder) for folder in folders]
     if part == "auto":
         part = next((name for name in ("test", "valid") if all(_has(record, name) for record in records)), "test")
     for folder, record in zip(folders, records, strict=True):
@@ -259,18 +156,6 @@ def comparison_sentence(first: str, second: str, found: Comparison) -> str:
 
 def _points(share: float) -> str:
     return f"{100 * share:+.1f}".replace("-", "−")
-
-
-def _evaluation_of(folder: Path) -> dict[str, Any]:
-    try:
-        evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
-    except FileNotFoundError:
-        raise UsageError(
-            f"{shown(str(folder))}: no finished run here (no evaluation.json). topwork fit makes one."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise TopworkError(f"{shown(str(folder))}: the run is damaged ({error}).") from None
-    return evaluation
 
 
 def _has(evaluation: dict[str, Any], part: str) -> bool:

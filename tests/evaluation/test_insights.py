@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from drawing import draw_folders
-from topwork.insights import advice_of
-from topwork.run import fit
+from topwork.evaluation.insights import advice_of
 from topwork.settings import FitSettings
 from topwork.shipping.predictor import Predictor
+from topwork.verbs.fit import fit
 
 SHAPES = ("disc", "square", "cross")
 

@@ -1,0 +1,369 @@
+"""``topwork fit``: from a folder of images to a run folder.
+
+``fit`` reads from top to bottom: scan and embed in one pass, split, probe, tune where asked, calibrate, judge, write.
+Each step is one public function of the layer below; here is only their order and what is recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.data.augment import pipeline
+from topwork.data.groups import join_groups
+from topwork.data.manifest import Manifest, save_manifest
+from topwork.data.shards import atomic_file
+from topwork.data.sources import shown
+from topwork.data.split import Split, split, split_record, with_valid
+from topwork.errors import UsageError
+from topwork.evaluation.calibration import fit_temperature
+from topwork.evaluation.decisions import fit_ambiguous
+from topwork.evaluation.insights import find_insights
+from topwork.evaluation.metrics import evaluate_part
+from topwork.evaluation.predictions import Predictions, softmax
+from topwork.evaluation.unknown import fit_unknown
+from topwork.features.embed import Embedder, Features, embed
+from topwork.features.engine import compiled_path, fingerprint, load_engine
+from topwork.features.neighbours import near_duplicates
+from topwork.features.probe import Probe, fit_probe
+from topwork.features.store import FeatureStore
+from topwork.features.views import with_views
+from topwork.models.backbone import Backbone, load_backbone
+from topwork.models.classifier import Classifier, save_classifier
+from topwork.run import (
+    append_history,
+    asked,
+    run_folder,
+    save_predictions,
+    write_json,
+)
+from topwork.settings import FitSettings, cache_folder
+from topwork.training.tuning import TunedClassifier, Tuning, tune_classifier
+from topwork.verbs.steps import (
+    Silent,
+    Stopwatch,
+    Watcher,
+    evaluate_parts,
+    near_pairs,
+    predict_features,
+    provenance,
+    scan_and_embed,
+    timing,
+    with_second_look,
+)
+
+MIN_CLASSES = 2
+VALID_OF_TUNING = "choosing the epoch, the mixture of weights, the temperature and the thresholds; its figures flatter"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Everything a fit produced, as values."""
+
+    folder: Path
+    manifest: Manifest
+    split: Split
+    classifier: Classifier
+    probe: Probe
+    predictions: dict[str, Predictions]
+    evaluation: dict[str, Any]
+    recipe: dict[str, Any]
+
+
+def fit(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: FitSettings | None = None,
+    *,
+    overwrite: bool = False,
+    watcher: Watcher | None = None,
+) -> Fitted:
+    """Trains, judges and writes a classifier for the images below ``path``.
+
+    Args:
+        out: the run folder to make.
+        overwrite: replace what a finished run left there.
+
+    Raises:
+        UsageError: nothing to train on, or ``out`` is taken.
+        TopworkError: something failed on the way; what was embedded is kept and found again.
+    """
+    settings, watcher, clock = settings or FitSettings(), watcher or Silent(), Stopwatch()
+    folder = Path(out)
+    with run_folder(folder, overwrite):
+        write_json(folder / "settings.json", asked(path, settings))
+        with clock("backbone"):
+            watcher.step("backbone")
+            backbone = load_backbone(settings.backbone).with_spec(
+                height=settings.size, width=settings.size, fit=None if settings.fit == "auto" else settings.fit
+            )
+            engine = load_engine(backbone, settings.engine, settings.precision)
+            embedder = Embedder(backbone, engine, FeatureStore(cache_folder(), fingerprint(backbone, engine)))
+        with clock("scan_and_embed"):
+            watcher.step("scan and embed")
+            manifest, features = scan_and_embed(path, settings, embedder, watcher)
+        for note in manifest.notes:
+            watcher.note(note)
+        with clock("split"):
+            near = near_duplicates(manifest, features, embedder) if settings.near_duplicates else None
+            groups = join_groups(manifest, near_pairs(near))
+            parts = split(manifest, settings.valid_fraction, settings.test_fraction, settings.seed, groups)
+            if settings.mode != "probe" and not len(parts.valid):
+                parts = with_valid(parts, manifest, settings.valid_fraction, groups)
+            _check_trainable(manifest, parts, watcher)
+        with clock("probe"):
+            watcher.step("probe")
+            labels = np.array(manifest.labels)
+            augment = pipeline("none" if settings.augment == "auto" else settings.augment)
+            views = with_views(
+                manifest, features, labels, groups, parts.train, embedder, augment, settings.views, settings.seed,
+                settings.workers,
+            )  # fmt: skip
+            probe = fit_probe(
+                views.features,
+                views.labels,
+                len(manifest.classes),
+                rows=views.rows,
+                groups=views.groups.tolist(),
+                head=settings.head,
+                seed=settings.seed,
+                on_progress=watcher.progress,
+                balance=settings.balance,
+            )
+            probe = views.images_only(probe)
+        probe_features, tuned = features, None
+        if settings.mode != "probe":
+            with clock("tune"):
+                watcher.step("tune")
+                tuning = Tuning(backbone, manifest, features, parts, probe, settings, folder)
+                tuned = tune_classifier(tuning, watcher.progress, watcher.epoch, watcher.note)
+        if tuned is not None:
+            with clock("embed_again"):
+                watcher.step("embed again")
+                engine = load_engine(tuned.backbone, settings.engine, settings.precision)
+                store = FeatureStore(cache_folder(), fingerprint(tuned.backbone, engine))
+                embedder_of_tuned = Embedder(tuned.backbone, engine, store)
+                features = embed(
+                    tuned.backbone, manifest, embedder=embedder_of_tuned, n_threads=settings.workers,
+                    on_progress=watcher.progress,
+                )  # fmt: skip
+        with clock("evaluate"):
+            watcher.step("evaluate")
+            train_features = features.block("last", parts.train)
+            train_groups = np.asarray(groups)[parts.train]
+            if tuned is None:
+                classifier = _classifier(backbone, probe, manifest, labels[parts.train], embedder)
+                classifier = with_decisions(
+                    classifier, probe, labels[parts.train], train_features, train_groups, settings
+                )
+            else:
+                classifier = _tuned_classifier(tuned, manifest, features, parts, labels, engine.precision, settings)
+            predictions = {
+                name: predict_features(classifier, features, rows, labels) for name, rows in parts.parts().items()
+            }
+            for name in predictions.keys() - {"train"}:  # the figures are about what predict will answer
+                predictions[name] = with_second_look(classifier, predictions[name], manifest, features)
+            evaluation = evaluate_parts(classifier, manifest, parts, predictions, settings.seed)
+            if tuned is not None:
+                evaluation |= {"n_parameters": tuned.n_parameters, "n_trainable": tuned.n_trainable}
+            evaluation |= _leaks(predictions, manifest, parts, settings.seed, watcher)
+        recipe = _recipe(classifier, probe, parts, embedder)
+        recipe |= {"augment": augment.name, "views": settings.views if augment.steps or augment.crop else 0}
+        recipe |= {"balance": settings.balance, "near_duplicates": len(near.pairs) if near else None}
+        if tuned is not None:
+            recipe |= {"mode": "tune", "tuning": tuned.recipe, "stages": tuned.stages, "words": list(tuned.words)}
+            recipe |= {"temperature_fitted_on": "valid", "valid_used_for": VALID_OF_TUNING}
+        with clock("write"):
+            watcher.step("write")
+            classifier = replace(classifier, provenance=provenance(manifest, parts, evaluation, settings))
+            _write(folder, manifest, parts, classifier, probe, predictions, recipe, embedder)
+            append_history(folder / "history.jsonl", tuned.history if tuned else [])
+        with clock("insights"):
+            watcher.step("insights")
+            n_leaked = sum(part["n_leaked"] for part in evaluation.get("leaks", {}).values())
+            rate = timing(clock, embedder)["images_per_second"]
+            insights = find_insights(
+                manifest, parts, groups, probe, probe_features, classifier, features, predictions, n_leaked=n_leaked,
+                is_tuned=tuned is not None, embedding_rate=rate, path=str(path), seed=settings.seed,
+            )  # fmt: skip
+            write_json(folder / "insights.json", insights.as_dict())
+        evaluation["timing"] = timing(clock, embedder)
+        write_json(folder / "evaluation.json", evaluation)
+    return Fitted(folder, manifest, parts, classifier, probe, predictions, evaluation, recipe)
+
+
+def _write(
+    folder: Path,
+    manifest: Manifest,
+    parts: Split,
+    classifier: Classifier,
+    probe: Probe,
+    predictions: dict[str, Predictions],
+    recipe: dict[str, Any],
+    embedder: Embedder,
+) -> None:
+    from topwork.shipping.card import model_card
+
+    save_manifest(manifest, folder / "manifest.parquet")
+    write_json(folder / "split.json", split_record(parts, manifest))
+    write_json(folder / "recipe.json", recipe)
+    with atomic_file(folder / "history.jsonl") as partial:
+        partial.write_text("".join(json.dumps(asdict(trial)) + "\n" for trial in probe.trials))
+    save_predictions(predictions, manifest, folder / "predictions.parquet")
+    compiled = compiled_path(classifier.backbone) if embedder.engine.kind == "openvino" else None
+    save_classifier(classifier, folder / "model", compiled, model_card(classifier))
+
+
+def _check_trainable(manifest: Manifest, parts: Split, watcher: Watcher) -> None:
+    if len(manifest.classes) < MIN_CLASSES:
+        raise UsageError(
+            f"{shown(str(manifest.root))}: only one class, {shown(manifest.classes[0])}. A classifier needs at least two: "
+            "one folder a class."
+        )
+    trained = {manifest.samples[row].label for row in parts.train}
+    if len(trained) < MIN_CLASSES:
+        raise UsageError(f"{shown(str(manifest.root))}: the train part has images of only {len(trained)} class.")
+    untrained = [name for name in manifest.classes if name not in trained]
+    if untrained:
+        names = ", ".join(shown(name) for name in untrained[:5])
+        watcher.note(f"{len(untrained)} classes have no training image, so they can never be predicted: {names}.")
+
+
+def _classifier(
+    backbone: Backbone, probe: Probe, manifest: Manifest, train_labels: NDArray[np.int64], embedder: Embedder
+) -> Classifier:
+    """Folds the temperature, fitted on out-of-fold logits of train, into the head."""
+    temperature = fit_temperature(probe.out_of_fold_logits, train_labels[probe.rows])
+    head = probe.head.divided_by(temperature)
+    head = head.folded() if head.kind == "plain" else head
+    return Classifier(backbone, head, manifest.classes, temperature, embedder.engine.precision)
+
+
+def _tuned_classifier(
+    tuned: TunedClassifier,
+    manifest: Manifest,
+    features: Features,
+    parts: Split,
+    labels: NDArray[np.int64],
+    precision: str,
+    settings: FitSettings,
+) -> Classifier:
+    """Temperature and thresholds of a tuned network come from valid: it has learnt the training images by heart."""
+    held_out = features.block("last", parts.valid)
+    logits = tuned.head.logits({"last": held_out})
+    temperature = fit_temperature(logits, labels[parts.valid])
+    probabilities = softmax(logits / temperature)
+    detector = fit_unknown(features.block("last", parts.train), labels[parts.train], settings.unknown_false_alarms)
+    scores = np.sort(detector.score(held_out))
+    rank = min(len(scores), math.ceil((len(scores) + 1) * (1 - settings.unknown_false_alarms))) - 1
+    thresholds = {
+        "unknown": max(detector.threshold, float(scores[rank])),
+        "unknown_false_alarm_rate": settings.unknown_false_alarms,
+        **fit_ambiguous(probabilities, labels[parts.valid], settings.coverage, settings.target_precision),
+    }
+    return Classifier(
+        tuned.backbone,
+        tuned.head.divided_by(temperature),
+        manifest.classes,
+        temperature,
+        precision,
+        thresholds,
+        {"unknown_centres": detector.centres},
+    )
+
+
+def with_decisions(
+    classifier: Classifier,
+    probe: Probe,
+    train_labels: NDArray[np.int64],
+    train_features: NDArray[np.float16],
+    train_groups: NDArray[np.int64],
+    settings: FitSettings,
+) -> Classifier:
+    """Adds the rule for label, ambiguous and unknown; all of it from out-of-fold values of the train part."""
+    probabilities = softmax(probe.out_of_fold_logits / classifier.temperature)
+    detector = fit_unknown(train_features, train_labels, settings.unknown_false_alarms, groups=train_groups)
+    thresholds = {
+        "unknown": detector.threshold,
+        "unknown_false_alarm_rate": detector.false_alarm_rate,
+        **fit_ambiguous(probabilities, train_labels[probe.rows], settings.coverage, settings.target_precision),
+    }
+    return replace(classifier, thresholds=thresholds, arrays={"unknown_centres": detector.centres})
+
+
+def _leaks(
+    predictions: dict[str, Predictions], manifest: Manifest, parts: Split, seed: int, watcher: Watcher
+) -> dict[str, Any]:
+    """Figures of the parts that the user gave with and without images that train has, too; {} where there are none."""
+    leaked = dict(parts.leaks)
+    found: dict[str, Any] = {}
+    for name in ("valid", "test"):
+        if name not in predictions or not leaked:
+            continue
+        part = predictions[name]
+        clean = np.array([row not in leaked for row in part.sample_indices.tolist()])
+        if clean.all():
+            continue
+        rest = Predictions(part.classes, part.sample_indices[clean], part.labels[clean], part.logits[clean])
+        judged = {
+            key: evaluate_part(p, seed=seed).as_dict()
+            for key, p in (("with", part), ("without", rest))
+            if len(p.labels)
+        }
+        figures = {
+            key: {k: values[k] for k in ("n", "accuracy", "balanced_accuracy")} for key, values in judged.items()
+        }
+        pairs = [(row, leaked[row]) for row in part.sample_indices[~clean].tolist()]
+        paths = [[manifest.samples[a].path, manifest.samples[b].path] for a, b in pairs]
+        found[name] = {"n_leaked": len(pairs), **figures, "pairs": paths}
+        watcher.note(_leak_note(name, len(pairs), figures))
+    return {"leaks": found} if found else {}
+
+
+def _leak_note(name: str, n_leaked: int, figures: dict[str, Any]) -> str:
+    images = "1 image" if n_leaked == 1 else f"{n_leaked} images"
+    text = f"{images} of {name} leaked: the same picture, or one of the same group, is in train."
+    if "without" not in figures:
+        return f"{text} Nothing is left of {name} without them: its figures mean little."
+    accuracy, clean = figures["with"]["accuracy"]["value"], figures["without"]["accuracy"]["value"]
+    if accuracy is None or clean is None:
+        return text
+    return f"{text} Accuracy {100 * accuracy:.1f} % with them, {100 * clean:.1f} % without."
+
+
+def _recipe(classifier: Classifier, probe: Probe, parts: Split, embedder: Embedder) -> dict[str, Any]:
+    """What was done, with no "auto" left in it."""
+    chosen = next(trial for trial in probe.trials if trial.chosen)
+    return {
+        "mode": "probe",
+        "backbone": classifier.backbone.name,
+        "architecture": classifier.backbone.architecture,
+        "preprocessing": classifier.backbone.spec.as_dict(),
+        "engine": embedder.engine.kind,
+        "precision": embedder.engine.precision,
+        "head": {
+            "kind": classifier.head.kind,
+            "candidate": chosen.candidate,
+            "penalty": chosen.penalty,
+            "n_features": int(classifier.head.weight.shape[1]),
+            "reason": probe.reason,
+        },
+        "cross_validation": {
+            "n_folds": chosen.n_folds,
+            "n_images": chosen.n_images,
+            "accuracy": chosen.accuracy,
+            "standard_error": chosen.standard_error,
+        },
+        "class_weights": None if probe.class_weights is None else probe.class_weights.tolist(),
+        "temperature": classifier.temperature,
+        "temperature_fitted_on": "out-of-fold logits of the train part",
+        "valid_used_for": "figures only; nothing was chosen on it" if len(parts.valid) else "there is no valid part",
+        "seed": parts.seed,
+    }

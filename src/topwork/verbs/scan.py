@@ -1,0 +1,64 @@
+"""``topwork scan``: a look at the data without training."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from topwork.data.groups import join_groups
+from topwork.data.manifest import Manifest, scan
+from topwork.data.split import split
+from topwork.evaluation.overview import Overview, findings, overview
+from topwork.evaluation.shortcut import check_shortcuts
+from topwork.features.embed import Embedder
+from topwork.features.engine import fingerprint, load_engine
+from topwork.features.neighbours import near_duplicates
+from topwork.features.store import FeatureStore
+from topwork.models.backbone import load_backbone
+from topwork.settings import ScanSettings, cache_folder
+from topwork.verbs.steps import (
+    Silent,
+    Watcher,
+    near_pairs,
+    rules_of,
+    scan_and_embed,
+)
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What ``topwork scan`` found; ``findings`` are sentences, the weightiest first."""
+
+    manifest: Manifest
+    overview: Overview
+    findings: tuple[str, ...]
+
+
+def survey(
+    path: str | os.PathLike[str], settings: ScanSettings | None = None, *, watcher: Watcher | None = None
+) -> Surveyed:
+    """Looks at the data without training: files, duplicates, leaks, shortcuts, sizes, outliers.
+
+    Raises:
+        UsageError: nothing usable there.
+    """
+    settings, watcher = settings or ScanSettings(), watcher or Silent()
+    near = None
+    if settings.quick:
+        watcher.step("scan")
+        manifest = scan(path, n_threads=settings.workers, on_progress=watcher.progress, rules=rules_of(settings))
+    else:
+        watcher.step("backbone")
+        backbone = load_backbone(settings.backbone)
+        engine = load_engine(backbone)
+        embedder = Embedder(backbone, engine, FeatureStore(cache_folder(), fingerprint(backbone, engine)))
+        watcher.step("scan and embed")
+        manifest, features = scan_and_embed(path, settings, embedder, watcher)
+        watcher.step("look")
+        near = near_duplicates(manifest, features, embedder)
+    groups = join_groups(manifest, near_pairs(near))
+    given = any(sample.part for sample in manifest.samples)
+    parts = split(manifest, groups=groups) if given else None
+    traits = manifest.traits()
+    found = overview(manifest, traits, near, parts, check_shortcuts(manifest, traits, groups, settings.seed))
+    return Surveyed(manifest, found, tuple(findings(manifest, found)))

@@ -1,0 +1,213 @@
+"""The steps that several verbs share: scan and embed in one pass, predict from stored features, judge, and say so.
+
+In: paths and settings, or values of the layers below. Out: values. Nothing is written here; ``run.py`` does that.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.data.manifest import Manifest, scan
+from topwork.data.sources import Rules, shown
+from topwork.data.split import Split
+from topwork.errors import UsageError
+from topwork.evaluation.metrics import PartEvaluation, evaluate_part
+from topwork.evaluation.predictions import Predictions
+from topwork.features.careful import LEAST_SURE, CarefulNetwork, careful_features
+from topwork.features.embed import Embedder, Features, embed
+from topwork.features.engine import fingerprint
+from topwork.features.neighbours import NearDuplicates
+from topwork.features.store import FeatureStore
+from topwork.models.classifier import Classifier
+from topwork.run import (
+    versions,
+)
+from topwork.settings import DataSettings, cache_folder
+
+
+class Watcher(Protocol):
+    """Whoever shows a run: the command line, or nobody."""
+
+    def step(self, name: str) -> None:
+        """A step begins."""
+
+    def progress(self, n_done: int, n_all: int) -> None:
+        """Part of the present step is done."""
+
+    def note(self, text: str) -> None:
+        """A sentence the user should read."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """An epoch of tuning is done."""
+
+
+class Silent:
+    """A watcher that shows nothing."""
+
+    def step(self, name: str) -> None:
+        """Not shown."""
+
+    def progress(self, n_done: int, n_all: int) -> None:
+        """Not shown."""
+
+    def note(self, text: str) -> None:
+        """Not shown."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Not shown."""
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of each step, by name."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Adds the time of a block to a step."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
+
+
+def scan_and_embed(
+    path: str | os.PathLike[str], settings: DataSettings, embedder: Embedder, watcher: Watcher
+) -> tuple[Manifest, Features]:
+    """One pass over the pixels; what was embedded before an interruption is kept."""
+    try:
+        manifest = scan(
+            path,
+            visitor=embedder,
+            n_threads=settings.workers,
+            on_progress=watcher.progress,
+            rules=rules_of(settings),
+        )
+    finally:
+        embedder.flush()
+    return manifest, embed(embedder.backbone, manifest, embedder=embedder, n_threads=settings.workers)
+
+
+def rules_of(settings: DataSettings) -> Rules:
+    """What the settings say about how the data is to be read."""
+    return Rules(
+        root=settings.root,
+        label_regex=settings.label_regex,
+        group_by=settings.group_by,
+        limit_per_class=settings.limit_per_class,
+        multi_label=settings.multi_label,
+        seed=settings.seed,
+    )
+
+
+def near_pairs(near: NearDuplicates | None) -> list[tuple[int, int]]:
+    """Rows that show the same picture, for :func:`topwork.data.groups.join_groups`."""
+    return [(pair.a, pair.b) for pair in near.pairs] if near else []
+
+
+def model_embedder(classifier: Classifier) -> Embedder:
+    """An embedder whose features are exactly those that the model's head reads."""
+    from topwork.shipping.predictor import engine_of
+
+    engine = engine_of(classifier)
+    return Embedder(classifier.backbone, engine, FeatureStore(cache_folder(), fingerprint(classifier.backbone, engine)))
+
+
+def predict_features(
+    classifier: Classifier, features: Features, rows: NDArray[np.int64], labels: NDArray[np.int64]
+) -> Predictions:
+    """Logits of some rows from stored features, a bounded number at a time."""
+    blocks = classifier.head.transform.blocks
+    chunks = []
+    for start in range(0, len(rows), 4096):
+        some = rows[start : start + 4096]
+        chunks.append(classifier.head.logits({name: features.block(name, some) for name in blocks}))
+    logits = np.concatenate(chunks) if chunks else np.zeros((0, len(classifier.classes)))
+    return Predictions(classifier.classes, rows, labels[rows], logits)
+
+
+def with_second_look(
+    classifier: Classifier, predictions: Predictions, manifest: Manifest, features: Features
+) -> Predictions:
+    """The predictions with those that are not sure computed again, exactly as ``Predictor`` does it."""
+    unsure = np.flatnonzero(predictions.confidence < LEAST_SURE)
+    rows = predictions.sample_indices[unsure].tolist()
+    hashes = [features.hashes[row] for row in rows]
+    network = CarefulNetwork(classifier.backbone)
+    blocks = careful_features(network, cache_folder(), hashes, lambda number: manifest.read(rows[number]))
+    if blocks is None or not rows:
+        return predictions
+    logits = predictions.logits.astype(np.float64)
+    logits[unsure] = classifier.head.logits(dict(blocks))
+    return replace(predictions, logits=logits)
+
+
+def evaluate_parts(
+    classifier: Classifier, manifest: Manifest, parts: Split, predictions: dict[str, Predictions], seed: int
+) -> dict[str, Any]:
+    """The figures of valid and test, as ``evaluation.json`` holds them, and the numbers of parameters."""
+    labels = np.array(manifest.labels)
+    counts = np.bincount(labels[parts.train], minlength=len(manifest.classes))
+    n_train = dict(zip(manifest.classes, counts.tolist(), strict=True))
+    judged: dict[str, Any] = {}
+    for name in ("valid", "test"):
+        if name in predictions:
+            part: PartEvaluation = evaluate_part(predictions[name], n_train=n_train, seed=seed)
+            judged[name] = part.as_dict()
+    n_head = int(classifier.head.weight.size + classifier.head.bias.size)
+    return judged | {"n_parameters": classifier.backbone.n_parameters + n_head, "n_trainable": n_head}
+
+
+def provenance(manifest: Manifest, parts: Split, evaluation: dict[str, Any], settings: DataSettings) -> dict[str, Any]:
+    """What a model folder says about where the model comes from."""
+    judged = "test" if "test" in evaluation else "valid" if "valid" in evaluation else None
+    labels = np.array(manifest.labels)
+    counts = np.bincount(labels[parts.train], minlength=len(manifest.classes))
+    return {
+        "data_digest": manifest.digest,
+        "n_train": dict(zip(manifest.classes, counts.tolist(), strict=True)),
+        "judged_on": judged,
+        "figures": {k: evaluation[judged][k] for k in ("n", "accuracy", "balanced_accuracy")} if judged else None,
+        "seed": settings.seed,
+        "versions": versions(),
+    }
+
+
+def timing(clock: Stopwatch, embedder: Embedder) -> dict[str, Any]:
+    """Seconds of each step and images per second, as ``evaluation.json`` holds them."""
+    seconds = clock.seconds["scan_and_embed"]
+    return {
+        "seconds": clock.seconds | {"total": round(time.perf_counter() - clock.started, 3)},
+        "n_embedded": embedder.n_embedded,
+        "images_per_second": round(embedder.n_embedded / seconds, 1) if embedder.n_embedded and seconds else None,
+        "engine_images_per_second": (
+            round(embedder.n_embedded / embedder.engine_seconds, 1) if embedder.engine_seconds else None
+        ),
+    }
+
+
+def part_rows(manifest: Manifest, part: str) -> NDArray[np.int64]:
+    """Rows of the wanted part; all rows where the data has no parts."""
+    by_part: dict[str, list[int]] = {}
+    for row, sample in enumerate(manifest.samples):
+        by_part.setdefault(sample.part or "none", []).append(row)
+    if part == "auto":
+        part = next((name for name in ("test", "valid") if name in by_part), "all")
+    if part == "all":
+        return np.arange(len(manifest.samples))
+    if part not in by_part:
+        raise UsageError(
+            f"--part {part}: {shown(str(manifest.root))} has no such part; found {', '.join(sorted(by_part))}."
+        )
+    return np.array(by_part[part])
