@@ -19,7 +19,7 @@ from cyclopts import App, Parameter
 
 from topwork import __version__
 from topwork.errors import Interrupted, TopworkError, UsageError
-from topwork.settings import DataSettings, FitSettings, ScanSettings, ServeSettings
+from topwork.settings import DataSettings, FitSettings, ScanSettings, ServeSettings, StudySettings
 
 TOO_MANY_REJECTS = 3
 STDIN = "(stdin)"  # stands for a lone "-", which the parser would take for an option
@@ -573,6 +573,56 @@ def pull(
         _print_json({"folder": str(pulled.folder), "commit": pulled.commit})
     else:
         print(f"{pulled.folder} (commit {pulled.commit})")
+    return 0
+
+
+@app.command
+def study(
+    name: str | None = None,
+    path: str | None = None,
+    /,
+    *,
+    list: bool = False,
+    out: str = "runs/studies",
+    settings: Annotated[StudySettings, Flat] = StudySettings(),
+    common: CommonArgs = Common(),
+) -> int:
+    """Learn transfer learning by running it: one experiment of the tutorials on your own images, with plots and words.
+
+    Start with: topwork study --list. Then: topwork study normalization FOLDER
+
+    Parameters
+    ----------
+    name
+        The study, such as normalization, scratch, rates or augmentation.
+    path
+        Labelled images, in any form that fit takes; without it shapes are drawn.
+    list
+        Say what each study teaches, what it costs and where it comes from.
+    out
+        Folder for the page NAME.html, the numbers NAME.json and the plots.
+    """
+    from topwork.studies.catalogue import STUDIES
+    from topwork.terminal import Terminal, studied_lines, study_list_lines
+    from topwork.verbs.study import run_study
+    from topwork.web.study_page import write_study
+
+    if list or name is None:
+        if common.json:
+            _print_json({"studies": [asdict(known) for known in STUDIES]})
+        else:
+            print("\n".join(study_list_lines(STUDIES)))
+        return 0
+    with Terminal(common.quiet) as terminal:
+        studied = run_study(name, path, settings, watcher=terminal)
+        terminal.step("report")
+        page = write_study(studied, Path(out))
+        terminal.finish()
+    if common.json:
+        _print_json(studied.as_dict() | {"page": str(page)})
+    else:
+        print("\n".join(studied_lines(studied)))
+        print(f"Page: {page}")
     return 0
 
 

@@ -159,6 +159,17 @@ class FitSettings(TuneSettings, DataSettings):
 
 
 @dataclass(frozen=True)
+class StudySettings(DataSettings):
+    """What ``topwork study`` may be asked, beyond the data."""
+
+    quick: bool = _setting(False, "A rough answer within a minute: few images, small inputs, short training.")
+    backbone: str = _setting("auto", "The pretrained network that is studied; as for fit.")
+    size: int | None = _setting(None, "Input side in pixels, for training and features; by default the study's own.")
+    n_images: int | None = _setting(None, "Use at most this many images, evenly of all classes; by default all.")
+    test_fraction: float = _setting(0.25, "Share of the images kept to judge on when the data has no split.")
+
+
+@dataclass(frozen=True)
 class ServeSettings:
     """What ``topwork serve`` may be asked."""
 

@@ -226,6 +226,29 @@ def comparison_lines(sentence: str, found: dict[str, Any], n: int = 12) -> list[
     return [*lines, *([f"... and {n_more} more (all with --json)"] if n_more > 0 else []), ""]
 
 
+def study_list_lines(studies: Sequence[Any]) -> list[str]:
+    """What each study teaches, what it costs, where it comes from."""
+    lines = []
+    for study in studies:
+        lines += [f"{study.name}: {study.title}", f"    teaches  {study.teaches}"]
+        lines += [f"    costs    {study.cost}", f"    source   {study.source}", ""]
+    return [*lines, "topwork study NAME FOLDER runs one; --quick gives a rough answer within a minute."]
+
+
+def studied_lines(studied: Any) -> list[str]:
+    """What a study found: the sentences, then its tables."""
+    from topwork.studies.study import Table
+    from topwork.studies.words import cell_text
+
+    lines = [studied.study.title, ""]
+    lines += [f"- {shown(sentence)}" for sentence in studied.findings.sentences]
+    for part in studied.findings.parts:
+        if isinstance(part, Table):
+            rows = [tuple(cell_text(cell) for cell in row) for row in part.rows]
+            lines += ["", part.title, table(rows, part.columns)]
+    return [*lines, "", f"Took {_seconds(studied.seconds)}."]
+
+
 def table(rows: Sequence[tuple[str, ...]], heads: tuple[str, ...]) -> str:
     """Rows as aligned text; names are escaped so that they cannot move the cursor."""
     cells = [heads, *[tuple(shown(cell) for cell in row) for row in rows]]

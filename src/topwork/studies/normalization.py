@@ -1,0 +1,183 @@
+"""Train with and without normalisation, test with and without: the 2 x 2 table, and what other statistics cost.
+
+A head on frozen features is trained on images prepared one way and tested on images prepared in another. "Without"
+means pixels from 0 to 1, as a decoder gives them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from topwork.data.transforms import Pixels
+from topwork.evaluation.preprocessing import (
+    BYTES,
+    UNIT,
+    USUAL,
+    Normalisation,
+    alternatives,
+    misfit_sentence,
+    statistics_fit,
+)  # fmt: skip
+from topwork.models.backbone import Backbone
+from topwork.studies.bench import Bench, Bools
+from topwork.studies.study import Bars, Findings, Grid, Measured, Table
+from topwork.studies.words import difference, percent, points
+
+SIDE, QUICK_SIDE = 224, 96
+N_STATISTICS, N_SHOWN = 64, 3
+
+
+def run(bench: Bench) -> Findings:
+    """The study."""
+    backbone = bench.scaled(bench.side(SIDE, QUICK_SIDE))
+    own = _declared(backbone)
+    ways = {"with": own, "without": UNIT}
+    answers: dict[tuple[str, str], Bools] = {}
+    features = {name: bench.features(_under(backbone, way)) for name, way in ways.items()}
+    for trained in ways:
+        head = bench.probe(features[trained])
+        for tested in ways:
+            answers[trained, tested] = bench.judged(head, features[tested])
+    wrong = _wrong_statistics(bench, backbone, answers["with", "with"])
+    images = bench.pixels(bench.train[:N_STATISTICS], backbone.spec.height)
+    fits = statistics_fit(backbone, images)
+    said = misfit_sentence(fits)
+    shares = {pair: Measured.of(right) for pair, right in answers.items()}
+    return Findings(
+        sentences=(*_sentences(answers), *_wrong_sentence(wrong), *([said[1]] if said else [])),
+        parts=(
+            Table(
+                "Trained and tested, with and without",
+                ("trained", "tested with", "tested without"),
+                tuple((f"{t} normalisation", shares[t, "with"], shares[t, "without"]) for t in ways),
+                "The first tutorial's table, of guns and knives: 99.1 and 53.5 % trained with, 97.2 and 99.1 % without.",
+            ),
+            _pictures(images[:N_SHOWN], own),
+            _channels(images, own),
+            Bars(
+                "The same head, tested under other statistics",
+                "accuracy on held-out images",
+                tuple((name, Measured.of(right)) for name, right, _ in wrong),
+                "Trained under the backbone's own statistics; only the test is prepared differently.",
+            ),
+            Table(
+                "Other statistics, and how well they fit the weights",
+                ("statistics", "only tested so", "trained and tested so", "misfit"),
+                tuple(_row(name, tested, both, fits) for name, tested, both in wrong),
+                "Misfit: distance between what the first batch norm saw in pretraining and what it sees now; 0 is perfect.",
+            ),
+        ),
+        values={
+            "accuracy": {f"trained {a}, tested {b}": share.value for (a, b), share in shares.items()},
+            "drop": difference(answers["with", "with"], answers["with", "without"], bench.seed).as_dict(),
+            "mean": list(own.mean),
+            "std": list(own.std),
+        },
+        facts=bench.facts(side=backbone.spec.height),
+    )
+
+
+def _declared(backbone: Backbone) -> Normalisation:
+    spec = backbone.spec
+    known = [way for way in USUAL if way.is_that_of(spec)]
+    return known[0] if known else Normalisation("the backbone's own values", spec.mean, spec.std)
+
+
+def _under(backbone: Backbone, way: Normalisation) -> Backbone:
+    """The backbone with its input prepared in another way; the engine and the store tell them apart."""
+    return replace(backbone, spec=replace(backbone.spec, mean=way.mean, std=way.std))
+
+
+def _wrong_statistics(bench: Bench, backbone: Backbone, right: Bools) -> list[tuple[str, Bools, Bools]]:
+    """(statistics, right when only tested so, right when trained and tested so), the backbone's own first."""
+    own = _declared(backbone)
+    head = bench.probe(bench.features(backbone))
+    found = [(own.name, right, right)]
+    for way in alternatives(backbone.spec):
+        if way is BYTES and bench.quick:
+            continue
+        features = bench.features(_under(backbone, way))
+        found.append((way.name, bench.judged(head, features), bench.judged(bench.probe(features), features)))
+    return found
+
+
+def _row(
+    name: str, tested: Bools, both: Bools, fits: tuple[object, ...]
+) -> tuple[str, Measured, Measured, float | None]:
+    misfit = next((fit.misfit for fit in fits if fit.normalisation.name == name), None)  # type: ignore[attr-defined]
+    return name, Measured.of(tested), Measured.of(both), misfit
+
+
+def _sentences(answers: dict[tuple[str, str], Bools]) -> list[str]:
+    drop = difference(answers["with", "with"], answers["with", "without"])
+    right, broken = (float(answers["with", tested].mean()) for tested in ("with", "without"))
+    facts = f"Trained with normalisation, the classifier is right for {percent(right)}; tested without it, for {percent(broken)}"
+    if drop.is_clear and drop.value < 0:
+        first = f"{facts}: forgetting it in the test costs {points(-drop.value)[1:]} points ({points(-drop.high)[1:]} to {points(-drop.low)[1:]})."
+    else:
+        first = f"{facts}: no clear difference on these {drop.n} images."
+    both = difference(answers["with", "with"], answers["without", "without"])
+    agreed = float(answers["without", "without"].mean())
+    if both.is_clear:
+        more = "less" if both.value < 0 else "more"
+        second = (
+            f"Left out in both, it is right for {percent(agreed)}, clearly {more} than with it in both "
+            f"({points(both.value)} points): the head learns to live with odd features, but they are not those of pretraining."
+        )
+    else:
+        second = (
+            f"Left out in both, it is right for {percent(agreed)}: no clear difference from having it in both. What must "
+            "not happen is that training and test disagree."
+        )
+    return [first, second]
+
+
+def _wrong_sentence(wrong: list[tuple[str, Bools, Bools]]) -> list[str]:
+    own, others = wrong[0], wrong[1:]
+    costs = [(name, difference(own[1], tested)) for name, tested, _ in others]
+    clear = [(name, cost) for name, cost in costs if cost.is_clear and cost.value < 0]
+    if not clear:
+        return [f"None of {len(costs)} other usual statistics makes a clear difference when only the test uses them."]
+    name, cost = min(clear, key=lambda found: found[1].value)
+    return [
+        f"{len(clear)} of {len(costs)} other usual statistics clearly cost accuracy when only the test uses them; the worst "
+        f"is {name} ({points(cost.value)} points)."
+    ]
+
+
+def _channels(images: Pixels, own: Normalisation) -> Table:
+    values = images.reshape(-1, 3) / 255.0
+    rows = []
+    for channel, name in enumerate(("red", "green", "blue")):
+        before = values[:, channel]
+        after = (before - own.mean[channel]) / own.std[channel]
+        rows.append((name, float(before.mean()), float(before.std()), float(after.mean()), float(after.std())))
+    return Table(
+        "Channel statistics",
+        ("channel", "mean before", "deviation before", "mean after", "deviation after"),
+        tuple(rows),
+        f"Of {len(images)} training images; before: pixels from 0 to 1. After: less {own.name.replace('ImageNet', 'ImageNet')}.",
+    )
+
+
+def _pictures(images: Pixels, own: Normalisation) -> Grid:
+    """Before, after (what is outside 0 to 1 is cut off, as plotting libraries do), and after, stretched to be seen."""
+    mean, std = np.array(own.mean), np.array(own.std)
+    rows = []
+    for number, image in enumerate(images, start=1):
+        after = (image / 255.0 - mean) / std
+        low, high = after.min(), after.max()
+        stretched = (after - low) / max(high - low, 1e-9)
+        rows.append((f"image {number}", (image, _bytes(after), _bytes(stretched))))
+    return Grid(
+        "Before and after",
+        ("as decoded", "normalised, cut to 0..1", "normalised, stretched"),
+        tuple(rows),
+        "The middle is what a plot of the network's input looks like: half of the values are below 0 and turn black.",
+    )
+
+
+def _bytes(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Pixels:
+    return np.asarray(np.clip(255 * values, 0, 255), np.uint8)

@@ -1,0 +1,118 @@
+"""Sentences of studies: in go measured values, out comes text that cannot disagree with them.
+
+A difference is called one only where chance would hardly do it; otherwise the sentence says "no clear difference".
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from topwork.evaluation.compare import accuracy_difference_interval, mcnemar
+from topwork.studies.study import Cell, Measured
+
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Second less first on the same images: a share with its paired 95 % interval, and McNemar's exact p-value."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether chance would hardly do it."""
+        return self.p_value < SIGNIFICANCE and self.value != 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"is_clear": self.is_clear}
+
+
+def difference(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Difference:
+    """Compares two ways of answering the same N images, given as (N,) right or wrong."""
+    one, two = np.asarray(first, np.bool_), np.asarray(second, np.bool_)
+    interval = accuracy_difference_interval(one, two, seed=seed)
+    return Difference(float(two.mean() - one.mean()), interval.low, interval.high, mcnemar(one, two), len(one))
+
+
+def compared(first: str, first_correct: ArrayLike, second: str, second_correct: ArrayLike, seed: int = 0) -> str:
+    """One sentence on whether the second way is better than the first, on the same images."""
+    found = difference(first_correct, second_correct, seed)
+    one, two = Measured.of(first_correct), Measured.of(second_correct)
+    facts = (
+        f"{upper(second)} is right for {percent(two.value)}, {first} for {percent(one.value)}: {points(found.value)} points "
+        f"({points(found.low)} to {points(found.high)})"
+    )
+    if not found.is_clear:
+        return f"{facts}. No clear difference on {found.n} images (p = {found.p_value:.2f})."
+    better = second if found.value > 0 else first
+    return f"{facts}; {better} is clearly better (p {_p(found.p_value)})."
+
+
+def best_of(answers: dict[str, ArrayLike], seed: int = 0) -> str:
+    """One sentence on which of several ways is best, and which others are not clearly worse."""
+    names = sorted(answers, key=lambda name: -float(np.mean(np.asarray(answers[name], np.bool_))))
+    best = names[0]
+    shares = Measured.of(answers[best])
+    tied = [name for name in names[1:] if not difference(answers[best], answers[name], seed).is_clear]
+    worse = [name for name in names[1:] if name not in tied]
+    facts = f"{upper(best)} has the most right: {share(shares)}"
+    if not tied:
+        return f"{facts}, clearly more than every other."
+    if not worse:
+        return f"{facts}; no clear difference from {listed(tied)} on {shares.n} images."
+    return f"{facts}; {listed(tied)} cannot be told from it on {shares.n} images, {listed(worse)} clearly can."
+
+
+def percent(value: float) -> str:
+    """``94.8 %``."""
+    return f"{100 * value:.1f} %"
+
+
+def share(value: Measured) -> str:
+    """``94.8 % (91.2 to 97.0)``."""
+    return f"{percent(value.value)} ({100 * value.low:.1f} to {100 * value.high:.1f})"
+
+
+def cell_text(cell: Cell) -> str:
+    """A cell of a table: a share with its interval, a plain number with few digits, a dash for what was not measured."""
+    if isinstance(cell, Measured):
+        return share(cell)
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    if isinstance(cell, float):
+        return f"{cell:.4g}"
+    return "–" if cell is None else cell
+
+
+def points(value: float) -> str:
+    """``+3.1`` percentage points of a share; a true minus sign."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def listed(names: list[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def upper(text: str) -> str:
+    """The text with a capital in front."""
+    return text[:1].upper() + text[1:]
+
+
+def seconds(value: float) -> str:
+    """``0.4 s``, ``12 s``, ``3.1 min``."""
+    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s" if value < 100 else f"{value / 60:.1f} min"
+
+
+def _p(value: float) -> str:
+    return "below 0.001" if value < 0.001 else f"= {value:.3f}"
