@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -64,10 +64,10 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=1, allow_nan=False))
 
 
-def append_history(path: Path, records: list[dict[str, Any]]) -> None:
-    """Adds records to the lines of a history, whole or not at all."""
+def write_history(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Writes one JSON object a line, whole or not at all."""
     with atomic_file(path) as partial:
-        partial.write_text(path.read_text() + "".join(json.dumps(record) + "\n" for record in records))
+        partial.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def save_predictions(predictions: dict[str, Predictions], manifest: Manifest, path: Path) -> None:

@@ -73,7 +73,8 @@ class TuneSettings:
     epochs: int | None = _setting(None, "Passes over the training images; by default chosen from their number.")
     time_budget: str | None = _setting(
         None,
-        "Time that tuning may take, such as 60s, 10min or 1h; fewer epochs are planned when they would take longer.",
+        "Such as 60s, 10min or 1h. Tuning takes no longer, with fewer epochs if need be; a probe spends what is left of it on "
+        "mirror images and other scales of the training images, and keeps them where cross-validation is better for it.",
     )
     lr: str = _setting(
         "auto", "Learning rate: one number, or LOW:HIGH for a spread from the first stage to the head (1e-6:1e-4)."

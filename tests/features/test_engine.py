@@ -156,3 +156,31 @@ def test_nothing_is_reported_to_anybody(tiny):
         "import sys, topwork.features.engine as e\ne._openvino()\nassert sys.modules.get('openvino_telemetry') is None"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+SIGNALLED = """
+import gc, signal
+import numpy as np
+from topwork.features.careful import CarefulNetwork
+from topwork.features.engine import load_engine
+from topwork.models.backbone import load_backbone
+
+seen = []
+signal.signal(signal.SIGTERM, lambda *_: seen.append("signal"))
+backbone = load_backbone("random:test_efficientnet")
+images = np.zeros((1, backbone.spec.height, backbone.spec.width, 3), np.uint8)
+first, second = load_engine(backbone, "openvino"), CarefulNetwork(backbone)
+first.run(images), second.run(images)
+del first  # in the order in which they were made: that leaves a thread with a freed signal stack
+gc.collect()
+del second
+gc.collect()
+signal.raise_signal(signal.SIGTERM)
+print(*seen)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO sets a signal stack on Linux only")
+def test_signals_are_survived_after_networks_have_come_and_gone():
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "signal"), done.stderr

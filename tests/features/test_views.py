@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from drawing import draw_folders
-from topwork.data.augment import pipeline
 from topwork.data.manifest import scan
 from topwork.errors import TopworkError
 from topwork.features.embed import Embedder, embed
 from topwork.features.probe import fit_probe
-from topwork.features.views import with_views
+from topwork.features.views import asked_views, with_views
 from topwork.models.backbone import load_backbone
 
 
@@ -28,7 +27,7 @@ def test_views_follow_the_images_with_their_labels_and_groups(embedded) -> None:
     manifest, features, embedder = embedded
     labels, groups, rows = np.array(manifest.labels), list(range(20)), np.array([1, 5, 12, 18])
     seen = embedder.n_embedded
-    made = with_views(manifest, features, labels, groups, rows, embedder, pipeline("standard"), 3)
+    made = with_views(manifest, features, labels, groups, rows, embedder, asked_views("standard", 3))
     assert embedder.n_embedded == seen + 12
     assert len(made.features) == 32
     assert made.rows.tolist() == [1, 5, 12, 18, *range(20, 32)]
@@ -39,17 +38,19 @@ def test_views_follow_the_images_with_their_labels_and_groups(embedded) -> None:
     cosine = [float(np.corrcoef(block[20 + n], block[rows[n % 4]])[0, 1]) for n in range(12)]
     assert min(cosine) > 0.3
     assert max(cosine) < 0.9999
-    again = with_views(manifest, features, labels, groups, rows, embedder, pipeline("standard"), 3, n_threads=3)
+    again = with_views(manifest, features, labels, groups, rows, embedder, asked_views("standard", 3), n_threads=3)
     assert embedder.n_embedded == seen + 12  # all from the store
     assert again.features.hashes == made.features.hashes
-    other = with_views(manifest, features, labels, groups, rows, embedder, pipeline("standard"), 3, seed=1)
+    other = with_views(manifest, features, labels, groups, rows, embedder, asked_views("standard", 3), seed=1)
     assert not set(other.features.hashes[20:]) & set(made.features.hashes[20:])
 
 
 def test_none_adds_nothing(embedded) -> None:
     manifest, features, embedder = embedded
     rows = np.arange(20)
-    made = with_views(manifest, features, np.array(manifest.labels), rows.tolist(), rows, embedder, pipeline("none"), 3)
+    made = with_views(
+        manifest, features, np.array(manifest.labels), rows.tolist(), rows, embedder, asked_views("none", 3)
+    )
     assert made.features.hashes == features.hashes
     np.testing.assert_array_equal(made.rows, rows)
 
@@ -58,7 +59,7 @@ def test_what_is_calibrated_on_are_images(embedded) -> None:
     manifest, features, embedder = embedded
     rows = np.arange(20)
     made = with_views(
-        manifest, features, np.array(manifest.labels), rows.tolist(), rows, embedder, pipeline("light"), 2
+        manifest, features, np.array(manifest.labels), rows.tolist(), rows, embedder, asked_views("light", 2)
     )
     probe = fit_probe(made.features, made.labels, 2, rows=made.rows, groups=made.groups.tolist())
     kept = made.images_only(probe)
@@ -76,4 +77,4 @@ def test_an_image_that_changed_is_named(embedded, tmp_path) -> None:
     (root / "disc" / "disc_1.jpg").write_bytes((root / "square" / "square_1.jpg").read_bytes())
     rows = np.arange(6)
     with pytest.raises(TopworkError, match=r"disc_1.jpg: was fine when scanned"):
-        with_views(manifest, features, np.array(manifest.labels), rows.tolist(), rows, embedder, pipeline("flip"), 1)
+        with_views(manifest, features, np.array(manifest.labels), rows.tolist(), rows, embedder, asked_views("flip", 1))

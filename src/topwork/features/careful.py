@@ -24,7 +24,7 @@ from topwork.data.images import DECODER_VERSION, decode
 from topwork.data.loader import in_order
 from topwork.data.transforms import InputSpec, Pixels
 from topwork.errors import ImageError, ModelError
-from topwork.features.engine import _openvino, compiled_path
+from topwork.features.engine import compiled_path, openvino_core
 from topwork.features.store import BLOCKS, FeatureStore
 from topwork.models.backbone import Backbone
 from topwork.models.classifier import COMPILED
@@ -130,7 +130,7 @@ def _compiled(backbone: Backbone) -> Callable[[Pixels], list[NDArray[np.float32]
     if xml is None:
         return None
     try:
-        core = _openvino().Core()
+        core = openvino_core()
     except ImportError:
         return None
     try:

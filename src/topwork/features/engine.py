@@ -17,6 +17,7 @@ import os
 import sys
 import uuid
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -96,9 +97,8 @@ class OpenVINOEngine:
     kind = "openvino"
 
     def __init__(self, xml: Path, precision: str) -> None:
-        ov = _openvino()
         self.precision = precision
-        self._core = ov.Core()
+        self._core = openvino_core()
         self._options = {"INFERENCE_PRECISION_HINT": precision}
         try:
             self._model = self._core.read_model(xml)
@@ -281,13 +281,26 @@ def _choose_precision(check: EngineCheck, wanted: str) -> str | None:
 
 
 def _precisions() -> list[str]:
-    has_bf16 = "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    has_bf16 = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ["f32", "bf16"] if has_bf16 else ["f32"]
 
 
 def _device() -> str:
-    ov = _openvino()
-    return f"{ov.Core().get_property('CPU', 'FULL_DEVICE_NAME')} openvino {ov.__version__}"
+    return f"{openvino_core().get_property('CPU', 'FULL_DEVICE_NAME')} openvino {_openvino().__version__}"
+
+
+@lru_cache(maxsize=1)
+def openvino_core() -> Any:
+    """OpenVINO's core, one for the life of the process; ask for no other.
+
+    Its CPU plugin sets a signal stack when it is loaded and frees it when the last user of that core is gone. With several
+    cores that come and go the thread is left with a freed one, and the next signal (Ctrl+C will do) ends the process with
+    a segmentation fault: seen with OpenVINO 2026.4, docs/lab-log.md, 2026-11-25.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+    """
+    return _openvino().Core()
 
 
 def _openvino() -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.errors import ModelError
-from topwork.features.engine import BATCH, _openvino, _rounded, compiled_path, feature_network
+from topwork.features.engine import BATCH, _openvino, _rounded, compiled_path, feature_network, openvino_core
 from topwork.models.backbone import Backbone
 from topwork.models.classifier import COMPILED
 
@@ -69,7 +69,7 @@ class OpenVINONetwork:
 
     def __init__(self, xml: Path, precision: str) -> None:
         ov = _openvino()
-        core = ov.Core()
+        core = openvino_core()
         try:
             model, self._is_channels_last = _opened(ov, core.read_model(xml))
             self._compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})

@@ -247,8 +247,8 @@ class _Search:
         best = min(others, key=lambda t: t.cross_entropy)
         if head == "extended":
             return best, f"Extended head ({best.candidate.name}), as asked for."
-        gain, error = _paired(plain.losses - best.losses)
-        ahead, _ = _paired(best.correct.astype(float) - plain.correct)
+        gain, error = paired(plain.losses - best.losses)
+        ahead, _ = paired(best.correct.astype(float) - plain.correct)
         numbers = f"cross-entropy lower by {gain:.4f}, standard error {error:.4f}; accuracy {100 * ahead:+.2f} points"
         if gain > STANDARD_ERRORS * error and ahead > 0:
             return (
@@ -277,12 +277,17 @@ class _Search:
     def _judge(self, candidate: Candidate, penalty: float, logits: NDArray[np.float32]) -> _Tried:
         n = np.arange(len(self.y))
         own = logits[self.folds, n].astype(np.float64)
-        shifted = own - own.max(1, keepdims=True)
-        losses = np.log(np.exp(shifted).sum(1)) - shifted[n, self.y]
-        return _Tried(candidate, penalty, own, own.argmax(1) == self.y, losses)
+        return _Tried(candidate, penalty, own, own.argmax(1) == self.y, cross_entropies(own, self.y))
 
 
-def _paired(differences: NDArray[np.float64]) -> tuple[float, float]:
+def cross_entropies(logits: NDArray[np.float64], y: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(N,) losses of (N, C) logits."""
+    shifted = logits - logits.max(1, keepdims=True)
+    losses: NDArray[np.float64] = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(y)), y]
+    return losses
+
+
+def paired(differences: NDArray[np.float64]) -> tuple[float, float]:
     """Mean of paired differences and its standard error."""
     return float(differences.mean()), float(differences.std() / np.sqrt(len(differences)))
 

@@ -1,19 +1,24 @@
 """Augmented views of training images for the probe: embedded once, kept in the feature store like any image.
 
-In: a manifest, its features, the training rows and a pipeline. Out: :class:`WithViews`: the same features with the views
+In: a manifest, its features, the training rows and views. Out: :class:`WithViews`: the same features with the views
 appended, each with the label and the group of its image, so that a view and its image never straddle two folds.
+
+:func:`buy_views` spends a time budget: the mirror image of each training image first, then the image at other scales,
+as long as the time lasts; what is kept is what cross-validation on the training images finds best. Predicting costs
+the same with and without: views are for training alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.data.augment import Pipeline, stream
+from topwork.data.augment import Flip, Pipeline, pipeline, stream
 from topwork.data.images import decode
 from topwork.data.loader import in_order
 from topwork.data.manifest import Manifest
@@ -21,7 +26,41 @@ from topwork.data.sources import shown
 from topwork.data.transforms import Pixels
 from topwork.errors import ImageError, TopworkError
 from topwork.features.embed import Embedder, Features
-from topwork.features.probe import Probe
+from topwork.features.probe import Probe, cross_entropies, paired
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of every training image: the ``number``-th draw of a pipeline."""
+
+    pipeline: Pipeline
+    number: int = 0
+
+    @property
+    def name(self) -> str:
+        """Pipeline and number, for the recipe."""
+        return f"{self.pipeline.name} {self.number}"
+
+
+# In the order in which time is spent on them.
+BOUGHT = (
+    (View(Pipeline("mirror", None, (Flip(1.0),))),),
+    tuple(View(pipeline("light"), number) for number in range(2)),
+)
+SHARE_OF_BUDGET = 0.8  # the rest is for the head, the figures and the report
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A probe, the views that it was fitted with, and what cross-validation said of each set of views tried.
+
+    Attributes:
+        tried: sentences, in order.
+    """
+
+    probe: Probe
+    views: tuple[View, ...]
+    tried: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +83,54 @@ class WithViews:
         return replace(probe, rows=probe.rows[kept], out_of_fold_logits=probe.out_of_fold_logits[kept])
 
 
+def asked_views(name: str, n: int) -> list[View]:
+    """``n`` views by the pipeline of this name; none for ``none``."""
+    chosen = pipeline(name)
+    return [View(chosen, number) for number in range(n)] if chosen.steps or chosen.crop else []
+
+
+def buy_views(
+    fitted: Callable[[Sequence[View]], Probe], labels: NDArray[np.int64], rate: float | None, seconds: float
+) -> Probed:
+    """Fits the probe without views, then with as many as the time allows, and keeps the best by cross-validation.
+
+    Args:
+        fitted: fits the probe with some views.
+        labels: (M,) classes of the training images.
+        rate: images embedded a second; None where everything was in the store, and views may be, too.
+        seconds: that are left.
+    """
+    began = time.monotonic()
+    views: tuple[View, ...] = ()
+    best, tried = Probed(fitted(()), (), ()), []
+    probe_seconds = time.monotonic() - began
+    for more in BOUGHT:
+        left = SHARE_OF_BUDGET * seconds - (time.monotonic() - began)
+        needed = len(more) * len(labels) / rate if rate else 0.0
+        # with views there are more rows to fit
+        if needed + (2 + len(views) + len(more)) * probe_seconds > left:
+            tried.append(f"{more[0].pipeline.name}: not tried, it would need {needed:.0f} s and {left:.0f} s are left.")
+            break
+        views = (*views, *more)
+        probe = fitted(views)
+        gain, error = _gain(best.probe, probe, labels)
+        names = ", ".join(view.name for view in views)
+        tried.append(f"{names}: cross-entropy lower by {gain:.4f}, standard error {error:.4f}.")
+        if gain > 0:
+            best = Probed(probe, views, ())
+    return Probed(best.probe, best.views, tuple(tried))
+
+
+def _gain(first: Probe, second: Probe, labels: NDArray[np.int64]) -> tuple[float, float]:
+    """By how much the second has the lower out-of-fold cross-entropy on images that both judged, and its error."""
+    rows, one, two = np.intersect1d(first.rows, second.rows, return_indices=True)
+    before, after = (
+        cross_entropies(probe.out_of_fold_logits[chosen], labels[rows])
+        for probe, chosen in ((first, one), (second, two))
+    )
+    return paired(before - after)
+
+
 def with_views(
     manifest: Manifest,
     features: Features,
@@ -51,27 +138,29 @@ def with_views(
     groups: Sequence[int],
     rows: NDArray[np.int64],
     embedder: Embedder,
-    pipeline: Pipeline,
-    n_views: int,
+    views: Sequence[View],
     seed: int = 0,
     n_threads: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> WithViews:
-    """Embeds ``n_views`` views of each training row that the store does not know yet.
+    """Embeds the views of each training row that the store does not know yet.
 
     Raises:
         TopworkError: an image changed or vanished since the scan.
     """
-    wanted = [(int(row), view) for view in range(n_views) for row in rows] if pipeline.name != "none" else []
-    keys = [_key(manifest.samples[row].content_hash, pipeline, seed, view) for row, view in wanted]
+    wanted = [(int(row), view) for view in views for row in rows]
+    keys = [_key(manifest.samples[row].content_hash, view, seed) for row, view in wanted]
     first = {key: pair for key, pair in zip(keys, wanted, strict=True) if embedder.wants(key)}
 
-    def load(item: tuple[str, tuple[int, int]]) -> tuple[str, Pixels]:
+    def load(item: tuple[str, tuple[int, View]]) -> tuple[str, Pixels]:
         key, (row, view) = item
-        return key, _view(manifest, row, embedder, pipeline, seed, view)
+        return key, _pixels(manifest, row, embedder, view, seed)
 
     try:
-        for key, pixels in in_order(load, list(first.items()), n_threads):
+        for n_done, (key, pixels) in enumerate(in_order(load, list(first.items()), n_threads), start=1):
             embedder.take(key, pixels)
+            if on_progress:
+                on_progress(n_done, len(first))
     finally:
         embedder.flush()
     sources = np.array([row for row, _ in wanted], np.int64)
@@ -85,7 +174,7 @@ def with_views(
     )
 
 
-def _view(manifest: Manifest, row: int, embedder: Embedder, pipeline: Pipeline, seed: int, view: int) -> Pixels:
+def _pixels(manifest: Manifest, row: int, embedder: Embedder, view: View, seed: int) -> Pixels:
     sample = manifest.samples[row]
     try:
         data = manifest.read(row)
@@ -94,9 +183,9 @@ def _view(manifest: Manifest, row: int, embedder: Embedder, pipeline: Pipeline, 
         pixels = decode(data, min_side=embedder.spec.min_side).pixels
     except ImageError as error:
         raise TopworkError(f"{shown(sample.path)}: was fine when scanned, and now: {error}. Scan again.") from None
-    return pipeline.view(pixels, embedder.spec, stream(seed, view, sample.content_hash))
+    return view.pipeline.view(pixels, embedder.spec, stream(seed, view.number, sample.content_hash))
 
 
-def _key(content_hash: str, pipeline: Pipeline, seed: int, view: int) -> str:
+def _key(content_hash: str, view: View, seed: int) -> str:
     """Names a view in the store; everything it depends on beside the store's own fingerprint."""
-    return hashlib.sha256(f"{content_hash} {pipeline!r} {seed} {view}".encode()).hexdigest()
+    return hashlib.sha256(f"{content_hash} {view.pipeline!r} {seed} {view.number}".encode()).hexdigest()

@@ -168,12 +168,14 @@ def _openvino_runner(network: nn.Module, shape: Sequence[int], precision: str) -
 
     import openvino as ov
 
+    from topwork.features.engine import openvino_core
+
     size = [BATCH, shape[1], shape[2], 3]
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns about shapes that are constant for us
         example = torch.zeros(size, dtype=torch.uint8)
         model = ov.convert_model(network, example_input=example, input=[(size, ov.Type.u8)])
-    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         outputs = compiled.create_infer_request().infer({0: images})

@@ -6,9 +6,9 @@ Each step is one public function of the layer below; here is only their order an
 
 from __future__ import annotations
 
-import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.data.augment import pipeline
 from topwork.data.groups import join_groups
 from topwork.data.manifest import Manifest, save_manifest
-from topwork.data.shards import atomic_file
 from topwork.data.sources import shown
 from topwork.data.split import Split, split, split_record, with_valid
 from topwork.errors import UsageError
@@ -34,14 +32,14 @@ from topwork.features.engine import compiled_path, fingerprint, load_engine
 from topwork.features.neighbours import near_duplicates
 from topwork.features.probe import Probe, fit_probe
 from topwork.features.store import FeatureStore
-from topwork.features.views import with_views
+from topwork.features.views import Probed, View, asked_views, buy_views, with_views
 from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.classifier import Classifier, save_classifier
 from topwork.run import (
-    append_history,
     asked,
     run_folder,
     save_predictions,
+    write_history,
     write_json,
 )
 from topwork.settings import FitSettings, cache_folder
@@ -77,6 +75,35 @@ class Fitted:
     recipe: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """What is known before anything is trained."""
+
+    settings: FitSettings
+    backbone: Backbone
+    embedder: Embedder
+    manifest: Manifest
+    features: Features
+    groups: Sequence[int]
+    parts: Split
+    n_near: int | None
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) class index of every sample."""
+        return np.asarray(self.manifest.labels, np.int64)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A classifier, its features and answers for every part, and the figures of the parts held back."""
+
+    classifier: Classifier
+    features: Features
+    predictions: dict[str, Predictions]
+    evaluation: dict[str, Any]
+
+
 def fit(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -99,125 +126,170 @@ def fit(
     folder = Path(out)
     with run_folder(folder, overwrite):
         write_json(folder / "settings.json", asked(path, settings))
-        with clock("backbone"):
-            watcher.step("backbone")
-            backbone = load_backbone(settings.backbone).with_spec(
-                height=settings.size, width=settings.size, fit=None if settings.fit == "auto" else settings.fit
-            )
-            engine = load_engine(backbone, settings.engine, settings.precision)
-            embedder = Embedder(backbone, engine, FeatureStore(cache_folder(), fingerprint(backbone, engine)))
-        with clock("scan_and_embed"):
-            watcher.step("scan and embed")
-            manifest, features = scan_and_embed(path, settings, embedder, watcher)
-        for note in manifest.notes:
-            watcher.note(note)
-        with clock("split"):
-            near = near_duplicates(manifest, features, embedder) if settings.near_duplicates else None
-            groups = join_groups(manifest, near_pairs(near))
-            parts = split(manifest, settings.valid_fraction, settings.test_fraction, settings.seed, groups)
-            if settings.mode != "probe" and not len(parts.valid):
-                parts = with_valid(parts, manifest, settings.valid_fraction, groups)
-            _check_trainable(manifest, parts, watcher)
+        data = _gather(path, settings, clock, watcher)
         with clock("probe"):
             watcher.step("probe")
-            labels = np.array(manifest.labels)
-            augment = pipeline("none" if settings.augment == "auto" else settings.augment)
-            views = with_views(
-                manifest, features, labels, groups, parts.train, embedder, augment, settings.views, settings.seed,
-                settings.workers,
-            )  # fmt: skip
-            probe = fit_probe(
-                views.features,
-                views.labels,
-                len(manifest.classes),
-                rows=views.rows,
-                groups=views.groups.tolist(),
-                head=settings.head,
-                seed=settings.seed,
-                on_progress=watcher.progress,
-                balance=settings.balance,
-            )
-            probe = views.images_only(probe)
-        probe_features, tuned = features, None
+            probed = _probe(data, clock, watcher)
+        tuned = None
         if settings.mode != "probe":
             with clock("tune"):
                 watcher.step("tune")
-                tuning = Tuning(backbone, manifest, features, parts, probe, settings, folder)
+                tuning = Tuning(data.backbone, data.manifest, data.features, data.parts, probed.probe, settings, folder)
                 tuned = tune_classifier(tuning, watcher.progress, watcher.epoch, watcher.note)
-        if tuned is not None:
-            with clock("embed_again"):
-                watcher.step("embed again")
-                engine = load_engine(tuned.backbone, settings.engine, settings.precision)
-                store = FeatureStore(cache_folder(), fingerprint(tuned.backbone, engine))
-                embedder_of_tuned = Embedder(tuned.backbone, engine, store)
-                features = embed(
-                    tuned.backbone, manifest, embedder=embedder_of_tuned, n_threads=settings.workers,
-                    on_progress=watcher.progress,
-                )  # fmt: skip
-        with clock("evaluate"):
-            watcher.step("evaluate")
-            train_features = features.block("last", parts.train)
-            train_groups = np.asarray(groups)[parts.train]
-            if tuned is None:
-                classifier = _classifier(backbone, probe, manifest, labels[parts.train], embedder)
-                classifier = with_decisions(
-                    classifier, probe, labels[parts.train], train_features, train_groups, settings
-                )
-            else:
-                classifier = _tuned_classifier(tuned, manifest, features, parts, labels, engine.precision, settings)
-            predictions = {
-                name: predict_features(classifier, features, rows, labels) for name, rows in parts.parts().items()
-            }
-            for name in predictions.keys() - {"train"}:  # the figures are about what predict will answer
-                predictions[name] = with_second_look(classifier, predictions[name], manifest, features)
-            evaluation = evaluate_parts(classifier, manifest, parts, predictions, settings.seed)
-            if tuned is not None:
-                evaluation |= {"n_parameters": tuned.n_parameters, "n_trainable": tuned.n_trainable}
-            evaluation |= _leaks(predictions, manifest, parts, settings.seed, watcher)
-        recipe = _recipe(classifier, probe, parts, embedder)
-        recipe |= {"augment": augment.name, "views": settings.views if augment.steps or augment.crop else 0}
-        recipe |= {"balance": settings.balance, "near_duplicates": len(near.pairs) if near else None}
-        if tuned is not None:
-            recipe |= {"mode": "tune", "tuning": tuned.recipe, "stages": tuned.stages, "words": list(tuned.words)}
-            recipe |= {"temperature_fitted_on": "valid", "valid_used_for": VALID_OF_TUNING}
+        judged = _judge(data, probed.probe, tuned, clock, watcher)
+        recipe = _recipe(data, probed, tuned, judged.classifier)
         with clock("write"):
             watcher.step("write")
-            classifier = replace(classifier, provenance=provenance(manifest, parts, evaluation, settings))
-            _write(folder, manifest, parts, classifier, probe, predictions, recipe, embedder)
-            append_history(folder / "history.jsonl", tuned.history if tuned else [])
+            known = provenance(data.manifest, data.parts, judged.evaluation, settings)
+            judged = replace(judged, classifier=replace(judged.classifier, provenance=known))
+            _write(folder, data, probed.probe, tuned, judged, recipe)
         with clock("insights"):
             watcher.step("insights")
-            n_leaked = sum(part["n_leaked"] for part in evaluation.get("leaks", {}).values())
-            rate = timing(clock, embedder)["images_per_second"]
-            insights = find_insights(
-                manifest, parts, groups, probe, probe_features, classifier, features, predictions, n_leaked=n_leaked,
-                is_tuned=tuned is not None, embedding_rate=rate, path=str(path), seed=settings.seed,
-            )  # fmt: skip
-            write_json(folder / "insights.json", insights.as_dict())
-        evaluation["timing"] = timing(clock, embedder)
+            _write_insights(folder, path, data, probed.probe, judged, tuned is not None, clock)
+        evaluation = judged.evaluation | {"timing": timing(clock, data.embedder)}
         write_json(folder / "evaluation.json", evaluation)
-    return Fitted(folder, manifest, parts, classifier, probe, predictions, evaluation, recipe)
+    return Fitted(
+        folder, data.manifest, data.parts, judged.classifier, probed.probe, judged.predictions, evaluation, recipe
+    )
+
+
+# ---- the steps, in their order
+
+
+def _gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch, watcher: Watcher) -> Gathered:
+    """Scans, embeds and splits."""
+    with clock("backbone"):
+        watcher.step("backbone")
+        backbone = load_backbone(settings.backbone).with_spec(
+            height=settings.size, width=settings.size, fit=None if settings.fit == "auto" else settings.fit
+        )
+        embedder = _embedder(backbone, settings)
+    with clock("scan_and_embed"):
+        watcher.step("scan and embed")
+        manifest, features = scan_and_embed(path, settings, embedder, watcher)
+    for note in manifest.notes:
+        watcher.note(note)
+    with clock("split"):
+        near = near_duplicates(manifest, features, embedder) if settings.near_duplicates else None
+        groups = join_groups(manifest, near_pairs(near))
+        parts = split(manifest, settings.valid_fraction, settings.test_fraction, settings.seed, groups)
+        if settings.mode != "probe" and not len(parts.valid):
+            parts = with_valid(parts, manifest, settings.valid_fraction, groups)
+        _check_trainable(manifest, parts, watcher)
+    n_near = len(near.pairs) if near else None
+    return Gathered(settings, backbone, embedder, manifest, features, groups, parts, n_near)
+
+
+def _embedder(backbone: Backbone, settings: FitSettings) -> Embedder:
+    engine = load_engine(backbone, settings.engine, settings.precision)
+    return Embedder(backbone, engine, FeatureStore(cache_folder(), fingerprint(backbone, engine)))
+
+
+def _probe(data: Gathered, clock: Stopwatch, watcher: Watcher) -> Probed:
+    """The head, with the augmented views that were asked for or that the time budget buys."""
+    settings = data.settings
+
+    def fitted(views: Sequence[View]) -> Probe:
+        seen = with_views(
+            data.manifest, data.features, data.labels, data.groups, data.parts.train, data.embedder, views,
+            settings.seed, settings.workers, watcher.progress,
+        )  # fmt: skip
+        probe = fit_probe(
+            seen.features,
+            seen.labels,
+            len(data.manifest.classes),
+            rows=seen.rows,
+            groups=seen.groups.tolist(),
+            head=settings.head,
+            seed=settings.seed,
+            on_progress=watcher.progress,
+            balance=settings.balance,
+        )
+        return seen.images_only(probe)
+
+    if settings.augment != "auto":
+        return Probed(fitted(views := asked_views(settings.augment, settings.views)), tuple(views), ())
+    if settings.mode != "probe" or settings.time_budget_seconds is None:
+        return Probed(fitted(()), (), ())
+    rate = timing(clock, data.embedder)["images_per_second"]
+    left = settings.time_budget_seconds - clock.total
+    return buy_views(fitted, data.labels[data.parts.train], rate, left)
+
+
+def _judge(data: Gathered, probe: Probe, tuned: TunedClassifier | None, clock: Stopwatch, watcher: Watcher) -> Judged:
+    """Calibrates the classifier and has it answer for every part."""
+    settings, parts, labels, features = data.settings, data.parts, data.labels, data.features
+    if tuned is not None:
+        with clock("embed_again"):
+            watcher.step("embed again")
+            embedder = _embedder(tuned.backbone, settings)
+            features = embed(
+                tuned.backbone, data.manifest, embedder=embedder, n_threads=settings.workers,
+                on_progress=watcher.progress,
+            )  # fmt: skip
+    with clock("evaluate"):
+        watcher.step("evaluate")
+        if tuned is None:
+            classifier = _probe_classifier(data, probe)
+        else:
+            precision = embedder.engine.precision
+            classifier = _tuned_classifier(tuned, data.manifest, features, parts, labels, precision, settings)
+        predictions = {
+            name: predict_features(classifier, features, rows, labels) for name, rows in parts.parts().items()
+        }
+        for name in predictions.keys() - {"train"}:  # the figures are about what predict will answer
+            predictions[name] = with_second_look(classifier, predictions[name], data.manifest, features)
+        evaluation = evaluate_parts(classifier, data.manifest, parts, predictions, settings.seed)
+        if tuned is not None:
+            evaluation |= {"n_parameters": tuned.n_parameters, "n_trainable": tuned.n_trainable}
+        evaluation |= _leaks(predictions, data.manifest, parts, settings.seed, watcher)
+    return Judged(classifier, features, predictions, evaluation)
+
+
+def _write_insights(
+    folder: Path,
+    path: str | os.PathLike[str],
+    data: Gathered,
+    probe: Probe,
+    judged: Judged,
+    is_tuned: bool,
+    clock: Stopwatch,
+) -> None:
+    insights = find_insights(
+        data.manifest,
+        data.parts,
+        data.groups,
+        probe,
+        data.features,
+        judged.classifier,
+        judged.features,
+        judged.predictions,
+        n_leaked=sum(part["n_leaked"] for part in judged.evaluation.get("leaks", {}).values()),
+        is_tuned=is_tuned,
+        embedding_rate=timing(clock, data.embedder)["images_per_second"],
+        path=str(path),
+        seed=data.settings.seed,
+    )
+    write_json(folder / "insights.json", insights.as_dict())
 
 
 def _write(
     folder: Path,
-    manifest: Manifest,
-    parts: Split,
-    classifier: Classifier,
+    data: Gathered,
     probe: Probe,
-    predictions: dict[str, Predictions],
+    tuned: TunedClassifier | None,
+    judged: Judged,
     recipe: dict[str, Any],
-    embedder: Embedder,
 ) -> None:
     from topwork.shipping.card import model_card
 
-    save_manifest(manifest, folder / "manifest.parquet")
-    write_json(folder / "split.json", split_record(parts, manifest))
+    save_manifest(data.manifest, folder / "manifest.parquet")
+    write_json(folder / "split.json", split_record(data.parts, data.manifest))
     write_json(folder / "recipe.json", recipe)
-    with atomic_file(folder / "history.jsonl") as partial:
-        partial.write_text("".join(json.dumps(asdict(trial)) + "\n" for trial in probe.trials))
-    save_predictions(predictions, manifest, folder / "predictions.parquet")
-    compiled = compiled_path(classifier.backbone) if embedder.engine.kind == "openvino" else None
+    write_history(folder / "history.jsonl", [*map(asdict, probe.trials), *(tuned.history if tuned else [])])
+    save_predictions(judged.predictions, data.manifest, folder / "predictions.parquet")
+    classifier = judged.classifier
+    compiled = compiled_path(classifier.backbone) if data.embedder.engine.kind == "openvino" else None
     save_classifier(classifier, folder / "model", compiled, model_card(classifier))
 
 
@@ -236,14 +308,16 @@ def _check_trainable(manifest: Manifest, parts: Split, watcher: Watcher) -> None
         watcher.note(f"{len(untrained)} classes have no training image, so they can never be predicted: {names}.")
 
 
-def _classifier(
-    backbone: Backbone, probe: Probe, manifest: Manifest, train_labels: NDArray[np.int64], embedder: Embedder
-) -> Classifier:
-    """Folds the temperature, fitted on out-of-fold logits of train, into the head."""
-    temperature = fit_temperature(probe.out_of_fold_logits, train_labels[probe.rows])
+def _probe_classifier(data: Gathered, probe: Probe) -> Classifier:
+    """Folds the temperature, fitted on out-of-fold logits of train, into the head, and adds the decisions."""
+    train = data.parts.train
+    labels = data.labels[train]
+    temperature = fit_temperature(probe.out_of_fold_logits, labels[probe.rows])
     head = probe.head.divided_by(temperature)
     head = head.folded() if head.kind == "plain" else head
-    return Classifier(backbone, head, manifest.classes, temperature, embedder.engine.precision)
+    classifier = Classifier(data.backbone, head, data.manifest.classes, temperature, data.embedder.engine.precision)
+    groups = np.asarray(data.groups)[train]
+    return with_decisions(classifier, probe, labels, data.features.block("last", train), groups, data.settings)
 
 
 def _tuned_classifier(
@@ -338,10 +412,11 @@ def _leak_note(name: str, n_leaked: int, figures: dict[str, Any]) -> str:
     return f"{text} Accuracy {100 * accuracy:.1f} % with them, {100 * clean:.1f} % without."
 
 
-def _recipe(classifier: Classifier, probe: Probe, parts: Split, embedder: Embedder) -> dict[str, Any]:
+def _recipe(data: Gathered, probed: Probed, tuned: TunedClassifier | None, classifier: Classifier) -> dict[str, Any]:
     """What was done, with no "auto" left in it."""
+    probe, parts, embedder = probed.probe, data.parts, data.embedder
     chosen = next(trial for trial in probe.trials if trial.chosen)
-    return {
+    recipe = {
         "mode": "probe",
         "backbone": classifier.backbone.name,
         "architecture": classifier.backbone.architecture,
@@ -366,4 +441,13 @@ def _recipe(classifier: Classifier, probe: Probe, parts: Split, embedder: Embedd
         "temperature_fitted_on": "out-of-fold logits of the train part",
         "valid_used_for": "figures only; nothing was chosen on it" if len(parts.valid) else "there is no valid part",
         "seed": parts.seed,
+        "augment": probed.views[0].pipeline.name if probed.views else "none",
+        "views": [view.name for view in probed.views],
+        "views_tried": list(probed.tried),
+        "balance": data.settings.balance,
+        "near_duplicates": data.n_near,
     }
+    if tuned is not None:
+        recipe |= {"mode": "tune", "tuning": tuned.recipe, "stages": tuned.stages, "words": list(tuned.words)}
+        recipe |= {"temperature_fitted_on": "valid", "valid_used_for": VALID_OF_TUNING}
+    return recipe

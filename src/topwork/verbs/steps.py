@@ -27,9 +27,7 @@ from topwork.features.engine import fingerprint
 from topwork.features.neighbours import NearDuplicates
 from topwork.features.store import FeatureStore
 from topwork.models.classifier import Classifier
-from topwork.run import (
-    versions,
-)
+from topwork.run import versions
 from topwork.settings import DataSettings, cache_folder
 
 
@@ -80,6 +78,11 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
+
+    @property
+    def total(self) -> float:
+        """Seconds since it was started."""
+        return round(time.perf_counter() - self.started, 3)
 
 
 def scan_and_embed(
@@ -188,7 +191,7 @@ def timing(clock: Stopwatch, embedder: Embedder) -> dict[str, Any]:
     """Seconds of each step and images per second, as ``evaluation.json`` holds them."""
     seconds = clock.seconds["scan_and_embed"]
     return {
-        "seconds": clock.seconds | {"total": round(time.perf_counter() - clock.started, 3)},
+        "seconds": clock.seconds | {"total": clock.total},
         "n_embedded": embedder.n_embedded,
         "images_per_second": round(embedder.n_embedded / seconds, 1) if embedder.n_embedded and seconds else None,
         "engine_images_per_second": (
