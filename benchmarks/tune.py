@@ -79,7 +79,7 @@ def main():
     pixels = np.random.default_rng(0).integers(0, 255, (BATCH, side, side, 3), np.uint8)
     labels = np.arange(BATCH) % 2
     facts = facts_of(np.arange(1000) % 2, 2, 100)
-    recipe = plan(TuneSettings(augment="crop", batch_size=BATCH), facts, [stage.name for stage in backbone.stages])
+    recipe = plan(TuneSettings(augment="light", batch_size=BATCH), facts, [stage.name for stage in backbone.stages])
     stream = ImageStream(pixels, labels, backbone.spec, recipe.augmentation)
     steps = {"plain loop": plain_step(backbone, recipe, stream), "topwork": our_step(backbone, recipe, stream)}
     times = {name: [] for name in steps}

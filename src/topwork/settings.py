@@ -23,6 +23,13 @@ BatchNorm = Literal["folded", "frozen", "train"]
 Outputs = Literal["softmax", "binary", "multilabel"]
 
 
+AUGMENT_HELP = (
+    "none; light (mild crops, mirror images); standard (crops, mirror images, colour); trivial (TrivialAugment); geometric "
+    "(mild crops, flips both ways, quarter turns); or parts joined by +: random-resized-crop, mild-crop, flip, "
+    "vertical-flip, quarter-turns, rotation, color-jitter."
+)
+
+
 def _setting(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
@@ -55,9 +62,7 @@ class ScanSettings(DataSettings):
         False, "Only read and check the files; near duplicates, which need the network, are left out."
     )
     backbone: str = _setting("auto", "The network whose features near duplicates are looked for with.")
-    augment: str = _setting(
-        "standard", "Augmentation that the page shows: none, light, standard, trivial, or parts joined by +."
-    )
+    augment: str = _setting("standard", f"Random changes that the page shows. {AUGMENT_HELP}")
 
 
 @dataclass(frozen=True)
@@ -91,9 +96,9 @@ class TuneSettings:
     batch_norm: Literal["auto", BatchNorm] = _setting(
         "auto", "frozen: pretrained statistics are kept; folded: the same, faster; train: statistics move as well."
     )
-    augment: Literal["auto", "none", "flip", "crop", "geometric", "strong"] = _setting(
+    augment: str = _setting(
         "auto",
-        "none; flip; crop: random crops and flips; geometric: flips both ways and quarter turns; strong: with colour.",
+        "Random changes to training images; auto: none for the probe, for tuning what the images allow. " + AUGMENT_HELP,
     )
     outputs: Literal["auto", Outputs] = _setting("auto", "softmax; binary: one sigmoid for two classes; multilabel.")
     label_smoothing: float = _setting(0.0, "Share of each label spread over all classes.")
@@ -137,15 +142,9 @@ class FitSettings(TuneSettings, DataSettings):
     fit: Literal["auto", "squash", "crop", "pad"] = _setting("auto", "How an image is brought to the input's shape.")
     size: int | None = _setting(None, "Input side in pixels; by default the one the weights were trained at.")
     engine: Literal["auto", "openvino", "torch"] = _setting("auto", "What runs the network.")
-    precision: Literal["auto", "bf16", "f32"] = _setting("auto", "auto: bf16 where the processor has it.")
     near_duplicates: bool = _setting(True, "Look for near duplicates and keep them on one side of the split.")
     balance: Literal["auto", "none", "weights", "sampler"] = _setting(
         "auto", "Classes of unequal size; auto: weights when the counts differ by more than a factor of 3."
-    )
-    augment: str = _setting(
-        "auto",
-        "Random changes to training images: none, light, standard, trivial, or (probe only) parts joined by +; auto: none "
-        "for the probe, crops and mirror images for tuning.",
     )
     views: int = _setting(2, "Augmented views of each training image for the probe, when --augment is not none.")
     coverage: float = _setting(

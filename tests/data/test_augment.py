@@ -51,6 +51,16 @@ def test_flip_mirrors() -> None:
     np.testing.assert_array_equal(Flip(0.0)(pixels, stream(0, 0, "a"), SPEC), pixels)
 
 
+def test_flips_both_ways_and_quarter_turns_show_all_eight_positions_and_keep_the_pixels() -> None:
+    how, square = pipeline("flip+vertical-flip+quarter-turns"), InputSpec(height=16, width=16)
+    pixels = photo(16, 16)
+    assert len({how.view(pixels, square, stream(0, n, "a")).tobytes() for n in range(200)}) == 8
+    wide = InputSpec(height=8, width=16)
+    views = [how.view(photo(8, 16), wide, stream(0, n, "a")) for n in range(20)]
+    assert {view.shape for view in views} == {(8, 16, 3)}
+    assert len({view.tobytes() for view in views}) == 4
+
+
 @given(
     st.integers(1, 400),
     st.integers(1, 400),

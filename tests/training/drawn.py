@@ -55,7 +55,7 @@ def drawn_images(n: int, seed: int = 0, n_classes: int = 2, side: int = 16):
 
 
 def streams(n_train: int = 48, n_valid: int = 20, recipe: Recipe | None = None, n_classes: int = 2):
-    augmentation = recipe.augmentation if recipe else None
+    augmentation = recipe.augmentation if recipe else "none"
     pixels, labels = drawn_images(n_train, 1, n_classes)
     other, other_labels = drawn_images(n_valid, 2, n_classes)
     return ImageStream(pixels, labels, SPEC, augmentation, seed=recipe.seed if recipe else 0), ImageStream(

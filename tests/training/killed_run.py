@@ -75,7 +75,7 @@ def train(folder, n_epochs, steps):
         epochs=n_epochs,
         strategy="gradual",
         mixup=0.2,
-        augment="strong",
+        augment="standard",
         ema=0.9,
         average_best=2,
         batch_norm="train",

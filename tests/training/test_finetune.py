@@ -92,7 +92,7 @@ def test_images_of_a_manifest_become_streams(shared_data, monkeypatch, tmp_path,
 
     monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))
     manifest = scan(shared_data / "ants-bees")
-    recipe = recipe_of(backbone, augment="crop")
+    recipe = recipe_of(backbone, augment="light")
     rows = np.arange(len(manifest.samples))
     done = []
     train, valid = streams_of(

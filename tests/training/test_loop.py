@@ -74,7 +74,7 @@ def test_sigmoid_outputs_learn(outputs):
 def test_from_scratch_with_three_classes_and_every_option_on():
     recipe = recipe_for(
         n_classes=3, strategy="scratch", epochs=2, mixup=0.2, cutmix=1.0, label_smoothing=0.1, clip_norm=0.5, ema=0.9,
-        class_weights="on", augment="strong", precision="bf16", schedule="step", average_best=2,
+        class_weights="on", augment="standard", precision="bf16", schedule="step", average_best=2,
     )  # fmt: skip
     tuned = fit(TinyNetwork(3), recipe, *streams(recipe=recipe, n_classes=3))
     assert len(tuned.best_epochs) == 2

@@ -30,7 +30,7 @@ def test_every_setting_has_help():
 
 
 def test_a_recipe_survives_json():
-    recipe = planned(strategy="gradual", augment="strong", class_weights="on", mixup=0.2)
+    recipe = planned(strategy="gradual", augment="trivial", class_weights="on", mixup=0.2)
     assert Recipe.from_dict(json.loads(json.dumps(recipe.as_dict()))) == recipe
 
 

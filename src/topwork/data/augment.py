@@ -7,6 +7,8 @@ its own transforms draw from torch's global generator, whose order of use thread
 
 Crops are taken from the decoded image with the resizer of all other steps, not from the shrunk input, so they stay
 sharp. Validation, test and prediction never come here: they use :func:`~topwork.data.transforms.fit_to_input`.
+
+The names are the same wherever views are made: for the probe, in tuning, on the page of ``topwork scan``.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Box = tuple[float, float, float, float]
+CROP_MARGIN = 1.15  # images that are kept for cropping are larger than the input by this factor, so that crops stay sharp
 _CROP_TRIES = 10  # torchvision's: so many boxes are drawn before the largest centred one is taken
 
 
@@ -70,6 +73,18 @@ class Flip:
         if rng.random() >= self.probability:
             return pixels
         return np.ascontiguousarray(pixels[::-1] if self.vertical else pixels[:, ::-1])
+
+
+@dataclass(frozen=True)
+class QuarterTurns:
+    """Turned by 0, 90, 180 or 270 degrees; an input that is not square only by 0 or 180, which keep its shape."""
+
+    def __call__(self, pixels: Pixels, rng: np.random.Generator, spec: InputSpec) -> Pixels:
+        """The turned image."""
+        n_quarters = int(rng.integers(4))
+        if spec.height != spec.width:
+            n_quarters = 2 * (n_quarters % 2)
+        return np.ascontiguousarray(np.rot90(pixels, n_quarters))
 
 
 @dataclass(frozen=True)
@@ -163,6 +178,11 @@ class Pipeline:
     crop: ResizedCrop | None = None
     steps: tuple[Step, ...] = ()
 
+    @property
+    def margin(self) -> float:
+        """How many times the input's size prepared images should have."""
+        return 1.0 if self.crop is None else CROP_MARGIN
+
     def view(self, pixels: Pixels, spec: InputSpec, rng: np.random.Generator) -> Pixels:
         """One random view of decoded pixels (H, W, 3): uint8 (height, width, 3)."""
         if self.crop is None:
@@ -180,11 +200,16 @@ PIPELINES = {
     "light": Pipeline("light", ResizedCrop((0.8, 1.0), (0.9, 1.11)), (Flip(),)),
     "standard": Pipeline("standard", ResizedCrop((0.35, 1.0)), (Flip(), ColorJitter())),
     "trivial": Pipeline("trivial", ResizedCrop((0.35, 1.0)), (Flip(), TrivialAugment())),
+    # For pictures without an up and down, from above or under a microscope: mild crops, flips both ways, quarter turns.
+    "geometric": Pipeline(
+        "geometric", ResizedCrop((0.8, 1.0), (0.9, 1.11)), (Flip(), Flip(vertical=True), QuarterTurns())
+    ),
     # The parts that tutorials name, with the values they use; joined by + they make any of the tutorials' pipelines.
     "random-resized-crop": Pipeline("random-resized-crop", ResizedCrop()),
     "mild-crop": Pipeline("mild-crop", ResizedCrop((0.8, 1.0))),
     "flip": Pipeline("flip", None, (Flip(),)),
     "vertical-flip": Pipeline("vertical-flip", None, (Flip(vertical=True),)),
+    "quarter-turns": Pipeline("quarter-turns", None, (QuarterTurns(),)),
     "rotation": Pipeline("rotation", None, (Rotation(),)),
     "color-jitter": Pipeline("color-jitter", None, (ColorJitter(0.4, 0.4, 0.4, 0.1),)),
 }

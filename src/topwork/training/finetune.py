@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from topwork.data.augment import pipeline
 from topwork.data.manifest import Manifest
 from topwork.errors import UsageError
 from topwork.models.backbone import Backbone, load_backbone
@@ -137,7 +138,7 @@ def streams_of(
             n_threads=n_threads, on_progress=report,
         )  # fmt: skip
 
-    pixels = decode_rows(train_rows, recipe.augmentation.margin, 0)
+    pixels = decode_rows(train_rows, pipeline(recipe.augmentation).margin, 0)
     # named by content: the same images in another order or layout are augmented in the same way
     keys = np.array([int(manifest.samples[row].content_hash[:15], 16) for row in train_rows], np.int64)
     train = ImageStream(pixels, labels[train_rows], backbone.spec, recipe.augmentation, recipe.seed, keys)

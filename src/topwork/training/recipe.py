@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from topwork.data.augment import pipeline
 from topwork.errors import UsageError
 from topwork.settings import BatchNorm, OptimizerName, Outputs, ScheduleName, Strategy
 from topwork.settings import TuneSettings as TuneSettings
@@ -51,39 +52,6 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """Random changes to training images; all off by default.
-
-    Attributes:
-        scale: range of the share of the area that a random crop keeps; (1, 1) keeps all.
-        ratio: range of the crop's aspect ratio relative to the image's.
-        turns: quarter turns.
-        colour: largest relative change of brightness, contrast and saturation.
-        margin: factor by which cached images are larger than the input, so that crops stay sharp.
-    """
-
-    flip: bool = False
-    flip_vertical: bool = False
-    turns: bool = False
-    scale: tuple[float, float] = (1.0, 1.0)
-    ratio: tuple[float, float] = (1.0, 1.0)
-    colour: float = 0.0
-    margin: float = 1.0
-
-
-AUGMENTATIONS = {
-    "none": Augmentation(),
-    "flip": Augmentation(flip=True),
-    "crop": Augmentation(flip=True, scale=(0.5, 1.0), ratio=(0.8, 1.25), margin=1.15),
-    "geometric": Augmentation(flip=True, flip_vertical=True, turns=True, scale=(0.8, 1.0), ratio=(0.9, 1.1)),
-    "light": Augmentation(flip=True),
-    "standard": Augmentation(flip=True, scale=(0.5, 1.0), ratio=(0.8, 1.25), margin=1.15),
-    "trivial": Augmentation(flip=True, scale=(0.35, 1.0), ratio=(0.75, 1.33), colour=0.3, margin=1.15),
-    "strong": Augmentation(flip=True, scale=(0.35, 1.0), ratio=(0.75, 1.33), colour=0.3, margin=1.15),
-}
-
-
-@dataclass(frozen=True)
 class Phase:
     """A stretch of training with one set of rates and one run of the schedule.
 
@@ -106,7 +74,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All decisions of one fine-tuning. Nothing in here is "auto"; see :class:`TuneSettings` for the meanings."""
+    """All decisions of one fine-tuning. Nothing in here is "auto"; see :class:`TuneSettings` for the meanings.
+
+    Attributes:
+        augmentation: name of a pipeline of ``data/augment.py``.
+    """
 
     strategy: Strategy
     phases: tuple[Phase, ...]
@@ -116,7 +88,7 @@ class Recipe:
     outputs: Outputs = "softmax"
     optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.01
-    augmentation: Augmentation = Augmentation()
+    augmentation: str = "none"
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
     mixup: float | None = None
@@ -159,8 +131,7 @@ class Recipe:
         """The inverse of :meth:`as_dict`, after a trip through JSON too."""
         known = {key: _tuples(value) for key, value in values.items()}
         phases = tuple(Phase(**{k: _tuples(v) for k, v in phase.items()}) for phase in values["phases"])
-        augmentation = Augmentation(**{k: _tuples(v) for k, v in values["augmentation"].items()})
-        return cls(**(known | {"phases": phases, "augmentation": augmentation}))
+        return cls(**(known | {"phases": phases}))
 
 
 def _tuples(value: Any) -> Any:
@@ -316,13 +287,11 @@ def _batch_size(facts: DataFacts) -> int:
     return max(4, min(largest, int(2 ** int(math.log2(max(facts.n_train / 20, 4))))))
 
 
-def _augmentation(settings: TuneSettings, facts: DataFacts) -> Augmentation:
+def _augmentation(settings: TuneSettings, facts: DataFacts) -> str:
     if settings.augment != "auto":
-        if settings.augment not in AUGMENTATIONS:
-            raise UsageError(f"--augment {settings.augment}: tuning knows {', '.join(AUGMENTATIONS)}.")
-        return AUGMENTATIONS[settings.augment]
+        return pipeline(settings.augment).name
     # Colour carries the class too often to be changed unasked; a mirror image and a crop hardly ever change it.
-    return AUGMENTATIONS["flip"] if facts.grey else AUGMENTATIONS["crop"]
+    return "flip" if facts.grey else "light"
 
 
 def _class_weights(settings: TuneSettings, facts: DataFacts, outputs: str) -> tuple[float, ...] | None:

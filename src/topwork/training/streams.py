@@ -22,12 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from topwork.data.augment import pipeline, stream
 from topwork.data.images import decode
 from topwork.data.loader import in_order
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input, resize
 from topwork.errors import ImageError, TopworkError
 from topwork.settings import cache_folder
-from topwork.training.recipe import Augmentation
 
 IN_MEMORY_BYTES = 1_000_000_000  # more decoded pixels than this are kept in a file
 AHEAD = 4  # batches prepared while the network is busy
@@ -55,6 +55,7 @@ class ImageStream:
 
     Args:
         pixels: (N, h, w, 3) uint8 from :func:`decode_all`, at least as large as the input.
+        augmentation: name of a pipeline of ``data/augment.py``.
         keys: (N,) numbers that name the samples in the random stream; the row numbers by default.
     """
 
@@ -63,13 +64,14 @@ class ImageStream:
         pixels: Pixels,
         labels: NDArray[Any],
         spec: InputSpec,
-        augmentation: Augmentation | None = None,
+        augmentation: str = "none",
         seed: int = 0,
         keys: NDArray[np.int64] | None = None,
     ) -> None:
         assert len(pixels) == len(labels)
         self.pixels, self.labels, self.spec = pixels, labels, spec
-        self.augmentation, self.seed = augmentation or Augmentation(), seed
+        self.augmentation, self.seed = pipeline(augmentation), seed
+        self._whole = replace(spec, fit="squash")  # what decode_all made has the input's shape already
         self.keys = np.arange(len(pixels)) if keys is None else keys
         self.shape = (3, spec.height, spec.width)
 
@@ -85,8 +87,8 @@ class ImageStream:
 
     def view(self, row: int, epoch: int) -> Pixels:
         """One augmented image (H, W, 3)."""
-        rng = np.random.default_rng([self.seed, epoch, int(self.keys[row])])
-        return augment(self.pixels[row], self.augmentation, self.spec, rng)
+        rng = stream(self.seed, epoch, int(self.keys[row]))
+        return self.augmentation.view(self.pixels[row], self._whole, rng)
 
     def _fitted(self, pixels: Pixels) -> Pixels:
         return resize(pixels, self.spec.height, self.spec.width, self.spec.interpolation)
@@ -108,52 +110,6 @@ class InputNetwork(nn.Module):
         """Logits (B, C). The permuted view is channels-last as it is, which convolutions on CPUs like best."""
         logits: Tensor = self.network((images.permute(0, 3, 1, 2).float() - self.mean) / self.std)
         return logits
-
-
-def augment(pixels: Pixels, how: Augmentation, spec: InputSpec, rng: np.random.Generator) -> Pixels:
-    """A random view of an image at the input's size; every draw is made in any case, so options do not shift others."""
-    area, aspect, left, top, coin_x, coin_y, brightness, contrast, saturation = rng.random(9)
-    quarter_turns = int(rng.integers(4))
-    box = _crop_box(pixels.shape, how, area, aspect, left, top)
-    pixels = resize(pixels, spec.height, spec.width, spec.interpolation, box)
-    if how.flip and coin_x < 0.5:
-        pixels = pixels[:, ::-1]
-    if how.flip_vertical and coin_y < 0.5:
-        pixels = pixels[::-1]
-    if how.turns:
-        # quarter turns of a rectangle would change its shape; half turns do not
-        square = spec.height == spec.width
-        pixels = np.rot90(pixels, quarter_turns if square else 2 * (quarter_turns % 2))
-    if how.colour:
-        pixels = _recolour(pixels, 1 + how.colour * (2 * np.array([brightness, contrast, saturation]) - 1))
-    return np.ascontiguousarray(pixels)
-
-
-def _crop_box(
-    shape: Sequence[int], how: Augmentation, area: float, aspect: float, left: float, top: float
-) -> tuple[float, float, float, float] | None:
-    """Left, top, width, height of Inception's random crop (Szegedy et al. 2014, arXiv 1409.4842), or None for all."""
-    if how.scale == (1.0, 1.0) and how.ratio == (1.0, 1.0):
-        return None
-    height, width = shape[:2]
-    share = how.scale[0] + area * (how.scale[1] - how.scale[0])
-    low, high = (math.log(value) for value in how.ratio)
-    stretch = math.sqrt(math.exp(low + aspect * (high - low)))
-    box_width = min(width, width * math.sqrt(share) * stretch)
-    box_height = min(height, height * math.sqrt(share) / stretch)
-    return left * (width - box_width), top * (height - box_height), box_width, box_height
-
-
-def _recolour(pixels: Pixels, factors: NDArray[np.float64]) -> Pixels:
-    """Brightness, contrast and saturation, each by its factor."""
-    brightness, contrast, saturation = factors.astype(np.float32)
-    x = pixels.astype(np.float32) * brightness
-    grey = x @ np.array([0.299, 0.587, 0.114], np.float32)
-    x = (x - grey.mean()) * contrast + grey.mean()
-    grey = (grey - grey.mean()) * contrast + grey.mean()
-    x = (x - grey[..., None]) * saturation + grey[..., None]
-    result: Pixels = np.clip(np.rint(x), 0, 255).astype(np.uint8)
-    return result
 
 
 # ---- decoding once

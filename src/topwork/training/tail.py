@@ -103,7 +103,7 @@ def tail_streams(
     run = _frozen_runner(InputNetwork(copy.deepcopy(lower), train.spec).eval(), train.shape, recipe.precision)
     shape = run(np.zeros((BATCH, *train.shape[1:], 3), np.uint8)).shape[1:]
     maps = _room((n_views, len(train.labels), *shape))
-    plain = recipe.augmentation.scale == (1.0, 1.0)
+    plain = train.augmentation.crop is None
     for view in range(n_views):
         # without crops the first view may as well be the image itself
         _fill(maps[view], run, train, None if view == 0 and plain else view)
