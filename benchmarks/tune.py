@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from topwork.models.backbone import load_backbone
-from topwork.models.modules import HeadSpec
+from topwork.models.head import HeadSpec
 from topwork.training.finetune import facts_of, make_network
 from topwork.training.loop import Loss, Prepared
 from topwork.training.optimizer import clip_gradients, freeze, make_optimizer, train_mode

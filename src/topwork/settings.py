@@ -15,7 +15,8 @@ from typing import Any, Literal
 from topwork.errors import UsageError
 
 Mode = Literal["probe", "tune", "auto"]
-HeadKind = Literal["auto", "plain", "extended"]
+HeadKind = Literal["auto", "plain", "extended", "cosine"]
+Pooling = Literal["avg", "max", "avgmax", "catavgmax"]
 ScheduleName = Literal["one-cycle", "flat", "cosine", "step"]
 Strategy = Literal["head", "last", "all", "lp-ft", "gradual", "scratch"]
 OptimizerName = Literal["adamw", "adam", "sgd"]
@@ -98,7 +99,8 @@ class TuneSettings:
     )
     augment: str = _setting(
         "auto",
-        "Random changes to training images; auto: none for the probe, for tuning what the images allow. " + AUGMENT_HELP,
+        "Random changes to training images; auto: none for the probe, for tuning what the images allow. "
+        + AUGMENT_HELP,
     )
     outputs: Literal["auto", Outputs] = _setting("auto", "softmax; binary: one sigmoid for two classes; multilabel.")
     label_smoothing: float = _setting(0.0, "Share of each label spread over all classes.")
@@ -137,8 +139,15 @@ class FitSettings(TuneSettings, DataSettings):
         "probe", "probe: a head on frozen features; tune: then move the network too; auto: tune where it should pay."
     )
     head: HeadKind = _setting(
-        "auto", "plain: last features only, a timm model; extended: more stages and transforms; auto: what pays."
+        "auto",
+        "plain: last features only, a timm model; extended: more stages and transforms (probe); cosine: by the angle "
+        "between features and class (tune); auto: what pays.",
     )
+    hidden: str | None = _setting(
+        None, "Hidden layers of the head that tuning trains, WIDTH:DROPOUT or WIDTH: 256:0.4,128:0.2."
+    )
+    pooling: Pooling | None = _setting(None, "How the last map is pooled; by default as the weights were trained.")
+    drop_hidden: bool = _setting(False, "Without the hidden layers that VGG has before its last one.")
     fit: Literal["auto", "squash", "crop", "pad"] = _setting("auto", "How an image is brought to the input's shape.")
     size: int | None = _setting(None, "Input side in pixels; by default the one the weights were trained at.")
     engine: Literal["auto", "openvino", "torch"] = _setting("auto", "What runs the network.")

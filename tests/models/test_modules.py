@@ -7,16 +7,15 @@ import torch
 from torch import nn
 
 from topwork.errors import UsageError
+from topwork.models.head import HeadSpec, parse_head
 from topwork.models.modules import (
     CosineHead,
-    HeadSpec,
     SixBlockNetwork,
     build_classifier,
     classifier_name,
     count_parameters,
     grow_classes,
     make_head,
-    parse_head,
     set_linear,
 )
 
@@ -54,24 +53,24 @@ def build_classifier_meta(network, head, n_outputs):
 
 @pytest.mark.parametrize(
     "text",
-    ["linear", "cosine", "256-relu-0.4", "512-gelu-0.2,128-relu-0", "drop-0.3,linear", "drop-0.1,64-tanh-0.5"],
+    ["linear", "cosine", "256:relu:0.4", "512:gelu:0.2,128:relu:0", "drop:0.3,linear", "drop:0.1,64:tanh:0.5"],
 )
 def test_a_head_is_one_line_of_text(text):
     assert str(parse_head(text)) == text
 
 
 def test_widths_alone_are_enough():
-    assert parse_head("512,128") == parse_head("512-relu-0,128-relu-0")
+    assert parse_head("512,128") == parse_head("512:relu:0,128:relu:0")
 
 
-@pytest.mark.parametrize("text", ["", "256-swoosh", "0-relu", "linear,linear", "256-relu-1.5", "-3"])
+@pytest.mark.parametrize("text", ["", "256:swoosh", "0:relu", "linear,linear", "256:relu:1.5", ":3"])
 def test_a_wrong_head_is_refused_with_an_example(text):
-    with pytest.raises(UsageError, match=r"256-relu-0\.4"):
+    with pytest.raises(UsageError, match=r"256:0\.4"):
         parse_head(text)
 
 
 def test_mlp_is_linear_activation_dropout_and_a_last_linear():
-    head = make_head(parse_head("256-relu-0.4"), 10, 3)
+    head = make_head(parse_head("256:relu:0.4"), 10, 3)
     assert [type(m).__name__ for m in head] == ["Linear", "ReLU", "Dropout", "Linear"]
     assert head[2].p == 0.4
     assert head(torch.zeros(2, 10)).shape == (2, 3)
@@ -90,12 +89,12 @@ def test_vgg16_with_pooled_features_and_a_small_head_has_the_tutorials_counts(me
     network = meta("vgg16")
     network.pre_logits = nn.Identity()  # what drop_hidden does; checked with numbers below
     with torch.device("meta"):
-        network.head.fc = make_head(parse_head("128-relu-0.2"), 512, 1)
+        network.head.fc = make_head(parse_head("128:relu:0.2"), 512, 1)
     assert freeze_but_head(network) == (14_780_481, 65_793)
 
 
 def test_vgg16_with_only_its_last_layer_replaced_has_the_tutorials_counts(meta):
-    network = on_meta(meta("vgg16"), "256-relu-0.4", 100)
+    network = on_meta(meta("vgg16"), "256:relu:0.4", 100)
     assert freeze_but_head(network) == (135_335_076, 1_074_532)
 
 
@@ -150,7 +149,7 @@ def test_a_module_of_ones_own_is_taken_as_it_is():
 
 
 def test_growing_keeps_old_logits_and_new_classes_do_not_win():
-    network = build_classifier(timm.create_model("resnet18", pretrained=False), parse_head("16-relu-0.1"), 3).eval()
+    network = build_classifier(timm.create_model("resnet18", pretrained=False), parse_head("16:relu:0.1"), 3).eval()
     x = torch.randn(4, 3, 64, 64)
     with torch.inference_mode():
         before = network(x)

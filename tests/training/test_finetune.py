@@ -10,8 +10,8 @@ import torch
 
 from topwork.errors import UsageError
 from topwork.models.backbone import load_backbone
-from topwork.models.head import FeatureTransform, LinearHead
-from topwork.models.modules import count_parameters, parse_head
+from topwork.models.head import FeatureTransform, LinearHead, parse_head
+from topwork.models.modules import count_parameters
 from topwork.training.average import tuned_logits
 from topwork.training.finetune import SIX_BLOCKS, check_resumable, facts_of, make_network, streams_of, tune
 from topwork.training.interruption import Interruption
@@ -83,7 +83,7 @@ def test_the_six_block_network_goes_by_name(backbone):
 def test_scratch_forgets_pretrained_weights(backbone, monkeypatch, tmp_path):
     monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))
     recipe = recipe_of(backbone, strategy="scratch")
-    network = make_network(backbone, parse_head("16-relu-0.1"), recipe)
+    network = make_network(backbone, parse_head("16:relu:0.1"), recipe)
     assert [type(part).__name__ for part in network.classifier] == ["Linear", "ReLU", "Dropout", "Linear"]
 
 

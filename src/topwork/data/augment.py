@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Box = tuple[float, float, float, float]
-CROP_MARGIN = 1.15  # images that are kept for cropping are larger than the input by this factor, so that crops stay sharp
+CROP_MARGIN = (
+    1.15  # images that are kept for cropping are larger than the input by this factor, so that crops stay sharp
+)
 _CROP_TRIES = 10  # torchvision's: so many boxes are drawn before the largest centred one is taken
 
 

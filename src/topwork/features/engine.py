@@ -191,7 +191,7 @@ def feature_network(backbone: Backbone) -> nn.Module:
 
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
-            last = self.network.forward_head(self.network.forward_features(x), pre_logits=True)
+            last = backbone.features(self.network, x)
             channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
             pooled = [_pool(self.maps[name], channels_last) for name in feature_stages(backbone)]
             return last, torch.cat(pooled, 1) if pooled else last[:, :0]

@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ import numpy as np
 
 from topwork.data.transforms import InputSpec
 from topwork.errors import DownloadError, ModelError, UsageError
+from topwork.models.head import UNCHANGED, Changes, parse_head
 from topwork.settings import cache_folder
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Backbone:
         folder: holds ``model.safetensors`` (and the compiled forms that the engine adds).
         n_features: length D of the last pooled features.
         n_parameters: without the classifier.
+        changes: how the network differs from timm's of that name; hidden layers of a tuned head count as part of it.
     """
 
     name: str
@@ -106,17 +108,17 @@ class Backbone:
     stages: tuple[Stage, ...]
     pretrained_cfg: dict[str, Any]
     licence: str | None
+    changes: Changes = UNCHANGED
 
     def module(self, n_classes: int = 0) -> nn.Module:
-        """The timm network with these weights, in eval mode.
+        """The timm network with these weights and changes, in eval mode.
 
         Args:
             n_classes: 0 leaves the classifier out; it is taken from the weights when its size fits, else new.
         """
-        import timm
         from safetensors.torch import load_file
 
-        network: Any = timm.create_model(self.architecture, pretrained=False, num_classes=n_classes)
+        network = self.skeleton(n_classes)
         state = {k: v for k, v in load_file(self.folder / _WEIGHTS).items() if not k.startswith("topwork_head.")}
         rows = state.get(f"{self.classifier_name}.weight")
         if rows is None or len(rows) != n_classes:
@@ -125,14 +127,45 @@ class Backbone:
         lost = [name for name in missing if not name.startswith(self.classifier_name)]
         if lost or unexpected:
             raise ModelError(f"{self.folder / _WEIGHTS}: does not fit {self.architecture}: {(lost + unexpected)[:3]}")
-        ready: nn.Module = network.eval()
+        ready: nn.Module = network
         return ready
+
+    def skeleton(self, n_classes: int = 0) -> Any:
+        """The network of :meth:`module` with random weights, in eval mode."""
+        import timm
+
+        network = timm.create_model(self.architecture, pretrained=False, num_classes=n_classes)
+        if self.changes:
+            from topwork.models.modules import changed
+
+            network = changed(network, self.changes, n_classes)
+        return network.eval()
 
     @property
     def classifier_name(self) -> str:
-        """Dotted name of the last linear layer in timm's network."""
+        """Dotted name of the last linear layer in the network."""
         name = self.pretrained_cfg.get("classifier") or "classifier"
-        return name if isinstance(name, str) else str(name[0])
+        name = name if isinstance(name, str) else str(name[0])
+        return f"{name}.{parse_head(self.changes.hidden).last_index}" if self.changes.hidden else name
+
+    def features(self, network: Any, images: Any) -> Any:
+        """(B, D) what the last layer sees, for :meth:`module` or one like it and normalised images (B, 3, H, W)."""
+        maps = network.forward_features(images)
+        # hidden layers stand where timm has its classifier, which ends with them
+        return network.forward_head(maps, pre_logits=not self.changes.hidden)
+
+    def changed(self, changes: Changes, *, cache: Path | None = None) -> Backbone:
+        """The same weights in a network with other pooling or without its hidden layers.
+
+        Raises:
+            UsageError: the network has no such part.
+        """
+        if not changes:
+            return self
+        network = replace(self, changes=changes).skeleton()
+        own = self.module().state_dict()
+        network.load_state_dict({key: own[key] for key in network.state_dict()})
+        return adopt_weights(self, network, changes=changes, cache=cache)
 
     def with_spec(self, **changes: Any) -> Backbone:
         """The same weights with another input size or way of fitting."""
@@ -213,6 +246,7 @@ def _read_prepared(name: str, folder: Path) -> Backbone | None:
             ),
             pretrained_cfg=facts["pretrained_cfg"],
             licence=facts["licence"],
+            changes=Changes(**facts.get("changes", {})),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -223,20 +257,29 @@ def _prepare(name: str, folder: Path) -> None:
     _write_prepared(_build(name), folder)
 
 
-def adopt_weights(backbone: Backbone, network: Any, *, cache: Path | None = None) -> Backbone:
-    """The same backbone with other weights (fine-tuned ones), prepared under the digest of their values.
+def adopt_weights(
+    backbone: Backbone,
+    network: Any,
+    *,
+    changes: Changes | None = None,
+    name: str | None = None,
+    cache: Path | None = None,
+) -> Backbone:
+    """The same backbone with other weights (fine-tuned ones) or changes, prepared under the digest of all values.
 
     Args:
-        network: timm's network of that architecture, on the CPU; its classifier is kept with it.
+        network: as :meth:`Backbone.module` builds it, on the CPU; a classifier in it is kept.
+        changes: those that the network has; by default those of the backbone.
+        name: what to call it; by default it keeps its name.
     """
+    backbone = replace(backbone, changes=backbone.changes if changes is None else changes, name=name or backbone.name)
     state = {key: value.detach().numpy() for key, value in network.state_dict().items()}
-    digest = weights_digest(state)
+    digest = _digest(state, backbone.changes)
     folder = (cache or cache_folder()) / "backbones" / f"tuned-{digest[:16]}-v{FORMAT}"
-    name = f"{backbone.name.removesuffix(' (tuned)')} (tuned)"
-    prepared = _read_prepared(name, folder)
+    prepared = _read_prepared(backbone.name, folder)
     if prepared is None:
         _write_prepared(network, folder, backbone)
-        prepared = _read_prepared(name, folder)
+        prepared = _read_prepared(backbone.name, folder)
     if prepared is None:
         raise ModelError(f"{folder}: prepared weights cannot be read back; remove that folder and try again.")
     return replace(prepared, spec=backbone.spec)
@@ -250,19 +293,22 @@ def _write_prepared(network: Any, folder: Path, like: Backbone | None = None) ->
     cfg = like.pretrained_cfg if like else network.pretrained_cfg
     state = {key: value.detach().contiguous() for key, value in network.state_dict().items()}
     stages = find_stages(network, str(cfg.get("classifier") or "classifier"))
+    changes = like.changes if like else UNCHANGED
     with torch.inference_mode():
-        features = network.forward_features(torch.zeros(1, *cfg["input_size"]))
-        n_features = int(network.forward_head(features, pre_logits=True).shape[1])
+        maps = network.forward_features(torch.zeros(1, *cfg["input_size"]))
+        n_features = int(network.forward_head(maps, pre_logits=not changes.hidden).shape[1])
+    last = like.classifier_name if like else str(cfg.get("classifier") or "classifier")
     facts = {
         "format": FORMAT,
         "architecture": like.architecture if like else cfg["architecture"],
         "spec": (like.spec if like else _spec(cfg)).as_dict(),
-        "weights_digest": weights_digest({key: value.numpy() for key, value in state.items()}),
+        "weights_digest": _digest({key: value.numpy() for key, value in state.items()}, changes),
         "n_features": n_features,
-        "n_parameters": sum(s.n_parameters for s in stages if s.name != "classifier"),
+        "n_parameters": sum(v.numel() for k, v in network.named_parameters() if not _inside(k, [last])),
         "stages": [vars(stage) | {"parameters": list(stage.parameters)} for stage in stages],
         "pretrained_cfg": json.loads(json.dumps(cfg, default=str)),
         "licence": like.licence if like else cfg.get("license"),
+        "changes": asdict(changes),
     }
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir(parents=True)
@@ -388,6 +434,12 @@ def weights_digest(state: dict[str, np.ndarray[Any, Any]]) -> str:
         digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()
+
+
+def _digest(state: dict[str, np.ndarray[Any, Any]], changes: Changes) -> str:
+    """Names weights and what is done with them."""
+    digest = weights_digest(state)
+    return hashlib.sha256(f"{digest} {changes}".encode()).hexdigest() if changes else digest
 
 
 # ---- stages

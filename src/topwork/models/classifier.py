@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from topwork.data.shards import atomic_file
 from topwork.data.transforms import InputSpec
 from topwork.errors import ModelError, UsageError
 from topwork.models.backbone import Backbone, Stage
-from topwork.models.head import FeatureTransform, LinearHead
+from topwork.models.head import POOLINGS, Changes, FeatureTransform, LinearHead, parse_head
 
-FORMAT = 1
+FORMAT = 2  # 2: a network that differs from timm's; all others are still written as 1
 FACTS = "topwork.json"
 WEIGHTS = "model.safetensors"
 TIMM_CONFIG = "config.json"
@@ -62,6 +62,11 @@ class Classifier:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_timm(self) -> bool:
+        """Whether timm's network of that name can hold all of it, so that the folder is a timm model, too."""
+        return self.head.kind == "plain" and not self.backbone.changes
+
 
 def save_classifier(classifier: Classifier, folder: Path, compiled: Path | None, card: str) -> None:
     """Writes the model folder, whole or not at all; an older one at that name is replaced once the new one is safe.
@@ -83,7 +88,7 @@ def save_classifier(classifier: Classifier, folder: Path, compiled: Path | None,
         if compiled is not None:
             for name in COMPILED:
                 shutil.copyfile(compiled.with_suffix(Path(name).suffix), partial / name)
-        if classifier.head.kind == "plain":
+        if classifier.is_timm:
             (partial / TIMM_CONFIG).write_text(json.dumps(timm_config(classifier), indent=2))
         (partial / CARD).write_text(card, encoding="utf-8", errors="surrogateescape")
         facts = _facts(classifier)
@@ -189,8 +194,10 @@ def _facts(classifier: Classifier) -> dict[str, Any]:
     import topwork
 
     backbone, transform = classifier.backbone, classifier.head.transform
+    changes = {"changes": asdict(backbone.changes)} if backbone.changes else {}
     return {
-        "format": FORMAT,
+        "format": FORMAT if changes else 1,
+        **changes,
         "topwork": topwork.__version__,
         "kind": classifier.head.kind,
         "architecture": backbone.architecture,
@@ -285,6 +292,7 @@ def _from_facts(folder: Path, facts: dict[str, Any]) -> Classifier:
         ),
         pretrained_cfg=facts["pretrained_cfg"],
         licence=facts["licence_of_weights"],
+        changes=_changes(facts.get("changes", {}), folder),
     )
     return Classifier(
         backbone=backbone,
@@ -296,6 +304,18 @@ def _from_facts(folder: Path, facts: dict[str, Any]) -> Classifier:
         arrays=_read_tensors(folder / DECISION) if DECISION in facts["files"] else {},
         provenance=dict(facts["provenance"]),
     )
+
+
+def _changes(values: dict[str, Any], folder: Path) -> Changes:
+    """Checked before any network is built from it."""
+    changes = Changes(**values)
+    try:
+        n_hidden = len(parse_head(changes.hidden).hidden) if changes.hidden is not None else 1
+    except UsageError as error:
+        raise ModelError(f"{folder / FACTS}: {error}") from None
+    if not n_hidden or changes.pooling not in (None, *POOLINGS) or not isinstance(changes.drop_hidden, bool):
+        raise ModelError(f"{folder / FACTS}: describes changes to the network that topwork does not make.")
+    return changes
 
 
 def _head(facts: dict[str, Any], backbone: Backbone) -> LinearHead:

@@ -3,18 +3,26 @@
 :class:`LinearHead` is the head of the probe: numpy arrays, fitted by ``features/probe.py``. It is *plain* when it reads
 nothing but the last pooled features through an affine map: then it is one linear layer and can be written into timm's
 classifier. Otherwise (square roots, further stages) it is *extended* and only topwork can answer with it.
+
+:class:`HeadSpec` is what tuning builds and trains (``models/modules.py``): linear, hidden layers, cosine. What it has
+learnt becomes a LinearHead again: hidden layers count as part of the network then (:class:`Changes`).
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.errors import UsageError
+
 Floats = NDArray[np.float32]
 Power = Literal["none", "sqrt", "unit"]
+POOLINGS = ("avg", "max", "avgmax", "catavgmax")
+ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "hardswish")
 
 
 @dataclass(frozen=True)
@@ -82,3 +90,98 @@ class LinearHead:
             self.transform, mean=np.zeros_like(self.transform.mean), scale=np.ones_like(self.transform.scale)
         )
         return LinearHead(identity, np.asarray(weight, np.float32), np.asarray(bias, np.float32))
+
+
+# ---- what tuning builds
+
+
+@dataclass(frozen=True)
+class HiddenLayer:
+    """One hidden layer of an MLP head; ``dropout`` in [0, 1) follows the activation."""
+
+    width: int
+    activation: str = "relu"
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What stands between pooled features and logits.
+
+    Attributes:
+        dropout: on the features, before anything else.
+        hidden: layers of an MLP, first to last; empty for the other kinds.
+    """
+
+    kind: Literal["linear", "mlp", "cosine"] = "linear"
+    hidden: tuple[HiddenLayer, ...] = ()
+    dropout: float = 0.0
+
+    def __str__(self) -> str:
+        """The text that :func:`parse_head` reads back."""
+        layers = [f"{layer.width}:{layer.activation}:{layer.dropout:g}" for layer in self.hidden]
+        name = ",".join(layers) if self.kind == "mlp" else self.kind
+        return f"drop:{self.dropout:g},{name}" if self.dropout else name
+
+    @property
+    def last_index(self) -> int:
+        """Where the last layer is in the sequence of an MLP: each hidden layer is linear, activation, dropout."""
+        return bool(self.dropout) + 3 * len(self.hidden)
+
+
+def parse_head(text: str) -> HeadSpec:
+    """Reads a head from one line: ``linear``, ``cosine``, ``256:0.4`` or ``512:gelu:0.2,128``.
+
+    A hidden layer is its width, then an activation (by default relu), then its dropout; ``drop:0.2,`` in front drops
+    features.
+
+    Raises:
+        UsageError: anything else, with what it should look like.
+    """
+    parts = [part.strip().lower() for part in text.split(",") if part.strip()]
+    dropout = 0.0
+    if parts and (match := re.fullmatch(r"drop:(0?\.\d+|0)", parts[0])):
+        dropout = float(match[1])
+        parts = parts[1:]
+    if parts in (["linear"], ["cosine"]):
+        return HeadSpec("linear" if parts == ["linear"] else "cosine", dropout=dropout)
+    layers = [_hidden_layer(part, text) for part in parts]
+    if not layers:
+        raise _wrong_head(text)
+    return HeadSpec("mlp", tuple(layers), dropout)
+
+
+def _hidden_layer(part: str, text: str) -> HiddenLayer:
+    match = re.fullmatch(r"([1-9]\d{0,5})(?::([a-z]+))?(?::(0?\.\d+|0))?", part)
+    if match is None or (match[2] or "relu") not in ACTIVATIONS:
+        raise _wrong_head(text)
+    return HiddenLayer(int(match[1]), match[2] or "relu", float(match[3] or 0))
+
+
+def _wrong_head(text: str) -> UsageError:
+    return UsageError(
+        f"{text or 'nothing'}: not a head. Give hidden layers as WIDTH:DROPOUT or WIDTH:ACTIVATION:DROPOUT, such as "
+        f"256:0.4,128:0.2 (activations: {', '.join(ACTIVATIONS)})."
+    )
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How a network differs from timm's of that name; by default not at all.
+
+    Attributes:
+        pooling: another way of pooling the last map, in timm's words (``avg max avgmax catavgmax``).
+        drop_hidden: without the hidden layers before the last one (VGG's two of 4,096 units).
+        hidden: hidden layers in front of the last one, as :func:`parse_head` reads them.
+    """
+
+    pooling: str | None = None
+    drop_hidden: bool = False
+    hidden: str | None = None
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return self != UNCHANGED
+
+
+UNCHANGED = Changes()

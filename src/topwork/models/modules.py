@@ -9,8 +9,6 @@ Nothing on the path of ``predict`` imports this file, so it may import torch at 
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,76 +17,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from topwork.errors import UsageError
+from topwork.models.head import ACTIVATIONS, Changes, HeadSpec, parse_head
 
-HeadKind = Literal["linear", "mlp", "cosine"]
 Pooling = Literal["avg", "max", "avgmax", "catavgmax"]
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh, "hardswish": nn.Hardswish,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class HiddenLayer:
-    """One hidden layer of an MLP head; ``dropout`` in [0, 1) follows the activation."""
-
-    width: int
-    activation: str = "relu"
-    dropout: float = 0.0
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """What stands between pooled features and logits.
-
-    Attributes:
-        dropout: on the features, before anything else.
-        hidden: layers of an MLP, first to last; empty for the other kinds.
-    """
-
-    kind: HeadKind = "linear"
-    hidden: tuple[HiddenLayer, ...] = ()
-    dropout: float = 0.0
-
-    def __str__(self) -> str:
-        """The text that :func:`parse_head` reads back."""
-        layers = [f"{layer.width}-{layer.activation}-{layer.dropout:g}" for layer in self.hidden]
-        name = ",".join(layers) if self.kind == "mlp" else self.kind
-        return f"drop-{self.dropout:g},{name}" if self.dropout else name
-
-
-def parse_head(text: str) -> HeadSpec:
-    """Reads a head from one line: ``linear``, ``cosine``, ``256-relu-0.4`` or ``512-relu-0.2,128``.
-
-    A hidden layer is WIDTH, WIDTH-ACTIVATION or WIDTH-ACTIVATION-DROPOUT; ``drop-0.2,`` in front drops features.
-
-    Raises:
-        UsageError: anything else, with what it should look like.
-    """
-    parts = [part.strip().lower() for part in text.split(",") if part.strip()]
-    dropout = 0.0
-    if parts and (match := re.fullmatch(r"drop-(0?\.\d+|0)", parts[0])):
-        dropout = float(match[1])
-        parts = parts[1:]
-    if parts in (["linear"], ["cosine"]):
-        return HeadSpec("linear" if parts == ["linear"] else "cosine", dropout=dropout)
-    layers = [_hidden_layer(part, text) for part in parts]
-    if not layers:
-        raise _wrong_head(text)
-    return HeadSpec("mlp", tuple(layers), dropout)
-
-
-def _hidden_layer(part: str, text: str) -> HiddenLayer:
-    match = re.fullmatch(r"([1-9]\d*)(?:-([a-z]+))?(?:-(0?\.\d+|0))?", part)
-    if match is None or (match[2] or "relu") not in ACTIVATIONS:
-        raise _wrong_head(text)
-    return HiddenLayer(int(match[1]), match[2] or "relu", float(match[3] or 0))
-
-
-def _wrong_head(text: str) -> UsageError:
-    return UsageError(
-        f"--head {text}: not a head. Use linear, cosine, or hidden layers as WIDTH-ACTIVATION-DROPOUT such as "
-        f"256-relu-0.4,128-relu-0.2 (activations: {', '.join(ACTIVATIONS)})."
-    )
+assert set(_ACTIVATIONS) == set(ACTIVATIONS), "one module for each activation that a head may name"
 
 
 class CosineHead(nn.Module):
@@ -113,7 +48,7 @@ def make_head(spec: HeadSpec, n_features: int, n_outputs: int) -> nn.Module:
     else:
         last, width = [], n_features
         for layer in spec.hidden:
-            last += [nn.Linear(width, layer.width), ACTIVATIONS[layer.activation](), nn.Dropout(layer.dropout)]
+            last += [nn.Linear(width, layer.width), _ACTIVATIONS[layer.activation](), nn.Dropout(layer.dropout)]
             width = layer.width
         last.append(nn.Linear(width, n_outputs))
     return nn.Sequential(*first, *last) if len(first) + len(last) > 1 else last[0]
@@ -153,10 +88,25 @@ def build_classifier(
     if pooling is not None:
         _repool(network, pooling)
     name = classifier_name(network)
-    n_features = feature_width(network)
+    last = network.get_submodule(name)
+    is_as_built = isinstance(last, nn.Linear) and pooling is None and not drop_hidden
+    n_features = int(last.weight.shape[1]) if is_as_built else feature_width(network)  # type: ignore[index]
     module = head if isinstance(head, nn.Module) else make_head(head, n_features, n_outputs)
     replace_module(network, name, module)
     network.num_classes = n_outputs  # type: ignore[assignment]  # timm's own record of it
+    return network
+
+
+def changed(network: nn.Module, changes: Changes, n_outputs: int) -> nn.Module:
+    """A timm network with the changes that a backbone records; 0 outputs end it before the last layer."""
+    if not changes:
+        return network
+    pooling: Any = changes.pooling
+    spec = parse_head(changes.hidden) if changes.hidden else HeadSpec()
+    build_classifier(network, spec, max(1, n_outputs), pooling=pooling, drop_hidden=changes.drop_hidden)
+    if n_outputs == 0:
+        last = classifier_name(network) + (f".{spec.last_index}" if spec.hidden else "")
+        replace_module(network, last, nn.Identity())
     return network
 
 

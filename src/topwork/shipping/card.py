@@ -15,7 +15,7 @@ def model_card(classifier: Classifier) -> str:
     lines = [
         "---",
         f"license: {licence}",
-        "library_name: timm" if classifier.head.kind == "plain" else "library_name: topwork",
+        "library_name: timm" if classifier.is_timm else "library_name: topwork",
         "pipeline_tag: image-classification",
         "tags: [image-classification, topwork]",
         "---",

@@ -7,6 +7,7 @@ is linear. Here the pieces meet and nothing is decided: see ``recipe.py`` for wh
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,8 @@ from topwork.data.augment import pipeline
 from topwork.data.manifest import Manifest
 from topwork.errors import UsageError
 from topwork.models.backbone import Backbone, load_backbone
-from topwork.models.head import LinearHead
+from topwork.models.head import HeadSpec, LinearHead
 from topwork.models.modules import (
-    HeadSpec,
-    Pooling,
     SixBlockNetwork,
     build_classifier,
     count_parameters,
@@ -52,7 +51,7 @@ class FineTuned:
 
     state: State
     recipe: Recipe
-    head: HeadSpec
+    head: HeadSpec | nn.Module
     tuned: Tuned
     chosen: Chosen
     stages: list[StageRow]
@@ -65,8 +64,6 @@ def make_network(
     head: HeadSpec | nn.Module,
     recipe: Recipe,
     probe: LinearHead | None = None,
-    pooling: Pooling | None = None,
-    drop_hidden: bool = False,
 ) -> nn.Module:
     """The network that training starts from: pretrained (or random) weights, a new head, the probe's rows in it."""
     width = n_outputs(recipe.n_classes, recipe.outputs)
@@ -74,11 +71,14 @@ def make_network(
         return SixBlockNetwork(width)
     if isinstance(backbone, str) or recipe.strategy == "scratch":
         name = backbone if isinstance(backbone, str) else f"random:{backbone.architecture}"
+        changes = None if isinstance(backbone, str) else replace(backbone.changes, hidden=None)
         backbone = load_backbone(name)
+        backbone = backbone.changed(changes) if changes else backbone
     # the classifier of the pretrained network is loaded and then replaced; timm knows where it is
-    network = build_classifier(backbone.module(1), head, width, pooling=pooling, drop_hidden=drop_hidden)
-    is_plain = isinstance(head, HeadSpec) and head.kind == "linear" and not head.dropout and pooling is None
-    if recipe.head_from_probe and probe is not None and is_plain and not drop_hidden and probe.kind == "plain":
+    module = copy.deepcopy(head) if isinstance(head, nn.Module) else head
+    network = build_classifier(backbone.module(1), module, width)
+    is_plain = isinstance(head, HeadSpec) and head.kind == "linear" and not head.dropout
+    if recipe.head_from_probe and probe is not None and is_plain and probe.kind == "plain":
         folded = probe.folded()
         set_linear(network, folded.weight, folded.bias)
     return network
@@ -90,7 +90,7 @@ def tune(
     train: ImageStream,
     valid: ImageStream | None,
     *,
-    head: HeadSpec | None = None,
+    head: HeadSpec | nn.Module | None = None,
     probe: LinearHead | None = None,
     around: Surroundings | None = None,
 ) -> FineTuned:

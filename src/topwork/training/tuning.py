@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split
-from topwork.errors import Interrupted, TopworkError, UsageError
+from topwork.errors import Interrupted, UsageError
 from topwork.features.embed import Features
 from topwork.features.probe import Probe, fit_probe
-from topwork.models.backbone import Backbone, adopt_weights
-from topwork.models.head import FeatureTransform, LinearHead
+from topwork.models.backbone import Backbone
+from topwork.models.head import HeadSpec, LinearHead, parse_head
 from topwork.settings import FitSettings
 
 if TYPE_CHECKING:
@@ -83,21 +83,22 @@ def tune_classifier(
         TopworkError: training failed, with the cause; the last checkpoint is kept.
         Interrupted: a signal came; a checkpoint was saved, and resuming continues from it.
     """
+    from topwork.training.adoption import adopt
     from topwork.training.finetune import facts_of, stage_names, streams_of, tune
     from topwork.training.interruption import Interruption
     from topwork.training.loop import Surroundings
     from topwork.training.recipe import plan
 
     settings, parts = tuning.settings, tuning.parts
-    start = _starting_head(tuning)
+    start, spec = _starting_head(tuning), head_spec(settings)
     grey = all(sample.mode in ("1", "L", "LA", "I;16") for sample in tuning.manifest.samples)
     facts = facts_of(tuning.labels[parts.train], len(tuning.manifest.classes), len(parts.valid), grey=grey)
     names = stage_names(tuning.backbone.module(len(tuning.manifest.classes)))
-    recipe = plan(settings, facts, names, settings.seed)
+    recipe = plan(settings, facts, names, settings.seed, head_is_fitted=spec.kind == "linear")
     train, valid = streams_of(
         tuning.manifest, parts.train, parts.valid, tuning.backbone, recipe, settings.workers, on_progress
     )
-    timed, words = _timed(tuning, recipe, facts, names, train, start)
+    timed, words = _timed(tuning, recipe, facts, names, train, start, spec)
     for sentence in words:
         say(sentence)
     if timed is None:
@@ -109,10 +110,10 @@ def tune_classifier(
         around = Surroundings(
             folder=folder, resume=True, on_epoch=on_epoch, on_progress=on_progress, stop=interruption.stopped
         )
-        done = tune(tuning.backbone, recipe, train, valid, probe=start, around=around)
+        done = tune(tuning.backbone, recipe, train, valid, head=spec, probe=start, around=around)
     if done.tuned.ending == "interrupted" and interruption.signal is not None:
         raise Interrupted(interruption.signal)
-    backbone, head = _adopted(tuning, done.state)
+    backbone, head = adopt(tuning.backbone, done.state, spec, len(tuning.manifest.classes))
     told = (done.tuned.message, done.chosen.reason, *done.tuned.notes, *recipe.notes)
     return TunedClassifier(
         backbone=backbone,
@@ -137,10 +138,15 @@ def _starting_head(tuning: Tuning) -> LinearHead:
 
 
 def _timed(
-    tuning: Tuning, recipe: Recipe, facts: DataFacts, names: list[str], train: Any, start: LinearHead
+    tuning: Tuning,
+    recipe: Recipe,
+    facts: DataFacts,
+    names: list[str],
+    train: Any,
+    start: LinearHead,
+    spec: HeadSpec,
 ) -> tuple[Recipe | None, tuple[str, ...]]:
     """Fits the plan into the time budget, where there is one; in auto mode, weighs whether it pays at all."""
-    from topwork.models.modules import HeadSpec
     from topwork.training.estimate import estimate, training_rate
     from topwork.training.finetune import make_network
     from topwork.training.recipe import plan
@@ -149,8 +155,9 @@ def _timed(
     budget = settings.time_budget_seconds
     if settings.mode != "auto" and budget is None:
         return recipe, ()
-    rate = training_rate(make_network(tuning.backbone, HeadSpec(), recipe, start), recipe, train)
-    recipe = plan(settings, replace(facts, images_per_second=rate), names, settings.seed)
+    rate = training_rate(make_network(tuning.backbone, spec, recipe, start), recipe, train)
+    measured = replace(facts, images_per_second=rate)
+    recipe = plan(settings, measured, names, settings.seed, head_is_fitted=spec.kind == "linear")
     if settings.mode != "auto":
         return recipe, ()
     chosen = next(trial for trial in tuning.probe.trials if trial.chosen)
@@ -159,21 +166,22 @@ def _timed(
     return (recipe if weighed.worth_it else None), (weighed.words,)
 
 
-def _adopted(tuning: Tuning, state: dict[str, Any]) -> tuple[Backbone, LinearHead]:
-    """The tuned weights as a backbone of its own, and its classifier as a head."""
-    n_classes = len(tuning.manifest.classes)
-    network = tuning.backbone.module(n_classes)
-    missing, unexpected = network.load_state_dict(state, strict=False)
-    if missing or unexpected:
-        raise TopworkError(f"{tuning.backbone.name}: the tuned weights do not fit the network: {missing or unexpected}")
-    backbone = adopt_weights(tuning.backbone, network)
-    name = backbone.classifier_name
-    weight, bias = (state[f"{name}.{key}"].float().numpy() for key in ("weight", "bias"))
-    if weight.shape != (n_classes, backbone.n_features):
+def head_spec(settings: FitSettings) -> HeadSpec:
+    """The head that tuning trains.
+
+    Raises:
+        UsageError: two kinds at once, or one that a probe cannot have.
+    """
+    if settings.hidden is None and settings.head != "cosine":
+        return HeadSpec()
+    if settings.mode == "probe":
+        option = "--hidden" if settings.hidden is not None else "--head cosine"
+        raise UsageError(f"{option}: a head that has to be trained needs --mode tune.")
+    if settings.hidden is None:
+        return HeadSpec("cosine")
+    spec = parse_head(settings.hidden)
+    if settings.head != "auto" or not spec.hidden:
         raise UsageError(
-            f"--backbone {tuning.backbone.name}: its classifier is not one linear layer; topwork cannot tune it."
+            "--hidden gives the widths of hidden layers, such as 256:0.4,128:0.2, and goes without --head."
         )
-    n = backbone.n_features
-    return backbone, LinearHead(
-        FeatureTransform(("last",), "none", np.zeros(n, np.float32), np.ones(n, np.float32)), weight, bias
-    )
+    return spec

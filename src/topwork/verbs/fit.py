@@ -35,6 +35,7 @@ from topwork.features.store import FeatureStore
 from topwork.features.views import Probed, View, asked_views, buy_views, with_views
 from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.classifier import Classifier, save_classifier
+from topwork.models.head import Changes
 from topwork.run import (
     asked,
     run_folder,
@@ -43,7 +44,7 @@ from topwork.run import (
     write_json,
 )
 from topwork.settings import FitSettings, cache_folder
-from topwork.training.tuning import TunedClassifier, Tuning, tune_classifier
+from topwork.training.tuning import TunedClassifier, Tuning, head_spec, tune_classifier
 from topwork.verbs.steps import (
     Silent,
     Stopwatch,
@@ -124,6 +125,7 @@ def fit(
     """
     settings, watcher, clock = settings or FitSettings(), watcher or Silent(), Stopwatch()
     folder = Path(out)
+    head_spec(settings)  # a head that cannot be is named before the work begins
     with run_folder(folder, overwrite):
         write_json(folder / "settings.json", asked(path, settings))
         data = _gather(path, settings, clock, watcher)
@@ -160,7 +162,8 @@ def _gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatc
     """Scans, embeds and splits."""
     with clock("backbone"):
         watcher.step("backbone")
-        backbone = load_backbone(settings.backbone).with_spec(
+        backbone = load_backbone(settings.backbone).changed(Changes(settings.pooling, settings.drop_hidden))
+        backbone = backbone.with_spec(
             height=settings.size, width=settings.size, fit=None if settings.fit == "auto" else settings.fit
         )
         embedder = _embedder(backbone, settings)
@@ -200,7 +203,7 @@ def _probe(data: Gathered, clock: Stopwatch, watcher: Watcher) -> Probed:
             len(data.manifest.classes),
             rows=seen.rows,
             groups=seen.groups.tolist(),
-            head=settings.head,
+            head="plain" if settings.head == "cosine" else settings.head,
             seed=settings.seed,
             on_progress=watcher.progress,
             balance=settings.balance,
