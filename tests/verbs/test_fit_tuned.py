@@ -1,0 +1,66 @@
+"""``fit --mode tune`` from folder to model: what was tuned is what predicts, exports and is served, whatever its head."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from drawing import draw_folders
+from topwork.models.classifier import load_classifier
+from topwork.settings import FitSettings
+from topwork.shipping.package import export_model
+from topwork.shipping.predictor import Predictor
+from topwork.verbs.fit import fit
+
+SETTINGS = {
+    "backbone": "random:test_efficientnet", "size": 64, "mode": "tune", "epochs": 1, "batch_size": 8, "lr": "1e-3",
+    "near_duplicates": False, "workers": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return draw_folders(tmp_path_factory.mktemp("data"), n_each=12, shapes=("disc", "cross"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_timm", "kind"),
+    [
+        ({"outputs": "binary"}, True, "plain"),
+        ({"hidden": "16:0.4,8:0.2", "outputs": "binary", "pooling": "max"}, False, "plain"),
+        ({"head": "cosine", "strategy": "last", "last_stages": 1, "tail_views": 1}, False, "extended"),
+    ],
+)
+def test_a_tuned_head_predicts_and_exports_as_it_was_judged(data, tmp_path, settings, is_timm, kind):
+    fitted = fit(data, tmp_path / "run", FitSettings(**SETTINGS, **settings))
+    assert fitted.recipe["mode"] == "tune"
+    assert (tmp_path / "run" / "model" / "config.json").is_file() == is_timm
+    kept = load_classifier(tmp_path / "run")
+    assert kept.head.kind == kind
+    assert fitted.evaluation["n_parameters"] >= fitted.evaluation["n_trainable"] > 0
+    rows = pq.read_table(tmp_path / "run" / "predictions.parquet").to_pylist()
+    tested = [row for row in rows if row["part"] == "test"]
+    predictor = Predictor(tmp_path / "run")
+    answers = predictor.predict([data / row["path"] for row in tested])
+    assert [answer.label for answer in answers] == [row["predicted"] for row in tested]
+    np.testing.assert_allclose([a.probability for a in answers], [r["probability"] for r in tested], atol=1e-4)
+    package = export_model(tmp_path / "run", "onnx", tmp_path / "model.onnx", [str(data)])
+    assert package.certificate.n_same == package.certificate.n_compared
+
+
+def test_a_description_with_unknown_changes_is_refused(data, tmp_path):
+    from topwork.errors import ModelError
+    from topwork.models.classifier import FACTS, facts_digest
+
+    fit(data, tmp_path / "run", FitSettings(**SETTINGS, hidden="8"))
+    path = tmp_path / "run" / "model" / FACTS
+    facts = json.loads(path.read_text())
+    assert facts["format"] == 2
+    for changes in ({"hidden": "999999999"}, {"hidden": "linear"}, {"pooling": "os.system"}, {"other": 1}):
+        changed = facts | {"changes": facts["changes"] | changes}
+        path.write_text(json.dumps(changed | {"digest": facts_digest(changed)}))
+        with pytest.raises(ModelError):
+            load_classifier(tmp_path / "run")
