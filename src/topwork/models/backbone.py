@@ -452,7 +452,7 @@ def find_stages(network: Any, classifier: str) -> tuple[Stage, ...]:
     ``layer1``...), and for plain sequences such as VGG's ``features`` the stretches between poolings. Parameters
     before the first stage are the stem; those after the last one, the neck.
     """
-    marks = _stage_modules(network)
+    marks = [mark for mark in _stage_modules(network) if mark[0] != classifier]
     members: dict[str, list[str]] = {}
     current = "stem"
     for name, _ in network.named_parameters():

@@ -212,21 +212,28 @@ class SixBlockNetwork(nn.Module):
 
     Six times 3×3 convolution without padding, ReLU, batch norm, 2×2 pooling, with 64 and then five times 512 channels:
     the map shrinks to one position and a linear layer reads it. With one output it has 9,742,209 parameters.
+
+    Args:
+        narrower: divides the channels, for slow machines.
+        padding: 1 for inputs below 190 pixels, which the lecture's 0 would use up.
     """
 
     widths = (64, 512, 512, 512, 512, 512)
 
-    def __init__(self, n_outputs: int = 1) -> None:
+    def __init__(self, n_outputs: int = 1, *, narrower: int = 1, padding: int = 0) -> None:
         super().__init__()
-        channels = zip((3, *self.widths), self.widths, strict=False)
-        self.blocks = nn.Sequential(*(self._block(before, after) for before, after in channels))
-        self.flatten = nn.Flatten()
-        self.classifier = nn.Linear(self.widths[-1], n_outputs)
+        widths = [width // narrower for width in self.widths]
+        channels = zip((3, *widths), widths, strict=False)
+        self.blocks = nn.Sequential(*(self._block(before, after, padding) for before, after in channels))
+        self.flatten = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.classifier = nn.Linear(widths[-1], n_outputs)
         self.num_classes = n_outputs
 
     @staticmethod
-    def _block(before: int, after: int) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(before, after, 3), nn.ReLU(), nn.BatchNorm2d(after), nn.MaxPool2d(2))
+    def _block(before: int, after: int, padding: int) -> nn.Sequential:
+        convolution = nn.Conv2d(before, after, 3, padding=padding)
+        pooling = nn.MaxPool2d(2, ceil_mode=padding > 0)  # one position stays one
+        return nn.Sequential(convolution, nn.ReLU(), nn.BatchNorm2d(after), pooling)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, 224, 224) to (B, n_outputs) logits."""

@@ -6,6 +6,7 @@ nothing is chosen on them; a study trains on ``train`` alone.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -88,10 +89,36 @@ class Bench:
             on_progress=self.on_progress,
         )  # fmt: skip
 
+    def embedded(self, rows: Ints, pixels: Pixels, what: str, backbone: Backbone) -> Features:
+        """Features of changed images (N, H, W, 3) of some rows, kept in the store under the name of the change.
+
+        Rows of the result are 0 to N - 1.
+        """
+        embedder = Embedder(backbone, load_engine(backbone, "torch" if self.quick else "auto"))
+        keys = [
+            hashlib.sha256(f"{self.manifest.samples[row].content_hash} {what}".encode()).hexdigest() for row in rows
+        ]
+        for key, image in zip(keys, pixels, strict=True):
+            embedder.take(key, image)
+        embedder.flush()
+        return Features(tuple(keys), embedder.store)
+
     def probe(self, features: Features, rows: Ints | None = None, head: str = "plain") -> LinearHead:
         """A head fitted on training rows (all by default), chosen by cross-validation on them."""
         rows = self.train if rows is None else rows
         return fit_probe(features, self.labels, len(self.classes), rows=rows, head=head, seed=self.seed).head
+
+    def probe_on(self, features: Features, rows: Ints, labels: Ints) -> LinearHead:
+        """A plain head fitted on some rows of other features; ``labels`` are those of the rows."""
+        every = np.zeros(len(features), np.int64)
+        every[rows] = labels
+        return fit_probe(features, every, len(self.classes), rows=rows, head="plain", seed=self.seed).head
+
+    def probe_with(self, features: Features, labels: Ints, rows: Ints, groups: Ints) -> LinearHead:
+        """A plain head on features that hold more than the images; a group never straddles two folds."""
+        return fit_probe(
+            features, labels, len(self.classes), rows=rows, groups=groups.tolist(), head="plain", seed=self.seed
+        ).head
 
     def judged(self, head: LinearHead, features: Features) -> Bools:
         """(n_held_out,) whether a head is right on each held-out image."""
