@@ -13,7 +13,7 @@ from topwork.data.images import decode
 from topwork.data.transforms import Pixels, fit_to_input
 from topwork.features.embed import Embedder, Features
 from topwork.features.engine import load_engine
-from topwork.features.views import with_views
+from topwork.features.views import asked_views, with_views
 from topwork.models.backbone import Backbone
 from topwork.studies.bench import Bench, Bools
 from topwork.studies.study import Bars, Findings, Grid, Measured, Table
@@ -68,8 +68,8 @@ def _with(bench: Bench, backbone: Backbone, features: Features, rows: np.ndarray
     """Right or wrong, of a head that also saw views of the training images."""
     embedder = Embedder(backbone, load_engine(backbone, "torch" if bench.quick else "auto"), features.store)
     views = with_views(
-        bench.manifest, features, bench.labels, np.arange(len(bench.labels)).tolist(), rows, embedder, pipeline(kind),
-        VIEWS, bench.seed, bench.settings.workers,
+        bench.manifest, features, bench.labels, np.arange(len(bench.labels)).tolist(), rows, embedder,
+        asked_views(kind, VIEWS), bench.seed, bench.settings.workers,
     )  # fmt: skip
     head = bench.probe_with(views.features, views.labels, views.rows, views.groups)
     return bench.judged(head, features)

@@ -102,7 +102,7 @@ def multiply_adds(network: Any, shape: tuple[int, int]) -> float:
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, *shape, device="meta"))
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops()) / 2
 
 
 def _speed(network: Any, shape: tuple[int, int]) -> float:

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from topwork.features.embed import Features
-from topwork.models.modules import HeadSpec, make_head, parse_head
+from topwork.models.head import HeadSpec, parse_head
+from topwork.models.modules import make_head
 from topwork.studies.bench import Bench, Bools, Ints
 from topwork.studies.learning import FeatureTask, Learnt, learn, seeded
 from topwork.studies.study import Bars, Findings, Measured, Plot, Series, Table
@@ -27,9 +28,9 @@ FITTED = "linear, fitted (probe)"
 # (name, head, the tutorial's own network and what its head holds there)
 HEADS = (
     ("linear", "linear", "ResNet-18 with 131 classes: 67,203"),
-    ("256-relu-0.4", "256-relu-0.4", "VGG16 with 100 classes: 1,074,532"),
-    ("128-relu-0.2", "128-relu-0.2", "VGG16, pooled, one logit: 65,793"),
-    ("drop 0.25, 512-relu-0.5", "drop-0.25,512-relu-0.5", "fastai's head, without its batch norms"),
+    ("256-relu-0.4", "256:0.4", "VGG16 with 100 classes: 1,074,532"),
+    ("128-relu-0.2", "128:0.2", "VGG16, pooled, one logit: 65,793"),
+    ("drop 0.25, 512-relu-0.5", "drop:0.25,512:0.5", "fastai's head, without its batch norms"),
     ("cosine", "cosine", "none; directions only"),
 )
 
@@ -108,7 +109,7 @@ def _task(bench: Bench, features: Features, train: Ints, held_out: Ints, n_class
     first, second = ((values - mean) / std for values in columns)
     return FeatureTask(
         first, bench.labels[train], second, bench.labels[held_out], bench.backbone.spec, n_classes, bench.seed
-    )  # type: ignore[arg-type]
+    )
 
 
 def _learn(name: str, spec: HeadSpec, task: FeatureTask, epochs: int, outputs: str = "softmax") -> Learnt:

@@ -20,8 +20,8 @@ from torch import nn
 
 from topwork.data.transforms import InputSpec, Pixels
 from topwork.models.backbone import Backbone
-from topwork.models.head import LinearHead
-from topwork.models.modules import HeadSpec, build_classifier, count_parameters, set_linear
+from topwork.models.head import HeadSpec, LinearHead
+from topwork.models.modules import build_classifier, count_parameters, set_linear
 from topwork.studies.bench import Bench, Bools, Ints
 from topwork.training.finetune import facts_of, stage_names
 from topwork.training.loop import Surroundings, fit
