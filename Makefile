@@ -11,10 +11,7 @@ TORCH ?=
 ARGS ?=
 
 BIN := .venv/bin
-# Two processes, because one that had run all of it ended twice in a segmentation fault among the training tests
-# (docs/lab-log.md, 2026-11-22). Status 5 is "no test selected", which is fine for one of the two when ARGS has -k.
-TESTS = { $(BIN)/pytest -q --ignore=tests/training $(ARGS) || [ $$? = 5 ]; } && \
-	{ $(BIN)/pytest -q tests/training $(ARGS) || [ $$? = 5 ]; }
+TESTS = $(BIN)/pytest -q $(ARGS)
 MINIMUM := 3, 11
 
 .PHONY: help demo test check format clean
