@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from drawing import draw_folders
+from topwork.data.images import decode
 from topwork.data.manifest import scan
+from topwork.data.transforms import fit_to_input
 from topwork.errors import TopworkError
 from topwork.features.embed import Embedder, embed
-from topwork.features.probe import fit_probe
-from topwork.features.views import asked_views, with_views
+from topwork.features.probe import Probe, fit_probe
+from topwork.features.views import BOUGHT, asked_views, buy_views, with_views
 from topwork.models.backbone import load_backbone
 
 
@@ -78,3 +80,41 @@ def test_an_image_that_changed_is_named(embedded, tmp_path) -> None:
     rows = np.arange(6)
     with pytest.raises(TopworkError, match=r"disc_1.jpg: was fine when scanned"):
         with_views(manifest, features, np.array(manifest.labels), rows.tolist(), rows, embedder, asked_views("flip", 1))
+
+
+def probe_with_confidence(confidence):
+    """A probe that gives the right one of two classes this logit on the four training images."""
+    logits = np.zeros((4, 2))
+    logits[np.arange(4), [0, 0, 1, 1]] = confidence
+    return Probe(head=None, trials=(), rows=np.arange(4), out_of_fold_logits=logits, class_weights=None, reason="")
+
+
+def bought(confidence_by_n_views, rate, seconds):
+    labels = np.array([0, 0, 1, 1])
+    return buy_views(lambda views: probe_with_confidence(confidence_by_n_views[len(views)]), labels, rate, seconds)
+
+
+def test_time_buys_the_mirror_first_and_keeps_what_cross_validation_likes() -> None:
+    found = bought({0: 1.0, 1: 2.0, 3: 3.0}, rate=100.0, seconds=60)
+    assert [view.name for view in found.views] == ["mirror 0", "light 0", "light 1"]
+    assert found.probe.out_of_fold_logits.max() == 3
+    found = bought({0: 1.0, 1: 2.0, 3: 0.5}, rate=100.0, seconds=60)
+    assert [view.name for view in found.views] == ["mirror 0"]
+    found = bought({0: 1.0, 1: 0.5, 3: 0.9}, rate=100.0, seconds=60)
+    assert found.views == ()
+    assert len(found.tried) == 2
+
+
+def test_views_that_the_time_does_not_allow_are_not_tried() -> None:
+    found = bought({0: 1.0, 1: 2.0}, rate=0.5, seconds=20)  # the mirror needs 8 s, two more views 16 s
+    assert [view.name for view in found.views] == ["mirror 0"]
+    assert found.tried[-1].startswith("light: not tried, it would need 16 s")
+    assert bought({0: 1.0}, rate=0.1, seconds=20).views == ()
+
+
+def test_a_mirror_view_is_the_mirror_image(embedded) -> None:
+    manifest, _, embedder = embedded
+    row, mirror = 3, BOUGHT[0][0]
+    pixels = decode(manifest.read(row), min_side=embedder.spec.min_side).pixels
+    seen = mirror.pipeline.view(pixels, embedder.spec, np.random.default_rng(0))
+    np.testing.assert_array_equal(seen[:, ::-1], fit_to_input(pixels, embedder.spec))
