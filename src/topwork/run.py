@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -24,6 +24,7 @@ from topwork.data.manifest import Manifest
 from topwork.data.shards import atomic_file
 from topwork.data.sources import shown
 from topwork.errors import TopworkError, UsageError
+from topwork.evaluation.label_sets import LabelPredictions
 from topwork.evaluation.predictions import Predictions
 from topwork.settings import FitSettings, as_dict
 
@@ -70,27 +71,26 @@ def write_history(path: Path, records: Sequence[dict[str, Any]]) -> None:
         partial.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def save_predictions(predictions: dict[str, Predictions], manifest: Manifest, path: Path) -> None:
-    """One row an image of every part: truth, answer, probability and logits."""
+def save_predictions(predictions: Mapping[str, Predictions | LabelPredictions], manifest: Manifest, path: Path) -> None:
+    """One row an image of every part: truth, answer (several labels joined by ``|``), probability and logits."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     tables = []
     for name, part in predictions.items():
-        names = np.array(part.classes, dtype=object)
         rows = part.sample_indices.tolist()
         columns = {
             "path": [os.fsencode(manifest.samples[row].path).decode("utf-8", "backslashreplace") for row in rows],
             "part": [name] * len(rows),
             "row": rows,
             "label": [manifest.samples[row].label.encode("utf-8", "backslashreplace").decode() for row in rows],
-            "predicted": [str(n).encode("utf-8", "backslashreplace").decode() for n in names[part.predicted]],
+            "predicted": [name.encode("utf-8", "backslashreplace").decode() for name in part.answers],
             "probability": part.confidence,
             "correct": part.correct,
         }
         flat = pa.array(part.logits.astype(np.float32).reshape(-1))
         table = pa.table(columns)
-        tables.append(table.append_column("logits", pa.FixedSizeListArray.from_arrays(flat, len(names))))
+        tables.append(table.append_column("logits", pa.FixedSizeListArray.from_arrays(flat, len(part.classes))))
     with atomic_file(path) as partial:
         pq.write_table(pa.concat_tables(tables), partial)
 

@@ -157,6 +157,8 @@ def part_lines(name: str, part: dict[str, Any]) -> list[str]:
     def with_interval(metric: str) -> str:
         return percent({"value": part[metric], **intervals[metric]} if metric in intervals else part[metric])
 
+    if part.get("multi_label"):
+        return _label_set_lines(name, part)
     lines = [f"{name}: {part['n']} images", f"  accuracy           {percent(part['accuracy'])}"]
     lines.append(f"  balanced accuracy  {with_interval('balanced_accuracy')}")
     if len(part["classes"]) > 5:
@@ -169,6 +171,23 @@ def part_lines(name: str, part: dict[str, Any]) -> list[str]:
     if part["cross_entropy"] is not None:
         lines.append(f"  cross-entropy      {part['cross_entropy']:.3f}   calibration error {percent(part['ece'])}")
     return lines
+
+
+def _label_set_lines(name: str, part: dict[str, Any]) -> list[str]:
+    """The figures of a part where an image may have several labels."""
+    intervals = part["intervals"]
+
+    def with_interval(metric: str) -> str:
+        return percent({"value": part[metric], **intervals[metric]} if metric in intervals else part[metric])
+
+    return [
+        f"{name}: {part['n']} images with {part['n_labels_per_image']} labels each on average",
+        f"  every label right       {percent(part['accuracy'])}",
+        f"  mean average precision  {with_interval('mean_average_precision')}",
+        f"  micro F1                {with_interval('micro_f1')}",
+        f"  macro F1                {with_interval('macro_f1')}",
+        f"  wrong labels            {with_interval('hamming_loss')}   calibration error {percent(part['calibration_error'])}",
+    ]
 
 
 def certificate_lines(certificate: Any) -> list[str]:

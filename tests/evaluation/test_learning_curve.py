@@ -28,7 +28,7 @@ def test_accuracy_rises_and_the_forecast_goes_on_from_there():
 @pytest.mark.parametrize("seed", range(3))
 def test_the_forecast_for_twice_the_images_holds(seed):
     """Learn the law on 200 images; the accuracy of a head on 400, judged on fresh images, lies in the interval."""
-    from topwork.features.probe import SoftmaxRegression
+    from topwork.features.regression import SoftmaxRegression
 
     x, y = classes_in_a_cloud(400, seed=seed)
     fresh, truth = classes_in_a_cloud(4000, seed=seed + 100)

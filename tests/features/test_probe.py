@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from topwork.data.split import rarest_labels
 from topwork.errors import UsageError
-from topwork.features.probe import SoftmaxRegression, _folds, class_weights, fit_probe
+from topwork.features.probe import _folds, class_weights, fit_probe
+from topwork.features.regression import LogisticRegressions, SoftmaxRegression
 
 
 class ArrayFeatures:
@@ -149,3 +151,28 @@ def test_many_images_are_chosen_from_but_all_are_fitted(monkeypatch):
     assert len(probe.rows) < 240
     assert probe.trials[0].n_folds == 3
     assert set(y[probe.rows].tolist()) == {0, 1, 2, 3}
+
+
+def test_one_against_the_rest_is_scikit_learns_logistic_regression() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 12)).astype(np.float32)
+    x -= x.mean(0)
+    y = x[:, :3] + rng.normal(0, 1, (300, 3)) > 0.5
+    masks = np.stack([np.ones(300), (np.arange(300) % 3 > 0).astype(float)])
+    problem = LogisticRegressions(x, y, 3, masks)
+    problem.solve(0.05, tolerance=1e-9, max_steps=300)
+    weight, bias = problem.solution()
+    for k, mask in enumerate(masks):
+        kept = mask > 0
+        for c in range(3):
+            reference = LogisticRegression(C=1 / (0.05 * kept.sum()), tol=1e-8, max_iter=1000).fit(x[kept], y[kept, c])
+            np.testing.assert_allclose(weight[k, c], reference.coef_[0], atol=2e-3)
+            np.testing.assert_allclose(bias[k, c], reference.intercept_[0], atol=2e-3)
+
+
+def test_the_rarest_label_divides_rows_that_have_several() -> None:
+    matrix = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 1], [0, 0, 0], [1, 1, 0]], bool)
+    assert rarest_labels(matrix).tolist() == [1, 0, 2, 3, 1]
+    assert rarest_labels(matrix, enough=2).tolist() == [1, 0, 0, 3, 1]

@@ -36,7 +36,7 @@ FEW_IMAGES = 10  # a class with fewer training images than this is named before 
 class Sample:
     """One image. ``path`` is relative to the manifest's root; width and height in pixels, upright.
 
-    Where an image may have several labels, ``label`` holds them all in natural order, joined by ``|``.
+    Where an image may have several labels, ``label`` holds them all in natural order, joined by ``|``; "" where none.
     """
 
     path: str
@@ -82,7 +82,9 @@ class Manifest:
 
     def names_of(self, sample: Sample) -> list[str]:
         """The class names of one sample."""
-        return sample.label.split(LABEL_SEPARATOR) if self.multi_label else [sample.label]
+        if not self.multi_label:
+            return [sample.label]
+        return sample.label.split(LABEL_SEPARATOR) if sample.label else []
 
     @property
     def labels(self) -> list[int]:
@@ -93,7 +95,8 @@ class Manifest:
         """
         if self.multi_label:
             raise UsageError(
-                "Images with several labels (--multi-label) can be scanned, split and judged, but not trained on yet."
+                f"{shown(str(self.root))}: this needs one label an image, and here (--multi-label) an image may have "
+                "several. scan, fit, evaluate, predict, export and serve take such data."
             )
         index = {name: number for number, name in enumerate(self.classes)}
         return [index[sample.label] for sample in self.samples]
@@ -200,26 +203,31 @@ def _manifest(listing: Listing, samples: list[Sample], rejects: list[Reject], mu
         example = rejects[0] if rejects else None
         reason = f" For example {shown(example.path)}: {example.reason}." if example else ""
         raise UsageError(f"{shown(str(listing.root))}: none of {len(rejects)} files is a usable image.{reason}")
-    classes = _classes(samples, multi_label)
+    if not any(sample.label for sample in samples):
+        raise UsageError(f"{shown(str(listing.root))}: none of {len(samples)} images has a label.")
+    classes = _classes((sample.label for sample in samples), multi_label)
     manifest = Manifest(listing.root, listing.layout, tuple(samples), classes, tuple(rejects), multi_label=multi_label)
     notes = (*listing.notes, *_class_notes(listing, manifest), *_conflict_notes(samples))
     return replace(manifest, notes=notes)
 
 
-def _classes(samples: Iterable[Sample], multi_label: bool) -> tuple[str, ...]:
-    labels = {sample.label for sample in samples}
+def _classes(labels: Iterable[str], multi_label: bool) -> tuple[str, ...]:
+    labels = set(labels)
     if multi_label:
-        labels = {name for label in labels for name in label.split(LABEL_SEPARATOR)}
+        labels = {name for label in labels for name in label.split(LABEL_SEPARATOR) if name}
     return tuple(sorted(labels, key=natural_key))
 
 
 def _class_notes(listing: Listing, manifest: Manifest) -> list[str]:
     notes = []
     classes, counts = manifest.classes, manifest.counts
-    has_images = {sample.label for sample in manifest.samples}
-    empty = [name for name in listing.class_names if name not in has_images and name not in classes]
+    listed = _classes(listing.class_names, manifest.multi_label)
+    empty = [name for name in listed if name not in classes]
     if empty:
         notes.append(f"Classes without a usable image, left out: {_some(empty)}.")
+    n_none = sum(not sample.label for sample in manifest.samples)
+    if n_none:
+        notes.append(f"{n_none} {'image has' if n_none == 1 else 'images have'} none of the labels.")
     few = [f"{shown(name)} ({counts[name]})" for name in classes if counts[name] < FEW_IMAGES]
     if few:
         notes.append(f"Classes with fewer than {FEW_IMAGES} images, whose figures will be uncertain: {_some(few)}.")
@@ -284,7 +292,7 @@ def load_manifest(path: Path) -> Manifest:
         else:
             rejects.append(Reject(row["path"], reason))
     multi_label = metadata.get("multi_label") == "yes"
-    classes = _classes(samples, multi_label)
+    classes = _classes((sample.label for sample in samples), multi_label)
     notes = tuple(line for line in metadata.get("notes", "").split("\n") if line)
     return Manifest(
         Path(metadata["root"]), metadata["layout"], tuple(samples), classes, tuple(rejects), notes, multi_label

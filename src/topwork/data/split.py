@@ -107,6 +107,21 @@ def split_record(chosen: Split, manifest: Manifest) -> dict[str, Any]:
     return record
 
 
+def rarest_labels(matrix: NDArray[np.bool_], enough: int = 0) -> NDArray[np.int64]:
+    """(N,) the rarest class of each row of (N, C), C where it has none: one label to divide rows by that have several.
+
+    Combinations of labels are mostly too rare for each to give its share (Sechidis et al. 2011 on stratifying several
+    labels; ours is one pass by one label, which keeps groups and the independence of the order).
+
+    Args:
+        enough: classes with fewer rows than this are taken only where a row has no other.
+    """
+    counts = matrix.sum(0)
+    cost = np.where(counts >= enough, counts, counts + len(matrix) + 1)
+    rarest = np.where(matrix, cost, np.iinfo(np.int64).max).argmin(1) if matrix.shape[1] else np.zeros(len(matrix), int)
+    return np.where(matrix.any(1), rarest, matrix.shape[1]).astype(np.int64)
+
+
 def _rows(manifest: Manifest, assigned: list[str], name: str) -> NDArray[np.int64]:
     rows = [row for row, part in enumerate(assigned) if part == name]
     rows.sort(key=lambda row: (manifest.samples[row].content_hash, manifest.samples[row].label))
@@ -165,20 +180,11 @@ def _majority(labels: list[str]) -> str:
 
 
 def _strata(manifest: Manifest) -> list[str]:
-    """The label of each sample; where it has several, the rarest that is common enough to be divided.
-
-    Combinations of labels are mostly too rare for each to give its share (Sechidis et al. 2011 on stratifying several
-    labels; ours is one pass by one label, which keeps groups and the independence of the order).
-    """
+    """The label of each sample; where it has several, the rarest that is common enough to be divided."""
     if not manifest.multi_label:
         return [sample.label for sample in manifest.samples]
-    counts = manifest.counts
-    found = []
-    for sample in manifest.samples:
-        names = manifest.names_of(sample)
-        common = [name for name in names if counts[name] >= ENOUGH_TO_DIVIDE] or names
-        found.append(min(common, key=lambda name: (counts[name], name)))
-    return found
+    names = (*manifest.classes, "")
+    return [names[label] for label in rarest_labels(manifest.label_matrix, ENOUGH_TO_DIVIDE).tolist()]
 
 
 def _lot(manifest: Manifest, rows: list[int], seed: int) -> bytes:

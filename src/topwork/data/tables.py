@@ -55,7 +55,7 @@ def rows_listing(root: Path, layout: str, rows: Iterable[Row], rules: Rules, rej
         label = (take(name) if take else row.get("label")) or ""
         if rules.multi_label:
             label = layouts.join_labels(label.split(layouts.LABEL_SEPARATOR))
-        if not name or not label:
+        if not name or not (label or (rules.multi_label and take is None)):
             missing = "the name does not match --label-regex" if take else "no label"
             rejects.append(Reject(name or "(row without a path)", missing if name else "no path"))
         elif name not in entries:

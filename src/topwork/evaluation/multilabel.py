@@ -85,6 +85,8 @@ def evaluate_multilabel(
             f"several labels per image: labels {truth.shape}, probabilities {scores.shape} and {len(classes)} classes"
             " do not fit together"
         )
+    order = np.lexsort(np.hstack([truth, scores]).T)  # so that no figure depends on the order of the images
+    truth, scores = truth[order], scores[order]
     given = scores >= np.asarray(thresholds, dtype=np.float64)
     table = _LabelTable.of(truth, scores, given)
     ones = np.ones(len(truth))
@@ -95,7 +97,7 @@ def evaluate_multilabel(
         len(truth),
         *summary,
         exact_match=_mean_or_none(exact),
-        hamming_loss=_mean_or_none((truth != given).mean(axis=1)),
+        hamming_loss=_mean_or_none((truth != given).ravel()),
         per_class=_label_scores(classes, average_precision, counts),
         intervals=_label_intervals(table, summary, n_resamples, seed) | _pair_intervals(truth, given, exact),
     )

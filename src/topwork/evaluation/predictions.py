@@ -75,6 +75,11 @@ class Predictions:
         return softmax(self.logits)
 
     @property
+    def answers(self) -> list[str]:
+        """The class name given to each image."""
+        return [self.classes[label] for label in self.predicted.tolist()]
+
+    @property
     def predicted(self) -> Ints:
         """(N,) label with the highest logit; the first of equals."""
         return self._facts.predicted

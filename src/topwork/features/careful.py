@@ -27,9 +27,10 @@ from topwork.errors import ImageError, ModelError
 from topwork.features.engine import compiled_path, openvino_core
 from topwork.features.store import BLOCKS, FeatureStore
 from topwork.models.backbone import Backbone
-from topwork.models.classifier import COMPILED
+from topwork.models.classifier import COMPILED, Classifier
 
 LEAST_SURE = 0.97
+CLOSE_TO_A_THRESHOLD = 0.1  # of several labels: quick arithmetic moves a probability by up to 0.06
 FORMAT = 1  # bump when a careful feature changes meaning
 _ROWS_PER_SHARD = 512
 
@@ -70,6 +71,14 @@ def fit_with_pillow(pixels: Pixels, spec: InputSpec) -> Pixels:
     canvas = Image.new("RGB", size, tuple(spec.background))
     canvas.paste(image.resize((width, height), chosen), ((spec.width - width) // 2, (spec.height - height) // 2))
     return np.asarray(canvas)
+
+
+def unsure_rows(classifier: Classifier, probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(N,) which of the quick (N, C) probabilities another runtime's arithmetic might turn over."""
+    if classifier.multi_label:
+        away = np.abs(probabilities - np.asarray(classifier.thresholds["labels"]))
+        return np.asarray((away < CLOSE_TO_A_THRESHOLD).any(axis=1))
+    return np.asarray(probabilities.max(axis=1) < LEAST_SURE)
 
 
 class CarefulNetwork:

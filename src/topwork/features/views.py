@@ -14,6 +14,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,7 @@ class WithViews:
     """
 
     features: Features
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     groups: NDArray[np.int64]
     rows: NDArray[np.int64]
     n_images: int
@@ -90,13 +91,13 @@ def asked_views(name: str, n: int) -> list[View]:
 
 
 def buy_views(
-    fitted: Callable[[Sequence[View]], Probe], labels: NDArray[np.int64], rate: float | None, seconds: float
+    fitted: Callable[[Sequence[View]], Probe], labels: NDArray[Any], rate: float | None, seconds: float
 ) -> Probed:
     """Fits the probe without views, then with as many as the time allows, and keeps the best by cross-validation.
 
     Args:
         fitted: fits the probe with some views.
-        labels: (M,) classes of the training images.
+        labels: (M,) classes of the training images, or (M, C) where they may have several.
         rate: images embedded a second; None where everything was in the store, and views may be, too.
         seconds: that are left.
     """
@@ -121,7 +122,7 @@ def buy_views(
     return Probed(best.probe, best.views, tuple(tried))
 
 
-def _gain(first: Probe, second: Probe, labels: NDArray[np.int64]) -> tuple[float, float]:
+def _gain(first: Probe, second: Probe, labels: NDArray[Any]) -> tuple[float, float]:
     """By how much the second has the lower out-of-fold cross-entropy on images that both judged, and its error."""
     rows, one, two = np.intersect1d(first.rows, second.rows, return_indices=True)
     before, after = (
@@ -134,7 +135,7 @@ def _gain(first: Probe, second: Probe, labels: NDArray[np.int64]) -> tuple[float
 def with_views(
     manifest: Manifest,
     features: Features,
-    labels: NDArray[np.int64],
+    labels: NDArray[Any],
     groups: Sequence[int],
     rows: NDArray[np.int64],
     embedder: Embedder,
@@ -144,6 +145,9 @@ def with_views(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> WithViews:
     """Embeds the views of each training row that the store does not know yet.
+
+    Args:
+        labels: (N,) class indices, or (N, C) which classes each image has.
 
     Raises:
         TopworkError: an image changed or vanished since the scan.

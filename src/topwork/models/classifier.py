@@ -26,7 +26,7 @@ from topwork.errors import ModelError, UsageError
 from topwork.models.backbone import Backbone, Stage
 from topwork.models.head import POOLINGS, Changes, FeatureTransform, LinearHead, parse_head
 
-FORMAT = 2  # 2: a network that differs from timm's; all others are still written as 1
+FORMAT = 2  # 2: a network that differs from timm's, or several labels an image; all others are still written as 1
 FACTS = "topwork.json"
 WEIGHTS = "model.safetensors"
 TIMM_CONFIG = "config.json"
@@ -51,6 +51,8 @@ class Classifier:
         thresholds: numbers of the decision rule (see ``evaluation/decisions.py``).
         arrays: further arrays the decision rule needs, stored beside the weights.
         provenance: where the model comes from: data digest, settings, versions, figures.
+        multi_label: an image may have any number of labels: probabilities are sigmoids of the logits, and
+            ``thresholds["labels"]`` says from which one on each label is given.
     """
 
     backbone: Backbone
@@ -61,6 +63,7 @@ class Classifier:
     thresholds: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    multi_label: bool = False
 
     @property
     def is_timm(self) -> bool:
@@ -102,11 +105,14 @@ def save_classifier(classifier: Classifier, folder: Path, compiled: Path | None,
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load_classifier(path: str | os.PathLike[str]) -> Classifier:
+def load_classifier(path: str | os.PathLike[str], *, multi_label: bool = False) -> Classifier:
     """Reads a model folder (or a run that holds one) and checks every byte of it.
 
+    Args:
+        multi_label: whether the caller can do with a model that gives an image several labels.
+
     Raises:
-        UsageError: there is no model at that path.
+        UsageError: there is no model at that path, or one with several labels an image and the caller wants one.
         ModelError: damaged, altered, or written by a newer topwork.
     """
     folder = find_model(path)
@@ -125,6 +131,11 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
             f"{folder / FACTS}: not a topwork model description ({type(error).__name__}: {error})."
         ) from None
     _check_head(classifier, folder)
+    if classifier.multi_label and not multi_label:
+        raise UsageError(
+            f"{folder}: gives an image several labels, and this needs a model with one label an image. "
+            "evaluate, predict, export and serve take such models."
+        )
     return classifier
 
 
@@ -148,7 +159,9 @@ def timm_config(classifier: Classifier) -> dict[str, Any]:
     modes = {"squash": "squash", "crop": "center", "pad": "border"}
     kept = ("tag", "custom_load", "fixed_input_size", "pool_size", "first_conv", "classifier", "license")
     pretrained = {key: backbone.pretrained_cfg.get(key) for key in kept if key in backbone.pretrained_cfg}
-    return {
+    # transformers then takes sigmoids; timm leaves that to the caller
+    problem = {"problem_type": "multi_label_classification"} if classifier.multi_label else {}
+    return problem | {
         "architecture": backbone.architecture,
         "num_classes": len(classifier.classes),
         "num_features": backbone.n_features,
@@ -195,8 +208,9 @@ def _facts(classifier: Classifier) -> dict[str, Any]:
 
     backbone, transform = classifier.backbone, classifier.head.transform
     changes = {"changes": asdict(backbone.changes)} if backbone.changes else {}
+    several = {"multi_label": True} if classifier.multi_label else {}
     return {
-        "format": FORMAT if changes else 1,
+        "format": FORMAT if changes or several else 1,
         **changes,
         "topwork": topwork.__version__,
         "kind": classifier.head.kind,
@@ -216,6 +230,7 @@ def _facts(classifier: Classifier) -> dict[str, Any]:
         "pretrained_cfg": backbone.pretrained_cfg,
         "licence_of_weights": backbone.licence,
         "provenance": classifier.provenance,
+        **several,
     }
 
 
@@ -303,6 +318,7 @@ def _from_facts(folder: Path, facts: dict[str, Any]) -> Classifier:
         thresholds=dict(facts["thresholds"]),
         arrays=_read_tensors(folder / DECISION) if DECISION in facts["files"] else {},
         provenance=dict(facts["provenance"]),
+        multi_label=bool(facts.get("multi_label", False)),
     )
 
 
@@ -343,6 +359,14 @@ def _check_head(classifier: Classifier, folder: Path) -> None:
     )
     if not good or len(set(classifier.classes)) != n_classes:
         raise ModelError(f"{folder}: head and class names do not fit together.")
+    if classifier.multi_label:
+        limits = classifier.thresholds.get("labels")
+        if not isinstance(limits, list) or len(limits) != n_classes or not all(_is_share(limit) for limit in limits):
+            raise ModelError(f"{folder}: labels and their thresholds do not fit together.")
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, float) and 0 <= value <= 1
 
 
 def _digest(path: Path) -> str:

@@ -42,7 +42,9 @@ def model_card(classifier: Classifier) -> str:
         "",
         "## Limits",
         "",
-        "It knows only these classes and always names one of them. The figures hold for images like those it was "
+        "It knows only these classes"
+        + (" and may give an image any number of them" if classifier.multi_label else " and always names one of them")
+        + ". The figures hold for images like those it was "
         "trained on; other cameras, places or times can be much harder.",
         "",
     ]
@@ -55,8 +57,9 @@ def _figures(provenance: dict[str, Any]) -> str:
         return "Not judged: there was no held-out part."
     accuracy = figures["accuracy"]
     return (
-        f"Accuracy on {figures['n']} {provenance['judged_on']} images: {100 * accuracy['value']:.1f} % "
+        f"{'All labels right' if 'micro_f1' in figures else 'Accuracy'} on {figures['n']} {provenance['judged_on']} images: {100 * accuracy['value']:.1f} % "
         f"(95 % interval {100 * accuracy['low']:.1f} to {100 * accuracy['high']:.1f})."
+        + (f" Micro F1 {figures['micro_f1']:.3f}." if "micro_f1" in figures else "")
     )
 
 

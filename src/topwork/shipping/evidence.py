@@ -64,7 +64,7 @@ class Evidence:
             return
         name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(prediction.path).stem)[:80]
         try:
-            picture = self.jpeg(read_image(prediction.path), prediction.label)
+            picture = self.jpeg(read_image(prediction.path), prediction.top[0][0])
             with atomic_file(folder / f"{number:06d}-{name}.jpg") as partial:
                 partial.write_bytes(picture)
         except ImageError:

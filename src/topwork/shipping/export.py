@@ -1,7 +1,8 @@
 """A classifier as one file for another runtime: ONNX, OpenVINO or ``torch.export``.
 
 In: a classifier. Out: a file that takes ``images``, uint8 RGB (B, H, W, 3) of the input's size, and gives
-``probabilities``, float32 (B, C), calibrated; normalisation, head, temperature and softmax are inside, in f32. Class
+``probabilities``, float32 (B, C), calibrated; normalisation, head, temperature and softmax (or, where an image may have
+several labels, sigmoids: their thresholds are in the metadata) are inside, in f32. Class
 names and preprocessing are in its metadata. Whether it answers as the original does is ``parity.py``.
 
 The features are not rounded to float16 as in topwork's store: the second look does not round either.
@@ -83,7 +84,8 @@ def classifier_network(classifier: Classifier) -> nn.Module:
             elif power == "unit":
                 length = torch.linalg.vector_norm(columns, dim=1, keepdim=True).clamp_min(1e-6)
                 columns = columns * (columns.shape[1] ** 0.5 / length)
-            probabilities: torch.Tensor = self.head(columns).softmax(1)
+            logits = self.head(columns)
+            probabilities: torch.Tensor = logits.sigmoid() if classifier.multi_label else logits.softmax(1)
             return probabilities
 
     return ClassifierNetwork().eval()
@@ -93,7 +95,8 @@ def description(classifier: Classifier, model: str) -> dict[str, Any]:
     """What goes with an export: file name, class names, preprocessing, origin."""
     import topwork
 
-    return {
+    several = {"thresholds": classifier.thresholds["labels"]} if classifier.multi_label else {}
+    return several | {
         "model": model,
         "classes": list(classifier.classes),
         "preprocessing": classifier.backbone.spec.as_dict(),

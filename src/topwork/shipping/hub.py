@@ -47,7 +47,7 @@ def push(
         DownloadError: the hub cannot be reached, or refuses.
     """
     folder = find_model(model)
-    load_classifier(folder)
+    load_classifier(folder, multi_label=True)
     with _hub(repository, "uploaded") as api:
         api.create_repo(repository, private=is_private, exist_ok=True)
         done = api.upload_folder(
@@ -82,7 +82,7 @@ def pull(repository: str, out: str | os.PathLike[str], *, revision: str | None =
         shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's own notes
         if not (partial / FACTS).is_file():
             raise DownloadError(f"{shown(repository)}: holds no model of topwork (there is no {FACTS}).")
-        load_classifier(partial)
+        load_classifier(partial, multi_label=True)
         os.replace(partial, folder)
     except OSError as error:
         raise TopworkError(f"{folder}: cannot be written: {(error.strerror or str(error)).lower()}.") from None

@@ -54,7 +54,7 @@ def export_model(
         TopworkError: it cannot be exported, or answers differently; the images are named.
     """
     check_ending(to, out)
-    classifier = load_classifier(model)
+    classifier = load_classifier(model, multi_label=True)
     certificate_path = out.with_name(f"{out.stem}.parity.json")
     pieces = [out, out.with_name(SCRIPT), certificate_path, *([out.with_suffix(".bin")] if to == "openvino" else [])]
     _check_free(pieces, overwrite)

@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.data.layouts import LABEL_SEPARATOR
 from topwork.data.transforms import Pixels
 from topwork.errors import TopworkError
+from topwork.evaluation.label_sets import sigmoid
 from topwork.evaluation.predictions import softmax
 from topwork.features.careful import CarefulNetwork
 from topwork.models.classifier import Classifier
@@ -117,7 +119,7 @@ def certify(classifier: Classifier, exported: Path, script: Path, paths: Sequenc
         stated[[classes[name] for name, _ in mine.top]] = [p for _, p in mine.top]
         gaps.append(float(np.abs(stated - np.array(other["probabilities"])).max()))
         if mine.label != other["label"]:
-            found = _difference(mine, other["label"])
+            found = _difference(mine, other["label"], classifier)
             (ties if found.probabilities[0] - found.probabilities[1] < TIE else different).append(found)
     return Certificate(
         model=exported.name,
@@ -155,15 +157,23 @@ def run_script(script: Path, paths: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _difference(mine: Prediction, other: str) -> Difference:
+def _difference(mine: Prediction, other: str, classifier: Classifier) -> Difference:
+    """What differs; of several labels, the one furthest from its threshold: its probability, and the threshold."""
     stated = dict(mine.top)
-    return Difference(mine.path, str(mine.label), other, (stated[str(mine.label)], stated[other]))
+    if not classifier.multi_label:
+        return Difference(mine.path, str(mine.label), other, (stated[str(mine.label)], stated[other]))
+    limits = dict(zip(classifier.classes, classifier.thresholds["labels"], strict=True))
+    turned = set(str(mine.label).split(LABEL_SEPARATOR)) ^ set(other.split(LABEL_SEPARATOR))
+    far = max(turned - {""}, key=lambda name: abs(stated[name] - limits[name]))
+    ends = sorted((stated[far], limits[far]), reverse=True)
+    return Difference(mine.path, str(mine.label), other, (ends[0], ends[1]))
 
 
 def _graph_difference(classifier: Classifier, exported: Path, paths: Sequence[str]) -> float:
     """Largest difference of a probability on equal pixels."""
     pixels = _pixels(classifier, paths)
-    expected = softmax(classifier.head.logits(dict(CarefulNetwork(classifier.backbone).run(pixels))))
+    logits = classifier.head.logits(dict(CarefulNetwork(classifier.backbone).run(pixels)))
+    expected = sigmoid(logits) if classifier.multi_label else softmax(logits)
     found: NDArray[np.float32] = standalone.open_model(exported)(pixels)
     return float(np.abs(found - expected).max())
 

@@ -24,9 +24,10 @@ from topwork.data.sources import read_regular_file
 from topwork.data.transforms import Pixels, fit_to_input
 from topwork.errors import ImageError
 from topwork.evaluation.decisions import Thresholds, decide
+from topwork.evaluation.label_sets import join_names, label_sets_decision, sigmoid
 from topwork.evaluation.predictions import softmax
 from topwork.evaluation.unknown import UnknownDetector
-from topwork.features.careful import LEAST_SURE, CarefulNetwork, careful_pixels
+from topwork.features.careful import CarefulNetwork, careful_pixels, unsure_rows
 from topwork.features.engine import BATCH, Engine, OpenVINOEngine, TorchEngine
 from topwork.models.classifier import COMPILED, Classifier, load_classifier
 
@@ -42,8 +43,9 @@ class Prediction:
     Attributes:
         path: as it was given.
         outcome: ``label``, ``ambiguous``, ``unknown`` or ``error``.
-        label: most probable class, also when the outcome is ambiguous or unknown; None after an error.
-        probability: of that class, calibrated.
+        label: most probable class, also when the outcome is ambiguous or unknown; None after an error. Of a model with
+            several labels an image: those that reach their thresholds, joined by ``|``, "" for none.
+        probability: of that class, calibrated; of several, of the least probable; of none, of the most probable class.
         top: (class name, probability) pairs, most probable first.
         error: why there is no answer.
     """
@@ -80,12 +82,13 @@ class Predictor:
     """
 
     def __init__(self, model: str | Path | Classifier, n_top: int = 5, *, tta: bool = False) -> None:
-        self.classifier = model if isinstance(model, Classifier) else load_classifier(model)
+        self.classifier = model if isinstance(model, Classifier) else load_classifier(model, multi_label=True)
         self.n_top = n_top
         self.tta = tta
         self.engine = engine_of(self.classifier)
         self._careful = CarefulNetwork(self.classifier.backbone)
         self._thresholds, self._detector = _decision_rule(self.classifier)
+        self._label_thresholds = np.asarray(self.classifier.thresholds.get("labels", ()), np.float64)
         self._lock = threading.Lock()
 
     @property
@@ -140,12 +143,16 @@ class Predictor:
             reload: gives the pixels of one row for the second look; by default they are those of the first.
         """
         probabilities, scores = self._look(pixels, self._quick)
-        unsure = np.flatnonzero(probabilities.max(axis=1) < LEAST_SURE)
+        unsure = np.flatnonzero(unsure_rows(self.classifier, probabilities))
         if len(unsure):
             again = pixels[unsure] if reload is None else np.stack([reload(row) for row in unsure.tolist()])
             probabilities[unsure], careful_scores = self._look(again, self._careful.run)
             if scores is not None and careful_scores is not None:
                 scores[unsure] = careful_scores
+        if self.classifier.multi_label:
+            none_is_an_answer = bool(self.classifier.thresholds.get("none_is_an_answer"))
+            limits, unknown = self._label_thresholds, self._thresholds.unknown
+            return probabilities, label_sets_decision(probabilities, limits, scores, unknown, none_is_an_answer)
         return probabilities, decide(probabilities, scores, self._thresholds)
 
     def _look(
@@ -154,7 +161,8 @@ class Predictor:
         """Probabilities and unknown scores, the mean over the views."""
         views = [pixels, np.ascontiguousarray(pixels[:, :, ::-1])] if self.tta else [pixels]
         features = [run(view) for view in views]
-        probabilities = np.mean([softmax(self.classifier.head.logits(dict(f))) for f in features], axis=0)
+        stated = sigmoid if self.classifier.multi_label else softmax
+        probabilities = np.mean([stated(self.classifier.head.logits(dict(f))) for f in features], axis=0)
         if self._detector is None:
             return probabilities, None
         return probabilities, np.mean([self._detector.score(f["last"]) for f in features], axis=0, dtype=np.float32)
@@ -177,6 +185,10 @@ class Predictor:
     def _prediction(self, name: str, probabilities: NDArray[np.float64], outcome: str) -> Prediction:
         order = np.argsort(-probabilities, kind="stable")[: self.n_top]
         top = tuple((self.classes[i], round(float(probabilities[i]), DIGITS)) for i in order)
+        if self.classifier.multi_label:
+            given = probabilities >= self._label_thresholds
+            sureness = float(probabilities[given].min() if given.any() else probabilities.max())
+            return Prediction(name, str(outcome), join_names(self.classes, given), round(sureness, DIGITS), top)
         return Prediction(name, str(outcome), top[0][0], top[0][1], top)
 
 

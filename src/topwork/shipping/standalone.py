@@ -85,6 +85,15 @@ def open_model(path: Path) -> Callable[[Any], Any]:
     return lambda pixels: network(torch.from_numpy(np.array(pixels))).detach().numpy()
 
 
+def named(probabilities: Any, order: Any) -> str:
+    """The most probable class; of a model with several labels an image, those that reach their thresholds."""
+    classes = SETTINGS["classes"]
+    if "thresholds" not in SETTINGS:
+        return str(classes[order[0]])
+    limits = SETTINGS["thresholds"]
+    return "|".join(name for name, p, least in zip(classes, probabilities, limits, strict=True) if p >= least)
+
+
 def main() -> int:
     """Reads the arguments, prints the answers; status 1 if any image could not be read."""
     parser = argparse.ArgumentParser(description=f"Tells {len(SETTINGS['classes'])} classes of images apart.")
@@ -104,11 +113,15 @@ def main() -> int:
             continue
         probabilities = run(pixels[None])[0]
         order = np.argsort(-probabilities, kind="stable")[: asked.top]
+        label = named(probabilities, order)
         if asked.json:
-            answer = {"path": name, "label": SETTINGS["classes"][order[0]], "probabilities": probabilities.tolist()}
-            print(json.dumps(answer), flush=True)
+            print(json.dumps({"path": name, "label": label, "probabilities": probabilities.tolist()}), flush=True)
         else:
-            print(name, *[f"  {probabilities[i]:.3f}  {SETTINGS['classes'][i]}" for i in order], sep="\n")
+            print(
+                name if "thresholds" not in SETTINGS else f"{name}: {label or '(none)'}",
+                *[f"  {probabilities[i]:.3f}  {SETTINGS['classes'][i]}" for i in order],
+                sep="\n",
+            )
     return 1 if n_bad else 0
 
 

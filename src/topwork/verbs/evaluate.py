@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest
 from topwork.data.sources import shown
@@ -14,6 +15,7 @@ from topwork.errors import UsageError
 from topwork.evaluation.metrics import evaluate_part
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.settings import DataSettings
+from topwork.verbs.label_sets import judge, predict_label_sets
 from topwork.verbs.steps import (
     Silent,
     Watcher,
@@ -43,19 +45,26 @@ def evaluate(
         One part of ``evaluation.json``, with ``notes``.
     """
     settings, watcher = settings or DataSettings(), watcher or Silent()
-    classifier = load_classifier(model)
+    classifier = load_classifier(model, multi_label=True)
+    if classifier.multi_label:  # the model knows what kind of data it is for
+        settings = replace(settings, multi_label=True)
     embedder = model_embedder(classifier)
     watcher.step("scan and embed")
     manifest, features = scan_and_embed(path, settings, embedder, watcher)
     rows = part_rows(manifest, part)
-    index = {name: number for number, name in enumerate(classifier.classes)}
-    labels = np.array([index.get(sample.label, -1) for sample in manifest.samples])
     watcher.step("evaluate")
-    predictions = predict_features(classifier, features, rows, labels)
-    predictions = with_second_look(classifier, predictions, manifest, features)
     n_train = classifier.provenance.get("n_train")
-    judged = evaluate_part(predictions, n_train=n_train, seed=settings.seed).as_dict()
     notes = [*manifest.notes, *_vocabulary_notes(classifier, manifest)]
+    index = {name: number for number, name in enumerate(classifier.classes)}
+    if classifier.multi_label:
+        truth = _label_matrix(manifest, index)
+        sets = predict_label_sets(classifier, manifest, features, rows, truth, careful=True)
+        judged = judge(sets, n_train or {}, settings.seed)
+    else:
+        labels = np.array([index.get(sample.label, -1) for sample in manifest.samples])
+        predictions = predict_features(classifier, features, rows, labels)
+        predictions = with_second_look(classifier, predictions, manifest, features)
+        judged = evaluate_part(predictions, n_train=n_train, seed=settings.seed).as_dict()
     for note in notes:
         watcher.note(note)
     return judged | {
@@ -63,6 +72,15 @@ def evaluate(
         "rejects": [asdict(reject) for reject in manifest.rejects],
         "n_unused": len(manifest.rejects),
     }
+
+
+def _label_matrix(manifest: Manifest, index: dict[str, int]) -> NDArray[np.bool_]:
+    """(N, C) labels of the samples in the columns of the model; labels that it does not know have none."""
+    matrix = np.zeros((len(manifest.samples), len(index)), np.bool_)
+    known = [name for name in manifest.classes if name in index]
+    own = {name: number for number, name in enumerate(manifest.classes)}
+    matrix[:, [index[name] for name in known]] = manifest.label_matrix[:, [own[name] for name in known]]
+    return matrix
 
 
 def _vocabulary_notes(classifier: Classifier, manifest: Manifest) -> list[str]:

@@ -45,6 +45,8 @@ from topwork.run import (
 )
 from topwork.settings import FitSettings, cache_folder
 from topwork.training.tuning import TunedClassifier, Tuning, head_spec, tune_classifier
+from topwork.verbs.label_sets import FittedLabelSets, check_label_sets, check_settings, finish_label_sets
+from topwork.verbs.leaks import judge_leaks
 from topwork.verbs.steps import (
     Silent,
     Stopwatch,
@@ -90,8 +92,10 @@ class Gathered:
     n_near: int | None
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """(N,) class index of every sample."""
+    def labels(self) -> NDArray[Any]:
+        """(N,) class index of every sample; (N, C) which classes it has, where it may have several."""
+        if self.manifest.multi_label:
+            return self.manifest.label_matrix
         return np.asarray(self.manifest.labels, np.int64)
 
 
@@ -112,7 +116,7 @@ def fit(
     *,
     overwrite: bool = False,
     watcher: Watcher | None = None,
-) -> Fitted:
+) -> Fitted | FittedLabelSets:
     """Trains, judges and writes a classifier for the images below ``path``.
 
     Args:
@@ -126,12 +130,19 @@ def fit(
     settings, watcher, clock = settings or FitSettings(), watcher or Silent(), Stopwatch()
     folder = Path(out)
     head_spec(settings)  # a head that cannot be is named before the work begins
+    if settings.multi_label:
+        check_settings(settings)
     with run_folder(folder, overwrite):
         write_json(folder / "settings.json", asked(path, settings))
         data = _gather(path, settings, clock, watcher)
         with clock("probe"):
             watcher.step("probe")
             probed = _probe(data, clock, watcher)
+        if data.manifest.multi_label:
+            return finish_label_sets(
+                folder, data.manifest, data.features, data.parts, data.groups, data.embedder, probed, settings, watcher,
+                clock,
+            )  # fmt: skip
         tuned = None
         if settings.mode != "probe":
             with clock("tune"):
@@ -178,7 +189,10 @@ def _gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatc
         parts = split(manifest, settings.valid_fraction, settings.test_fraction, settings.seed, groups)
         if settings.mode != "probe" and not len(parts.valid):
             parts = with_valid(parts, manifest, settings.valid_fraction, groups)
-        _check_trainable(manifest, parts, watcher)
+        if manifest.multi_label:
+            check_label_sets(manifest, parts, watcher)
+        else:
+            _check_trainable(manifest, parts, watcher)
     n_near = len(near.pairs) if near else None
     return Gathered(settings, backbone, embedder, manifest, features, groups, parts, n_near)
 
@@ -245,7 +259,9 @@ def _judge(data: Gathered, probe: Probe, tuned: TunedClassifier | None, clock: S
         evaluation = evaluate_parts(classifier, data.manifest, parts, predictions, settings.seed)
         if tuned is not None:
             evaluation |= {"n_parameters": tuned.n_parameters, "n_trainable": tuned.n_trainable}
-        evaluation |= _leaks(predictions, data.manifest, parts, settings.seed, watcher)
+        evaluation |= judge_leaks(
+            predictions, data.manifest, parts, lambda part: evaluate_part(part, seed=settings.seed).as_dict(), watcher
+        )
     return Judged(classifier, features, predictions, evaluation)
 
 
@@ -373,46 +389,6 @@ def with_decisions(
         **fit_ambiguous(probabilities, train_labels[probe.rows], settings.coverage, settings.target_precision),
     }
     return replace(classifier, thresholds=thresholds, arrays={"unknown_centres": detector.centres})
-
-
-def _leaks(
-    predictions: dict[str, Predictions], manifest: Manifest, parts: Split, seed: int, watcher: Watcher
-) -> dict[str, Any]:
-    """Figures of the parts that the user gave with and without images that train has, too; {} where there are none."""
-    leaked = dict(parts.leaks)
-    found: dict[str, Any] = {}
-    for name in ("valid", "test"):
-        if name not in predictions or not leaked:
-            continue
-        part = predictions[name]
-        clean = np.array([row not in leaked for row in part.sample_indices.tolist()])
-        if clean.all():
-            continue
-        rest = Predictions(part.classes, part.sample_indices[clean], part.labels[clean], part.logits[clean])
-        judged = {
-            key: evaluate_part(p, seed=seed).as_dict()
-            for key, p in (("with", part), ("without", rest))
-            if len(p.labels)
-        }
-        figures = {
-            key: {k: values[k] for k in ("n", "accuracy", "balanced_accuracy")} for key, values in judged.items()
-        }
-        pairs = [(row, leaked[row]) for row in part.sample_indices[~clean].tolist()]
-        paths = [[manifest.samples[a].path, manifest.samples[b].path] for a, b in pairs]
-        found[name] = {"n_leaked": len(pairs), **figures, "pairs": paths}
-        watcher.note(_leak_note(name, len(pairs), figures))
-    return {"leaks": found} if found else {}
-
-
-def _leak_note(name: str, n_leaked: int, figures: dict[str, Any]) -> str:
-    images = "1 image" if n_leaked == 1 else f"{n_leaked} images"
-    text = f"{images} of {name} leaked: the same picture, or one of the same group, is in train."
-    if "without" not in figures:
-        return f"{text} Nothing is left of {name} without them: its figures mean little."
-    accuracy, clean = figures["with"]["accuracy"]["value"], figures["without"]["accuracy"]["value"]
-    if accuracy is None or clean is None:
-        return text
-    return f"{text} Accuracy {100 * accuracy:.1f} % with them, {100 * clean:.1f} % without."
 
 
 def _recipe(data: Gathered, probed: Probed, tuned: TunedClassifier | None, classifier: Classifier) -> dict[str, Any]:

@@ -305,7 +305,8 @@ def _row(prediction: Prediction, top: int) -> dict[str, Any]:
 
 def _about(model: ServedModel) -> dict[str, Any]:
     classifier = model.predictor.classifier
-    return {
+    several = {"multi_label": True} if classifier.multi_label else {}
+    return several | {
         "name": model.name,
         "classes": list(classifier.classes),
         "backbone": classifier.backbone.name,

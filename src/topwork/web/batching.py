@@ -50,7 +50,7 @@ class ServedModel:
         if prediction.label is None:
             return None
         loop = asyncio.get_running_loop()
-        picture = await loop.run_in_executor(self._network, self._evidence.jpeg, data, prediction.label)
+        picture = await loop.run_in_executor(self._network, self._evidence.jpeg, data, prediction.top[0][0])
         return "data:image/jpeg;base64," + base64.b64encode(picture).decode()
 
     async def run(self) -> None:

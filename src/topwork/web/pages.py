@@ -21,7 +21,7 @@ from topwork import __version__
 from topwork.data.shards import atomic_file
 from topwork.data.sources import shown
 from topwork.errors import TopworkError
-from topwork.web import insights_sections, results, sections
+from topwork.web import insights_sections, label_sets, results, sections
 from topwork.web.pictures import Album, Picture, problems
 from topwork.web.record import Record, read_record
 
@@ -49,6 +49,14 @@ SECTIONS = (
     Section("advice", "Advice", insights_sections.advice),
     Section("reproduce", "Reproduce", sections.reproduce),
 )
+SECTIONS_OF_SEVERAL_LABELS = (
+    Section("summary", "Summary", label_sets.summary),
+    Section("data", "Data", sections.data),
+    Section("training", "Training", sections.training),
+    Section("label_results", "Results", label_sets.results),
+    Section("label_mistakes", "Mistakes", label_sets.mistakes),
+    Section("reproduce", "Reproduce", sections.reproduce),
+)
 
 
 def write_report(run: Path) -> Path:
@@ -73,7 +81,8 @@ def write_report(run: Path) -> Path:
 def render(record: Record) -> str:
     """The page as text."""
     album = Album()
-    values = {section.name: section.values(record, album) for section in SECTIONS}
+    chosen = SECTIONS_OF_SEVERAL_LABELS if record.manifest.multi_label else SECTIONS
+    values = {section.name: section.values(record, album) for section in chosen}
     pictures = album.make(record.manifest)
     style, script = _static("report.css") + _static("insights.css"), _static("report.js")
     environment = _environment()
@@ -86,7 +95,7 @@ def render(record: Record) -> str:
         policy=_policy(style, script),
         style=Markup(style),
         script=Markup(script),
-        sections=SECTIONS,
+        sections=chosen,
         values=values,
         missing=problems(pictures),
         for_script=_for_script(record, values, album, pictures),
@@ -125,7 +134,7 @@ def _for_script(
     """What the matrix needs to show the images of a cell; pictures that are in the page already are found there."""
     parts: dict[str, Any] = {}
     images: dict[int, list[Any]] = {}
-    for part in values["results"]["parts"]:
+    for part in values["results"]["parts"] if "results" in values else ():
         predictions = record.predictions[part["name"]]
         position = {int(row): index for index, row in enumerate(predictions.sample_indices.tolist())}
         shown_rows = {cell: [row for row in rows if row in pictures] for cell, rows in part["gallery"].items()}

@@ -14,6 +14,7 @@ from typing import Any
 
 from topwork.evaluation.advice import times
 from topwork.evaluation.insights import advice_of
+from topwork.web import label_sets
 from topwork.web.examine_page import write_page
 from topwork.web.insights_sections import insights_of
 from topwork.web.record import Record, percent, read_record
@@ -43,7 +44,7 @@ def as_json(record: Record) -> dict[str, Any]:
     return {
         "name": _clean(record.name),
         "run": _clean(str(record.folder)),
-        "summary": [text.replace("\u202f", " ") for text in sentences(record)],
+        "summary": [text.replace("\u202f", " ") for text in _sentences(record)],
         "evaluation": record.evaluation,
         "recipe": record.recipe,
         "settings": record.settings,
@@ -57,19 +58,21 @@ def as_json(record: Record) -> dict[str, Any]:
 def markdown(record: Record) -> str:
     """The report in GitHub's Markdown."""
     insights = insights_of(record)
-    lines = [f"# {_escaped(record.name)}", "", *(_said(text) + "\n" for text in sentences(record))]
-    for part in record.predictions:
+    lines = [f"# {_escaped(record.name)}", "", *(_said(text) + "\n" for text in _sentences(record))]
+    for part in record.predictions or record.label_sets:
         lines += _part(record, part)
     lines += _mistakes(record) + _advice(insights) + _suspects(insights, record) + _reproduce(record)
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _sentences(record: Record) -> list[str]:
+    return label_sets.sentences(record) if record.manifest.multi_label else sentences(record)
+
+
 def _part(record: Record, part: str) -> list[str]:
     judged = record.evaluation[part]
-    rows = [
-        (row["label"], row["value"], f"{row['low']} to {row['high']}" if row["low"] else "")
-        for row in figures(record, part)
-    ]
+    measured = label_sets.figures(record, part) if part in record.label_sets else figures(record, part)
+    rows = [(row["label"], row["value"], f"{row['low']} to {row['high']}" if row["low"] else "") for row in measured]
     lines = [f"## {part}: {judged['n']:,} images", "", *_table(("figure", "value", "95 % interval"), rows)]
     scores = sorted(judged["per_class"].items(), key=lambda item: (item[1]["recall"] is None, item[1]["recall"] or 0))
     classes = [

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from topwork.data.manifest import Manifest, load_manifest
 from topwork.data.sources import shown
 from topwork.errors import TopworkError, UsageError
+from topwork.evaluation.label_sets import LabelPredictions
 from topwork.evaluation.predictions import Predictions
 
 JUDGED_PARTS = ("test", "valid")  # in the order they are shown: what counts most comes first
@@ -37,6 +38,7 @@ class Record:
         history: one record a line of ``history.jsonl``: trials of the cross-validation, or epochs.
         part_of: (N,) ``train``, ``valid``, ``test`` or "" for each sample of the manifest.
         predictions: answers by part, for the judged parts that hold images.
+        label_sets: the same where an image may have several labels; ``predictions`` is empty then.
     """
 
     folder: Path
@@ -49,6 +51,7 @@ class Record:
     manifest: Manifest
     part_of: NDArray[np.str_]
     predictions: dict[str, Predictions]
+    label_sets: dict[str, LabelPredictions]
 
     @property
     def name(self) -> str:
@@ -66,7 +69,8 @@ class Record:
         """Rows of the manifest by class name and part, in the manifest's order."""
         rows: dict[str, dict[str, list[int]]] = {name: {} for name in self.manifest.classes}
         for row, (sample, part) in enumerate(zip(self.manifest.samples, self.part_of.tolist(), strict=True)):
-            rows[sample.label].setdefault(part, []).append(row)
+            for name in self.manifest.names_of(sample):
+                rows[name].setdefault(part, []).append(row)
         return rows
 
     def confusion(self, part: str) -> dict[tuple[int, int], int]:
@@ -90,7 +94,8 @@ def read_record(run: Path) -> Record:
     try:
         manifest = load_manifest(run / "manifest.parquet")
         evaluation = read_json(run / "evaluation.json")
-        part_of, predictions = _read_predictions(run / "predictions.parquet", manifest, evaluation)
+        part_of, tables = _read_predictions(run / "predictions.parquet", manifest, evaluation)
+        several = manifest.multi_label
         history = (run / "history.jsonl").read_text().splitlines()
         model = run / "model" / "topwork.json"
         return Record(
@@ -103,7 +108,8 @@ def read_record(run: Path) -> Record:
             history=tuple(json.loads(line) for line in history if line),
             manifest=manifest,
             part_of=part_of,
-            predictions=predictions,
+            predictions={} if several else {name: _single(manifest, *table) for name, table in tables.items()},
+            label_sets={n: _several(manifest, evaluation[n], *t) for n, t in tables.items()} if several else {},
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
         raise TopworkError(f"{shown(str(run))}: the run is damaged ({type(error).__name__}: {error}).") from error
@@ -119,23 +125,40 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _read_predictions(
     path: Path, manifest: Manifest, evaluation: dict[str, Any]
-) -> tuple[NDArray[np.str_], dict[str, Predictions]]:
-    """The part of every sample, and the answers of the judged parts."""
+) -> tuple[NDArray[np.str_], dict[str, tuple[tuple[str, ...], NDArray[np.int64], NDArray[np.float32]]]]:
+    """The part of every sample; classes, rows and logits of the judged parts."""
     part_of = np.full(len(manifest.samples), "", dtype="<U5")
     placed = pq.read_table(path, columns=["row", "part"])
     part_of[placed["row"].to_numpy()] = np.array(placed["part"].to_pylist(), dtype="<U5")
-    predictions = {}
+    tables = {}
     for part in JUDGED_PARTS:
         if part not in evaluation or not evaluation[part]["n"]:
             continue
         table = pq.read_table(path, columns=["row", "logits"], filters=[("part", "=", part)])
         classes = tuple(evaluation[part]["classes"])
-        index = {name: number for number, name in enumerate(classes)}
         rows = table["row"].to_numpy()
-        labels = np.array([index.get(manifest.samples[row].label, -1) for row in rows.tolist()], dtype=np.int64)
         logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(len(rows), len(classes))
-        predictions[part] = Predictions(classes, rows, labels, logits).labelled()
-    return part_of, predictions
+        tables[part] = classes, rows, logits
+    return part_of, tables
+
+
+def _single(
+    manifest: Manifest, classes: tuple[str, ...], rows: NDArray[np.int64], logits: NDArray[np.float32]
+) -> Predictions:
+    index = {name: number for number, name in enumerate(classes)}
+    labels = np.array([index.get(manifest.samples[row].label, -1) for row in rows.tolist()], dtype=np.int64)
+    return Predictions(classes, rows, labels, logits).labelled()
+
+
+def _several(
+    manifest: Manifest,
+    judged: dict[str, Any],
+    classes: tuple[str, ...],
+    rows: NDArray[np.int64],
+    logits: NDArray[np.float32],
+) -> LabelPredictions:
+    thresholds = np.array([judged["per_class"][name]["threshold"] for name in classes], np.float64)
+    return LabelPredictions(classes, rows, manifest.label_matrix[rows], logits.astype(np.float64), thresholds)
 
 
 def _confusion_cells(judged: dict[str, Any]) -> dict[tuple[int, int], int]:

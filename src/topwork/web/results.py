@@ -55,42 +55,43 @@ def figures(record: Record, part: str) -> list[dict[str, Any]]:
     """The metrics of a part with intervals, bars and a hint; accuracy first, cross-entropy last."""
     judged = record.evaluation[part]
     baseline = majority_share(record, part)
-    rows = [_figure("Accuracy", judged["accuracy"]["value"], interval_of(judged, "accuracy"))]
+    rows = [figure("Accuracy", judged["accuracy"]["value"], interval_of(judged, "accuracy"))]
     rows[0] |= {"baseline": baseline, "hint": f"always answering the largest class: {percent(baseline)}"}
     names = [("balanced_accuracy", "Balanced accuracy", "the mean over the classes, large and small alike")]
     if len(judged["classes"]) > 5:
         names.append(("top5_accuracy", "Top-5 accuracy", "the right class is among the first five"))
     names.append(("macro_f1", "Macro F1", "precision and recall in one, mean over the classes"))
-    rows += [_figure(label, judged[name], interval_of(judged, name), hint) for name, label, hint in names]
+    rows += [figure(label, judged[name], interval_of(judged, name), hint) for name, label, hint in names]
     if judged.get("roc_auc") is not None:
         hint = "area under the ROC curve: 0.5 is chance, 1 is perfect"
-        rows.append(_figure("ROC AUC", judged["roc_auc"], interval_of(judged, "roc_auc"), hint, as_percent=False))
+        rows.append(figure("ROC AUC", judged["roc_auc"], interval_of(judged, "roc_auc"), hint, as_percent=False))
     hint = "mean gap between stated probability and share of right answers; smaller is better"
-    rows.append(_figure("Calibration error", judged["ece"], interval_of(judged, "ece"), hint))
+    rows.append(figure("Calibration error", judged["ece"], interval_of(judged, "ece"), hint))
     hint = "mean of −log(probability of the true class), in nats; smaller is better"
     rows.append(
-        _figure("Cross-entropy", judged["cross_entropy"], interval_of(judged, "cross_entropy"), hint, as_percent=False)
+        figure("Cross-entropy", judged["cross_entropy"], interval_of(judged, "cross_entropy"), hint, as_percent=False)
         | {"bar": None}
     )
     return rows
 
 
-def _figure(
+def figure(
     label: str, value: float | None, interval: tuple[float, float] | None, hint: str = "", as_percent: bool = True
 ) -> dict[str, Any]:
+    """One metric: its text, interval, bar and hint."""
     text = percent if as_percent else decimal
     return {
         "label": label,
         "value": text(value),
         "low": text(interval[0]) if interval else None,
         "high": text(interval[1]) if interval else None,
-        "bar": _bar(value, interval),
+        "bar": bar_of(value, interval),
         "hint": hint,
         "baseline": None,
     }
 
 
-def _bar(value: float | None, interval: tuple[float, float] | None) -> dict[str, float] | None:
+def bar_of(value: float | None, interval: tuple[float, float] | None) -> dict[str, float] | None:
     """Positions in percent of the bar's length."""
     if value is None:
         return None
@@ -157,7 +158,7 @@ def _per_class(judged: dict[str, Any]) -> list[dict[str, Any]]:
                 "recall_text": percent(scores["recall"]),
                 "low": percent(interval[0], 0) if interval else "",
                 "high": percent(interval[1], 0) if interval else "",
-                "bar": _bar(scores["recall"], interval),
+                "bar": bar_of(scores["recall"], interval),
                 "precision": scores["precision"],
                 "precision_text": percent(scores["precision"]),
                 "f1": scores["f1"],

@@ -19,9 +19,10 @@ import numpy as np
 
 from topwork.data.sources import shown
 from topwork.settings import FitSettings
+from topwork.verbs.leaks import leak_note
 from topwork.web.pictures import EXAMPLE, Album
 from topwork.web.plots import Line, Plot, line_plot, tick_percent
-from topwork.web.record import Record, count, decimal, percent
+from topwork.web.record import Record, decimal, percent
 from topwork.web.results import figures
 from topwork.web.summary import sentences
 
@@ -54,8 +55,7 @@ def data(record: Record, album: Album) -> dict[str, Any]:
     largest = max(row["total"] for row in rows)
     for row in rows:
         row["bars"] = _stacked(row, largest)
-    n_leaks = len(record.split.get("leaks", []))
-    leaks = [f"{count(n_leaks, 'image')} of valid or test have an exact copy in train; their figures flatter."]
+    leaks = [leak_note(name, some["n_leaked"], some) for name, some in record.evaluation.get("leaks", {}).items()]
     return {
         "facts": _data_facts(record),
         "classes": rows[:MAX_ROWS],
@@ -63,7 +63,7 @@ def data(record: Record, album: Album) -> dict[str, Any]:
         "parts": [name for name in PART_NAMES if any(row[name] for row in rows)],
         "examples": _examples(record, album),
         "n_open": N_OPEN,
-        "notes": [shown(note) for note in manifest.notes] + (leaks if n_leaks else []),
+        "notes": leaks + [shown(note) for note in manifest.notes],
         "rejects": _rejects(record),
         "n_rejects": len(manifest.rejects),
         "reasons": Counter(shown(reject.reason) for reject in manifest.rejects).most_common(8),
@@ -166,6 +166,8 @@ def _asked_and_done(record: Record) -> list[tuple[str, str, str]]:
     head, spec = recipe.get("head", {}), recipe.get("preprocessing", {})
     input_size = f"{spec.get('width')} × {spec.get('height')} px, {spec.get('fit')}, {spec.get('interpolation')}"
     weights = "by class, against unequal counts" if recipe.get("class_weights") else "none: the counts are even enough"
+    if recipe.get("multi_label"):
+        weights = "none: each label has a threshold of its own"
     n_part = {part: int((record.part_of == part).sum()) for part in PART_NAMES}
     fractions = f"valid {asked.get('valid_fraction')}, test {asked.get('test_fraction')}"
     temperature = f"{decimal(recipe.get('temperature'))}, from the {recipe.get('temperature_fitted_on', 'train part')}"

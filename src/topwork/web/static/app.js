@@ -7,6 +7,11 @@ const MEANING = {
   ambiguous: "Not clear: another class cannot be ruled out.",
   unknown: "Nothing like this was in the training images; the classes below are the nearest.",
 };
+const SEVERAL = {
+  label: "Each label is given where it is likely enough on its own.",
+  ambiguous: "No label is likely enough.",
+  unknown: MEANING.unknown,
+};
 const BADGE = { label: "Label", ambiguous: "Ambiguous", unknown: "Unknown" };
 let models = [];
 let latest = 0; // answers that come after a newer question are dropped
@@ -59,12 +64,12 @@ function show(file, prediction) {
   pictures = { plain: URL.createObjectURL(file), evidence: prediction.map ?? "" };
   $("look").hidden = !pictures.evidence;
   showPicture();
-  $("picture").alt = `The image, named ${prediction.label} by the model`;
+  $("picture").alt = `The image, named ${headline(prediction)} by the model`;
   $("name").textContent = file.name;
   $("badge").textContent = BADGE[prediction.outcome];
   $("badge").className = prediction.outcome;
   $("decision").textContent = headline(prediction);
-  $("meaning").textContent = MEANING[prediction.outcome];
+  $("meaning").textContent = (hasSeveral() ? SEVERAL : MEANING)[prediction.outcome];
   $("top").replaceChildren(...prediction.top.map(bar));
   $("answer").hidden = false;
   const sure = prediction.outcome === "label" ? `, ${percent(prediction.probability)}` : "";
@@ -72,8 +77,13 @@ function show(file, prediction) {
   $("answer").scrollIntoView({ block: "nearest" });
 }
 
+function hasSeveral() {
+  return models.some((model) => model.name === $("model").value && model.multi_label);
+}
+
 function headline(prediction) {
   if (prediction.outcome === "unknown") return "None of the classes it knows";
+  if (hasSeveral()) return prediction.label.split("|").join(", ") || "None of the labels";
   if (prediction.outcome === "ambiguous" && prediction.top.length > 1) return `${prediction.top[0][0]} or ${prediction.top[1][0]}`;
   return prediction.label;
 }
