@@ -178,6 +178,10 @@ def test_several_labels_per_image(images, tmp_path) -> None:
     assert a.classes == b.classes == ("beach", "dog", "sea")
     assert a.counts == {"beach": 2, "dog": 1, "sea": 2}
     assert a.label_matrix.tolist() == [[True, False, True], [True, False, False], [False, True, True]]
+    (tmp_path / "c.csv").write_text("path,label\n0.jpg,sea\n1.jpg,\n")
+    c = scan(tmp_path / "c.csv", rules=Rules(multi_label=True))
+    assert c.label_matrix.tolist() == [[True], [False]]
+    assert "1 image has none of the labels." in c.notes
     with pytest.raises(UsageError, match="several labels"):
         _ = a.labels
     single = scan(tmp_path / "a.csv")

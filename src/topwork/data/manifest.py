@@ -95,8 +95,8 @@ class Manifest:
         """
         if self.multi_label:
             raise UsageError(
-                f"{shown(str(self.root))}: this needs one label an image, and here (--multi-label) an image may have "
-                "several. scan, fit, evaluate, predict, export and serve take such data."
+                f"{shown(str(self.root))}: this needs one label an image, and these may have several labels (--multi-label). "
+                "scan, fit, evaluate, predict, export and serve take such data."
             )
         index = {name: number for number, name in enumerate(self.classes)}
         return [index[sample.label] for sample in self.samples]

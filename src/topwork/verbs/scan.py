@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from topwork.data.groups import join_groups
 from topwork.data.manifest import Manifest, scan
 from topwork.data.split import split
+from topwork.data.transforms import InputSpec
 from topwork.evaluation.overview import Overview, findings, overview
 from topwork.evaluation.shortcut import check_shortcuts
 from topwork.features.embed import Embedder
@@ -27,11 +28,17 @@ from topwork.verbs.steps import (
 
 @dataclass(frozen=True)
 class Surveyed:
-    """What ``topwork scan`` found; ``findings`` are sentences, the weightiest first."""
+    """What ``topwork scan`` found.
+
+    Attributes:
+        findings: sentences, the weightiest first.
+        spec: the input of the network that looked, or of the usual one.
+    """
 
     manifest: Manifest
     overview: Overview
     findings: tuple[str, ...]
+    spec: InputSpec = field(default_factory=InputSpec)
 
 
 def survey(
@@ -43,13 +50,14 @@ def survey(
         UsageError: nothing usable there.
     """
     settings, watcher = settings or ScanSettings(), watcher or Silent()
-    near = None
+    near, spec = None, InputSpec()
     if settings.quick:
         watcher.step("scan")
         manifest = scan(path, n_threads=settings.workers, on_progress=watcher.progress, rules=rules_of(settings))
     else:
         watcher.step("backbone")
         backbone = load_backbone(settings.backbone)
+        spec = backbone.spec
         engine = load_engine(backbone)
         embedder = Embedder(backbone, engine, FeatureStore(cache_folder(), fingerprint(backbone, engine)))
         watcher.step("scan and embed")
@@ -60,5 +68,6 @@ def survey(
     given = any(sample.part for sample in manifest.samples)
     parts = split(manifest, groups=groups) if given else None
     traits = manifest.traits()
-    found = overview(manifest, traits, near, parts, check_shortcuts(manifest, traits, groups, settings.seed))
-    return Surveyed(manifest, found, tuple(findings(manifest, found)))
+    shortcuts = check_shortcuts(manifest, traits, groups, settings.seed)
+    found = overview(manifest, traits, near, parts, shortcuts, min(spec.height, spec.width))
+    return Surveyed(manifest, found, tuple(findings(manifest, found)), spec)

@@ -122,7 +122,8 @@ def render(surveyed: Surveyed, augment: Pipeline, seed: int = 0) -> str:
         recall=found.near_duplicates_recall,
         outliers=outliers,
         pictures=pictures,
-        examples=_examples(manifest, augment, seed),
+        spec=surveyed.spec,
+        examples=_examples(surveyed, augment, seed),
         augment=augment.name,
         formats=_shares(found.formats, len(manifest.samples)),
         modes=_shares(dict(Counter(sample.mode for sample in manifest.samples).most_common()), len(manifest.samples)),
@@ -138,12 +139,14 @@ def render(surveyed: Surveyed, augment: Pipeline, seed: int = 0) -> str:
 
 def _facts(manifest: Manifest, found: Overview) -> list[tuple[str, str, str]]:
     near = "not looked for" if found.near_duplicates is None else f"{len(found.near_duplicates):,}"
+    is_divided = any(sample.part for sample in manifest.samples)
+    leaks = "of valid or test that train has, too" if is_divided else "the data are not divided yet"
     return [
         ("Images", f"{len(manifest.samples):,}", f"{len(manifest.rejects):,} files rejected"),
         ("Classes", f"{len(manifest.classes):,}", f"largest by smallest: {found.imbalance:g}"),
         ("Exact duplicates", f"{len(found.duplicates):,}", "groups with the same bytes"),
         ("Near duplicates", near, "groups that show the same picture"),
-        ("Leaks", f"{len(found.leaks):,}", "of valid or test that train has, too"),
+        ("Leaks", f"{len(found.leaks):,}" if is_divided else "–", leaks),
     ]
 
 
@@ -207,8 +210,12 @@ def aspect_plot(manifest: Manifest) -> Bars:
 
 
 def _pixel_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten; the ends where fewer than two of them lie between."""
-    found = [m * 10.0**e for e in range(7) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    """1, 2 and 5 times powers of ten, or more steps where they are few; the ends where fewer than two lie between."""
+    found: list[float] = []
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        found = [m * 10.0**e for e in range(7) for m in steps if low <= m * 10.0**e <= high]
+        if len(found) > 3:
+            break
     if len(found) < 2:
         return [low] if low == high else [low, high]
     return found[:: 1 + len(found) // 7]
@@ -259,22 +266,23 @@ def _shown_outliers(manifest: Manifest, found: Overview) -> list[dict[str, Any]]
     ]
 
 
-def _examples(manifest: Manifest, augment: Pipeline, seed: int) -> list[dict[str, Any]]:
+def _examples(surveyed: Surveyed, augment: Pipeline, seed: int) -> list[dict[str, Any]]:
     """One image of each of some classes: the whole, what the network sees in prediction, and in training."""
+    manifest = surveyed.manifest
     first: dict[str, int] = {}
     for row in np.random.default_rng(seed).permutation(len(manifest.samples)).tolist():
         first.setdefault(manifest.samples[row].label, row)
     names = sorted(first, key=list(first).index)[:EXAMPLES]
     rows = [first[name] for name in names]
-    made = in_order(lambda row: _views(manifest, row, augment, seed), rows)
+    made = in_order(lambda row: _views(manifest, row, surveyed.spec, augment, seed), rows)
     return [
         {"name": shown(manifest.samples[row].label), "path": shown(manifest.samples[row].path), "views": views}
         for row, views in zip(rows, made, strict=True)
     ]
 
 
-def _views(manifest: Manifest, row: int, augment: Pipeline, seed: int) -> list[Picture]:
-    spec = InputSpec()
+def _views(manifest: Manifest, row: int, spec: InputSpec, augment: Pipeline, seed: int) -> list[Picture]:
+    """The image, the very pixels that the network gets in prediction, and the views that the probe would train on."""
     sample = manifest.samples[row]
     try:
         pixels = decode(manifest.read(row), min_side=spec.min_side).pixels
