@@ -21,8 +21,8 @@ from topwork.studies.words import compared, difference, percent, points
 from topwork.training.recipe import TuneSettings
 
 SIDE, QUICK_SIDE = 96, 32
-N_TRAIN, N_HELD_OUT = 320, 240
-EPOCHS, QUICK_EPOCHS = 5, 1
+N_TRAIN, N_HELD_OUT = 240, 200
+EPOCHS, QUICK_EPOCHS = 4, 1
 RATE = 1e-3
 REPEATED, FOLDED = "grey, channel repeated", "grey, first convolution folded"
 FROM_COPY, FROM_RANDOM = "learned colours, from repetition", "learned colours, from random"

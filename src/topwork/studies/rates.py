@@ -16,9 +16,9 @@ from topwork.training.recipe import TuneSettings, plan
 from topwork.training.schedule import rate_schedule
 
 SIDE, QUICK_SIDE = 96, 32
-N_TRAIN, N_HELD_OUT = 320, 240
-EPOCHS, QUICK_EPOCHS = 4, 1
-STEPS, QUICK_STEPS = 80, 25
+N_TRAIN, N_HELD_OUT = 240, 200
+EPOCHS, QUICK_EPOCHS = 3, 1
+STEPS, QUICK_STEPS = 60, 20
 FACTOR = 30
 SPREAD = 100  # from the first stage to the head
 ONE_CYCLE, FLAT, RISING = "one-cycle", "flat", "rising with depth"

@@ -21,10 +21,10 @@ from topwork.studies.learning import Learnt, Task, learn, seeded, task_of
 from topwork.studies.study import Findings, Measured, Plot, Series, Table
 from topwork.training.recipe import TuneSettings
 
-SIDE, QUICK_SIDE = 48, 24
+SIDE, QUICK_SIDE = 32, 24
 DEPTHS, QUICK_DEPTHS = (4, 8, 16, 32), (4, 12)
-N_TRAIN, N_HELD_OUT, N_BATCH = 320, 240, 32
-EPOCHS, QUICK_EPOCHS = 8, 1
+N_TRAIN, N_HELD_OUT, N_BATCH = 240, 200, 32
+EPOCHS, QUICK_EPOCHS = 6, 1
 KERNELS = range(1, 9)
 FADES = 0.1  # a gradient that falls below this share on its way down is called fading
 

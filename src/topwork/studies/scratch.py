@@ -22,8 +22,8 @@ from topwork.studies.words import difference, listed, percent, points
 from topwork.training.recipe import TuneSettings
 
 SIDE, QUICK_SIDE = 96, 32
-N_TRAIN, N_HELD_OUT = 400, 240
-EPOCHS, QUICK_EPOCHS = 5, 2
+N_TRAIN, N_HELD_OUT = 240, 200
+EPOCHS, QUICK_EPOCHS = 4, 2
 MAX_EPOCHS = 60  # at equal time
 PRETRAINED = "pretrained"
 

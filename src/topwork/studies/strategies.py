@@ -20,9 +20,9 @@ from topwork.studies.study import Bars, Findings, Grid, Measured, Table
 from topwork.studies.words import best_of, difference, points
 from topwork.training.recipe import TuneSettings
 
-SIDE, QUICK_SIDE = 112, 48
-N_TRAIN, N_HELD_OUT = 320, 240
-EPOCHS, QUICK_EPOCHS = 5, 1
+SIDE, QUICK_SIDE = 96, 48
+N_TRAIN, N_HELD_OUT = 240, 200
+EPOCHS, QUICK_EPOCHS = 3, 1
 FEW = 5  # images a class
 TUNED = {
     "last stages": TuneSettings(strategy="last", last_stages=2, augment="none"),
