@@ -12,11 +12,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from tutorial import default, options, show, sizes, train
+
 import topwork
 from topwork.models.head import parse_head
 from topwork.models.modules import build_classifier
 from topwork.settings import TuneSettings
-from tutorial import default, options, show, sizes, train
 
 HEAD = parse_head("256:relu:0.4")
 LEFT_OUT = "BACKGROUND_Google"

@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from tutorial import default, options, show, sizes, train
 
 import topwork
 from topwork.models.head import parse_head
 from topwork.models.modules import SixBlockNetwork, build_classifier
 from topwork.settings import TuneSettings
-from tutorial import default, options, show, sizes, train
 
 SOURCE = "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip"
 HEAD = parse_head("128:relu:0.2")

@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from tutorial import default, options, show, sizes, train
 
 import topwork
 from topwork.models.head import HeadSpec
 from topwork.models.modules import build_classifier
 from topwork.settings import TuneSettings
-from tutorial import default, options, show, sizes, train
 
 SOURCE = "https://github.com/fruits-360/fruits-360-100x100"
 SETTINGS = TuneSettings(

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tutorial import default, options, show, sizes, train
+
 import topwork
 from topwork.models.head import HeadSpec
 from topwork.models.modules import build_classifier
 from topwork.settings import TuneSettings
-from tutorial import default, options, show, sizes, train
 
 SETTINGS = TuneSettings(
     strategy="head", optimizer="sgd", lr="1e-3", schedule="step", batch_size=32, augment="random-resized-crop+flip",

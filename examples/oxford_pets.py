@@ -12,12 +12,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+from tutorial import default, options, show, sizes, train
+
 import topwork
 from topwork.data.sources import Rules
 from topwork.models.modules import build_classifier, feature_width
 from topwork.settings import TuneSettings
-from torch import nn
-from tutorial import default, options, show, sizes, train
 
 LABEL_REGEX = r"(.+)_\d+\.jpg$"
 HEAD = TuneSettings(
@@ -49,7 +50,11 @@ def with_head(network: nn.Module, n_classes: int) -> nn.Module:
 def main() -> None:
     """The tutorial, then topwork's default."""
     asked = options(__doc__, "resnet34.tv_in1k", epochs=4, more_epochs=2, label_regex=LABEL_REGEX)
-    print("ResNet-34 with fastai's head: {:,} parameters, {:,} in the head".format(*sizes("resnet34", lambda n: with_head(n, 37))))
+    print(
+        "ResNet-34 with fastai's head: {:,} parameters, {:,} in the head".format(
+            *sizes("resnet34", lambda n: with_head(n, 37))
+        )
+    )
     manifest = topwork.scan(asked.data or fetch(), rules=Rules(label_regex=asked.label_regex))
     parts = topwork.split(manifest, valid_fraction=0.0, test_fraction=0.2, seed=asked.seed)
     backbone = topwork.load_backbone(asked.backbone).with_spec(height=asked.size, width=asked.size)

@@ -40,7 +40,9 @@ class Trained:
 def options(about: str | None, backbone: str, epochs: int, size: int = 224, **more: Any) -> argparse.Namespace:
     """The arguments of a script, with its tutorial's values as defaults; ``more`` are further ones by name."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of images; without it they are downloaded, where that is possible")
+    parser.add_argument(
+        "--data", type=Path, help="folder of images; without it they are downloaded, where that is possible"
+    )
     parser.add_argument("--backbone", default=backbone, help=f"default {backbone}; lite0 needs no network")
     parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--size", type=int, default=size, help="input side in pixels")

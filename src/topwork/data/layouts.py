@@ -18,12 +18,15 @@ from topwork.errors import UsageError
 PART_NAMES = {
     "train": "train",
     "training": "train",
+    "training_set": "train",
     "valid": "valid",
     "validation": "valid",
     "val": "valid",
     "dev": "valid",
     "test": "test",
     "testing": "test",
+    "test_set": "test",
+    "validation_set": "valid",
 }
 LABEL_SEPARATOR = "|"
 

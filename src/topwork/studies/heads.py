@@ -19,7 +19,7 @@ from topwork.models.modules import make_head
 from topwork.studies.bench import Bench, Bools, Ints
 from topwork.studies.learning import FeatureTask, Learnt, learn, seeded
 from topwork.studies.study import Bars, Findings, Measured, Plot, Series, Table
-from topwork.studies.words import best_of, compared, share
+from topwork.studies.words import best_of, compared, share, upper
 from topwork.training.recipe import TuneSettings
 
 SIDE, QUICK_SIDE = 224, 64
@@ -150,6 +150,6 @@ def _size_sentence(runs: dict[str, Learnt]) -> str:
     small = min(runs.values(), key=lambda run: run.n_trainable)
     large = max(runs.values(), key=lambda run: run.n_trainable)
     times = large.n_trainable / small.n_trainable
-    return f"{large.name} has {times:.0f} times the parameters of {small.name}. " + compared(
+    return f"{upper(large.name)} has {times:.0f} times the parameters of {small.name}. " + compared(
         small.name, small.correct, large.name, large.correct
     )

@@ -1,0 +1,224 @@
+"""Every study runs from drawn images to its page; what it says is in its values; the verb lists and refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from topwork.errors import UsageError
+from topwork.settings import StudySettings
+from topwork.studies import backbones
+from topwork.studies.bench import in_turn, prepare
+from topwork.studies.catalogue import STUDIES, runner_of, study_named
+from topwork.studies.drawn import SHAPES, draw_folder
+from topwork.studies.study import Bars, Grid, Measured, Plot, Series, Table
+from topwork.verbs.study import run_study
+from topwork.web.examine_page import page_environment
+from topwork.web.figures import figure, stand_alone
+from topwork.web.study_page import render, write_study
+
+SMALL = StudySettings(quick=True, backbone="random:test_efficientnet", size=32, n_images=40)
+NAMES = [study.name for study in STUDIES]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """On tiny networks further threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return draw_folder(tmp_path_factory.mktemp("drawn"), 12)
+
+
+@pytest.fixture(scope="module")
+def studied(images):
+    """Runs a study once, however many tests look at it."""
+    done: dict = {}
+
+    def run(name):
+        if name not in done:
+            done[name] = run_study(name, images, SMALL)
+        return done[name]
+
+    return run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_runs_and_its_page_holds_what_it_found(name, studied, tmp_path):
+    found = studied(name)
+    assert found.findings.sentences
+    values = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert values["name"] == name
+    assert values["sentences"] == list(found.findings.sentences)
+    page = write_study(found, tmp_path).read_text()
+    assert "<script" not in page
+    for part in found.findings.parts:
+        assert part.title.replace("'", "&#39;") in page
+    for number, part in enumerate(found.findings.parts, start=1):
+        if isinstance(part, Plot | Bars):
+            text = (tmp_path / f"{name}-{number}.svg").read_text()
+            ElementTree.fromstring(text)
+            assert "nan" not in text
+        elif isinstance(part, Grid):
+            assert (tmp_path / f"{name}-{number}.jpg").stat().st_size < 120_000
+    assert json.loads((tmp_path / f"{name}.json").read_text())["values"] == values["values"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_share_in_a_sentence_is_in_the_tables(name, studied):
+    """A percentage with an interval that a sentence names is a measured cell or bar of the study."""
+    found = studied(name).findings
+    shown = set()
+    for part in found.parts:
+        cells = [cell for row in part.rows for cell in row] if isinstance(part, Table | Bars) else []
+        shown |= {f"{100 * cell.value:.1f} % ({100 * cell.low:.1f} to {100 * cell.high:.1f})" for cell in cells if isinstance(cell, Measured)}  # fmt: skip
+    for text in found.sentences:
+        for told in re.findall(r"[\d.]+ % \([\d.]+ to [\d.]+\)", text):
+            assert told in shown, told
+
+
+def test_gradients_of_plain_networks_decay_and_those_of_residual_ones_do_not(studied):
+    found = studied("residual").findings
+    shares = found.values["first_by_last"]
+    assert shares["plain 12"] < 0.1 * shares["plain 4"]
+    assert shares["residual 12"] > 0.1
+    assert found.sentences[0].endswith("it decays with depth.")
+    assert found.sentences[1].endswith("it does not decay with depth.")
+
+
+def test_scratch_compares_every_network_at_equal_epochs_and_equal_time(studied):
+    found = studied("scratch").findings
+    table = next(part for part in found.parts if isinstance(part, Table))
+    pretrained, *others = table.rows
+    assert pretrained[0] == "pretrained"
+    assert {row[0] for row in others} >= {"six blocks", "plain, 12 layers", "residual, ResNet-9"}
+    assert sum(row[2] == pretrained[2] for row in others) == 4  # each of the four at equal epochs
+
+
+def test_a_folded_first_convolution_answers_as_the_repeated_channel(studied):
+    found = studied("grayscale").findings
+    accuracy = found.values["accuracy"]
+    assert set(accuracy) >= {"colour", "grey, channel repeated", "grey, first convolution folded"}
+    assert any("exercise" in text for text in found.sentences)
+
+
+def test_heads_have_the_parameters_that_arithmetic_gives(studied):
+    counts = studied("heads").findings.values["n_parameters"]
+    d, c = 256, len(SHAPES)
+    assert counts["linear"] == d * c + c
+    assert counts["256-relu-0.4"] == d * 256 + 256 + 256 * c + c
+    assert counts["128-relu-0.2"] == d * 128 + 128 + 128 * c + c
+
+
+def test_backbones_have_the_published_parameters():
+    sizes = {name: backbones._size(name, timm_name, "", 32).n_parameters for name, timm_name, _ in backbones.NETWORKS if name in ("lite0", "resnet18")}  # fmt: skip
+    assert sizes == {"lite0": 4_652_008, "resnet18": 11_689_512}
+
+
+def test_resnet18_has_1_8_billion_multiply_adds():
+    import timm
+
+    with torch.device("meta"):
+        network = timm.create_model("resnet18", pretrained=False).eval()
+    assert backbones.multiply_adds(network, (224, 224)) == pytest.approx(1.814e9, rel=0.01)
+
+
+# ---- bench and catalogue
+
+
+def test_classes_take_turns_so_that_every_beginning_is_balanced():
+    labels = np.repeat([0, 1, 2], [10, 20, 5])
+    rows = in_turn(np.arange(35), labels, 0)
+    assert sorted(rows) == list(range(35))
+    assert np.bincount(labels[rows[:15]]).tolist() == [5, 5, 5]
+
+
+def test_a_bench_divides_without_overlap_and_repeats_itself(images):
+    one, two = (prepare(images, SMALL) for _ in range(2))
+    assert not set(one.train) & set(one.held_out)
+    assert len(one.train) + len(one.held_out) == len(one.manifest.samples) <= 41
+    assert [s.path for s in one.manifest.samples] == [s.path for s in two.manifest.samples]
+    assert len(np.bincount(one.labels[one.held_out])) == len(SHAPES)
+
+
+def test_without_images_shapes_are_drawn():
+    said: list[str] = []
+    bench = prepare(None, SMALL, said.append)
+    assert bench.classes == tuple(sorted(SHAPES))
+    assert "drawn" in said[0]
+
+
+def test_one_class_is_refused(images):
+    with pytest.raises(UsageError, match="two classes"):
+        prepare(images / "disc", SMALL)
+
+
+def test_every_study_of_the_catalogue_has_a_module():
+    for study in STUDIES:
+        assert callable(runner_of(study))
+        assert all((study.title, study.teaches, study.cost, study.source))
+    with pytest.raises(UsageError, match="did you mean normalization"):
+        study_named("normalisation")
+
+
+def test_the_verb_lists_runs_and_refuses(images, tmp_path):
+    def topwork(*arguments):
+        command = [sys.executable, "-m", "topwork.cli", "study", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    listed = topwork("--list", "--json")
+    assert [study["name"] for study in json.loads(listed.stdout)["studies"]] == NAMES
+    wrong = topwork("nothing", images)
+    assert wrong.returncode == 2
+    assert "no such study" in wrong.stderr
+    small = ["--quick", "--backbone", SMALL.backbone, "--size", 32, "--n-images", 40, "--out", tmp_path]
+    done = topwork("data-size", images, *small, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["page"] == str(tmp_path / "data-size.html")
+    assert answer["sentences"]
+
+
+# ---- figures
+
+
+def test_a_plot_on_logarithmic_axes_puts_powers_of_ten_at_equal_distances():
+    drawn = figure(Plot("t", "x", "y", (Series("a", ((1, 1e-3), (10, 1e-2), (100, 1e-1))),), "log", "log"))
+    (x1, y1), (x2, y2), (x3, y3) = drawn.lines[0].dots
+    assert x2 - x1 == pytest.approx(x3 - x2, abs=0.1)
+    assert y1 - y2 == pytest.approx(y2 - y3, abs=0.1)
+
+
+def test_bars_are_as_long_as_their_shares_and_names_are_escaped():
+    bars = Bars("t", "accuracy", (("<b>", Measured(0.25, 0.2, 0.3, 100)), ("b", Measured(0.5, 0.4, 0.6, 100))))
+    drawn = figure(bars)
+    assert 2 * (drawn.bars[0].x - drawn.left) == pytest.approx(drawn.bars[1].x - drawn.left, abs=0.1)
+    text = stand_alone(bars, page_environment())
+    ElementTree.fromstring(text)
+    assert "<b>" not in text
+
+
+def test_class_names_cannot_run_in_a_page(tmp_path):
+    root = draw_folder(tmp_path, 8)
+    (root / "disc").rename(root / "<img src=x onerror=alert(1)>")
+    page = render(run_study("heads", root, SMALL))
+    assert "<img src=x" not in page
+
+
+@pytest.mark.slow
+def test_forgetting_normalisation_costs_accuracy_on_photographs(shared_data):
+    found = run_study("normalization", shared_data / "ants-bees", StudySettings(quick=True)).findings
+    assert found.values["drop"]["is_clear"]
+    assert found.values["drop"]["value"] < 0

@@ -1,0 +1,113 @@
+"""Sentences of studies follow from the values: hand-set answers, and what has to be said of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from topwork.studies import normalization, rates, residual, scratch
+from topwork.studies.learning import Epoch, Learnt
+from topwork.studies.study import Measured
+from topwork.studies.words import best_of, cell_text, compared, difference, listed, points, share
+
+
+def right(n_right: int, n: int = 100):
+    return np.arange(n) < n_right
+
+
+def learnt(name: str, n_right: int, loss: float = 1.0) -> Learnt:
+    epoch = Epoch(1, 2.0, loss, loss, right(n_right))
+    return Learnt(name, (epoch,), np.zeros((100, 2), np.float32), 10, 5)
+
+
+def test_a_measured_share_has_wilsons_interval():
+    found = Measured.of(right(95))
+    assert (found.value, found.n) == (0.95, 100)
+    assert (round(found.low, 3), round(found.high, 3)) == (0.888, 0.978)
+    assert share(found) == "95.0 % (88.8 to 97.8)"
+    assert Measured.of(right(50)).overlaps(Measured.of(right(55)))
+    assert not Measured.of(right(50)).overlaps(Measured.of(right(90)))
+
+
+def test_equal_answers_are_no_clear_difference():
+    assert "No clear difference" in compared("a", right(90), "b", right(90))
+    assert not difference(right(90), right(91)).is_clear
+
+
+def test_a_clear_difference_names_the_better_one_whatever_the_order():
+    assert "b is clearly better" in compared("a", right(60), "b", right(90))
+    assert "a is clearly better" in compared("a", right(90), "b", right(60))
+
+
+def test_the_numbers_of_a_sentence_are_those_of_the_answers():
+    found = difference(right(60), right(90))
+    text = compared("a", right(60), "b", right(90))
+    assert found.value == pytest.approx(0.3)
+    for part in ("90.0 %", "60.0 %", "+30.0", points(found.low), points(found.high)):
+        assert part in text
+
+
+def test_the_best_of_several_is_told_from_those_it_can_be_told_from():
+    text = best_of({"one": right(90), "two": right(89), "three": right(50)})
+    assert text.startswith("One has the most right: 90.0 %")
+    assert "two cannot be told from it" in text
+    assert "three clearly can" in text
+    assert "no clear difference" in best_of({"one": right(90), "two": right(89)})
+    assert "clearly more than every other" in best_of({"one": right(90), "two": right(50)})
+
+
+def test_cells_and_lists_are_written_plainly():
+    assert [cell_text(cell) for cell in (1234, 0.00012345, None, "x")] == ["1,234", "0.0001234", "–", "x"]
+    assert listed(["a", "b", "c"]) == "a, b and c"
+
+
+def test_normalisation_says_what_it_costs_or_that_nothing_is_clear():
+    broken = {("with", "with"): right(95), ("with", "without"): right(55), ("without", "without"): right(94)}
+    first, second = normalization._sentences(broken)
+    assert "95.0 %" in first
+    assert "55.0 %" in first
+    assert "forgetting it in the test costs 40.0 points" in first
+    assert "no clear difference from having it in both" in second
+    fine = {("with", "with"): right(95), ("with", "without"): right(95), ("without", "without"): right(60)}
+    first, second = normalization._sentences(fine)
+    assert "no clear difference" in first
+    assert "clearly less" in second
+
+
+def test_scratch_says_far_ahead_only_outside_the_noise():
+    far = scratch._sentences(learnt("pretrained", 95), {"six": learnt("six", 60)}, {"six": learnt("six", 70)}, 2, 0)
+    assert "At equal epochs" in far[0]
+    assert "Pretraining is far ahead, outside the noise" in far[0]
+    assert "+25.0 points" in far[1]
+    near = scratch._sentences(learnt("pretrained", 95), {"six": learnt("six", 94)}, {"six": learnt("six", 94)}, 2, 0)
+    assert all("No clear difference" in text for text in near[:2])
+    behind = scratch._sentences(learnt("pretrained", 50), {"six": learnt("six", 95)}, {"six": learnt("six", 95)}, 2, 0)
+    assert "From scratch is ahead" in behind[0]
+
+
+def test_rates_says_no_clear_difference_where_there_is_none():
+    runs = {name: learnt(name, n) for name, n in (("a", 90), ("b", 90), ("c", 90), ("d", 40), ("e", 91))}
+    said = rates._sentences(runs, 0)
+    assert "No clear difference" in said[0]
+    assert "−50.0 points" in said[2]
+    assert said[3].endswith("no clear difference.")
+
+
+def measurement(kind: str, depth: int, first: float) -> residual.Measurement:
+    return residual.Measurement(kind, depth, [first, 1.0], [first, 1.0], learnt(kind, 50))
+
+
+def test_residual_says_decays_only_where_it_does():
+    found = [measurement("plain", 4, 1.0), measurement("plain", 32, 1e-6), measurement("residual", 4, 1.0), measurement("residual", 32, 0.5)]  # fmt: skip
+    plain, skip = residual._gradient_sentences(found)
+    assert "1e-6 times with 32" in plain
+    assert "decays with depth" in plain
+    assert "does not decay with depth" in skip
+    assert "no clear difference" in residual._training_sentence(found)
+
+
+def test_the_padding_sentence_is_read_off_the_table():
+    rows = [residual._kernel_row(k) for k in residual.KERNELS]
+    text = residual.padding_sentence(rows)
+    assert "kernel - 2 gives that for 3 only" in text
+    assert "kernel // 2 for 1, 3, 5, 7;" in text
