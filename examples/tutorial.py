@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ from topwork.training.recipe import plan
 
 @dataclass(frozen=True)
 class Trained:
-    """The test images as a trained network answers them, and the seconds it took."""
+    """The test images as a trained network answers them, the seconds it took, and one record an epoch."""
 
     test: Predictions
     seconds: float
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def options(about: str | None, backbone: str, epochs: int, size: int = 224, **more: Any) -> argparse.Namespace:
@@ -69,7 +70,7 @@ def train(
     if recipe.outputs == "binary":
         logits = np.concatenate([np.zeros_like(logits), logits], axis=1)  # sigmoid(z) = softmax(0, z)
     answers = Predictions(manifest.classes, parts.test, labels[parts.test], logits)
-    return Trained(answers, time.perf_counter() - started)
+    return Trained(answers, time.perf_counter() - started, tuned.history)
 
 
 def default(manifest: Manifest, parts: Split, size: int) -> Trained:

@@ -61,17 +61,25 @@ def test_cells_and_lists_are_written_plainly():
     assert listed(["a", "b", "c"]) == "a, b and c"
 
 
+def table(with_unit: int, with_bytes: int, unit_unit: int):
+    """Answers of a head trained on normalised images, and of one trained and tested on pixels from 0 to 1."""
+    one, two = normalization.FORGOTTEN
+    own = normalization.WITH
+    return {
+        (own, own): right(95), (own, one): right(with_unit), (own, two): right(with_bytes), (one, one): right(unit_unit),
+    }  # fmt: skip
+
+
 def test_normalisation_says_what_it_costs_or_that_nothing_is_clear():
-    broken = {("with", "with"): right(95), ("with", "without"): right(55), ("without", "without"): right(94)}
-    first, second = normalization._sentences(broken)
-    assert "95.0 %" in first
-    assert "55.0 %" in first
-    assert "forgetting it in the test costs 40.0 points" in first
-    assert "no clear difference from having it in both" in second
-    fine = {("with", "with"): right(95), ("with", "without"): right(95), ("without", "without"): right(60)}
-    first, second = normalization._sentences(fine)
+    first, second, third = normalization._sentences(table(95, 55, 94))
     assert "no clear difference" in first
-    assert "clearly less" in second
+    assert "95.0 %" in second
+    assert "55.0 %" in second
+    assert "costs 40.0 points" in second
+    assert "no clear difference from normalisation in both" in third
+    first, _, third = normalization._sentences(table(60, 55, 60))
+    assert "costs 35.0 points" in first
+    assert "clearly less" in third
 
 
 def test_scratch_says_far_ahead_only_outside_the_noise():
