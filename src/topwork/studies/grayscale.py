@@ -17,7 +17,7 @@ from topwork.models.lecture import FirstChannel, LearnedColours, fold_first_conv
 from topwork.studies.bench import Bench, Bools
 from topwork.studies.learning import Learnt, Task, learn, logits_of, pretrained, seeded, task_of
 from topwork.studies.study import Bars, Findings, Grid, Measured, Plot, Series, Table
-from topwork.studies.words import compared, difference, percent, points
+from topwork.studies.words import compared, counted, difference, percent, points
 from topwork.training.recipe import TuneSettings
 
 SIDE, QUICK_SIDE = 96, 32
@@ -85,7 +85,7 @@ def run(bench: Bench) -> Findings:
                     (REPEATED, int(heads["grey"].weight.size + heads["grey"].bias.size), None, Measured.of(answers[REPEATED])),
                     *((name, f.n_trainable, f.seconds, Measured.of(f.correct)) for name, f in trained.items()),
                 ),
-                f"{epochs} epochs on {n} images at {side} px; the backbone rests.",
+                f"{counted(epochs, 'epoch')} on {n} images at {side} px; the backbone rests.",
             ),
             Grid(
                 "The images", ("in colour", "in grey"),

@@ -19,7 +19,7 @@ from topwork.models.modules import make_head
 from topwork.studies.bench import Bench, Bools, Ints
 from topwork.studies.learning import FeatureTask, Learnt, learn, seeded
 from topwork.studies.study import Bars, Findings, Measured, Plot, Series, Table
-from topwork.studies.words import best_of, compared, share, upper
+from topwork.studies.words import best_of, compared, counted, share, upper
 from topwork.training.recipe import TuneSettings
 
 SIDE, QUICK_SIDE = 224, 64
@@ -81,7 +81,7 @@ def run(bench: Bench) -> Findings:
                         for (name, _, where), run in zip(HEADS, runs.values(), strict=True)
                     ),
                 ),
-                f"{task.train.shape[1]} features; {epochs} epochs of AdamW with one-cycle rates; the fitted head is solved, "
+                f"{task.train.shape[1]} features; {counted(epochs, 'epoch')} of AdamW with one-cycle rates; the fitted head is solved, "
                 "its penalty chosen by cross-validation.",
             ),
             Plot(

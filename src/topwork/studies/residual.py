@@ -19,6 +19,7 @@ from topwork.models.modules import count_parameters
 from topwork.studies.bench import Bench
 from topwork.studies.learning import Learnt, Task, learn, seeded, task_of
 from topwork.studies.study import Findings, Measured, Plot, Series, Table
+from topwork.studies.words import counted
 from topwork.training.recipe import TuneSettings
 
 SIDE, QUICK_SIDE = 32, 24
@@ -72,7 +73,7 @@ def run(bench: Bench) -> Findings:
                     (m.kind, m.depth, m.share, m.share_after, Measured.of(m.learnt.correct), m.learnt.n_parameters)
                     for m in found
                 ),
-                f"16 channels, no batch norm, {epochs} epochs on {len(task.train)} images at {side} px.",
+                f"16 channels, no batch norm, {counted(epochs, 'epoch')} on {len(task.train)} images at {side} px.",
             ),
             Table(
                 "When does the padding break?",

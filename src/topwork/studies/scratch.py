@@ -18,7 +18,7 @@ from topwork.models.modules import SixBlockNetwork
 from topwork.studies.bench import Bench
 from topwork.studies.learning import Learnt, Task, learn, pretrained, seeded, task_of
 from topwork.studies.study import Bars, Findings, Measured, Plot, Series, Table
-from topwork.studies.words import difference, listed, percent, points
+from topwork.studies.words import counted, difference, listed, percent, points
 from topwork.training.recipe import TuneSettings
 
 SIDE, QUICK_SIDE = 96, 32
@@ -139,8 +139,7 @@ def _sentences(
     chance = 1 / n_classes
     lost = [name for name, found in equal_epochs.items() if Measured.of(found.correct).low <= chance]
     if lost:
-        verb = "cannot"
         said.append(
-            f"After {len(tuned.epochs)} epochs {listed(lost)} {verb} be told from guessing ({percent(chance)})."
+            f"After {counted(len(tuned.epochs), 'epoch')}, {listed(lost)} cannot be told from guessing ({percent(chance)})."
         )
     return said

@@ -17,7 +17,7 @@ from topwork.evaluation.perturb import edges
 from topwork.studies.bench import Bench, Bools
 from topwork.studies.learning import Epoch, Learnt, Task, learn, pretrained, task_of
 from topwork.studies.study import Bars, Findings, Grid, Measured, Table
-from topwork.studies.words import best_of, difference, points
+from topwork.studies.words import best_of, counted, difference, points
 from topwork.training.recipe import TuneSettings
 
 SIDE, QUICK_SIDE = 96, 48
@@ -63,7 +63,7 @@ def run(bench: Bench) -> Findings:
                 "All runs",
                 ("images", "how many", "training images", "what moves", "accuracy", "trainable parameters", "seconds"),
                 tuple(rows),
-                f"{epochs} epochs at {side} px, every way from the same fitted head. Seconds of training on this machine; "
+                f"{counted(epochs, 'epoch')} at {side} px, every way from the same fitted head. Seconds of training on this machine; "
                 "features only: of fitting the head, once the images are embedded.",
             ),
             Grid("What was changed", ("",) * 4, tuple((kind, tuple(some)) for kind, some in images.items())),

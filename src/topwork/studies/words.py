@@ -104,6 +104,11 @@ def listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def counted(n: int, noun: str) -> str:
+    """``1 epoch``, ``4 epochs``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def upper(text: str) -> str:
     """The text with a capital in front."""
     return text[:1].upper() + text[1:]
