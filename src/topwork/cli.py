@@ -605,7 +605,7 @@ def study(
     from topwork.studies.catalogue import STUDIES
     from topwork.terminal import Terminal, studied_lines, study_list_lines
     from topwork.verbs.study import run_study
-    from topwork.web.study_page import write_study
+    from topwork.web.study_page import make_folder, write_study
 
     if list or name is None:
         if common.json:
@@ -614,6 +614,7 @@ def study(
             print("\n".join(study_list_lines(STUDIES)))
         return 0
     with Terminal(common.quiet) as terminal:
+        make_folder(Path(out))
         studied = run_study(name, path, settings, watcher=terminal)
         terminal.step("report")
         page = write_study(studied, Path(out))

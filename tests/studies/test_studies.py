@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from topwork.cli import app
-from topwork.errors import UsageError
+from topwork.errors import TopworkError, UsageError
 from topwork.settings import StudySettings
 from topwork.studies import backbones
 from topwork.studies.bench import in_turn, prepare
@@ -164,6 +164,16 @@ def test_one_class_is_refused(images, tmp_path):
     shutil.copytree(images / "disc", tmp_path / "data" / "disc")
     with pytest.raises(UsageError, match="two classes"):
         prepare(tmp_path / "data", SMALL)
+
+
+def test_wrong_sizes_and_places_are_refused_before_any_work(images, tmp_path):
+    with pytest.raises(UsageError, match="--size 8"):
+        prepare(images, StudySettings(size=8))
+    with pytest.raises(UsageError, match="--n-images 3"):
+        prepare(images, StudySettings(n_images=3))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TopworkError, match="cannot be made"):
+        app(["study", "residual", str(images), "--out", str(tmp_path / "file" / "below")])
 
 
 def test_every_study_of_the_catalogue_has_a_module():

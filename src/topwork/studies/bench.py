@@ -28,6 +28,7 @@ from topwork.settings import StudySettings, cache_folder
 from topwork.studies.drawn import draw_folder
 
 QUICK_IMAGES = 80
+SMALLEST_SIDE = 32
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
@@ -154,6 +155,7 @@ def prepare(
     Raises:
         UsageError: nothing to train on, fewer than two classes, or no image to judge on.
     """
+    _check(settings)
     if path is None:
         path = draw_folder(cache_folder() / "drawn-shapes", 30, settings.seed)
         say("No images were given: the study runs on drawn shapes.")
@@ -180,6 +182,13 @@ def prepare(
         thin, labels[rows], places[: len(train)], places[len(train) :], load_backbone(settings.backbone), settings, say,
         on_progress,
     )  # fmt: skip
+
+
+def _check(settings: StudySettings) -> None:
+    if settings.size is not None and settings.size < SMALLEST_SIDE:
+        raise UsageError(f"--size {settings.size}: the studies' networks need at least {SMALLEST_SIDE} pixels.")
+    if settings.n_images is not None and settings.n_images < 8:
+        raise UsageError(f"--n-images {settings.n_images}: a study needs at least 8 images.")
 
 
 def in_turn(rows: Ints, labels: Ints, seed: int) -> Ints:

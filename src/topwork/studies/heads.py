@@ -8,6 +8,7 @@ compared image by image.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -62,11 +63,11 @@ def run(bench: Bench) -> Findings:
         bench.say(f"heads: {name}")
         runs[name] = _learn(name, parse_head(text), task, epochs)
         answers[name] = runs[name].correct
-    two = _two_classes(bench, features, epochs)
+    pair, two = _two_classes(bench, features, epochs)
     return Findings(
         sentences=(
             best_of(dict(answers), bench.seed),
-            _loss_sentence(bench, two),
+            _loss_sentence(pair, two, bench.seed),
             _size_sentence(runs),
         ),
         parts=(
@@ -89,7 +90,7 @@ def run(bench: Bench) -> Findings:
                 tuple(Series(run.name, tuple((float(e.number), e.loss) for e in run.epochs)) for run in runs.values()),
             ),
             Table(
-                f"Two classes: {bench.classes[0]} and {bench.classes[1]}", ("output and loss", "parameters", "accuracy", "loss"),
+                f"Two classes: {pair[0]} and {pair[1]}", ("output and loss", "parameters", "accuracy", "loss"),
                 tuple((run.name, run.n_trainable, Measured.of(run.correct), run.epochs[-1].loss) for run in two),
             ),
         ),
@@ -119,19 +120,26 @@ def _learn(name: str, spec: HeadSpec, task: FeatureTask, epochs: int, outputs: s
     return learn(name, head, settings, task)
 
 
-def _two_classes(bench: Bench, features: Features, epochs: int) -> tuple[Learnt, Learnt]:
-    """The first two classes: two logits and cross-entropy, one logit and binary cross-entropy."""
-    train, held_out = (rows[bench.labels[rows] < 2] for rows in (bench.train, bench.held_out))
+def _two_classes(bench: Bench, features: Features, epochs: int) -> tuple[tuple[str, str], tuple[Learnt, Learnt]]:
+    """The two classes of most images: two logits and cross-entropy, one logit and binary cross-entropy."""
+    counts = np.bincount(bench.labels[bench.held_out], minlength=len(bench.classes))
+    pair = np.sort(np.argsort(-counts, kind="stable")[:2])
+    train, held_out = (rows[np.isin(bench.labels[rows], pair)] for rows in (bench.train, bench.held_out))
     task = _task(bench, features, train, held_out, 2)
-    return (
+    task = replace(
+        task, train_labels=np.searchsorted(pair, task.train_labels),
+        held_out_labels=np.searchsorted(pair, task.held_out_labels),
+    )  # fmt: skip
+    runs = (
         _learn("two logits, cross-entropy", HeadSpec(), task, epochs),
         _learn("one logit, binary cross-entropy", HeadSpec(), task, epochs, "binary"),
     )
+    return (bench.classes[pair[0]], bench.classes[pair[1]]), runs
 
 
-def _loss_sentence(bench: Bench, two: tuple[Learnt, Learnt]) -> str:
+def _loss_sentence(pair: tuple[str, str], two: tuple[Learnt, Learnt], seed: int) -> str:
     same = bool((two[0].correct == two[1].correct).all())
-    names = f"{bench.classes[0]} and {bench.classes[1]}"
+    names = f"{pair[0]} and {pair[1]}"
     if same:
         return (
             f"For two classes ({names}) two logits with cross-entropy and one logit with binary cross-entropy are right on "
@@ -142,7 +150,7 @@ def _loss_sentence(bench: Bench, two: tuple[Learnt, Learnt]) -> str:
         two[0].correct,
         "one logit with binary cross-entropy",
         two[1].correct,
-        bench.seed,
+        seed,
     )
 
 

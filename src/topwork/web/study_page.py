@@ -7,6 +7,7 @@ with every number; each plot as ``NAME-K.svg`` and each grid of pictures as ``NA
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,21 @@ FACT_NAMES = {
     "backbone": "Backbone", "n_classes": "Classes", "n_train": "Training images", "n_held_out": "Held-out images",
     "side": "Input side in pixels", "epochs": "Epochs", "seed": "Seed", "data_digest": "Digest of the data",
 }  # fmt: skip
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder for pages; a study takes minutes, so what cannot be written is said before it.
+
+    Raises:
+        TopworkError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise TopworkError(f"--out {shown(str(folder))}: cannot be made: {reason}.") from None
+    if not os.access(folder, os.W_OK):
+        raise TopworkError(f"--out {shown(str(folder))}: cannot be written to.")
 
 
 def write_study(studied: Studied, folder: Path) -> Path:
