@@ -103,7 +103,9 @@ def run(bench: Bench) -> Findings:
 def _trained(bench: Bench, side: int, task: Task, head: LinearHead, epochs: int) -> dict[str, Learnt]:
     """The exercise from both starts."""
     backbone = bench.scaled(side)
-    settings = TuneSettings(strategy="all", epochs=epochs, lr=f"{RATE}", augment="none", batch_norm="frozen")
+    settings = TuneSettings(
+        strategy="all", epochs=epochs, lr=f"{RATE}", augment="none", batch_norm="frozen", batch_size=16
+    )
 
     def colours(at_random: bool) -> nn.Module:
         module = LearnedColours(pretrained(backbone, task.n_classes, head), backbone.spec)

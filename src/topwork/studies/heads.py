@@ -116,7 +116,7 @@ def _task(bench: Bench, features: Features, train: Ints, held_out: Ints, n_class
 def _learn(name: str, spec: HeadSpec, task: FeatureTask, epochs: int, outputs: str = "softmax") -> Learnt:
     n_outputs = 1 if outputs == "binary" else task.n_classes
     head = seeded(lambda: Head(spec, task.train.shape[1], n_outputs), task.seed)
-    settings = TuneSettings(strategy="head", epochs=epochs, augment="none", lr="1e-3", outputs=outputs)  # type: ignore[arg-type]
+    settings = TuneSettings(strategy="head", epochs=epochs, augment="none", lr="1e-3", batch_size=32, outputs=outputs)  # type: ignore[arg-type]
     return learn(name, head, settings, task)
 
 

@@ -29,7 +29,7 @@ def run(bench: Bench) -> Findings:
     side, epochs = bench.side(SIDE, QUICK_SIDE), QUICK_EPOCHS if bench.quick else EPOCHS
     task = task_of(bench, side, N_TRAIN, N_HELD_OUT)
     backbone = bench.scaled(side)
-    base = TuneSettings(strategy="all", epochs=epochs, augment="none", ema=None)
+    base = TuneSettings(strategy="all", epochs=epochs, augment="none", ema=None, batch_size=16)
     network = pretrained(backbone, task.n_classes, None, bench.seed)
     recipe = plan(_at(base, 1.0), facts_of(task.train_labels, task.n_classes, 0), stage_names(network), bench.seed)
     bench.say("rates: the range test")

@@ -94,7 +94,7 @@ def run(bench: Bench) -> Findings:
 def _measure(kind: str, depth: int, task: Task, epochs: int) -> Measurement:
     network = seeded(lambda: DeepNetwork(task.n_classes, depth, residual=kind == "residual"), task.seed)
     start = _gradients(network, task)
-    settings = TuneSettings(strategy="scratch", epochs=epochs, augment="none", lr="2e-3")
+    settings = TuneSettings(strategy="scratch", epochs=epochs, augment="none", lr="2e-3", batch_size=16)
     learnt = learn(f"{kind}, {depth} layers", network, settings, task)
     return Measurement(kind, depth, start, _gradients(network, task), learnt)
 

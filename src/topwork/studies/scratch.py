@@ -24,7 +24,7 @@ from topwork.training.recipe import TuneSettings
 SIDE, QUICK_SIDE = 96, 32
 N_TRAIN, N_HELD_OUT = 240, 200
 EPOCHS, QUICK_EPOCHS = 4, 2
-MAX_EPOCHS = 60  # at equal time
+MAX_EPOCHS = 30  # at equal time
 PRETRAINED = "pretrained"
 
 
@@ -32,7 +32,7 @@ def run(bench: Bench) -> Findings:
     """The study."""
     side, epochs = bench.side(SIDE, QUICK_SIDE), QUICK_EPOCHS if bench.quick else EPOCHS
     task = task_of(bench, side, N_TRAIN, N_HELD_OUT)
-    settings = TuneSettings(epochs=epochs, augment="flip")
+    settings = TuneSettings(epochs=epochs, augment="flip", batch_size=16)
     bench.say("scratch: the pretrained network")
     tuned = learn(
         PRETRAINED,
@@ -87,8 +87,8 @@ def _networks(bench: Bench, n_classes: int) -> dict[str, Callable[[], nn.Module]
     """The networks that start at random; narrow ones, so that two cores are enough."""
     made: dict[str, Callable[[], nn.Module]] = {
         "six blocks": lambda: SixBlockNetwork(n_classes, narrower=8, padding=1),
-        "plain, 12 layers": lambda: DeepNetwork(n_classes, 12, 32, norm=True),
-        "residual, ResNet-9": lambda: ResNet9(n_classes, width=16),
+        "plain, 12 layers": lambda: DeepNetwork(n_classes, 12, 16, norm=True),
+        "residual, ResNet-9": lambda: ResNet9(n_classes, width=8),
     }
     random = load_backbone(f"random:{bench.backbone.architecture}")
     made[f"{bench.backbone.name}, random"] = lambda: pretrained(random, n_classes, None, bench.seed)

@@ -24,10 +24,8 @@ SIDE, QUICK_SIDE = 96, 48
 N_TRAIN, N_HELD_OUT = 240, 200
 EPOCHS, QUICK_EPOCHS = 3, 1
 FEW = 5  # images a class
-TUNED = {
-    "last stages": TuneSettings(strategy="last", last_stages=2, augment="none"),
-    "everything": TuneSettings(augment="none"),
-}
+_BASE = TuneSettings(augment="none", batch_size=16)
+TUNED = {"last stages": replace(_BASE, strategy="last", last_stages=2), "everything": _BASE}
 
 
 def run(bench: Bench) -> Findings:
