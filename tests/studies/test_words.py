@@ -109,8 +109,8 @@ def test_residual_says_decays_only_where_it_does():
     found = [measurement("plain", 4, 1.0), measurement("plain", 32, 1e-6), measurement("residual", 4, 1.0), measurement("residual", 32, 0.5)]  # fmt: skip
     plain, skip = residual._gradient_sentences(found)
     assert "1e-6 times with 32" in plain
-    assert "decays with depth" in plain
-    assert "does not decay with depth" in skip
+    assert "it decays with depth, by 6 orders of magnitude" in plain
+    assert "it does not decay away with depth, it stays within a factor of 2.0" in skip
     assert "no clear difference" in residual._training_sentence(found)
 
 

@@ -8,6 +8,7 @@ padding that keeps a map's side are worked out, too: the lecture asks when its o
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +28,7 @@ DEPTHS, QUICK_DEPTHS = (4, 8, 16, 32), (4, 12)
 N_TRAIN, N_HELD_OUT, N_BATCH = 240, 200, 32
 EPOCHS, QUICK_EPOCHS = 6, 1
 KERNELS = range(1, 9)
-FADES = 0.1  # a gradient that falls below this share on its way down is called fading
+VANISHED = 0.02  # a share of the gradient that falls below this part of that of the shallowest network decays
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +131,13 @@ def _gradient_sentences(found: list[Measurement]) -> list[str]:
             f"In {kind} networks the first layer gets {_times(shallow.share)} of the last one's gradient with {shallow.depth} "
             f"layers and {_times(deep.share)} with {deep.depth}"
         )
-        fades = deep.share < FADES and deep.share < FADES * shallow.share
-        said.append(f"{facts}: it {'decays with depth' if fades else 'does not decay with depth'}.")
+        fall = shallow.share / max(deep.share, 1e-30)
+        if deep.share < VANISHED * shallow.share:
+            said.append(f"{facts}: it decays with depth, {_fold(fall)}.")
+        else:
+            said.append(
+                f"{facts}: it does not decay away with depth, it stays within a factor of {max(fall, 1 / fall):.1f}."
+            )
     return said
 
 
@@ -145,6 +151,10 @@ def _training_sentence(found: list[Measurement]) -> str:
     if plain.overlaps(residual):
         return f"{facts}: no clear difference, their intervals overlap."
     return f"{facts}: the {'residual' if residual.value > plain.value else 'plain'} one is clearly better."
+
+
+def _fold(fall: float) -> str:
+    return f"{fall:,.0f} times" if fall < 1e4 else f"by {round(math.log10(fall))} orders of magnitude"
 
 
 def _times(share: float) -> str:

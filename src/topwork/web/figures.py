@@ -61,6 +61,7 @@ class Figure:
     lines: tuple[Line, ...] = ()
     bars: tuple[Whisker, ...] = ()
     note: str = ""
+    from_zero: bool = True
     width: float = WIDTH
     height: float = HEIGHT
     left: float = LEFT
@@ -122,7 +123,7 @@ def _line(line: Series, number: int, x_scale: Scale, y_scale: Scale) -> Line:
 
 
 def _bars(part: Bars) -> Figure:
-    """From zero where shares are low, else from a round share below the lowest: the axis says which."""
+    """Bars from zero where shares are low; else dots over an axis that starts at a round share below the lowest."""
     lowest = min(value.low for _, value in part.rows)
     marks = [mark for mark in ticks(0.0 if lowest < 0.5 else lowest, 1.0) if mark <= 1.0]
     bottom = TOP + ROW * len(part.rows) + 6
@@ -136,7 +137,7 @@ def _bars(part: Bars) -> Figure:
     )  # fmt: skip
     return Figure(
         part.title, part.label, "", tuple((scale(x), tick_percent(x)) for x in marks), (), bars=bars, note=part.note,
-        height=bottom + BOTTOM, left=NAME, right=WIDTH - 70, bottom=bottom,
+        from_zero=marks[0] == 0, height=bottom + BOTTOM, left=NAME, right=WIDTH - 70, bottom=bottom,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from topwork.verbs.study import Studied
 from topwork.web.examine_page import page_environment, picture, policy_of, style_of, write_page
 from topwork.web.figures import figure, stand_alone
 
-TILE, GAP = 112, 6  # of a grid as a file, in pixels
+TILE, GAP = 80, 4  # of a grid as a file, in pixels
 FACT_NAMES = {
     "backbone": "Backbone", "n_classes": "Classes", "n_train": "Training images", "n_held_out": "Held-out images",
     "side": "Input side in pixels", "epochs": "Epochs", "seed": "Seed", "data_digest": "Digest of the data",
@@ -132,7 +132,7 @@ def _write_sheet(part: Grid, path: Path) -> None:
             sheet[top : top + TILE, left : left + TILE] = _tile(pixels)
     try:
         with atomic_file(path) as partial:
-            partial.write_bytes(simplejpeg.encode_jpeg(sheet, quality=82))
+            partial.write_bytes(simplejpeg.encode_jpeg(sheet, quality=70, colorspace="RGB", colorsubsampling="420"))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise TopworkError(f"{shown(str(path))}: cannot be written: {reason}.") from None
