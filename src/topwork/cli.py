@@ -174,6 +174,55 @@ def fit(
     return _reject_status(len(manifest.rejects), len(manifest.samples), settings)
 
 
+@app.command(name="lr-range")
+def lr_range(
+    path: str,
+    /,
+    *,
+    out: str | None = None,
+    steps: int = 100,
+    low: float = 1e-6,
+    high: float = 1.0,
+    settings: Annotated[FitSettings, Flat] = FitSettings(),
+    common: CommonArgs = Common(),
+) -> int:
+    """Find a learning rate for tuning: raise it from step to step, watch the loss, and suggest one with the reason.
+
+    Takes the options of fit, so that the network, its head and its stages are those that fit --mode tune would train.
+    Nothing is trained for keeps: weights and runs are left as they are.
+
+    Parameters
+    ----------
+    path
+        Labelled images, in any form that fit takes.
+    out
+        The plot to write, an SVG file; by default runs/NAME-OF-PATH-lr-range.svg.
+    steps
+        Steps of training.
+    low
+        The rate of the first step.
+    high
+        The rate of the last step; the test ends earlier when the loss explodes.
+    """
+    from topwork.terminal import Terminal, range_lines
+    from topwork.verbs.lr_range import lr_range as find_rate
+    from topwork.web.lr_range_plot import write_range_plot
+
+    plot = Path(out) if out else Path("runs") / f"{Path(path).resolve().stem or 'data'}-lr-range.svg"
+    if plot.suffix != ".svg":
+        raise UsageError(f"--out {plot}: the plot is an SVG file; give a name that ends in .svg.")
+    with Terminal(common.quiet) as terminal:
+        found = find_rate(path, settings, n_steps=steps, lowest=low, highest=high, watcher=terminal)
+        write_range_plot(found, plot)
+        terminal.finish()
+    if common.json:
+        _print_json(found.as_dict() | {"plot": str(plot)})
+    else:
+        print("\n".join(range_lines(found)))
+        print(f"Plot: {plot}")
+    return 0
+
+
 @app.command
 def evaluate(
     model: str,

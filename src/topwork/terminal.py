@@ -21,6 +21,8 @@ STEP_TEXT = {
     "scan and embed": "Reading and embedding images",
     "look": "Looking for near duplicates and shortcuts",
     "probe": "Choosing the head by cross-validation",
+    "prepare": "Decoding the training images",
+    "range test": "Raising the learning rate",
     "tune": "Tuning the network",
     "embed again": "Embedding with the tuned network",
     "evaluate": "Judging",
@@ -187,6 +189,24 @@ def _label_set_lines(name: str, part: dict[str, Any]) -> list[str]:
         f"  micro F1                {with_interval('micro_f1')}",
         f"  macro F1                {with_interval('macro_f1')}",
         f"  wrong labels            {with_interval('hamming_loss')}   calibration error {percent(part['calibration_error'])}",
+    ]
+
+
+def range_lines(found: Any, n: int = 12) -> list[str]:
+    """What ``topwork lr-range`` found: some points of the curve, what each rule reads from it, and the suggestion."""
+    test = found.test
+    shown_rows = sorted({round(i * (len(test.rates) - 1) / (n - 1)) for i in range(n)})
+    rows = [(f"{test.rates[row]:.1e}", f"{test.losses[row]:.4f}") for row in shown_rows]
+    start = "fitted by the probe" if found.head_is_fitted else "new"
+    return [
+        f"{found.backbone}, batches of {found.batch_size}, its head {start}; weights are left as they were.",
+        "",
+        table(rows, ("rate of the head", "loss, smoothed")),
+        "",
+        *(f"{name:12} {rate:.1e}" for name, rate in test.rules.items()),
+        "",
+        f"Suggested: {found.option}",
+        f"Why: {test.reason}",
     ]
 
 

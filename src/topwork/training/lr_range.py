@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,8 @@ from topwork.training.streams import Stream, ahead, batches_of, epoch_order
 
 LOWEST, HIGHEST = 1e-6, 1.0
 SMOOTHING = 0.9  # of the moving average of the loss
-FLAT = 0.02  # a curve that falls by less than this share tells nothing
+FLAT = 0.05  # a curve that falls by less than this share says only where it rises
+RISEN = 0.1
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class RangeTest:
 
     Attributes:
         rules: rate by each rule: ``steepest`` (the loss falls fastest), ``valley`` (two thirds down the longest
-            slope), ``minimum/10`` (a tenth of the rate with the lowest loss).
+            slope), ``minimum/10`` (a tenth of the rate with the lowest loss), ``edge/10`` (a tenth of the rate above which
+            the loss has risen by a tenth).
     """
 
     rates: NDArray[np.float64]
@@ -51,22 +54,32 @@ def range_test(
     n_steps: int = 100,
     lowest: float = LOWEST,
     highest: float = HIGHEST,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> RangeTest:
     """Trains a copy for a few steps with a rate that rises exponentially, until the loss explodes.
 
     Raises:
-        UsageError: the loss is not finite from the start.
+        UsageError: the loss is not finite from the start, or the rates are no range.
     """
+    if not (0 < lowest < highest < math.inf) or n_steps < 10:
+        raise UsageError(
+            f"A range test needs 10 steps or more from a low to a high rate, not {lowest:g} to {highest:g}."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        rates, losses = _rise(copy.deepcopy(network), recipe, train, np.geomspace(lowest, highest, n_steps))
+        wanted = np.geomspace(lowest, highest, n_steps)
+        rates, losses = _rise(copy.deepcopy(network), recipe, train, wanted, on_progress or (lambda *_: None))
     if len(losses) < 5:
         raise UsageError("The range test's loss is not finite from the start; try --precision f32 or a lower --lr.")
     return suggest(rates, smooth(losses))
 
 
 def _rise(
-    network: nn.Module, recipe: Recipe, train: Stream, rates: NDArray[np.float64]
+    network: nn.Module,
+    recipe: Recipe,
+    train: Stream,
+    rates: NDArray[np.float64],
+    on_progress: Callable[[int, int], None],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     phase = recipe.phases[-1]
     net = Prepared(network, recipe, train, processes().device)
@@ -96,6 +109,7 @@ def _rise(
             clip_gradients(net.core.parameters(), recipe.clip_norm)
             optimizer.step()
             losses.append(value)
+            on_progress(len(losses), len(rates))
     return rates, np.array(losses)
 
 
@@ -109,26 +123,36 @@ def smooth(losses: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def suggest(rates: NDArray[np.float64], losses: NDArray[np.float64]) -> RangeTest:
-    """Reads a curve by three rules and suggests the middle one: any single rule is sometimes far off."""
+    """Reads a curve by three rules and suggests the middle one: any single rule is sometimes far off.
+
+    Where the loss hardly falls, as with a head that is fitted already, those rules read noise. What the curve still
+    shows is where training breaks; a tenth of that rate is suggested.
+    """
     rules = {
         "steepest": float(rates[_steepest(rates, losses)]),
         "valley": float(rates[_valley(losses)]),
         "minimum/10": float(rates[int(losses.argmin())] / 10),
     }
-    suggestion = float(np.median(list(rules.values())))
-    name = min(rules, key=lambda rule: abs(rules[rule] - suggestion))
+    middle = float(np.median(list(rules.values())))
+    name = min(rules, key=lambda rule: abs(rules[rule] - middle))
+    rules["edge/10"] = float(rates[_edge(losses)] / 10)
     fell = 1 - losses.min() / losses[0]
     if fell < FLAT:
+        suggestion = rules["edge/10"]
         reason = (
-            f"The loss hardly falls at any rate ({100 * fell:.1f} %), as when the head is already fitted; "
-            f"{suggestion:.1e} ({name}) is the middle of three rules, and a low rate is safe."
+            f"The loss hardly falls at any rate ({100 * fell:.1f} %), as when the head is already fitted, so only its rise "
+            f"can be read: {suggestion:.1e} is a tenth of the rate at which it has risen by {100 * RISEN:.0f} %."
         )
-    else:
-        others = ", ".join(f"{rule} {rate:.1e}" for rule, rate in rules.items() if rule != name)
-        reason = (
-            f"{suggestion:.1e} is the middle of three rules ({name}; {others}); the loss fell by {100 * fell:.0f} %."
-        )
-    return RangeTest(rates, losses, rules, suggestion, reason)
+        return RangeTest(rates, losses, rules, suggestion, reason)
+    others = ", ".join(f"{rule} {rate:.1e}" for rule, rate in rules.items() if rule not in (name, "edge/10"))
+    reason = f"{middle:.1e} is the middle of three rules ({name}; {others}); the loss fell by {100 * fell:.0f} %."
+    return RangeTest(rates, losses, rules, middle, reason)
+
+
+def _edge(losses: NDArray[np.float64]) -> int:
+    """The first point after which the loss stays more than a tenth above its lowest value; the last point if none."""
+    low = np.flatnonzero(losses <= losses.min() * (1 + RISEN))
+    return min(int(low[-1]) + 1, len(losses) - 1)
 
 
 def _steepest(rates: NDArray[np.float64], losses: NDArray[np.float64]) -> int:

@@ -27,6 +27,7 @@ from topwork.settings import FitSettings
 
 if TYPE_CHECKING:
     from topwork.training.recipe import DataFacts, Recipe
+    from topwork.training.streams import ImageStream
 
 CHECKPOINTS = "checkpoint"
 
@@ -62,12 +63,56 @@ class Tuning:
     parts: Split
     probe: Probe
     settings: FitSettings
-    folder: Path
+    folder: Path | None = None
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """Class index of every sample."""
         return np.asarray(self.manifest.labels, np.int64)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """The stages that a plan gives rates to, the classifier last."""
+        from topwork.training.finetune import stage_names
+
+        return stage_names(self.backbone.skeleton(len(self.manifest.classes)))
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What training starts from: the recipe, the head, the decoded images."""
+
+    recipe: Recipe
+    spec: HeadSpec
+    start: LinearHead
+    facts: DataFacts
+    train: ImageStream
+    valid: ImageStream | None
+
+    @property
+    def head_is_fitted(self) -> bool:
+        """Whether the head starts from the probe's."""
+        return self.spec.kind == "linear"
+
+
+def prepare(tuning: Tuning, on_progress: Callable[[int, int], None]) -> Ready:
+    """Plans and decodes.
+
+    Raises:
+        UsageError: settings that contradict each other or the data.
+    """
+    from topwork.training.finetune import facts_of, streams_of
+    from topwork.training.recipe import plan
+
+    settings, parts, manifest = tuning.settings, tuning.parts, tuning.manifest
+    start, spec = _starting_head(tuning), head_spec(settings)
+    grey = all(sample.mode in ("1", "L", "LA", "I;16") for sample in manifest.samples)
+    facts = facts_of(tuning.labels[parts.train], len(manifest.classes), len(parts.valid), grey=grey)
+    recipe = plan(settings, facts, tuning.stage_names, settings.seed, head_is_fitted=spec.kind == "linear")
+    train, valid = streams_of(
+        manifest, parts.train, parts.valid, tuning.backbone, recipe, settings.workers, on_progress
+    )  # fmt: skip
+    return Ready(recipe, spec, start, facts, train, valid)
 
 
 def tune_classifier(
@@ -84,36 +129,29 @@ def tune_classifier(
         Interrupted: a signal came; a checkpoint was saved, and resuming continues from it.
     """
     from topwork.training.adoption import adopt
-    from topwork.training.finetune import facts_of, stage_names, streams_of, tune
+    from topwork.training.finetune import tune
     from topwork.training.interruption import Interruption
     from topwork.training.loop import Surroundings
-    from topwork.training.recipe import plan
 
-    settings, parts = tuning.settings, tuning.parts
-    start, spec = _starting_head(tuning), head_spec(settings)
-    grey = all(sample.mode in ("1", "L", "LA", "I;16") for sample in tuning.manifest.samples)
-    facts = facts_of(tuning.labels[parts.train], len(tuning.manifest.classes), len(parts.valid), grey=grey)
-    names = stage_names(tuning.backbone.module(len(tuning.manifest.classes)))
-    recipe = plan(settings, facts, names, settings.seed, head_is_fitted=spec.kind == "linear")
-    train, valid = streams_of(
-        tuning.manifest, parts.train, parts.valid, tuning.backbone, recipe, settings.workers, on_progress
-    )
-    timed, words = _timed(tuning, recipe, facts, names, train, start, spec)
+    ready = prepare(tuning, on_progress)
+    recipe, words = _timed(tuning, ready)
     for sentence in words:
         say(sentence)
-    if timed is None:
+    if recipe is None:
         return None
-    recipe = timed
-    folder = tuning.folder / CHECKPOINTS
-    folder.mkdir(exist_ok=True)
+    folder = tuning.folder / CHECKPOINTS if tuning.folder is not None else None
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
     with Interruption() as interruption:
         around = Surroundings(
             folder=folder, resume=True, on_epoch=on_epoch, on_progress=on_progress, stop=interruption.stopped
         )
-        done = tune(tuning.backbone, recipe, train, valid, head=spec, probe=start, around=around)
+        done = tune(
+            tuning.backbone, recipe, ready.train, ready.valid, head=ready.spec, probe=ready.start, around=around
+        )  # fmt: skip
     if done.tuned.ending == "interrupted" and interruption.signal is not None:
         raise Interrupted(interruption.signal)
-    backbone, head = adopt(tuning.backbone, done.state, spec, len(tuning.manifest.classes))
+    backbone, head = adopt(tuning.backbone, done.state, ready.spec, len(tuning.manifest.classes))
     told = (done.tuned.message, done.chosen.reason, *done.tuned.notes, *recipe.notes)
     return TunedClassifier(
         backbone=backbone,
@@ -137,27 +175,20 @@ def _starting_head(tuning: Tuning) -> LinearHead:
     return fit_probe(tuning.features, tuning.labels, n_classes, rows=rows, head="plain", seed=seed).head
 
 
-def _timed(
-    tuning: Tuning,
-    recipe: Recipe,
-    facts: DataFacts,
-    names: list[str],
-    train: Any,
-    start: LinearHead,
-    spec: HeadSpec,
-) -> tuple[Recipe | None, tuple[str, ...]]:
+def _timed(tuning: Tuning, ready: Ready) -> tuple[Recipe | None, tuple[str, ...]]:
     """Fits the plan into the time budget, where there is one; in auto mode, weighs whether it pays at all."""
     from topwork.training.estimate import estimate, training_rate
     from topwork.training.finetune import make_network
     from topwork.training.recipe import plan
 
-    settings = tuning.settings
+    settings, facts = tuning.settings, ready.facts
     budget = settings.time_budget_seconds
     if settings.mode != "auto" and budget is None:
-        return recipe, ()
-    rate = training_rate(make_network(tuning.backbone, spec, recipe, start), recipe, train)
+        return ready.recipe, ()
+    network = make_network(tuning.backbone, ready.spec, ready.recipe, ready.start)
+    rate = training_rate(network, ready.recipe, ready.train)
     measured = replace(facts, images_per_second=rate)
-    recipe = plan(settings, measured, names, settings.seed, head_is_fitted=spec.kind == "linear")
+    recipe = plan(settings, measured, tuning.stage_names, settings.seed, head_is_fitted=ready.head_is_fitted)
     if settings.mode != "auto":
         return recipe, ()
     chosen = next(trial for trial in tuning.probe.trials if trial.chosen)

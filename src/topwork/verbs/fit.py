@@ -134,7 +134,7 @@ def fit(
         check_settings(settings)
     with run_folder(folder, overwrite):
         write_json(folder / "settings.json", asked(path, settings))
-        data = _gather(path, settings, clock, watcher)
+        data = gather(path, settings, clock, watcher)
         with clock("probe"):
             watcher.step("probe")
             probed = _probe(data, clock, watcher)
@@ -169,7 +169,7 @@ def fit(
 # ---- the steps, in their order
 
 
-def _gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch, watcher: Watcher) -> Gathered:
+def gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch, watcher: Watcher) -> Gathered:
     """Scans, embeds and splits."""
     with clock("backbone"):
         watcher.step("backbone")
