@@ -19,7 +19,7 @@ from cyclopts import App, Parameter
 
 from topwork import __version__
 from topwork.errors import Interrupted, TopworkError, UsageError
-from topwork.settings import DataSettings, FitSettings, ScanSettings, ServeSettings, StudySettings
+from topwork.settings import DataSettings, FitSettings, ModelSettings, ScanSettings, ServeSettings, StudySettings
 
 TOO_MANY_REJECTS = 3
 STDIN = "(stdin)"  # stands for a lone "-", which the parser would take for an option
@@ -718,10 +718,11 @@ def models(
     *,
     stages: bool = False,
     filter: str = "",
+    settings: Annotated[ModelSettings, Flat] = ModelSettings(),
     seed: int = 0,
     common: CommonArgs = Common(),
 ) -> int:
-    """List backbones, or describe one: parameters, what a probe trains, stages.
+    """List backbones, or describe one: parameters, stages, which would move and at which rate. Downloads nothing.
 
     Parameters
     ----------
@@ -734,45 +735,29 @@ def models(
     seed
         Accepted for uniformity.
     """
-    from topwork.models.backbone import EMBEDDED, backbone_names, load_backbone
-    from topwork.terminal import table
+    from topwork.terminal import stage_lines
+    from topwork.verbs.models import describe, listed
 
     if name is None:
-        found = backbone_names(filter) if filter else []
-        answer: dict[str, Any] = {"embedded": list(EMBEDDED), "timm": found}
+        found = listed(filter)
         if common.json:
-            _print_json(answer)
+            _print_json(found)
         else:
-            print("Embedded (no network needed): " + ", ".join(EMBEDDED))
-            print("\n".join(found) if filter else "Any timm name works too: topwork models --filter '*resnet18*'")
+            print("Embedded (no network needed): " + ", ".join(found["embedded"]))
+            more = "Any timm name works too: topwork models --filter '*resnet18*'"
+            print("\n".join(found["timm"]) if filter else more)
         return 0
-    backbone = load_backbone(name)
-    rows: list[dict[str, Any]] = [
-        {"name": s.name, "n_parameters": s.n_parameters, "trainable": s.name == "classifier"} for s in backbone.stages
-    ]
-    n_classifier = sum(s.n_parameters for s in backbone.stages if s.name == "classifier")
-    answer = {
-        "name": backbone.name,
-        "architecture": backbone.architecture,
-        "n_parameters": backbone.n_parameters + n_classifier,
-        "n_trainable": n_classifier,
-        "n_features": backbone.n_features,
-        "licence": backbone.licence,
-        "preprocessing": backbone.spec.as_dict(),
-        "stages": rows,
-    }
+    described = describe(name, settings)
     if common.json:
-        _print_json(answer)
+        _print_json(described.as_dict())
         return 0
-    print(f"{backbone.name}: {backbone.architecture}, weights under {backbone.licence}")
-    print(f"{backbone.n_parameters:,} parameters and a classifier of {n_classifier:,}; {backbone.n_features} features")
+    print(f"{described.name}: {described.architecture}, weights under {described.licence or 'no stated licence'}")
+    print(
+        f"{described.n_parameters:,} parameters, {described.n_trainable:,} of them would move (--strategy "
+        f"{settings.strategy}); the last layer sees {described.n_features} features"
+    )
     if stages:
-        print(
-            table(
-                [(r["name"], f"{r['n_parameters']:,}", "yes" if r["trainable"] else "no") for r in rows],
-                ("stage", "parameters", "trained by a probe"),
-            )
-        )
+        print("\n".join(stage_lines([vars(row) for row in described.stages])))
     return 0
 
 

@@ -179,6 +179,22 @@ class StudySettings(DataSettings):
 
 
 @dataclass(frozen=True)
+class ModelSettings:
+    """What the table of ``topwork models NAME`` may be asked: the head and what would move."""
+
+    n_classes: int | None = _setting(None, "Classes of the new head; by default the classifier that the weights have.")
+    strategy: Strategy = _setting("head", "What would move: head (as a probe), last, all, lp-ft, gradual or scratch.")
+    last_stages: int = _setting(2, "Stages that --strategy last moves beside the head.")
+    lr: str = _setting("auto", "Learning rate: one number, or LOW:HIGH for a spread from the first stage to the head.")
+    lr_spread: Literal["geometric", "linear"] = _setting("geometric", "How LOW:HIGH is spread over the stages.")
+    lr_decay: float | None = _setting(None, "With a single --lr: the share of the rate that an earlier stage gets.")
+    hidden: str | None = _setting(None, "Hidden layers of the new head, such as 256:0.4,128:0.2.")
+    outputs: Literal["softmax", "binary"] = _setting("softmax", "softmax; binary: one sigmoid for two classes.")
+    pooling: Pooling | None = _setting(None, "How the last map is pooled.")
+    drop_hidden: bool = _setting(False, "Without the hidden layers that VGG has before its last one.")
+
+
+@dataclass(frozen=True)
 class ServeSettings:
     """What ``topwork serve`` may be asked."""
 

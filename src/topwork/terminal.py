@@ -78,6 +78,14 @@ class Terminal:
         """A sentence to read at the end."""
         self.notes.append(text)
 
+    def stages(self, rows: Sequence[dict[str, Any]]) -> None:
+        """The table of what tuning moves, before it begins."""
+        text = "\n".join(stage_lines(rows))
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        else:
+            self.say(text)
+
     def epoch(self, record: dict[str, Any]) -> None:
         """A line for each epoch of tuning."""
         line = f"  epoch {record['epoch']}: loss {record['train_loss']:.3f}"
@@ -208,6 +216,18 @@ def range_lines(found: Any, n: int = 12) -> list[str]:
         f"Suggested: {found.option}",
         f"Why: {test.reason}",
     ]
+
+
+def stage_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Stages, parameters, whether they move, and their peak rates, as a table."""
+    cells = [
+        (row["stage"], f"{row['n_parameters']:,}", "yes" if row["trainable"] else "no", f"{row['rate']:.1e}" if row["rate"]
+         else "") for row in rows
+    ]  # fmt: skip
+    total, moving = (sum(row["n_parameters"] for row in rows if row["trainable"] or every) for every in (True, False))
+    return table(
+        [*cells, ("all", f"{total:,}", f"{moving:,}", "")], ("stage", "parameters", "moves", "rate")
+    ).splitlines()
 
 
 def certificate_lines(certificate: Any) -> list[str]:

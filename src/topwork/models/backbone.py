@@ -195,6 +195,28 @@ def load_backbone(name: str = "auto", *, cache: Path | None = None) -> Backbone:
     return prepared
 
 
+def architecture_of(name: str) -> str:
+    """Timm's name of the network behind any name that :func:`load_backbone` takes; no weights are looked for.
+
+    Raises:
+        UsageError: timm knows no such network.
+    """
+    name = "lite0" if name in ("auto", "random") else name
+    if name in EMBEDDED:
+        return EMBEDDED[name].architecture
+    architecture = name.removeprefix("random:").partition("=")[0]
+    _check_architecture(architecture)
+    return architecture
+
+
+def input_spec(name: str, cfg: dict[str, Any]) -> InputSpec:
+    """How the input of a network is prepared, from timm's facts about it."""
+    embedded = EMBEDDED.get("lite0" if name in ("auto", "random") else name)
+    if embedded is None or name == "random":
+        return _spec(cfg)
+    return _spec(cfg | {"input_size": (3, embedded.side, embedded.side), "mean": (0.5,) * 3, "std": (0.5,) * 3})
+
+
 def backbone_names(pattern: str = "") -> list[str]:
     """Timm's names of pretrained networks, those that match a shell pattern."""
     import timm

@@ -105,6 +105,8 @@ def tune(
     moving = replace(recipe.phases[0], rates=tuple((row.stage, row.rate) for row in table))
     freeze(network, moving)
     n_parameters, n_trainable = count_parameters(network)
+    if around.on_stages and around.processes.is_main:
+        around.on_stages([vars(row) for row in table])
     if recipe.tail_views is not None:
         cached = tail_streams(network, recipe, train, valid)
         tuned = fit(network, recipe, cached[0], cached[1], around)

@@ -49,6 +49,7 @@ class Surroundings:
     Attributes:
         folder: where checkpoints go; None keeps nothing on disk.
         resume: continue from the checkpoint in ``folder`` where there is one.
+        on_stages: called with the table of stages before training begins (see ``finetune.tune``).
         on_epoch: called with the record of each finished epoch.
         on_progress: called with (training images done, training images in all).
         stop: asked before each step; True saves and ends.
@@ -57,6 +58,7 @@ class Surroundings:
 
     folder: Path | None = None
     resume: bool = False
+    on_stages: Callable[[list[Record]], None] | None = None
     on_epoch: Callable[[Record], None] | None = None
     on_progress: Callable[[int, int], None] | None = None
     stop: Callable[[], bool] | None = None

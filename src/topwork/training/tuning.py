@@ -120,6 +120,7 @@ def tune_classifier(
     on_progress: Callable[[int, int], None],
     on_epoch: Callable[[dict[str, Any]], None],
     say: Callable[[str], None],
+    on_stages: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> TunedClassifier | None:
     """Tunes the network, or returns None where auto mode finds that it would not pay; ``say`` hears the words.
 
@@ -144,8 +145,9 @@ def tune_classifier(
         folder.mkdir(exist_ok=True)
     with Interruption() as interruption:
         around = Surroundings(
-            folder=folder, resume=True, on_epoch=on_epoch, on_progress=on_progress, stop=interruption.stopped
-        )
+            folder=folder, resume=True, on_stages=on_stages, on_epoch=on_epoch, on_progress=on_progress,
+            stop=interruption.stopped,
+        )  # fmt: skip
         done = tune(
             tuning.backbone, recipe, ready.train, ready.valid, head=ready.spec, probe=ready.start, around=around
         )  # fmt: skip

@@ -148,7 +148,7 @@ def fit(
             with clock("tune"):
                 watcher.step("tune")
                 tuning = Tuning(data.backbone, data.manifest, data.features, data.parts, probed.probe, settings, folder)
-                tuned = tune_classifier(tuning, watcher.progress, watcher.epoch, watcher.note)
+                tuned = tune_classifier(tuning, watcher.progress, watcher.epoch, watcher.note, watcher.stages)
         judged = _judge(data, probed.probe, tuned, clock, watcher)
         recipe = _recipe(data, probed, tuned, judged.classifier)
         with clock("write"):

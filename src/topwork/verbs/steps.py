@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -43,6 +43,9 @@ class Watcher(Protocol):
     def note(self, text: str) -> None:
         """A sentence the user should read."""
 
+    def stages(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Tuning begins: its stages, parameters, whether they move, rates."""
+
     def epoch(self, record: dict[str, Any]) -> None:
         """An epoch of tuning is done."""
 
@@ -57,6 +60,9 @@ class Silent:
         """Not shown."""
 
     def note(self, text: str) -> None:
+        """Not shown."""
+
+    def stages(self, rows: Sequence[dict[str, Any]]) -> None:
         """Not shown."""
 
     def epoch(self, record: dict[str, Any]) -> None:
