@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         if not overwrite:
             raise UsageError(f"{folder}: holds a finished run. Choose another --out, or add --overwrite.")
         (folder / "evaluation.json").unlink()
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # of what is replaced: nothing may resume from it
     elif not (folder / "settings.json").exists() and any(p.name != ".lock" for p in folder.iterdir()):
         raise UsageError(f"{folder}: holds files that are no run. Choose another --out.")
 
@@ -124,7 +126,8 @@ def resumed(run: str | os.PathLike[str]) -> tuple[str, str, FitSettings, bool]:
     folder = Path(run)
     try:
         asked = json.loads((folder / "settings.json").read_text())
-        settings = FitSettings(**asked["settings"])
+        chosen = {"backbone": asked["backbones"]["name"]} if "backbones" in asked else {}
+        settings = FitSettings(**asked["settings"] | chosen)
         return asked["path"], str(folder), settings, (folder / "evaluation.json").exists()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder}: no run that could be resumed ({error}).") from None

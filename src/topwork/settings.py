@@ -133,7 +133,9 @@ class FitSettings(TuneSettings, DataSettings):
     """What ``topwork fit`` may be asked, beyond the data."""
 
     backbone: str = _setting(
-        "auto", "auto, lite0, lite1, lite2, random, any timm name, or a local weights file as NAME=FILE."
+        "auto",
+        "auto, lite0, lite1, lite2, random, any timm name, or a local weights file as NAME=FILE. Several, joined by "
+        "commas, are compared on a few training images, and the best for its cost is taken.",
     )
     mode: Mode = _setting(
         "probe", "probe: a head on frozen features; tune: then move the network too; auto: tune where it should pay."

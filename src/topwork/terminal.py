@@ -20,6 +20,7 @@ STEP_TEXT = {
     "scan": "Reading images",
     "scan and embed": "Reading and embedding images",
     "look": "Looking for near duplicates and shortcuts",
+    "compare backbones": "Comparing the backbones",
     "probe": "Choosing the head by cross-validation",
     "prepare": "Decoding the training images",
     "range test": "Raising the learning rate",

@@ -27,8 +27,9 @@ from topwork.evaluation.insights import find_insights
 from topwork.evaluation.metrics import evaluate_part
 from topwork.evaluation.predictions import Predictions, softmax
 from topwork.evaluation.unknown import fit_unknown
+from topwork.features.candidates import Choice, choose, names_of, subsample
 from topwork.features.embed import Embedder, Features, embed
-from topwork.features.engine import compiled_path, fingerprint, load_engine
+from topwork.features.engine import Engine, compiled_path, fingerprint, load_engine
 from topwork.features.neighbours import near_duplicates
 from topwork.features.probe import Probe, fit_probe
 from topwork.features.store import FeatureStore
@@ -90,6 +91,7 @@ class Gathered:
     groups: Sequence[int]
     parts: Split
     n_near: int | None
+    choice: Choice | None = None
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -135,6 +137,8 @@ def fit(
     with run_folder(folder, overwrite):
         write_json(folder / "settings.json", asked(path, settings))
         data = gather(path, settings, clock, watcher)
+        if data.choice is not None:  # what is resumed must not choose again: rates differ from time to time
+            write_json(folder / "settings.json", asked(path, settings) | {"backbones": data.choice.as_dict()})
         with clock("probe"):
             watcher.step("probe")
             probed = _probe(data, clock, watcher)
@@ -171,12 +175,11 @@ def fit(
 
 def gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch, watcher: Watcher) -> Gathered:
     """Scans, embeds and splits."""
+    names = names_of(settings.backbone)
     with clock("backbone"):
         watcher.step("backbone")
-        backbone = load_backbone(settings.backbone).changed(Changes(settings.pooling, settings.drop_hidden))
-        backbone = backbone.with_spec(
-            height=settings.size, width=settings.size, fit=None if settings.fit == "auto" else settings.fit
-        )
+        backbones = [_backbone(name, settings) for name in names]
+        backbone = backbones[0]
         embedder = _embedder(backbone, settings)
     with clock("scan_and_embed"):
         watcher.step("scan and embed")
@@ -194,7 +197,43 @@ def gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch
         else:
             _check_trainable(manifest, parts, watcher)
     n_near = len(near.pairs) if near else None
-    return Gathered(settings, backbone, embedder, manifest, features, groups, parts, n_near)
+    data = Gathered(settings, backbone, embedder, manifest, features, groups, parts, n_near)
+    return _with_chosen(data, backbones, clock, watcher) if len(backbones) > 1 else data
+
+
+def _backbone(name: str, settings: FitSettings) -> Backbone:
+    backbone = load_backbone(name).changed(Changes(settings.pooling, settings.drop_hidden))
+    fit = None if settings.fit == "auto" else settings.fit
+    return backbone.with_spec(height=settings.size, width=settings.size, fit=fit)
+
+
+def _with_chosen(data: Gathered, backbones: Sequence[Backbone], clock: Stopwatch, watcher: Watcher) -> Gathered:
+    """The same images and split with the backbone that cross-validation on a few training images prefers."""
+    settings, manifest = data.settings, data.manifest
+    with clock("compare_backbones"):
+        watcher.step("compare backbones")
+        rows = subsample(data.labels, data.parts.train, settings.seed)
+        some = replace(manifest, samples=tuple(manifest.samples[row] for row in rows.tolist()))
+        embedders: dict[str, Embedder] = {data.backbone.name: data.embedder}
+
+        def embedded(backbone: Backbone) -> tuple[Features, Engine]:
+            embedder = embedders.setdefault(backbone.name, _embedder(backbone, settings))
+            features = embed(
+                backbone, some, embedder=embedder, n_threads=settings.workers, on_progress=watcher.progress
+            )  # fmt: skip
+            return features, embedder.engine
+
+        groups = np.asarray(data.groups)[rows].tolist()
+        choice = choose(backbones, embedded, data.labels[rows], len(manifest.classes), groups, settings.seed)
+        watcher.note(choice.words)
+    backbone = next(one for one in backbones if one.name == choice.name)
+    with clock("scan_and_embed"):
+        watcher.step("embed again")
+        embedder = embedders[backbone.name]
+        features = embed(
+            backbone, manifest, embedder=embedder, n_threads=settings.workers, on_progress=watcher.progress
+        )  # fmt: skip
+    return replace(data, backbone=backbone, embedder=embedder, features=features, choice=choice)
 
 
 def _embedder(backbone: Backbone, settings: FitSettings) -> Embedder:
@@ -426,6 +465,8 @@ def _recipe(data: Gathered, probed: Probed, tuned: TunedClassifier | None, class
         "balance": data.settings.balance,
         "near_duplicates": data.n_near,
     }
+    if data.choice is not None:
+        recipe |= {"backbones": data.choice.as_dict()}
     if tuned is not None:
         recipe |= {"mode": "tune", "tuning": tuned.recipe, "stages": tuned.stages, "words": list(tuned.words)}
         recipe |= {"temperature_fitted_on": "valid", "valid_used_for": VALID_OF_TUNING}
