@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from topwork.data.augment import Flip, pipeline
 from topwork.training.distributed import Processes
 from topwork.training.folding import State
 from topwork.training.loop import Judged, Prepared, Tuned, judge, predict
@@ -108,22 +109,29 @@ def _unfolded(recipe: Recipe) -> Recipe:
 
 
 class _Mirrored:
-    """A stream of mirror images."""
+    """A stream of mirror images, left to right, upside down, or both."""
 
-    def __init__(self, stream: ImageStream) -> None:
-        self._stream, self.labels, self.shape = stream, stream.labels, stream.shape
+    def __init__(self, stream: ImageStream, *axes: int) -> None:
+        self._stream, self.labels, self.shape, self._axes = stream, stream.labels, stream.shape, axes
 
     def load(self, rows: NDArray[np.int64], epoch: int | None) -> NDArray[np.uint8]:
-        return np.ascontiguousarray(self._stream.load(rows, epoch)[:, :, ::-1])
+        return np.ascontiguousarray(np.flip(self._stream.load(rows, epoch), self._axes))
 
     def wrap(self, network: nn.Module) -> nn.Module:
         return self._stream.wrap(network)
 
 
 def tuned_logits(network: nn.Module, state: State, recipe: Recipe, stream: ImageStream) -> NDArray[np.float32]:
-    """(N, C) logits of tuned weights; with ``recipe.tta`` the mean over each image and its mirror image."""
+    """(N, C) logits of tuned weights; with ``recipe.tta`` the mean over each image and its mirror image.
+
+    Where training saw images upside down, so does the mean: it is over four positions then.
+    """
     net = Prepared(network, _unfolded(recipe), stream, Processes().device)
     net.load(state)
-    views: list[Stream] = [stream, _Mirrored(stream)] if recipe.tta else [stream]
+    views: list[Stream] = [stream]
+    if recipe.tta:
+        views.append(_Mirrored(stream, 2))
+        if Flip(vertical=True) in pipeline(recipe.augmentation).steps:
+            views += [_Mirrored(stream, 1), _Mirrored(stream, 1, 2)]
     logits = [torch.cat([part for _, part in predict(net, view)]).cpu().numpy() for view in views]
     return np.asarray(np.mean(logits, axis=0), np.float32)

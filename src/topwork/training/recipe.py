@@ -210,7 +210,8 @@ def _rate_range(settings: TuneSettings, strategy: str) -> tuple[float, float]:
         if strategy == "scratch":
             return (SCRATCH_RATE[settings.optimizer],) * 2
         high = HEAD_RATE[settings.optimizer] if strategy == "head" else TUNE_RATE[settings.optimizer]
-        return high / 10, high
+        # the upper stages alone are all far from general-purpose: one rate for them (ELPV, valid: see docs/lab-log.md)
+        return (high if strategy in ("head", "last") else high / 10), high
     parts = settings.lr.split(":")
     try:
         low, high = float(parts[0]), float(parts[-1])
