@@ -51,6 +51,29 @@ def test_a_tuned_head_predicts_and_exports_as_it_was_judged(data, tmp_path, sett
     assert package.certificate.n_same == package.certificate.n_compared
 
 
+def test_auto_says_what_it_decided_and_why(data, tmp_path):
+    fitted = fit(data, tmp_path / "run", FitSettings(**SETTINGS | {"mode": "auto", "epochs": None, "lr": "auto"}))
+    words = " ".join(fitted.recipe["words"])
+    assert "Where others tuned after a probe" in words
+    if fitted.recipe["mode"] == "tune":
+        assert "The tuned network is kept" in words
+    else:
+        assert "not tuning" in words or "The probe is kept" in words
+
+
+def test_a_short_time_goes_to_the_upper_stages(data, tmp_path, monkeypatch):
+    from topwork.training import estimate, tuning
+
+    monkeypatch.setattr(tuning, "TAIL_STAGES", 1)
+    monkeypatch.setattr(estimate, "training_rate", lambda *_: 3.0)  # too slow for everything: six seconds an epoch
+    monkeypatch.setattr(estimate, "tail_rate", lambda *_: (100.0, 30.0))
+    settings = SETTINGS | {"epochs": None, "time_budget": "20s"}
+    fitted = fit(data, tmp_path / "run", FitSettings(**settings))
+    assert fitted.recipe["tuning"]["strategy"] == "last"
+    assert fitted.recipe["tuning"]["tail_views"] == 4
+    assert "from cached activations, so only those move" in fitted.recipe["words"][0]
+
+
 def test_a_description_with_unknown_changes_is_refused(data, tmp_path):
     from topwork.errors import ModelError
     from topwork.models.classifier import FACTS, facts_digest

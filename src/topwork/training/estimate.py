@@ -9,7 +9,7 @@ are left: for ResNet-18 on eleven data sets, tuning everything removed these sha
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from topwork.training.distributed import processes
 from topwork.training.loop import Loss, Prepared
 from topwork.training.optimizer import freeze, make_optimizer, train_mode
 from topwork.training.recipe import Recipe
-from topwork.training.streams import Stream
+from topwork.training.streams import ImageStream, Stream
+from topwork.training.tail import tail_streams
 
 # Errors before and after in percent: Caltech-101, Caltech-256, Pets, Flowers, DTD, CIFAR-10, SUN397, Birdsnap, Food-101,
 # Aircraft, Cars
@@ -41,7 +42,13 @@ class Estimate:
 
 
 def estimate(
-    accuracy: float, n_judged: int, n_train: int, recipe: Recipe, images_per_second: float, budget_minutes: float | None
+    accuracy: float,
+    n_judged: int,
+    n_train: int,
+    recipe: Recipe,
+    images_per_second: float,
+    budget_minutes: float | None,
+    before_seconds: float = 0.0,
 ) -> Estimate:
     """Weighs what tuning may add against its time.
 
@@ -50,10 +57,11 @@ def estimate(
         n_judged: images that the accuracy comes from.
         images_per_second: of training, from :func:`training_rate`.
         budget_minutes: what the user grants; by default ten minutes.
+        before_seconds: what has to be done first, such as caching activations.
     """
     error = 100 * (1 - accuracy)
     low, high = (float(np.quantile(REMOVED, q)) * error for q in (0.25, 0.75))
-    minutes = recipe.n_epochs * n_train / images_per_second / 60
+    minutes = (before_seconds + recipe.n_epochs * n_train / images_per_second) / 60
     allowed = DEFAULT_MINUTES if budget_minutes is None else budget_minutes
     noise = 100 * float(np.sqrt(max(accuracy * (1 - accuracy), 1e-4) / max(n_judged, 1)))
     facts = (
@@ -95,6 +103,21 @@ def training_rate(network: nn.Module, recipe: Recipe, train: Stream, seconds: fl
         step()
         n_steps += 1
     return n_steps * len(rows) / (time.perf_counter() - began)
+
+
+def tail_rate(network: nn.Module, recipe: Recipe, train: ImageStream) -> tuple[float, float]:
+    """Views a second of caching, and images a second of training from what is cached, measured; uses the network up.
+
+    Raises:
+        UsageError: the network cannot be cut before the first stage that moves.
+    """
+    few = train.some(np.arange(min(len(train.labels), max(64, recipe.batch_size))))
+    one_view = replace(recipe, tail_views=1)
+    tail_streams(network, one_view, few, None)  # the first call compiles
+    began = time.perf_counter()
+    cached, _ = tail_streams(network, one_view, few, None)
+    seconds = time.perf_counter() - began
+    return len(few.labels) / seconds, training_rate(network, recipe, cached)
 
 
 def _minutes(minutes: float) -> str:

@@ -108,7 +108,7 @@ def tune(
     if around.on_stages and around.processes.is_main:
         around.on_stages([vars(row) for row in table])
     if recipe.tail_views is not None:
-        cached = tail_streams(network, recipe, train, valid)
+        cached = tail_streams(network, recipe, train, valid, around.on_progress)
         tuned = fit(network, recipe, cached[0], cached[1], around)
     else:
         tuned = fit(network, recipe, train, valid, around)

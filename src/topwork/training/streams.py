@@ -75,6 +75,12 @@ class ImageStream:
         self.keys = np.arange(len(pixels)) if keys is None else keys
         self.shape = (3, spec.height, spec.width)
 
+    def some(self, rows: NDArray[np.int64]) -> ImageStream:
+        """The stream of some of the samples."""
+        part = ImageStream(self.pixels[rows], self.labels[rows], self.spec, "none", self.seed, self.keys[rows])
+        part.augmentation = self.augmentation
+        return part
+
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network with normalisation in front."""
         return InputNetwork(network, self.spec)

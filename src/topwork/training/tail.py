@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,11 @@ def split_children(network: nn.Module, border: str) -> tuple[list[tuple[str, nn.
 
 
 def tail_streams(
-    network: nn.Module, recipe: Recipe, train: ImageStream, valid: ImageStream | None
+    network: nn.Module,
+    recipe: Recipe,
+    train: ImageStream,
+    valid: ImageStream | None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[TailStream, TailStream | None]:
     """Runs the frozen part over ``recipe.tail_views`` views of each training image and over the validation images.
 
@@ -104,24 +108,32 @@ def tail_streams(
     shape = run(np.zeros((BATCH, *train.shape[1:], 3), np.uint8)).shape[1:]
     maps = _room((n_views, len(train.labels), *shape))
     plain = train.augmentation.crop is None
+    n_train, n_valid = len(train.labels), 0 if valid is None else len(valid.labels)
+
+    def report(n_before: int) -> Callable[[int], None]:
+        return lambda n_done: on_progress(n_before + n_done, n_views * n_train + n_valid) if on_progress else None
+
     for view in range(n_views):
         # without crops the first view may as well be the image itself
-        _fill(maps[view], run, train, None if view == 0 and plain else view)
+        _fill(maps[view], run, train, None if view == 0 and plain else view, report(view * n_train))
     tail = TailStream(maps, train.labels, train.shape, border, recipe.seed)
     if valid is None:
         return tail, None
     valid_maps = _room((1, len(valid.labels), *shape))
-    _fill(valid_maps[0], run, valid, None)
+    _fill(valid_maps[0], run, valid, None, report(n_views * n_train))
     return tail, TailStream(valid_maps, valid.labels, valid.shape, border)
 
 
-def _fill(maps: NDArray[np.float16], run: Any, stream: ImageStream, epoch: int | None) -> None:
+def _fill(
+    maps: NDArray[np.float16], run: Any, stream: ImageStream, epoch: int | None, report: Callable[[int], None]
+) -> None:
     rows = np.arange(len(stream.labels))
     batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     for chosen, images in ahead(lambda chosen: stream.load(chosen, epoch), batches):
         padded = images if len(images) == BATCH else np.concatenate([images, np.zeros_like(images, shape=(
             BATCH - len(images), *images.shape[1:]))])  # fmt: skip
         maps[chosen] = np.clip(run(padded)[: len(chosen)], -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
+        report(int(chosen[-1]) + 1)
 
 
 def _check_cut(network: nn.Module, lower: nn.Module, border: str, shape: Sequence[int]) -> None:

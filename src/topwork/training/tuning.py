@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from topwork.training.streams import ImageStream
 
 CHECKPOINTS = "checkpoint"
+ENOUGH_EPOCHS = 6  # with fewer for everything, the upper stages alone are looked at
+TAIL_STAGES, TAIL_VIEWS = 2, 4
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,6 @@ class TunedClassifier:
         recipe: of the tuning, as plain JSON values.
         history: one record an epoch.
         stages: (stage, parameters, trainable, rate) of the network.
-        words: sentences on what was done and why.
     """
 
     backbone: Backbone
@@ -50,7 +51,6 @@ class TunedClassifier:
     stages: list[dict[str, Any]]
     n_parameters: int
     n_trainable: int
-    words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ def tune_classifier(
     if done.tuned.ending == "interrupted" and interruption.signal is not None:
         raise Interrupted(interruption.signal)
     backbone, head = adopt(tuning.backbone, done.state, ready.spec, len(tuning.manifest.classes))
-    told = (done.tuned.message, done.chosen.reason, *done.tuned.notes, *recipe.notes)
+    for sentence in (done.tuned.message, done.chosen.reason, *done.tuned.notes, *recipe.notes):
+        say(sentence)
     return TunedClassifier(
         backbone=backbone,
         head=head,
@@ -163,7 +164,6 @@ def tune_classifier(
         stages=[vars(row) for row in done.stages],
         n_parameters=done.n_parameters,
         n_trainable=done.n_trainable,
-        words=(*words, *told),
     )
 
 
@@ -177,26 +177,77 @@ def _starting_head(tuning: Tuning) -> LinearHead:
     return fit_probe(tuning.features, tuning.labels, n_classes, rows=rows, head="plain", seed=seed).head
 
 
-def _timed(tuning: Tuning, ready: Ready) -> tuple[Recipe | None, tuple[str, ...]]:
-    """Fits the plan into the time budget, where there is one; in auto mode, weighs whether it pays at all."""
-    from topwork.training.estimate import estimate, training_rate
-    from topwork.training.finetune import make_network
-    from topwork.training.recipe import plan
+@dataclass(frozen=True)
+class _Plan:
+    """A recipe that fits into the time there is, and the rate it was planned with."""
 
-    settings, facts = tuning.settings, ready.facts
+    recipe: Recipe
+    images_per_second: float
+    before_seconds: float
+    words: tuple[str, ...] = ()
+
+
+def _timed(tuning: Tuning, ready: Ready) -> tuple[Recipe | None, tuple[str, ...]]:
+    """Fits the plan into the time there is; in auto mode, weighs whether it pays at all."""
+    from topwork.training.estimate import estimate
+
+    settings = tuning.settings
     budget = settings.time_budget_seconds
     if settings.mode != "auto" and budget is None:
         return ready.recipe, ()
-    network = make_network(tuning.backbone, ready.spec, ready.recipe, ready.start)
-    rate = training_rate(network, ready.recipe, ready.train)
-    measured = replace(facts, images_per_second=rate)
-    recipe = plan(settings, measured, tuning.stage_names, settings.seed, head_is_fitted=ready.head_is_fitted)
+    planned = _fitted_plan(tuning, ready)
     if settings.mode != "auto":
-        return recipe, ()
+        return planned.recipe, planned.words
     chosen = next(trial for trial in tuning.probe.trials if trial.chosen)
-    budget_minutes = None if budget is None else budget / 60
-    weighed = estimate(chosen.accuracy, chosen.n_images, facts.n_train, recipe, rate, budget_minutes)
-    return (recipe if weighed.worth_it else None), (weighed.words,)
+    weighed = estimate(
+        chosen.accuracy, chosen.n_images, ready.facts.n_train, planned.recipe, planned.images_per_second,
+        None if budget is None else budget / 60, planned.before_seconds,
+    )  # fmt: skip
+    return (planned.recipe if weighed.worth_it else None), (*planned.words, weighed.words)
+
+
+def _fitted_plan(tuning: Tuning, ready: Ready) -> _Plan:
+    """Everything, if it gets enough epochs; else the last stages from cached activations, if those get more."""
+    from topwork.training.estimate import DEFAULT_MINUTES, tail_rate, training_rate
+    from topwork.training.finetune import make_network
+    from topwork.training.recipe import plan
+
+    settings = tuning.settings
+    seconds = settings.time_budget_seconds or 60 * DEFAULT_MINUTES
+    within = replace(settings, time_budget=f"{seconds:g}s")
+    rate = training_rate(
+        make_network(tuning.backbone, ready.spec, ready.recipe, ready.start), ready.recipe, ready.train
+    )
+
+    def fitted(settings: FitSettings, rate: float, before: float = 0.0) -> Recipe:
+        left = replace(settings, time_budget=f"{max(1.0, seconds - before):g}s")
+        facts = replace(ready.facts, images_per_second=rate)
+        return plan(left, facts, tuning.stage_names, settings.seed, head_is_fitted=ready.head_is_fitted)
+
+    whole = _Plan(fitted(within, rate), rate, 0.0)
+    if whole.recipe.n_epochs >= min(ENOUGH_EPOCHS, ready.recipe.n_epochs) or settings.strategy != "auto":
+        return whole
+    upper = replace(within, strategy="last", last_stages=TAIL_STAGES, tail_views=settings.tail_views or TAIL_VIEWS)
+    try:
+        n_views = TAIL_VIEWS * ready.facts.n_train + ready.facts.n_valid
+        recipe = plan(upper, ready.facts, tuning.stage_names, settings.seed, head_is_fitted=ready.head_is_fitted)
+        network = make_network(tuning.backbone, ready.spec, recipe, ready.start)
+        views_per_second, rate = tail_rate(network, recipe, ready.train)
+        before = n_views / views_per_second
+        tail = _Plan(fitted(upper, rate, before), rate, before)
+    except UsageError:  # too few stages, or a network that cannot be cut
+        return whole
+    if tail.recipe.n_epochs <= whole.recipe.n_epochs:
+        return whole
+    words = (
+        f"In {seconds / 60:.0f} min everything would get {_epochs(whole.recipe.n_epochs)} here; the last {TAIL_STAGES} stages "
+        f"get {_epochs(tail.recipe.n_epochs)} from cached activations, so only those move."
+    )
+    return replace(tail, words=(words,))
+
+
+def _epochs(n: int) -> str:
+    return f"{n} epoch" if n == 1 else f"{n} epochs"
 
 
 def head_spec(settings: FitSettings) -> HeadSpec:

@@ -46,6 +46,7 @@ from topwork.run import (
 )
 from topwork.settings import FitSettings, cache_folder
 from topwork.training.tuning import TunedClassifier, Tuning, head_spec, tune_classifier
+from topwork.training.verdict import weigh
 from topwork.verbs.label_sets import FittedLabelSets, check_label_sets, check_settings, finish_label_sets
 from topwork.verbs.leaks import judge_leaks
 from topwork.verbs.steps import (
@@ -147,14 +148,9 @@ def fit(
                 folder, data.manifest, data.features, data.parts, data.groups, data.embedder, probed, settings, watcher,
                 clock,
             )  # fmt: skip
-        tuned = None
-        if settings.mode != "probe":
-            with clock("tune"):
-                watcher.step("tune")
-                tuning = Tuning(data.backbone, data.manifest, data.features, data.parts, probed.probe, settings, folder)
-                tuned = tune_classifier(tuning, watcher.progress, watcher.epoch, watcher.note, watcher.stages)
+        tuned, words = _tune(data, probed.probe, folder, clock, watcher)
         judged = _judge(data, probed.probe, tuned, clock, watcher)
-        recipe = _recipe(data, probed, tuned, judged.classifier)
+        recipe = _recipe(data, probed, tuned, judged.classifier) | ({"words": words} if words else {})
         with clock("write"):
             watcher.step("write")
             known = provenance(data.manifest, data.parts, judged.evaluation, settings)
@@ -270,6 +266,39 @@ def _probe(data: Gathered, clock: Stopwatch, watcher: Watcher) -> Probed:
     rate = timing(clock, data.embedder)["images_per_second"]
     left = settings.time_budget_seconds - clock.total
     return buy_views(fitted, data.labels[data.parts.train], rate, left)
+
+
+def _tune(
+    data: Gathered, probe: Probe, folder: Path, clock: Stopwatch, watcher: Watcher
+) -> tuple[TunedClassifier | None, list[str]]:
+    """The tuned network, or None where there is none or where the probe is kept; and what was decided, in words."""
+    settings, words = data.settings, []
+
+    def say(text: str) -> None:
+        words.append(text)
+        watcher.note(text)
+
+    if settings.mode == "probe":
+        return None, words
+    with clock("tune"):
+        watcher.step("tune")
+        tuning = Tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings, folder)
+        tuned = tune_classifier(tuning, watcher.progress, watcher.epoch, say, watcher.stages)
+    if tuned is None or settings.hidden is not None or settings.head == "cosine":  # a head that was asked for is kept
+        return tuned, words
+    with clock("embed_again"):
+        watcher.step("embed again")
+        valid = data.parts.valid
+        held_out = replace(data.manifest, samples=tuple(data.manifest.samples[row] for row in valid.tolist()))
+        features = embed(
+            tuned.backbone, held_out, embedder=_embedder(tuned.backbone, settings), n_threads=settings.workers,
+            on_progress=watcher.progress,
+        )  # fmt: skip
+    before = probe.head.logits({name: data.features.block(name, valid) for name in probe.head.transform.blocks})
+    after = tuned.head.logits({"last": features.block("last")})
+    verdict = weigh(before, after, data.labels[valid], asked_for=settings.mode == "tune")
+    say(verdict.words)
+    return (tuned if verdict.keeps_tuned else None), words
 
 
 def _judge(data: Gathered, probe: Probe, tuned: TunedClassifier | None, clock: Stopwatch, watcher: Watcher) -> Judged:
@@ -468,6 +497,6 @@ def _recipe(data: Gathered, probed: Probed, tuned: TunedClassifier | None, class
     if data.choice is not None:
         recipe |= {"backbones": data.choice.as_dict()}
     if tuned is not None:
-        recipe |= {"mode": "tune", "tuning": tuned.recipe, "stages": tuned.stages, "words": list(tuned.words)}
+        recipe |= {"mode": "tune", "tuning": tuned.recipe, "stages": tuned.stages}
         recipe |= {"temperature_fitted_on": "valid", "valid_used_for": VALID_OF_TUNING}
     return recipe
