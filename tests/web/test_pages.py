@@ -232,6 +232,21 @@ def test_epoch_records_become_curves() -> None:
     assert epoch_plots([{"candidate": "raw"}]) == []
 
 
+def test_the_schedule_is_drawn_for_the_fastest_and_the_slowest_stage() -> None:
+    history = [
+        {
+            "epoch": 1,
+            "rates": {"stem": 0.0, "blocks.0": 1e-5, "head": 1e-4},
+            "curve": [[0.0, 0.7, 0.1], [0.5, 0.6, 1.0]],
+        },
+        {"epoch": 2, "rates": {"stem": 0.0, "blocks.0": 1e-5, "head": 1e-4}, "curve": [[1.0, 0.5, 0.5]]},
+    ]
+    (rate,) = epoch_plots(history)
+    assert rate.title == "Learning rate"
+    assert [line.name for line in rate.lines] == ["head", "blocks.0"]
+    assert [len(line.dots) for line in rate.lines] == [3, 3]
+
+
 def test_curves_of_an_epoch_wise_run_are_drawn(make_run: MakeRun) -> None:
     run = make_run(
         history=[{"epoch": 1, "train_loss": 1.0}, {"epoch": 2, "train_loss": float("inf"), "valid_loss": 0.4}]

@@ -149,6 +149,8 @@ def training(record: Record, _album: Album) -> dict[str, Any]:
         "trials": [_trial_row(trial) for trial in trials[:MAX_ROWS]],
         "plots": [asdict(plot) for plot in trial_plots(trials)],
         "curves": [asdict(plot) for plot in epoch_plots(record.history)],
+        "stages": stage_rows(record.recipe.get("stages", [])),
+        "words": [shown(str(text)) for text in record.recipe.get("words", [])],
         "n_folds": trials[0]["n_folds"] if trials else 0,
         "n_images": trials[0]["n_images"] if trials else 0,
         "n_trainable": record.evaluation.get("n_trainable"),
@@ -251,16 +253,53 @@ def epoch_plots(history: Sequence[dict[str, Any]]) -> list[Plot]:
             records without ``epoch`` are passed over.
     """
     plots = []
+    steps = _step_lines(history)
     for title, names, label, text in (
         ("Loss", ("train_loss", "valid_loss"), "cross-entropy", _tick_number),
         ("Accuracy on valid", ("valid_accuracy",), "accuracy", tick_percent),
         ("Learning rate", ("rate",), "rate", _tick_number),
     ):
         lines = [_epoch_line(history, name, number) for number, name in enumerate(names, start=1)]
+        if title == "Learning rate" and steps:
+            lines = steps
         drawn = [line for line in lines if len(line.points) > 0]
         if drawn:
             plots.append(line_plot(title, drawn, "epoch", label, text))
     return plots
+
+
+def _step_lines(history: Sequence[dict[str, Any]]) -> list[Line]:
+    """The schedule as it was: the rate over the steps, of the stage with the highest and the one with the lowest rate.
+
+    Records hold ``curve``: (position in epochs, loss, factor on the rates), and ``rates``: the peak rate of each stage.
+    """
+    peaks = {stage: rate for record in history for stage, rate in record.get("rates", {}).items() if rate}
+    if not peaks:
+        return []
+    ends = dict.fromkeys([max(peaks, key=lambda stage: peaks[stage]), min(peaks, key=lambda stage: peaks[stage])])
+    lines = []
+    for number, stage in enumerate(ends, start=1):
+        points = tuple(
+            (float(position), factor * record["rates"][stage])
+            for record in history
+            for position, _, factor in record.get("curve", [])
+            if record["rates"].get(stage) is not None
+        )
+        lines.append(Line(f"{shown(stage)}", points, number, is_strong=number == 1))
+    return [line for line in lines if line.points]
+
+
+def stage_rows(stages: Sequence[dict[str, Any]]) -> list[dict[str, str | bool]]:
+    """The table of what tuning moved, at which peak rate."""
+    return [
+        {
+            "name": shown(str(row["stage"])),
+            "n_parameters": f"{row['n_parameters']:,}",
+            "moves": bool(row["trainable"]),
+            "rate": f"{row['rate']:.1e}" if row["rate"] else "–",
+        }
+        for row in stages
+    ]
 
 
 def _epoch_line(history: Sequence[dict[str, Any]], name: str, colour: int) -> Line:
