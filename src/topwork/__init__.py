@@ -24,6 +24,7 @@ _HOMES = {
     "decode": "topwork.data.images",
     "embed": "topwork.features.embed",
     "evaluate": "topwork.verbs.evaluate",
+    "fine_tune": "topwork.training.finetune",
     "fit": "topwork.verbs.fit",
     "fit_probe": "topwork.features.probe",
     "load_backbone": "topwork.models.backbone",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from topwork.models.classifier import Classifier as Classifier
     from topwork.models.classifier import load_classifier as load_classifier
     from topwork.shipping.predictor import Predictor as Predictor
+    from topwork.training.finetune import fine_tune as fine_tune
     from topwork.verbs.evaluate import evaluate as evaluate
     from topwork.verbs.fit import fit as fit
 

@@ -19,7 +19,15 @@ from cyclopts import App, Parameter
 
 from topwork import __version__
 from topwork.errors import Interrupted, TopworkError, UsageError
-from topwork.settings import DataSettings, FitSettings, ModelSettings, ScanSettings, ServeSettings, StudySettings
+from topwork.settings import (
+    DataSettings,
+    FitSettings,
+    ModelSettings,
+    ScanSettings,
+    ServeSettings,
+    StudySettings,
+    is_launched,
+)
 
 TOO_MANY_REJECTS = 3
 STDIN = "(stdin)"  # stands for a lone "-", which the parser would take for an option
@@ -132,6 +140,7 @@ def fit(
     from topwork.run import resumed
     from topwork.terminal import Terminal, part_lines
     from topwork.verbs.fit import fit as fit_run
+    from topwork.verbs.fit import follow
     from topwork.web.pages import write_report
 
     if resume is not None:
@@ -141,6 +150,12 @@ def fit(
     if path is None:
         raise UsageError("fit needs the folder of images: topwork fit PATH --out RUN (or --resume RUN).")
     folder = Path(out) if out else Path("runs") / (Path(path).resolve().stem or "data")
+    if is_launched():
+        from topwork.training.distributed import processes
+
+        if not processes().is_main:  # the first process reports and writes
+            follow(path, folder, settings)
+            return 0
     with Terminal(common.quiet) as terminal:
         fitted = fit_run(path, folder, settings, overwrite=overwrite, watcher=terminal)
         terminal.step("report")

@@ -120,6 +120,9 @@ class TuneSettings:
         None, "Cache the frozen part for this many augmented views an image and train the rest from them."
     )
     precision: Literal["auto", "bf16", "f32"] = _setting("auto", "auto: bf16 where the processor has it.")
+    track: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = _setting(
+        None, "Also send the epochs to this tracker (its package must be installed); its files go to RUN/tracking."
+    )
     compile: bool = _setting(False, "Compile the network first (torch.compile); pays in long runs on a GPU.")
 
     @property
@@ -240,3 +243,8 @@ def cache_folder() -> Path:
     if chosen:
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topwork"
+
+
+def is_launched() -> bool:
+    """Whether ``torchrun`` or ``accelerate launch`` started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1

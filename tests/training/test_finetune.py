@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,3 +127,23 @@ def test_a_signal_saves_and_ends_and_the_second_is_not_held_back(tmp_path):
 def test_nothing_to_resume_is_named(tmp_path):
     with pytest.raises(UsageError, match="no checkpoint"):
         check_resumable(tmp_path)
+
+
+def test_fine_tune_in_python_with_a_head_of_ones_own(shared_data, monkeypatch, tmp_path):
+    import topwork
+
+    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))
+    manifest = topwork.scan(shared_data / "ants-bees")
+    backbone = load_backbone("random:test_resnet").with_spec(height=32, width=32)
+    rows = np.concatenate([np.arange(6), len(manifest.samples) - 1 - np.arange(6)])
+    parts = replace(topwork.split(manifest), train=rows[::2], valid=rows[1::2])
+    mine = torch.nn.Sequential(torch.nn.LayerNorm(backbone.n_features), torch.nn.Linear(backbone.n_features, 2))
+    settings = TuneSettings(epochs=1, batch_size=4, precision="f32")
+    done = topwork.fine_tune(backbone, manifest, parts, settings, head=mine)
+    assert done.recipe.phases[0].name == "head"  # a new head is trained alone first
+    assert done.network()(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+    with pytest.raises(UsageError, match="of your own"):
+        done.backbone_and_head()
+    tuned, head = topwork.fine_tune(backbone, manifest, parts, settings, head="4:0.1").backbone_and_head()
+    assert head.weight.shape == (2, 4)
+    assert tuned.n_features == 4

@@ -5,7 +5,7 @@ a batch, adds gradients and agrees on when to stop. Each process takes every n-t
 gradients are sums divided by the weight of the whole batch, so the result is that of one process up to the order of
 summation. Sums over samples are exact: no sample is padded or counted twice, whatever the number of processes.
 
-Not here: sharding a network that does not fit one device. Batch norms with moving statistics (training from scratch)
+Not here: sharding a network that does not fit one device (FSDP): every process holds all weights. Batch norms with moving statistics (training from scratch)
 see their own process's share of the batch; their statistics are averaged after each epoch.
 """
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from topwork.errors import TopworkError
+from topwork.settings import is_launched
 
 
 class Processes:
@@ -52,6 +53,13 @@ class Processes:
     def average(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replaces every tensor by its mean over the processes."""
 
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Replaces every tensor by the first process's."""
+
+    def agree(self, value: Any) -> Any:
+        """The first process's value, for everyone."""
+        return value
+
     def wait(self) -> None:
         """Returns when every process has come here."""
 
@@ -60,11 +68,15 @@ class Group(Processes):
     """The processes of a running torch.distributed group."""
 
     def __init__(self) -> None:
+        from datetime import timedelta
+
         from accelerate import PartialState
 
+        # one process reads and embeds the images while the others wait, however long that takes
+        patience = {"timeout": timedelta(days=7)}
         # accelerate makes no group of CPU processes unless it is told that CPUs are meant
         has_accelerator = torch.cuda.is_available() or torch.xpu.is_available()
-        self._state: Any = PartialState(cpu=not has_accelerator)
+        self._state: Any = PartialState(cpu=not has_accelerator, **patience)
         self.rank, self.n = int(self._state.process_index), int(self._state.num_processes)
         if self.n < 2:
             raise TopworkError(
@@ -95,6 +107,17 @@ class Group(Processes):
         for tensor in chosen:
             tensor.div_(self.n)
 
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Process 0 sends."""
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, src=0)
+
+    def agree(self, value: Any) -> Any:
+        """Process 0 decides."""
+        held = [value]
+        torch.distributed.broadcast_object_list(held, src=0)
+        return held[0]
+
     def wait(self) -> None:
         """A barrier."""
         self._state.wait_for_everyone()
@@ -112,12 +135,16 @@ class Group(Processes):
             start += tensor.numel()
 
 
+def launched() -> Processes | None:
+    """The group that a launcher started; None for one process alone."""
+    return Group() if is_launched() else None
+
+
 def processes() -> Processes:
     """The group that a launcher started, or one process alone on the best device."""
-    import os
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return Group()
+    group = launched()
+    if group is not None:
+        return group
     alone = Processes()
     alone.device = "cuda" if torch.cuda.is_available() else "cpu"
     return alone

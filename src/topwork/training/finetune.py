@@ -18,9 +18,10 @@ from torch import nn
 
 from topwork.data.augment import pipeline
 from topwork.data.manifest import Manifest
+from topwork.data.split import Split
 from topwork.errors import UsageError
 from topwork.models.backbone import Backbone, load_backbone
-from topwork.models.head import HeadSpec, LinearHead
+from topwork.models.head import HeadSpec, LinearHead, parse_head
 from topwork.models.modules import (
     SixBlockNetwork,
     build_classifier,
@@ -28,12 +29,13 @@ from topwork.models.modules import (
     n_outputs,
     set_linear,
 )
+from topwork.training.adoption import adopt
 from topwork.training.average import Chosen, choose_weights
 from topwork.training.checkpoint import INDEX
 from topwork.training.folding import State
 from topwork.training.loop import Surroundings, Tuned, fit
 from topwork.training.optimizer import StageRow, freeze, stage_table, stages_of
-from topwork.training.recipe import DataFacts, Recipe
+from topwork.training.recipe import DataFacts, Recipe, TuneSettings, plan
 from topwork.training.streams import ImageStream, decode_all
 from topwork.training.tail import tail_streams
 
@@ -57,6 +59,57 @@ class FineTuned:
     stages: list[StageRow]
     n_parameters: int
     n_trainable: int
+    backbone: Backbone | str
+
+    def network(self) -> nn.Module:
+        """The tuned network, in eval mode: normalised images (B, 3, H, W) to logits."""
+        network = make_network(self.backbone, self.head, self.recipe)
+        network.load_state_dict(self.state)
+        return network.eval()
+
+    def backbone_and_head(self) -> tuple[Backbone, LinearHead]:
+        """The tuned network in the form that embedding, model folders and exports know.
+
+        Raises:
+            UsageError: a head, or a network, of one's own, which no model folder can describe.
+        """
+        if isinstance(self.head, nn.Module) or isinstance(self.backbone, str):
+            raise UsageError(
+                "A head or network of your own can be trained, but only a HeadSpec fits into a model folder."
+            )
+        return adopt(self.backbone, self.state, self.head, self.recipe.n_classes)
+
+
+def fine_tune(
+    backbone: Backbone,
+    manifest: Manifest,
+    parts: Split,
+    settings: TuneSettings | None = None,
+    *,
+    head: HeadSpec | nn.Module | str = "linear",
+    probe: LinearHead | None = None,
+    around: Surroundings | None = None,
+    seed: int = 0,
+    n_threads: int | None = None,
+) -> FineTuned:
+    """Trains a pretrained network on the train part of a manifest; the valid part chooses epoch and mixture of weights.
+
+    Args:
+        head: as ``linear``, ``cosine``, ``256:0.4,128:0.2``; or a module of your own, from (B, D) features to logits.
+        probe: head of a fitted probe, which a linear head starts from; without it the head is first trained alone.
+        around: checkpoints, callbacks, stopping.
+
+    Raises:
+        UsageError: settings that contradict each other or the data.
+        TopworkError: an image vanished, or training failed, with the cause.
+    """
+    settings, spec = settings or TuneSettings(), parse_head(head) if isinstance(head, str) else head
+    labels, n_classes = np.asarray(manifest.labels, np.int64), len(manifest.classes)
+    is_fitted = probe is not None and isinstance(spec, HeadSpec) and spec.kind == "linear"
+    facts = facts_of(labels[parts.train], n_classes, len(parts.valid))
+    recipe = plan(settings, facts, stage_names(backbone.skeleton(n_classes)), seed, head_is_fitted=is_fitted)
+    train, valid = streams_of(manifest, parts.train, parts.valid, backbone, recipe, n_threads)
+    return tune(backbone, recipe, train, valid, head=spec, probe=probe, around=around)
 
 
 def make_network(
@@ -114,7 +167,7 @@ def tune(
         tuned = fit(network, recipe, train, valid, around)
     fresh = make_network(backbone, head, recipe)
     chosen = choose_weights(fresh, tuned, recipe, valid, around.processes)
-    return FineTuned(chosen.state, recipe, head, tuned, chosen, table, n_parameters, n_trainable)
+    return FineTuned(chosen.state, recipe, head, tuned, chosen, table, n_parameters, n_trainable, backbone)
 
 
 def streams_of(

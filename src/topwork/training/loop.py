@@ -164,6 +164,7 @@ class _Run:
         self.recipe, self.train, self.valid, self.around = recipe, train, valid, around
         self.group = around.processes
         self.net = Prepared(network, recipe, train, self.group.device)
+        self.group.broadcast(self.net.core.state_dict().values())  # a head that starts at random is one head for all
         self.loss = Loss(recipe, self.net.device)
         self.start = self.net.state()
         self.epoch = self.step = self.n_updates = 0

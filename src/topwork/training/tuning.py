@@ -129,13 +129,13 @@ def tune_classifier(
         TopworkError: training failed, with the cause; the last checkpoint is kept.
         Interrupted: a signal came; a checkpoint was saved, and resuming continues from it.
     """
-    from topwork.training.adoption import adopt
+    from topwork.training.distributed import processes
     from topwork.training.finetune import tune
     from topwork.training.interruption import Interruption
     from topwork.training.loop import Surroundings
 
     ready = prepare(tuning, on_progress)
-    recipe, words = _timed(tuning, ready)
+    recipe, words = processes().agree(_timed(tuning, ready))  # rates differ between processes
     for sentence in words:
         say(sentence)
     if recipe is None:
@@ -153,7 +153,7 @@ def tune_classifier(
         )  # fmt: skip
     if done.tuned.ending == "interrupted" and interruption.signal is not None:
         raise Interrupted(interruption.signal)
-    backbone, head = adopt(tuning.backbone, done.state, ready.spec, len(tuning.manifest.classes))
+    backbone, head = done.backbone_and_head()
     for sentence in (done.tuned.message, done.chosen.reason, *done.tuned.notes, *recipe.notes):
         say(sentence)
     return TunedClassifier(

@@ -44,7 +44,8 @@ from topwork.run import (
     write_history,
     write_json,
 )
-from topwork.settings import FitSettings, cache_folder
+from topwork.settings import FitSettings, cache_folder, is_launched
+from topwork.training.tracking import check_tracker, tracking
 from topwork.training.tuning import TunedClassifier, Tuning, head_spec, tune_classifier
 from topwork.training.verdict import weigh
 from topwork.verbs.label_sets import FittedLabelSets, check_label_sets, check_settings, finish_label_sets
@@ -132,7 +133,8 @@ def fit(
     """
     settings, watcher, clock = settings or FitSettings(), watcher or Silent(), Stopwatch()
     folder = Path(out)
-    head_spec(settings)  # a head that cannot be is named before the work begins
+    head_spec(settings)  # what cannot be is named before the work begins
+    check_tracker(settings.track)
     if settings.multi_label:
         check_settings(settings)
     with run_folder(folder, overwrite):
@@ -164,6 +166,31 @@ def fit(
     return Fitted(
         folder, data.manifest, data.parts, judged.classifier, probed.probe, judged.predictions, evaluation, recipe
     )
+
+
+def follow(path: str | os.PathLike[str], out: str | os.PathLike[str], settings: FitSettings) -> None:
+    """What every process but the first does when several train one network: it takes its share and writes nothing.
+
+    It waits until the first one has read and embedded the images, finds everything in the cache, and trains along.
+
+    Raises:
+        UsageError: there is nothing to share without tuning.
+    """
+    if settings.mode == "probe":
+        return
+    watcher, clock = Silent(), Stopwatch()
+    _meet()
+    data = gather(path, settings, clock, watcher)
+    probed = _probe(data, clock, watcher)
+    tuning = Tuning(data.backbone, data.manifest, data.features, data.parts, probed.probe, settings, Path(out))
+    tune_classifier(tuning, watcher.progress, watcher.epoch, watcher.note)
+
+
+def _meet() -> None:
+    """Waits until every process has come here."""
+    from topwork.training.distributed import processes
+
+    processes().wait()
 
 
 # ---- the steps, in their order
@@ -282,8 +309,16 @@ def _tune(
         return None, words
     with clock("tune"):
         watcher.step("tune")
+        if is_launched():
+            _meet()
         tuning = Tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings, folder)
-        tuned = tune_classifier(tuning, watcher.progress, watcher.epoch, say, watcher.stages)
+        with tracking(settings.track, folder, asdict(settings)) as track:
+
+            def on_epoch(record: dict[str, Any]) -> None:
+                watcher.epoch(record)
+                track(record)
+
+            tuned = tune_classifier(tuning, watcher.progress, on_epoch, say, watcher.stages)
     if tuned is None or settings.hidden is not None or settings.head == "cosine":  # a head that was asked for is kept
         return tuned, words
     with clock("embed_again"):
