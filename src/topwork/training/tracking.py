@@ -51,6 +51,7 @@ def tracking(name: str | None, folder: Path, settings: dict[str, Any]) -> Iterat
     place.mkdir(parents=True, exist_ok=True)
     options = {"logging_dir": str(place)} if kind.requires_logging_directory else {}
     tracker = kind(folder.name or "topwork", **options)
+    tracker.start()
     tracker.store_init_configuration({key: value for key, value in settings.items() if value is not None})
 
     def send(record: dict[str, Any]) -> None:
