@@ -13,6 +13,7 @@ from topwork.features.probe import fit_probe
 from topwork.settings import FitSettings
 from topwork.training.tuning import Tuning, prepare
 from topwork.verbs.fit import gather
+from topwork.verbs.label_sets import check_settings
 from topwork.verbs.steps import Silent, Stopwatch, Watcher
 
 if TYPE_CHECKING:
@@ -72,8 +73,9 @@ def lr_range(
     from topwork.training.lr_range import range_test
     from topwork.training.optimizer import stage_table
 
-    settings = replace(settings or FitSettings(), mode="tune", near_duplicates=False)
-    watcher = watcher or Silent()
+    settings, watcher = replace(settings or FitSettings(), mode="tune", near_duplicates=False), watcher or Silent()
+    if settings.multi_label:
+        check_settings(settings)
     data = gather(path, settings, Stopwatch(), watcher)
     watcher.step("probe")
     probe = fit_probe(
