@@ -234,7 +234,9 @@ def _with_chosen(data: Gathered, backbones: Sequence[Backbone], clock: Stopwatch
     """The same images and split with the backbone that cross-validation on a few training images prefers."""
     settings, manifest = data.settings, data.manifest
     if manifest.multi_label:
-        raise UsageError(f"--backbone {settings.backbone}: comparing backbones needs one label an image; give one name.")
+        raise UsageError(
+            f"--backbone {settings.backbone}: comparing backbones needs one label an image; give one name."
+        )
     with clock("compare_backbones"):
         watcher.step("compare backbones")
         rows = subsample(data.labels, data.parts.train, settings.seed)
