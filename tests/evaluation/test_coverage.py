@@ -5,10 +5,17 @@ import pytest
 from scipy.stats import binom, norm
 
 from topwork.evaluation.compare import accuracy_difference_interval
-from topwork.evaluation.curves import calibration_error, calibration_error_interval, roc_auc
+from topwork.evaluation.curves import (
+    calibration_error,
+    calibration_error_interval,
+    precision_recall_curve,
+    roc_auc,
+)
 from topwork.evaluation.intervals import (
     auc_interval,
+    average_precision_interval,
     balanced_accuracy_interval,
+    f1_interval,
     lower_bound,
     macro_f1_interval,
     mean_interval,
@@ -81,6 +88,32 @@ def test_balanced_accuracy_and_macro_f1(case):
     balanced, macro = hits / n_draws
     assert 0.93 <= balanced <= 0.975
     assert 0.92 <= macro <= 0.985
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "recall", "false"), [(100, 0.1, 0.8, 0.02), (200, 0.5, 0.9, 0.1), (1000, 0.05, 0.9, 0.01)]
+)
+def test_f1_of_a_class(n, share, recall, false):
+    rng = np.random.default_rng(5)
+    cells = rng.multinomial(
+        n, [share * recall, share * (1 - recall), (1 - share) * false, (1 - share) * (1 - false)], 3000
+    )
+    truth = 2 * share * recall / (2 * share * recall + share * (1 - recall) + (1 - share) * false)
+    hits = [holds(f1_interval(tp, tp + fn, tp + fp), truth) for tp, fn, fp, _ in cells if tp + fn + fp]
+    assert 0.93 <= np.mean(hits) <= 0.97
+
+
+@pytest.mark.parametrize(("n_positive", "n_negative", "shift"), [(50, 50, 2.5), (30, 200, 2.5), (200, 200, 1.5)])
+def test_average_precision(n_positive, n_negative, shift):
+    rng = np.random.default_rng(6)
+
+    def seen(k):
+        is_positive = np.repeat([True, False], [k * n_positive, k * n_negative])
+        return precision_recall_curve(is_positive, rng.normal(is_positive * shift)).average_precision
+
+    truth = seen(2000)
+    hits = [holds(average_precision_interval(seen(1), n_positive), truth) for _ in range(500)]
+    assert 0.93 <= np.mean(hits) <= 1.0  # cautious where positives are many
 
 
 @pytest.mark.parametrize(

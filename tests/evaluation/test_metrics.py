@@ -18,7 +18,7 @@ from topwork.evaluation.predictions import Predictions
 
 PART_KEYS = {
     "n", "n_unknown_class", "accuracy", "balanced_accuracy", "top5_accuracy", "cross_entropy", "ece", "macro_f1",
-    "per_class", "confusion", "classes", "intervals",
+    "per_class", "per_class_intervals", "confusion", "classes", "intervals",
 }  # fmt: skip
 
 
@@ -53,6 +53,9 @@ def test_four_images_known_by_thought():
     assert part["per_class"]["a"] == {"n_train": 7, "n": 3, "precision": 1.0, "recall": 2 / 3, "f1": 0.8}
     assert part["per_class"]["b"] == {"n_train": 9, "n": 1, "precision": 0.5, "recall": 1.0, "f1": 2 / 3}
     assert part["per_class"]["c"] == {"n_train": 0, "n": 0, "precision": None, "recall": None, "f1": None}
+    assert set(part["per_class_intervals"]["c"]) == set()
+    recall = part["per_class_intervals"]["a"]["recall"]  # R: prop.test(2, 3, correct = FALSE)
+    assert (recall["low"], recall["high"]) == pytest.approx((0.2076596, 0.9385081), abs=1e-6)
     stated = np.exp(2) / (np.exp(2) + 2)
     loss = -np.log([stated, stated, (1 - stated) / 2, stated]).mean()
     assert part["cross_entropy"] == pytest.approx(loss)
@@ -63,10 +66,14 @@ def test_four_images_known_by_thought():
 
 def test_roc_auc_only_for_two_classes():
     two = evaluate_part(drawn(60, 2)).as_dict()
-    assert set(two) == PART_KEYS | {"roc_auc"}
+    assert set(two) == PART_KEYS | {"roc_auc", "average_precision"}
     assert set(two["intervals"]) == {
-        "balanced_accuracy", "top5_accuracy", "macro_f1", "ece", "cross_entropy", "roc_auc",
+        "balanced_accuracy", "top5_accuracy", "macro_f1", "ece", "cross_entropy", "roc_auc", "average_precision",
     }  # fmt: skip
+    p = drawn(60, 2)
+    assert two["average_precision"] == pytest.approx(
+        sk.average_precision_score(p.labels == 1, p.logits[:, 1] - p.logits[:, 0])
+    )
     assert two["intervals"]["roc_auc"]["low"] < two["roc_auc"] < two["intervals"]["roc_auc"]["high"]
 
 
@@ -140,7 +147,7 @@ def test_neither_the_order_of_images_nor_that_of_classes_matters(n, n_classes, s
         assert getattr(a, name) == pytest.approx(getattr(b, name))
     assert a.per_class == b.per_class
     for name, interval in a.intervals.items():
-        if name != "roc_auc":
+        if name not in ("roc_auc", "average_precision"):  # they are about the second class
             assert (interval.low, interval.high) == pytest.approx((b.intervals[name].low, b.intervals[name].high))
 
 

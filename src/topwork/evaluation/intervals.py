@@ -107,6 +107,31 @@ def macro_f1_interval(
     return interval_from_variance(value, variance, largest)
 
 
+def f1_interval(n_correct: float, n: float, n_predicted: float) -> Interval:
+    """Interval for the F1 of one class.
+
+    F1 rises with the share J of right answers among the images that are of the class or were given it (Jaccard),
+    ``F1 = 2 J / (1 + J)``; so the ends of Wilson's interval for J, a plain proportion, are carried over.
+
+    Args:
+        n_correct: Images of the class that were given it.
+        n: Images of the class.
+        n_predicted: Images that were given the class; not both 0.
+    """
+    either = n + n_predicted - n_correct
+    share = wilson(n_correct / either, either)
+    return Interval(2 * share.low / (1 + share.low), 2 * share.high / (1 + share.high))
+
+
+def average_precision_interval(average_precision: float, n_positive: int) -> Interval:
+    """Interval for an average precision: as a proportion of the positive images.
+
+    The binomial interval of Boyd, Eng & Page 2013, "Area under the precision-recall curve: point estimates and confidence
+    intervals", section 3.2, with Wilson's form, which has a width at 1, too.
+    """
+    return wilson(average_precision, n_positive)
+
+
 def interval_from_variance(value: float, variance: float, largest_n: float) -> Interval:
     """Wilson interval for a score between 0 and 1 whose variance is known.
 

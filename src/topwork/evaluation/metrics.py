@@ -18,16 +18,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.errors import UsageError
-from topwork.evaluation.curves import calibration_error, calibration_error_interval, mean_ranks, roc_auc
+from topwork.evaluation.curves import (
+    calibration_error,
+    calibration_error_interval,
+    mean_ranks,
+    precision_recall_curve,
+    roc_auc,
+)
 from topwork.evaluation.intervals import (
     Interval,
     auc_interval,
+    average_precision_interval,
     balanced_accuracy_interval,
+    f1_interval,
     macro_f1_interval,
     mean_interval,
     wilson,
 )
-from topwork.evaluation.predictions import Ints, Predictions
+from topwork.evaluation.predictions import Bools, Ints, Predictions
 
 TOP_K = 5
 LARGEST_DENSE_CONFUSION = 2_000
@@ -66,7 +74,9 @@ class PartEvaluation:
         confusion_cells: (M, 3) true label, predicted label, count, where the count is not 0.
         classes: The C class names.
         roc_auc: Area under the ROC curve; two classes only, the second being the positive one.
+        average_precision: Area under the steps of the precision-recall curve, likewise.
         intervals: 95 % intervals of the numbers beside accuracy, by name.
+        class_intervals: 95 % intervals of precision, recall and F1 by class name, where they were measured.
     """
 
     n: int
@@ -82,7 +92,9 @@ class PartEvaluation:
     confusion_cells: Ints
     classes: tuple[str, ...]
     roc_auc: float | None
+    average_precision: float | None
     intervals: dict[str, Interval]
+    class_intervals: dict[str, dict[str, Interval]]
 
     @property
     def confusion(self) -> Ints:
@@ -115,9 +127,13 @@ class PartEvaluation:
             "per_class": {name: asdict(scores) for name, scores in self.per_class.items()},
             "classes": list(self.classes),
             "intervals": {name: interval.as_dict() for name, interval in self.intervals.items()},
+            "per_class_intervals": {
+                name: {key: interval.as_dict() for key, interval in found.items()}
+                for name, found in self.class_intervals.items()
+            },
         }
         if len(self.classes) == 2:
-            part["roc_auc"] = self.roc_auc
+            part |= {"roc_auc": self.roc_auc, "average_precision": self.average_precision}
         is_dense = len(self.classes) <= LARGEST_DENSE_CONFUSION
         part["confusion"] = self.confusion.tolist() if is_dense else None
         if not is_dense:
@@ -141,7 +157,7 @@ def evaluate_part(
     cells = _confusion_cells(known)
     counts = _Counts.of(cells, known.n_classes)
     present = counts.n > 0
-    auc = _roc_auc_of(known)
+    areas = _areas_of(known)
     has_any = len(known) > 0
     return PartEvaluation(
         n=len(known),
@@ -156,8 +172,10 @@ def evaluate_part(
         per_class=_per_class(known.classes, counts, n_train),
         confusion_cells=cells,
         classes=known.classes,
-        roc_auc=auc,
-        intervals=_intervals(known, cells, counts, auc, n_resamples, seed) if has_any else {},
+        roc_auc=areas[0],
+        average_precision=areas[1],
+        intervals=_intervals(known, cells, counts, areas, n_resamples, seed) if has_any else {},
+        class_intervals=_class_intervals(known.classes, counts),
     )
 
 
@@ -210,7 +228,12 @@ def _per_class(classes: tuple[str, ...], counts: _Counts, n_train: Mapping[str, 
 
 
 def _intervals(
-    known: Predictions, cells: Ints, counts: _Counts, auc: float | None, n_resamples: int, seed: int
+    known: Predictions,
+    cells: Ints,
+    counts: _Counts,
+    areas: tuple[float | None, float | None],
+    n_resamples: int,
+    seed: int,
 ) -> dict[str, Interval]:
     present = counts.n > 0
     intervals = {
@@ -223,17 +246,42 @@ def _intervals(
     entropy = mean_interval(known.loss)
     if entropy is not None:  # a single image has no spread
         intervals["cross_entropy"] = Interval(max(0.0, entropy.low), entropy.high)
-    if auc is not None:
-        intervals["roc_auc"] = auc_interval(auc, int(counts.n[1]), int(counts.n[0]))
+    if areas[0] is not None:
+        intervals["roc_auc"] = auc_interval(areas[0], int(counts.n[1]), int(counts.n[0]))
+    if areas[1] is not None:
+        intervals["average_precision"] = average_precision_interval(areas[1], int(counts.n[1]))
     return intervals
 
 
-def _roc_auc_of(known: Predictions) -> float | None:
-    if known.n_classes != 2:
-        return None
-    # The difference of logits and not the probability: confident probabilities round to 1 and would tie.
+def _class_intervals(classes: tuple[str, ...], counts: _Counts) -> dict[str, dict[str, Interval]]:
+    found: dict[str, dict[str, Interval]] = {}
+    rows = zip(classes, counts.n.tolist(), counts.n_predicted.tolist(), counts.n_correct.tolist(), strict=True)
+    for name, n, n_predicted, n_correct in rows:
+        measured = {}
+        if n_predicted:
+            measured["precision"] = wilson(n_correct / n_predicted, n_predicted)
+        if n:
+            measured |= {"recall": wilson(n_correct / n, n), "f1": f1_interval(n_correct, n, n_predicted)}
+        found[name] = measured
+    return found
+
+
+def positive_scores(known: Predictions) -> tuple[Bools, NDArray[np.float64]]:
+    """Of two classes: which images are of the second, and how far each is on its side.
+
+    The score is the difference of logits and not the probability: confident probabilities round to 1 and would tie.
+    """
     logits = known.logits.astype(np.float64)
-    return roc_auc(known.labels == 1, logits[:, 1] - logits[:, 0])
+    return np.asarray(known.labels == 1), logits[:, 1] - logits[:, 0]
+
+
+def _areas_of(known: Predictions) -> tuple[float | None, float | None]:
+    """Areas under the ROC and the precision-recall curve, of two classes."""
+    if known.n_classes != 2:
+        return None, None
+    is_positive, scores = positive_scores(known)
+    area, drawn = roc_auc(is_positive, scores), precision_recall_curve(is_positive, scores)
+    return area, drawn.average_precision if drawn and area is not None else None
 
 
 def _mean(values: NDArray[Any]) -> float | None:
