@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest
-from topwork.data.shards import atomic_file
+from topwork.data.shards import atomic_file, read_parquet
 from topwork.data.sources import shown
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.label_sets import LabelPredictions
@@ -95,6 +96,14 @@ def save_predictions(predictions: Mapping[str, Predictions | LabelPredictions], 
         tables.append(table.append_column("logits", pa.FixedSizeListArray.from_arrays(flat, len(part.classes))))
     with atomic_file(path) as partial:
         pq.write_table(pa.concat_tables(tables), partial)
+
+
+def read_logits(path: Path) -> tuple[NDArray[np.int64], NDArray[np.str_], NDArray[np.float32]]:
+    """What :func:`save_predictions` wrote: (M,) rows of the manifest, their parts, and (M, C) logits."""
+    table = read_parquet(path, ["row", "part", "logits"])
+    column = table["logits"].combine_chunks()
+    logits = np.asarray(column.flatten()).reshape(len(table), column.type.list_size)
+    return table["row"].to_numpy(), np.array(table["part"].to_pylist(), dtype="<U5"), logits
 
 
 def asked(path: str | os.PathLike[str], settings: FitSettings) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -218,6 +219,40 @@ class ServeSettings:
 def as_dict(settings: DataSettings) -> dict[str, Any]:
     """Settings as plain JSON values, in their order of definition."""
     return asdict(settings)
+
+
+def fit_command(path: str, out: str, asked: Mapping[str, Any]) -> str:
+    """``topwork fit`` for a shell, with every setting that is not the default, and the seed always.
+
+    Args:
+        asked: values of :class:`FitSettings` by name.
+    """
+    words = ["topwork", "fit", path, "--out", out]
+    defaults = {item.name: item.default for item in fields(FitSettings)}
+    for name, value in asked.items():
+        flag = "--" + name.replace("_", "-")
+        if value is None or (value == defaults.get(name, MISSING) and name != "seed"):
+            continue
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [flag, str(value)]
+    return " ".join(quote(word) for word in words)
+
+
+def quote(word: str) -> str:
+    """A word for a POSIX shell; with control characters or undecodable bytes in the ``$'...'`` form of bash."""
+    if word.isprintable():
+        import shlex
+
+        return shlex.quote(word)
+    escaped = re.sub(r"[\\']", lambda found: "\\" + found[0], word)
+    encoded = "".join(c if c.isprintable() else _octal(c) for c in escaped)
+    return f"$'{encoded}'"
+
+
+def _octal(character: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
 def help_of(kind: type[DataSettings]) -> dict[str, str]:

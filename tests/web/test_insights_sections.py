@@ -56,9 +56,9 @@ def add_insights(run: Path, n_suspects: int = 3) -> Path:
         "explanations": {"method": "activation", "part": "test", "images": images},
         "learning_curve": {"points": points, "forecasts": [{"n": n, "accuracy": a, "low": a - 0.02, "high": a + 0.02}
                            for n, a in ((125, 0.91), (250, 0.93), (500, 0.94))], "gain": [0.02, 0.005, 0.04],
-                           "floor": 0.02, "scale": 1.0, "exponent": 0.5},
+                           "floor": 0.02, "scale": 1.0, "exponent": 0.5, "line": [[25, 0.8], [125, 0.91], [500, 0.94]]},
         "advice": [{"name": "images", "title": "More images", "text": "Twice the images bring +2.0 points.",
-                    "gain": [0.02, 0.005, 0.04], "basis": "measured", "minutes": 0.0, "person_minutes": 21.0, "command": None}],
+                    "gain": [0.02, 0.005, 0.04], "basis": "curve", "minutes": 0.0, "person_minutes": 21.0, "command": None}],
     }  # fmt: skip
     (run / "insights.json").write_text(json.dumps(insights))
     return run

@@ -130,7 +130,7 @@ def test_many_classes_are_cut_and_it_is_said(make_run: MakeRun, monkeypatch: pyt
     page = page_of(make_run([f"class {i}" for i in range(50)], n_each=4, valid=0.0, test=0.5))
     assert sum(t == "td" and "data-cell" in a for t, a in page.tags) == 40 * 40
     assert "The 40 classes with most mistakes, of 50" in page.text
-    assert "Shown are the 10 surest; all are in predictions.parquet." in page.text
+    assert "Shown are the 10 with the highest loss; all are in predictions.parquet." in page.text
 
 
 def test_without_a_mistake(make_run: MakeRun) -> None:

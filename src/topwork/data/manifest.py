@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from topwork.data.layouts import LABEL_SEPARATOR
 from topwork.data.loader import FactsStore, Loaded, Visitor, load_images
-from topwork.data.shards import atomic_file
+from topwork.data.shards import atomic_file, read_parquet
 from topwork.data.sources import Listing, Reject, Rules, list_data, natural_key, read_image, shown
 from topwork.data.traits import TraitStore, TraitTable
 from topwork.errors import UsageError
@@ -281,7 +281,7 @@ def save_manifest(manifest: Manifest, path: Path) -> None:
 
 def load_manifest(path: Path) -> Manifest:
     """Reads what :func:`save_manifest` wrote."""
-    table = pq.read_table(path)
+    table = read_parquet(path)
     metadata = {key.decode(): os.fsdecode(value) for key, value in (table.schema.metadata or {}).items()}
     rows = [{key: _text(value) for key, value in row.items()} for row in table.to_pylist()]
     samples, rejects = [], []

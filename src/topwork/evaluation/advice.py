@@ -8,13 +8,15 @@ the advice says that as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from topwork.evaluation.intervals import Z_95, wilson
 from topwork.evaluation.learning_curve import LearningCurve
+from topwork.settings import fit_command
 
 # Share of the errors of a frozen network's head that tuning everything removed: quartiles and median over eleven data sets
 # for ResNet-18 (Salman et al. 2020, arXiv 2007.08489, as in training/estimate.py).
@@ -30,6 +32,7 @@ FINE_INTERVAL = 0.02  # plus or minus two points: a test that is worth having
 WIDE_INTERVAL = 0.03
 LAGGING = 0.05  # a class this far below the others is worth images of its own
 MAX_CLASSES = 3
+FLAT = 0.1  # twice the images remove less than this share of the errors
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,12 @@ class Situation:
         n_images: all images of the run.
         accuracy: cross-validated, or on valid where the network was tuned.
         n_suspects: images whose label confident learning counts as wrong.
+        n_suspects_judged: those of them in the part that counts most.
         n_leaked: images of valid or test that train has, too.
+        clean_accuracy: of the part that counts most without such images; None where it has none of them.
         judged: name, images and accuracy of the part that counts most; None without one.
         embedding_rate: images a second of this run; None where nothing was embedded.
+        path, out, settings: what was fitted, the run folder, and the settings asked for, for commands.
     """
 
     n_images: int
@@ -67,6 +73,14 @@ class Situation:
     is_tuned: bool
     embedding_rate: float | None = None
     path: str = "PATH"
+    out: str = "RUN"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    n_suspects_judged: int = 0
+    clean_accuracy: float | None = None
+
+    def command(self, suffix: str, **changes: Any) -> str:
+        """The same fit with other settings, into a folder beside this run."""
+        return fit_command(self.path, f"{self.out}-{suffix}", {**self.settings, **changes})
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ class Advice:
     Attributes:
         name: short and stable, for programs.
         gain: expected share of accuracy with the ends of its interval; None where it is no gain in accuracy.
-        basis: where the gain comes from: ``measured``, ``elsewhere`` or ``bound`` (it cannot be more).
+        basis: where the gain comes from: ``curve`` (that of this data), ``elsewhere`` or ``bound`` (it cannot be more).
         minutes: of the machine; ``person_minutes`` of a person.
         command: what to type, if that is all there is to do.
     """
@@ -119,16 +133,16 @@ def _more_images(s: Situation) -> Advice | None:
         f"With twice the training images ({twice.n:,} instead of {s.n_train:,}) the learning curve leads to about "
         f"{_percent(twice.accuracy)} ({_percent(twice.low)} to {_percent(twice.high)}): {_gain(gain, low, high)}."
     )
-    if gain < 0.005:
+    if gain < min(0.005, FLAT * (1 - s.accuracy)):
         text += " The curve is nearly flat: more images of the same kind are not what is missing."
     seconds = SECONDS_TO_COLLECT * s.n_train
-    return Advice("images", "More images", text, (gain, low, high), "measured", 0.0, seconds / 60)
+    return Advice("images", "More images", text, (gain, low, high), "curve", 0.0, seconds / 60)
 
 
 def _lagging_classes(s: Situation) -> Advice | None:
     """Classes whose recall is below the rest by more than chance does."""
     n_judged, n_right = (sum(getattr(c, key) for c in s.classes) for key in ("n_judged", "n_right"))
-    if len(s.classes) < 3 or not n_judged:
+    if len(s.classes) < 2 or not n_judged:
         return None
     lagging = []
     for record in s.classes:
@@ -137,10 +151,8 @@ def _lagging_classes(s: Situation) -> Advice | None:
             continue
         recall, others = record.n_right / record.n_judged, right_others / n_others
         # One class in so many always looks weak: the interval is widened to the number of classes.
-        if (
-            wilson(recall, record.n_judged / _widening(len(s.classes))).high < others - 0.0
-            and recall < others - LAGGING
-        ):
+        interval = wilson(recall, record.n_judged / _widening(len(s.classes)))
+        if interval.high < others and recall < others - LAGGING:
             lagging.append((others - recall, record, recall, others))
     if not lagging:
         return None
@@ -149,9 +161,12 @@ def _lagging_classes(s: Situation) -> Advice | None:
     names = ", ".join(f"{r.name} ({_percent(recall)} right, {r.n_train} images)" for _, r, recall, _ in named)
     bound = sum(gap * r.n_judged for gap, r, _, _ in named) / n_judged
     n_new = sum(r.n_train for _, r, _, _ in named)
+    one = len(named) == 1
+    rest = "the other" if len(s.classes) == 2 else "the others"
     text = (
-        f"These classes lag behind the others ({_percent(named[0][3])}) by more than chance: {names}. If they caught up, "
-        f"accuracy would rise by {_points(bound)} points at most. Collect images of them first: {n_new} would double them."
+        f"{'This class lags' if one else 'These classes lag'} behind {rest} ({_percent(named[0][3])}) by more than chance: "
+        f"{names}. Caught up, {'it' if one else 'they'} would lift accuracy by {_points(bound)} points at most. Collect images "
+        f"of {'it' if one else 'them'} first: {n_new:,} more would double {'it' if one else 'them'}."
     )
     gain = (bound / 2, 0.0, bound)
     return Advice("classes", "Images of weak classes", text, gain, "bound", 0.0, SECONDS_TO_COLLECT * n_new / 60)
@@ -165,14 +180,21 @@ def _widening(n: int) -> float:
 def _labels(s: Situation) -> Advice | None:
     if not s.n_suspects:
         return None
-    share = s.n_suspects / s.n_images
+    minutes = SECONDS_TO_CHECK * s.n_suspects / 60
     text = (
-        f"{s.n_suspects:,} of {s.n_images:,} labels ({_percent(share)}) disagree with what the rest of the data says. Most are "
-        "either wrong or show hard images; both are worth a look. A wrong label in the test counts a right answer as wrong, "
-        f"so the figures may be off by up to {100 * share:.1f} points."
+        f"{s.n_suspects:,} of {s.n_images:,} labels ({_percent(s.n_suspects / s.n_images)}) "
+        f"{'disagrees' if s.n_suspects == 1 else 'disagree'} with what the rest of the data says: wrong labels, or hard images; "
+        "both are worth a look."
     )
-    gain = (share / 4, 0.0, share)
-    return Advice("labels", "Check suspected labels", text, gain, "bound", 0.0, SECONDS_TO_CHECK * s.n_suspects / 60)
+    if s.judged is None or not s.n_suspects_judged:
+        text += f" None is in {s.judged[0]}, so its figures do not hang on them." if s.judged else ""
+        return Advice("labels", "Check suspected labels", text, None, None, 0.0, minutes)
+    share = s.n_suspects_judged / s.judged[1]
+    text += (
+        f" {s.n_suspects_judged:,} of them {'is' if s.n_suspects_judged == 1 else 'are'} in {s.judged[0]}: a wrong label there "
+        f"counts a right answer as wrong, so its accuracy may be up to {100 * share:.1f} points higher than it looks."
+    )
+    return Advice("labels", "Check suspected labels", text, (share / 4, 0.0, share), "bound", 0.0, minutes)
 
 
 def _tuning(s: Situation) -> Advice | None:
@@ -181,13 +203,11 @@ def _tuning(s: Situation) -> Advice | None:
     low, middle, high = (share * (1 - s.accuracy) for share in TUNING_REMOVES)
     minutes = TUNING_EPOCHS * s.n_train / TUNING_RATE / 60
     text = (
-        f"Elsewhere, tuning the whole network after a probe removed 19 to 63 % of the errors: here {_gain(middle, low, high)}."
-        f"{_too_small(s, middle)}"
+        f"Elsewhere, tuning the whole network after a probe removed 19 to 63 % of the errors: here {_gain(middle, low, high)}. "
+        f"The time is a guess; --mode auto measures it before it decides.{_too_small(s, middle)}"
     )
-    return Advice(
-        "tuning", "Tune the network", text, (middle, low, high), "elsewhere", minutes, 0.0,
-        f"topwork fit {s.path} --mode tune",
-    )  # fmt: skip
+    command = s.command("tuned", mode="tune")
+    return Advice("tuning", "Tune the network", text, (middle, low, high), "elsewhere", minutes, 0.0, command)
 
 
 def _backbone(s: Situation) -> Advice | None:
@@ -199,18 +219,23 @@ def _backbone(s: Situation) -> Advice | None:
         f"A larger embedded network (lite2, in the extra “offline”) should remove about 14 % of the errors: here "
         f"{_gain(middle, low, high)}. With a network connection, any timm name may be tried.{_too_small(s, middle)}"
     )
-    return Advice(
-        "backbone", "Another backbone", text, (middle, low, high), "elsewhere", minutes, 0.0,
-        f"topwork fit {s.path} --backbone lite2",
-    )  # fmt: skip
+    command = s.command("lite2", backbone="lite2")
+    return Advice("backbone", "Another backbone", text, (middle, low, high), "elsewhere", minutes, 0.0, command)
 
 
 def _leaks(s: Situation) -> Advice | None:
     if not s.n_leaked:
         return None
+    images = "1 image of valid or test is" if s.n_leaked == 1 else f"{s.n_leaked:,} images of valid or test are"
+    figures = "so the figures flatter"
+    if s.clean_accuracy is not None and s.judged is not None:
+        figures = (
+            f"so trust the figures without them: {_percent(s.clean_accuracy)} right in {s.judged[0]} instead of "
+            f"{_percent(s.judged[2])}"
+        )
     text = (
-        f"{s.n_leaked:,} images of valid or test are in train, too, so the figures flatter. Remove them from one side, or "
-        "leave the split to topwork, which keeps copies together."
+        f"{images} in train, too, as the same picture or of the same group; {figures}. Remove them from one side, or leave the "
+        "split to topwork, which keeps them together."
     )
     return Advice("leaks", "Remove leaked images", text, None, None, 0.0, s.n_leaked * SECONDS_TO_CHECK / 60)
 
@@ -218,9 +243,7 @@ def _leaks(s: Situation) -> Advice | None:
 def _test_images(s: Situation) -> Advice | None:
     if s.judged is None:
         text = "No part is kept aside, so nothing can be said about how good the model is. Keep some images for a test."
-        return Advice(
-            "test", "Keep test images", text, None, None, 0.0, 0.0, f"topwork fit {s.path} --test-fraction 0.2"
-        )
+        return Advice("test", "Keep test images", text, None, None, 0.0, 0.0, s.command("judged", test_fraction=0.25))
     name, n, accuracy = s.judged
     interval = wilson(accuracy, n)
     if (interval.high - interval.low) / 2 < WIDE_INTERVAL:

@@ -9,8 +9,8 @@ their maps, so a fit pays well below a second.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,10 +71,12 @@ def find_insights(
     features: Features,
     predictions: dict[str, Predictions],
     *,
-    n_leaked: int = 0,
+    leaks: Mapping[str, Any] | None = None,
     is_tuned: bool = False,
     embedding_rate: float | None = None,
     path: str = "PATH",
+    out: str = "RUN",
+    settings: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Insights:
     """Everything beyond the figures.
@@ -83,7 +85,8 @@ def find_insights(
         groups: (N,) group of each manifest row.
         probe_features: what the probe was fitted on (of the untuned backbone).
         features: what the classifier's head reads.
-        n_leaked: images of valid or test that train has, too.
+        leaks: by part, images that train has, too, as ``evaluation.json`` holds them.
+        path, out, settings: what was fitted, the run folder, and what was asked, for the commands in the advice.
     """
     labels = np.array(manifest.labels)
     suspects, n_audited = _suspects(labels, parts, probe, probe_features, predictions)
@@ -97,14 +100,13 @@ def find_insights(
         probe,
         labels,
         curve,
-        n_confident,
-        n_leaked,
         predictions,
         classifier,
+        [suspect.position for suspect in suspects if suspect.is_confident],
+        leaks or {},
         is_tuned,
-        embedding_rate,
-        path,
     )
+    situation = replace(situation, embedding_rate=embedding_rate, path=path, out=out, settings=settings or {})
     return Insights(
         suspects=[_suspect_row(s, manifest) for s in suspects],
         n_suspects=n_confident,
@@ -315,13 +317,11 @@ def _situation(
     probe: Probe,
     labels: Ints,
     curve: LearningCurve | None,
-    n_suspects: int,
-    n_leaked: int,
     predictions: dict[str, Predictions],
     classifier: Classifier,
+    suspects: Sequence[int],
+    leaks: Mapping[str, Any],
     is_tuned: bool,
-    embedding_rate: float | None,
-    path: str,
 ) -> Situation:
     n_classes = len(manifest.classes)
     rows = parts.train[probe.rows]
@@ -343,13 +343,13 @@ def _situation(
         accuracy=accuracy,
         classes=classes,
         curve=curve,
-        n_suspects=n_suspects,
-        n_leaked=n_leaked,
+        n_suspects=len(suspects),
+        n_suspects_judged=len(set(suspects) & set(part.sample_indices.tolist())) if part is not None else 0,
+        n_leaked=sum(found["n_leaked"] for found in leaks.values()),
+        clean_accuracy=((leaks.get(judged or "") or {}).get("without") or {}).get("accuracy", {}).get("value"),
         judged=(judged, len(part), float(part.correct.mean())) if judged and part is not None else None,
         backbone=classifier.backbone.name,
         is_tuned=is_tuned,
-        embedding_rate=embedding_rate,
-        path=path,
     )
 
 

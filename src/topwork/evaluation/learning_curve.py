@@ -57,7 +57,9 @@ class LearningCurve:
         points: measured, smallest first.
         forecasts: for the images there are (the final head sees all), twice and four times as many.
         gain: points of accuracy (as a share) that twice the images should add, with its 95 % interval.
-        floor, scale, exponent: of ``error = floor + scale n^-exponent``.
+        floor, scale, exponent: of the likeliest ``error = floor + scale n^-exponent``.
+        line: (images, accuracy) expected, from the smallest part to four times the images; it passes through the
+            forecasts.
     """
 
     points: tuple[Point, ...]
@@ -66,6 +68,7 @@ class LearningCurve:
     floor: float
     scale: float
     exponent: float
+    line: tuple[tuple[float, float], ...] = ()
 
 
 def learning_curve(
@@ -166,6 +169,8 @@ def _extrapolated(sizes: list[int], right: NDArray[np.float64], n: int, seed: in
     low, high = np.quantile(accuracy, [0.025, 0.975], axis=0)
     gain = np.quantile(accuracy[:, 1] - accuracy[:, 0], [0.025, 0.975])
     floor, scale, exponent = laws.best()
+    along = np.geomspace(x.min(), 4 * n, 33)
+    line = zip(along.tolist(), np.clip(1 - laws.mean_error(along)[0], 0, 1).tolist(), strict=True)
     point_low, point_high = np.quantile(1 - boot, [0.025, 0.975], axis=0)
     return LearningCurve(
         points=tuple(
@@ -180,6 +185,7 @@ def _extrapolated(sizes: list[int], right: NDArray[np.float64], n: int, seed: in
         floor=floor,
         scale=scale,
         exponent=exponent,
+        line=tuple((round(size, 1), round(value, 5)) for size, value in line),
     )
 
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import sys
+import threading
 import uuid
 from dataclasses import dataclass
 from functools import lru_cache
@@ -102,30 +103,37 @@ class OpenVINOEngine:
         self._options = {"INFERENCE_PRECISION_HINT": precision}
         try:
             self._model = self._core.read_model(xml)
-            self._batched = self._core.compile_model(self._model, "CPU", self._options)
         except RuntimeError as error:
-            raise ModelError(f"{xml}: cannot be compiled: {str(error).splitlines()[0]}") from None
-        self._single: Any = None
+            raise ModelError(f"{xml}: cannot be read: {str(error).splitlines()[0]}") from None
+        self._xml = xml
+        self._compiled: dict[int, Any] = {}
+        self._lock = threading.Lock()
 
     def run(self, images: Pixels) -> Batch:
         """Whole batches in the static graph; a few left over one by one, which costs less than padding."""
         whole = len(images) // BATCH * BATCH
         rest = len(images) - whole
-        chunks = [self._infer(self._batched, images[start : start + BATCH]) for start in range(0, whole, BATCH)]
+        chunks = [self._infer(self._of_size(BATCH), images[start : start + BATCH]) for start in range(0, whole, BATCH)]
         if rest > BATCH // 4:
             padded = np.zeros((BATCH, *images.shape[1:]), np.uint8)
             padded[:rest] = images[whole:]
-            chunks.append({key: value[:rest] for key, value in self._infer(self._batched, padded).items()})
+            chunks.append({key: value[:rest] for key, value in self._infer(self._of_size(BATCH), padded).items()})
         else:
-            chunks += [self._infer(self._one(), images[row : row + 1]) for row in range(whole, len(images))]
+            chunks += [self._infer(self._of_size(1), images[row : row + 1]) for row in range(whole, len(images))]
         return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in ("last", "stages")}
 
-    def _one(self) -> Any:
-        if self._single is None:
-            model = self._model.clone()
-            model.reshape([1, *model.input(0).shape[1:]])
-            self._single = self._core.compile_model(model, "CPU", self._options)
-        return self._single
+    def _of_size(self, n: int) -> Any:
+        """The network compiled for batches of n images, when the first of them comes: a refit from the store needs none."""
+        with self._lock:
+            if n not in self._compiled:
+                model = self._model.clone()
+                model.reshape([n, *model.input(0).shape[1:]])
+                try:
+                    self._compiled[n] = self._core.compile_model(model, "CPU", self._options)
+                except RuntimeError as error:
+                    reason = str(error).splitlines()[0]
+                    raise ModelError(f"{self._xml}: cannot be compiled: {reason}") from None
+            return self._compiled[n]
 
     def _infer(self, compiled: Any, images: Pixels) -> Batch:
         outputs = compiled.create_infer_request().infer({0: np.ascontiguousarray(images)})

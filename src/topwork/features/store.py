@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from topwork.data.shards import append_shard, read_shards
+from topwork.data.shards import append_shard, read_parquet, read_shards
 from topwork.errors import TopworkError
 
 ROWS_PER_SHARD = 1024
@@ -78,7 +77,7 @@ class FeatureStore:
 
 def _read_block(path: Path, block: str) -> NDArray[np.float16]:
     try:
-        column = pq.read_table(path, columns=[block])[block].combine_chunks()
+        column = read_parquet(path, [block])[block].combine_chunks()
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise TopworkError(

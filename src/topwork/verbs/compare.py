@@ -16,9 +16,7 @@ from topwork.data.sources import shown
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.compare import Comparison, compare
 from topwork.evaluation.predictions import Predictions
-from topwork.run import (
-    read_evaluation,
-)
+from topwork.run import read_evaluation, read_logits
 
 SIGNIFICANCE = 0.05
 
@@ -165,16 +163,14 @@ def _has(evaluation: dict[str, Any], part: str) -> bool:
 def _judged(folder: Path, evaluation: dict[str, Any], part: str) -> Judged:
     """Reads the logits of one part of a run."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
         manifest = load_manifest(folder / "manifest.parquet")
-        table = pq.read_table(folder / "predictions.parquet", columns=["row", "logits"], filters=[("part", "=", part)])
+        every, in_part, stored = read_logits(folder / "predictions.parquet")
         classes = tuple(evaluation[part]["classes"])
         index = {name: number for number, name in enumerate(classes)}
-        rows = table["row"].to_numpy()
+        rows, logits = every[in_part == part], stored[in_part == part]
         labels = np.array([index.get(manifest.samples[row].label, -1) for row in rows.tolist()], dtype=np.int64)
-        logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(len(rows), len(classes))
         return Judged(folder, manifest, Predictions(classes, rows, labels, logits))
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
         raise TopworkError(f"{shown(str(folder))}: the run is damaged ({type(error).__name__}: {error}).") from error

@@ -44,7 +44,7 @@ from topwork.run import (
     write_history,
     write_json,
 )
-from topwork.settings import FitSettings, cache_folder, is_launched
+from topwork.settings import FitSettings, as_dict, cache_folder, is_launched
 from topwork.training.tracking import check_tracker, tracking
 from topwork.training.tuning import TunedClassifier, Tuning, head_spec, tune_classifier
 from topwork.training.verdict import weigh
@@ -390,10 +390,12 @@ def _write_insights(
         judged.classifier,
         judged.features,
         judged.predictions,
-        n_leaked=sum(part["n_leaked"] for part in judged.evaluation.get("leaks", {}).values()),
+        leaks=judged.evaluation.get("leaks"),
         is_tuned=is_tuned,
         embedding_rate=timing(clock, data.embedder)["images_per_second"],
-        path=str(path),
+        path=str(Path(path).absolute()),
+        out=str(folder.absolute()),
+        settings=as_dict(data.settings),
         seed=data.settings.seed,
     )
     write_json(folder / "insights.json", insights.as_dict())

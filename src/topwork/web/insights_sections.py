@@ -7,7 +7,6 @@ sentence that says so. Every text that comes from the data goes through ``shown`
 from __future__ import annotations
 
 import base64
-import json
 from typing import Any
 
 import numpy as np
@@ -26,19 +25,11 @@ from topwork.web.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Scale, lo
 from topwork.web.record import Record, count, decimal, percent
 
 MAX_SUSPECTS, N_NEIGHBOURS, MAX_OUTLIERS = 40, 3, 12
+N_OPEN = 12  # suspects that are open at first; the rest unfolds
 MAP_SIDE = 208  # pixels of the long side of a map; shown at about 190 CSS pixels
 QUALITY = 72
 MIN_CLASSES = 5  # for accuracy against images of a class
 MAX_DOTS = 1000
-
-
-def insights_of(record: Record) -> dict[str, Any]:
-    """The content of ``insights.json``; empty where a run has none."""
-    try:
-        found = json.loads((record.folder / "insights.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 # ---- what it looks at
@@ -46,7 +37,7 @@ def insights_of(record: Record) -> dict[str, Any]:
 
 def looks(record: Record, album: Album) -> dict[str, Any]:
     """Maps of evidence over the originals, with the most similar training images."""
-    found = insights_of(record).get("explanations") or {}
+    found = record.insights.get("explanations") or {}
     classes, spec = record.manifest.classes, _spec(record)
     cards = []
     for image in found.get("images", []):
@@ -117,7 +108,7 @@ def _source(pixels: Pixels | None, values: Any, spec: InputSpec, strongest: floa
 
 def knows(record: Record, _album: Album) -> dict[str, Any]:
     """When it answers and when it does not, how accuracy grows with images, and whether large classes fare better."""
-    insights = insights_of(record)
+    insights = record.insights
     return {
         "has_insights": bool(insights),
         "outcomes": _outcomes(insights.get("decisions") or {}),
@@ -184,7 +175,7 @@ def _rule(thresholds: dict[str, Any]) -> list[str]:
         )
     elif thresholds.get("set_probability") is not None:
         said.append(
-            f"Ambiguous: more than one class has at least {percent(thresholds['set_probability'])}. Set so that the true class "
+            f"Ambiguous: no class or more than one has at least {percent(thresholds['set_probability'])}. Set so that the true class "
             f"is among those not ruled out for {percent(thresholds.get('set_coverage'))} of the images."
         )
     return said
@@ -200,16 +191,12 @@ def _curve(found: dict[str, Any] | None) -> dict[str, Any] | None:
     y_values = ticks(min(p["low"] for p in every), max(p["high"] for p in every))
     y_values = [v for v in y_values if v <= 1.0 + 1e-9]
     y = Scale(y_values[0], y_values[-1], HEIGHT - BOTTOM, TOP)
-    law = [
-        (float(n), 1 - min(1.0, found["floor"] + found["scale"] * n ** -found["exponent"]))
-        for n in np.geomspace(points[0]["n"], forecasts[-1]["n"], 40)
-    ]
-    law = [(n, min(max(v, y_values[0]), y_values[-1])) for n, v in law]
+    law = [(n, min(max(v, y_values[0]), y_values[-1])) for n, v in found.get("line", ())]
     band = [(x(f["n"]), y(f["high"])) for f in forecasts] + [(x(f["n"]), y(f["low"])) for f in reversed(forecasts)]
     gain, low, high = found["gain"]
     return {
         "points": [(x(p["n"]), y(p["accuracy"]), y(p["low"]), y(p["high"])) for p in points],
-        "law": "M" + " L".join(f"{x(n):g} {y(v):g}" for n, v in law),
+        "law": "M" + " L".join(f"{x(n):g} {y(v):g}" for n, v in law) if law else "",
         "band": " ".join(f"{a:g},{b:g}" for a, b in band),
         "x_ticks": [(x(p["n"]), f"{p['n']:,}") for p in (points[0], points[-1], *forecasts[1:])],
         "y_ticks": [(y(v), tick_percent(v)) for v in y_values],
@@ -284,7 +271,7 @@ def _size_sentence(correlation: float | None, p_value: float | None) -> str:
 
 def labels(record: Record, album: Album) -> dict[str, Any]:
     """Suspected wrong labels with their neighbours as evidence, outliers, repeated and leaked images."""
-    insights = insights_of(record)
+    insights = record.insights
     samples = record.manifest.samples
     cards = []
     counted = [suspect for suspect in insights.get("suspects", []) if suspect["is_confident"]]
@@ -317,6 +304,7 @@ def labels(record: Record, album: Album) -> dict[str, Any]:
     return {
         "has_insights": bool(insights),
         "cards": cards,
+        "n_open": N_OPEN,
         "n_suspects": insights.get("n_suspects", 0),
         "n_audited": insights.get("n_audited", 0),
         "share": percent(insights.get("n_suspects", 0) / max(insights.get("n_audited", 0), 1)),
@@ -348,7 +336,7 @@ def _repeats(duplicates: dict[str, Any], leaks: dict[str, Any]) -> list[str]:
 
 def advice(record: Record, _album: Album) -> dict[str, Any]:
     """What would help most, with gains and minutes."""
-    insights = insights_of(record)
+    insights = record.insights
     rows = []
     for item in advice_of(insights):
         gain = None
@@ -370,7 +358,7 @@ def advice(record: Record, _album: Album) -> dict[str, Any]:
 
 
 _BASIS = {
-    "measured": "measured on this data",
+    "curve": "by this data's learning curve",
     "elsewhere": "from other data sets",
     "bound": "a bound; it may be nothing",
 }

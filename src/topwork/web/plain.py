@@ -16,7 +16,6 @@ from topwork.evaluation.advice import times
 from topwork.evaluation.insights import advice_of
 from topwork.web import label_sets
 from topwork.web.examine_page import write_page
-from topwork.web.insights_sections import insights_of
 from topwork.web.record import Record, percent, read_record
 from topwork.web.results import figures
 from topwork.web.sections import repeat_command
@@ -48,7 +47,7 @@ def as_json(record: Record) -> dict[str, Any]:
         "evaluation": record.evaluation,
         "recipe": record.recipe,
         "settings": record.settings,
-        "insights": insights_of(record),
+        "insights": record.insights,
         "split_digest": record.split.get("digest"),
         "data_digest": record.manifest.digest,
         "command": _clean(repeat_command(record)),
@@ -57,7 +56,7 @@ def as_json(record: Record) -> dict[str, Any]:
 
 def markdown(record: Record) -> str:
     """The report in GitHub's Markdown."""
-    insights = insights_of(record)
+    insights = record.insights
     lines = [f"# {_escaped(record.name)}", "", *(_said(text) + "\n" for text in _sentences(record))]
     for part in record.predictions or record.label_sets:
         lines += _part(record, part)

@@ -82,6 +82,7 @@ def line_plot(
     y_text: Callable[[float], str],
     *,
     x_is_log: bool = False,
+    x_text: Callable[[float], str] = "{:g}".format,
 ) -> Plot:
     """Lines over a linear or logarithmic x axis; a larger x is further right."""
     xs = [x for line in lines for x, _ in line.points]
@@ -94,7 +95,7 @@ def line_plot(
         title,
         x_label,
         y_label,
-        tuple((x_scale(x), f"{x:g}") for x in x_values if min(xs) <= x <= max(xs)),
+        tuple((x_scale(x), x_text(x)) for x in x_values if min(xs) <= x <= max(xs)),
         tuple((y_scale(y), y_text(y)) for y in y_values),
         tuple(_drawn(line, x_scale, y_scale) for line in lines),
     )

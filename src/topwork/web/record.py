@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest, load_manifest
@@ -23,6 +22,7 @@ from topwork.data.sources import shown
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.label_sets import LabelPredictions
 from topwork.evaluation.predictions import Predictions
+from topwork.run import read_logits
 
 JUDGED_PARTS = ("test", "valid")  # in the order they are shown: what counts most comes first
 
@@ -72,6 +72,14 @@ class Record:
             for name in self.manifest.names_of(sample):
                 rows[name].setdefault(part, []).append(row)
         return rows
+
+    @cached_property
+    def insights(self) -> dict[str, Any]:
+        """The content of ``insights.json``; empty where a run has none that can be read."""
+        try:
+            return read_json(self.folder / "insights.json")
+        except (OSError, ValueError):
+            return {}
 
     def confusion(self, part: str) -> dict[tuple[int, int], int]:
         """Count of each (true, predicted) pair of labels that occurs."""
@@ -128,17 +136,13 @@ def _read_predictions(
 ) -> tuple[NDArray[np.str_], dict[str, tuple[tuple[str, ...], NDArray[np.int64], NDArray[np.float32]]]]:
     """The part of every sample; classes, rows and logits of the judged parts."""
     part_of = np.full(len(manifest.samples), "", dtype="<U5")
-    placed = pq.read_table(path, columns=["row", "part"])
-    part_of[placed["row"].to_numpy()] = np.array(placed["part"].to_pylist(), dtype="<U5")
+    stored_rows, in_part, stored = read_logits(path)
+    part_of[stored_rows] = in_part
     tables = {}
     for part in JUDGED_PARTS:
         if part not in evaluation or not evaluation[part]["n"]:
             continue
-        table = pq.read_table(path, columns=["row", "logits"], filters=[("part", "=", part)])
-        classes = tuple(evaluation[part]["classes"])
-        rows = table["row"].to_numpy()
-        logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(len(rows), len(classes))
-        tables[part] = classes, rows, logits
+        tables[part] = tuple(evaluation[part]["classes"]), stored_rows[in_part == part], stored[in_part == part]
     return part_of, tables
 
 

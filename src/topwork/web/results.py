@@ -7,17 +7,19 @@ diagram, and wrong answers with their pictures. The numbers are those of ``evalu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from topwork.data.sources import shown
-from topwork.evaluation.curves import reliability_bins
-from topwork.evaluation.predictions import Predictions
+from topwork.evaluation.curves import precision_recall_curve, reliability_bins, roc_curve
+from topwork.evaluation.metrics import positive_scores
+from topwork.evaluation.predictions import Floats, Predictions
 from topwork.web.pictures import MISTAKE, RIGHT_ANSWER, Album
-from topwork.web.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Scale, tick_percent
-from topwork.web.record import Record, decimal, percent
+from topwork.web.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, Scale, line_plot, tick_percent
+from topwork.web.record import Record, decimal, percent, quoted
 from topwork.web.summary import CONFIDENT, interval_of, majority_share, recall_interval
 
 MAX_MATRIX = 40  # classes in the matrix; with more, those with most mistakes
@@ -25,6 +27,7 @@ MAX_CLASSES = 1000  # in the table of classes
 MAX_MISTAKES = (400, 150)  # pictures of mistakes of the part that comes first, and of the other
 MAX_PAIRS = 12
 MAX_IN_CELL = 60
+MAX_POINTS = 200  # of a curve
 N_OPEN = 24  # mistakes that are open at first; the rest unfolds
 
 
@@ -47,6 +50,7 @@ def _part(record: Record, name: str, predictions: Predictions, album: Album) -> 
         "n_classes": len(judged["classes"]),
         "pairs": _pairs(judged["classes"], cells),
         "reliability": _reliability(predictions),
+        "curves": _two_class_curves(predictions),
         "ece": percent(judged["ece"]),
     }
 
@@ -65,6 +69,12 @@ def figures(record: Record, part: str) -> list[dict[str, Any]]:
     if judged.get("roc_auc") is not None:
         hint = "area under the ROC curve: 0.5 is chance, 1 is perfect"
         rows.append(figure("ROC AUC", judged["roc_auc"], interval_of(judged, "roc_auc"), hint, as_percent=False))
+    if judged.get("average_precision") is not None:
+        name = judged["classes"][1]
+        share = judged["per_class"][name]["n"] / judged["n"]
+        hint = f"area under the precision-recall curve of {quoted(name, 24)}; chance gives {decimal(share, 2)}"
+        interval = interval_of(judged, "average_precision")
+        rows.append(figure("Average precision", judged["average_precision"], interval, hint, as_percent=False))
     hint = "mean gap between stated probability and share of right answers; smaller is better"
     rows.append(figure("Calibration error", judged["ece"], interval_of(judged, "ece"), hint))
     hint = "mean of −log(probability of the true class), in nats; smaller is better"
@@ -146,7 +156,7 @@ def _gallery(predictions: Predictions, album: Album) -> dict[str, list[int]]:
 
 def _per_class(judged: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a class, the lowest recall first; classes without images in the part last."""
-    rows = []
+    rows, intervals = [], judged.get("per_class_intervals", {})
     for name, scores in judged["per_class"].items():
         interval = recall_interval(scores["recall"], scores["n"]) if scores["recall"] is not None else None
         rows.append(
@@ -161,11 +171,17 @@ def _per_class(judged: dict[str, Any]) -> list[dict[str, Any]]:
                 "bar": bar_of(scores["recall"], interval),
                 "precision": scores["precision"],
                 "precision_text": percent(scores["precision"]),
+                "precision_span": _span(intervals.get(name, {}).get("precision"), lambda v: percent(v, 0)),
                 "f1": scores["f1"],
                 "f1_text": decimal(scores["f1"]),
+                "f1_span": _span(intervals.get(name, {}).get("f1"), lambda v: decimal(v, 2)),
             }
         )
     return sorted(rows, key=lambda row: (row["recall"] is None, row["recall"] or 0, -row["n"]))
+
+
+def _span(interval: dict[str, float] | None, text: Callable[[float], str]) -> str:
+    return f"{text(interval['low'])} to {text(interval['high'])}" if interval else ""
 
 
 def _pairs(classes: Sequence[str], cells: dict[tuple[int, int], int]) -> list[dict[str, Any]]:
@@ -214,18 +230,55 @@ def _reliability(predictions: Predictions) -> dict[str, Any]:
     return {"rows": rows, "ticks": marks, **frame, "width": WIDTH, "height": HEIGHT}
 
 
+def _two_class_curves(predictions: Predictions) -> dict[str, Any] | None:
+    """ROC and precision-recall curve of the second of two classes; the mark is the more likely class, the rule in use."""
+    if predictions.n_classes != 2:
+        return None
+    is_positive, scores = positive_scores(predictions)
+    roc, recalled = roc_curve(is_positive, scores), precision_recall_curve(is_positive, scores)
+    if roc is None or recalled is None:
+        return None
+    share = float(is_positive.mean())
+    chance = Line("guessing", ((0.0, 0.0), (1.0, 1.0)), 6)
+    at = max(0, int((roc.thresholds >= 0).sum()) - 1)
+    line = Line("model", *_curve(roc.false_positive_rate, roc.true_positive_rate, at))
+    first = line_plot(
+        "ROC curve: true against false positives",
+        [chance, line],
+        "false positives",
+        "true positives",
+        tick_percent,
+        x_text=tick_percent,
+    )
+    chance = Line("guessing", ((0.0, share), (1.0, share)), 6)
+    line = Line(
+        "model", *_curve(recalled.recall, recalled.precision, max(0, int((recalled.thresholds >= 0).sum()) - 1))
+    )
+    second = line_plot(
+        "Precision against recall", [chance, line], "recall", "precision", tick_percent, x_text=tick_percent
+    )
+    return {"plots": [asdict(first), asdict(second)], "positive": quoted(predictions.classes[1])}
+
+
+def _curve(x: Floats, y: Floats, at: int) -> tuple[tuple[tuple[float, float], ...], int, bool, tuple[float, float]]:
+    """Points, thinned where they are many, colour, strength, and the point to mark."""
+    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).round().astype(int))
+    points = tuple(zip(x[kept].tolist(), y[kept].tolist(), strict=True))
+    return points, 1, True, (float(x[at]), float(y[at]))
+
+
 # ---- mistakes
 
 
 def mistakes(record: Record, album: Album) -> dict[str, Any]:
-    """Wrong answers with their pictures, the surest first."""
+    """Wrong answers with their pictures, the highest loss first."""
     cards, n_all = [], 0
     for (part, predictions), most in zip(record.predictions.items(), MAX_MISTAKES, strict=False):
         wrong = np.flatnonzero(~predictions.correct)
         n_all += len(wrong)
-        order = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")]
+        order = wrong[np.argsort(-predictions.loss[wrong], kind="stable")]
         cards += [_card(record, part, predictions, position) for position in order[:most].tolist()]
-    cards.sort(key=lambda card: -card["probability"])
+    cards.sort(key=lambda card: -card["loss"])
     for card in cards:
         album.want(card["row"], MISTAKE)
     names = sorted({(label, name) for card in cards for label, name in card["labels"]})
@@ -253,5 +306,7 @@ def _card(record: Record, part: str, predictions: Predictions, position: int) ->
         "probability": float(predictions.confidence[position]),
         "probability_text": percent(float(predictions.confidence[position])),
         "true_text": percent(float(np.exp(-predictions.loss[position]))),
+        "loss": float(predictions.loss[position]),
+        "loss_text": decimal(float(predictions.loss[position]), 2),
         "path": shown(record.manifest.samples[row].path),
     }

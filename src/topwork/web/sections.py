@@ -8,17 +8,15 @@ file of their own.
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from topwork.data.sources import shown
-from topwork.settings import FitSettings
+from topwork.settings import fit_command, quote
 from topwork.verbs.leaks import leak_note
 from topwork.web.pictures import EXAMPLE, Album
 from topwork.web.plots import Line, Plot, line_plot, tick_percent
@@ -31,6 +29,7 @@ N_OPEN = 24  # groups of examples that are open at first; the rest unfolds
 MAX_EXAMPLE_CLASSES = 300
 MAX_REJECT_CHARACTERS = 1_000_000
 PART_NAMES = ("train", "valid", "test")
+FOR_EXPERTS = ("Cross-entropy", "Average precision")  # figures that are under Results only
 STEP_NAMES = {"scan_and_embed": "read and embed", "evaluate": "judge", "write": "write the run"}
 
 
@@ -41,7 +40,7 @@ def summary(record: Record, _album: Album) -> dict[str, Any]:
         "sentences": sentences(record),
         "part": part,
         "n": record.evaluation[part]["n"] if part else 0,
-        "figures": figures(record, part)[:-1] if part else [],  # the cross-entropy is for experts: see Results
+        "figures": [row for row in figures(record, part) if row["label"] not in FOR_EXPERTS] if part else [],
     }
 
 
@@ -355,32 +354,9 @@ def _facts(record: Record) -> list[tuple[str, str]]:
 
 
 def repeat_command(record: Record) -> str:
-    """The command that makes the same run in a folder beside this one: every setting that is not the default."""
-    words = ["topwork", "fit", str(record.settings.get("path", record.manifest.root))]
-    words += ["--out", f"{record.folder}-again"]
-    defaults = {item.name: item.default for item in fields(FitSettings)}
-    for name, value in record.settings.get("settings", {}).items():
-        flag = "--" + name.replace("_", "-")
-        if value is None or (value == defaults.get(name, MISSING) and name != "seed"):
-            continue
-        if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
-        else:
-            words += [flag, str(value)]
-    return " ".join(quote(word) for word in words)
-
-
-def quote(word: str) -> str:
-    """A word for a POSIX shell; with control characters or undecodable bytes in the ``$'...'`` form of bash."""
-    if word.isprintable():
-        return shlex.quote(word)
-    escaped = re.sub(r"[\\']", lambda found: "\\" + found[0], word)
-    encoded = "".join(c if c.isprintable() else _octal(c) for c in escaped)
-    return f"$'{encoded}'"
-
-
-def _octal(character: str) -> str:
-    return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", "surrogateescape"))
+    """The command that makes the same run in a folder beside this one."""
+    path = str(record.settings.get("path", record.manifest.root))
+    return fit_command(path, f"{record.folder}-again", record.settings.get("settings", {}))
 
 
 def _python(model: str) -> str:

@@ -13,11 +13,14 @@ import numpy as np
 
 from topwork.data.manifest import FEW_IMAGES
 from topwork.data.sources import shown
+from topwork.evaluation.advice import Advice, times
+from topwork.evaluation.insights import advice_of
 from topwork.evaluation.intervals import wilson
 from topwork.web.record import Record, count, percent, quoted
 
 SIGNIFICANCE = 0.05  # a weak class or a confused pair is named when chance gives one as extreme less often than this
 CONFIDENT = 0.9  # a mistake stated with at least this probability is "confidently wrong"
+WORTHWHILE = 0.005  # expected gain in accuracy from which advice becomes the next step
 WIDE_INTERVAL = 0.06  # an accuracy known to less than plus or minus three points asks for more test images
 
 
@@ -131,7 +134,7 @@ def _used_for(record: Record) -> str:
 
 
 def next_step(record: Record, part: str) -> str:
-    """What would help most, by simple rules from the most to the least pressing."""
+    """What would help most: files that could not be used, then the best advice, then simple rules."""
     judged, n_rejected = record.evaluation[part], len(record.manifest.rejects)
     accuracy, predictions = judged["accuracy"], record.predictions[part]
     weak = weakest_class(record, part)
@@ -140,19 +143,41 @@ def next_step(record: Record, part: str) -> str:
     is_wide = accuracy["high"] - accuracy["low"] > WIDE_INTERVAL
     if n_rejected > 0.1 * (n_rejected + len(record.manifest.samples)):
         return f"see why {count(n_rejected, 'file')} could not be used; the reasons are listed under Data."
+    best = next((item for item in advice_of(record.insights) if item.gain and item.gain[0] >= WORTHWHILE), None)
+    if best is not None:
+        look = _confident_mistakes(n_confident)
+        return f"{_lower(best.title)}, {_expected(best)}. {look[:1].upper() + look[1:]}".rstrip()
     if weak and weak[3] < SIGNIFICANCE:
         return f"add varied images of {quoted(weak[0])}, and look at its mistakes below for wrong labels."
     if n_confident:
-        seen = "the mistake" if n_confident == 1 else f"the {n_confident:,} mistakes"
-        look = f"look at {seen} it made with a probability of {percent(CONFIDENT, 0)} or more"
         more = f" More images to judge by would narrow the interval, now {width} points wide." if is_wide else ""
-        return f"{look}; sometimes it is the label that is wrong.{more}"
+        return _confident_mistakes(n_confident) + more
     if is_wide:
         return f"collect more images to judge by: with {judged['n']:,} of them the interval is {width} points wide."
     smallest = min(record.manifest.counts.items(), key=lambda item: item[1])
     if smallest[1] < FEW_IMAGES:
         return f"add images of the smallest class, {quoted(smallest[0])} ({smallest[1]} so far)."
     return "try it on images from where it will be used; new cameras, places or seasons are not in these figures."
+
+
+def _confident_mistakes(n: int) -> str:
+    if not n:
+        return ""
+    seen = "the mistake" if n == 1 else f"the {n:,} mistakes"
+    return (
+        f"look at {seen} it made with a probability of {percent(CONFIDENT, 0)} or more; sometimes it is the label that is "
+        "wrong."
+    )
+
+
+def _expected(advice: Advice) -> str:
+    """What a piece of advice should bring, and its price; the advice has a gain."""
+    assert advice.gain is not None
+    value, low, high = (f"{100 * share:+.1f}".replace("-", "−") for share in advice.gain)
+    if advice.basis == "bound":
+        return f"which may bring up to {high} points ({times(advice)})"
+    basis = "judging by other data sets" if advice.basis == "elsewhere" else "judging by its learning curve"
+    return f"which should bring about {value} points ({low} to {high}, {basis}; {times(advice)}): see Advice"
 
 
 # ---- chance
