@@ -6,10 +6,12 @@ With ``--json`` stdout holds one JSON object and nothing else.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import sys
+import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -141,7 +143,7 @@ def fit(
     from topwork.terminal import Terminal, part_lines
     from topwork.verbs.fit import fit as fit_run
     from topwork.verbs.fit import follow
-    from topwork.web.pages import write_report
+    from topwork.web.pages import prepare, write_report
 
     if resume is not None:
         path, out, settings, finished = resumed(resume)
@@ -156,6 +158,7 @@ def fit(
         if not processes().is_main:  # the first process reports and writes
             follow(path, folder, settings)
             return 0
+    threading.Thread(target=prepare, daemon=True).start()
     with Terminal(common.quiet) as terminal:
         fitted = fit_run(path, folder, settings, overwrite=overwrite, watcher=terminal)
         terminal.step("report")
@@ -864,6 +867,9 @@ def _open(path: Path) -> None:
 
 def main(tokens: list[str] | None = None) -> None:
     """Runs the command line and ends the process with the promised status."""
+    gc.set_threshold(
+        50_000
+    )  # imports make many objects and no garbage: looking for it costs a tenth of a short command
     arguments = sys.argv[1:] if tokens is None else tokens
     _catch_signals()
     try:

@@ -126,8 +126,10 @@ class OpenVINOEngine:
         """The network compiled for batches of n images, when the first of them comes: a refit from the store needs none."""
         with self._lock:
             if n not in self._compiled:
-                model = self._model.clone()
-                model.reshape([n, *model.input(0).shape[1:]])
+                model = self._model
+                if n != BATCH:
+                    model = model.clone()
+                    model.reshape([n, *model.input(0).shape[1:]])
                 try:
                     self._compiled[n] = self._core.compile_model(model, "CPU", self._options)
                 except RuntimeError as error:
