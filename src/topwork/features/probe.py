@@ -253,7 +253,10 @@ class _Search:
             return best, f"Extended head ({best.candidate.name}), as asked for."
         gain, error = paired(plain.losses - best.losses)
         ahead, _ = paired(best.correct.astype(float) - plain.correct)
-        numbers = f"cross-entropy lower by {gain:.4f}, standard error {error:.4f}; accuracy {100 * ahead:+.2f} points"
+        way = "lower" if gain >= 0 else "higher"
+        numbers = (
+            f"cross-entropy {way} by {abs(gain):.4f}, standard error {error:.4f}; accuracy {100 * ahead:+.2f} points"
+        )
         if gain > STANDARD_ERRORS * error and ahead > 0:
             return (
                 best,

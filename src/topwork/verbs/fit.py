@@ -27,6 +27,7 @@ from topwork.evaluation.insights import find_insights
 from topwork.evaluation.metrics import evaluate_part
 from topwork.evaluation.predictions import Predictions, softmax
 from topwork.evaluation.unknown import fit_unknown
+from topwork.features.blas import few_threads
 from topwork.features.candidates import Choice, choose, names_of, subsample
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import Engine, compiled_path, fingerprint, load_engine
@@ -142,7 +143,8 @@ def fit(
         data = gather(path, settings, clock, watcher)
         if data.choice is not None:  # what is resumed must not choose again: rates differ from time to time
             write_json(folder / "settings.json", asked(path, settings) | {"backbones": data.choice.as_dict()})
-        with clock("probe"):
+        n_values = len(data.manifest.samples) * data.backbone.n_features
+        with clock("probe"), few_threads(n_values):
             watcher.step("probe")
             probed = _probe(data, clock, watcher)
         if data.manifest.multi_label:
@@ -151,14 +153,15 @@ def fit(
                 clock,
             )  # fmt: skip
         tuned, words = _tune(data, probed.probe, folder, clock, watcher)
-        judged = _judge(data, probed.probe, tuned, clock, watcher)
+        with few_threads(n_values):
+            judged = _judge(data, probed.probe, tuned, clock, watcher)
         recipe = _recipe(data, probed, tuned, judged.classifier) | ({"words": words} if words else {})
         with clock("write"):
             watcher.step("write")
             known = provenance(data.manifest, data.parts, judged.evaluation, settings)
             judged = replace(judged, classifier=replace(judged.classifier, provenance=known))
             _write(folder, data, probed.probe, tuned, judged, recipe)
-        with clock("insights"):
+        with clock("insights"), few_threads(n_values):
             watcher.step("insights")
             _write_insights(folder, path, data, probed.probe, judged, tuned is not None, clock)
         evaluation = judged.evaluation | {"timing": timing(clock, data.embedder)}
