@@ -22,6 +22,7 @@ from cyclopts import App, Parameter
 from topwork import __version__
 from topwork.errors import Interrupted, TopworkError, UsageError
 from topwork.settings import (
+    AdaptSettings,
     DataSettings,
     FitSettings,
     ModelSettings,
@@ -248,6 +249,7 @@ def evaluate(
     /,
     *,
     part: Literal["auto", "train", "valid", "test", "all"] = "auto",
+    by: Literal["domain", "group", "part"] | None = None,
     settings: Annotated[DataSettings, Flat] = DataSettings(),
     common: CommonArgs = Common(),
 ) -> int:
@@ -261,17 +263,19 @@ def evaluate(
         Labelled images, in any form that fit takes.
     part
         Which part, when the data has train/valid/test; auto takes test, else valid, else all.
+    by
+        Also judge each domain, group or part by itself.
     """
-    from topwork.terminal import Terminal, part_lines
+    from topwork.terminal import Terminal, by_lines, part_lines
     from topwork.verbs.evaluate import evaluate as evaluate_model
 
     with Terminal(common.quiet) as terminal:
-        judged = evaluate_model(model, path, settings, part=part, watcher=terminal)
+        judged = evaluate_model(model, path, settings, part=part, by=by, watcher=terminal)
         terminal.finish()
     if common.json:
         _print_json(judged)
     else:
-        print("\n".join(part_lines(str(path), judged)))
+        print("\n".join([*part_lines(str(path), judged), *by_lines(judged.get("by", {}))]))
     return _reject_status(judged["n_unused"], judged["n"], settings)
 
 
@@ -575,6 +579,117 @@ def add_class(
             print("\n".join(part_lines(part, grown.evaluation[part])))
     print(f"Model: {Path(out) / 'model'}")
     return 0
+
+
+@app.command(name="compare-domains")
+def compare_domains(
+    a: str,
+    b: str | None = None,
+    /,
+    *,
+    model: str | None = None,
+    out: str | None = None,
+    unlabelled: bool = False,
+    settings: Annotated[DataSettings, Flat] = DataSettings(),
+    common: CommonArgs = Common(),
+) -> int:
+    """Say how far two sets of images lie apart, which classes move, and what a model will still get right.
+
+    Parameters
+    ----------
+    a
+        Images of the first domain; with a column domain (or --domain-by) and no B, every domain against the first.
+    b
+        Images of the second domain: any folder, archive or table.
+    model
+        A run trained on the first domain: its features are compared and its accuracy on the second is predicted.
+    out
+        The page to write, with pictures of the farthest; by default domains.html.
+    unlabelled
+        The folders of B are not classes.
+    """
+    from topwork.terminal import Terminal, domain_lines
+    from topwork.verbs.compare_domains import compare_domains as compare
+    from topwork.web.domains_page import write_domains_page
+
+    with Terminal(common.quiet) as terminal:
+        compared = compare(a, b, settings, model=model, is_unlabelled=unlabelled, watcher=terminal)
+        page = Path(out or "domains.html")
+        terminal.step("report")
+        write_domains_page(compared, page)
+        terminal.finish()
+    if common.json:
+        _print_json({"comparisons": [found.as_dict() for found in compared], "page": str(page)})
+    else:
+        for found in compared:
+            print("\n".join(domain_lines(found.as_dict())))
+        print(f"Page: {page}")
+    return 0
+
+
+@app.command
+def adapt(
+    run: str,
+    target: str,
+    /,
+    *,
+    out: str,
+    overwrite: bool = False,
+    settings: Annotated[AdaptSettings, Flat] = AdaptSettings(),
+    common: CommonArgs = Common(),
+) -> int:
+    """Make a model answer for images that look different: another camera, drawings, X-rays; no label of them is needed.
+
+    Several methods are tried on stored features in seconds, and guard rails choose among them without labels. When they
+    are unsure the model stays as it is. The new run knows both domains and reports on both.
+
+    Parameters
+    ----------
+    run
+        The run folder that holds the model.
+    target
+        Images of the new domain: any folder, archive or table. Class folders are used to report, never to adapt.
+    out
+        The run folder to make.
+    overwrite
+        Replace the finished run that --out holds.
+    """
+    from topwork.terminal import Terminal, adaptation_lines
+    from topwork.verbs.adapt import adapt as adapt_run
+    from topwork.web.pages import write_report
+
+    with Terminal(common.quiet) as terminal:
+        adapted = adapt_run(run, target, out, settings, overwrite=overwrite, watcher=terminal)
+        terminal.step("report")
+        report_path = write_report(adapted.folder)
+        terminal.finish()
+    evaluation, record = adapted.evaluation, adapted.record
+    choice = record["choice"]
+    answer = {
+        "run": out,
+        "outcome": choice["outcome"],
+        "method": choice["method"],
+        "reason": choice["reason"],
+        "domains": evaluation.get("domains"),
+        "target": evaluation.get("target"),
+        "predicted": record["predicted"],
+        "checks": choice["checks"],
+        "distance": choice["distance"],
+        "n_changed": record["n_changed"],
+        "asked": record["asked"],
+        "ask": str(adapted.ask_path) if adapted.ask_path else None,
+        "timing": evaluation["timing"],
+        "report": str(report_path),
+        "notes": terminal.notes,
+    }
+    if common.json:
+        _print_json(answer)
+    else:
+        print("\n".join(adaptation_lines(record, evaluation)))
+        if adapted.ask_path:
+            print(f"To label: {adapted.ask_path} (fill in the column label, then --labels {adapted.ask_path})")
+        print(f"Model: {Path(out) / 'model'}\nReport: {report_path}")
+    return _reject_status(adapted.n_rejected, adapted.n_used, settings)
 
 
 @app.command

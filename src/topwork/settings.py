@@ -47,6 +47,10 @@ class DataSettings:
     group_by: str | None = _setting(
         None, "Images that belong together (same patient, same burst): a column, or a regular expression on the path."
     )
+    domain_by: str | None = _setting(
+        None,
+        "Where images come from (camera, hospital, style): a regular expression on the path; tables have a column.",
+    )
     limit_per_class: int | None = _setting(None, "Use at most this many images of each class, drawn by the seed.")
     multi_label: bool = _setting(False, "Images may have several labels: separated by | or in rows of their own.")
     valid_fraction: float = _setting(0.2, "Share of the images kept for validation when the data has no split.")
@@ -157,6 +161,9 @@ class FitSettings(TuneSettings, DataSettings):
     fit: Literal["auto", "squash", "crop", "pad"] = _setting("auto", "How an image is brought to the input's shape.")
     size: int | None = _setting(None, "Input side in pixels; by default the one the weights were trained at.")
     engine: Literal["auto", "openvino", "torch"] = _setting("auto", "What runs the network.")
+    leave_out: str | None = _setting(
+        None, "Train on all domains but this one, and make it the test part: how well does it do on a new domain?"
+    )
     near_duplicates: bool = _setting(True, "Look for near duplicates and keep them on one side of the split.")
     balance: Literal["auto", "none", "weights", "sampler"] = _setting(
         "auto", "Classes of unequal size; auto: weights when the counts differ by more than a factor of 3."
@@ -198,6 +205,27 @@ class ModelSettings:
     outputs: Literal["softmax", "binary"] = _setting("softmax", "softmax; binary: one sigmoid for two classes.")
     pooling: Pooling | None = _setting(None, "How the last map is pooled.")
     drop_hidden: bool = _setting(False, "Without the hidden layers that VGG has before its last one.")
+
+
+@dataclass(frozen=True)
+class AdaptSettings(DataSettings):
+    """What ``topwork adapt`` may be asked, beyond the data."""
+
+    labels: str | None = _setting(
+        None, "CSV with the columns path and label for some images of the target; rows without a label are skipped."
+    )
+    unlabelled: bool = _setting(
+        False, "The folders of the target are not classes; by default their names are used to report, never to adapt."
+    )
+    ask: int = _setting(0, "Name this many images most worth labelling, in a CSV to fill in for --labels.")
+    time_budget: str | None = _setting(
+        None, "Time that choosing a method may take once the images are embedded, such as 20s; fewer images are used."
+    )
+
+    @property
+    def time_budget_seconds(self) -> float | None:
+        """The time budget in seconds; raises UsageError when it cannot be read."""
+        return None if self.time_budget is None else seconds_of(self.time_budget)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ STEP_TEXT = {
     "evaluate": "Judging",
     "write": "Writing the run",
     "insights": "Looking for what would help",
+    "adapt": "Choosing how to adapt",
+    "ask": "Choosing images to label",
+    "compare domains": "Comparing the domains",
     "examine": "Asking the model in many ways",
     "report": "Writing the report",
     "predict": "Predicting",
@@ -229,6 +232,64 @@ def stage_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     return table(
         [*cells, ("all", f"{total:,}", f"{moving:,}", "")], ("stage", "parameters", "moves", "rate")
     ).splitlines()
+
+
+def by_lines(judged: dict[str, dict[str, Any]]) -> list[str]:
+    """Accuracy of each domain, group or part, as a table; nothing where it was not asked for."""
+    lines = []
+    for by, parts in judged.items():
+        rows = [
+            (name, f"{p['n']:,}", percent(p["accuracy"]), percent(p["balanced_accuracy"])) for name, p in parts.items()
+        ]
+        lines += ["", table(rows, (by, "images", "accuracy", "balanced accuracy"))]
+    return lines
+
+
+def domain_lines(found: dict[str, Any]) -> list[str]:
+    """What ``topwork compare-domains`` found, as lines for a person."""
+    lines = [shown(found["sentence"])]
+    rows = [
+        (
+            row["name"],
+            f"{row['n_a']:,}",
+            f"{row['n_b']:,}" if row["n_b"] is not None else "",
+            f"{row['shift']:.2f}" if row["shift"] is not None else "",
+            "yes" if row["moves"] else "no" if row["moves"] is not None else "",
+            percent(row["expected"]) if row["expected"] else "",
+            percent(row["accuracy"]) if row["accuracy"] else "",
+        )
+        for row in found["classes"][:MAX_CLASS_LINES]
+    ]
+    heads = ("class", "images A", "images B", "shift", "moves", "expected recall on B", "measured")
+    return [*lines, table(rows, heads), *found["notes"]]
+
+
+def adaptation_lines(record: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
+    """What ``topwork adapt`` did and what it brought, as lines for a person."""
+    choice, predicted = record["choice"], record["predicted"]
+    outcome = {"adapted": "Adapted", "unchanged": "Left as it was", "refused": "Refused"}[choice["outcome"]]
+    method = f" ({choice['method']})" if choice["outcome"] == "adapted" else ""
+    lines = [f"{outcome}{method}: {choice['reason']}"]
+    lines.append(f"{record['n_changed']:,} of {record['n_target']:,} images are answered differently.")
+    judged = evaluation.get("domains")
+    if judged:
+        for name in ("target", "source"):
+            found = judged[name]
+            if found["before"]:
+                part = f" ({found['part']})" if found.get("part") else ""
+                after, before = percent(found["after"]["accuracy"]), percent(found["before"]["accuracy"])
+                lines.append(f"  {name + part:14s} {before} before, {after} after")
+    lines.append(
+        f"Expected on the target without looking at labels: {percent(predicted['before'])} before, "
+        f"{percent(predicted['after'])} after."
+    )
+    if record["asked"]:
+        asked = record["asked"]
+        lines.append(
+            f"Labelling {asked['n']} images should bring about {100 * asked['gain']:+.1f} points "
+            f"({100 * asked['gain_low']:+.1f} to {100 * asked['gain_high']:+.1f}) on the others."
+        )
+    return lines
 
 
 def certificate_lines(certificate: Any) -> list[str]:

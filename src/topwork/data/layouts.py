@@ -62,6 +62,8 @@ def arrange(root: Path, found: Found, rules: Rules, *, in_given_order: bool = Fa
         listing = _by_class(root, found, prefix)
     if rules.group_by is not None:
         listing = with_groups(listing, rules.group_by)
+    if rules.domain_by is not None:
+        listing = with_domains(listing, rules.domain_by)
     return listing if in_given_order else replace(listing, entries=_sorted(listing.entries))
 
 
@@ -235,19 +237,34 @@ def with_groups(listing: Listing, pattern: str) -> Listing:
             f"--group-by {pattern}: there is no such column here (only tables have columns). "
             "Give a regular expression on the path instead, such as 'patient(\\d+)'."
         )
-    compiled = _compiled(pattern, "--group-by")
-    chosen: int | str = "group" if "group" in compiled.groupindex else min(1, compiled.groups)
-    matches = [compiled.search(entry.path) for entry in listing.entries]
-    entries = [
-        replace(entry, group=match[chosen] if match else None)
-        for entry, match in zip(listing.entries, matches, strict=True)
-    ]
-    n_without = sum(entry.group is None for entry in entries)
-    if n_without == len(entries):
-        example = f", for example {shown(entries[0].path)}" if entries else ""
-        raise UsageError(f"--group-by {pattern}: matches none of the {len(entries)} paths{example}.")
-    notes = [f"--group-by matches {len(entries) - n_without} of {len(entries)} paths."] if n_without else []
+    values, notes = _taken(listing, pattern, "group")
+    entries = [replace(entry, group=value) for entry, value in zip(listing.entries, values, strict=True)]
     return replace(listing, entries=tuple(entries), notes=(*listing.notes, *notes))
+
+
+def with_domains(listing: Listing, pattern: str) -> Listing:
+    """Domains taken from the paths: the named group ``domain``, else the first group, else all that matched."""
+    values, notes = _taken(listing, pattern, "domain")
+    entries = [replace(entry, domain=value) for entry, value in zip(listing.entries, values, strict=True)]
+    return replace(listing, entries=tuple(entries), notes=(*listing.notes, *notes))
+
+
+def _taken(listing: Listing, pattern: str, what: str) -> tuple[list[str | None], list[str]]:
+    """What a pattern takes from each path, None where it does not match, and a note where it does not match all.
+
+    Raises:
+        UsageError: it matches nothing, or is no regular expression.
+    """
+    option = f"--{what}-by"
+    compiled = _compiled(pattern, option)
+    chosen: int | str = what if what in compiled.groupindex else min(1, compiled.groups)
+    values = [match[chosen] if (match := compiled.search(entry.path)) else None for entry in listing.entries]
+    n_without = sum(value is None for value in values)
+    if n_without == len(values):
+        example = f", for example {shown(listing.entries[0].path)}" if values else ""
+        raise UsageError(f"{option} {pattern}: matches none of the {len(values)} paths{example}.")
+    notes = [f"{option} matches {len(values) - n_without} of {len(values)} paths."] if n_without else []
+    return values, notes
 
 
 def _compiled(pattern: str, option: str) -> re.Pattern[str]:

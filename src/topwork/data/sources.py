@@ -58,6 +58,7 @@ class Rules:
         root: folder that the paths of a table are relative to; by default the table's own.
         label_regex: takes the label from the file name (or from the path, if it contains ``/``).
         group_by: a column of the table, or a regular expression on the path, that names images that belong together.
+        domain_by: a regular expression on the path that names the domain of an image.
         limit_per_class: at most so many images of each class (in each given part), drawn by ``seed`` and name.
         multi_label: an image may have several labels, separated by ``|`` or in rows of their own.
     """
@@ -65,6 +66,7 @@ class Rules:
     root: str | os.PathLike[str] | None = None
     label_regex: str | None = None
     group_by: str | None = None
+    domain_by: str | None = None
     limit_per_class: int | None = None
     multi_label: bool = False
     seed: int = 0

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from topwork.data.groups import join_groups
 from topwork.data.manifest import Manifest
+from topwork.data.sources import shown
 from topwork.errors import UsageError
 
 PARTS = ("train", "valid", "test")
@@ -91,6 +92,29 @@ def with_valid(chosen: Split, manifest: Manifest, fraction: float, groups: Seque
     drawn = _draw(manifest, within, {"valid": fraction}, chosen.seed, own)
     assigned = [part if row in own else "other" for row, part in enumerate(drawn)]
     return replace(chosen, train=_rows(manifest, assigned, "train"), valid=_rows(manifest, assigned, "valid"))
+
+
+def leave_out(manifest: Manifest, domain: str, valid_fraction: float, seed: int, groups: Sequence[int]) -> Split:
+    """One domain as the test part, the others divided into train and valid.
+
+    Images of the domain that train has, too (copies, near duplicates), are named as leaks.
+
+    Raises:
+        UsageError: no such domain, or nothing but it.
+    """
+    names = sorted({sample.domain for sample in manifest.samples if sample.domain is not None})
+    if domain not in names or len(names) < 2:
+        found = ", ".join(shown(name) for name in names) or "none"
+        raise UsageError(
+            f"--leave-out {shown(domain)}: needs that domain and at least one other; found: {found}. Domains come from a "
+            "table's column domain, or from --domain-by."
+        )
+    left = {row for row, sample in enumerate(manifest.samples) if sample.domain == domain}
+    own = set(range(len(manifest.samples))) - left
+    drawn = _draw(manifest, list(groups), {"valid": valid_fraction}, seed, own)
+    assigned = ["test" if row in left else part for row, part in enumerate(drawn)]
+    rows = {name: _rows(manifest, assigned, name) for name in PARTS}
+    return Split(**rows, given=True, seed=seed, leaks=_leaks(list(groups), assigned))
 
 
 def split_record(chosen: Split, manifest: Manifest) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def rows_listing(root: Path, layout: str, rows: Iterable[Row], rules: Rules, rej
     # A column was taken as it was read; everything else is a regular expression on the path.
     if rules.group_by is not None and entries and all(entry.group is None for entry in in_order):
         listing = layouts.with_groups(listing, rules.group_by)
+    if rules.domain_by is not None and entries:
+        listing = layouts.with_domains(listing, rules.domain_by)
     return listing
 
 

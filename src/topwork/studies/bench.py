@@ -161,6 +161,7 @@ def prepare(
         say("No images were given: the study runs on drawn shapes.")
     rules = Rules(
         root=settings.root, label_regex=settings.label_regex, group_by=settings.group_by,
+        domain_by=settings.domain_by,
         limit_per_class=settings.limit_per_class, seed=settings.seed,
     )  # fmt: skip
     manifest = scan(path, n_threads=settings.workers, on_progress=on_progress, rules=rules)

@@ -13,6 +13,7 @@ from topwork.data.manifest import Manifest
 from topwork.data.sources import shown
 from topwork.errors import UsageError
 from topwork.evaluation.metrics import evaluate_part
+from topwork.evaluation.predictions import Predictions
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.settings import DataSettings
 from topwork.verbs.label_sets import judge, predict_label_sets
@@ -33,6 +34,7 @@ def evaluate(
     settings: DataSettings | None = None,
     *,
     part: str = "auto",
+    by: str | None = None,
     watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Judges a saved model on labelled images; class names are matched by name.
@@ -40,12 +42,18 @@ def evaluate(
     Args:
         part: which part to use when the data has parts: ``train``, ``valid``, ``test``, ``all``; ``auto`` takes test,
             else valid, else all.
+        by: also judge the images of each ``domain``, ``group`` or ``part`` by themselves.
 
     Returns:
-        One part of ``evaluation.json``, with ``notes``.
+        One part of ``evaluation.json``, with ``notes``, and with ``by``: the same figures by domain, group or part.
+
+    Raises:
+        UsageError: nothing to judge; ``by`` names what the data does not have.
     """
     settings, watcher = settings or DataSettings(), watcher or Silent()
     classifier = load_classifier(model, multi_label=True)
+    if classifier.multi_label and by is not None:
+        raise UsageError(f"--by {by}: models of several labels an image are judged as a whole only.")
     if classifier.multi_label:  # the model knows what kind of data it is for
         settings = replace(settings, multi_label=True)
     embedder = model_embedder(classifier)
@@ -65,6 +73,8 @@ def evaluate(
         predictions = predict_features(classifier, features, rows, labels)
         predictions = with_second_look(classifier, predictions, manifest, features)
         judged = evaluate_part(predictions, n_train=n_train, seed=settings.seed).as_dict()
+        if by is not None:
+            judged["by"] = {by: _judged_by(by, predictions, manifest, n_train, settings.seed)}
     for note in notes:
         watcher.note(note)
     return judged | {
@@ -81,6 +91,23 @@ def _label_matrix(manifest: Manifest, index: dict[str, int]) -> NDArray[np.bool_
     own = {name: number for number, name in enumerate(manifest.classes)}
     matrix[:, [index[name] for name in known]] = manifest.label_matrix[:, [own[name] for name in known]]
     return matrix
+
+
+def _judged_by(
+    by: str, predictions: Predictions, manifest: Manifest, n_train: dict[str, int] | None, seed: int
+) -> dict[str, Any]:
+    """The figures of each domain, group or part, by its name."""
+    values = [getattr(manifest.samples[row], by) for row in predictions.sample_indices.tolist()]
+    names = sorted({value for value in values if value is not None})
+    if not names:
+        raise UsageError(
+            f"--by {by}: {shown(str(manifest.root))} names no {by}. A table has a column {by}; else add --{by}-by."
+        )
+    found = {}
+    for name in names:
+        own = predictions.take(np.array([value == name for value in values]))
+        found[name] = evaluate_part(own, n_train=n_train, seed=seed).as_dict()
+    return found
 
 
 def _vocabulary_notes(classifier: Classifier, manifest: Manifest) -> list[str]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from topwork.data.groups import join_groups
 from topwork.data.manifest import Manifest, save_manifest
 from topwork.data.sources import shown
-from topwork.data.split import Split, split, split_record, with_valid
+from topwork.data.split import Split, leave_out, split, split_record, with_valid
 from topwork.errors import UsageError
 from topwork.evaluation.calibration import fit_temperature
 from topwork.evaluation.decisions import fit_ambiguous
@@ -215,7 +215,10 @@ def gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch
     with clock("split"):
         near = near_duplicates(manifest, features, embedder) if settings.near_duplicates else None
         groups = join_groups(manifest, near_pairs(near))
-        parts = split(manifest, settings.valid_fraction, settings.test_fraction, settings.seed, groups)
+        if settings.leave_out is not None:
+            parts = leave_out(manifest, settings.leave_out, settings.valid_fraction, settings.seed, groups)
+        else:
+            parts = split(manifest, settings.valid_fraction, settings.test_fraction, settings.seed, groups)
         if settings.mode != "probe" and not len(parts.valid):
             parts = with_valid(parts, manifest, settings.valid_fraction, groups)
         if manifest.multi_label:

@@ -84,7 +84,7 @@ def add_class(
         write_json(
             folder / "settings.json", {"path": str(Path(path).absolute()), "grown_from": str(Path(run).absolute())}
         )
-        classifier, old_manifest, old_parts = _grown_from(Path(run))
+        classifier, old_manifest, old_parts = stored_run(Path(run), "add-class")
         with clock("scan_and_embed"):
             watcher.step("scan and embed")
             embedder = model_embedder(classifier)
@@ -115,7 +115,7 @@ def add_class(
     return GrownRun(folder, added, part, n_old, before, after, evaluation)
 
 
-def _grown_from(run: Path) -> tuple[Classifier, Manifest, dict[str, str]]:
+def stored_run(run: Path, verb: str) -> tuple[Classifier, Manifest, dict[str, str]]:
     """The model of a run, its images, and the part of each content."""
     from topwork.data.manifest import load_manifest
 
@@ -126,7 +126,7 @@ def _grown_from(run: Path) -> tuple[Classifier, Manifest, dict[str, str]]:
         by_hash = {item["content_hash"]: name for name, items in parts.items() for item in items}
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(
-            f"{run}: add-class needs the run that holds the model: its manifest names the old images."
+            f"{run}: {verb} needs the run that holds the model: its manifest names the old images."
         ) from None
     return classifier, manifest, by_hash
 

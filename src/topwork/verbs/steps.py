@@ -114,6 +114,7 @@ def rules_of(settings: DataSettings) -> Rules:
         root=settings.root,
         label_regex=settings.label_regex,
         group_by=settings.group_by,
+        domain_by=settings.domain_by,
         limit_per_class=settings.limit_per_class,
         multi_label=settings.multi_label,
         seed=settings.seed,

@@ -22,7 +22,7 @@ from topwork import __version__
 from topwork.data.shards import atomic_file
 from topwork.data.sources import shown
 from topwork.errors import TopworkError
-from topwork.web import insights_sections, label_sets, results, sections
+from topwork.web import domains_section, insights_sections, label_sets, results, sections
 from topwork.web.pictures import Album, Picture, problems
 from topwork.web.record import Record, read_record
 
@@ -42,6 +42,7 @@ SECTIONS = (
     Section("summary", "Summary", sections.summary),
     Section("data", "Data", sections.data),
     Section("training", "Training", sections.training),
+    Section("domains", "Domains", domains_section.domains),
     Section("results", "Results", results.results),
     Section("mistakes", "Mistakes", results.mistakes),
     Section("looks", "What it looks at", insights_sections.looks),
@@ -82,10 +83,11 @@ def write_report(run: Path) -> Path:
 def render(record: Record) -> str:
     """The page as text."""
     album = Album()
-    chosen = SECTIONS_OF_SEVERAL_LABELS if record.manifest.multi_label else SECTIONS
+    sections_of_kind: tuple[Section, ...] = SECTIONS_OF_SEVERAL_LABELS if record.manifest.multi_label else SECTIONS
+    chosen = tuple(s for s in sections_of_kind if s.name != "domains" or domains_section.is_adapted(record))
     values = {section.name: section.values(record, album) for section in chosen}
     pictures = album.make(record.manifest)
-    style, script = _static("report.css") + _static("insights.css"), _static("report.js")
+    style, script = _static("report.css") + _static("insights.css") + _static("domains.css"), _static("report.js")
     return (
         _environment()
         .get_template("report.html")

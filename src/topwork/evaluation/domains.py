@@ -1,0 +1,158 @@
+"""How far two sets of images lie apart, and which classes move: in go features, out come numbers with their chance.
+
+The distance is the energy distance (Székely and Rizzo 2013, "Energy statistics", J. Stat. Planning and Inference 143):
+``2 E|a - b| - E|a - a'| - E|b - b'|``, 0 where both sets come from one distribution and only there. How surprising it is
+comes from shuffling who belongs to which set. Not here: what a model does about it (``training/adapt.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+N_PERMUTATIONS = 299
+N_CLASS_PERMUTATIONS = 4999  # so that the chance of one class can be seen among a hundred of them
+MAX_OF_CLASS = 200
+MAX_IMAGES = 600  # of each set: the test sees a shift that matters with far fewer
+_FLOOR = 0.1
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Two sets of images.
+
+    Attributes:
+        energy: energy distance over the mean distance within the sets; 0 is no difference, 0.3 is a sketch of a photo.
+        p_value: share of shuffled sets that lie as far apart.
+        expected: what sets of this size from one source have on average.
+        auc: how well a straight line tells the sets apart on images it has not seen: 0.5 cannot, 1 always.
+        n_a, n_b: images looked at.
+    """
+
+    energy: float
+    p_value: float
+    expected: float
+    auc: float
+    n_a: int
+    n_b: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def energy_distance(
+    a: NDArray[Any], b: NDArray[Any], *, seed: int = 0, n_permutations: int = N_PERMUTATIONS
+) -> Distance:
+    """Distance of two sets of features with a permutation test.
+
+    Args:
+        a, b: (N, D), (M, D); scaled together, so that no column rules. At most MAX_IMAGES of each are looked at.
+    """
+    rng = np.random.default_rng([seed, 11])
+    a, b = (_drawn(np.asarray(x, np.float32), rng) for x in (a, b))
+    n, m = len(a), len(b)
+    joint = np.concatenate([a, b])
+    spread = joint.std(0)
+    joint = (joint - joint.mean(0)) / (spread + _FLOOR * max(float(np.sqrt(np.mean(spread**2))), 1e-6))
+    distances = _distances(joint)
+    signs = np.empty((n_permutations + 1, n + m))
+    base = np.concatenate([np.full(n, 1 / n), np.full(m, -1 / m)])
+    signs[0] = base
+    for row in range(1, n_permutations + 1):
+        signs[row] = base[rng.permutation(n + m)]
+    energies = -np.einsum("pn,pn->p", signs @ distances, signs)
+    typical = float(distances.sum() / max((n + m) * (n + m - 1), 1)) or 1.0
+    p = (1 + int((energies[1:] >= energies[0] * (1 - 1e-9)).sum())) / (n_permutations + 1)
+    return Distance(
+        float(max(energies[0], 0) / typical), p, float(energies[1:].mean() / typical), _auc(joint, n, rng), n, m
+    )
+
+
+def _drawn(rows: NDArray[np.float32], rng: np.random.Generator, n: int = MAX_IMAGES) -> NDArray[np.float32]:
+    return rows if len(rows) <= n else rows[np.sort(rng.choice(len(rows), n, replace=False))]
+
+
+def _distances(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N, N) Euclidean distances."""
+    gram = rows.astype(np.float64) @ rows.T.astype(np.float64)
+    squares = np.diag(gram)
+    return np.sqrt(np.maximum(squares[:, None] + squares - 2 * gram, 0.0))
+
+
+def _auc(joint: NDArray[np.float32], n: int, rng: np.random.Generator) -> float:
+    """Area under the ROC curve of a ridge classifier of the two sets, on the half it was not fitted on."""
+    total = len(joint)
+    side = np.where(np.arange(total) < n, 1.0, -1.0)
+    half = np.zeros(total, bool)
+    half[np.concatenate([part[::2] for part in (rng.permutation(n), n + rng.permutation(total - n))])] = True
+    if min(half[:n].sum(), half[n:].sum(), (~half)[:n].sum(), (~half)[n:].sum()) < 1:
+        return 0.5
+    scores = []
+    for fitted in (half, ~half):
+        kernel = joint[fitted].astype(np.float64) @ joint[fitted].T
+        weights = np.linalg.solve(
+            kernel + max(0.1 * np.trace(kernel) / len(kernel), 1e-9) * np.eye(len(kernel)), side[fitted]
+        )
+        found = joint[~fitted] @ (joint[fitted].T @ weights)
+        scores.append(found[side[~fitted] > 0][:, None] - found[side[~fitted] < 0][None, :])
+    return float(np.mean([np.mean((s > 0) + 0.5 * (s == 0)) for s in scores]))
+
+
+@dataclass(frozen=True)
+class ClassShift:
+    """How far a class moved: distance of its means over the typical distance of its images from their mean."""
+
+    shift: float
+    p_value: float
+    n_a: int
+    n_b: int
+
+
+def class_shifts(
+    a: NDArray[Any], labels_a: NDArray[Any], b: NDArray[Any], labels_b: NDArray[Any], *, seed: int = 0
+) -> dict[str, ClassShift]:
+    """The shift of every class that both sets have three images of or more, with a permutation test within the class.
+
+    The shift is freed of what the noise of the two means adds to it, so that 0 is what equal sets have on average.
+    """
+    rng = np.random.default_rng([seed, 23])
+    found = {}
+    for name in sorted(set(map(str, labels_a.tolist())) & set(map(str, labels_b.tolist()))):
+        own = [
+            _drawn(np.asarray(x[labels == name], np.float32), rng, MAX_OF_CLASS)
+            for x, labels in ((a, labels_a), (b, labels_b))
+        ]
+        n, m = len(own[0]), len(own[1])
+        if min(n, m) < 3 or name == "?":
+            continue
+        joint = np.concatenate(own)
+        gram = (joint - joint.mean(0)) @ (joint - joint.mean(0)).T
+        base = np.concatenate([np.full(n, 1 / n), np.full(m, -1 / m)])
+        signs = np.stack([base, *(base[rng.permutation(n + m)] for _ in range(N_CLASS_PERMUTATIONS))])
+        squares = np.einsum("pn,pn->p", signs @ gram, signs)
+        spread = np.mean([x.var(0).sum() for x in own])
+        p = (1 + int((squares[1:] >= squares[0] * (1 - 1e-9)).sum())) / (N_CLASS_PERMUTATIONS + 1)
+        noise = float(squares[1:].mean())
+        shift = float(np.sqrt(max(squares[0] - noise, 0.0) / max(spread, 1e-12)))
+        found[name] = ClassShift(shift, p, n, m)
+    return found
+
+
+def farthest(a: NDArray[Any], b: NDArray[Any], k: int = 5) -> NDArray[np.int64]:
+    """Rows of ``b`` by mean cosine with the k most similar images of ``a``, the least similar first."""
+    unit = [
+        x.astype(np.float32) / np.maximum(np.linalg.norm(x.astype(np.float32), axis=1, keepdims=True), 1e-6)
+        for x in (a, b)
+    ]
+    k = min(k, len(a))
+    closeness = np.concatenate(
+        [
+            np.partition(unit[1][start : start + 1024] @ unit[0].T, -k, axis=1)[:, -k:].mean(1)
+            for start in range(0, len(b), 1024)
+        ]
+    )
+    return np.argsort(closeness, kind="stable").astype(np.int64)

@@ -1,0 +1,365 @@
+"""``topwork adapt``: a new run whose model also answers for a new domain, with few labels of it or none.
+
+Scan and embed both domains, choose a method without labels of the target (``training/adapt_choice.py``), distil one
+head for both, judge both. Labels found in the target's folders are used to report, never to adapt.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.data.manifest import Manifest, save_manifest
+from topwork.data.shards import atomic_file
+from topwork.data.sources import shown
+from topwork.data.split import Split, split, split_record
+from topwork.data.unlabelled import COLUMNS, read_labels, rules_without_labels
+from topwork.errors import UsageError
+from topwork.evaluation.predictions import Predictions, softmax
+from topwork.features.embed import Embedder, Features, embed
+from topwork.models.classifier import COMPILED, Classifier, find_model, save_classifier
+from topwork.run import read_evaluation, run_folder, save_predictions, versions, write_json
+from topwork.settings import AdaptSettings, as_dict
+from topwork.training.adapt import Domains
+from topwork.training.adapt_choice import Choice, choose
+from topwork.training.adapted import LARGEST_DROP, HeldOut, adapted_classifier, adapted_head, source_drop
+from topwork.training.ask import Asked, images_to_label
+from topwork.verbs.adapt_record import domains_record, target_figures
+from topwork.verbs.grow import stored_run
+from topwork.verbs.steps import (
+    Silent,
+    Stopwatch,
+    Watcher,
+    evaluate_parts,
+    model_embedder,
+    predict_features,
+    provenance,
+    rules_of,
+    scan_and_embed,
+    timing,
+    with_second_look,
+)
+
+DEFAULT_PENALTY = 3e-3  # of heads whose recipe names none (tuned ones)
+IMAGES_PER_SECOND = 400  # what choosing a method takes at worst on one slow core; turns a time budget into images
+FEWEST_IMAGES = 400
+ASK_FILE = "ask.csv"
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedRun:
+    """What ``topwork adapt`` did.
+
+    Attributes:
+        record: ``domains.json``: what was chosen and why, both domains before and after, by class, and plots.
+        ask_path: the CSV that names images to label; None where none were asked for.
+    """
+
+    folder: Path
+    choice: Choice
+    evaluation: dict[str, Any]
+    record: dict[str, Any]
+    ask_path: Path | None
+    n_rejected: int
+    n_used: int
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The run that is adapted: its images, their parts and features, in the model's classes."""
+
+    run: Path
+    classifier: Classifier
+    manifest: Manifest
+    parts: Split
+    features: Features
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """The new domain: its images and features, labels known to the user, and labels for the report alone (-1: none)."""
+
+    manifest: Manifest
+    features: Features
+    known: NDArray[np.int64]
+    truth: NDArray[np.int64]
+    is_labelled: bool
+
+
+def adapt(
+    run: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: AdaptSettings | None = None,
+    *,
+    overwrite: bool = False,
+    watcher: Watcher | None = None,
+) -> AdaptedRun:
+    """A new run that knows both domains; the model stays as it is where nothing better can be believed.
+
+    Args:
+        run: the run that holds the model; its manifest names the source's images.
+        target: images of the new domain: a folder (flat, or one folder a class), an archive or a table.
+
+    Raises:
+        UsageError: no run, no usable image, labels for images or classes that are not there.
+    """
+    settings, watcher, clock = settings or AdaptSettings(), watcher or Silent(), Stopwatch()
+    budget = settings.time_budget_seconds
+    folder, run = Path(out), Path(run)
+    with run_folder(folder, overwrite):
+        started = {"path": str(Path(target).absolute()), "adapted_from": str(run.absolute())}
+        write_json(folder / "settings.json", started | {"settings": as_dict(settings), "versions": versions()})
+        with clock("scan_and_embed"):
+            watcher.step("scan and embed")
+            source, embedder = _source(run, settings)
+            found = _target(target, source.classifier, settings, embedder, watcher)
+        for note in found.manifest.notes:
+            watcher.note(note)
+        with clock("adapt"):
+            watcher.step("adapt")
+            domains, own, rows = _domains(source, found, budget, settings.seed)
+            choice, classifier = _adapted(source, found, domains, (own, rows), settings, watcher)
+        asked = None
+        if settings.ask:
+            with clock("ask"):
+                watcher.step("ask")
+                asked = images_to_label(domains, choice, settings.ask, settings.seed)
+                asked = replace(asked, rows=rows[asked.rows])
+        with clock("evaluate"):
+            watcher.step("evaluate")
+            predictions = _source_predictions(source, classifier)
+            evaluation = evaluate_parts(classifier, source.manifest, source.parts, predictions, settings.seed)
+            everything = np.arange(len(found.manifest.samples))
+            before = predict_features(source.classifier, found.features, everything, found.truth)
+            after = predict_features(classifier, found.features, everything, found.truth)
+            if found.is_labelled:
+                evaluation |= target_figures(before, after, evaluation, read_evaluation(run), settings.seed)
+            record = domains_record(
+                choice, found.manifest, before, after, domains, rows, evaluation, read_evaluation(run)
+            )
+        with clock("write"):
+            watcher.step("write")
+            record["asked"] = _asked_record(asked)
+            classifier = replace(
+                classifier,
+                provenance=provenance(source.manifest, source.parts, evaluation, settings)
+                | {"adapted_to": found.manifest.digest, "adaptation": choice.method},
+            )
+            _write(folder, source, found, classifier, predictions, after, embedder, choice)
+            ask_path = _write_ask(folder / ASK_FILE, asked, found.manifest, after, choice, rows) if asked else None
+            write_json(folder / "domains.json", record)
+        evaluation["timing"] = timing(clock, embedder)
+        write_json(folder / "evaluation.json", evaluation)
+    for note in record["notes"]:
+        watcher.note(note)
+    n_rejected, n_used = len(found.manifest.rejects), len(found.manifest.samples)
+    return AdaptedRun(folder, choice, evaluation, record, ask_path, n_rejected, n_used)
+
+
+# ---- reading
+
+
+def _source(run: Path, settings: AdaptSettings) -> tuple[Source, Embedder]:
+    classifier, manifest, part_of = stored_run(run, "adapt")
+    if manifest.multi_label:
+        raise UsageError(f"{shown(str(run))}: images with several labels cannot be adapted yet.")
+    samples = tuple(
+        replace(sample, part=part_of[sample.content_hash])
+        for sample in manifest.samples
+        if sample.content_hash in part_of
+    )
+    manifest = replace(manifest, samples=samples)
+    embedder = model_embedder(classifier)
+    features = embed(classifier.backbone, manifest, embedder=embedder, n_threads=settings.workers)
+    index = {name: number for number, name in enumerate(classifier.classes)}
+    labels = np.array([index[sample.label] for sample in samples], np.int64)
+    return Source(run, classifier, manifest, split(manifest, seed=settings.seed), features, labels), embedder
+
+
+def _target(
+    path: str | os.PathLike[str],
+    classifier: Classifier,
+    settings: AdaptSettings,
+    embedder: Embedder,
+    watcher: Watcher,
+) -> Target:
+    rules, has_no_labels = rules_without_labels(path, rules_of(settings), settings.unlabelled)
+    manifest, features = scan_and_embed(path, replace(settings, label_regex=rules.label_regex), embedder, watcher)
+    if has_no_labels:
+        manifest = replace(
+            manifest, samples=tuple(replace(s, label="?") for s in manifest.samples), classes=("?",), notes=()
+        )
+    index = {name: number for number, name in enumerate(classifier.classes)}
+    truth = np.array([-1 if has_no_labels else index.get(s.label, -1) for s in manifest.samples], np.int64)
+    known = np.full(len(truth), -1, np.int64)
+    if settings.labels is not None:
+        known = read_labels(Path(settings.labels), manifest, classifier.classes)
+    return Target(manifest, features, known, truth, not has_no_labels)
+
+
+def _domains(
+    source: Source, target: Target, budget: float | None, seed: int
+) -> tuple[Domains, NDArray[np.int64], NDArray[np.int64]]:
+    """Columns that the head sees, of the source's train part and of the target, and which rows of each they are."""
+    transform = source.classifier.head.transform
+    rng = np.random.default_rng([seed, 17])
+    n_most = 4000 if budget is None else max(FEWEST_IMAGES, min(4000, int(budget * IMAGES_PER_SECOND / 2)))
+    own = _some(source.parts.train, n_most, rng)
+    rows = _some(np.arange(len(target.truth)), n_most, rng)
+    rows = np.union1d(rows, np.flatnonzero(target.known >= 0)).astype(np.int64)
+
+    def columns(features: Features, some: NDArray[np.int64]) -> NDArray[np.float32]:
+        return transform.apply({name: features.block(name, some) for name in transform.blocks})
+
+    return (
+        Domains(
+            columns(source.features, own),
+            source.labels[own],
+            columns(target.features, rows),
+            target.known[rows],
+            len(source.classifier.classes),
+        ),
+        own,
+        rows,
+    )
+
+
+def _some(rows: NDArray[np.int64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    return rows if len(rows) <= n else np.sort(rng.choice(rows, n, replace=False))
+
+
+# ---- adapting
+
+
+def _adapted(
+    source: Source,
+    target: Target,
+    domains: Domains,
+    rows: tuple[NDArray[np.int64], NDArray[np.int64]],
+    settings: AdaptSettings,
+    watcher: Watcher,
+) -> tuple[Choice, Classifier]:
+    """The choice and its classifier, which is the source's own unless something better can be believed."""
+    old = source.classifier
+    logits = domains.target.astype(np.float64) @ old.head.weight.T.astype(np.float64) + old.head.bias
+    choice = choose(domains, softmax(logits), seed=settings.seed)
+    if target.is_labelled and (target.truth < 0).all() and not (target.known >= 0).any():
+        names = ", ".join(shown(name) for name in target.manifest.classes[:5])
+        choice = replace(
+            choice,
+            outcome="refused",
+            method="none",
+            probabilities=softmax(logits),
+            reason=f"the target's folders ({names}) are none of the model's classes; where they are no classes, add "
+            "--unlabelled.",
+        )
+    if choice.outcome != "adapted" and choice.method != "labels only":
+        if choice.outcome == "refused":
+            watcher.note(f"Nothing was relabelled: {choice.reason}")
+        return choice, old
+    held_out = _held_out(source)
+    head = adapted_head(old.head, domains, choice, _penalty(source.run))
+    drop, error = source_drop(old.head, head, held_out)
+    if drop > LARGEST_DROP + 2 * error:
+        reason = f"the adapted head would lose {100 * drop:.1f} points on held-out images of the source."
+        return replace(choice, outcome="unchanged", method="none", reason=reason, probabilities=softmax(logits)), old
+    last = (source.features.block("last", rows[0]), target.features.block("last", rows[1]))
+    return choice, adapted_classifier(old, head, domains, choice, held_out, last)
+
+
+def _held_out(source: Source) -> HeldOut:
+    rows, transform = source.parts.valid, source.classifier.head.transform
+    if not len(rows):
+        return HeldOut(np.empty((0, len(transform.mean)), np.float32), np.empty(0, np.int64))
+    return HeldOut(
+        transform.apply({name: source.features.block(name, rows) for name in transform.blocks}), source.labels[rows]
+    )
+
+
+def _penalty(run: Path) -> float:
+    try:
+        return float(json.loads((run / "recipe.json").read_text())["head"]["penalty"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return DEFAULT_PENALTY
+
+
+def _source_predictions(source: Source, classifier: Classifier) -> dict[str, Predictions]:
+    found = {
+        name: predict_features(classifier, source.features, rows, source.labels)
+        for name, rows in source.parts.parts().items()
+    }
+    for name in found.keys() - {"train"}:
+        found[name] = with_second_look(classifier, found[name], source.manifest, source.features)
+    return found
+
+
+# ---- writing
+
+
+def _asked_record(asked: Asked | None) -> dict[str, Any] | None:
+    if asked is None:
+        return None
+    gains = {"gain": asked.gain, "gain_low": asked.gain_low, "gain_high": asked.gain_high}
+    return {"n": len(asked.rows), "rows": asked.rows.tolist(), **gains}
+
+
+def _write_ask(
+    path: Path, asked: Asked, manifest: Manifest, after: Predictions, choice: Choice, rows: NDArray[np.int64]
+) -> Path:
+    """The CSV to fill in; the column label is empty."""
+    votes = dict(zip(rows.tolist(), choice.consensus, strict=True))
+    with (
+        atomic_file(path) as partial,
+        open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for row in asked.rows.tolist():
+            names = np.argsort(-votes[row])[:2]
+            second = f" or {after.classes[names[1]]}" if votes[row][names[1]] > 0 else ""
+            reason = f"the methods say {after.classes[names[0]]}{second}"
+            predicted = after.classes[after.predicted[row]]
+            writer.writerow((manifest.samples[row].path, "", predicted, f"{after.confidence[row]:.3f}", reason))
+    return path
+
+
+def _write(
+    folder: Path,
+    source: Source,
+    target: Target,
+    classifier: Classifier,
+    predictions: dict[str, Predictions],
+    after: Predictions,
+    embedder: Embedder,
+    choice: Choice,
+) -> None:
+    from topwork.shipping.card import model_card
+
+    recipe = json.loads((source.run / "recipe.json").read_text())
+    recipe["adapted"] = {"from": str(source.run.absolute()), "to": str(target.manifest.root), **choice.as_dict()}
+    recipe["temperature"] = classifier.temperature
+    save_manifest(source.manifest, folder / "manifest.parquet")
+    save_manifest(target.manifest, folder / "target.parquet")
+    write_json(folder / "split.json", split_record(source.parts, source.manifest))
+    write_json(folder / "recipe.json", recipe)
+    with atomic_file(folder / "history.jsonl") as partial:
+        partial.write_text((source.run / "history.jsonl").read_text())
+    save_predictions(predictions, source.manifest, folder / "predictions.parquet")
+    save_predictions({"target": after}, target.manifest, folder / "target_predictions.parquet")
+    shutil.copytree(find_model(source.run), folder / "source_model", dirs_exist_ok=True)
+    compiled = classifier.backbone.folder / COMPILED[0]
+    found = compiled if embedder.engine.kind == "openvino" and compiled.is_file() else None
+    save_classifier(classifier, folder / "model", found, model_card(classifier))
+    for name in ("insights.json",):
+        if (source.run / name).is_file():
+            shutil.copyfile(source.run / name, folder / name)

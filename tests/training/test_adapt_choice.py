@@ -1,0 +1,109 @@
+"""The guard rails: what they let through, and what they leave as it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from topwork.training.adapt import Domains, answers, fit_head
+from topwork.training.adapt_choice import choose, class_mix_entropy, predicted_accuracy
+from topwork.training.adapted import temperature_for
+from topwork.training.ask import images_to_label
+
+C, D, N = 4, 60, 50
+
+
+def images(rng, centres, counts):
+    labels = np.repeat(np.arange(len(centres)), counts)
+    return (centres[labels] + rng.normal(0, 1.0, (len(labels), D))).astype(np.float32), labels
+
+
+def made(counts=(N,) * C, shift=4.0, other=False, seed=0):
+    """A source, and a target that is moved and turned a little; ``other``: of classes that the source does not have."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(0, 1.0, (C, D))
+    source, labels = images(rng, centres, (N,) * C)
+    centres_of_target = centres
+    if other:  # other directions altogether
+        axes = np.linalg.qr(centres.T)[0]
+        centres_of_target = rng.normal(0, 1.0, (C, D))
+        centres_of_target = centres_of_target - centres_of_target @ axes @ axes.T
+    target, truth = images(rng, centres_of_target, counts)
+    moved = (target + shift * rng.normal(0, 0.5, D)).astype(np.float32)
+    domains = Domains(source, labels, moved, np.full(len(truth), -1), C)
+    return domains, answers(fit_head(domains), moved), truth
+
+
+def accuracy(probabilities, truth):
+    return (probabilities.argmax(1) == truth).mean()
+
+
+def test_a_clear_shift_is_adapted_to_and_gains():
+    domains, given, truth = made()
+    choice = choose(domains, given)
+    assert choice.outcome == "adapted"
+    assert accuracy(choice.probabilities, truth) > accuracy(given, truth) + 0.2
+    expected = predicted_accuracy(choice.probabilities.argmax(1), choice.consensus)
+    assert expected == pytest.approx(accuracy(choice.probabilities, truth), abs=0.15)
+    assert "neighbouring" in choice.reason
+    assert choice.as_dict()["distance"]["p_value"] < 0.01
+
+
+def test_a_target_like_the_source_is_left_as_it_is():
+    domains, given, _ = made(shift=0.0)
+    choice = choose(domains, given)
+    assert (choice.outcome, choice.method) == ("unchanged", "none")
+    assert "no clear difference" in choice.reason
+    np.testing.assert_array_equal(choice.probabilities, given)
+
+
+def test_other_classes_are_not_relabelled():
+    domains, given, _ = made(other=True)
+    choice = choose(domains, given)
+    assert choice.outcome != "adapted"
+    np.testing.assert_array_equal(choice.probabilities, given)
+
+
+def test_ten_images_are_too_few_without_labels():
+    domains, given, _ = made(counts=(3, 3, 2, 2))
+    choice = choose(domains, given)
+    assert choice.outcome == "unchanged"
+    assert "too few" in choice.reason
+
+
+@pytest.mark.parametrize("counts", [(60, 0, 0, 0), (60, 60, 0, 0), (80, 40, 20, 10)])
+@pytest.mark.parametrize("shift", [0.5, 1.5])
+def test_another_class_mix_never_costs_more_than_chance(counts, shift):
+    domains, given, truth = made(counts=counts, shift=shift, seed=3)
+    choice = choose(domains, given)
+    assert accuracy(choice.probabilities, truth) >= accuracy(given, truth) - 0.005
+
+
+def test_few_labels_help_where_images_are_few():
+    domains, given, truth = made(counts=(4, 4, 4, 4))
+    known = np.where(np.arange(16) % 4 < 2, truth, -1)
+    labelled = Domains(domains.source, domains.labels, domains.target, known, C)
+    choice = choose(labelled, given)
+    assert choice.method == "labels only"
+    assert (choice.probabilities[known >= 0].argmax(1) == known[known >= 0]).all()
+
+
+def test_images_to_label_are_unknown_ones_from_all_regions():
+    domains, given, truth = made()
+    known = np.full(len(truth), -1)
+    known[:5] = truth[:5]
+    labelled = Domains(domains.source, domains.labels, domains.target, known, C)
+    asked = images_to_label(labelled, choose(labelled, given), 8)
+    assert len(set(asked.rows.tolist())) == 8
+    assert (known[asked.rows] < 0).all()
+    assert len(set(truth[asked.rows].tolist())) == C
+    assert asked.gain_low <= asked.gain <= asked.gain_high
+    assert len(images_to_label(labelled, choose(labelled, given), 10_000).rows) == len(truth) - 5
+
+
+def test_class_mix_entropy_and_temperature_by_hand():
+    assert class_mix_entropy(np.eye(2)[[0] * 50]) == 0
+    assert class_mix_entropy(np.eye(2)[[0, 1] * 50]) == 1
+    logits = np.array([[4.0, 0.0], [3.0, 0.0]])
+    t = temperature_for(logits, 0.7)
+    assert np.mean(1 / (1 + np.exp(-logits[:, 0] / t))) == pytest.approx(0.7, abs=1e-3)
