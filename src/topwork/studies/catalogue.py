@@ -18,7 +18,7 @@ STUDIES = (
         "normalization",
         "What does normalisation do?",
         "Pretrained weights expect pixels with one mean and deviation, and training and test must agree on it.",
-        "1 minute",
+        "100 s of processor time",
         "guns and knives: the 2 x 2 table of training and testing with and without it",
     ),
     Study(
@@ -32,14 +32,14 @@ STUDIES = (
         "scratch",
         "Pretrained or from scratch?",
         "What pretrained weights are worth, at equal epochs and at equal time.",
-        "5 minutes",
+        "3 minutes of processor time",
         "cats and dogs: six blocks of convolution from scratch against a pretrained VGG16",
     ),
     Study(
         "residual",
         "Why do deep networks need skip connections?",
         "Gradients vanish in plain deep networks and not in residual ones; which padding keeps a map's side.",
-        "3 minutes",
+        "60 s of processor time",
         "cats and dogs: the residual block and its exercise",
     ),
     Study(
@@ -53,7 +53,7 @@ STUDIES = (
         "data-size",
         "How many images are enough?",
         "Accuracy against images per class, with intervals, and what more images should bring.",
-        "1 minute",
+        "20 s of processor time",
         "cats and dogs: 500 images of each; Caltech-101: classes of few images",
     ),
     Study(
@@ -67,7 +67,7 @@ STUDIES = (
         "augmentation",
         "What does augmentation bring?",
         "What the network sees, and which random changes help here.",
-        "3 minutes",
+        "80 s of processor time",
         "Caltech-101 and Oxford pets: their transforms",
     ),
     Study(
