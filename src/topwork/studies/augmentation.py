@@ -60,7 +60,7 @@ def run(bench: Bench) -> Findings:
             _views(bench, backbone, kinds),
         ),
         values={"accuracy": {size: {kind: float(right.mean()) for kind, right in found.items()} for size, found in answers.items()}},
-        facts=bench.facts(side=backbone.spec.height, views=VIEWS),
+        facts=bench.facts(side=backbone.spec.height, views=VIEWS, n_train=len(train)),
     )  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def run(bench: Bench) -> Findings:
             "accuracy": {name: float(found.mean()) for name, found in answers.items()},
             "folded_differs_by": gap,
         },
-        facts=bench.facts(side=side, epochs=epochs),
+        facts=bench.facts(side=side, epochs=epochs, n_train=len(task.train), n_held_out=len(task.held_out)),
     )  # fmt: skip
 
 

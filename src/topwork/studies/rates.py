@@ -82,7 +82,7 @@ def run(bench: Bench) -> Findings:
         values={
             "suggestion": best, "rules": test.rules, "accuracy": {name: run.accuracy for name, run in runs.items()},
         },
-        facts=bench.facts(side=side, epochs=epochs),
+        facts=bench.facts(side=side, epochs=epochs, n_train=len(task.train), n_held_out=len(task.held_out)),
     )  # fmt: skip
 
 

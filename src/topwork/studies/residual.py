@@ -88,7 +88,7 @@ def run(bench: Bench) -> Findings:
             "first_by_last": {f"{m.kind} {m.depth}": m.share for m in found},
             "first_by_last_after": {f"{m.kind} {m.depth}": m.share_after for m in found},
         },
-        facts=bench.facts(side=side, epochs=epochs),
+        facts=bench.facts(side=side, epochs=epochs, n_train=len(task.train), n_held_out=len(task.held_out)),
     )
 
 

@@ -79,7 +79,7 @@ def run(bench: Bench) -> Findings:
                 for name, found in equal_time.items()
             },
         },
-        facts=bench.facts(side=side, epochs=epochs, n_train_used=len(task.train)),
+        facts=bench.facts(side=side, epochs=epochs, n_train=len(task.train), n_held_out=len(task.held_out)),
     )  # fmt: skip
 
 

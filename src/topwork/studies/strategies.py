@@ -69,7 +69,7 @@ def run(bench: Bench) -> Findings:
         values={
             "accuracy": {f"{kind}, {size}, {name}": float(right.mean()) for (kind, size), found in answers.items() for name, right in found.items()},
         },
-        facts=bench.facts(side=side, epochs=epochs),
+        facts=bench.facts(side=side, epochs=epochs, n_train=len(task.train), n_held_out=len(task.held_out)),
     )  # fmt: skip
 
 

@@ -19,8 +19,8 @@ from topwork.web.plots import Scale, log_ticks, tick_percent, ticks
 
 WIDTH, HEIGHT = 560, 330
 LEFT, RIGHT, TOP, BOTTOM = 66, 16, 12, 48
-ROW, NAME = 34, 190  # height of a bar's row, width of its name
-LONGEST_NAME = 30
+ROW, NAME = 34, 224  # height of a bar's row, width of its name
+LONGEST_NAME = 33
 COLOURS = 6
 STYLE = Path(__file__).parent / "static" / "figure.css"
 
