@@ -1,4 +1,4 @@
-"""Images per second of tuning, against a plain fp32 NCHW PyTorch loop of the same work; and tail against plain tuning.
+"""Images per second of tuning, against a plain fp32 NCHW PyTorch loop of the same work.
 
     PYTHONPATH=src python benchmarks/tune.py [--backbone lite0] [--seconds 20] [--threads 2]
 
