@@ -111,8 +111,8 @@ class TuneSettings:
     label_smoothing: float = _setting(0.0, "Share of each label spread over all classes.")
     mixup: float | None = _setting(None, "Strength alpha of mixup (0.2 is usual).")
     cutmix: float | None = _setting(None, "Strength alpha of cutmix (1.0 is usual).")
-    clip_norm: float | None = _setting(1.0, "Longer gradients are shortened to this length.")
-    ema: float | None = _setting(0.99, "Decay of the moving average of the weights that is judged and kept.")
+    clip_norm: float | None = _setting(1.0, "Longer gradients are shortened to this length; 0: never.")
+    ema: float | None = _setting(0.99, "Decay of the moving average of the weights that is judged and kept; 0: none.")
     class_weights: Literal["auto", "on", "off"] = _setting(
         "auto", "Weights inverse to the class counts; auto: when the counts differ by more than a factor of 3."
     )

@@ -123,6 +123,11 @@ def test_contradictions_are_named(settings, word):
         planned(**settings)
 
 
+def test_zero_turns_off_what_the_command_line_cannot_name():
+    recipe = planned(ema=0.0, clip_norm=0.0)
+    assert (recipe.ema, recipe.clip_norm) == (None, None)
+
+
 def test_what_needs_valid_is_off_without_it():
     facts = DataFacts((10, 10), 0)
     recipe = planned(facts)
