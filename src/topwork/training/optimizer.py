@@ -23,7 +23,7 @@ MOMENTUM_KEYS = {"adamw": "betas", "adam": "betas", "sgd": "momentum"}
 
 @dataclass(frozen=True)
 class StageRow:
-    """A line of the table printed before training; the rate is the peak of the first phase that moves the stage."""
+    """A line of the table printed before training; the rate is the peak of the last phase that moves the stage."""
 
     stage: str
     n_parameters: int
@@ -38,11 +38,7 @@ def stages_of(network: nn.Module) -> tuple[Stage, ...]:
 
 def stage_table(network: nn.Module, recipe: Recipe) -> list[StageRow]:
     """Stages, parameters, trainable or not, and rates."""
-    rates: dict[str, float] = {}
-    for phase in recipe.phases:
-        for stage, rate in phase.rates:
-            if rate and stage not in rates:
-                rates[stage] = rate
+    rates = {stage: rate for phase in recipe.phases for stage, rate in phase.rates if rate}
     return [
         StageRow(stage.name, stage.n_parameters, rates.get(stage.name, 0.0) > 0, rates.get(stage.name, 0.0))
         for stage in stages_of(network)

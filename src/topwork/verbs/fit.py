@@ -544,6 +544,13 @@ def _recipe(data: Gathered, probed: Probed, tuned: TunedClassifier | None, class
     if data.choice is not None:
         recipe |= {"backbones": data.choice.as_dict()}
     if tuned is not None:
-        recipe |= {"mode": "tune", "tuning": tuned.recipe, "stages": tuned.stages}
+        recipe |= {"mode": "tune", "tuning": tuned.recipe, "stages": tuned.stages, "probe": recipe["head"]}
+        recipe["head"] = {
+            "kind": classifier.head.kind,
+            "candidate": f"tuned with the network, {head_spec(data.settings)}",
+            "penalty": None,
+            "n_features": int(classifier.head.weight.shape[1]),
+            "reason": "tuned with the network; the heads of the probe, from which tuning starts, are below.",
+        }
         recipe |= {"temperature_fitted_on": "valid", "valid_used_for": VALID_OF_TUNING}
     return recipe

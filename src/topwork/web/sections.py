@@ -161,6 +161,11 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def _head_text(head: dict[str, Any]) -> str:
+    penalty = "" if head.get("penalty") is None else f", penalty {head['penalty']}"
+    return f"{head.get('kind')}: {head.get('candidate')}{penalty}"
+
+
 def _asked_and_done(record: Record) -> list[tuple[str, str, str]]:
     """Name, asked, done."""
     asked, recipe = record.settings.get("settings", {}), record.recipe
@@ -175,7 +180,7 @@ def _asked_and_done(record: Record) -> list[tuple[str, str, str]]:
     rows = [
         ("Backbone", asked.get("backbone"), f"{recipe.get('backbone')} ({recipe.get('architecture')})"),
         ("Mode", asked.get("mode"), recipe.get("mode")),
-        ("Head", asked.get("head"), f"{head.get('kind')}: {head.get('candidate')}, penalty {head.get('penalty')}"),
+        ("Head", asked.get("head"), _head_text(head)),
         ("Input", f"{asked.get('fit')}, {asked.get('size') or 'as the weights'}", input_size),
         (
             "Parts",
@@ -267,6 +272,9 @@ def epoch_plots(history: Sequence[dict[str, Any]]) -> list[Plot]:
     return plots
 
 
+VISIBLE = 0.05  # of the height of a plot
+
+
 def _step_lines(history: Sequence[dict[str, Any]]) -> list[Line]:
     """The schedule as it was: the rate over the steps, of the stage with the highest and the one with the lowest rate.
 
@@ -275,7 +283,9 @@ def _step_lines(history: Sequence[dict[str, Any]]) -> list[Line]:
     peaks = {stage: rate for record in history for stage, rate in record.get("rates", {}).items() if rate}
     if not peaks:
         return []
-    ends = dict.fromkeys([max(peaks, key=lambda stage: peaks[stage]), min(peaks, key=lambda stage: peaks[stage])])
+    highest, lowest = (pick(peaks, key=lambda stage: peaks[stage]) for pick in (max, min))
+    # a line at a hundredth of the axis shows nothing; the table of stages has its number
+    ends = dict.fromkeys([highest, lowest] if peaks[lowest] > VISIBLE * peaks[highest] else [highest])
     lines = []
     for number, stage in enumerate(ends, start=1):
         points = tuple(
