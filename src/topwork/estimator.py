@@ -20,7 +20,7 @@ from topwork.errors import ImageError, UsageError
 from topwork.evaluation.calibration import fit_temperature
 from topwork.evaluation.predictions import softmax
 from topwork.features.embed import Embedder, Features
-from topwork.features.engine import fingerprint, load_engine
+from topwork.features.engine import fingerprint, load_engine, with_resizer
 from topwork.features.probe import fit_probe
 from topwork.features.store import FeatureStore
 from topwork.models.backbone import load_backbone
@@ -104,6 +104,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Embeds what the store does not know yet."""
         backbone = load_backbone(self.backbone).with_spec(fit=self.fit_mode, height=self.size, width=self.size)
         engine = load_engine(backbone)
+        backbone = with_resizer(backbone, engine)
         embedder = Embedder(backbone, engine, FeatureStore(cache_folder(), fingerprint(backbone, engine)))
 
         def load(image: Any) -> tuple[str, Pixels | None]:

@@ -3,22 +3,26 @@
 In: uint8 pixels (H, W, 3) of any size and an :class:`InputSpec`. Out: uint8 pixels of exactly the input size.
 Normalisation is not here: it is part of the compiled network (see ``features/engine.py``), so uint8 is all that moves.
 
-Training, prediction, server and exports all call :func:`fit_to_input`. It needs neither torch nor Pillow, because
-a shipped model must answer its first image without importing them (docs/decisions/0001-resizer.md).
+Training, prediction and server all call :func:`fit_to_input`. It never needs torch, because a shipped model must answer
+its first image without importing it. There are two resizers: Pillow's arithmetic, which timm, transformers and the
+exports use, and a quick one that is within one grey level of it (docs/decisions/0001-resizer.md).
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions
+from cykooz_resizer import Resizer as QuickResizer
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 Fit = Literal["squash", "crop", "pad"]
+Resizer = Literal["quick", "pillow"]
 
 _FILTERS = {"bilinear": FilterType.bilinear, "bicubic": FilterType.catmull_rom}
 _LOCAL = threading.local()  # one Resizer a thread: it keeps scratch buffers and is not safe to share
@@ -36,6 +40,8 @@ class InputSpec:
         interpolation: ``bilinear`` or ``bicubic``, always antialiased.
         mean, std: per channel, for pixels scaled to [0, 1].
         background: RGB fill of ``pad``, 0..255.
+        resizer: ``pillow`` gives the pixels that other programs give, ``quick`` the same within a grey level in a
+            fifth of the time.
     """
 
     height: int = 224
@@ -46,6 +52,7 @@ class InputSpec:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     background: tuple[int, int, int] = (128, 128, 128)
+    resizer: Resizer = "quick"
 
     @property
     def min_side(self) -> int:
@@ -69,11 +76,12 @@ class InputSpec:
 
 def fit_to_input(pixels: Pixels, spec: InputSpec) -> Pixels:
     """The (height, width, 3) uint8 input of the network for one decoded image."""
+    scaled = resize_with_pillow if spec.resizer == "pillow" else resize
     if spec.fit == "squash":
-        return resize(pixels, spec.height, spec.width, spec.interpolation)
+        return scaled(pixels, spec.height, spec.width, spec.interpolation)
     if spec.fit == "crop":
-        return resize(pixels, spec.height, spec.width, spec.interpolation, box=_centre_box(pixels, spec))
-    return _pad(pixels, spec)
+        return scaled(pixels, spec.height, spec.width, spec.interpolation, box=_centre_box(pixels, spec))
+    return _pad(pixels, spec, scaled)
 
 
 def resize(
@@ -83,19 +91,44 @@ def resize(
     interpolation: str = "bilinear",
     box: tuple[float, float, float, float] | None = None,
 ) -> Pixels:
-    """Antialiased resize of uint8 (H, W, 3) to (height, width, 3).
+    """Antialiased resize of uint8 (H, W, 3) to (height, width, 3), the quick way.
 
     Args:
         box: left, top, width, height in source pixels (fractions allowed) to take instead of the whole image.
     """
     if box is None and pixels.shape[:2] == (height, width):
         return pixels
+    left, top, box_width, box_height = box or (0, 0, pixels.shape[1], pixels.shape[0])
+    # Left to itself it works from top to bottom first. Pillow works from left to right first, and rounds in between: in
+    # that order one pixel in a hundred differs from Pillow's, by one level, in the other one in six, at no less cost.
+    narrow = _pass(pixels, pixels.shape[0], width, interpolation, (left, 0, box_width, pixels.shape[0]))
+    return _pass(narrow, height, width, interpolation, (0, top, width, box_height))
+
+
+def resize_with_pillow(
+    pixels: Pixels,
+    height: int,
+    width: int,
+    interpolation: str = "bilinear",
+    box: tuple[float, float, float, float] | None = None,
+) -> Pixels:
+    """The same as :func:`resize`, by Pillow."""
+    from PIL import Image
+
+    if box is None and pixels.shape[:2] == (height, width):
+        return pixels
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    corners = None if box is None else (box[0], box[1], box[0] + box[2], box[1] + box[3])
+    return np.asarray(Image.fromarray(pixels).resize((width, height), filters[interpolation], corners))
+
+
+def _pass(
+    pixels: Pixels, height: int, width: int, interpolation: str, box: tuple[float, float, float, float]
+) -> Pixels:
     source = ImageData(pixels.shape[1], pixels.shape[0], PixelType.U8x3, pixels.tobytes())
     target = ImageData(width, height, PixelType.U8x3)
     options = ResizeOptions(
-        resize_alg=ResizeAlg.convolution(_FILTERS[interpolation]),
-        crop_box=CropBox(*box) if box else None,
-        use_alpha=False,
+        resize_alg=ResizeAlg.convolution(_FILTERS[interpolation]), crop_box=CropBox(*box), use_alpha=False
     )
     _resizer().resize(source, target, options)
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(height, width, 3)
@@ -103,7 +136,7 @@ def resize(
 
 def _resizer() -> Any:
     if not hasattr(_LOCAL, "resizer"):
-        _LOCAL.resizer = Resizer()
+        _LOCAL.resizer = QuickResizer()
     return _LOCAL.resizer
 
 
@@ -114,7 +147,7 @@ def _centre_box(pixels: Pixels, spec: InputSpec) -> tuple[float, float, float, f
     return (width - box_width) / 2, (height - box_height) / 2, box_width, box_height
 
 
-def _pad(pixels: Pixels, spec: InputSpec) -> Pixels:
+def _pad(pixels: Pixels, spec: InputSpec, scaled: Callable[..., Pixels]) -> Pixels:
     height, width = pixels.shape[:2]
     scale = min(spec.height / height, spec.width / width)
     inner_height = min(spec.height, max(1, round(height * scale)))
@@ -122,6 +155,6 @@ def _pad(pixels: Pixels, spec: InputSpec) -> Pixels:
     canvas = np.empty((spec.height, spec.width, 3), np.uint8)
     canvas[:] = spec.background
     top, left = (spec.height - inner_height) // 2, (spec.width - inner_width) // 2
-    inner = resize(pixels, inner_height, inner_width, spec.interpolation)
+    inner = scaled(pixels, inner_height, inner_width, spec.interpolation)
     canvas[top : top + inner_height, left : left + inner_width] = inner
     return canvas

@@ -1,10 +1,10 @@
-"""The second look: what a quick answer that is not sure is computed again with.
+"""The second look: which quick answers are computed again, and how.
 
-In: pixels of a whole image. Out: features as exact as this machine gives them: resized with Pillow's arithmetic, run
-through the network in f32, not rounded. The quick way (``engine.py``, often bf16) is several times faster, and moves a
-probability near one half by up to 0.05: enough to turn over one answer in a hundred against the same weights run
-elsewhere. So whoever answers for images takes a second look wherever the best class has less than ``LEAST_SURE``
-(docs/decisions/0020-second-look.md). Exports, timm and transformers then give the same best class.
+In: pixels of a whole image. Out: features as exact as this machine gives them: decoded large, resized with Pillow's
+arithmetic, run through the network in f32, not rounded. The quick way (``engine.py``, ``transforms.py``) differs from
+that by a little: bf16, where the processor has it, a quicker resizer beside it, large photographs shrunk while they are
+decoded. So it could name another class where two are close, or state a probability that is off. Whoever answers for
+images takes a second look where that is possible (docs/decisions/0020-second-look.md), and nowhere else.
 
 Needs neither torch nor timm where there is a compiled form of the network.
 """
@@ -13,28 +13,73 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from topwork.data.images import DECODER_VERSION, decode
 from topwork.data.loader import in_order
-from topwork.data.transforms import InputSpec, Pixels
-from topwork.errors import ImageError, ModelError
-from topwork.features.engine import compiled_path, openvino_core
+from topwork.data.transforms import InputSpec, Pixels, fit_to_input
+from topwork.errors import ImageError
+from topwork.features.engine import BATCH, Blocks, Engine, OpenVINOEngine, TorchEngine, compiled_path
 from topwork.features.store import BLOCKS, FeatureStore
 from topwork.models.backbone import Backbone
 from topwork.models.classifier import COMPILED, Classifier
 
-LEAST_SURE = 0.97
-CLOSE_TO_A_THRESHOLD = 0.1  # of several labels: quick arithmetic moves a probability by up to 0.06
-FORMAT = 1  # bump when a careful feature changes meaning
+# Largest error of the difference of two logits of one image, by precision of the network, with a margin over what was
+# measured; more, for a photograph that was shrunk while it was decoded.
+LOGIT_ERROR = {"f32": 0.005, "bf16": 0.3}
+SHRUNK_ERROR = 0.15
+TOLERANCE = 0.01  # of a probability
+FORMAT = 2  # bump when a careful feature changes meaning
 _ROWS_PER_SHARD = 512
 
-Blocks = dict[str, NDArray[np.float32]]
+
+def unsure_rows(
+    classifier: Classifier, probabilities: NDArray[np.float64], is_shrunk: ArrayLike
+) -> NDArray[np.bool_]:
+    """(N,) which of the quick (N, C) probabilities of a classifier get a second look; see :func:`needs_second_look`."""
+    thresholds = classifier.thresholds["labels"] if classifier.multi_label else None
+    return needs_second_look(probabilities, classifier.precision, is_shrunk, thresholds)
+
+
+def needs_second_look(
+    probabilities: ArrayLike, precision: str, is_shrunk: ArrayLike, thresholds: ArrayLike | None = None
+) -> NDArray[np.bool_]:
+    """(N,) whether a quick answer could name another class, or be off by more than ``TOLERANCE``.
+
+    With an error of at most e in every difference of two logits, the best class is the same where it leads by e; and
+    since a probability is the logistic function of such differences, it changes by at most e p (1 - p) to first order,
+    which no class exceeds where p is that of the best. Of several labels each has a logit of its own and a threshold.
+
+    Args:
+        probabilities: (N, C), C at least 2, or 1 with thresholds.
+        precision: of the network that gave them, ``bf16`` or ``f32``.
+        is_shrunk: (N,) see :func:`is_shrunk`.
+        thresholds: (C,) from which on a label is given, where an image may have several.
+    """
+    stated = np.asarray(probabilities, np.float64)
+    error = LOGIT_ERROR.get(precision, LOGIT_ERROR["bf16"]) + SHRUNK_ERROR * np.asarray(is_shrunk, np.float64)
+    if thresholds is not None:
+        odds = _log_odds(stated) - _log_odds(np.asarray(thresholds, np.float64))
+        off = error[:, None] * stated * (1 - stated)
+        return np.asarray(((np.abs(odds) < error[:, None]) | (off > TOLERANCE)).any(axis=1))
+    best, second = -np.partition(-stated, 1, axis=1)[:, :2].T
+    is_close = best < second * np.exp(error)
+    return np.asarray(is_close | (error * best * (1 - best) > TOLERANCE))
+
+
+def _log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    inside = probabilities.clip(1e-12, 1 - 1e-12)
+    return np.asarray(np.log(inside / (1 - inside)))
+
+
+def is_shrunk(width: int, height: int, spec: InputSpec) -> bool:
+    """Whether an image of that size was shrunk while it was decoded for the input."""
+    return -(-min(width, height) // 2) >= spec.min_side
 
 
 def careful_pixels(data: bytes, spec: InputSpec) -> Pixels:
@@ -46,61 +91,35 @@ def careful_pixels(data: bytes, spec: InputSpec) -> Pixels:
     Raises:
         ImageError: see :func:`topwork.data.images.decode`.
     """
-    return fit_with_pillow(decode(data, min_side=4 * spec.min_side).pixels, spec)
-
-
-def fit_with_pillow(pixels: Pixels, spec: InputSpec) -> Pixels:
-    """The (height, width, 3) input for decoded pixels, resized as the stand-alone ``predict.py`` resizes."""
-    from PIL import Image
-
-    image, filters = (
-        Image.fromarray(pixels),
-        {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC},
-    )
-    chosen, size = filters[spec.interpolation], (spec.width, spec.height)
-    if spec.fit == "squash":
-        return np.asarray(image.resize(size, chosen))
-    if spec.fit == "crop":
-        scale = min(image.width / spec.width, image.height / spec.height) * spec.crop_fraction
-        width, height = min(image.width, spec.width * scale), min(image.height, spec.height * scale)
-        left, top = (image.width - width) / 2, (image.height - height) / 2
-        return np.asarray(image.resize(size, chosen, box=(left, top, left + width, top + height)))
-    scale = min(spec.width / image.width, spec.height / image.height)
-    width = min(spec.width, max(1, round(image.width * scale)))
-    height = min(spec.height, max(1, round(image.height * scale)))
-    canvas = Image.new("RGB", size, tuple(spec.background))
-    canvas.paste(image.resize((width, height), chosen), ((spec.width - width) // 2, (spec.height - height) // 2))
-    return np.asarray(canvas)
-
-
-def unsure_rows(classifier: Classifier, probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(N,) which of the quick (N, C) probabilities another runtime's arithmetic might turn over."""
-    if classifier.multi_label:
-        away = np.abs(probabilities - np.asarray(classifier.thresholds["labels"]))
-        return np.asarray((away < CLOSE_TO_A_THRESHOLD).any(axis=1))
-    return np.asarray(probabilities.max(axis=1) < LEAST_SURE)
+    return fit_to_input(decode(data, min_side=4 * spec.min_side).pixels, replace(spec, resizer="pillow"))
 
 
 class CarefulNetwork:
-    """The network in f32, one image at a time, so that an answer never depends on its neighbours. Safe to share."""
+    """The network in f32, not rounded. Safe to share.
 
-    def __init__(self, backbone: Backbone) -> None:
+    An image gets the same features alone and in any batch (tested), so an answer never depends on its neighbours.
+
+    Args:
+        engine: one that runs already, taken where it is in f32.
+    """
+
+    def __init__(self, backbone: Backbone, engine: Engine | None = None) -> None:
         self.backbone = backbone
+        self._engine = engine if engine is not None and engine.precision == "f32" else None
         self._lock = threading.Lock()
-        self._run: Callable[[Pixels], list[NDArray[np.float32]]] | None = None
 
     def run(self, images: Pixels) -> Blocks:
         """float32 ``last`` and ``stages`` of uint8 (B, H, W, 3)."""
         with self._lock:
-            if self._run is None:
-                self._run = _compiled(self.backbone) or _traced(self.backbone)
-            rows = [self._run(images[row : row + 1]) for row in range(len(images))]
-        return {name: np.concatenate([row[number] for row in rows]) for number, name in enumerate(BLOCKS)}
+            if self._engine is None:
+                self._engine = _exact_engine(self.backbone)
+            return self._engine.run_unrounded(images)
 
     @property
     def fingerprint(self) -> str:
         """Names everything a careful feature depends on, apart from the image."""
-        facts = ("careful", FORMAT, DECODER_VERSION, self.backbone.weights_digest, self.backbone.spec.as_dict())
+        spec = replace(self.backbone.spec, resizer="pillow")
+        facts = ("careful", FORMAT, DECODER_VERSION, self.backbone.weights_digest, spec.as_dict())
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
@@ -126,45 +145,30 @@ def careful_features(
     try:
         for start in range(0, len(keys), _ROWS_PER_SHARD):
             some = keys[start : start + _ROWS_PER_SHARD]
-            blocks = [network.run(pixels[None]) for pixels in in_order(pixels_of, some)]
+            blocks = [network.run(batch) for batch in _batches(in_order(pixels_of, some))]
             store.append(some, {name: np.concatenate([b[name] for b in blocks]) for name in BLOCKS})
     except ImageError:
         return None
     return {name: store.load(hashes, name).astype(np.float32, copy=False) for name in BLOCKS}
 
 
-def _compiled(backbone: Backbone) -> Callable[[Pixels], list[NDArray[np.float32]]] | None:
-    """OpenVINO's form in f32 for one image, if there is one."""
+def _batches(images: Iterator[Pixels]) -> Iterator[Pixels]:
+    batch: list[Pixels] = []
+    for pixels in images:
+        batch.append(pixels)
+        if len(batch) == BATCH:
+            yield np.stack(batch)
+            batch = []
+    if batch:
+        yield np.stack(batch)
+
+
+def _exact_engine(backbone: Backbone) -> Engine:
+    """The network in f32 on the processor: its compiled form, if there is one."""
     xml = next((p for p in (backbone.folder / COMPILED[0], compiled_path(backbone)) if p.is_file()), None)
-    if xml is None:
-        return None
-    try:
-        core = openvino_core()
-    except ImportError:
-        return None
-    try:
-        model = core.read_model(xml)
-        model.reshape([1, *model.input(0).shape[1:]])
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    except RuntimeError as error:
-        raise ModelError(f"{xml}: cannot be compiled: {str(error).splitlines()[0]}") from None
-
-    def run(image: Pixels) -> list[NDArray[np.float32]]:
-        outputs = compiled.create_infer_request().infer({0: np.ascontiguousarray(image)})
-        return [np.array(outputs[number]) for number in range(len(BLOCKS))]
-
-    return run
-
-
-def _traced(backbone: Backbone) -> Callable[[Pixels], list[NDArray[np.float32]]]:
-    import torch
-
-    from topwork.features.engine import feature_network
-
-    network: Any = feature_network(backbone)
-
-    def run(image: Pixels) -> list[NDArray[np.float32]]:
-        with torch.inference_mode():
-            return [value.numpy() for value in network(torch.from_numpy(np.array(image)))]
-
-    return run
+    if xml is not None:
+        try:
+            return OpenVINOEngine(xml, "f32")
+        except ImportError:
+            pass  # OpenVINO is not installed here: torch gives the same answers, later
+    return TorchEngine(backbone, "f32", "cpu")

@@ -18,7 +18,7 @@ from topwork.data.manifest import Manifest
 from topwork.data.sources import Entry, read_image
 from topwork.data.transforms import Pixels
 from topwork.errors import TopworkError
-from topwork.features.engine import BATCH, Batch, Engine, fingerprint, load_engine
+from topwork.features.engine import BATCH, Batch, Engine, fingerprint, load_engine, with_resizer
 from topwork.features.store import BLOCKS, ROWS_PER_SHARD, FeatureStore
 from topwork.models.backbone import Backbone
 from topwork.settings import cache_folder
@@ -44,9 +44,11 @@ class Embedder:
     """Collects images, runs them through the engine in batches, and stores the features in shards."""
 
     def __init__(self, backbone: Backbone, engine: Engine | None = None, store: FeatureStore | None = None) -> None:
-        self.backbone = backbone
+        if engine is None:
+            engine = load_engine(backbone)
+            backbone = with_resizer(backbone, engine)
+        self.backbone, self.engine = backbone, engine
         self.spec = backbone.spec
-        self.engine = engine if engine is not None else load_engine(backbone)
         # an empty store is falsy: ask for None
         self.store = FeatureStore(cache_folder(), fingerprint(backbone, self.engine)) if store is None else store
         self.n_embedded = 0

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 Batch = dict[str, NDArray[np.float16]]
+Blocks = dict[str, NDArray[np.float32]]
 
-FORMAT = 1  # bump when the meaning of the outputs changes
+FORMAT = 2  # bump when the meaning of the outputs changes, or the pixels they are made of
 BATCH = 16  # static: keeps the process near 1.1 GB, where dynamic shapes took 3.3 GB
 MAX_STAGES = 5
 # Least cosine similarity with torch fp32, over the check images. bf16 keeps 8 bits: 0.996 is usual for lite0.
@@ -51,6 +52,9 @@ class Engine(Protocol):
 
     def run(self, images: Pixels) -> Batch:
         """Features of uint8 (B, H, W, 3), any B."""
+
+    def run_unrounded(self, images: Pixels) -> Blocks:
+        """The same in float32, as the network gives them."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,16 @@ def load_engine(backbone: Backbone, kind: str = "auto", precision: str = "auto")
     return OpenVINOEngine(xml, chosen)
 
 
+def with_resizer(backbone: Backbone, engine: Engine) -> Backbone:
+    """The backbone with the resizer that fits the engine: in f32 only Pillow's pixels make the answers those of others.
+
+    Beside an f32 network Pillow's resize is a small cost; beside bf16, which moves answers more than it does, it is not.
+    """
+    return backbone.with_spec(resizer="pillow" if engine.precision == "f32" else "quick")
+
+
 class OpenVINOEngine:
-    """A compiled network read from its IR file."""
+    """A compiled network read from its IR file. Safe to share between threads."""
 
     kind = "openvino"
 
@@ -110,6 +122,10 @@ class OpenVINOEngine:
         self._lock = threading.Lock()
 
     def run(self, images: Pixels) -> Batch:
+        """Features rounded to float16, as they are stored."""
+        return {key: _rounded(values) for key, values in self.run_unrounded(images).items()}
+
+    def run_unrounded(self, images: Pixels) -> Blocks:
         """Whole batches in the static graph; a few left over one by one, which costs less than padding."""
         whole = len(images) // BATCH * BATCH
         rest = len(images) - whole
@@ -137,9 +153,9 @@ class OpenVINOEngine:
                     raise ModelError(f"{self._xml}: cannot be compiled: {reason}") from None
             return self._compiled[n]
 
-    def _infer(self, compiled: Any, images: Pixels) -> Batch:
+    def _infer(self, compiled: Any, images: Pixels) -> Blocks:
         outputs = compiled.create_infer_request().infer({0: np.ascontiguousarray(images)})
-        return {key: _rounded(outputs[number]) for number, key in enumerate(("last", "stages"))}
+        return {key: np.array(outputs[number]) for number, key in enumerate(("last", "stages"))}
 
 
 class TorchEngine:
@@ -147,24 +163,28 @@ class TorchEngine:
 
     kind = "torch"
 
-    def __init__(self, backbone: Backbone, precision: str = "auto") -> None:
+    def __init__(self, backbone: Backbone, precision: str = "auto", device: str | None = None) -> None:
         import torch
 
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.precision = precision if precision != "auto" else ("bf16" if self.device == "cuda" else "f32")
         network = feature_network(backbone).to(self.device)
         self._network = network.to(memory_format=torch.channels_last)
 
     def run(self, images: Pixels) -> Batch:
+        """Features rounded to float16, as they are stored."""
+        return {key: _rounded(values) for key, values in self.run_unrounded(images).items()}
+
+    def run_unrounded(self, images: Pixels) -> Blocks:
         """Features of uint8 (B, H, W, 3), any B."""
         import torch
 
-        outputs: list[list[NDArray[np.float16]]] = [[], []]
+        outputs: list[list[NDArray[np.float32]]] = [[], []]
         with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
             for start in range(0, len(images), 4 * BATCH):
                 chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + 4 * BATCH])).to(self.device)
                 for kept, value in zip(outputs, self._network(chunk), strict=True):
-                    kept.append(_rounded(value.float().cpu().numpy()))
+                    kept.append(value.float().cpu().numpy())
         return {key: np.concatenate(kept) for key, kept in zip(("last", "stages"), outputs, strict=True)}
 
 
@@ -230,7 +250,8 @@ def feature_stages(backbone: Backbone) -> list[str]:
 
 def compiled_path(backbone: Backbone) -> Path:
     """Where the OpenVINO form of a backbone with its present input spec is kept."""
-    key = json.dumps([FORMAT, backbone.spec.as_dict()], sort_keys=True)
+    spec = {name: value for name, value in backbone.spec.as_dict().items() if name != "resizer"}
+    key = json.dumps([FORMAT, spec], sort_keys=True)
     return backbone.folder / f"openvino-{hashlib.sha256(key.encode()).hexdigest()[:12]}.xml"
 
 

@@ -293,11 +293,14 @@ def _read_tensors(path: Path, names: list[str] | None = None) -> dict[str, NDArr
         raise ModelError(f"{path}: not a whole safetensors file with the expected tensors: {error}") from None
 
 
+_RESIZERS = {"f32": "pillow"}  # of descriptions that name none
+
+
 def _from_facts(folder: Path, facts: dict[str, Any]) -> Classifier:
     backbone = Backbone(
         name=facts["backbone"],
         architecture=facts["architecture"],
-        spec=InputSpec.from_dict(facts["preprocessing"]),
+        spec=InputSpec.from_dict({"resizer": _RESIZERS.get(facts["precision"], "quick")} | facts["preprocessing"]),
         weights_digest=facts["weights_digest"],
         folder=folder,
         n_features=int(facts["n_features"]),

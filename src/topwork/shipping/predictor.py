@@ -3,8 +3,9 @@
 In: a model folder, then images as files or bytes. Out: one :class:`Prediction` for each input, in order, errors included.
 Imports neither torch nor timm as long as OpenVINO runs the network.
 
-An answer that is not sure gets a second look (``features/careful.py``), so that the best class is the same as that of
-the exports, of timm and of transformers, and does not depend on what ran the network or on the other images of a batch.
+An answer that the quick way cannot vouch for gets a second look (``features/careful.py``), so that the best class is the
+same as that of the exports, of timm and of transformers, and does not depend on what ran the network or on the other
+images of a batch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from topwork.evaluation.decisions import Thresholds, decide
 from topwork.evaluation.label_sets import join_names, label_sets_decision, sigmoid
 from topwork.evaluation.predictions import softmax
 from topwork.evaluation.unknown import UnknownDetector
-from topwork.features.careful import CarefulNetwork, careful_pixels, unsure_rows
+from topwork.features.careful import CarefulNetwork, careful_pixels, is_shrunk, unsure_rows
 from topwork.features.engine import BATCH, Engine, OpenVINOEngine, TorchEngine
 from topwork.models.classifier import COMPILED, Classifier, load_classifier
 
@@ -64,12 +65,14 @@ class Loaded:
 
     Attributes:
         image: where it came from, for the second look.
+        is_shrunk: it is a large photograph that was shrunk while it was decoded.
     """
 
     name: str
     image: Image
     pixels: Pixels | None = None
     error: str | None = None
+    is_shrunk: bool = False
 
 
 class Predictor:
@@ -86,7 +89,7 @@ class Predictor:
         self.n_top = n_top
         self.tta = tta
         self.engine = engine_of(self.classifier)
-        self._careful = CarefulNetwork(self.classifier.backbone)
+        self._careful = CarefulNetwork(self.classifier.backbone, self.engine)
         self._thresholds, self._detector = _decision_rule(self.classifier)
         self._label_thresholds = np.asarray(self.classifier.thresholds.get("labels", ()), np.float64)
         self._lock = threading.Lock()
@@ -114,8 +117,9 @@ class Predictor:
         """Reads, decodes and resizes one image; whatever is wrong with it is in the value."""
         spec = self.classifier.backbone.spec
         try:
-            data = read_image(image)
-            return Loaded(name, image, fit_to_input(decode(data, min_side=spec.min_side).pixels, spec))
+            decoded = decode(read_image(image), min_side=spec.min_side)
+            shrunk = is_shrunk(decoded.facts.width, decoded.facts.height, spec)
+            return Loaded(name, image, fit_to_input(decoded.pixels, spec), is_shrunk=shrunk)
         except ImageError as error:
             return Loaded(name, image, error=str(error))
         except MemoryError:
@@ -126,7 +130,8 @@ class Predictor:
         good = [item for item in batch if item.pixels is not None]
         if good:
             pixels = np.stack([item.pixels for item in good if item.pixels is not None])
-            answers = iter(zip(*self.answer(pixels, lambda row: self._reload(good[row])), strict=True))
+            shrunk = [item.is_shrunk for item in good]
+            answers = iter(zip(*self.answer(pixels, shrunk, lambda row: self._reload(good[row])), strict=True))
         return [
             Prediction(item.name, "error", error=item.error)
             if item.pixels is None
@@ -135,20 +140,22 @@ class Predictor:
         ]
 
     def answer(
-        self, pixels: Pixels, reload: Callable[[int], Pixels] | None = None
+        self, pixels: Pixels, is_shrunk: Sequence[bool] = (), reload: Callable[[int], Pixels] | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
         """Probabilities (B, C) and outcomes (B,) for input-sized uint8 (B, H, W, 3).
 
         Args:
+            is_shrunk: for each image, as in :class:`Loaded`; none by default.
             reload: gives the pixels of one row for the second look; by default they are those of the first.
         """
         probabilities, scores = self._look(pixels, self._quick)
-        unsure = np.flatnonzero(unsure_rows(self.classifier, probabilities))
-        if len(unsure):
-            again = pixels[unsure] if reload is None else np.stack([reload(row) for row in unsure.tolist()])
-            probabilities[unsure], careful_scores = self._look(again, self._careful.run)
+        shrunk = is_shrunk or np.zeros(len(pixels), np.bool_)
+        again = np.flatnonzero(unsure_rows(self.classifier, probabilities, shrunk))
+        if len(again):
+            better = pixels[again] if reload is None else np.stack([reload(row) for row in again.tolist()])
+            probabilities[again], careful_scores = self._look(better, self._careful.run)
             if scores is not None and careful_scores is not None:
-                scores[unsure] = careful_scores
+                scores[again] = careful_scores
         if self.classifier.multi_label:
             none_is_an_answer = bool(self.classifier.thresholds.get("none_is_an_answer"))
             limits, unknown = self._label_thresholds, self._thresholds.unknown

@@ -30,7 +30,7 @@ from topwork.evaluation.unknown import fit_unknown
 from topwork.features.blas import few_threads
 from topwork.features.candidates import Choice, choose, names_of, subsample
 from topwork.features.embed import Embedder, Features, embed
-from topwork.features.engine import Engine, compiled_path, fingerprint, load_engine
+from topwork.features.engine import Engine, compiled_path, fingerprint, load_engine, with_resizer
 from topwork.features.neighbours import near_duplicates
 from topwork.features.probe import Probe, fit_probe
 from topwork.features.store import FeatureStore
@@ -226,7 +226,7 @@ def gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch
         else:
             _check_trainable(manifest, parts, watcher)
     n_near = len(near.pairs) if near else None
-    data = Gathered(settings, backbone, embedder, manifest, features, groups, parts, n_near)
+    data = Gathered(settings, embedder.backbone, embedder, manifest, features, groups, parts, n_near)
     return _with_chosen(data, backbones, clock, watcher) if len(backbones) > 1 else data
 
 
@@ -266,11 +266,12 @@ def _with_chosen(data: Gathered, backbones: Sequence[Backbone], clock: Stopwatch
         features = embed(
             backbone, manifest, embedder=embedder, n_threads=settings.workers, on_progress=watcher.progress
         )  # fmt: skip
-    return replace(data, backbone=backbone, embedder=embedder, features=features, choice=choice)
+    return replace(data, backbone=embedder.backbone, embedder=embedder, features=features, choice=choice)
 
 
 def _embedder(backbone: Backbone, settings: FitSettings) -> Embedder:
     engine = load_engine(backbone, settings.engine, settings.precision)
+    backbone = with_resizer(backbone, engine)
     return Embedder(backbone, engine, FeatureStore(cache_folder(), fingerprint(backbone, engine)))
 
 
@@ -353,6 +354,7 @@ def _judge(data: Gathered, probe: Probe, tuned: TunedClassifier | None, clock: S
         with clock("embed_again"):
             watcher.step("embed again")
             embedder = _embedder(tuned.backbone, settings)
+            tuned = replace(tuned, backbone=embedder.backbone)
             features = embed(
                 tuned.backbone, data.manifest, embedder=embedder, n_threads=settings.workers,
                 on_progress=watcher.progress,

@@ -23,16 +23,15 @@ from topwork.errors import UsageError
 from topwork.evaluation.label_sets import LabelPredictions, fit_label_temperature, fit_label_thresholds, sigmoid
 from topwork.evaluation.multilabel import evaluate_multilabel
 from topwork.evaluation.unknown import fit_unknown
-from topwork.features.careful import CarefulNetwork, careful_features, unsure_rows
 from topwork.features.embed import Embedder, Features
 from topwork.features.engine import compiled_path
 from topwork.features.probe import Probe
 from topwork.features.views import Probed
 from topwork.models.classifier import Classifier, save_classifier
 from topwork.run import save_predictions, versions, write_json
-from topwork.settings import FitSettings, cache_folder
+from topwork.settings import FitSettings
 from topwork.verbs.leaks import judge_leaks
-from topwork.verbs.steps import Stopwatch, Watcher, timing
+from topwork.verbs.steps import Stopwatch, Watcher, looked_again, timing
 
 ONLY_ONE_LABEL = {  # settings that need one label an image, and their defaults
     "mode": "probe",
@@ -148,14 +147,8 @@ def predict_label_sets(
         for start in range(0, len(rows), 4096)
     ]
     logits = np.concatenate(chunks) if chunks else np.zeros((0, len(classifier.classes)))
-    unsure = np.flatnonzero(unsure_rows(classifier, sigmoid(logits))) if careful else np.empty(0, np.int64)
-    if len(unsure):
-        some = rows[unsure].tolist()
-        network = CarefulNetwork(classifier.backbone)
-        hashes = [features.hashes[row] for row in some]
-        again = careful_features(network, cache_folder(), hashes, lambda number: manifest.read(some[number]))
-        if again is not None:
-            logits[unsure] = classifier.head.logits(dict(again))
+    if careful:
+        logits = looked_again(classifier, logits, sigmoid(logits), rows, manifest, features)
     thresholds = np.asarray(classifier.thresholds["labels"], np.float64)
     return LabelPredictions(classifier.classes, rows, truth[rows], logits, thresholds)
 

@@ -21,7 +21,7 @@ from topwork.data.split import Split
 from topwork.errors import UsageError
 from topwork.evaluation.metrics import PartEvaluation, evaluate_part
 from topwork.evaluation.predictions import Predictions
-from topwork.features.careful import LEAST_SURE, CarefulNetwork, careful_features
+from topwork.features.careful import CarefulNetwork, careful_features, is_shrunk, unsure_rows
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import fingerprint
 from topwork.features.neighbours import NearDuplicates
@@ -150,17 +150,34 @@ def predict_features(
 def with_second_look(
     classifier: Classifier, predictions: Predictions, manifest: Manifest, features: Features
 ) -> Predictions:
-    """The predictions with those that are not sure computed again, exactly as ``Predictor`` does it."""
-    unsure = np.flatnonzero(predictions.confidence < LEAST_SURE)
-    rows = predictions.sample_indices[unsure].tolist()
-    hashes = [features.hashes[row] for row in rows]
+    """The predictions with those that may be off computed again, exactly as ``Predictor`` does it."""
+    rows, probabilities = predictions.sample_indices, predictions.probabilities
+    return replace(
+        predictions, logits=looked_again(classifier, predictions.logits, probabilities, rows, manifest, features)
+    )
+
+
+def looked_again(
+    classifier: Classifier,
+    logits: NDArray[np.float64],
+    probabilities: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    manifest: Manifest,
+    features: Features,
+) -> NDArray[np.float64]:
+    """Quick (N, C) logits of some rows of a manifest, after the second look at those whose probabilities need it."""
+    samples = [manifest.samples[row] for row in rows.tolist()]
+    shrunk = [is_shrunk(sample.width, sample.height, classifier.backbone.spec) for sample in samples]
+    again = np.flatnonzero(unsure_rows(classifier, probabilities, shrunk)) if len(rows) else rows
+    some = rows[again].tolist()
+    hashes = [features.hashes[row] for row in some]
     network = CarefulNetwork(classifier.backbone)
-    blocks = careful_features(network, cache_folder(), hashes, lambda number: manifest.read(rows[number]))
-    if blocks is None or not rows:
-        return predictions
-    logits = predictions.logits.astype(np.float64)
-    logits[unsure] = classifier.head.logits(dict(blocks))
-    return replace(predictions, logits=logits)
+    blocks = careful_features(network, cache_folder(), hashes, lambda number: manifest.read(some[number]))
+    if blocks is None or not some:
+        return logits
+    logits = logits.astype(np.float64)
+    logits[again] = classifier.head.logits(dict(blocks))
+    return logits
 
 
 def evaluate_parts(

@@ -3,7 +3,7 @@
 A client has ``header_seconds`` for the head of a request, also on a connection that was used before. What a client sends
 wrongly is answered in JSON, and the answer reaches it: before a connection with unread data is closed, that data is read
 and dropped for a moment, up to the size of a body (closing at once makes the kernel discard the answer). A client that
-closes its side early is answered. And when the server ends, connections that were accepted but have not spoken yet get
+closes its side early is answered, and told so where its request is not whole. And when the server ends, connections that were accepted but have not spoken yet get
 ``LINGER_SECONDS`` to do so, so that no request is lost that was on its way.
 """
 
@@ -55,11 +55,13 @@ class Connection(H11Protocol):
         self._watch_head(self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0]))
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """A client that has sent its request and closed its side still gets the answer."""
+        """A client that has sent its request and closed its side still gets the answer; half a request is refused."""
         if self._is_working() and self.conn.their_state in (h11.DONE, h11.MUST_CLOSE):
             self._is_last = True
             self.cycle.keep_alive = False
             return True
+        if not self._is_dropping and (self._is_working() or self.conn.trailing_data[0]):
+            self._refuse(400, "the connection ended before the request did")
         return None
 
     def handle_events(self) -> None:
