@@ -301,6 +301,13 @@ def certificate_lines(certificate: Any) -> list[str]:
         f"{certificate.tolerance:g}), {certificate.mean_difference:.1e} on average",
         f"  on equal pixels    {certificate.graph_difference:.1e} at most (limit {certificate.graph_tolerance:g})",
     ]
+    if certificate.is_int8:
+        lines = [
+            f"In eight-bit integers. {lines[0]}",
+            lines[1],
+            _int8_differences(certificate),
+            _int8_cost(certificate),
+        ]
     if certificate.ties:
         lines.append(
             f"  ties               {len(certificate.ties)}: {', '.join(shown(t.path) for t in certificate.ties)}"
@@ -308,6 +315,26 @@ def certificate_lines(certificate: Any) -> list[str]:
     for path, reason in certificate.not_read:
         lines.append(f"  not read           {shown(path)}: {reason}")
     return lines
+
+
+def _int8_differences(certificate: Any) -> str:
+    return (
+        f"  probabilities      differ by {certificate.max_difference:.2f} at most, "
+        f"{certificate.mean_difference:.3f} on average"
+    )
+
+
+def _int8_cost(certificate: Any) -> str:
+    cost = certificate.cost
+    if cost is None:
+        return (
+            "  accuracy           not known: the images have no labels; export from the run folder to have it measured"
+        )
+    return (
+        f"  accuracy           {percent(cost.accuracy_before)} before, {percent(cost.accuracy_after)} after: "
+        f"{100 * cost.difference:+.1f} points (95 % interval {100 * cost.low:+.1f} to {100 * cost.high:+.1f}, "
+        f"{cost.n} held-out images)"
+    )
 
 
 def examination_lines(found: Any) -> list[str]:

@@ -6,17 +6,20 @@ import ast
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from topwork.data.images import decode
+from topwork.data.manifest import load_manifest
 from topwork.data.transforms import InputSpec, fit_to_input
 from topwork.errors import TopworkError, UsageError
-from topwork.features.careful import careful_pixels, fit_with_pillow
+from topwork.features.careful import careful_pixels
 from topwork.models.classifier import load_classifier
-from topwork.shipping import export, standalone
+from topwork.shipping import export, package, standalone
 from topwork.shipping.package import export_model
 from topwork.shipping.parity import run_script
 from topwork.shipping.predictor import Predictor
@@ -31,12 +34,12 @@ def exported(run, to, folder, **options):
 @pytest.mark.parametrize("to", ["onnx", "openvino", "pt2"])
 @pytest.mark.parametrize("head", ["plain", "extended"])
 def test_an_export_answers_as_the_original(runs, images, tmp_path, head, to):
-    package = exported(runs[head], to, tmp_path, check=images)
-    certificate = package.certificate
+    made = exported(runs[head], to, tmp_path, check=images)
+    certificate = made.certificate
     assert (certificate.n_compared, certificate.n_same) == (48, 48)
     assert certificate.max_difference <= certificate.tolerance
     assert certificate.graph_difference < 1e-5
-    stored = json.loads(package.certificate_path.read_text())
+    stored = json.loads(made.certificate_path.read_text())
     assert stored["passed"] is True
     assert stored["sha256"] == certificate.sha256
     names = {path.name for path in tmp_path.iterdir()}
@@ -51,8 +54,8 @@ def test_an_export_answers_as_the_original(runs, images, tmp_path, head, to):
 def test_onnx_is_one_file_that_describes_itself(runs, tmp_path):
     import onnx
 
-    package = exported(runs["plain"], "onnx", tmp_path)
-    model = onnx.load(str(package.exported), load_external_data=False)
+    made = exported(runs["plain"], "onnx", tmp_path)
+    model = onnx.load(str(made.exported), load_external_data=False)
     assert not any(t.external_data for t in model.graph.initializer)
     assert model.opset_import[0].version == export.OPSET
     facts = {entry.key: entry.value for entry in model.metadata_props}
@@ -65,8 +68,8 @@ def test_onnx_is_one_file_that_describes_itself(runs, tmp_path):
 
 def test_the_script_needs_nothing_of_topwork(runs, images, tmp_path):
     """numpy, Pillow and onnxruntime: the imports say so, and an interpreter that cannot find the rest runs it."""
-    package = exported(runs["plain"], "onnx", tmp_path)
-    tree = ast.parse(package.script.read_text())
+    made = exported(runs["plain"], "onnx", tmp_path)
+    tree = ast.parse(made.script.read_text())
     imported = {
         name.split(".")[0]
         for node in ast.walk(tree)
@@ -80,7 +83,7 @@ def test_the_script_needs_nothing_of_topwork(runs, images, tmp_path):
     }
     assert imported - set(sys.stdlib_module_names) <= {"numpy", "PIL", "onnxruntime", "openvino", "torch"}
     hidden = "import sys; sys.modules.update(dict.fromkeys(['topwork', 'torch', 'timm', 'openvino']))"
-    program = f"{hidden}\nimport runpy; sys.argv = ['predict.py', *sys.argv[1:]]\nrunpy.run_path({str(package.script)!r}, run_name='__main__')"
+    program = f"{hidden}\nimport runpy; sys.argv = ['predict.py', *sys.argv[1:]]\nrunpy.run_path({str(made.script)!r}, run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", program, images[0], "--top", "2"], capture_output=True, text=True, check=False
     )
@@ -90,15 +93,13 @@ def test_the_script_needs_nothing_of_topwork(runs, images, tmp_path):
 
 
 def test_the_script_names_what_it_cannot_read(runs, images, tmp_path):
-    package = exported(runs["plain"], "onnx", tmp_path)
+    made = exported(runs["plain"], "onnx", tmp_path)
     (tmp_path / "broken.jpg").write_bytes(b"no image")
-    rows = run_script(package.script, [images[0], str(tmp_path / "broken.jpg"), images[1]])
+    rows = run_script(made.script, [images[0], str(tmp_path / "broken.jpg"), images[1]])
     assert ["error" in row for row in rows] == [False, True, False]
 
 
 def test_class_names_cannot_become_code(runs, tmp_path):
-    from dataclasses import replace
-
     names = ("'''); import os; os._exit(9) #", '\\\n"""{}', "naïve 🐜 \u2028")
     classifier = replace(load_classifier(runs["plain"]), classes=names)
     script = tmp_path / "predict.py"
@@ -110,8 +111,6 @@ def test_class_names_cannot_become_code(runs, tmp_path):
 
 def test_an_export_that_answers_differently_is_not_kept(runs, images, tmp_path, monkeypatch):
     """A temperature forgotten would pass; classes in another order must not."""
-    from dataclasses import replace
-
     real = export.classifier_network
 
     def wrong(classifier):
@@ -155,8 +154,8 @@ def test_the_script_and_the_second_look_prepare_alike(fit, size):
     rng = np.random.default_rng(3)
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     spec = InputSpec(height=96, width=128, fit=fit, crop_fraction=0.9 if fit == "crop" else 1.0)
-    ours, theirs = fit_with_pillow(np.asarray(image), spec), standalone.fit(image, spec.as_dict())
-    np.testing.assert_array_equal(ours, theirs)
+    ours = fit_to_input(np.asarray(image), replace(spec, resizer="pillow"))
+    np.testing.assert_array_equal(ours, standalone.fit(image, spec.as_dict()))
     assert np.abs(ours.astype(int) - fit_to_input(np.asarray(image), spec)).max() <= 1, "the quick resize is near"
 
 
@@ -195,6 +194,62 @@ def test_a_large_photograph_is_resized_as_from_full_size(tmp_path):
         difference = np.abs(whole - pixels)
         assert difference.max() <= (1 if name == "careful" else 3), name
         assert difference.mean() < 0.5, name
+
+
+# ---- eight bits
+
+
+@pytest.mark.filterwarnings("ignore")  # of nncf, about packages that it need not use here
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_eight_bits_are_smaller_and_the_cost_is_stated(runs, tmp_path, to, monkeypatch):
+    pytest.importorskip("nncf")
+    monkeypatch.setattr(package, "N_IMAGES", 8)
+    monkeypatch.setattr("topwork.shipping.parity.LEAST_SAME_INT8", 0.5)  # a random network is unsure everywhere
+    small = exported(runs["plain"], to, tmp_path, int8=True)
+    n_bytes = small.exported.with_suffix(".bin" if to == "openvino" else ".onnx").stat().st_size
+    assert n_bytes < 0.6 * (runs["plain"] / "model" / "model.safetensors").stat().st_size
+    cost, stored = small.certificate.cost, json.loads(small.certificate_path.read_text())
+    right = [p.label == Path(p.path).parent.name for p in Predictor(runs["plain"]).predict(held_out(runs["plain"]))]
+    assert cost.n == len(right) == small.certificate.n_compared
+    assert cost.accuracy_before == np.mean(right)
+    rows = run_script(small.script, held_out(runs["plain"]))
+    assert cost.accuracy_after == np.mean([row["label"] == Path(row["path"]).parent.name for row in rows])
+    assert cost.low <= cost.difference <= cost.high
+    assert stored["cost"]["difference"] == cost.difference
+    assert stored["is_int8"] is True
+    assert small.certificate.max_difference > 1e-3, "eight bits are not exact: it was quantised"
+
+
+def held_out(run):
+    parts = json.loads((run / "split.json").read_text())["parts"]
+    root = load_manifest(run / "manifest.parquet").root
+    return [str(root / item["path"]) for name in ("test", "valid") for item in parts[name]]
+
+
+def test_eight_bits_that_answer_otherwise_are_not_kept(runs, images, tmp_path, monkeypatch):
+    """The wrong network in place of a quantiser that went wrong."""
+    monkeypatch.setattr(package, "_calibration", lambda *_: np.zeros((1, 160, 160, 3), np.uint8))
+    monkeypatch.setattr(export, "quantized", lambda model, *_: inverted(model))
+    with pytest.raises(TopworkError, match="in eight bits only"):
+        exported(runs["plain"], "onnx", tmp_path, int8=True, check=images)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.parity-failed.json"]
+
+
+def inverted(model):
+    from onnx import numpy_helper
+
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("head."):
+            tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
+    return model
+
+
+def test_eight_bits_need_images_and_a_format(runs, tmp_path):
+    with pytest.raises(UsageError, match="--calibrate"):
+        exported(runs["plain"] / "model", "onnx", tmp_path, int8=True)
+    with pytest.raises(UsageError, match="--to onnx and --to openvino"):
+        exported(runs["plain"], "pt2", tmp_path, int8=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- the command

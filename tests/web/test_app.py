@@ -5,23 +5,29 @@ from __future__ import annotations
 import json
 import random
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
 from drawing import draw_folders
 from topwork.errors import UsageError
-from topwork.settings import FitSettings
+from topwork.settings import FitSettings, ServeSettings
 from topwork.shipping.batch import row_of
 from topwork.shipping.predictor import Predictor
 from topwork.verbs.fit import fit
-from topwork.web.multipart import FormError, files_of
+from topwork.web.app import Service, create_app
+from topwork.web.connection import LINGER_SECONDS
+from topwork.web.multipart import MAX_HEADER_BYTES, MAX_PARTS, FormError, files_of
+from topwork.web.server import SHUTDOWN_SECONDS, named_models
 
 from .serving import Served, form, read_all, serving, wait_until
 
@@ -308,6 +314,49 @@ def test_beyond_the_queue_there_is_503_at_once_and_memory_comes_back(model, phot
         assert served.end() == 0
 
 
+def test_a_request_has_a_deadline_and_memory_a_limit(model, photos):
+    photo = photos[0].read_bytes()
+    with serving(model, request_seconds=0.5, max_held_mb=(len(photo) - 1) / 1e6) as served:
+        status, answer, headers = served.ask("POST", "/predict", photo)
+        assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+        assert "too many requests" in answer["error"]
+        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(photo)}\r\n\r\n".encode()
+        answer = served.talk(head + photo[:100])  # the rest never comes, and --body-seconds is far away
+        assert answer.startswith(b"HTTP/1.1 504")
+        assert "no answer within 0.5 s" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+        metrics = served.ask("GET", "/metrics")[1]
+        assert "topwork_held_bytes 0" in metrics
+        assert "topwork_images_waiting 0" in metrics
+
+
+def test_the_limits_are_those_that_were_promised():
+    settings = ServeSettings()
+    assert (settings.host, settings.max_body_mb) == ("127.0.0.1", 20)
+    assert (settings.header_seconds, settings.body_seconds) == (10, 30)
+    assert settings.max_queue >= 1000, "a thousand clients at a time each get an answer"
+    assert SHUTDOWN_SECONDS + 2 * LINGER_SECONDS < 30
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(server):
+    """12,000 x 12,000 pixels in 140 kB: 432 MB once decoded."""
+    started = time.monotonic()
+    status, answer, _ = server.ask("POST", "/predict", png_of_zeros(12_000))
+    assert status == 422
+    assert "pixels" in answer["error"]
+    assert time.monotonic() - started < 5
+
+
+def png_of_zeros(side: int) -> bytes:
+    """A square grey PNG file, all black."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    body = zlib.compress(bytes((side + 1) * side), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
 # ---- the process
 
 
@@ -384,6 +433,16 @@ def test_it_listens_on_this_machine_only(server):
         socket.create_connection((others[0] if others else "127.0.0.2", server.port), timeout=5).close()
 
 
+def test_whoever_lets_other_machines_in_is_told(model):
+    command = [sys.executable, "-m", "topwork.cli", "serve", str(model), "--host", "0.0.0.0", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = [process.stderr.readline(), process.stderr.readline()]
+        process.terminate()
+    assert said[0].startswith("Serving run on http://0.0.0.0:")
+    assert said[1] == "Other machines can reach it, and there is no password.\n"
+
+
 def test_a_taken_port_is_named(server, model):
     command = [sys.executable, "-m", "topwork.cli", "serve", str(model), "--port", str(server.port)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -391,32 +450,24 @@ def test_a_taken_port_is_named(server, model):
     assert f":{server.port}: address already in use" in done.stderr
 
 
-def test_a_model_that_cannot_answer_is_never_ready(model, monkeypatch):
-    import asyncio
-
-    from topwork.settings import ServeSettings
-    from topwork.web.app import Service
-
+def test_ready_is_about_predictions_and_live_about_the_process(model, monkeypatch):
     predictor = Predictor(model)
+    service = Service({"m": predictor}, ServeSettings())
+    with TestClient(create_app(service)) as client:
+        wait_until(lambda: client.get("/ready").status_code == 200)
+        service.is_closing = True
+        assert client.get("/ready").json() == {"error": "closing"}
+        assert (client.get("/ready").status_code, client.get("/live").status_code) == (503, 200)
     monkeypatch.setattr(predictor, "answer", lambda *args: 1 / 0)
-
-    async def look() -> tuple[bool, str]:
-        service = Service({"m": predictor}, ServeSettings())
-        async with service.running():
-            for _ in range(200):
-                await asyncio.sleep(0.02)
-                if service.failure != "starting":
-                    break
-            return service.is_ready, service.failure
-
-    is_ready, failure = asyncio.run(look())
-    assert not is_ready
-    assert "first prediction failed" in failure
+    service = Service({"m": predictor}, ServeSettings())
+    with TestClient(create_app(service)) as client:
+        wait_until(lambda: "first prediction failed" in client.get("/ready").json()["error"])
+        assert (client.get("/ready").status_code, client.get("/live").status_code) == (503, 200)
+        refused = client.post("/predict", content=b"x")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
 
 
 def test_names_of_models():
-    from topwork.web.server import named_models
-
     assert named_models(["/runs/a/model", "b=/runs/a"]) == {"a": "/runs/a/model", "b": "/runs/a"}
     for wrong in (["/runs/a", "/other/a"], ["x/y=/runs/a"], ["..=/runs/a"]):
         with pytest.raises(UsageError, match="write NAME="):
@@ -440,6 +491,15 @@ def test_any_body_is_a_form_or_a_named_error(body):
         except FormError:
             continue
         assert all(isinstance(name, str) and isinstance(content, bytes) for name, content in found)
+
+
+def test_a_form_has_limits():
+    body, headers = form(*[("a", b"b")] * (MAX_PARTS + 1))
+    with pytest.raises(FormError, match="parts"):
+        files_of(headers["Content-Type"], body)
+    body, headers = form(("a" * MAX_HEADER_BYTES, b"b"))
+    with pytest.raises(FormError, match="headers"):
+        files_of(headers["Content-Type"], body)
 
 
 def test_fields_that_are_no_files_are_left_out():

@@ -2,8 +2,9 @@
 
 In: a classifier. Out: a file that takes ``images``, uint8 RGB (B, H, W, 3) of the input's size, and gives
 ``probabilities``, float32 (B, C), calibrated; normalisation, head, temperature and softmax (or, where an image may have
-several labels, sigmoids: their thresholds are in the metadata) are inside, in f32. Class
-names and preprocessing are in its metadata. Whether it answers as the original does is ``parity.py``.
+several labels, sigmoids: their thresholds are in the metadata) are inside, in f32. Class names and preprocessing are in
+its metadata. Whether it answers as the original does is ``parity.py``; eight-bit integers in place of f32 are
+``quantize.py``.
 
 The features are not rounded to float16 as in topwork's store: the second look does not round either.
 """
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from topwork.data.transforms import Pixels
 from topwork.errors import TopworkError, UsageError
 from topwork.features.engine import _openvino, feature_network
 from topwork.models.classifier import Classifier
 from topwork.shipping import standalone
+from topwork.shipping.quantize import quantized
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,20 +33,25 @@ ENDINGS: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 OPSET = 18  # what onnxruntime reads since 1.14 (2023)
 
 
-def export_classifier(classifier: Classifier, to: Format, out: Path) -> None:
+def export_classifier(classifier: Classifier, to: Format, out: Path, calibration: Pixels | None = None) -> None:
     """Writes the export to ``out`` (OpenVINO: and the weights beside it, as ``.bin``).
 
+    Args:
+        calibration: uint8 (N, H, W, 3) images; with them weights and activations become eight-bit integers.
+
     Raises:
-        UsageError: the ending does not fit the format, or a package is missing.
+        UsageError: the ending does not fit the format, a package is missing, or the format has no eight-bit form.
         TopworkError: the network cannot be exported that way.
     """
     check_ending(to, out)
+    if calibration is not None and to == "pt2":
+        raise UsageError("--int8: for --to onnx and --to openvino only.")
     network = classifier_network(classifier)
     writers = {"onnx": _write_onnx, "openvino": _write_openvino, "pt2": _write_pt2}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns about shapes that are constant for us
-            writers[to](network, classifier, out)
+            writers[to](network, classifier, out, calibration)
     except ImportError as error:
         raise UsageError(f"--to {to}: needs the package {error.name} (pip install 'topwork[export]').") from None
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
@@ -132,7 +140,11 @@ def _example(classifier: Classifier) -> Any:
     return torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
 
 
-def _write_onnx(network: nn.Module, classifier: Classifier, out: Path) -> None:
+def _has_attention(classifier: Classifier) -> bool:
+    return any(".attn." in name for stage in classifier.backbone.stages for name in stage.parameters)
+
+
+def _write_onnx(network: nn.Module, classifier: Classifier, out: Path, calibration: Pixels | None) -> None:
     import onnx
     import torch
 
@@ -147,6 +159,8 @@ def _write_onnx(network: nn.Module, classifier: Classifier, out: Path) -> None:
         dynamo=False,  # writes the smaller graph, and needs no onnxscript
     )
     model = onnx.load(str(out))
+    if calibration is not None:
+        model = quantized(model, calibration, _has_attention(classifier))
     for key, value in description(classifier, out.name).items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
@@ -154,19 +168,21 @@ def _write_onnx(network: nn.Module, classifier: Classifier, out: Path) -> None:
     onnx.save(model, str(out))  # without external data: one self-contained file
 
 
-def _write_openvino(network: nn.Module, classifier: Classifier, out: Path) -> None:
+def _write_openvino(network: nn.Module, classifier: Classifier, out: Path, calibration: Pixels | None) -> None:
     ov = _openvino()
     spec = classifier.backbone.spec
     shape = [-1, spec.height, spec.width, 3]
     model = ov.convert_model(network, example_input=_example(classifier), input=[(shape, ov.Type.u8)])
     model.inputs[0].set_names({"images"})
     model.outputs[0].set_names({"probabilities"})
+    if calibration is not None:
+        model = quantized(model, calibration, _has_attention(classifier))
     for key, value in description(classifier, out.name).items():
         model.set_rt_info(value if isinstance(value, str) else json.dumps(value), ["topwork", key])
     ov.save_model(model, str(out), compress_to_fp16=False)
 
 
-def _write_pt2(network: nn.Module, classifier: Classifier, out: Path) -> None:
+def _write_pt2(network: nn.Module, classifier: Classifier, out: Path, _calibration: Pixels | None) -> None:
     import torch
 
     batch = torch.export.Dim("batch", min=1, max=4096)

@@ -6,6 +6,7 @@ has passed; where it does not, only a certificate of failure is left, to say whi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,13 +15,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from topwork.data.shards import atomic_file
 from topwork.data.sources import shown
-from topwork.errors import TopworkError, UsageError
+from topwork.data.transforms import Pixels
+from topwork.errors import ImageError, TopworkError, UsageError
+from topwork.features.careful import careful_pixels
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.shipping.batch import list_inputs
 from topwork.shipping.export import Format, check_ending, export_classifier, standalone_script
-from topwork.shipping.parity import Certificate, certify
+from topwork.shipping.parity import Certificate, Checked, certify
+from topwork.shipping.predictor import read_image
+from topwork.shipping.quantize import N_IMAGES
 
 SCRIPT = "predict.py"
 MAX_IMAGES = 500  # of a run's own images, where none are named
@@ -42,12 +49,16 @@ def export_model(
     out: Path,
     check: Sequence[str] = (),
     *,
+    int8: bool = False,
+    calibrate: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Package:
     """Exports, runs the export over images in its own runtime, and keeps it only if it answers the same.
 
     Args:
         check: images, folders or patterns; by default those of the run that held the model, else drawn ones.
+        int8: weights and activations as eight-bit integers; answers may then differ, and the certificate states the cost.
+        calibrate: images that int8 measures ranges on; by default training images of the run that held the model.
 
     Raises:
         UsageError: names that are taken or end wrongly, no images.
@@ -61,10 +72,11 @@ def export_model(
     partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         partial.mkdir()
-        paths, words = _images(model, classifier, check, partial)
-        export_classifier(classifier, to, partial / out.name)
+        checked = _images(model, classifier, check, partial)
+        pixels = _calibration(model, classifier, calibrate) if int8 else None
+        export_classifier(classifier, to, partial / out.name, pixels)
         (partial / SCRIPT).write_text(standalone_script(classifier, out.name), encoding="utf-8")
-        certificate = certify(classifier, partial / out.name, partial / SCRIPT, paths, words)
+        certificate = certify(classifier, partial / out.name, partial / SCRIPT, checked, is_int8=int8)
         _check_passed(certificate, out.with_name(f"{out.stem}.parity-failed.json"))
         _write_certificate(certificate, partial / certificate_path.name)
         for piece in reversed(pieces):  # the export last: where it is, the rest is
@@ -84,29 +96,45 @@ def _check_free(pieces: Sequence[Path], overwrite: bool) -> None:
         raise UsageError(f"--out {pieces[0]}: {taken[0]} exists already. Choose another folder, or add --overwrite.")
 
 
-def _images(
-    model: str | os.PathLike[str], classifier: Classifier, check: Sequence[str], partial: Path
-) -> tuple[list[str], str]:
-    """Images to check with, and words for where they came from."""
+def _images(model: str | os.PathLike[str], classifier: Classifier, check: Sequence[str], partial: Path) -> Checked:
+    """Images to check with."""
     if check:
-        return list_inputs(check), ", ".join(shown(name) for name in check)
-    found = _held_out(Path(model))
+        return Checked(list_inputs(check), ", ".join(shown(name) for name in check))
+    found = _of_run(Path(model), ("test", "valid"))[:MAX_IMAGES]
     if found:
-        return found, f"held-out images of the run {Path(model).name}"
-    return _drawn(classifier, partial), "drawn images; name real ones with --check"
+        return Checked(
+            [path for path, _ in found], f"held-out images of the run {Path(model).name}", [label for _, label in found]
+        )
+    return Checked(_drawn(classifier, partial), "drawn images; name real ones with --check")
 
 
-def _held_out(run: Path) -> list[str]:
-    """Files of a run's test and valid parts."""
+def _of_run(run: Path, parts: Sequence[str]) -> list[tuple[str, str]]:
+    """Files of some parts of a run, with their classes."""
     from topwork.data.manifest import load_manifest
 
     try:
-        root = load_manifest(run / "manifest.parquet").root
-        parts = json.loads((run / "split.json").read_text())["parts"]
-        paths = [str(root / item["path"]) for name in ("test", "valid") for item in parts[name]][:MAX_IMAGES]
+        manifest = load_manifest(run / "manifest.parquet")
+        labels = {sample.path: sample.label for sample in manifest.samples}
+        stored = json.loads((run / "split.json").read_text())["parts"]
+        pairs = [(item["path"], labels[item["path"]]) for name in parts for item in stored[name]]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return []
-    return [path for path in paths if Path(path).is_file()]
+    return [(str(manifest.root / path), label) for path, label in pairs if (manifest.root / path).is_file()]
+
+
+def _calibration(model: str | os.PathLike[str], classifier: Classifier, calibrate: Sequence[str]) -> Pixels:
+    """Input-sized images that eight-bit ranges are measured on, spread evenly over those there are."""
+    names = list_inputs(calibrate) if calibrate else [path for path, _ in _of_run(Path(model), ("train",))]
+    found = []
+    for number in np.unique(np.linspace(0, len(names) - 1, N_IMAGES).round().astype(int)) if names else ():
+        with contextlib.suppress(ImageError):
+            found.append(careful_pixels(read_image(names[number]), classifier.backbone.spec))
+    if not found:
+        raise UsageError(
+            "--int8 needs images like those that the model will see, to measure ranges on: give the run folder, or name "
+            "some with --calibrate."
+        )
+    return np.stack(found)
 
 
 def _drawn(classifier: Classifier, folder: Path) -> list[str]:
@@ -133,6 +161,11 @@ def _check_passed(certificate: Certificate, path: Path) -> None:
     if not certificate.n_compared:
         raise UsageError(
             f"none of the {certificate.n_images} images to check with could be read; name others with --check."
+        )
+    if certificate.is_int8:
+        raise TopworkError(
+            f"in eight bits only {certificate.n_same} of {certificate.n_compared} images are answered alike, so the export "
+            f"was not kept: export without --int8, or calibrate with other images. {path} has the figures."
         )
     if certificate.different:
         some = "; ".join(

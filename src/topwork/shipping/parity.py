@@ -3,7 +3,7 @@
 In: a predictor, an export with its stand-alone ``predict.py``, and images. The script is run as its user would run it, in
 a process of its own; its answers are compared with those of the predictor. Out: a :class:`Certificate`. A different
 best class fails it and is named, unless it is a tie: both best classes of the original within ``TIE`` of one another,
-where the order of summation decides. Beside that the graph itself is compared on equal pixels.
+where the order of summation decides. (In eight bits answers may differ, at a cost that is stated.) Beside that the graph itself is compared on equal pixels.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ from topwork.models.classifier import Classifier
 from topwork.shipping import standalone
 from topwork.shipping.export import OPSET
 from topwork.shipping.predictor import Prediction, Predictor
+from topwork.shipping.quantize import Cost, cost
 
 TOLERANCE = 1e-2  # of probabilities, from image files: quick answers that are sure may differ by this
 GRAPH_TOLERANCE = 1e-4  # of probabilities, on equal pixels in f32
 TIE = 1e-4
+LEAST_SAME_INT8 = 0.9
 _GRAPH_IMAGES = 64
 _NAMES_PER_CALL = 250  # names as arguments: there is no name they cannot hold
 _FORMATS = {".onnx": f"ONNX, opset {OPSET}", ".xml": "OpenVINO IR", ".pt2": "torch.export"}
@@ -53,6 +55,15 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """The images to check with, words for where they came from, and the true class of each where it is known."""
+
+    paths: list[str]
+    words: str
+    labels: list[str] | None = None
+
+
+@dataclass(frozen=True)
 class Certificate:
     """What was compared, and what came out.
 
@@ -63,7 +74,10 @@ class Certificate:
         different: the others, but for ``ties``.
         not_read: images that one or both could not read, with what each said.
         max_difference: largest difference of any probability, from files; ``mean_difference`` over images.
-        graph_difference: the same on equal pixels, f32 against f32.
+        graph_difference: the same on equal pixels, against f32.
+        is_int8: the export computes in eight-bit integers. Then answers may differ, and ``cost`` says what that means;
+            fewer than ``LEAST_SAME_INT8`` of them alike are a failure all the same.
+        cost: accuracy before and after, where the true labels of images were known.
     """
 
     model: str
@@ -83,10 +97,14 @@ class Certificate:
     tolerance: float
     graph_difference: float
     graph_tolerance: float
+    is_int8: bool = False
+    cost: Cost | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether no best class differs and the graph computes the same."""
+        """Whether no best class differs and the graph computes the same; for eight bits, whether nearly all agree."""
+        if self.is_int8:
+            return self.n_same >= LEAST_SAME_INT8 * self.n_compared > 0
         return not self.different and self.n_compared > 0 and self.graph_difference <= self.graph_tolerance
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,17 +112,19 @@ class Certificate:
         return {"passed": self.passed, "within_tolerance": self.max_difference <= self.tolerance, **asdict(self)}
 
 
-def certify(classifier: Classifier, exported: Path, script: Path, paths: Sequence[str], images: str) -> Certificate:
+def certify(
+    classifier: Classifier, exported: Path, script: Path, checked: Checked, *, is_int8: bool = False
+) -> Certificate:
     """Runs both ways over the images and compares.
 
     Args:
         script: the stand-alone ``predict.py`` beside the export.
-        images: words for where the images came from.
 
     Raises:
         TopworkError: the stand-alone script cannot run.
     """
-    ours = list(Predictor(classifier, n_top=len(classifier.classes)).stream(list(paths)))
+    paths = checked.paths
+    ours = list(Predictor(classifier, n_top=len(classifier.classes)).stream(paths))
     theirs = run_script(script, paths)
     classes = {name: number for number, name in enumerate(classifier.classes)}
     different: list[Difference] = []
@@ -127,7 +147,7 @@ def certify(classifier: Classifier, exported: Path, script: Path, paths: Sequenc
         sha256=_digest(exported),
         runtime=_runtime(exported),
         precision_of_original=classifier.precision,
-        images=images,
+        images=checked.words,
         n_images=len(ours),
         n_compared=len(gaps),
         n_same=len(gaps) - len(different) - len(ties),
@@ -139,6 +159,8 @@ def certify(classifier: Classifier, exported: Path, script: Path, paths: Sequenc
         tolerance=TOLERANCE,
         graph_difference=_graph_difference(classifier, exported, paths),
         graph_tolerance=GRAPH_TOLERANCE,
+        is_int8=is_int8,
+        cost=_cost(checked, ours, theirs),
     )
 
 
@@ -155,6 +177,14 @@ def run_script(script: Path, paths: Sequence[str]) -> list[dict[str, Any]]:
             raise TopworkError(f"{script}: stopped after {len(rows) + len(found)} of {len(paths)} images: {reason}")
         rows += found
     return rows
+
+
+def _cost(checked: Checked, ours: Sequence[Prediction], theirs: Sequence[dict[str, Any]]) -> Cost | None:
+    rows = [row for row, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a.error is None and "error" not in b]
+    if checked.labels is None or not rows:
+        return None
+    labels = [checked.labels[row] for row in rows]
+    return cost(labels, [str(ours[row].label) for row in rows], [theirs[row]["label"] for row in rows])
 
 
 def _difference(mine: Prediction, other: str, classifier: Classifier) -> Difference:
