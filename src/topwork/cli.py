@@ -291,6 +291,7 @@ def predict(
     top: int = 5,
     tta: bool = False,
     explain: str | None = None,
+    runtime: Literal["auto", "fastest", "openvino", "onnxruntime", "torch"] = "auto",
     workers: int | None = None,
     overwrite: bool = False,
     seed: int = 0,
@@ -310,6 +311,9 @@ def predict(
         Also look at each image mirrored and take the mean of the probabilities; twice the work.
     explain
         Folder to make: a picture for each image with where the model looked.
+    runtime
+        What runs the network. auto: OpenVINO where it is installed, else torch; fastest: measures all that are installed
+        on this machine, once a model, and auto takes the winner from then on.
     workers
         Threads that read and decode images; by default one a core.
     overwrite
@@ -324,7 +328,7 @@ def predict(
     inputs = list_inputs(sys.stdin.read().splitlines() if images == [STDIN] else images)
     with Terminal(common.quiet) as terminal:
         terminal.step("predict")
-        predictor = Predictor(model, n_top=top, tta=tta)
+        predictor = Predictor(model, n_top=top, tta=tta, runtime=runtime)
         on_row = _picture_writer(predictor, explain) if explain else None
         if out is not None:
             counts = predict_to_file(predictor, inputs, Path(out), overwrite, terminal.progress, workers, on_row)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from topwork.data.images import decode
 from topwork.data.transforms import InputSpec
+from topwork.errors import UsageError
 from topwork.evaluation.predictions import softmax
 from topwork.features import careful
 from topwork.features.careful import (
@@ -112,7 +113,7 @@ def test_the_second_look_is_that_of_f32_on_pillows_pixels(runs, images, head, mo
         np.stack([careful_pixels(Path(path).read_bytes(), classifier.backbone.spec) for path in images])
     )
     expected = softmax(classifier.head.logits(dict(careful)))
-    monkeypatch.setattr("topwork.shipping.predictor.needs_second_look", lambda p, *_: np.arange(len(p)) % 2 == 1)
+    monkeypatch.setattr("topwork.shipping.predictor.unsure_rows", lambda _, p, *__: np.arange(len(p)) % 2 == 1)
     monkeypatch.setattr(predictor, "_quick", lambda pixels: {k: v * 0 for k, v in predictor.engine.run(pixels).items()})
     found = np.array([[dict(p.top)[name] for name in classifier.classes] for p in predictor.predict(images)])
     np.testing.assert_allclose(found[1::2], expected[1::2], atol=1e-6)
@@ -132,10 +133,10 @@ def test_only_the_images_that_need_it_are_read_again(runs, images, monkeypatch):
     seen: list[int] = []
     run = CarefulNetwork.run
     monkeypatch.setattr(CarefulNetwork, "run", lambda self, pixels: (seen.append(len(pixels)), run(self, pixels))[1])
-    monkeypatch.setattr("topwork.shipping.predictor.needs_second_look", lambda p, *_: np.zeros(len(p), np.bool_))
+    monkeypatch.setattr("topwork.shipping.predictor.unsure_rows", lambda _, p, *__: np.zeros(len(p), np.bool_))
     quick = predictor.predict(images)
     limit = np.median([p.probability for p in quick])
-    monkeypatch.setattr("topwork.shipping.predictor.needs_second_look", lambda p, *_: p.max(1) < limit)
+    monkeypatch.setattr("topwork.shipping.predictor.unsure_rows", lambda _, p, *__: p.max(1) < limit)
     answers = predictor.predict(images)
     assert 0 < sum(seen) < len(images)
     for a, b in zip(answers, quick, strict=True):
@@ -197,6 +198,29 @@ def test_an_image_that_vanished_in_between_keeps_its_pixels(runs, images, tmp_pa
     loaded = predictor.load(path, "image")
     path.unlink()
     assert predictor.answer_loaded([loaded])[0].outcome != "error"
+
+
+# ---- runtimes
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter
+def test_every_runtime_answers_alike_and_the_fastest_is_remembered(runs, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))  # what is remembered here is nothing to other tests
+    answers = {
+        name: Predictor(runs["plain"], runtime=name).predict(images[:20]) for name in ("auto", "onnxruntime", "torch")
+    }
+    reference = answers.pop("auto")
+    for found in answers.values():
+        assert [p.label for p in found] == [p.label for p in reference]
+        np.testing.assert_allclose([p.probability for p in found], [p.probability for p in reference], atol=TOLERANCE)
+    speeds = {"OpenVINOEngine": 3.0, "ONNXRuntimeEngine": 1.0, "TorchEngine": 2.0}
+    monkeypatch.setattr("topwork.shipping.runtime._seconds", lambda engine, _: speeds[type(engine).__name__])
+    assert Predictor(runs["plain"], runtime="fastest").engine.kind == "onnxruntime"
+    assert Predictor(runs["plain"]).engine.kind == "onnxruntime"
+    monkeypatch.setattr("topwork.shipping.runtime.is_there", lambda _, name: name != "onnxruntime")
+    assert Predictor(runs["plain"]).engine.kind == "openvino"
+    with pytest.raises(UsageError, match="--runtime onnxruntime"):
+        Predictor(runs["plain"], runtime="onnxruntime")
 
 
 # ---- asking

@@ -123,7 +123,7 @@ class OpenVINOEngine:
 
     def run(self, images: Pixels) -> Batch:
         """Features rounded to float16, as they are stored."""
-        return {key: _rounded(values) for key, values in self.run_unrounded(images).items()}
+        return rounded(self.run_unrounded(images))
 
     def run_unrounded(self, images: Pixels) -> Blocks:
         """Whole batches in the static graph; a few left over one by one, which costs less than padding."""
@@ -173,7 +173,7 @@ class TorchEngine:
 
     def run(self, images: Pixels) -> Batch:
         """Features rounded to float16, as they are stored."""
-        return {key: _rounded(values) for key, values in self.run_unrounded(images).items()}
+        return rounded(self.run_unrounded(images))
 
     def run_unrounded(self, images: Pixels) -> Blocks:
         """Features of uint8 (B, H, W, 3), any B."""
@@ -182,14 +182,15 @@ class TorchEngine:
         outputs: list[list[NDArray[np.float32]]] = [[], []]
         with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
             for start in range(0, len(images), 4 * BATCH):
-                chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + 4 * BATCH])).to(self.device)
+                chunk = torch.from_numpy(np.array(images[start : start + 4 * BATCH])).to(self.device)
                 for kept, value in zip(outputs, self._network(chunk), strict=True):
                     kept.append(value.float().cpu().numpy())
         return {key: np.concatenate(kept) for key, kept in zip(("last", "stages"), outputs, strict=True)}
 
 
-def _rounded(values: NDArray[np.float32]) -> NDArray[np.float16]:
-    return np.clip(values, -65504, 65504).astype(np.float16)
+def rounded(blocks: Blocks) -> Batch:
+    """Features as they are stored: in float16, what is too large for it at its limit."""
+    return {name: np.clip(values, -65504, 65504).astype(np.float16) for name, values in blocks.items()}
 
 
 # ---- the network as a graph
@@ -264,7 +265,7 @@ def _compile(backbone: Backbone, xml: Path) -> EngineCheck:
     ov = _openvino()
     network = feature_network(backbone)
     shape = [BATCH, backbone.spec.height, backbone.spec.width, 3]
-    images = _drawn_images(backbone.spec)
+    images = drawn_images(backbone.spec)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns about shapes that are constant for us
         expected = [value.numpy() for value in network(torch.from_numpy(images))]
@@ -357,7 +358,7 @@ def _has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _drawn_images(spec: InputSpec) -> Pixels:
+def drawn_images(spec: InputSpec) -> Pixels:
     """Eight varied images drawn from a fixed seed: smooth gradients, edges, stripes and noise."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0 : spec.height, 0 : spec.width] / max(spec.height, spec.width)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.errors import ModelError
-from topwork.features.engine import BATCH, _openvino, _rounded, compiled_path, feature_network, openvino_core
+from topwork.features.engine import BATCH, _openvino, compiled_path, feature_network, openvino_core, rounded
 from topwork.models.backbone import Backbone
 from topwork.models.classifier import COMPILED
 
@@ -121,7 +121,7 @@ def _checked(
     last: NDArray[np.float32], stages: NDArray[np.float32], maps: NDArray[np.float32] | None, is_channels_last: bool
 ) -> Opened:
     """Gives the map only if its mean over positions really is the features."""
-    blocks = {"last": _rounded(last), "stages": _rounded(stages)}
+    blocks = rounded({"last": last, "stages": stages})
     if maps is None or maps.ndim != 4:
         return Opened(blocks, None)
     maps = np.ascontiguousarray(np.moveaxis(maps, -1, 1) if is_channels_last else maps, np.float32)

@@ -140,10 +140,10 @@ def _calibration(model: str | os.PathLike[str], classifier: Classifier, calibrat
 def _drawn(classifier: Classifier, folder: Path) -> list[str]:
     from PIL import Image
 
-    from topwork.features.engine import _drawn_images
+    from topwork.features.engine import drawn_images
 
     paths = []
-    for number, pixels in enumerate(_drawn_images(classifier.backbone.spec)):
+    for number, pixels in enumerate(drawn_images(classifier.backbone.spec)):
         paths.append(str(folder / f"drawn_{number}.png"))
         Image.fromarray(pixels).save(paths[-1])
     return paths

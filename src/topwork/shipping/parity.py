@@ -210,7 +210,7 @@ def _graph_difference(classifier: Classifier, exported: Path, paths: Sequence[st
 
 def _pixels(classifier: Classifier, paths: Sequence[str]) -> Pixels:
     """Some of the images as the model's input; drawn ones where none can be read."""
-    from topwork.features.engine import _drawn_images
+    from topwork.features.engine import drawn_images
 
     spec, found = classifier.backbone.spec, []
     for path in paths:
@@ -220,7 +220,7 @@ def _pixels(classifier: Classifier, paths: Sequence[str]) -> Pixels:
             continue
         if len(found) == _GRAPH_IMAGES:
             break
-    return np.stack(found) if found else _drawn_images(spec)
+    return np.stack(found) if found else drawn_images(spec)
 
 
 def _runtime(exported: Path) -> str:

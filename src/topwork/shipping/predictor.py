@@ -29,8 +29,9 @@ from topwork.evaluation.label_sets import join_names, label_sets_decision, sigmo
 from topwork.evaluation.predictions import softmax
 from topwork.evaluation.unknown import UnknownDetector
 from topwork.features.careful import CarefulNetwork, careful_pixels, is_shrunk, unsure_rows
-from topwork.features.engine import BATCH, Engine, OpenVINOEngine, TorchEngine
-from topwork.models.classifier import COMPILED, Classifier, load_classifier
+from topwork.features.engine import BATCH
+from topwork.models.classifier import Classifier, load_classifier
+from topwork.shipping.runtime import Runtime, engine_of
 
 DIGITS = 6  # probabilities are rounded here, once, so that every way of asking gives the same text
 
@@ -82,13 +83,16 @@ class Predictor:
         model: a run or model folder, or a classifier already read.
         n_top: how many classes each prediction names.
         tta: also look at each image mirrored, and take the mean of the probabilities; twice the work.
+        runtime: what runs the network, see :func:`topwork.shipping.runtime.engine_of`.
     """
 
-    def __init__(self, model: str | Path | Classifier, n_top: int = 5, *, tta: bool = False) -> None:
+    def __init__(
+        self, model: str | Path | Classifier, n_top: int = 5, *, tta: bool = False, runtime: Runtime = "auto"
+    ) -> None:
         self.classifier = model if isinstance(model, Classifier) else load_classifier(model, multi_label=True)
         self.n_top = n_top
         self.tta = tta
-        self.engine = engine_of(self.classifier)
+        self.engine = engine_of(self.classifier, runtime)
         self._careful = CarefulNetwork(self.classifier.backbone, self.engine)
         self._thresholds, self._detector = _decision_rule(self.classifier)
         self._label_thresholds = np.asarray(self.classifier.thresholds.get("labels", ()), np.float64)
@@ -233,14 +237,3 @@ def _decision_rule(classifier: Classifier) -> tuple[Thresholds, UnknownDetector 
     if centres is None or thresholds.unknown is None:
         return thresholds, None
     return thresholds, UnknownDetector(centres, thresholds.unknown, float(stored["unknown_false_alarm_rate"]), 0)
-
-
-def engine_of(classifier: Classifier) -> Engine:
-    """What runs the network of a saved model: its compiled form where OpenVINO is, else torch."""
-    compiled = classifier.backbone.folder / COMPILED[0]
-    if compiled.is_file():
-        try:
-            return OpenVINOEngine(compiled, classifier.precision)
-        except ImportError:
-            pass  # OpenVINO is not installed here: torch gives the same answers, later
-    return TorchEngine(classifier.backbone, "f32")

@@ -24,7 +24,7 @@ from topwork.evaluation.examine import Examination, examine
 from topwork.evaluation.shortcut import check_shortcuts
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.settings import DataSettings
-from topwork.shipping.predictor import engine_of
+from topwork.shipping.runtime import engine_of
 from topwork.verbs.steps import (
     Silent,
     Watcher,

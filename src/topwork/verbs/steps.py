@@ -128,7 +128,7 @@ def near_pairs(near: NearDuplicates | None) -> list[tuple[int, int]]:
 
 def model_embedder(classifier: Classifier) -> Embedder:
     """An embedder whose features are exactly those that the model's head reads."""
-    from topwork.shipping.predictor import engine_of
+    from topwork.shipping.runtime import engine_of
 
     engine = engine_of(classifier)
     return Embedder(classifier.backbone, engine, FeatureStore(cache_folder(), fingerprint(classifier.backbone, engine)))

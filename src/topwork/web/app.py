@@ -118,11 +118,11 @@ class Service:
             self.measures.n_waiting -= n_images
 
     async def _warm_up(self) -> None:
-        from topwork.features.engine import _drawn_images
+        from topwork.features.engine import drawn_images
 
         try:
             for model in self.models.values():
-                image = _as_png(_drawn_images(model.predictor.classifier.backbone.spec)[0])
+                image = _as_png(drawn_images(model.predictor.classifier.backbone.spec)[0])
                 answer = (await model.predict([("warm-up", image)]))[0]
                 if answer.error is not None:
                     raise RuntimeError(answer.error)
