@@ -38,9 +38,7 @@ FORMAT = 2  # bump when a careful feature changes meaning
 _ROWS_PER_SHARD = 512
 
 
-def unsure_rows(
-    classifier: Classifier, probabilities: NDArray[np.float64], is_shrunk: ArrayLike
-) -> NDArray[np.bool_]:
+def unsure_rows(classifier: Classifier, probabilities: NDArray[np.float64], is_shrunk: ArrayLike) -> NDArray[np.bool_]:
     """(N,) which of the quick (N, C) probabilities of a classifier get a second look; see :func:`needs_second_look`."""
     thresholds = classifier.thresholds["labels"] if classifier.multi_label else None
     return needs_second_look(probabilities, classifier.precision, is_shrunk, thresholds)

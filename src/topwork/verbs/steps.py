@@ -151,9 +151,9 @@ def with_second_look(
     classifier: Classifier, predictions: Predictions, manifest: Manifest, features: Features
 ) -> Predictions:
     """The predictions with those that may be off computed again, exactly as ``Predictor`` does it."""
-    rows, probabilities = predictions.sample_indices, predictions.probabilities
+    logits, rows = predictions.logits.astype(np.float64), predictions.sample_indices
     return replace(
-        predictions, logits=looked_again(classifier, predictions.logits, probabilities, rows, manifest, features)
+        predictions, logits=looked_again(classifier, logits, predictions.probabilities, rows, manifest, features)
     )
 
 
@@ -175,9 +175,9 @@ def looked_again(
     blocks = careful_features(network, cache_folder(), hashes, lambda number: manifest.read(some[number]))
     if blocks is None or not some:
         return logits
-    logits = logits.astype(np.float64)
-    logits[again] = classifier.head.logits(dict(blocks))
-    return logits
+    better = logits.copy()
+    better[again] = classifier.head.logits(dict(blocks))
+    return better
 
 
 def evaluate_parts(
