@@ -59,8 +59,8 @@ def f32_model(run, folder):
 @pytest.mark.parametrize(
     ("probabilities", "precision", "shrunk", "expected"),
     [
-        ([0.99, 0.01], "bf16", False, False),  # 0.3 * 0.99 * 0.01 = 0.003
-        ([0.93, 0.07], "bf16", False, True),  # 0.3 * 0.93 * 0.07 = 0.0195: off by more than a hundredth
+        ([0.99, 0.01], "bf16", False, False),  # 0.4 * 0.99 * 0.01 = 0.004
+        ([0.93, 0.07], "bf16", False, True),  # 0.4 * 0.93 * 0.07 = 0.026: off by more than a hundredth
         ([0.6, 0.4], "f32", False, False),  # a lead of 0.41 in logits, against an error of 0.005
         ([0.501, 0.499], "f32", False, True),  # a lead of 0.004
         ([0.6, 0.4], "f32", True, True),  # 0.155 * 0.24 = 0.037
@@ -86,7 +86,7 @@ def test_what_gets_no_second_look_cannot_be_far_off(logits, seed, precision, shr
     before, after = softmax(np.array([logits, moved]))
     if not needs_second_look([before], precision, [shrunk])[0]:
         assert before.argmax() == after.argmax()
-        assert np.abs(before - after).max() < 1.3 * TOLERANCE  # the bound is of first order
+        assert np.abs(before - after).max() < 1.4 * TOLERANCE  # the bound is of first order
 
 
 @pytest.mark.parametrize("head", ["plain", "extended"])

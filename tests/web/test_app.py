@@ -338,23 +338,20 @@ def test_the_limits_are_those_that_were_promised():
 
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(server):
-    """12,000 x 12,000 pixels in 140 kB: 432 MB once decoded."""
-    started = time.monotonic()
-    status, answer, _ = server.ask("POST", "/predict", png_of_zeros(12_000))
+    """Its rows are not even there: the head is enough to refuse it."""
+    status, answer, _ = server.ask("POST", "/predict", head_of_a_png(12_000))
     assert status == 422
-    assert "pixels" in answer["error"]
-    assert time.monotonic() - started < 5
+    assert "more than 120 million pixels" in answer["error"]
 
 
-def png_of_zeros(side: int) -> bytes:
-    """A square grey PNG file, all black."""
+def head_of_a_png(side: int) -> bytes:
+    """A square grey PNG file without its pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    body = zlib.compress(bytes((side + 1) * side), 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 # ---- the process
