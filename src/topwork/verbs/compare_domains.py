@@ -22,7 +22,7 @@ from topwork.evaluation.domains import Distance, class_shifts, energy_distance, 
 from topwork.evaluation.intervals import wilson
 from topwork.evaluation.predictions import softmax
 from topwork.features.embed import Embedder, Features
-from topwork.features.engine import fingerprint, load_engine
+from topwork.features.engine import fingerprint, load_engine, with_resizer
 from topwork.features.store import FeatureStore
 from topwork.models.backbone import load_backbone
 from topwork.models.classifier import Classifier, load_classifier
@@ -126,6 +126,7 @@ def compare_domains(
 def _embedder() -> Embedder:
     backbone = load_backbone()
     engine = load_engine(backbone)
+    backbone = with_resizer(backbone, engine)
     return Embedder(backbone, engine, FeatureStore(cache_folder(), fingerprint(backbone, engine)))
 
 
