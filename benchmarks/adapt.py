@@ -183,8 +183,8 @@ def judge(case: Case, seed: int, n_labels: int = 0) -> dict[str, float]:
     answers = [(t @ h[:-1] + h[-1]).argmax(1) for h in (head, after)]
     expected = (predicted_accuracy(answers[0], choice.consensus) + given.max(1).mean()) / 2
     return {
-        "before": 100 * (answers[0] == truth)[judged].mean() if case.same_classes else np.nan,
-        "after": 100 * (answers[1] == truth)[judged].mean() if case.same_classes else np.nan,
+        "before": 100 * (answers[0] == truth)[judged].mean() if case.same_classes and len(judged) else np.nan,
+        "after": 100 * (answers[1] == truth)[judged].mean() if case.same_classes and len(judged) else np.nan,
         "source_before": 100 * ((x[held] @ head[:-1] + head[-1]).argmax(1) == y[held]).mean(),
         "source_after": 100 * ((x[held] @ after[:-1] + after[-1]).argmax(1) == y[held]).mean(),
         "expected": 100 * expected,

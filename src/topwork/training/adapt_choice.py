@@ -201,6 +201,11 @@ def _decided(domains: Domains, aligned: Domains, given: Shares, distance: Distan
             )
             return Choice("adapted", name, reason, candidates[name], consensus, distance, checks, tried)
     reason = "adapted answers fit the neighbourhoods of the images no better than the model's own; it stays as it is."
+    if (domains.known >= 0).any():
+        reason = (
+            "adapted answers fit the neighbourhoods no better than the model's own; only the given labels are learnt."
+        )
+        return Choice("adapted", "labels only", reason, given, consensus, distance, checks, tried)
     return Choice("unchanged", "none", reason, given, consensus, distance, checks, tried)
 
 
