@@ -71,7 +71,8 @@ class Choice:
 
     Attributes:
         probabilities: (M, C) the answers to use; those of the source model unless adapted.
-        consensus: (M, C) mean vote of all methods: what is believed about each image, for predicted accuracy.
+        consensus: (M, C) what is believed about each image, for predicted accuracy: the mean vote of the methods under the
+            hypothesis that was taken; where none was, the source model's probabilities.
         checks: the numbers behind the decision.
     """
 
@@ -158,7 +159,6 @@ def _decided(domains: Domains, aligned: Domains, given: Shares, distance: Distan
     moved, checks["shift_believed"] = same_mix(domains, clamped(answers(fit_head(moved), moved.target), moved.known))
     same = _methods(aligned)
     other = _methods(moved, brief=True)
-    votes = [given, *same.values(), *other.values()]
     candidates = {
         "same class mix": combined(
             [same[name] for name in ("confusion", "information", "self-training", "prototypes")]
@@ -185,7 +185,6 @@ def _decided(domains: Domains, aligned: Domains, given: Shares, distance: Distan
         )
         for name, found in {"source model": given, **same, **candidates}.items()
     )
-    consensus = clamped(combined([_one_hot(vote) for vote in votes]), domains.known)
     reason = ""
     for name in order:
         gain = agreement[name] - before
@@ -199,14 +198,16 @@ def _decided(domains: Domains, aligned: Domains, given: Shares, distance: Distan
                 f"neighbouring images are given one class more often: {100 * (before.mean() + gain.mean()):.0f} % instead "
                 f"of {100 * before.mean():.0f} %."
             )
+            votes = [given, *(same if name == "same class mix" else other).values()]
+            consensus = clamped(combined([_one_hot(vote) for vote in votes]), domains.known)
             return Choice("adapted", name, reason, candidates[name], consensus, distance, checks, tried)
     reason = "adapted answers fit the neighbourhoods of the images no better than the model's own; it stays as it is."
     if (domains.known >= 0).any():
         reason = (
             "adapted answers fit the neighbourhoods no better than the model's own; only the given labels are learnt."
         )
-        return Choice("adapted", "labels only", reason, given, consensus, distance, checks, tried)
-    return Choice("unchanged", "none", reason, given, consensus, distance, checks, tried)
+        return Choice("adapted", "labels only", reason, given, given, distance, checks, tried)
+    return Choice("unchanged", "none", reason, given, given, distance, checks, tried)
 
 
 def class_mix_entropy(probabilities: Shares) -> float:
