@@ -59,6 +59,38 @@ def test_suspects_leaks_and_small_tests_have_their_advice():
     assert "nothing can be said" in unjudged.text
 
 
+def test_suspects_bound_only_the_part_they_are_in():
+    inside = {
+        item.name: item for item in advise(situation(n_suspects=12, n_suspects_judged=4, judged=("test", 200, 0.9)))
+    }
+    assert inside["labels"].gain[2] == pytest.approx(4 / 200)
+    outside = {item.name: item for item in advise(situation(n_suspects=12))}
+    assert outside["labels"].gain is None
+    assert "None is in test" in outside["labels"].text
+
+
+def test_leaks_are_told_with_the_figure_without_them():
+    found = next(i for i in advise(situation(n_leaked=3, clean_accuracy=0.85)) if i.name == "leaks")
+    assert "85.0 % right in test instead of 90.0 %" in found.text
+
+
+def test_the_weaker_of_two_classes_is_named():
+    two = (ClassRecord("a", 200, 200, 190), ClassRecord("b", 100, 100, 60))
+    found = next(i for i in advise(situation(classes=two)) if i.name == "classes")
+    assert "b (60.0 % right, 100 images)" in found.text
+    assert found.gain[2] == pytest.approx((0.95 - 0.6) * 100 / 300)
+
+
+def test_commands_repeat_the_settings_and_write_beside_the_run():
+    asked = {"test_fraction": 0.3, "mode": "probe", "seed": 1, "near_duplicates": False}
+    found = {i.name: i for i in advise(situation(path="my photos", out="runs/a", settings=asked))}
+    expected = (
+        "topwork fit 'my photos' --out runs/a-tuned --test-fraction 0.3 --mode tune --seed 1 --no-near-duplicates"
+    )
+    assert found["tuning"].command == expected
+    assert found["backbone"].command.endswith("--backbone lite2")
+
+
 def test_no_advice_for_what_was_done():
     assert "tuning" not in names(situation(is_tuned=True))
     assert "backbone" not in names(situation(backbone="resnet50.tv_in1k"))

@@ -82,3 +82,14 @@ def test_parts_take_every_class_and_whole_groups_stay_out_of_the_judging():
 def test_too_few_images_give_no_curve():
     x, y = classes_in_a_cloud(20)
     assert learning_curve(x, y, np.arange(20), 4, 0.03, np.ones(20, bool), 0.8) is None
+
+
+def test_the_line_that_is_drawn_passes_through_the_forecasts():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 60)
+    columns = rng.normal(size=(120, 8)).astype(np.float32)
+    columns[:, 0] += 1.5 * labels
+    found = learning_curve(columns, labels, np.arange(120), 2, 0.1, rng.random(120) < 0.85, 0.8)
+    sizes, accuracy = np.array(found.line).T
+    for forecast in found.forecasts:
+        assert np.interp(forecast.n, sizes, accuracy) == pytest.approx(forecast.accuracy, abs=2e-3)

@@ -280,3 +280,33 @@ def test_command_names_what_is_not_the_default(make_run: MakeRun) -> None:
     assert "--seed 0" in command
     assert "--valid-fraction" not in command  # 0.2 is the default
     assert "--backbone" not in command
+
+
+def test_two_classes_get_their_curves_and_the_rule_in_use_is_marked(make_run: MakeRun) -> None:
+    run = make_run()
+    record = read_record(run)
+    drawn = results.results(record, Album())["parts"][0]["curves"]
+    roc, recalled = drawn["plots"]
+    matrix = np.array(record.evaluation["test"]["confusion"])
+    false, true = matrix[0, 1] / matrix[0].sum(), matrix[1, 1] / matrix[1].sum()
+    width, height = roc["right"] - roc["left"] - 16, roc["bottom"] - roc["top"]
+    x, y = roc["lines"][1]["mark"]
+    assert x == pytest.approx(roc["left"] + 8 + width * false, abs=0.05)
+    assert y == pytest.approx(roc["bottom"] - height * true, abs=0.05)
+    assert recalled["lines"][1]["mark"][0] == pytest.approx(roc["left"] + 8 + width * true, abs=0.05)
+    assert results.results(read_record(run), Album())["parts"][0]["figures"][4]["label"] == "Average precision"
+    assert "Precision against recall" in page_of(run).text
+
+
+def test_the_next_step_is_the_first_advice_that_is_worth_it(make_run: MakeRun) -> None:
+    run = make_run()
+    advice = {"name": "tuning", "title": "Tune the network", "text": "", "gain": [0.03, 0.01, 0.05], "basis": "elsewhere",
+              "minutes": 7.0, "person_minutes": 0.0, "command": None}  # fmt: skip
+    (run / "insights.json").write_text(json.dumps({"advice": [advice]}))
+    said = sentences(read_record(run))[-1]
+    assert said.startswith(
+        "Next: tune the network, which should bring about +3.0 points (+1.0 to +5.0, judging by other data"
+    )
+    assert "about 7 min of computing" in said
+    (run / "insights.json").write_text(json.dumps({"advice": [advice | {"gain": [0.001, 0.0, 0.002]}]}))
+    assert "tune the network" not in sentences(read_record(run))[-1]

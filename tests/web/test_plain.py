@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
+
 from topwork.web.plain import as_json, markdown, write_plain
 from topwork.web.record import read_record
 
@@ -18,6 +20,12 @@ def test_markdown_holds_the_figures_and_the_advice(make_run: MakeRun) -> None:
     evaluation = json.loads((run / "evaluation.json").read_text())
     value = f"{100 * evaluation['test']['accuracy']['value']:.1f}\u202f%"
     assert f"| Accuracy | {value} |" in text
+    scores, spans = evaluation["test"]["per_class"]["ants"], evaluation["test"]["per_class_intervals"]["ants"]["f1"]
+    assert (
+        f"{100 * scores['f1']:.1f}\u202f% ({100 * spans['low']:.0f}\u202f% to {100 * spans['high']:.0f}\u202f%)" in text
+    )
+    loss = -np.log(0.05)  # of a mistake stated with 95 %
+    assert f"| {loss:.2f} |" in text
     assert "## What would help most" in text
     assert "## Labels to check" in text
     assert "topwork fit" in text
@@ -29,7 +37,7 @@ def test_names_break_no_table_and_start_no_tag(make_run: MakeRun) -> None:
     assert not re.search(r"(?<!\\)<", body)
     tables = [line for line in body.splitlines() if line.startswith("| ")]
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in tables}
-    assert widths <= {4, 5, 6}
+    assert widths <= {4, 5, 6, 7}
 
 
 def test_json_holds_everything(make_run: MakeRun) -> None:

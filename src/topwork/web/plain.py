@@ -74,11 +74,19 @@ def _part(record: Record, part: str) -> list[str]:
     rows = [(row["label"], row["value"], f"{row['low']} to {row['high']}" if row["low"] else "") for row in measured]
     lines = [f"## {part}: {judged['n']:,} images", "", *_table(("figure", "value", "95 % interval"), rows)]
     scores = sorted(judged["per_class"].items(), key=lambda item: (item[1]["recall"] is None, item[1]["recall"] or 0))
-    classes = [
-        (_escaped(name), str(s["n_train"] if s["n_train"] is not None else "–"), str(s["n"]), percent(s["recall"]), percent(s["precision"]))
-        for name, s in scores[:MAX_CLASSES]
-    ]  # fmt: skip
-    return [*lines, *_table(("class", "trained on", "images", "recall", "precision"), classes)]
+    spans = judged.get("per_class_intervals", {})
+    classes = []
+    for name, s in scores[:MAX_CLASSES]:
+        n_train = str(s["n_train"]) if s["n_train"] is not None else "–"
+        figures_of = [_with_span(s[key], spans.get(name, {}).get(key)) for key in ("recall", "precision", "f1")]
+        classes.append((_escaped(name), n_train, str(s["n"]), *figures_of))
+    return [*lines, *_table(("class", "trained on", "images", "recall", "precision", "F1"), classes)]
+
+
+def _with_span(value: float | None, interval: dict[str, float] | None) -> str:
+    if interval is None:
+        return percent(value)
+    return f"{percent(value)} ({percent(interval['low'], 0)} to {percent(interval['high'], 0)})"
 
 
 def _mistakes(record: Record) -> list[str]:
@@ -86,19 +94,24 @@ def _mistakes(record: Record) -> list[str]:
     if part is None:
         return []
     predictions = record.predictions[part]
-    wrong = [i for i in (-predictions.confidence).argsort(kind="stable").tolist() if not predictions.correct[i]]
+    wrong = [i for i in (-predictions.loss).argsort(kind="stable").tolist() if not predictions.correct[i]]
     rows = [
         (
             _escaped(record.manifest.samples[int(predictions.sample_indices[i])].path),
             _escaped(predictions.classes[predictions.labels[i]]),
             _escaped(predictions.classes[predictions.predicted[i]]),
             percent(float(predictions.confidence[i])),
+            f"{predictions.loss[i]:.2f}",
         )
         for i in wrong[:MAX_MISTAKES]
     ]
     if not rows:
         return ["## Mistakes", "", "None.", ""]
-    return ["## Mistakes, the surest first", "", *_table(("image", "true", "answer", "probability"), rows)]
+    return [
+        "## Mistakes, the highest loss first",
+        "",
+        *_table(("image", "true", "answer", "probability", "loss"), rows),
+    ]
 
 
 def _advice(insights: dict[str, Any]) -> list[str]:
