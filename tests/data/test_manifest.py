@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data.drawn import encoded, files, scene
-from drawing import draw_folders
+from drawing import draw, draw_folders
 from topwork.data import loader
 from topwork.data.manifest import load_manifest, save_manifest, scan
 from topwork.errors import UsageError
@@ -185,3 +185,13 @@ def test_traits_say_what_a_person_would(tmp_path) -> None:
     assert traits.thumbs.shape == (6, 32, 32)
     assert traits.colours.shape == (6, 8, 8, 3)
     assert traits.colours[dark].max() <= 8
+
+
+def test_classes_that_a_given_part_lacks_are_said(tmp_path) -> None:
+    for number, place in enumerate(("TRAIN/a", "TRAIN/b", "Val/a", "testing/a", "testing/d")):
+        (tmp_path / place).mkdir(parents=True)
+        draw("disc", number).save(tmp_path / place / "0.png")
+    notes = scan(tmp_path).notes
+    assert "Without an image in train, so they cannot be learnt: d." in notes
+    assert "Without an image in valid: b, d." in notes
+    assert "Without an image in test, so they are not measured: b." in notes

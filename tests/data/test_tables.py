@@ -59,12 +59,42 @@ def test_rows_that_cannot_be_used_are_named(tmp_path) -> None:
         ("label\nb\n", "no column path"),
         ("", "no column path and no column label; found: none"),
         ("path,label,split\na,b,holdout\n", "split is 'holdout'; use train, valid or test"),
-        ("path,label\n", "no images"),
+        ("path,label\n", "no row names an image and its label"),
+        ('path,label\n"a.jpg,cat\nb.jpg,dog\n', "no row names an image and its label .1 set aside; a.jpg"),
     ],
 )
 def test_tables_that_cannot_be_used_say_why(text, message, tmp_path) -> None:
     with pytest.raises(UsageError, match=message):
         entries(tmp_path / "x.csv", text)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_excels_unicode_text(encoding, tmp_path) -> None:
+    text = "path\tlabel\ncafé.jpg\tété\n"
+    found = entries(tmp_path / "x.csv", "\ufeff" + text if encoding == "utf-16-be" else text, encoding)
+    assert found == (Entry("café.jpg", "été"),)
+    (tmp_path / "cut.csv").write_bytes(text.encode("utf-16")[:-1])
+    with pytest.raises(UsageError, match="cannot be read as CSV"):
+        list_data(tmp_path / "cut.csv")
+
+
+def test_paths_from_windows_and_with_blanks_and_every_spelling_of_a_file_once(tmp_path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("a/1.jpg", "a/2.jpg", "a/back\\slash.jpg", "blank .jpg "):
+        (tmp_path / name).write_bytes(b"abc")
+    rows = ["a\\1.jpg,x", " a/2.jpg ,x", "./a//2.jpg,x", "a/back\\slash.jpg,x", "blank .jpg ,x"]
+    (tmp_path / "x.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    listing = list_data(tmp_path / "x.csv")
+    assert {e.path for e in listing.entries} == {"a/1.jpg", "a/2.jpg", "a/back\\slash.jpg", "blank .jpg "}
+    assert listing.rejects == (Reject("a/2.jpg", "listed twice"),)
+    assert all(listing.read(entry) == b"abc" for entry in listing.entries)
+
+
+def test_a_row_that_names_a_folder_or_nothing_is_an_image_error(tmp_path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name, reason in (("folder", "not a regular file"), ("gone.jpg", "no such file")):
+        with pytest.raises(ImageError, match=reason):
+            read_image(tmp_path, name)
 
 
 def test_labels_from_the_names_in_a_table(tmp_path) -> None:

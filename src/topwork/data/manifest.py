@@ -231,12 +231,28 @@ def _class_notes(listing: Listing, manifest: Manifest) -> list[str]:
     few = [f"{shown(name)} ({counts[name]})" for name in classes if counts[name] < FEW_IMAGES]
     if few:
         notes.append(f"Classes with fewer than {FEW_IMAGES} images, whose figures will be uncertain: {_some(few)}.")
+    notes += _part_notes(manifest)
     alike = defaultdict(list)
     for name in classes:
         alike[unicodedata.normalize("NFKC", name).casefold().strip()].append(name)
     for names in alike.values():
         if len(names) > 1:
             notes.append(f"Class names that differ only in case, spaces or Unicode form: {_some(names)}.")
+    return notes
+
+
+def _part_notes(manifest: Manifest) -> list[str]:
+    """Where the user gave the parts: classes that one of them lacks."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for sample in manifest.samples:
+        found[sample.part or "train"].update(manifest.names_of(sample))
+    if len(found) < 2:
+        return []
+    notes = []
+    for part, meaning in (("train", "so they cannot be learnt"), ("valid", ""), ("test", "so they are not measured")):
+        missing = [name for name in manifest.classes if name not in found[part]] if part in found else []
+        if missing:
+            notes.append(f"Without an image in {part}{f', {meaning}' if meaning else ''}: {_some(missing)}.")
     return notes
 
 

@@ -123,7 +123,11 @@ def list_data(
     source = Path(path)
     listing = layouts.limited(_list(source, rules), rules)
     if not listing.entries:
-        looked = f" ({len(listing.rejects)} files were set aside)" if listing.rejects else ""
+        n_aside = len(listing.rejects)
+        first = f"; {shown(listing.rejects[0].path)}: {listing.rejects[0].reason}" if n_aside else ""
+        looked = f" ({n_aside} set aside{first})" if n_aside else ""
+        if listing.layout == "table":
+            raise UsageError(f"{shown(str(source))}: no row names an image and its label{looked}.")
         raise UsageError(
             f"{shown(str(source))}: no images in class folders here{looked}. "
             "Expected one folder a class with the images in it, or train/ and valid/ folders of those; "
@@ -195,16 +199,18 @@ def read_regular_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except (OSError, ValueError) as error:
         raise ImageError(os_reason(error)) from None
-    with os.fdopen(descriptor, "rb") as file:
-        try:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError("not a regular file")
-            if status.st_size > max_bytes:
-                raise ImageError(f"larger than {max_bytes >> 20} MiB")
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):  # asked before Python wraps it, which fails on a folder
+            raise ImageError("not a regular file")
+        if status.st_size > max_bytes:
+            raise ImageError(f"larger than {max_bytes >> 20} MiB")
+        with open(descriptor, "rb", closefd=False) as file:
             return file.read()
-        except OSError as error:
-            raise ImageError(os_reason(error)) from None
+    except OSError as error:
+        raise ImageError(os_reason(error)) from None
+    finally:
+        os.close(descriptor)
 
 
 def shown(text: str) -> str:

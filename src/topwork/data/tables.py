@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 COLUMNS = {
-    "path": ("path", "file_name", "filename", "filepath", "file", "image_path"),
-    "label": ("label", "labels", "class", "category"),
+    "path": ("path", "file_name", "filename", "filepath", "file", "image_path", "image_name", "image"),
+    "label": ("label", "labels", "class", "class_name", "category"),
     "split": ("split", "part"),
     "group": ("group",),
     "domain": ("domain",),
@@ -43,7 +43,18 @@ def list_table(path: Path, rules: Rules) -> Listing:
     else:
         rows = _read_csv(path, rules)
     root = Path(rules.root) if rules.root else path.parent
-    return rows_listing(root, "table", rows, rules, [])
+    return rows_listing(root, "table", (row | {"path": _as_written(root, row.get("path"))} for row in rows), rules, [])
+
+
+def _as_written(root: Path, name: str | None) -> str | None:
+    """A path as this system spells it: one spelling a file, and that of Windows or with blanks where nothing else is."""
+    if name is None:
+        return None
+    absolute = "/" if name.startswith("/") else ""
+    name = absolute + "/".join(piece for piece in name.split("/") if piece not in ("", ".")) or name
+    if ("\\" in name or name != name.strip()) and not os.path.lexists(root / name):
+        return name.strip().replace("\\", "/")
+    return name
 
 
 def rows_listing(root: Path, layout: str, rows: Iterable[Row], rules: Rules, rejects: list[Reject]) -> Listing:
@@ -91,7 +102,7 @@ def _rest(entry: Entry) -> tuple[str | None, str | None, str | None]:
 
 def _read_csv(path: Path, rules: Rules) -> Iterator[Row]:
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with open(path, encoding=_encoding(path), errors="surrogateescape", newline="") as file:
             header = file.readline()
             delimiter = max(",;\t", key=header.count)
             file.seek(0)
@@ -102,8 +113,14 @@ def _read_csv(path: Path, rules: Rules) -> Iterator[Row]:
                 row = dict(zip(columns, cells, strict=False))
                 if any(cells):
                     yield {key: _cell(key, row.get(column)) for key, column in used.items()}
-    except (OSError, csv.Error) as error:
+    except (OSError, csv.Error, UnicodeError) as error:
         raise UsageError(f"{shown(str(path))}: cannot be read as CSV: {os_reason(error)}") from None
+
+
+def _encoding(path: Path) -> str:
+    """UTF-8, with or without its mark, unless the file starts with the mark of UTF-16, as Excel's Unicode text does."""
+    with open(path, "rb") as file:
+        return "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 
 def _cell(key: str, value: str | None) -> str | None:

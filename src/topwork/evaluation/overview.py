@@ -176,6 +176,8 @@ def advise_fit(aspects: NDArray[np.float64]) -> FitAdvice:
 def findings(manifest: Manifest, found: Overview) -> list[str]:
     """Sentences about what the user should look at, the weightiest first. The manifest's own notes are not repeated."""
     lines = list(found.shortcuts.warnings)
+    if len(found.classes) == 1 and not manifest.multi_label:
+        lines.append("There is only one class; a classifier needs at least two.")
     if found.leaks:
         n = len({row for row, _ in found.leaks})
         lines.insert(0, f"{_images(n)} of valid or test: the same picture, or one of the same group, is in train.")

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from topwork.data.augment import stream
 from topwork.data.images import decode
+from topwork.data.loader import default_threads, in_order
 from topwork.data.manifest import Manifest
 from topwork.data.shards import atomic_file
 from topwork.data.traits import THUMB_SIDE, TRAITS_VERSION, VIEW, traits_of
@@ -51,7 +52,7 @@ _REDUCED_FROM = 4096  # images; below, all dimensions are quick enough
 _N_NEIGHBOURS = 8
 _PROPOSALS = 4  # pairs for each image, the closest first, whose pixels are compared
 _BLOCK = 2048
-_PAIRS = 128  # compared at a time; each holds about 400 kB of crops
+_PAIRS = 128  # compared at a time by each of at most four threads; each pair holds about 400 kB of crops
 _CENTRE_FROM = 50  # with fewer images their mean says more about them than about images in general
 _SIDE = 24  # pixels of the grid on which structures are compared
 _ROUGHLY_ALIKE = 0.5  # copies cut by 8 % a side have 0.55 or more, three of four other close pairs have less
@@ -267,7 +268,12 @@ def structure_similarity(structure: Floats, pairs: NDArray[np.int64], least: flo
         least: what is asked is who comes up to this. The finer search ends there, and is not begun for pairs that it
             could not bring so far.
     """
-    found = [_coarse(structure, pairs[start : start + _PAIRS]) for start in range(0, len(pairs), _PAIRS)]
+    starts_of_blocks = range(0, len(pairs), _PAIRS)
+    found = list(
+        in_order(
+            lambda start: _coarse(structure, pairs[start : start + _PAIRS]), starts_of_blocks, min(4, default_threads())
+        )
+    )
     if not found:
         return np.empty(0, np.float32)
     scores, starts = (np.concatenate(column) for column in zip(*found, strict=True))
@@ -405,19 +411,16 @@ def calibrate(
         rows: manifest rows of the points and thumbs.
     """
     chosen = np.linspace(0, len(rows) - 1, min(N_COPIED, len(rows))).astype(int)  # hashes are in random order
+    places = np.unique(chosen).tolist()
     images: list[Pixels] = []
-    small: list[Thumbs] = []
+    small: list[NDArray[np.uint8]] = []
     originals: list[int] = []
-    for place in np.unique(chosen):
-        try:
-            data = manifest.read(int(rows[place]))
-            copies = copies_of(decode(data, min_side=VIEW.min_side).pixels, manifest.samples[rows[place]].content_hash)
-            decoded = [decode(copy, min_side=embedder.spec.min_side).pixels for copy in copies]
-        except ImageError:
-            continue  # it has changed since the scan, which will be said where it matters
-        images += [fit_to_input(pixels, embedder.spec) for pixels in decoded]
-        small += [traits_of(b"", fit_to_input(pixels, VIEW)).thumb for pixels in decoded]
-        originals += [int(place)] * len(copies)
+    for place, made in zip(
+        places, in_order(lambda place: _copies(manifest, int(rows[place]), embedder), places), strict=True
+    ):
+        images += [pixels for pixels, _ in made]
+        small += [thumb for _, thumb in made]
+        originals += [place] * len(made)
     if not images:
         return Calibration(np.empty(0, np.float32), np.empty(0, np.float32))
     chunks = [embedder.engine.run(np.stack(images[start : start + 64]))["last"] for start in range(0, len(images), 64)]
@@ -426,6 +429,19 @@ def calibrate(
     both = fine_structure(np.concatenate([np.stack(small), thumbs[originals]]))
     pairs = np.stack([np.arange(len(small)), np.arange(len(small)) + len(small)], 1)
     return Calibration(cosines, structure_similarity(both, pairs, HIGHEST_SIMILARITY))
+
+
+def _copies(manifest: Manifest, row: int, embedder: Embedder) -> list[tuple[Pixels, NDArray[np.uint8]]]:
+    """Network input and thumb of each copy of one image; none where it has changed since the scan."""
+    try:
+        decoded = decode(manifest.read(row), min_side=VIEW.min_side).pixels
+        copies = [
+            decode(copy, min_side=embedder.spec.min_side).pixels
+            for copy in copies_of(decoded, manifest.samples[row].content_hash)
+        ]
+    except ImageError:
+        return []  # that will be said where it matters
+    return [(fit_to_input(copy, embedder.spec), traits_of(b"", fit_to_input(copy, VIEW)).thumb) for copy in copies]
 
 
 def copies_of(pixels: Pixels, name: str) -> list[bytes]:
