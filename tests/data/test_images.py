@@ -175,7 +175,7 @@ def test_samples_without_an_agreed_brightness_are_rejected(data: bytes) -> None:
         (b"%PDF-1.7\n", "PDF"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
         (b"\0\0\1\0\1\0\x10\x10", "icon"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x18ftypmsf1\0\0\0\0", "HEIF sequence"),
         (b"\0\0\0\x18ftypavif\0\0\0\0", "AVIF"),
         (b"\0\0\0\x18ftypmp42\0\0\0\0", "video"),
         (b"8BPS\0\1", "Photoshop"),

@@ -60,7 +60,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path) -> None:
         ("", "no column path and no column label; found: none"),
         ("path,label,split\na,b,holdout\n", "split is 'holdout'; use train, valid or test"),
         ("path,label\n", "no row names an image and its label"),
-        ('path,label\n"a.jpg,cat\nb.jpg,dog\n', "no row names an image and its label .1 set aside; a.jpg"),
+        ('path,label\n"a.jpg,cat\nb.jpg,dog\n', "no row names an image and its label .1 row was set aside; a.jpg"),
     ],
 )
 def test_tables_that_cannot_be_used_say_why(text, message, tmp_path) -> None:

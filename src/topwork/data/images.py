@@ -5,7 +5,8 @@ a short reason, and never another error. Files are not opened here, and no name 
 
 What every format has in common, and every reader (``jpeg.py``, ``png.py`` ...) keeps to:
 
-- The content decides the format. Nothing off the list is read, and no outside program is started.
+- The content decides the format. Nothing off the list is read (HEIC only with its optional part), and no outside
+  program is started.
 - The first frame or page is the image. It is turned upright, transparent pixels show ``BACKGROUND``, and 16-bit grey
   is brought to 8 by :func:`~topwork.data.raster.gray_levels`. Samples that are signed, floating or wider than 16 bits
   have no agreed brightness and are rejected. Embedded colour profiles are not applied; CMYK is plain inks on white.
@@ -35,6 +36,7 @@ DECODER_VERSION = (
 )
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 HEAD_BYTES = 32  # how much of a file :func:`sniff` looks at
+NO_HEIC = "HEIC, which needs an optional part: pip install 'topwork[heic]'"
 OUT_OF_MEMORY = "not enough memory to decode it"  # the one reason that lies with the machine and may pass
 
 _BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
@@ -56,7 +58,7 @@ _OTHER_FORMATS = (
     (b"SIMPLE  =", "FITS"),
     (b"v/1\1", "OpenEXR"),
 )
-_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"crx ": "camera raw"}
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"hevc": "HEIC sequence", b"msf1": "HEIF sequence", b"crx ": "camera raw"}
 
 
 def decode(data: bytes, *, min_side: int | None = None) -> Decoded:
@@ -124,6 +126,11 @@ def _read(data: bytes) -> Raster:
             from topwork.data import tiff
 
             return tiff.read(data)
+    if data[4:8] == b"ftyp":
+        from topwork.data import heic
+
+        if heic.is_heic(data[:HEAD_BYTES]):
+            return heic.read(data)
     raise ImageError(_not_supported(data[:256]))
 
 

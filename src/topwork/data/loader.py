@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from topwork.data.images import DECODER_VERSION, OUT_OF_MEMORY, ImageFacts, decode
+from topwork.data.images import DECODER_VERSION, NO_HEIC, OUT_OF_MEMORY, ImageFacts, decode
 from topwork.data.shards import append_shard, read_shards
 from topwork.data.sources import Entry
 from topwork.data.traits import VIEW, Traits, TraitStore, traits_of
@@ -154,7 +154,7 @@ def _load(
         pixels = fit_to_input(decoded.pixels, spec) if spec else None
         found = None if is_described else traits_of(data, _standard_view(decoded.pixels, pixels, spec))
     except ImageError as error:
-        passing = str(error) == OUT_OF_MEMORY  # without a hash the reason is not remembered
+        passing = str(error) in (OUT_OF_MEMORY, NO_HEIC)  # without a hash the reason is not remembered
         return Loaded(entry, "" if passing else content_hash, n_bytes, reason=str(error))
     except MemoryError:
         return Loaded(entry, "", n_bytes, reason=OUT_OF_MEMORY)

@@ -125,9 +125,11 @@ def list_data(
     if not listing.entries:
         n_aside = len(listing.rejects)
         first = f"; {shown(listing.rejects[0].path)}: {listing.rejects[0].reason}" if n_aside else ""
-        looked = f" ({n_aside} set aside{first})" if n_aside else ""
+        looked = f" ({n_aside} {'file was' if n_aside == 1 else 'files were'} set aside{first})" if n_aside else ""
         if listing.layout == "table":
-            raise UsageError(f"{shown(str(source))}: no row names an image and its label{looked}.")
+            raise UsageError(
+                f"{shown(str(source))}: no row names an image and its label{looked.replace('file', 'row')}."
+            )
         raise UsageError(
             f"{shown(str(source))}: no images in class folders here{looked}. "
             "Expected one folder a class with the images in it, or train/ and valid/ folders of those; "
