@@ -9,7 +9,8 @@ duplicates  40 planted copies (resized, compressed anew, cropped, mirrored): fou
 leak        copies of training images planted into a given test part: found, and the test score with and without them
 shortcuts   what is flagged on the data as they are, and after one class got a JPEG quality or a grey border of its own
 hostile     1,000 classes of two, names that lead outside or hold markup, an archive with ../ and a link in it
-cost        seconds of ``scan`` over seconds of embedding alone, cold, for many images that are no copies of each other
+cost        time of ``scan`` over that of embedding alone, cold, for many images that are no copies of each other; of the
+            clock, and of the processor, which other work on the machine disturbs less
 
 Measured figures and the machine they come from stand in docs/lab-log.md.
 """
@@ -299,31 +300,32 @@ def measure_cost(arguments: argparse.Namespace, scratch: Path) -> None:
         _make_many(arguments, root)
     load_backbone("auto")  # prepared once for good, like the network's compiled form
 
-    def embed_alone() -> float:
+    def embed_alone() -> tuple[float, float]:
         os.environ["TOPWORK_CACHE"] = str(scratch / "alone")
         embedder = Embedder(load_backbone("auto"))
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         listing = list_data(root)
         for loaded in load_images(listing.entries, listing.read, FactsStore(scratch / "alone"), embedder):
             if loaded.pixels is not None:
                 embedder.take(loaded.content_hash, loaded.pixels)
         embedder.flush()
-        return time.perf_counter() - started
+        return time.perf_counter() - started, time.process_time() - cpu
 
-    def whole_scan() -> tuple[float, dict[str, float]]:
+    def whole_scan() -> tuple[float, float, dict[str, float]]:
         os.environ["TOPWORK_CACHE"] = str(scratch / "scan")
         watcher = Steps()
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         survey(root, ScanSettings(), watcher=watcher)
-        return time.perf_counter() - started - watcher.seconds()["backbone"], watcher.seconds()
+        seconds = watcher.seconds()
+        return time.perf_counter() - started - seconds["backbone"], time.process_time() - cpu, seconds
 
     for cache in ("alone", "scan"):
         os.environ["TOPWORK_CACHE"] = str(scratch / cache)
         Embedder(load_backbone("auto"))
     n = sum(1 for path in root.rglob("*") if path.is_file())
-    alone = embed_alone()
-    scan_seconds, steps = whole_scan()
-    print(f"  {n:,} images: embedding alone {alone:.1f} s, scan {scan_seconds:.1f} s: {scan_seconds / alone:.3f} times")
+    (alone, alone_cpu), (scanned, scanned_cpu, steps) = embed_alone(), whole_scan()
+    print(f"  {n:,} images: embedding alone {alone:.1f} s, scan {scanned:.1f} s: {scanned / alone:.3f} times")
+    print(f"  of the processor: {alone_cpu:.1f} s, {scanned_cpu:.1f} s: {scanned_cpu / alone_cpu:.3f} times")
     print("  steps: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in steps.items()))
 
 

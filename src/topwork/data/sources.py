@@ -123,13 +123,12 @@ def list_data(
     source = Path(path)
     listing = layouts.limited(_list(source, rules), rules)
     if not listing.entries:
-        n_aside = len(listing.rejects)
+        n_aside, is_table = len(listing.rejects), listing.layout == "table"
+        noun = ("row was" if is_table else "file was") if n_aside == 1 else "rows were" if is_table else "files were"
         first = f"; {shown(listing.rejects[0].path)}: {listing.rejects[0].reason}" if n_aside else ""
-        looked = f" ({n_aside} {'file was' if n_aside == 1 else 'files were'} set aside{first})" if n_aside else ""
-        if listing.layout == "table":
-            raise UsageError(
-                f"{shown(str(source))}: no row names an image and its label{looked.replace('file', 'row')}."
-            )
+        looked = f" ({n_aside} {noun} set aside{first})" if n_aside else ""
+        if is_table:
+            raise UsageError(f"{shown(str(source))}: no row names an image and its label{looked}.")
         raise UsageError(
             f"{shown(str(source))}: no images in class folders here{looked}. "
             "Expected one folder a class with the images in it, or train/ and valid/ folders of those; "
