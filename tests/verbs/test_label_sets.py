@@ -18,6 +18,7 @@ from topwork.models.classifier import FACTS, facts_digest, load_classifier
 from topwork.settings import DataSettings, FitSettings
 from topwork.shipping.package import export_model
 from topwork.shipping.predictor import Predictor
+from topwork.verbs.compare import compare_runs
 from topwork.verbs.evaluate import evaluate
 from topwork.verbs.examine import examine_model
 from topwork.verbs.fit import fit
@@ -157,6 +158,8 @@ def test_verbs_that_need_one_label_say_so(fitted, data) -> None:
         examine_model(fitted.folder, data / "test.csv")
     with pytest.raises(UsageError, match="several labels"):
         load_classifier(fitted.folder)
+    with pytest.raises(UsageError, match="several labels"):
+        compare_runs([fitted.folder, fitted.folder])
 
 
 @pytest.mark.parametrize("limits", [None, [0.5], [0.5, 0.5, "x"], [0.5, 0.5, 7.0]])

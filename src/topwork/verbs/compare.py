@@ -166,6 +166,7 @@ def _judged(folder: Path, evaluation: dict[str, Any], part: str) -> Judged:
 
     try:
         manifest = load_manifest(folder / "manifest.parquet")
+        _ = manifest.labels  # several labels an image cannot be compared yet, which this says
         every, in_part, stored = read_logits(folder / "predictions.parquet")
         classes = tuple(evaluation[part]["classes"])
         index = {name: number for number, name in enumerate(classes)}
