@@ -60,7 +60,7 @@ STUDIES = (
         "grayscale",
         "What about grey images?",
         "Three ways to feed grey images to a colour backbone, and whether a learned first layer helps.",
-        "3 minutes",
+        "60 s of processor time",
         "cats and dogs: the exercise with one input channel",
     ),
     Study(
@@ -81,7 +81,7 @@ STUDIES = (
         "backbones",
         "Which backbone?",
         "Parameters, multiply-adds, speed here and accuracy of the networks that tutorials use.",
-        "3 minutes",
+        "130 s of processor time",
         "all five: ResNet-18, 34, 50, 101, 152 and VGG16",
     ),
     Study(
