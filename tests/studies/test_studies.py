@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -234,3 +235,25 @@ def test_forgetting_normalisation_costs_accuracy_on_photographs(shared_data):
     drop = found.values["drops"]["pixels 0 to 255"]
     assert drop["is_clear"]
     assert drop["value"] < 0
+
+
+# ---- pages to learn from
+
+
+LEARN = Path(__file__).parents[2] / "docs" / "learn"
+
+
+def test_every_study_has_a_page_to_learn_from_whose_pictures_are_there_and_small():
+    pages = {path.stem.lstrip("0123456789-"): path.read_text() for path in LEARN.glob("*.md")}
+    assert set(NAMES) <= set(pages)
+    for name, text in pages.items():
+        for link in re.findall(r"\]\(([^):]+?)\)", text):
+            assert (LEARN / link).exists(), f"{name}: {link}"
+    assert all(path.stat().st_size < 60 * 1024 for path in LEARN.iterdir())
+
+
+def test_the_table_of_figures_names_only_verbs_and_studies_that_exist():
+    text = (LEARN / "README.md").read_text()
+    verbs = {name for name in app if not name.startswith("-")}
+    assert set(re.findall(r"`topwork ([a-z][a-z-]*)", text)) <= verbs
+    assert set(re.findall(r"`topwork study ([a-z][a-z-]*)", text)) <= set(NAMES)
