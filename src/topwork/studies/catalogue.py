@@ -25,7 +25,7 @@ STUDIES = (
         "strategies",
         "Features only, last stages, or everything?",
         "What to train depends on how many images there are and how like the pretraining data they are.",
-        "5 minutes",
+        "130 s of processor time",
         "Oxford pets: the three strategies",
     ),
     Study(
@@ -46,7 +46,7 @@ STUDIES = (
         "rates",
         "Which learning rate, which schedule?",
         "The range test, flat against one-cycle, one rate against rates that rise with depth.",
-        "4 minutes",
+        "140 s of processor time",
         "Oxford pets: lr_find, fit_one_cycle and slices of rates",
     ),
     Study(
@@ -74,7 +74,7 @@ STUDIES = (
         "heads",
         "Which head, which loss?",
         "Linear, hidden layers, cosine; cross-entropy against binary cross-entropy for two classes.",
-        "2 minutes",
+        "40 s of processor time",
         "all five: 256-ReLU-0.4, 128-ReLU-0.2 with a sigmoid, one linear layer, fastai's head",
     ),
     Study(

@@ -47,7 +47,7 @@ def run(bench: Bench) -> Findings:
         bench.say(f"rates: {name}")
         runs[name] = learn(name, pretrained(backbone, task.n_classes, None, bench.seed), settings, task)
     return Findings(
-        sentences=(f"The range test suggests {best:.1e}. {test.reason}", *_sentences(runs, bench.seed)),
+        sentences=(f"Range test: {test.reason[0].lower()}{test.reason[1:]}", *_sentences(runs, bench.seed)),
         parts=(
             Plot(
                 "Range test",
