@@ -21,6 +21,8 @@ _HOMES = {
     "Predictor": "topwork.shipping.predictor",
     "Split": "topwork.data.split",
     "TopworkError": "topwork.errors",
+    "adapt": "topwork.verbs.adapt",
+    "compare_domains": "topwork.verbs.compare_domains",
     "decode": "topwork.data.images",
     "embed": "topwork.features.embed",
     "evaluate": "topwork.verbs.evaluate",
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from topwork.models.classifier import load_classifier as load_classifier
     from topwork.shipping.predictor import Predictor as Predictor
     from topwork.training.finetune import fine_tune as fine_tune
+    from topwork.verbs.adapt import adapt as adapt
+    from topwork.verbs.compare_domains import compare_domains as compare_domains
     from topwork.verbs.evaluate import evaluate as evaluate
     from topwork.verbs.fit import fit as fit
 
