@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import socket
@@ -222,6 +223,29 @@ def test_half_a_request_is_refused_when_the_client_closes_its_side(server, data)
     answer = server.talk(data, has_end=True)
     assert answer.startswith(b"HTTP/1.1 400")
     assert "ended before" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+
+
+def test_a_client_that_leaves_is_not_counted_as_a_fault(model):
+    service = Service({"m": Predictor(model)}, ServeSettings())
+    app = create_app(service)
+    service.is_warm = True
+    scope = {
+        "type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict", "query_string": b"",
+        "headers": [(b"content-length", b"9")], "http_version": "1.1", "scheme": "http", "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2), "asgi": {"version": "3.0"},
+    }  # fmt: skip
+    sent: list[object] = []
+    messages = iter([{"type": "http.request", "body": b"abc", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    assert sent == []
+    assert service.measures.responses == {}
 
 
 def test_mutated_requests_never_give_a_server_error(server, photos):

@@ -355,10 +355,21 @@ def _add_error_texts(app: FastAPI) -> None:
     async def fault(_request: Request, _error: Exception) -> Response:
         return _json({"error": "this request could not be answered"}, 503, {"retry-after": "1"})
 
+    async def gone(_request: Request, _error: Exception) -> Response:
+        return _NoResponse()
+
     app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(StarletteHTTPException, by_framework)
     app.add_exception_handler(RequestValidationError, wrong_value)
     app.add_exception_handler(Exception, fault)
+
+
+class _NoResponse(Response):
+    """For a client that has left: nothing is sent, and nothing is counted as a fault of ours."""
+
+    async def __call__(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
+        return
 
 
 def _page(text: str) -> Response:
@@ -408,9 +419,8 @@ class Guard:
         except asyncio.CancelledError:  # closing took too long
             if not has_started:
                 await _fault("closing")(scope, receive, counted)
-        except Exception as error:  # noqa: BLE001 - it has been answered with 503 already, unless it came very early
-            if not isinstance(error, ClientDisconnect):
-                _LOG.exception("a request failed")
+        except Exception:  # noqa: BLE001 - it has been answered with 503 already, unless it came very early
+            _LOG.exception("a request failed")
             if not has_started:
                 await _fault("this request could not be answered")(scope, receive, counted)
 
