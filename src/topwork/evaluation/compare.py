@@ -156,7 +156,7 @@ def _places(first: Sequence[str], second: Sequence[str], n_first: int, n_second:
         raise UsageError(
             "the two runs were not measured on the same images"
             f" ({missing.total()} only in the first, {extra.total()} only in the second);"
-            " evaluate both models on one folder, then compare those"
+            " fit both on the same images with the same split and --seed, then compare those"
         )
     place = np.empty(n_first, dtype=np.int64)
     # Stable, so that copies of one image are matched in their order.

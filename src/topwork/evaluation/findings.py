@@ -189,7 +189,7 @@ def _place_findings(effects: dict[str, Effect], border: tuple[float, float] | No
     if border is not None:
         share, area = border
         kind = "warning" if share > 1.2 * area and not has_places else "note"
-        more = "more than" if share > 1.1 * area else "less than" if share < 0.9 * area else "about"
+        more = "more than" if share > 1.1 * area else "less than" if share < 0.9 * area else "about what"
         found.append(
             Finding(
                 kind,
