@@ -2,15 +2,18 @@
 
 In: a network, a recipe (its stages keep their relative rates), training samples. Out: :class:`RangeTest`: the curve,
 what three rules read from it, and one suggestion with its reason. It works on a copy, so weights are left as they were.
-Smith 2015, arXiv 1506.01186; the rules are those of fastai's learning-rate finder.
+Smith 2015, arXiv 1506.01186; the rules are those of fastai's learning-rate finder. Ours differs in what is plotted: the
+loss of a batch beyond what the untouched network has on the same batch, so that hard and easy batches do not look like
+effects of the rate.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +31,7 @@ LOWEST, HIGHEST = 1e-6, 1.0
 SMOOTHING = 0.9  # of the moving average of the loss
 FLAT = 0.05  # a curve that falls by less than this share says only where it rises
 RISEN = 0.1
+SMALL_LOSS = 0.1  # below this, a change is compared with it instead of with the loss
 
 
 @dataclass(frozen=True)
@@ -82,35 +86,52 @@ def _rise(
     on_progress: Callable[[int, int], None],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     phase = recipe.phases[-1]
+    untouched = Prepared(copy.deepcopy(network), recipe, train, processes().device)
     net = Prepared(network, recipe, train, processes().device)
     loss_of = Loss(recipe, net.device)
-    freeze(net.core, phase)
-    train_mode(net.core, phase)
+    for each in (untouched, net):
+        freeze(each.core, phase)
+        train_mode(each.core, phase)
     optimizer = make_optimizer(net.core, recipe, phase)
     top = max(rate for _, rate in phase.rates)
-    per_epoch = batches_of(epoch_order(len(train.labels), recipe.seed, 0), recipe.batch_size)
-    n_epochs = math.ceil(len(rates) / len(per_epoch))
-    losses: list[float] = []
-    for epoch in range(n_epochs):
-        batches = batches_of(epoch_order(len(train.labels), recipe.seed, epoch), recipe.batch_size)
-        left = len(rates) - len(losses)
-        loading = ahead(lambda rows, epoch=epoch: train.load(rows, epoch), batches[:left])  # type: ignore[misc]
-        for rows, inputs in loading:
-            for group in optimizer.param_groups:
-                group["lr"] = rates[len(losses)] * group["peak"] / top
-            targets = loss_of.targets(train.labels[rows])
-            optimizer.zero_grad()
-            loss = loss_of(net.logits(inputs), targets).sum() / loss_of.weights(targets).sum()
-            value = float(loss.detach())
-            if not math.isfinite(value) or (len(losses) > 10 and value > 4 * min(losses)):
-                loading.close()  # type: ignore[attr-defined]
-                return rates[: len(losses)], np.array(losses)
-            loss.backward()  # type: ignore[no-untyped-call]
-            clip_gradients(net.core.parameters(), recipe.clip_norm)
-            optimizer.step()
-            losses.append(value)
-            on_progress(len(losses), len(rates))
-    return rates, np.array(losses)
+    before: list[float] = []
+    changes: list[float] = []
+    for inputs, targets in _batches(recipe, train, loss_of, len(rates)):
+
+        def loss_with(one: Prepared, inputs: Any = inputs, targets: torch.Tensor = targets) -> torch.Tensor:
+            return loss_of(one.logits(inputs), targets).sum() / loss_of.weights(targets).sum()
+
+        for group in optimizer.param_groups:
+            group["lr"] = rates[len(changes)] * group["peak"] / top
+        with torch.no_grad():
+            start = float(loss_with(untouched))
+        optimizer.zero_grad()
+        loss = loss_with(net)
+        change = float(loss.detach()) - start
+        usual = max(float(np.mean([*before, start])), SMALL_LOSS)
+        if not math.isfinite(change) or (len(changes) > 10 and change > 3 * usual):
+            break
+        loss.backward()  # type: ignore[no-untyped-call]
+        clip_gradients(net.core.parameters(), recipe.clip_norm)
+        optimizer.step()
+        before.append(start)
+        changes.append(change)
+        on_progress(len(changes), len(rates))
+    return rates[: len(changes)], np.array(changes) + (float(np.mean(before)) if before else 0.0)
+
+
+def _batches(recipe: Recipe, train: Stream, loss_of: Loss, n_steps: int) -> Iterator[tuple[Any, torch.Tensor]]:
+    """(inputs, targets) of so many steps, epoch after epoch."""
+    n_done = epoch = 0
+    while n_done < n_steps:
+        batches = batches_of(epoch_order(len(train.labels), recipe.seed, epoch), recipe.batch_size)[: n_steps - n_done]
+        loading = ahead(lambda rows, epoch=epoch: train.load(rows, epoch), batches)  # type: ignore[misc]
+        try:
+            for rows, inputs in loading:
+                yield inputs, loss_of.targets(train.labels[rows])
+        finally:
+            loading.close()  # type: ignore[attr-defined]
+        n_done, epoch = n_done + len(batches), epoch + 1
 
 
 def smooth(losses: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -136,7 +157,7 @@ def suggest(rates: NDArray[np.float64], losses: NDArray[np.float64]) -> RangeTes
     middle = float(np.median(list(rules.values())))
     name = min(rules, key=lambda rule: abs(rules[rule] - middle))
     rules["edge/10"] = float(rates[_edge(losses)] / 10)
-    fell = 1 - losses.min() / losses[0]
+    fell = (losses[0] - losses.min()) / max(losses[0], SMALL_LOSS)
     if fell < FLAT:
         suggestion = rules["edge/10"]
         reason = (
@@ -151,7 +172,7 @@ def suggest(rates: NDArray[np.float64], losses: NDArray[np.float64]) -> RangeTes
 
 def _edge(losses: NDArray[np.float64]) -> int:
     """The first point after which the loss stays more than a tenth above its lowest value; the last point if none."""
-    low = np.flatnonzero(losses <= losses.min() * (1 + RISEN))
+    low = np.flatnonzero(losses <= losses.min() + RISEN * max(float(losses.min()), SMALL_LOSS))
     return min(int(low[-1]) + 1, len(losses) - 1)
 
 
