@@ -164,6 +164,11 @@ def suggest(rates: NDArray[np.float64], losses: NDArray[np.float64]) -> RangeTes
             f"The loss hardly falls at any rate ({100 * fell:.1f} %), as when the head is already fitted, so only its rise "
             f"can be read: {suggestion:.1e} is a tenth of the rate at which it has risen by {100 * RISEN:.0f} %."
         )
+        if losses[-1] <= losses.min() + RISEN * max(float(losses.min()), SMALL_LOSS):
+            reason = (
+                f"Up to {rates[-1]:.1e} the loss neither falls nor rises; {suggestion:.1e}, a tenth of that, is a guess. More "
+                "--steps or a higher --high would tell."
+            )
         return RangeTest(rates, losses, rules, suggestion, reason)
     others = ", ".join(f"{rule} {rate:.1e}" for rule, rate in rules.items() if rule not in (name, "edge/10"))
     reason = f"{middle:.1e} is the middle of three rules ({name}; {others}); the loss fell by {100 * fell:.0f} %."

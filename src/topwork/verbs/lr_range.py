@@ -87,7 +87,7 @@ def lr_range(
     watcher.step("range test")
     network = make_network(data.backbone, ready.spec, ready.recipe, ready.start)
     test = range_test(network, ready.recipe, ready.train, n_steps, lowest, highest, watcher.progress)
-    scale = test.suggestion / max(rate for phase in ready.recipe.phases for _, rate in phase.rates)
+    scale = test.suggestion / max(rate for _, rate in ready.recipe.phases[-1].rates)  # the phase that was tested
     rows = tuple(replace(row, rate=row.rate * scale) for row in stage_table(network, ready.recipe))
     return Ranged(
         test, rows, _option(rows), data.backbone.name, ready.recipe.batch_size,
