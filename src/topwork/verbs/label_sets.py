@@ -182,7 +182,9 @@ def calibration_error_of_labels(probabilities: NDArray[np.float64], truth: NDArr
     """Mean gap between stated probability and share of images that have the label, over (image, class) pairs."""
     from topwork.evaluation.curves import calibration_error
 
-    return calibration_error(probabilities.ravel(), truth.ravel())
+    stated, right = probabilities.ravel(), truth.ravel()
+    order = np.lexsort((right, stated))  # so that the sum does not depend on the order of the images
+    return calibration_error(stated[order], right[order])
 
 
 # ---- pieces
