@@ -256,7 +256,7 @@ def _sentence(a: str, b: str, distance: Distance, found: dict[str, float] | None
     facts = f"energy distance {distance.energy:.3f} where sets from one source have {distance.expected:.3f}"
     if distance.p_value >= SIGNIFICANCE:
         return f"{a} and {b}: no clear difference ({facts}, p = {distance.p_value:.2f})."
-    text = f"{a} and {b} differ ({facts}, p < {max(distance.p_value, 0.0034):.3f}; told apart with an area under ROC of {distance.auc:.2f})."
+    text = f"{a} and {b} differ ({facts}, p = {distance.p_value:.3f}; told apart with an area under ROC of {distance.auc:.2f})."
     moving = [row["name"] for row in sorted(rows, key=lambda row: -(row["shift"] or 0)) if row["moves"]]
     if moving:
         text += f" Classes that move most: {', '.join(moving[:5])}."
