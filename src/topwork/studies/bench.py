@@ -27,7 +27,7 @@ from topwork.models.head import LinearHead
 from topwork.settings import StudySettings, cache_folder
 from topwork.studies.drawn import draw_folder
 
-QUICK_IMAGES = 80
+QUICK_IMAGES = 120
 SMALLEST_SIDE = 32
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

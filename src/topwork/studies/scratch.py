@@ -21,9 +21,9 @@ from topwork.studies.study import Bars, Findings, Measured, Plot, Series, Table
 from topwork.studies.words import counted, difference, listed, percent, points
 from topwork.training.recipe import TuneSettings
 
-SIDE, QUICK_SIDE = 96, 32
+SIDE, QUICK_SIDE = 96, 64
 N_TRAIN, N_HELD_OUT = 240, 200
-EPOCHS, QUICK_EPOCHS = 4, 2
+EPOCHS, QUICK_EPOCHS = 4, 3
 MAX_EPOCHS = 30  # at equal time
 PRETRAINED = "pretrained"
 
