@@ -52,7 +52,7 @@ def run(bench: Bench) -> Findings:
     for shift in shifts:
         measured = {way: Measured.of(right[shift.judged]) for way, right in shift.right.items()}
         before, after = (Measured.of(right) for right in shift.source)
-        rows.append((shift.name, *measured.values(), shift.expected, shift.choice.outcome, before, after))
+        rows.append((shift.name, *measured.values(), percent(shift.expected), shift.choice.outcome, before, after))
     parts: list[Part] = [
         Table(
             "New looks",
