@@ -54,11 +54,24 @@ def test_a_tuned_head_predicts_and_exports_as_it_was_judged(data, tmp_path, sett
 def test_auto_says_what_it_decided_and_why(data, tmp_path):
     fitted = fit(data, tmp_path / "run", FitSettings(**SETTINGS | {"mode": "auto", "epochs": None, "lr": "auto"}))
     words = " ".join(fitted.recipe["words"])
-    assert "Where others tuned after a probe" in words
+    assert "Where others tuned after a probe" in words or "too little to learn from" in words
     if fitted.recipe["mode"] == "tune":
         assert "The tuned network is kept" in words
     else:
         assert "not tuning" in words or "The probe is kept" in words
+
+
+def test_auto_does_not_begin_what_cannot_be_finished(data, tmp_path, monkeypatch):
+    from topwork.training import estimate, tuning
+
+    monkeypatch.setattr(tuning, "TAIL_STAGES", 99)  # this network has fewer: no way out
+    monkeypatch.setattr(estimate, "training_rate", lambda *_: 3.0)
+    settings = SETTINGS | {"mode": "auto", "epochs": None, "time_budget": "9s"}
+    fitted = fit(data, tmp_path / "run", FitSettings(**settings))
+    assert fitted.recipe["mode"] == "probe"
+    assert fitted.recipe["words"] == [
+        "Only 1 epoch would fit into the time there is, too little to learn from: not tuning."
+    ]
 
 
 def test_a_short_time_goes_to_the_upper_stages(data, tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = "checkpoint"
 ENOUGH_EPOCHS = 6  # with fewer for everything, the upper stages alone are looked at
+LEAST_EPOCHS = 3  # with fewer, auto does not begin
 TAIL_STAGES, TAIL_VIEWS = 2, 4
 
 
@@ -198,6 +199,9 @@ def _timed(tuning: Tuning, ready: Ready) -> tuple[Recipe | None, tuple[str, ...]
     planned = _fitted_plan(tuning, ready)
     if settings.mode != "auto":
         return planned.recipe, planned.words
+    if planned.recipe.n_epochs < min(LEAST_EPOCHS, ready.recipe.n_epochs):
+        fits = _epochs(planned.recipe.n_epochs)
+        return None, (f"Only {fits} would fit into the time there is, too little to learn from: not tuning.",)
     chosen = next(trial for trial in tuning.probe.trials if trial.chosen)
     weighed = estimate(
         chosen.accuracy, chosen.n_images, ready.facts.n_train, planned.recipe, planned.images_per_second,
