@@ -52,14 +52,13 @@ def main() -> None:
     sure = softmax(truth).max(1)
     print(f"{asked.run.name}, {classifier.head.kind} head, {len(names)} images, {sum(shrunk)} of them shrunk;")
     print(f"  {(sure < 0.97).mean():.1%} less sure than 0.97, {(sure < 0.8).mean():.1%} less than 0.8")
-    ways: dict[str, tuple[str, Any]] = {
-        "f32, Pillow's pixels": ("f32", rounded(network.run(np.stack(pillow)))),
-        "f32, quick pixels": ("", rounded(network.run(np.stack(quick)))),
-    }
+    flags = np.array(shrunk)
+    for name, precision, pixels in (("f32, Pillow's pixels", "f32", pillow), ("f32, quick pixels", "", quick)):
+        blocks = rounded(network.run(np.stack(pixels)))
+        report(name, precision, classifier.head.logits(blocks), truth, flags)
     if asked.bf16:
-        ways["bf16, quick pixels"] = ("bf16", rounded(imitated_bf16(backbone, np.stack(quick))))
-    for name, (precision, blocks) in ways.items():
-        report(name, precision, classifier.head.logits(blocks), truth, np.array(shrunk))
+        blocks = rounded(imitated_bf16(backbone, np.stack(quick)))
+        report("bf16, quick pixels", "bf16", classifier.head.logits(blocks), truth, flags)
 
 
 def report(name: str, precision: str, found: Any, truth: Any, shrunk: Any) -> None:
