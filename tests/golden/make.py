@@ -1,4 +1,4 @@
-"""Writes a golden model folder: ``python tests/golden/make.py FOLDER``, once for each format version.
+"""Writes a golden model folder: ``python tests/golden/make.py tests/golden/format-N``, once for each format version.
 
 Every later version of topwork must load it and answer as ``answers.json`` says. It is never written again: a change that
 makes this folder unreadable is a change of format, and needs a number and a folder of its own. The backbone is the
@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -22,13 +22,18 @@ from topwork.shipping.predictor import Predictor
 from topwork.verbs.fit import fit
 
 
+# What makes a model folder one of that format.
+SETTINGS = {"format-1": {}, "format-2": {"pooling": "max"}}  # 2: a network that differs from timm's
+
+
 def main(folder: Path) -> None:
     """Trains on drawn shapes, keeps the model, three images and the answers for them."""
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as place:
         data = draw_folders(Path(place) / "data", n_each=20, shapes=("disc", "square", "cross"))
         run = Path(place) / "run"
-        fit(data, run, FitSettings(backbone="random:test_efficientnet", precision="f32", head="plain"))
+        settings = FitSettings(backbone="random:test_efficientnet", precision="f32", head="plain")
+        fit(data, run, replace(settings, **SETTINGS[folder.name]))
         shutil.copytree(run / "model", folder / "model")
     for shape in ("disc", "square", "stripes"):
         draw(shape, 7).save(folder / f"{shape}.jpg", quality=90)
