@@ -21,7 +21,6 @@ from topwork.settings import FitSettings
 from topwork.shipping.predictor import Predictor
 from topwork.verbs.fit import fit
 
-
 # What makes a model folder one of that format.
 SETTINGS = {"format-1": {}, "format-2": {"pooling": "max"}}  # 2: a network that differs from timm's
 
