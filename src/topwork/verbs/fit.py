@@ -58,6 +58,7 @@ from topwork.verbs.steps import (
     evaluate_parts,
     near_pairs,
     predict_features,
+    probe_record,
     provenance,
     scan_and_embed,
     timing,
@@ -511,27 +512,9 @@ def with_decisions(
 def _recipe(data: Gathered, probed: Probed, tuned: TunedClassifier | None, classifier: Classifier) -> dict[str, Any]:
     """What was done, with no "auto" left in it."""
     probe, parts, embedder = probed.probe, data.parts, data.embedder
-    chosen = next(trial for trial in probe.trials if trial.chosen)
     recipe = {
         "mode": "probe",
-        "backbone": classifier.backbone.name,
-        "architecture": classifier.backbone.architecture,
-        "preprocessing": classifier.backbone.spec.as_dict(),
-        "engine": embedder.engine.kind,
-        "precision": embedder.engine.precision,
-        "head": {
-            "kind": classifier.head.kind,
-            "candidate": chosen.candidate,
-            "penalty": chosen.penalty,
-            "n_features": int(classifier.head.weight.shape[1]),
-            "reason": probe.reason,
-        },
-        "cross_validation": {
-            "n_folds": chosen.n_folds,
-            "n_images": chosen.n_images,
-            "accuracy": chosen.accuracy,
-            "standard_error": chosen.standard_error,
-        },
+        **probe_record(classifier, probe, embedder),
         "class_weights": None if probe.class_weights is None else probe.class_weights.tolist(),
         "temperature": classifier.temperature,
         "temperature_fitted_on": "out-of-fold logits of the train part",

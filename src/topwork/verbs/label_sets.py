@@ -6,7 +6,6 @@ out-of-fold answers, then the figures of valid and test, and the same run folder
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest, save_manifest
-from topwork.data.shards import atomic_file
 from topwork.data.sources import shown
 from topwork.data.split import Split, rarest_labels, split_record
 from topwork.errors import UsageError
@@ -28,10 +26,10 @@ from topwork.features.engine import compiled_path
 from topwork.features.probe import Probe
 from topwork.features.views import Probed
 from topwork.models.classifier import Classifier, save_classifier
-from topwork.run import save_predictions, versions, write_json
+from topwork.run import save_predictions, versions, write_history, write_json
 from topwork.settings import FitSettings
 from topwork.verbs.leaks import judge_leaks
-from topwork.verbs.steps import Stopwatch, Watcher, looked_again, timing
+from topwork.verbs.steps import Stopwatch, Watcher, looked_again, probe_record, timing
 
 ONLY_ONE_LABEL = {  # settings that need one label an image, and their defaults
     "mode": "probe",
@@ -253,28 +251,10 @@ def _with_provenance(
 def _recipe(classifier: Classifier, probed: Probed, parts: Split, embedder: Embedder) -> dict[str, Any]:
     """What was done, with no "auto" left in it."""
     probe = probed.probe
-    chosen = next(trial for trial in probe.trials if trial.chosen)
     return {
         "mode": "probe",
         "multi_label": True,
-        "backbone": classifier.backbone.name,
-        "architecture": classifier.backbone.architecture,
-        "preprocessing": classifier.backbone.spec.as_dict(),
-        "engine": embedder.engine.kind,
-        "precision": embedder.engine.precision,
-        "head": {
-            "kind": classifier.head.kind,
-            "candidate": chosen.candidate,
-            "penalty": chosen.penalty,
-            "n_features": int(classifier.head.weight.shape[1]),
-            "reason": probe.reason,
-        },
-        "cross_validation": {
-            "n_folds": chosen.n_folds,
-            "n_images": chosen.n_images,
-            "accuracy": chosen.accuracy,
-            "standard_error": chosen.standard_error,
-        },
+        **probe_record(classifier, probe, embedder),
         "temperature": classifier.temperature,
         "thresholds": classifier.thresholds["labels"],
         "temperature_fitted_on": "out-of-fold logits of the train part",
@@ -298,8 +278,7 @@ def _write(
     save_manifest(manifest, folder / "manifest.parquet")
     write_json(folder / "split.json", split_record(parts, manifest))
     write_json(folder / "recipe.json", recipe)
-    with atomic_file(folder / "history.jsonl") as partial:
-        partial.write_text("".join(json.dumps(asdict(trial)) + "\n" for trial in probe.trials))
+    write_history(folder / "history.jsonl", [asdict(trial) for trial in probe.trials])
     save_predictions(predictions, manifest, folder / "predictions.parquet")
     compiled = compiled_path(classifier.backbone) if embedder.engine.kind == "openvino" else None
     save_classifier(classifier, folder / "model", compiled, model_card(classifier))

@@ -25,6 +25,7 @@ from topwork.features.careful import CarefulNetwork, careful_features, is_shrunk
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import fingerprint
 from topwork.features.neighbours import NearDuplicates
+from topwork.features.probe import Probe
 from topwork.features.store import FeatureStore
 from topwork.models.classifier import Classifier
 from topwork.run import versions
@@ -238,3 +239,28 @@ def part_rows(manifest: Manifest, part: str) -> NDArray[np.int64]:
             f"--part {part}: {shown(str(manifest.root))} has no such part; found {', '.join(sorted(by_part))}."
         )
     return np.array(by_part[part])
+
+
+def probe_record(classifier: Classifier, probe: Probe, embedder: Embedder) -> dict[str, Any]:
+    """What a recipe says of a probe: the network, how it ran, the head that was chosen and by what."""
+    chosen = next(trial for trial in probe.trials if trial.chosen)
+    return {
+        "backbone": classifier.backbone.name,
+        "architecture": classifier.backbone.architecture,
+        "preprocessing": classifier.backbone.spec.as_dict(),
+        "engine": embedder.engine.kind,
+        "precision": embedder.engine.precision,
+        "head": {
+            "kind": classifier.head.kind,
+            "candidate": chosen.candidate,
+            "penalty": chosen.penalty,
+            "n_features": int(classifier.head.weight.shape[1]),
+            "reason": probe.reason,
+        },
+        "cross_validation": {
+            "n_folds": chosen.n_folds,
+            "n_images": chosen.n_images,
+            "accuracy": chosen.accuracy,
+            "standard_error": chosen.standard_error,
+        },
+    }
