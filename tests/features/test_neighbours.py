@@ -21,11 +21,10 @@ from topwork.features.neighbours import (
     Calibration,
     FeatureSpace,
     close_pairs,
-    fine_structure,
     near_duplicates,
     search,
-    structure_similarity,
 )
+from topwork.features.structure import fine_structure, structure_similarity
 from topwork.models.backbone import load_backbone
 
 

@@ -3,9 +3,8 @@
 In: a manifest and its features. Out: :class:`NearDuplicates`, pairs of rows that belong on one side of any split.
 
 Two looks, because neither is enough. Features are close for copies, but also for two photos of the same kind of thing, so
-they only propose (cosine in blocks, memory bounded). The pixels decide: the fine structure of the 32-pixel thumbs that
-every scan keeps is correlated, over mirror images and over crops, coarsely for all proposals and finely for the good
-ones. How close is close enough, for both, is measured on copies made from the user's own images.
+they only propose (cosine in blocks, memory bounded). The pixels decide (features/structure.py). How close is close enough,
+for both, is measured on copies made from the user's own images.
 
 Not found: turns by quarter circles, crops of more than 12 % a side, drawings over the picture. Successive frames of a
 video are near duplicates only as far as the camera stood still; for those, and for the same subject photographed twice,
@@ -16,9 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,39 +25,39 @@ from numpy.typing import NDArray
 
 from topwork.data.augment import stream
 from topwork.data.images import decode
-from topwork.data.loader import default_threads, in_order
+from topwork.data.loader import in_order
 from topwork.data.manifest import Manifest
 from topwork.data.shards import atomic_file
-from topwork.data.traits import THUMB_SIDE, TRAITS_VERSION, VIEW, traits_of
+from topwork.data.traits import TRAITS_VERSION, VIEW, traits_of
 from topwork.data.transforms import Pixels, fit_to_input, resize
 from topwork.errors import ImageError
 from topwork.features.embed import Embedder, Features
 from topwork.features.engine import fingerprint
+from topwork.features.structure import (
+    coarse_similarity,
+    fine_structure,
+    finer_similarity,
+    rough_similarity,
+    structure_similarity,
+)
 from topwork.settings import cache_folder
 
 Floats = NDArray[np.float32]
 Thumbs = NDArray[np.uint8]
 
-VERSION = 8  # raise it whenever other pairs may come out
+VERSION = 9  # raise it whenever other pairs may come out
 N_COPIED = 24  # images that copies are made of
 LOWEST_SIMILARITY, HIGHEST_SIMILARITY = 0.94, 0.96  # limits of the calibrated threshold: other photos stay below 0.94
 _STRICTEST = 0.995  # only files of the very same picture are this alike
 _LOST_COPIES = 0.01  # share of the copies that the thresholds may miss, each
 _MARGIN = 0.02
-_COARSE_MARGIN = 0.22  # a finer search raises the correlation by no more than this (in 480 copies)
 _N_DIMENSIONS = 256
 _REDUCED_FROM = 4096  # images; below, all dimensions are quick enough
 _N_NEIGHBOURS = 8
 _PROPOSALS = 4  # pairs for each image, the closest first, whose pixels are compared
 _BLOCK = 2048
-_PAIRS = 128  # compared at a time by each of at most four threads; each pair holds about 400 kB of crops
 _CENTRE_FROM = 50  # with fewer images their mean says more about them than about images in general
-_SIDE = 24  # pixels of the grid on which structures are compared
 _ROUGHLY_ALIKE = 0.5  # copies cut by 8 % a side have 0.55 or more, three of four other close pairs have less
-_CUTS = (0.0, 0.04, 0.08)  # shares cut off at each side, coarse search
-_STEPS = (0.02, 0.01)
-_START_MARGIN = 0.1  # ways that start worse than the best by more than this lead nowhere better
-_DEEPEST_CUT = 0.12
 
 
 @dataclass(frozen=True)
@@ -207,168 +205,18 @@ def search(space: FeatureSpace, thumbs: Thumbs, labels: Sequence[str], calibrati
     pairs = pairs[np.argsort(-cosines, kind="stable")[: _PROPOSALS * len(space.points)]]
     pairs = pairs[rough_similarity(thumbs, pairs) >= _ROUGHLY_ALIKE]
     pairs = pairs[np.lexsort(pairs.T[::-1])]  # pairs of one image are compared together, and its crops are made once
-    structure = fine_structure(thumbs)
-    similarities = structure_similarity(structure, pairs, least)
+    rows, places = np.unique(pairs, return_inverse=True)
+    structure, places = fine_structure(thumbs[rows]), places.reshape(pairs.shape)
+    scores, starts = coarse_similarity(structure, places)
+    least = _with_labels(pairs, scores[:, 0], labels, least)  # the finer search only raises what this goes by
+    similarities = finer_similarity(structure, places, scores, starts, least)
     pairs, similarities = pairs[similarities >= least], similarities[similarities >= least]
     least = _with_labels(pairs, similarities, labels, least)
     while least < _STRICTEST and _largest(pairs[similarities >= least], len(labels)) > max(10, len(labels) // 5):
-        least = min(
-            _STRICTEST, least + 0.005
-        )  # nobody has that many copies of one picture: all pictures are alike here
+        least = min(_STRICTEST, least + 0.005)  # nobody has that many copies of one picture: all are alike here
     found = tuple(_pair(int(a), int(b), float(s)) for (a, b), s in zip(pairs, similarities, strict=True) if s >= least)
     hit = (calibration.cosines >= least_cosine) & (calibration.similarities >= least)
     return NearDuplicates(found, least_cosine, least, float(hit.mean()) if len(hit) else None, len(hit))
-
-
-def rough_similarity(thumbs: Thumbs, pairs: NDArray[np.int64]) -> Floats:
-    """(M,) correlation of blurred thumbs or of their mirror images: quick, and sees over a crop, but not much more."""
-    grey = np.asarray(thumbs, np.float32)
-    halve = np.repeat(np.eye(THUMB_SIDE // 2, dtype=np.float32), 2, axis=1) / 2
-    fine, broad = (halve @ _blur_matrix(partial(_bell, sigma)) for sigma in (1.5, 5.0))
-    small = fine @ grey @ fine.T - broad @ grey @ broad.T
-    flat = [np.asarray(values.reshape(len(values), -1), np.float32) for values in (small, small[:, :, ::-1])]
-    plain, mirrored = _unit(flat[0]), _unit(flat[1])
-    found = [np.empty(0, np.float32)]
-    for start in range(0, len(pairs), 8192):
-        a, b = pairs[start : start + 8192].T
-        found.append(np.maximum((plain[a] * plain[b]).sum(1), (plain[a] * mirrored[b]).sum(1)))
-    return np.concatenate(found)
-
-
-def fine_structure(thumbs: Thumbs) -> Floats:
-    """(N, 32, 32) what is left of the thumbs without their broad light and dark: each pixel less its surroundings.
-
-    A plain correlation calls any two dark things on white alike; this one does not.
-    """
-    grey = np.asarray(thumbs, np.float32)
-    blur = _blur_matrix(lambda distance: abs(distance) <= 3)
-    fine = grey - blur @ grey @ blur.T
-    # A few strong edges (one shape on an even ground) must not drown the weak texture in which pictures differ.
-    usual = np.median(abs(fine), axis=(1, 2), keepdims=True) + 1
-    return np.asarray(fine / np.sqrt(fine**2 + (2 * usual) ** 2), np.float32)
-
-
-def _bell(sigma: float, distance: NDArray[np.float64]) -> NDArray[Any]:
-    return np.asarray(np.exp(-(distance**2) / (2 * sigma**2)))
-
-
-def _blur_matrix(weight: Callable[[NDArray[np.float64]], NDArray[Any]]) -> Floats:
-    """(32, 32) blur of one axis with these weights by distance; beyond the edge its pixels go on."""
-    places = np.arange(-THUMB_SIDE, 2 * THUMB_SIDE)
-    weights = np.asarray(weight((places - np.arange(THUMB_SIDE)[:, None]).astype(float)), np.float64)
-    matrix = np.zeros((THUMB_SIDE, THUMB_SIDE))
-    np.add.at(matrix.T, np.clip(places, 0, THUMB_SIDE - 1), weights.T)
-    return np.asarray(matrix / matrix.sum(1, keepdims=True), np.float32)
-
-
-def structure_similarity(structure: Floats, pairs: NDArray[np.int64], least: float = 1.0) -> Floats:
-    """(M,) best correlation of each pair of rows of (N, 32, 32), over mirror images and crops of either.
-
-    Args:
-        least: what is asked is who comes up to this. The finer search ends there, and is not begun for pairs that it
-            could not bring so far.
-    """
-    starts_of_blocks = range(0, len(pairs), _PAIRS)
-    found = list(
-        in_order(
-            lambda start: _coarse(structure, pairs[start : start + _PAIRS]), starts_of_blocks, min(4, default_threads())
-        )
-    )
-    if not found:
-        return np.empty(0, np.float32)
-    scores, starts = (np.concatenate(column) for column in zip(*found, strict=True))
-    best = scores[:, 0].copy()
-    for number in np.flatnonzero(best >= min(least, HIGHEST_SIMILARITY) - _COARSE_MARGIN):
-        for score, start in zip(scores[number].tolist(), starts[number].tolist(), strict=True):
-            if score < scores[number, 0] - _START_MARGIN:
-                break
-            way, crop = divmod(start, len(_COARSE))
-            whole, other = pairs[number][:: 1 if way < 2 else -1]
-            piece = structure[other][:, ::-1] if way % 2 else structure[other]
-            best[number] = max(best[number], _finer(structure[whole], piece, _COARSE[crop]))
-            if best[number] >= least:
-                break
-    return np.asarray(np.minimum(best, 1.0), np.float32)
-
-
-def _coarse(structure: Floats, pairs: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
-    """Best correlations over 81 crops in four ways (crop the second, its mirror image, the first, its mirror image).
-
-    Returns:
-        (M, 4) correlation of the best crop of each way, highest first, and way * 81 + crop: where a finer search starts.
-    """
-    rows, places = np.unique(pairs, return_inverse=True)
-    places = places.reshape(pairs.shape)
-    crops = _unit(_crops(structure[rows], *_coarse_cuts()))
-    mirrored = _unit(_crops(structure[rows][:, :, ::-1], *_coarse_cuts()))
-    scores = []
-    for one, other in ((0, 1), (1, 0)):
-        whole = crops[places[:, one], 0][:, :, None]  # the first crop cuts nothing off
-        scores += [(candidates[places[:, other]] @ whole)[..., 0] for candidates in (crops, mirrored)]
-    by_way = np.stack(scores, axis=1)
-    crop = by_way.argmax(2)
-    best = np.take_along_axis(by_way, crop[:, :, None], 2)[:, :, 0]
-    order = np.argsort(-best, axis=1, kind="stable")
-    starts = crop + len(_COARSE) * np.arange(len(scores))
-    return np.take_along_axis(best, order, 1), np.take_along_axis(starts, order, 1)
-
-
-def _finer(whole: Floats, other: Floats, cuts: NDArray[np.float64]) -> float:
-    """Correlation of one structure with the best crop of the other around the given one."""
-    reference = _unit(_whole_view(whole))
-    best = -1.0
-    for step in _STEPS:
-        sides = np.clip(cuts[:, None] + step * np.array([-1, 0, 1]), 0, _DEEPEST_CUT)
-        rows = [(t, b) for t in sides[0] for b in sides[1]]
-        columns = [(le, r) for le in sides[2] for r in sides[3]]
-        scores = _unit(_crops(other[None], _cut_matrices(rows), _cut_matrices(columns)))[0] @ reference
-        row, column = divmod(int(scores.argmax()), len(columns))
-        cuts, best = np.array([*rows[row], *columns[column]]), max(best, float(scores.max()))
-    return best
-
-
-def _whole_view(structure: Floats) -> Floats:
-    """(576,) the structure on the grid of the comparison, nothing cut off."""
-    uncut = _cut_matrices([(0.0, 0.0)])
-    return np.asarray(_crops(structure[None], uncut, uncut)[0, 0], np.float32)
-
-
-_COARSE = np.array([(t, b, le, r) for t in _CUTS for b in _CUTS for le in _CUTS for r in _CUTS])
-
-
-@lru_cache(maxsize=1)
-def _coarse_cuts() -> tuple[Floats, Floats]:
-    matrices = _cut_matrices([(low, high) for low in _CUTS for high in _CUTS])
-    return matrices, matrices
-
-
-def _cut_matrices(cuts: Sequence[tuple[float, float]]) -> Floats:
-    """(K, 24, 32) resampling of one axis after cutting off these shares at its ends; triangles, so antialiased."""
-    matrices = [_cut_matrix(round(float(low), 4), round(float(high), 4)) for low, high in cuts]
-    return np.asarray(np.stack(matrices), np.float32)
-
-
-@lru_cache(maxsize=1024)
-def _cut_matrix(low: float, high: float) -> Floats:
-    kept = 1 - low - high
-    centres = (low + (np.arange(_SIDE) + 0.5) / _SIDE * kept) * THUMB_SIDE - 0.5
-    width = THUMB_SIDE * kept / _SIDE
-    weights = np.maximum(0, 1 - abs(np.arange(THUMB_SIDE) - centres[:, None]) / max(1.0, width))
-    return np.asarray(weights / weights.sum(1, keepdims=True), np.float32)
-
-
-def _crops(structure: Floats, rows: Floats, columns: Floats) -> Floats:
-    """(N, K*K, 576) all combinations of row cuts and column cuts of (N, 32, 32)."""
-    # Products of small matrices only: on larger ones BLAS starts threads, which cost more than they bring.
-    tall = rows[None] @ structure[:, None]
-    grid = tall[:, :, None] @ columns.transpose(0, 2, 1)[None, None]
-    return np.asarray(grid.reshape(len(structure), len(rows) * len(columns), _SIDE * _SIDE), np.float32)
-
-
-def _unit(values: Floats) -> Floats:
-    centred = values - values.mean(-1, keepdims=True)
-    length = np.sqrt(np.einsum("...i,...i->...", centred, centred))
-    return np.asarray(centred / np.maximum(length, 1e-3)[..., None], np.float32)
 
 
 def _with_labels(pairs: NDArray[np.int64], similarities: Floats, labels: Sequence[str], least: float) -> float:
@@ -376,8 +224,8 @@ def _with_labels(pairs: NDArray[np.int64], similarities: Floats, labels: Sequenc
 
     A copy seldom has another label, so pairs across classes are mostly different pictures; a few are allowed for.
     """
-    names = np.array(labels, dtype=object)
-    across = np.sort([s for (a, b), s in zip(pairs, similarities, strict=True) if names[a] != names[b]])[::-1]
+    number = np.unique(np.array(labels, dtype=str), return_inverse=True)[1]
+    across = np.sort(similarities[number[pairs[:, 0]] != number[pairs[:, 1]]])[::-1]
     n_allowed = max(5, len(labels) // 500)
     if len(across) <= n_allowed or across[n_allowed] < least:
         return least
@@ -386,11 +234,11 @@ def _with_labels(pairs: NDArray[np.int64], similarities: Floats, labels: Sequenc
 
 def _largest(pairs: NDArray[np.int64], n: int) -> int:
     """Images in the largest group that the pairs make."""
-    group = np.arange(n)
-    for a, b in pairs:
-        if group[a] != group[b]:
-            group[group == group[a]] = group[b]
-    return int(np.bincount(group, minlength=1).max()) if len(pairs) else 1
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs), np.int8), tuple(pairs.T)), shape=(n, n))
+    return int(np.bincount(connected_components(graph, directed=False)[1], minlength=1).max())
 
 
 def _low_quantile(values: Floats, otherwise: float, low: float, high: float) -> float:
