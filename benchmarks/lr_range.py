@@ -21,7 +21,7 @@ from topwork.training.loop import fit
 from topwork.training.lr_range import range_test
 from topwork.training.recipe import plan
 from topwork.training.tuning import Tuning, prepare
-from topwork.verbs.fit import gather
+from topwork.verbs.gather import gather
 from topwork.verbs.steps import Silent, Stopwatch
 
 RATES = [10 ** (exponent / 2) for exponent in range(-10, -1)]

@@ -20,7 +20,7 @@ from topwork.settings import FitSettings
 from topwork.training.finetune import tune
 from topwork.training.recipe import plan
 from topwork.training.tuning import Tuning, prepare
-from topwork.verbs.fit import gather
+from topwork.verbs.gather import gather
 from topwork.verbs.steps import Silent, Stopwatch
 
 

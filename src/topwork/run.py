@@ -22,12 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.data.manifest import Manifest
+from topwork.data.manifest import Manifest, save_manifest
 from topwork.data.shards import atomic_file, read_parquet
 from topwork.data.sources import shown
+from topwork.data.split import Split, split_record
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.label_sets import LabelPredictions
 from topwork.evaluation.predictions import Predictions
+from topwork.models.classifier import Classifier, save_classifier
 from topwork.settings import FitSettings, as_dict
 
 
@@ -68,10 +70,30 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=1, allow_nan=False))
 
 
-def write_history(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Writes one JSON object a line, whole or not at all."""
-    with atomic_file(path) as partial:
-        partial.write_text("".join(json.dumps(record) + "\n" for record in records))
+def write_run(
+    folder: Path,
+    manifest: Manifest,
+    parts: Split,
+    classifier: Classifier,
+    predictions: Mapping[str, Predictions | LabelPredictions],
+    recipe: dict[str, Any],
+    history: Sequence[dict[str, Any]],
+    compiled: Path | None,
+) -> None:
+    """Writes everything but ``settings.json``, which comes first, and ``evaluation.json``, which says that it is done.
+
+    Args:
+        compiled: the network in OpenVINO's form, where there is one, to go into the model folder.
+    """
+    from topwork.shipping.card import model_card
+
+    save_manifest(manifest, folder / "manifest.parquet")
+    write_json(folder / "split.json", split_record(parts, manifest))
+    write_json(folder / "recipe.json", recipe)
+    with atomic_file(folder / "history.jsonl") as partial:
+        partial.write_text("".join(json.dumps(record) + "\n" for record in history))
+    save_predictions(predictions, manifest, folder / "predictions.parquet")
+    save_classifier(classifier, folder / "model", compiled, model_card(classifier))
 
 
 def save_predictions(predictions: Mapping[str, Predictions | LabelPredictions], manifest: Manifest, path: Path) -> None:

@@ -18,6 +18,7 @@ from topwork.models.classifier import FACTS, facts_digest, load_classifier
 from topwork.settings import DataSettings, FitSettings
 from topwork.shipping.package import export_model
 from topwork.shipping.predictor import Predictor
+from topwork.training.verdict import weigh_label_sets
 from topwork.verbs.compare import compare_runs
 from topwork.verbs.evaluate import evaluate
 from topwork.verbs.examine import examine_model
@@ -117,8 +118,9 @@ def test_the_reports_name_every_label_and_load_nothing(fitted) -> None:
     assert json.loads(write_plain(fitted.folder, "json").read_text())["evaluation"]["test"]["multi_label"] is True
 
 
-def test_an_export_gives_the_same_sets(fitted, data, tmp_path) -> None:
-    package = export_model(fitted.folder, "onnx", tmp_path / "model.onnx", [str(data / f"{n}.png") for n in range(24)])
+@pytest.mark.parametrize(("to", "name"), [("onnx", "model.onnx"), ("openvino", "model.xml"), ("pt2", "model.pt2")])
+def test_an_export_gives_the_same_sets(to, name, fitted, data, tmp_path) -> None:
+    package = export_model(fitted.folder, to, tmp_path / name, [str(data / f"{n}.png") for n in range(24)])
     assert (package.certificate.n_compared, package.certificate.n_same) == (24, 24)
     assert package.certificate.graph_difference < 1e-4
     assert '"thresholds"' in package.script.read_text().replace('\\"', '"')
@@ -136,7 +138,47 @@ def test_a_copy_of_a_training_image_in_test_is_named_with_the_clean_figures(data
     assert leaks["without"]["n"] == leaks["with"]["n"] - leaks["n_leaked"]
 
 
-@pytest.mark.parametrize("options", [{"mode": "tune"}, {"balance": "weights"}, {"target_precision": 0.9}])
+@pytest.mark.parametrize("mode", ["tune", "auto"])
+def test_a_tuned_network_answers_as_it_was_judged(mode, data, tmp_path) -> None:
+    settings = replace(SETTINGS, mode=mode, size=64, epochs=2, batch_size=8, lr="1e-3", strategy="last", tail_views=1)
+    tuned = fit(data / "joined.csv", tmp_path / "run", settings)
+    assert tuned.evaluation["n_parameters"] > tuned.evaluation["n_trainable"] > 0
+    assert "validation images, probe and tuned network are right about every label in" in " ".join(
+        tuned.recipe["words"]
+    )
+    assert tuned.recipe["multi_label"]
+    if tuned.recipe["mode"] == "tune":
+        assert tuned.recipe["tuning"]["outputs"] == "multilabel"
+        assert tuned.recipe["temperature_fitted_on"] == "valid"
+        assert [
+            record["epoch"]
+            for record in map(json.loads, (tmp_path / "run" / "history.jsonl").open())
+            if "epoch" in record
+        ] == [1, 2]
+    rows = [row for row in pq.read_table(tmp_path / "run" / "predictions.parquet").to_pylist() if row["part"] == "test"]
+    answers = Predictor(tmp_path / "run").predict([data / row["path"] for row in rows])
+    assert [answer.label for answer in answers] == [row["predicted"] for row in rows]
+    assert (
+        evaluate(tmp_path / "run", data / "test.csv", DataSettings())["accuracy"]
+        == tuned.evaluation["test"]["accuracy"]
+    )
+
+
+def test_the_verdict_counts_every_label() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.random((60, 3)) < 0.4
+    good = np.where(truth, 3.0, -3.0) + rng.standard_normal(truth.shape)
+    poor = np.where(truth, 0.5, -0.5) + rng.standard_normal(truth.shape)
+    for before, after, asked_for, keeps in [
+        (poor, good, False, True),
+        (good, poor, False, False),
+        (good, poor, True, False),
+    ]:
+        assert weigh_label_sets(before, after, truth, asked_for=asked_for).keeps_tuned == keeps
+    assert "right about every label in" in weigh_label_sets(poor, good, truth, asked_for=True).words
+
+
+@pytest.mark.parametrize("options", [{"balance": "weights"}, {"target_precision": 0.9}])
 def test_settings_for_one_label_are_refused_by_name(options, data, tmp_path) -> None:
     option = next(iter(options)).replace("_", "-")
     with pytest.raises(UsageError, match=f"--{option} .*not with --multi-label"):

@@ -111,6 +111,11 @@ class Manifest:
         return matrix
 
     @property
+    def targets(self) -> NDArray[Any]:
+        """What is learnt: (N,) class index of each sample, or (N, C) which classes it has where it may have several."""
+        return self.label_matrix if self.multi_label else np.asarray(self.labels, np.int64)
+
+    @property
     def digest(self) -> str:
         """Names the content: the same images under the same labels, whatever the layout, order or file names."""
         rows = sorted(f"{sample.content_hash} {sample.label}" for sample in self.samples)

@@ -85,7 +85,7 @@ def coarse_similarity(structure: Floats, pairs: Ints) -> tuple[Floats, Ints]:
     Returns:
         (M, 4) correlation of the best crop of each way, highest first, and way * 81 + crop: where a finer search starts.
     """
-    found = _in_blocks(lambda rows: _coarse(structure, pairs[rows]), np.arange(len(pairs)))
+    found = _in_blocks(partial(_coarse, structure, pairs), np.arange(len(pairs)))
     scores, starts = zip(*found, strict=True) if found else ((), ())
     return (
         np.concatenate([np.empty((0, _WAYS), np.float32), *scores]),
@@ -99,7 +99,7 @@ def finer_similarity(structure: Floats, pairs: Ints, scores: Floats, starts: Int
     hopeful = best >= min(least, _COARSE_LIMIT) - _COARSE_MARGIN
     for place in range(_WAYS):
         rows = np.flatnonzero(hopeful & (best < least) & (scores[:, place] >= scores[:, 0] - _START_MARGIN))
-        found = _in_blocks(lambda some, place=place: _finer(structure, pairs[some], starts[some, place]), rows)
+        found = _in_blocks(partial(_finer, structure, pairs, starts[:, place]), rows)
         best[rows] = np.maximum(best[rows], np.concatenate([np.empty(0, np.float32), *found]))
     return np.asarray(np.minimum(best, 1.0), np.float32)
 
@@ -109,7 +109,8 @@ def _in_blocks(work: Callable[[Ints], Any], rows: Ints) -> list[Any]:
     return list(in_order(work, blocks, min(4, default_threads()))) if blocks else []
 
 
-def _coarse(structure: Floats, pairs: Ints) -> tuple[Floats, Ints]:
+def _coarse(structure: Floats, pairs: Ints, chosen: Ints) -> tuple[Floats, Ints]:
+    pairs = pairs[chosen]
     rows, places = np.unique(pairs, return_inverse=True)
     first, second = places.reshape(pairs.shape).T
     some = structure[rows]
@@ -131,9 +132,10 @@ def _coarse(structure: Floats, pairs: Ints) -> tuple[Floats, Ints]:
     return np.take_along_axis(best, order, 1), np.take_along_axis(starts, order, 1)
 
 
-def _finer(structure: Floats, pairs: Ints, starts: Ints) -> Floats:
+def _finer(structure: Floats, pairs: Ints, starts: Ints, chosen: Ints) -> Floats:
     """(M,) correlation with the best crop around the given one, in steps of 2 and then of 1 percent."""
-    way, crop = np.divmod(starts, len(_COARSE))
+    pairs = pairs[chosen]
+    way, crop = np.divmod(starts[chosen], len(_COARSE))
     n, cuts = np.arange(len(pairs)), _COARSE[crop]  # (M, 4): top, bottom, left, right
     whole, cropped = structure[pairs[n, way // 2]], structure[pairs[n, 1 - way // 2]]
     plain, mirrored = _whole_views(whole)

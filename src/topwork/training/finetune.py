@@ -104,7 +104,7 @@ def fine_tune(
         TopworkError: an image vanished, or training failed, with the cause.
     """
     settings, spec = settings or TuneSettings(), parse_head(head) if isinstance(head, str) else head
-    labels, n_classes = np.asarray(manifest.labels, np.int64), len(manifest.classes)
+    labels, n_classes = manifest.targets, len(manifest.classes)
     is_fitted = probe is not None and isinstance(spec, HeadSpec) and spec.kind == "linear"
     facts = facts_of(labels[parts.train], n_classes, len(parts.valid))
     recipe = plan(settings, facts, stage_names(backbone.skeleton(n_classes)), seed, head_is_fitted=is_fitted)
@@ -180,7 +180,7 @@ def streams_of(
     on_progress: Any = None,
 ) -> tuple[ImageStream, ImageStream | None]:
     """Decodes the images of a manifest once, for training and for validation."""
-    labels = np.asarray(manifest.labels, np.int64)
+    labels = manifest.targets
     n_all = len(train_rows) + len(valid_rows)
 
     def decode_rows(rows: NDArray[np.int64], margin: float, before: int) -> Any:
@@ -202,13 +202,18 @@ def streams_of(
     return train, ImageStream(decode_rows(valid_rows, 1.0, len(train_rows)), labels[valid_rows], backbone.spec)
 
 
-def facts_of(labels: NDArray[np.int64], n_classes: int, n_valid: int, grey: bool = False) -> DataFacts:
-    """What :func:`topwork.training.recipe.plan` wants to know, about these training labels and this machine."""
+def facts_of(labels: NDArray[Any], n_classes: int, n_valid: int, grey: bool = False) -> DataFacts:
+    """What :func:`topwork.training.recipe.plan` wants to know, about these training labels and this machine.
+
+    Args:
+        labels: (N,) classes, or (N, C) zeros and ones where an image may have several.
+    """
     import torch
 
-    counts = tuple(int(n) for n in np.bincount(labels, minlength=n_classes))
-    has_gpu = torch.cuda.is_available()
-    return DataFacts(counts, n_valid, has_gpu, has_bf16=has_gpu or _has_bf16(), grey=grey)
+    several = labels.ndim == 2
+    counts = tuple(int(n) for n in (labels.sum(0) if several else np.bincount(labels, minlength=n_classes)))
+    has_gpu, has_bf16 = torch.cuda.is_available(), torch.cuda.is_available() or _has_bf16()
+    return DataFacts(counts, n_valid, len(labels), has_gpu, has_bf16=has_bf16, grey=grey, multilabel=several)
 
 
 def stage_names(network: nn.Module) -> list[str]:

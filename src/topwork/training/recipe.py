@@ -33,12 +33,14 @@ class DataFacts:
 
     Attributes:
         class_counts: training images of each class.
+        n_images: training images; None: as many as the classes have together.
         has_bf16: the processor or GPU computes in bfloat16.
         images_per_second: of training, where measured; None where not.
     """
 
     class_counts: tuple[int, ...]
     n_valid: int
+    n_images: int | None = None
     has_gpu: bool = False
     has_bf16: bool = False
     grey: bool = False
@@ -48,7 +50,7 @@ class DataFacts:
     @property
     def n_train(self) -> int:
         """Training images."""
-        return sum(self.class_counts)
+        return sum(self.class_counts) if self.n_images is None else self.n_images
 
 
 @dataclass(frozen=True)

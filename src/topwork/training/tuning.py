@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest
@@ -67,9 +66,9 @@ class Tuning:
     folder: Path | None = None
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """Class index of every sample."""
-        return np.asarray(self.manifest.labels, np.int64)
+    def labels(self) -> NDArray[Any]:
+        """(N,) class index of every sample; (N, C) which classes it has, where it may have several."""
+        return self.manifest.targets
 
     @property
     def stage_names(self) -> list[str]:

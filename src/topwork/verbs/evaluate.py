@@ -16,7 +16,7 @@ from topwork.evaluation.metrics import evaluate_part
 from topwork.evaluation.predictions import Predictions
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.settings import DataSettings
-from topwork.verbs.label_sets import judge, predict_label_sets
+from topwork.verbs.label_sets import figures, predict_label_sets
 from topwork.verbs.steps import (
     Silent,
     Watcher,
@@ -67,7 +67,7 @@ def evaluate(
     if classifier.multi_label:
         truth = _label_matrix(manifest, index)
         sets = predict_label_sets(classifier, manifest, features, rows, truth, careful=True)
-        judged = judge(sets, n_train or {}, settings.seed)
+        judged = figures(sets, n_train or {}, settings.seed)
     else:
         labels = np.array([index.get(sample.label, -1) for sample in manifest.samples])
         predictions = predict_features(classifier, features, rows, labels)

@@ -10,20 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from topwork.data.manifest import Manifest, save_manifest
-from topwork.data.shards import atomic_file
+from topwork.data.manifest import Manifest
 from topwork.data.sources import natural_key, shown
-from topwork.data.split import Split, split, split_record
+from topwork.data.split import Split, split
 from topwork.errors import UsageError
 from topwork.evaluation.predictions import Predictions
 from topwork.evaluation.unknown import fit_unknown
 from topwork.features.embed import Embedder, Features, embed
-from topwork.models.classifier import Classifier, load_classifier, save_classifier
-from topwork.run import (
-    run_folder,
-    save_predictions,
-    write_json,
-)
+from topwork.models.classifier import Classifier, load_classifier
+from topwork.run import run_folder, write_json, write_run
 from topwork.settings import DataSettings
 from topwork.verbs.steps import (
     Silent,
@@ -244,16 +239,10 @@ def _write_grown(
     added: tuple[str, ...],
 ) -> None:
     from topwork.models.classifier import COMPILED
-    from topwork.shipping.card import model_card
 
     recipe = json.loads((old_run / "recipe.json").read_text())
     recipe["grown"] = {"from": str(old_run.absolute()), "added": list(added), **head}
-    save_manifest(manifest, folder / "manifest.parquet")
-    write_json(folder / "split.json", split_record(parts, manifest))
-    write_json(folder / "recipe.json", recipe)
-    with atomic_file(folder / "history.jsonl") as partial:
-        partial.write_text((old_run / "history.jsonl").read_text())
-    save_predictions(predictions, manifest, folder / "predictions.parquet")
+    history = [json.loads(line) for line in (old_run / "history.jsonl").read_text().splitlines()]
     compiled = classifier.backbone.folder / COMPILED[0]
     found = compiled if embedder.engine.kind == "openvino" and compiled.is_file() else None
-    save_classifier(classifier, folder / "model", found, model_card(classifier))
+    write_run(folder, manifest, parts, classifier, predictions, recipe, history, found)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from topwork.features.probe import fit_probe
 from topwork.settings import FitSettings
 from topwork.training.tuning import Tuning, prepare
-from topwork.verbs.fit import gather
+from topwork.verbs.gather import gather
 from topwork.verbs.label_sets import check_settings
 from topwork.verbs.steps import Silent, Stopwatch, Watcher
 

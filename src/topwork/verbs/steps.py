@@ -185,9 +185,7 @@ def evaluate_parts(
     classifier: Classifier, manifest: Manifest, parts: Split, predictions: dict[str, Predictions], seed: int
 ) -> dict[str, Any]:
     """The figures of valid and test, as ``evaluation.json`` holds them, and the numbers of parameters."""
-    labels = np.array(manifest.labels)
-    counts = np.bincount(labels[parts.train], minlength=len(manifest.classes))
-    n_train = dict(zip(manifest.classes, counts.tolist(), strict=True))
+    n_train = n_train_of(manifest, parts)
     judged: dict[str, Any] = {}
     for name in ("valid", "test"):
         if name in predictions:
@@ -200,16 +198,22 @@ def evaluate_parts(
 def provenance(manifest: Manifest, parts: Split, evaluation: dict[str, Any], settings: DataSettings) -> dict[str, Any]:
     """What a model folder says about where the model comes from."""
     judged = "test" if "test" in evaluation else "valid" if "valid" in evaluation else None
-    labels = np.array(manifest.labels)
-    counts = np.bincount(labels[parts.train], minlength=len(manifest.classes))
+    kept = ("n", "accuracy", "balanced_accuracy", "mean_average_precision", "micro_f1")
     return {
         "data_digest": manifest.digest,
-        "n_train": dict(zip(manifest.classes, counts.tolist(), strict=True)),
+        "n_train": n_train_of(manifest, parts),
         "judged_on": judged,
-        "figures": {k: evaluation[judged][k] for k in ("n", "accuracy", "balanced_accuracy")} if judged else None,
+        "figures": {key: evaluation[judged][key] for key in kept if key in evaluation[judged]} if judged else None,
         "seed": settings.seed,
         "versions": versions(),
     }
+
+
+def n_train_of(manifest: Manifest, parts: Split) -> dict[str, int]:
+    """Training images of each class."""
+    targets = manifest.targets[parts.train]
+    counts = targets.sum(0) if manifest.multi_label else np.bincount(targets, minlength=len(manifest.classes))
+    return dict(zip(manifest.classes, counts.tolist(), strict=True))
 
 
 def timing(clock: Stopwatch, embedder: Embedder) -> dict[str, Any]:
