@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 import socket
 import struct
 import subprocess
@@ -28,7 +29,7 @@ from topwork.verbs.fit import fit
 from topwork.web.app import Service, create_app
 from topwork.web.connection import LINGER_SECONDS
 from topwork.web.multipart import MAX_HEADER_BYTES, MAX_PARTS, FormError, files_of
-from topwork.web.server import SHUTDOWN_SECONDS, named_models
+from topwork.web.server import LAST_SECONDS, SHUTDOWN_SECONDS, named_models
 
 from .serving import Served, form, read_all, serving, wait_until
 
@@ -442,6 +443,42 @@ def test_sigterm_with_clients_that_say_nothing_ends_soon(model):
         assert time.monotonic() - started < 10
         for connection in silent:
             connection.close()
+
+
+def test_a_client_that_connected_before_the_end_may_still_speak(model, photos):
+    photo = photos[0].read_bytes()
+    with serving(model) as served, socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
+        served.ask("GET", "/live")
+        served.process.send_signal(signal.SIGTERM)
+        time.sleep(1.5)
+        connection.sendall(
+            f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(photo)}\r\n\r\n".encode() + photo
+        )
+        assert read_all(connection).startswith(b"HTTP/1.1 200")
+        assert served.process.wait(20) == 0
+
+
+HANGING = """
+import sys, threading, time
+from topwork.shipping.predictor import Predictor
+from topwork.web import server
+server.LAST_SECONDS = 2.0
+threading.Thread(target=time.sleep, args=(60,)).start()
+listener = server.open_socket("127.0.0.1", 0)
+print(listener.getsockname()[1], flush=True)
+server.serve({"run": Predictor(sys.argv[1])}, server.ServeSettings(), listener)
+"""
+
+
+def test_a_thread_that_hangs_does_not_keep_the_server_from_ending(model):
+    with subprocess.Popen([sys.executable, "-c", HANGING, str(model)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        served = Served(process, int(process.stdout.readline()))
+        wait_until(lambda: served.ask("GET", "/ready")[0] == 200)
+        started = time.monotonic()
+        assert served.end() == 0
+        assert time.monotonic() - started < 20
+    assert LAST_SECONDS < 30
 
 
 def test_it_listens_on_this_machine_only(server):

@@ -3,8 +3,9 @@
 A client has ``header_seconds`` for the head of a request, also on a connection that was used before. What a client sends
 wrongly is answered in JSON, and the answer reaches it: before a connection with unread data is closed, that data is read
 and dropped for a moment, up to the size of a body (closing at once makes the kernel discard the answer). A client that
-closes its side early is answered, and told so where its request is not whole. And when the server ends, connections that were accepted but have not spoken yet get
-``LINGER_SECONDS`` to do so, so that no request is lost that was on its way.
+closes its side early is answered, and told so where its request is not whole. And when the server ends, connections that
+have not spoken yet get ``FIRST_WORD_SECONDS`` to do so, those between two requests ``LINGER_SECONDS``, so that no request
+is lost that was on its way.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from topwork.settings import ServeSettings
 from topwork.web.measures import Measures
 
 LINGER_SECONDS = 0.7
+FIRST_WORD_SECONDS = 3.0  # a client that has just connected may wait this long for its turn on a busy machine
 
 
 class Connection(H11Protocol):
@@ -83,7 +85,8 @@ class Connection(H11Protocol):
             self.cycle.keep_alive = False
         else:
             self._unset_keepalive_if_required()
-            self.loop.call_later(LINGER_SECONDS, self._close_if_silent)
+            seconds = FIRST_WORD_SECONDS if self.cycle is None else LINGER_SECONDS
+            self.loop.call_later(seconds, self._close_if_silent)
 
     def timeout_keep_alive_handler(self) -> None:
         """Nothing came for a while after an answer."""

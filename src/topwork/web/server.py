@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import ctypes
 import ipaddress
+import os
 import signal
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from topwork.web.app import Service, create_app
 from topwork.web.connection import connection_type
 
 SHUTDOWN_SECONDS = 25
+LAST_SECONDS = 28.5
 MAX_HEAD_BYTES = 32_768
 BACKLOG = 2048
 _SO_ATTACH_FILTER = 26
@@ -126,7 +129,16 @@ class Server(uvicorn.Server):
 
     def _end(self) -> None:
         self.force_exit = self.should_exit
+        if not self.should_exit:
+            _exit_at_the_latest(LAST_SECONDS)
         self.should_exit = self._service.is_closing = True
+
+
+def _exit_at_the_latest(seconds: float) -> None:
+    """Ends the process even if a thread hangs in a library: by then every request has had its answer or its deadline."""
+    last = threading.Timer(seconds, os._exit, (0,))
+    last.daemon = True
+    last.start()
 
 
 def _refuse_new_connections(listener: socket.socket) -> None:
