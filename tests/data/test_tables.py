@@ -58,7 +58,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path) -> None:
         ("file,klass\na,b\n", "no column label; found: file, klass"),
         ("label\nb\n", "no column path"),
         ("", "no column path and no column label; found: none"),
-        ("path,label,split\na,b,holdout\n", "split is 'holdout'; use train, valid or test"),
+        ("path,label,split\na,b,holdout\n", "the row of a: split is 'holdout'; use train, valid or test"),
         ("path,label\n", "no row names an image and its label"),
         ('path,label\n"a.jpg,cat\nb.jpg,dog\n', "no row names an image and its label .1 row was set aside; a.jpg"),
     ],

@@ -70,7 +70,7 @@ def rows_listing(root: Path, layout: str, rows: Iterable[Row], rules: Rules, rej
             missing = "the name does not match --label-regex" if take else "no label"
             rejects.append(Reject(name or "(row without a path)", missing if name else "no path"))
         elif name not in entries:
-            part = layouts.part_named(row.get("split"), str(root))
+            part = layouts.part_named(row.get("split"), f"the row of {name}")
             entries[name] = Entry(name, label, part, row.get("group"), row.get("domain"))
         elif rules.multi_label:
             both = layouts.join_labels([entries[name].label, *label.split(layouts.LABEL_SEPARATOR)])
