@@ -1,8 +1,8 @@
 """What runs the network of a saved model: OpenVINO, onnxruntime or torch, whichever is fastest here.
 
-In: a classifier. Out: an engine. Unless told otherwise it is OpenVINO where that is installed, and torch elsewhere: that
-was the order of speed on every processor measured (benchmarks/runtimes.py, docs/lab-log.md). ``fastest`` measures all
-there are on this machine, some seconds once a model, and from then on ``auto`` takes the winner.
+In: a classifier. Out: an engine. Unless told otherwise it is OpenVINO where that is installed, and torch elsewhere: the order
+of speed on the processors that benchmarks/runtimes.py was run on (docs/lab-log.md). ``fastest`` measures all there are on
+this machine, some seconds once a model, and from then on ``auto`` takes the winner.
 """
 
 from __future__ import annotations
