@@ -70,7 +70,7 @@ def test_nothing_is_written_below_the_user_s_folder(messy) -> None:
 def test_copies_under_two_labels_and_empty_and_small_classes_are_said(messy) -> None:
     notes = "\n".join(scan(messy).notes)
     assert "disc/disc_0.jpg, square/copy.jpg" in notes
-    assert "1 images are exact copies" in notes
+    assert "1 image is an exact copy" in notes
     assert "hollow" in notes
     assert "square (7)" in notes
 

@@ -269,9 +269,9 @@ def _conflict_notes(samples: list[Sample]) -> list[str]:
     conflicts = [group for group in same if len({sample.label for sample in group}) > 1]
     notes = []
     if same:
-        notes.append(
-            f"{sum(len(group) - 1 for group in same)} images are exact copies of others; copies stay on one side."
-        )
+        n = sum(len(group) - 1 for group in same)
+        are = "1 image is an exact copy of another" if n == 1 else f"{n} images are exact copies of others"
+        notes.append(f"{are}; copies stay on one side.")
     for group in conflicts[:5]:
         notes.append("The same image under different labels: " + ", ".join(shown(s.path) for s in group) + ".")
     if len(conflicts) > 5:

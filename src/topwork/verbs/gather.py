@@ -173,7 +173,7 @@ def _check_trainable(manifest: Manifest, parts: Split, watcher: Watcher) -> None
     untrained = [name for name in manifest.classes if name not in trained]
     if untrained:
         names = ", ".join(shown(name) for name in untrained[:5])
-        watcher.note(f"{len(untrained)} classes have no training image, so they can never be predicted: {names}.")
+        watcher.note(f"Without a training image, so they can never be predicted ({len(untrained)}): {names}.")
 
 
 def _check_label_sets(manifest: Manifest, parts: Split, watcher: Watcher) -> None:
@@ -192,4 +192,4 @@ def _check_label_sets(manifest: Manifest, parts: Split, watcher: Watcher) -> Non
     untrained = [name for name, n in zip(manifest.classes, counts.tolist(), strict=True) if not n]
     if untrained:
         names = ", ".join(shown(name) for name in untrained[:5])
-        watcher.note(f"{len(untrained)} labels have no training image, so they can never be given: {names}.")
+        watcher.note(f"Without a training image, so they can never be given ({len(untrained)}): {names}.")
