@@ -47,7 +47,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="of the cost")
     parser.add_argument("--many", type=Path, help="folder to make those images in, or to find them in")
     parser.add_argument("--seed", type=int, default=0, help="of what is planted")
+    parser.add_argument("--f32", action="store_true", help="as on a processor without bf16")
     arguments = parser.parse_args()
+    if arguments.f32:
+        from topwork.features import engine
+
+        engine._precisions = lambda: ["f32"]
     measures: dict[str, Callable[[argparse.Namespace, Path], None]] = {
         "layouts": measure_layouts,
         "duplicates": measure_duplicates,
