@@ -34,6 +34,7 @@ from topwork.errors import ImageError
 from topwork.features.embed import Embedder, Features
 from topwork.features.engine import fingerprint
 from topwork.features.structure import (
+    HIGHEST_SIMILARITY,
     coarse_similarity,
     fine_structure,
     finer_similarity,
@@ -47,7 +48,7 @@ Thumbs = NDArray[np.uint8]
 
 VERSION = 9  # raise it whenever other pairs may come out
 N_COPIED = 24  # images that copies are made of
-LOWEST_SIMILARITY, HIGHEST_SIMILARITY = 0.94, 0.96  # limits of the calibrated threshold: other photos stay below 0.94
+LOWEST_SIMILARITY = 0.94  # limit of the calibrated threshold: other photos stay below
 _STRICTEST = 0.995  # only files of the very same picture are this alike
 _LOST_COPIES = 0.01  # share of the copies that the thresholds may miss, each
 _MARGIN = 0.02
@@ -204,7 +205,7 @@ def search(space: FeatureSpace, thumbs: Thumbs, labels: Sequence[str], calibrati
     pairs, cosines = close_pairs(space.points, least_cosine)
     pairs = pairs[np.argsort(-cosines, kind="stable")[: _PROPOSALS * len(space.points)]]
     pairs = pairs[rough_similarity(thumbs, pairs) >= _ROUGHLY_ALIKE]
-    pairs = pairs[np.lexsort(pairs.T[::-1])]  # pairs of one image are compared together, and its crops are made once
+    pairs = pairs[np.lexsort(pairs.T[::-1])]  # pairs of one image are compared together
     rows, places = np.unique(pairs, return_inverse=True)
     structure, places = fine_structure(thumbs[rows]), places.reshape(pairs.shape)
     scores, starts = coarse_similarity(structure, places)

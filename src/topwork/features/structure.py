@@ -25,10 +25,10 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Thumbs = NDArray[np.uint8]
 
+HIGHEST_SIMILARITY = 0.96  # upper limit of the calibrated threshold; a stricter one spares no pair the finer search
 _SIDE = 24  # pixels of the grid on which structures are compared
-_PAIRS = 128  # compared at a time by each thread; each pair holds up to 200 kB of crops
+_PAIRS = 128  # compared at a time by each thread; each pair takes about 200 kB of matrices
 _COARSE_MARGIN = 0.22  # a finer search raises the correlation by no more than this (in 480 copies)
-_COARSE_LIMIT = 0.96  # a pair that starts this margin below it is not worth a finer search, however much is asked
 _CUTS = (0, 4, 8)  # percent cut off at each side, coarse search
 _STEPS = (2, 1)
 _DEEPEST_CUT = 12
@@ -71,7 +71,7 @@ def structure_similarity(structure: Floats, pairs: Ints, least: float = 1.0) -> 
     """(M,) best correlation of each pair of rows of (N, 32, 32), over mirror images and crops of either.
 
     Args:
-        pairs: sorted by their first row, a row's crops are made once for all its pairs in a block.
+        pairs: sorted by their first row, what a row's crops need is computed once for all its pairs in a block.
         least: what is asked is who comes up to this. The finer search ends there, and is not begun for pairs that it
             could not bring so far.
     """
@@ -96,7 +96,7 @@ def coarse_similarity(structure: Floats, pairs: Ints) -> tuple[Floats, Ints]:
 def finer_similarity(structure: Floats, pairs: Ints, scores: Floats, starts: Ints, least: float = 1.0) -> Floats:
     """(M,) best correlations after searching around the best coarse crops, as far as ``least`` asks for it."""
     best = scores[:, 0].copy()
-    hopeful = best >= min(least, _COARSE_LIMIT) - _COARSE_MARGIN
+    hopeful = best >= min(least, HIGHEST_SIMILARITY) - _COARSE_MARGIN
     for place in range(_WAYS):
         rows = np.flatnonzero(hopeful & (best < least) & (scores[:, place] >= scores[:, 0] - _START_MARGIN))
         found = _in_blocks(partial(_finer, structure, pairs, starts[:, place]), rows)
@@ -163,14 +163,14 @@ def _ends(low: Ints, high: Ints) -> Ints:
 
 def _tall(structure: Floats, ends: Ints) -> Floats:
     """(M, K, 24 * 32) R S of (M, 32, 32) structures."""
-    cut, _, _ = _taken(ends)
+    cut = _taken(_cut_tables()[0], ends)
     return np.asarray((cut.reshape(len(ends), -1, THUMB_SIDE) @ structure).reshape(len(structure), ends.shape[1], -1))
 
 
 def _wide(reference: Floats, ends: Ints) -> Floats:
     """(M, K, 24 * 32) W C of (M, 24, 24) references: its product with R S is that of W with the crop R S C'."""
     m, k = len(reference), ends.shape[1]
-    cut, _, _ = _taken(ends)
+    cut = _taken(_cut_tables()[0], ends)
     wide = reference @ cut.transpose(0, 2, 1, 3).reshape(len(ends), _SIDE, -1)
     return np.asarray(wide.reshape(m, _SIDE, k, THUMB_SIDE).transpose(0, 2, 1, 3).reshape(m, k, -1))
 
@@ -181,19 +181,19 @@ def _lengths(structure: Floats, rows: Ints, columns: Ints) -> Floats:
     The sum of squares of R S C' is that over (R'R) * (S (C'C) S').
     """
     m, k = len(structure), rows.shape[1]
-    (_, gram_of_rows, sums_of_rows), (_, gram, sums) = _taken(rows), _taken(columns)
+    _, grams, sums = _cut_tables()
+    gram = _taken(grams, columns)
     around = structure @ gram.transpose(0, 2, 1, 3).reshape(len(gram), THUMB_SIDE, -1)
     around = around.reshape(m, -1, THUMB_SIDE) @ structure.transpose(0, 2, 1)
     around = around.reshape(m, THUMB_SIDE, k, THUMB_SIDE).transpose(0, 2, 1, 3).reshape(m, k, -1)
-    squares = gram_of_rows.reshape(len(rows), k, -1) @ around.transpose(0, 2, 1)
-    total = sums_of_rows @ structure @ sums.transpose(0, 2, 1)
+    squares = _taken(grams, rows).reshape(len(rows), k, -1) @ around.transpose(0, 2, 1)
+    total = _taken(sums, rows) @ structure @ _taken(sums, columns).transpose(0, 2, 1)
     return np.asarray(np.sqrt(np.maximum(squares - total**2 / _SIDE**2, 1e-6)), np.float32)
 
 
-def _taken(ends: Ints) -> tuple[Floats, Floats, Floats]:
-    low, high = np.moveaxis(ends, -1, 0)
-    cut, gram, sums = _cut_tables()
-    return cut[low, high], gram[low, high], sums[low, high]
+def _taken(table: Floats, ends: Ints) -> Floats:
+    """The entries of one of :func:`_cut_tables` for these cuts."""
+    return np.asarray(table[ends[..., 0], ends[..., 1]])
 
 
 @lru_cache(maxsize=1)

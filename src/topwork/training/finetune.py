@@ -212,7 +212,8 @@ def facts_of(labels: NDArray[Any], n_classes: int, n_valid: int, grey: bool = Fa
 
     several = labels.ndim == 2
     counts = tuple(int(n) for n in (labels.sum(0) if several else np.bincount(labels, minlength=n_classes)))
-    has_gpu, has_bf16 = torch.cuda.is_available(), torch.cuda.is_available() or _has_bf16()
+    has_gpu = torch.cuda.is_available()
+    has_bf16 = has_gpu or _has_bf16()
     return DataFacts(counts, n_valid, len(labels), has_gpu, has_bf16=has_bf16, grey=grey, multilabel=several)
 
 

@@ -171,9 +171,7 @@ def _check_trainable(manifest: Manifest, parts: Split, watcher: Watcher) -> None
     if len(trained) < MIN_CLASSES:
         raise UsageError(f"{shown(str(manifest.root))}: the train part has images of only {len(trained)} class.")
     untrained = [name for name in manifest.classes if name not in trained]
-    if untrained:
-        names = ", ".join(shown(name) for name in untrained[:5])
-        watcher.note(f"Without a training image, so they can never be predicted ({len(untrained)}): {names}.")
+    _say_untrained(untrained, "predicted", watcher)
 
 
 def _check_label_sets(manifest: Manifest, parts: Split, watcher: Watcher) -> None:
@@ -190,6 +188,10 @@ def _check_label_sets(manifest: Manifest, parts: Split, watcher: Watcher) -> Non
             "An empty label means an image with none of them."
         )
     untrained = [name for name, n in zip(manifest.classes, counts.tolist(), strict=True) if not n]
-    if untrained:
-        names = ", ".join(shown(name) for name in untrained[:5])
-        watcher.note(f"Without a training image, so they can never be given ({len(untrained)}): {names}.")
+    _say_untrained(untrained, "given", watcher)
+
+
+def _say_untrained(names: Sequence[str], verb: str, watcher: Watcher) -> None:
+    if names:
+        some = ", ".join(shown(name) for name in names[:5])
+        watcher.note(f"Without a training image, so they can never be {verb} ({len(names)}): {some}.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -61,15 +61,29 @@ def judge(data: Gathered, probe: Probe, tuned: TunedClassifier | None, clock: St
 
 
 def _probe_classifier(data: Gathered, probe: Probe) -> Classifier:
-    """Folds the temperature, fitted on out-of-fold logits of train, into the head, and adds the decisions."""
-    train = data.parts.train
+    """Temperature (folded into the head) and thresholds of a probe come from out-of-fold values of the train part."""
+    settings, train = data.settings, data.parts.train
     labels = data.labels[train]
     temperature = fit_temperature(probe.out_of_fold_logits, labels[probe.rows])
+    probabilities = softmax(probe.out_of_fold_logits / temperature)
+    detector = fit_unknown(
+        data.features.block("last", train), labels, settings.unknown_false_alarms, groups=np.asarray(data.groups)[train]
+    )
+    thresholds = {
+        "unknown": detector.threshold,
+        "unknown_false_alarm_rate": detector.false_alarm_rate,
+        **fit_ambiguous(probabilities, labels[probe.rows], settings.coverage, settings.target_precision),
+    }
     head = probe.head.divided_by(temperature)
-    head = head.folded() if head.kind == "plain" else head
-    classifier = Classifier(data.backbone, head, data.manifest.classes, temperature, data.embedder.engine.precision)
-    groups = np.asarray(data.groups)[train]
-    return _with_decisions(classifier, probe, labels, data.features.block("last", train), groups, data.settings)
+    return Classifier(
+        data.backbone,
+        head.folded() if head.kind == "plain" else head,
+        data.manifest.classes,
+        temperature,
+        data.embedder.engine.precision,
+        thresholds,
+        {"unknown_centres": detector.centres},
+    )
 
 
 def _tuned_classifier(data: Gathered, tuned: TunedClassifier) -> Classifier:
@@ -108,22 +122,3 @@ def unknown_threshold(
         "unknown": max(detector.threshold, float(scores[rank])),
         "unknown_false_alarm_rate": settings.unknown_false_alarms,
     }
-
-
-def _with_decisions(
-    classifier: Classifier,
-    probe: Probe,
-    train_labels: NDArray[np.int64],
-    train_features: NDArray[np.float16],
-    train_groups: NDArray[np.int64],
-    settings: FitSettings,
-) -> Classifier:
-    """Adds the rule for label, ambiguous and unknown; all of it from out-of-fold values of the train part."""
-    probabilities = softmax(probe.out_of_fold_logits / classifier.temperature)
-    detector = fit_unknown(train_features, train_labels, settings.unknown_false_alarms, groups=train_groups)
-    thresholds = {
-        "unknown": detector.threshold,
-        "unknown_false_alarm_rate": detector.false_alarm_rate,
-        **fit_ambiguous(probabilities, train_labels[probe.rows], settings.coverage, settings.target_precision),
-    }
-    return replace(classifier, thresholds=thresholds, arrays={"unknown_centres": detector.centres})

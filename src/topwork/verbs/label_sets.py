@@ -24,7 +24,7 @@ from topwork.training.tuning import TunedClassifier
 from topwork.verbs.gather import Gathered
 from topwork.verbs.judge import Judged, unknown_threshold
 from topwork.verbs.leaks import judge_leaks
-from topwork.verbs.steps import Stopwatch, Watcher, looked_again, n_train_of
+from topwork.verbs.steps import Stopwatch, Watcher, looked_again, n_train_of, parameters_of
 
 ONLY_ONE_LABEL = {  # settings that need one label an image, and their defaults
     "balance": "auto",
@@ -61,9 +61,7 @@ def judge_label_sets(
             name: figures(part, n_train, seed) for name, part in predictions.items() if name != "train"
         }
         evaluation |= judge_leaks(predictions, data.manifest, parts, lambda part: figures(part, n_train, seed), watcher)
-    n_head = int(classifier.head.weight.size + classifier.head.bias.size)
-    evaluation |= {"n_parameters": classifier.backbone.n_parameters + n_head, "n_trainable": n_head}
-    return Judged(classifier, predictions, evaluation)
+    return Judged(classifier, predictions, evaluation | parameters_of(classifier))
 
 
 def predict_label_sets(

@@ -191,8 +191,7 @@ def evaluate_parts(
         if name in predictions:
             part: PartEvaluation = evaluate_part(predictions[name], n_train=n_train, seed=seed)
             judged[name] = part.as_dict()
-    n_head = int(classifier.head.weight.size + classifier.head.bias.size)
-    return judged | {"n_parameters": classifier.backbone.n_parameters + n_head, "n_trainable": n_head}
+    return judged | parameters_of(classifier)
 
 
 def provenance(manifest: Manifest, parts: Split, evaluation: dict[str, Any], settings: DataSettings) -> dict[str, Any]:
@@ -207,6 +206,12 @@ def provenance(manifest: Manifest, parts: Split, evaluation: dict[str, Any], set
         "seed": settings.seed,
         "versions": versions(),
     }
+
+
+def parameters_of(classifier: Classifier) -> dict[str, int]:
+    """Numbers of parameters, and of those that a probe trains, as ``evaluation.json`` holds them."""
+    n_head = int(classifier.head.weight.size + classifier.head.bias.size)
+    return {"n_parameters": classifier.backbone.n_parameters + n_head, "n_trainable": n_head}
 
 
 def n_train_of(manifest: Manifest, parts: Split) -> dict[str, int]:
