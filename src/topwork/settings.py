@@ -120,7 +120,11 @@ class TuneSettings:
     patience: int | None = _setting(None, "Epochs without a better one after which training stops.")
     interpolate: bool = _setting(True, "Try mixtures of the starting and the tuned weights on valid, keep the best.")
     average_best: int | None = _setting(None, "Average the weights of this many best epochs if valid agrees.")
-    tta: bool = _setting(False, "Predict the mean over an image and its mirror image.")
+    tta: bool = _setting(
+        False,
+        "Test-time augmentation: every answer of the model rests on the image and its mirror image (twice the work); with "
+        "vertical-flip in --augment also on both upside down (four times).",
+    )
     tail_views: int | None = _setting(
         None, "Cache the frozen part for this many augmented views an image and train the rest from them."
     )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from topwork.data.transforms import InputSpec
 from topwork.errors import UsageError
 from topwork.features import engine as engines
 from topwork.features.engine import (
@@ -184,3 +185,27 @@ print(*seen)
 def test_signals_are_survived_after_networks_have_come_and_gone():
     done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "signal"), done.stderr
+
+
+@pytest.mark.parametrize(("mirror", "n"), [("horizontal", 2), ("both", 4)])
+@pytest.mark.parametrize("kind", ["torch", "openvino"])
+def test_mirrored_positions_are_averaged_inside_the_network(tiny, images, kind, mirror, n):
+    mirrored = tiny.with_spec(mirror=mirror)
+    found = load_engine(mirrored, kind, "f32").run_unrounded(images)
+    plain = TorchEngine(tiny, "f32", "cpu")
+    turned = [images, images[:, :, ::-1], images[:, ::-1], images[:, ::-1, ::-1]][:n]
+    expected = [plain.run_unrounded(np.ascontiguousarray(some)) for some in turned]
+    for name in ("last", "stages"):
+        np.testing.assert_allclose(
+            found[name], np.mean([e[name] for e in expected], axis=0), rtol=2e-3, atol=2e-3, err_msg=name
+        )
+    alone = load_engine(mirrored, kind, "f32").run_unrounded(images[:1])  # another graph: batches of one
+    np.testing.assert_allclose(alone["last"], found["last"][:1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_spec_without_mirrored_positions_is_written_as_before(tiny):
+    assert "mirror" not in tiny.spec.as_dict()
+    spec = tiny.with_spec(mirror="both").spec
+    assert InputSpec.from_dict(spec.as_dict()) == spec
+    with pytest.raises(ValueError, match="mirror"):
+        InputSpec.from_dict(spec.as_dict() | {"mirror": "sideways"})

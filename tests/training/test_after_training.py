@@ -9,7 +9,7 @@ import torch
 
 from topwork.data.transforms import InputSpec
 from topwork.errors import UsageError
-from topwork.training.average import choose_weights, interpolate, mean_of, tuned_logits
+from topwork.training.average import choose_weights, interpolate, mean_of
 from topwork.training.estimate import REMOVED, estimate, training_rate
 from topwork.training.loop import Prepared, fit, judge
 from topwork.training.lr_range import range_test, smooth, suggest
@@ -52,16 +52,6 @@ def test_without_valid_the_tuned_weights_are_kept():
     recipe = recipe_for(n_valid=0, epochs=1)
     tuned = fit(TinyNetwork(), recipe, streams(recipe=recipe)[0])
     assert choose_weights(TinyNetwork(), tuned, recipe, None).state is tuned.best
-
-
-def test_a_mirror_image_and_its_image_get_the_same_logits():
-    pixels, labels = drawn_images(6)
-    recipe = recipe_for(tta=True)
-    both = []
-    for images in (pixels, pixels[:, :, ::-1].copy()):
-        stream = ImageStream(images, labels, InputSpec(height=16, width=16))
-        both.append(tuned_logits(TinyNetwork(), TinyNetwork().state_dict(), recipe, stream))
-    np.testing.assert_allclose(both[0], both[1], rtol=1e-4, atol=1e-5)
 
 
 # ---- cached activations

@@ -23,6 +23,12 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Fit = Literal["squash", "crop", "pad"]
 Resizer = Literal["quick", "pillow"]
+Mirror = Literal["none", "horizontal", "both"]
+MIRRORS: dict[Mirror, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "horizontal": ((), (2,)),
+    "both": ((), (2,), (1,), (1, 2)),
+}  # axes of (B, H, W, 3) that each position is mirrored along
 
 _FILTERS = {"bilinear": FilterType.bilinear, "bicubic": FilterType.catmull_rom}
 _LOCAL = threading.local()  # one Resizer a thread: it keeps scratch buffers and is not safe to share
@@ -42,6 +48,8 @@ class InputSpec:
         background: RGB fill of ``pad``, 0..255.
         resizer: ``pillow`` gives the pixels that other programs give, ``quick`` the same within a grey level in a
             fifth of the time.
+        mirror: which mirrored positions the network sees beside the image itself; features are the mean over them
+            (test-time augmentation): ``horizontal`` left to right, ``both`` also upside down and both together.
     """
 
     height: int = 224
@@ -53,6 +61,7 @@ class InputSpec:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     background: tuple[int, int, int] = (128, 128, 128)
     resizer: Resizer = "quick"
+    mirror: Mirror = "none"
 
     @property
     def min_side(self) -> int:
@@ -64,13 +73,18 @@ class InputSpec:
         return 2 * max(self.height, self.width)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Plain JSON values; ``mirror`` only where there is one, so that older records and caches stay valid."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if self.mirror == "none":
+            del values["mirror"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> InputSpec:
-        """Reads what ``as_dict`` wrote; raises TypeError for names it does not know."""
+        """Reads what ``as_dict`` wrote; raises TypeError or ValueError for what it does not know."""
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if known.get("mirror", "none") not in MIRRORS:
+            raise ValueError(f"mirror: {known['mirror']!r:.40} is none of {', '.join(MIRRORS)}")
         return cls(**known)
 
 

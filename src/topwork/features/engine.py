@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from topwork.data.images import DECODER_VERSION
 from topwork.data.shards import atomic_file
-from topwork.data.transforms import InputSpec, Pixels
+from topwork.data.transforms import MIRRORS, InputSpec, Pixels
 from topwork.errors import ModelError, UsageError
 from topwork.models.backbone import Backbone
 
@@ -197,7 +197,7 @@ def rounded(blocks: Blocks) -> Batch:
 
 
 def feature_network(backbone: Backbone) -> nn.Module:
-    """A torch module: uint8 (B, H, W, 3) to (last, stages), normalisation inside."""
+    """A torch module: uint8 (B, H, W, 3) to (last, stages), normalisation and mirrored positions inside."""
     import torch
     from torch import nn
 
@@ -221,16 +221,28 @@ def feature_network(backbone: Backbone) -> nn.Module:
             return hook
 
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            positions = MIRRORS[backbone.spec.mirror]
+            if len(positions) == 1:
+                return self.features(images)
+            last, stages = self.features(torch.cat([images.flip(axes) if axes else images for axes in positions]))
+            return self._mean(last, len(positions)), self._mean(stages, len(positions))
+
+        @staticmethod
+        def _mean(features: torch.Tensor, n: int) -> torch.Tensor:
+            return torch.stack(features.chunk(n)).mean(0)
+
+        def features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            """Of the images as they are."""
             x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
             last = backbone.features(self.network, x)
             channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
-            pooled = [_pool(self.maps[name], channels_last) for name in feature_stages(backbone)]
+            pooled = [pool_map(self.maps[name], channels_last) for name in feature_stages(backbone)]
             return last, torch.cat(pooled, 1) if pooled else last[:, :0]
 
     return FeatureNetwork().eval()
 
 
-def _pool(stage_map: Any, channels_last: bool) -> Any:
+def pool_map(stage_map: Any, channels_last: bool) -> Any:
     """Mean and maximum over positions of a (B, C, h, w), (B, h, w, C) or token (B, n, C) map: (B, 2C)."""
     import torch
 

@@ -50,12 +50,14 @@ class OpenNetwork(Protocol):
 
 
 def open_network(backbone: Backbone, precision: str) -> OpenNetwork:
-    """The opened form of a backbone, or of the network in a model folder.
+    """The opened form of a backbone, or of the network in a model folder; of the image itself, without mirrored positions.
 
     Args:
         precision: ``bf16`` or ``f32``, as the classifier's features were made.
     """
-    for xml in (backbone.folder / COMPILED[0], compiled_path(backbone)):
+    own = (backbone.folder / COMPILED[0],) if backbone.spec.mirror == "none" else ()
+    backbone = backbone.with_spec(mirror="none")
+    for xml in (*own, compiled_path(backbone)):
         if xml.is_file():
             try:
                 return OpenVINONetwork(xml, precision)

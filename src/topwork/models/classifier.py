@@ -68,7 +68,7 @@ class Classifier:
     @property
     def is_timm(self) -> bool:
         """Whether timm's network of that name can hold all of it, so that the folder is a timm model, too."""
-        return self.head.kind == "plain" and not self.backbone.changes
+        return self.head.kind == "plain" and not self.backbone.changes and self.backbone.spec.mirror == "none"
 
 
 def save_classifier(classifier: Classifier, folder: Path, compiled: Path | None, card: str) -> None:

@@ -109,11 +109,12 @@ class HeadSpec:
     """What stands between pooled features and logits.
 
     Attributes:
+        kind: ``extended`` is the probe's head of that kind, with the square roots and stages that it reads.
         dropout: on the features, before anything else.
         hidden: layers of an MLP, first to last; empty for the other kinds.
     """
 
-    kind: Literal["linear", "mlp", "cosine"] = "linear"
+    kind: Literal["linear", "mlp", "cosine", "extended"] = "linear"
     hidden: tuple[HiddenLayer, ...] = ()
     dropout: float = 0.0
 
@@ -122,6 +123,11 @@ class HeadSpec:
         layers = [f"{layer.width}:{layer.activation}:{layer.dropout:g}" for layer in self.hidden]
         name = ",".join(layers) if self.kind == "mlp" else self.kind
         return f"drop:{self.dropout:g},{name}" if self.dropout else name
+
+    @property
+    def starts_from_probe(self) -> bool:
+        """Whether a fitted probe can be its first state; any other head is trained alone first."""
+        return self.kind in ("linear", "extended")
 
     @property
     def last_index(self) -> int:

@@ -82,7 +82,8 @@ class Predictor:
     Args:
         model: a run or model folder, or a classifier already read.
         n_top: how many classes each prediction names.
-        tta: also look at each image mirrored, and take the mean of the probabilities; twice the work.
+        tta: also look at each image mirrored, and take the mean of the probabilities; twice the work. A model that was
+            fitted with mirrored positions looks at them anyway.
         runtime: what runs the network, see :func:`topwork.shipping.runtime.engine_of`.
     """
 
@@ -91,7 +92,7 @@ class Predictor:
     ) -> None:
         self.classifier = model if isinstance(model, Classifier) else load_classifier(model, multi_label=True)
         self.n_top = n_top
-        self.tta = tta
+        self.tta = tta and self.classifier.backbone.spec.mirror == "none"
         self.engine = engine_of(self.classifier, runtime)
         self._careful = CarefulNetwork(self.classifier.backbone, self.engine)
         self._thresholds, self._detector = _decision_rule(self.classifier)

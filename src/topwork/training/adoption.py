@@ -20,8 +20,13 @@ from topwork.models.head import FeatureTransform, Floats, HeadSpec, LinearHead, 
 from topwork.training.folding import State
 
 
-def adopt(backbone: Backbone, state: State, head: HeadSpec, n_classes: int) -> tuple[Backbone, LinearHead]:
+def adopt(
+    backbone: Backbone, state: State, head: HeadSpec, n_classes: int, probe: LinearHead | None = None
+) -> tuple[Backbone, LinearHead]:
     """The tuned network as a backbone of its own, and its last layer as a head.
+
+    Args:
+        probe: what an extended head started from; it still reads the same columns.
 
     Raises:
         TopworkError: the weights are not those of such a network.
@@ -33,7 +38,11 @@ def adopt(backbone: Backbone, state: State, head: HeadSpec, n_classes: int) -> t
     rows = {key.removeprefix(last): value for key, value in state.items() if key.startswith(last)}
     if "weight" not in rows or rows["weight"].ndim != 2:
         raise UsageError(f"--backbone {backbone.name}: its classifier is not one linear layer; topwork cannot tune it.")
-    linear = _cosine_head(rows) if head.kind == "cosine" else _linear_head(rows)
+    if head.kind == "extended":
+        assert probe is not None, "an extended head is the probe's own"
+        linear = replace(probe, weight=_floats(rows["weight"].float()), bias=_floats(rows["bias"].float()))
+    else:
+        linear = _cosine_head(rows) if head.kind == "cosine" else _linear_head(rows)
     below = f"{classifier}." if not head.hidden else last
     rest = {key: value for key, value in state.items() if not key.startswith(below)}
     changes = replace(backbone.changes, hidden=str(head) if head.hidden else None)

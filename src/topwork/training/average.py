@@ -1,4 +1,4 @@
-"""What is done with the weights after training: mixtures chosen on valid, and the mean over an image and its mirror.
+"""What is done with the weights after training: mixtures chosen on valid.
 
 In: a network, what :func:`topwork.training.loop.fit` returned, and the validation stream. Out: :class:`Chosen`: one
 state dict, and the table of what was tried. Weights on a line between a good start and a tuned end often are better
@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from topwork.data.augment import Flip, pipeline
 from topwork.training.distributed import Processes
 from topwork.training.folding import State
 from topwork.training.loop import Judged, Prepared, Tuned, judge, predict
@@ -108,30 +107,8 @@ def _unfolded(recipe: Recipe) -> Recipe:
     return replace(recipe, phases=tuple(replace(phase, batch_norm="frozen") for phase in recipe.phases), compile=False)
 
 
-class _Mirrored:
-    """A stream of mirror images, left to right, upside down, or both."""
-
-    def __init__(self, stream: ImageStream, *axes: int) -> None:
-        self._stream, self.labels, self.shape, self._axes = stream, stream.labels, stream.shape, axes
-
-    def load(self, rows: NDArray[np.int64], epoch: int | None) -> NDArray[np.uint8]:
-        return np.ascontiguousarray(np.flip(self._stream.load(rows, epoch), self._axes))
-
-    def wrap(self, network: nn.Module) -> nn.Module:
-        return self._stream.wrap(network)
-
-
 def tuned_logits(network: nn.Module, state: State, recipe: Recipe, stream: ImageStream) -> NDArray[np.float32]:
-    """(N, C) logits of tuned weights; with ``recipe.tta`` the mean over each image and its mirror image.
-
-    Where training saw images upside down, so does the mean: it is over four positions then.
-    """
+    """(N, C) logits of tuned weights."""
     net = Prepared(network, _unfolded(recipe), stream, Processes().device)
     net.load(state)
-    views: list[Stream] = [stream]
-    if recipe.tta:
-        views.append(_Mirrored(stream, 2))
-        if Flip(vertical=True) in pipeline(recipe.augmentation).steps:
-            views += [_Mirrored(stream, 1), _Mirrored(stream, 1, 2)]
-    logits = [torch.cat([part for _, part in predict(net, view)]).cpu().numpy() for view in views]
-    return np.asarray(np.mean(logits, axis=0), np.float32)
+    return np.asarray(torch.cat([part for _, part in predict(net, stream)]).cpu().numpy(), np.float32)

@@ -32,6 +32,7 @@ from topwork.models.modules import (
 from topwork.training.adoption import adopt
 from topwork.training.average import Chosen, choose_weights
 from topwork.training.checkpoint import INDEX
+from topwork.training.extended import put_extended
 from topwork.training.folding import State
 from topwork.training.loop import Surroundings, Tuned, fit
 from topwork.training.optimizer import StageRow, freeze, stage_table, stages_of
@@ -60,10 +61,11 @@ class FineTuned:
     n_parameters: int
     n_trainable: int
     backbone: Backbone | str
+    probe: LinearHead | None = None
 
     def network(self) -> nn.Module:
         """The tuned network, in eval mode: normalised images (B, 3, H, W) to logits."""
-        network = make_network(self.backbone, self.head, self.recipe)
+        network = make_network(self.backbone, self.head, self.recipe, self.probe)
         network.load_state_dict(self.state)
         return network.eval()
 
@@ -77,7 +79,7 @@ class FineTuned:
             raise UsageError(
                 "A head or network of your own can be trained, but only a HeadSpec fits into a model folder."
             )
-        return adopt(self.backbone, self.state, self.head, self.recipe.n_classes)
+        return adopt(self.backbone, self.state, self.head, self.recipe.n_classes, self.probe)
 
 
 def fine_tune(
@@ -96,7 +98,8 @@ def fine_tune(
 
     Args:
         head: as ``linear``, ``cosine``, ``256:0.4,128:0.2``; or a module of your own, from (B, D) features to logits.
-        probe: head of a fitted probe, which a linear head starts from; without it the head is first trained alone.
+        probe: head of a fitted probe, which a linear head starts from (an extended one with all that it reads); without
+            it the head is first trained alone.
         around: checkpoints, callbacks, stopping.
 
     Raises:
@@ -105,11 +108,19 @@ def fine_tune(
     """
     settings, spec = settings or TuneSettings(), parse_head(head) if isinstance(head, str) else head
     labels, n_classes = manifest.targets, len(manifest.classes)
-    is_fitted = probe is not None and isinstance(spec, HeadSpec) and spec.kind == "linear"
+    if probe is not None and probe.kind == "extended" and spec == HeadSpec():
+        spec = extended_where_possible(settings)
+    is_fitted = probe is not None and isinstance(spec, HeadSpec) and spec.starts_from_probe
     facts = facts_of(labels[parts.train], n_classes, len(parts.valid))
     recipe = plan(settings, facts, stage_names(backbone.skeleton(n_classes)), seed, head_is_fitted=is_fitted)
     train, valid = streams_of(manifest, parts.train, parts.valid, backbone, recipe, n_threads)
     return tune(backbone, recipe, train, valid, head=spec, probe=probe, around=around)
+
+
+def extended_where_possible(settings: TuneSettings) -> HeadSpec:
+    """The head for an extended probe: its own, but for one sigmoid for two classes and for networks from scratch."""
+    is_possible = settings.outputs != "binary" and settings.strategy != "scratch"
+    return HeadSpec("extended" if is_possible else "linear")
 
 
 def make_network(
@@ -118,7 +129,11 @@ def make_network(
     recipe: Recipe,
     probe: LinearHead | None = None,
 ) -> nn.Module:
-    """The network that training starts from: pretrained (or random) weights, a new head, the probe's rows in it."""
+    """The network that training starts from: pretrained (or random) weights, a new head, the probe's rows in it.
+
+    Args:
+        probe: an extended head cannot be built without it, as it says what the head reads.
+    """
     width = n_outputs(recipe.n_classes, recipe.outputs)
     if backbone == SIX_BLOCKS:
         return SixBlockNetwork(width)
@@ -127,6 +142,9 @@ def make_network(
         changes = None if isinstance(backbone, str) else replace(backbone.changes, hidden=None)
         backbone = load_backbone(name)
         backbone = backbone.changed(changes) if changes else backbone
+    if isinstance(head, HeadSpec) and head.kind == "extended":
+        assert probe is not None, "an extended head is the probe's own"
+        return put_extended(backbone.module(1), backbone, probe)
     # the classifier of the pretrained network is loaded and then replaced; timm knows where it is
     module = copy.deepcopy(head) if isinstance(head, nn.Module) else head
     network = build_classifier(backbone.module(1), module, width)
@@ -165,9 +183,9 @@ def tune(
         tuned = fit(network, recipe, cached[0], cached[1], around)
     else:
         tuned = fit(network, recipe, train, valid, around)
-    fresh = make_network(backbone, head, recipe)
+    fresh = make_network(backbone, head, recipe, probe)
     chosen = choose_weights(fresh, tuned, recipe, valid, around.processes)
-    return FineTuned(chosen.state, recipe, head, tuned, chosen, table, n_parameters, n_trainable, backbone)
+    return FineTuned(chosen.state, recipe, head, tuned, chosen, table, n_parameters, n_trainable, backbone, probe)
 
 
 def streams_of(

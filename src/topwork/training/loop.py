@@ -465,7 +465,7 @@ class _Run:
         if saved is None:
             return False
         values, tensors = saved.values, saved.tensors
-        if Recipe.from_dict(values["recipe"]) != self.recipe:
+        if not self.recipe.is_written_as(values["recipe"]):
             raise UsageError(f"{self.around.folder}: its checkpoint is of another recipe. Use another folder.")
         device = self.net.device
         tensors = {name: value.to(device) for name, value in tensors.items()}

@@ -7,6 +7,7 @@ Strategies are data: each is a list of phases, and a stage that does not move ha
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -101,7 +102,6 @@ class Recipe:
     patience: int | None = None
     interpolate: bool = False
     average_best: int | None = None
-    tta: bool = False
     tail_views: int | None = None
     precision: Literal["bf16", "f32"] = "f32"
     compile: bool = False
@@ -128,16 +128,9 @@ class Recipe:
         """Plain JSON values."""
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """The inverse of :meth:`as_dict`, after a trip through JSON too."""
-        known = {key: _tuples(value) for key, value in values.items()}
-        phases = tuple(Phase(**{k: _tuples(v) for k, v in phase.items()}) for phase in values["phases"])
-        return cls(**(known | {"phases": phases}))
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(part) for part in value) if isinstance(value, list | tuple) else value
+    def is_written_as(self, values: dict[str, Any]) -> bool:
+        """Whether these JSON values are this recipe; those of a version that knew other settings are not."""
+        return bool(json.loads(json.dumps(self.as_dict())) == values)
 
 
 # ---- deciding
@@ -185,7 +178,6 @@ def plan(
         patience=settings.patience if facts.n_valid else None,
         interpolate=settings.interpolate and strategy not in ("scratch", "head") and facts.n_valid > 0,
         average_best=settings.average_best if facts.n_valid else None,
-        tta=settings.tta,
         tail_views=settings.tail_views,
         precision=("bf16" if facts.has_bf16 else "f32") if settings.precision == "auto" else settings.precision,
         compile=settings.compile,

@@ -5,6 +5,7 @@ computed once for a few augmented views of each image, and the same network runn
 an epoch costs what the upper stages cost, without decoding, augmenting, or the large maps of the lower stages.
 
 Views are drawn once: epoch e of a sample shows view (e + offset of the sample) mod K. Maps are kept in half precision.
+An extended head also reads frozen stages; what it pools of them is kept behind the map it starts from.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from topwork.errors import UsageError
+from topwork.models.modules import classifier_name
+from topwork.training.extended import ExtendedHead
 from topwork.training.optimizer import stages_of
 from topwork.training.recipe import Recipe
 from topwork.training.streams import IN_MEMORY_BYTES, ImageStream, InputNetwork, ahead, in_file
@@ -28,37 +32,92 @@ BATCH = 16
 LARGEST_HALF = 65504.0
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Where a network is cut.
+
+    Attributes:
+        border: the first stage above.
+        map_shape: (C, h, w) of the map that goes up.
+        pooled: (stage, columns) of the frozen stages that an extended head reads, behind the map.
+    """
+
+    border: str
+    map_shape: tuple[int, ...]
+    pooled: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what is kept of one view: the map, or the flat map and the pooled columns."""
+        if not self.pooled:
+            return self.map_shape
+        return (math.prod(self.map_shape) + sum(n for _, n in self.pooled),)
+
+
 class TailStream:
-    """Cached maps (K, N, C, h, w) of K views of N samples, and labels."""
+    """Cached maps (K, N, C, h, w) of K views of N samples, or (K, N, F) with pooled columns; and labels."""
 
     def __init__(
-        self, maps: NDArray[np.float16], labels: NDArray[Any], shape: tuple[int, int, int], border: str, seed: int = 0
+        self, maps: NDArray[np.float16], labels: NDArray[Any], shape: tuple[int, int, int], cut: Cut, seed: int = 0
     ) -> None:
-        self.maps, self.labels, self.shape, self.border = maps, labels, shape, border
+        self.maps, self.labels, self.shape, self.cut = maps, labels, shape, cut
         self._offset = np.random.default_rng([seed, 2]).integers(len(maps), size=len(labels))
 
     def load(self, rows: NDArray[np.int64], epoch: int | None) -> NDArray[np.float16]:
-        """(B, C, h, w) half-precision maps."""
+        """(B, C, h, w) half-precision maps, or (B, F)."""
         views = np.zeros(len(rows), np.int64) if epoch is None else (epoch + self._offset[rows]) % len(self.maps)
         return np.stack([self.maps[view, row] for view, row in zip(views, rows, strict=True)])
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The part of the network above the border."""
-        return UpperPart(network, self.border)
+        return UpperPart(network, self.cut)
+
+
+class LowerPart(nn.Module):
+    """Runs a network up to a border: the children before it, in order."""
+
+    def __init__(self, network: nn.Module, border: str, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(*(module for _, module in split_children(network, border)[0])).eval()
+        self.pooled = _pooled_of(network)
+        self.pooled.clear()
+        with torch.inference_mode():
+            map_shape = tuple(self.parts(torch.zeros(1, *shape)).shape[1:])
+        self.cut = Cut(border, map_shape, tuple((name, int(v.shape[1])) for name, v in self.pooled.items()))
+        self.pooled.clear()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What is kept (B, ...) of normalised images (B, 3, H, W)."""
+        maps: Tensor = self.parts(images)
+        if not self.cut.pooled:
+            return maps
+        return torch.cat([maps.flatten(1), *(self.pooled.pop(name) for name, _ in self.cut.pooled)], 1)
 
 
 class UpperPart(nn.Module):
     """Runs a network from a border on: the children after it, in order."""
 
-    def __init__(self, network: nn.Module, border: str) -> None:
+    def __init__(self, network: nn.Module, cut: Cut) -> None:
         super().__init__()
-        self.parts = nn.Sequential(*(module for _, module in split_children(network, border)[1]))
+        self.parts = nn.Sequential(*(module for _, module in split_children(network, cut.border)[1]))
+        self.cut, self.pooled = cut, _pooled_of(network)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Logits from maps (B, C, h, w)."""
-        maps = maps.float().contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.parts(maps)
+    def forward(self, kept: Tensor) -> Tensor:
+        """Logits from what :class:`LowerPart` gives."""
+        kept = kept.float()
+        if self.cut.pooled:
+            sizes = [math.prod(self.cut.map_shape), *(n for _, n in self.cut.pooled)]
+            flat, *columns = torch.split(kept, sizes, 1)
+            self.pooled.update({name: value for (name, _), value in zip(self.cut.pooled, columns, strict=True)})
+            kept = flat.reshape(-1, *self.cut.map_shape)
+        logits: Tensor = self.parts(kept.contiguous(memory_format=torch.channels_last))
         return logits
+
+
+def _pooled_of(network: nn.Module) -> dict[str, Tensor]:
+    """Where an extended head finds what its stages pooled; of no use to other heads."""
+    head = network.get_submodule(classifier_name(network))
+    return head.pooled if isinstance(head, ExtendedHead) else {}
 
 
 def border_of(network: nn.Module, recipe: Recipe) -> str | None:
@@ -101,11 +160,9 @@ def tail_streams(
     border = border_of(network, recipe)
     if border is None or recipe.tail_views is None:
         raise UsageError("--tail-views caches the stages that rest, but all stages move; use --strategy last or head.")
-    lower = nn.Sequential(*(module for _, module in split_children(network, border)[0])).eval()
-    _check_cut(network, lower, border, train.shape)
-    n_views = recipe.tail_views
+    lower = _checked_lower(network, border, train.shape)
+    n_views, cut, shape = recipe.tail_views, lower.cut, lower.cut.shape
     run = _frozen_runner(InputNetwork(copy.deepcopy(lower), train.spec).eval(), train.shape, recipe.precision)
-    shape = run(np.zeros((BATCH, *train.shape[1:], 3), np.uint8)).shape[1:]
     maps = _room((n_views, len(train.labels), *shape))
     plain = train.augmentation.crop is None
     n_train, n_valid = len(train.labels), 0 if valid is None else len(valid.labels)
@@ -116,12 +173,12 @@ def tail_streams(
     for view in range(n_views):
         # without crops the first view may as well be the image itself
         _fill(maps[view], run, train, None if view == 0 and plain else view, report(view * n_train))
-    tail = TailStream(maps, train.labels, train.shape, border, recipe.seed)
+    tail = TailStream(maps, train.labels, train.shape, cut, recipe.seed)
     if valid is None:
         return tail, None
     valid_maps = _room((1, len(valid.labels), *shape))
     _fill(valid_maps[0], run, valid, None, report(n_views * n_train))
-    return tail, TailStream(valid_maps, valid.labels, valid.shape, border)
+    return tail, TailStream(valid_maps, valid.labels, valid.shape, cut)
 
 
 def _fill(
@@ -136,14 +193,15 @@ def _fill(
         report(int(chosen[-1]) + 1)
 
 
-def _check_cut(network: nn.Module, lower: nn.Module, border: str, shape: Sequence[int]) -> None:
-    """Lower and upper part together must give what the network gives."""
+def _checked_lower(network: nn.Module, border: str, shape: Sequence[int]) -> LowerPart:
+    """The lower part, which together with the upper one must give what the network gives."""
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     was_training = network.training
     network.eval()
     try:
         with torch.inference_mode():
-            expected, found = network(images), UpperPart(network, border)(lower(images))
+            lower = LowerPart(network, border, shape)
+            expected, found = network(images), UpperPart(network, lower.cut)(lower(images))
         same = expected.shape == found.shape and torch.allclose(expected, found, rtol=1e-3, atol=1e-4)
     except (RuntimeError, TypeError):
         same = False
@@ -154,6 +212,7 @@ def _check_cut(network: nn.Module, lower: nn.Module, border: str, shape: Sequenc
             f"{type(network).__name__}: it is not a plain sequence of its parts, so activations cannot be cached "
             "before a stage; leave --tail-views away."
         )
+    return lower
 
 
 def _frozen_runner(network: nn.Module, shape: Sequence[int], precision: str) -> Any:

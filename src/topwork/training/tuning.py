@@ -39,6 +39,7 @@ class TunedClassifier:
     """A tuned network as backbone and head.
 
     Attributes:
+        trained_head: what was trained as the head, in the words of ``--hidden``.
         recipe: of the tuning, as plain JSON values.
         history: one record an epoch.
         stages: (stage, parameters, trainable, rate) of the network.
@@ -46,6 +47,7 @@ class TunedClassifier:
 
     backbone: Backbone
     head: LinearHead
+    trained_head: str
     recipe: dict[str, Any]
     history: list[dict[str, Any]]
     stages: list[dict[str, Any]]
@@ -92,7 +94,7 @@ class Ready:
     @property
     def head_is_fitted(self) -> bool:
         """Whether the head starts from the probe's."""
-        return self.spec.kind == "linear"
+        return self.spec.starts_from_probe
 
 
 def prepare(tuning: Tuning, on_progress: Callable[[int, int], None]) -> Ready:
@@ -105,10 +107,10 @@ def prepare(tuning: Tuning, on_progress: Callable[[int, int], None]) -> Ready:
     from topwork.training.recipe import plan
 
     settings, parts, manifest = tuning.settings, tuning.parts, tuning.manifest
-    start, spec = _starting_head(tuning), head_spec(settings)
+    start, spec = _starting_head(tuning)
     grey = all(sample.mode in ("1", "L", "LA", "I;16") for sample in manifest.samples)
     facts = facts_of(tuning.labels[parts.train], len(manifest.classes), len(parts.valid), grey=grey)
-    recipe = plan(settings, facts, tuning.stage_names, settings.seed, head_is_fitted=spec.kind == "linear")
+    recipe = plan(settings, facts, tuning.stage_names, settings.seed, head_is_fitted=spec.starts_from_probe)
     train, valid = streams_of(
         manifest, parts.train, parts.valid, tuning.backbone, recipe, settings.workers, on_progress
     )  # fmt: skip
@@ -159,6 +161,7 @@ def tune_classifier(
     return TunedClassifier(
         backbone=backbone,
         head=head,
+        trained_head=str(ready.spec),
         recipe=recipe.as_dict() | {"tried": [vars(mixture) for mixture in done.chosen.tried]},
         history=done.tuned.history,
         stages=[vars(row) for row in done.stages],
@@ -167,14 +170,19 @@ def tune_classifier(
     )
 
 
-def _starting_head(tuning: Tuning) -> LinearHead:
-    """The head that tuning starts from must be one linear layer; an extended probe is fitted again as a plain one."""
-    if tuning.probe.head.kind == "plain":
-        return tuning.probe.head
+def _starting_head(tuning: Tuning) -> tuple[LinearHead, HeadSpec]:
+    """What tuning starts from and what it trains; where an extended probe cannot be kept, a plain one is fitted."""
+    from topwork.training.finetune import extended_where_possible
+
+    probe, spec = tuning.probe.head, head_spec(tuning.settings)
+    if probe.kind == "extended" and spec == HeadSpec():
+        spec = extended_where_possible(tuning.settings)
+    if probe.kind == "plain" or spec.kind == "extended":
+        return probe, spec
     rows = tuning.parts.train
     n_classes = len(tuning.manifest.classes)
     seed = tuning.settings.seed
-    return fit_probe(tuning.features, tuning.labels, n_classes, rows=rows, head="plain", seed=seed).head
+    return fit_probe(tuning.features, tuning.labels, n_classes, rows=rows, head="plain", seed=seed).head, spec
 
 
 @dataclass(frozen=True)

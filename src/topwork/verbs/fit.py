@@ -170,7 +170,7 @@ def _tune(
             on_progress=watcher.progress,
         )  # fmt: skip
     before = probe.head.logits({name: data.features.block(name, valid) for name in probe.head.transform.blocks})
-    after = tuned.head.logits({"last": features.block("last")})
+    after = tuned.head.logits({name: features.block(name) for name in tuned.head.transform.blocks})
     judged_by = weigh_label_sets if data.manifest.multi_label else weigh
     verdict = judged_by(before, after, data.labels[valid], asked_for=settings.mode == "tune")
     say(verdict.words)
@@ -245,7 +245,7 @@ def _recipe(data: Gathered, probed: Probed, tuned: TunedClassifier | None, class
         recipe |= {"mode": "tune", "tuning": tuned.recipe, "stages": tuned.stages, "probe": recipe["head"]}
         recipe["head"] = {
             "kind": classifier.head.kind,
-            "candidate": f"tuned with the network, {head_spec(data.settings)}",
+            "candidate": f"tuned with the network, {tuned.trained_head}",
             "penalty": None,
             "n_features": int(classifier.head.weight.shape[1]),
             "reason": "tuned with the network; the heads of the probe, from which tuning starts, are below.",

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.data.augment import Flip, pipeline
 from topwork.data.groups import join_groups
 from topwork.data.manifest import Manifest
 from topwork.data.sources import shown
 from topwork.data.split import Split, leave_out, split, with_valid
+from topwork.data.transforms import Mirror
 from topwork.errors import UsageError
 from topwork.features.candidates import Choice, choose, names_of, subsample
 from topwork.features.embed import Embedder, Features, embed
@@ -87,7 +89,15 @@ def gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch
 def _backbone(name: str, settings: FitSettings) -> Backbone:
     backbone = load_backbone(name).changed(Changes(settings.pooling, settings.drop_hidden))
     fit = None if settings.fit == "auto" else settings.fit
-    return backbone.with_spec(height=settings.size, width=settings.size, fit=fit)
+    return backbone.with_spec(height=settings.size, width=settings.size, fit=fit, mirror=_mirror(settings))
+
+
+def _mirror(settings: FitSettings) -> Mirror:
+    """With ``--tta`` the positions that the augmentation makes alike; left to right where it names none."""
+    if not settings.tta:
+        return "none"
+    steps = pipeline(settings.augment).steps if settings.augment != "auto" else ()
+    return "both" if Flip(vertical=True) in steps else "horizontal"
 
 
 def _with_chosen(data: Gathered, backbones: Sequence[Backbone], clock: Stopwatch, watcher: Watcher) -> Gathered:

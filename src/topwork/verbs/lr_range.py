@@ -9,10 +9,9 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from topwork.features.probe import fit_probe
 from topwork.settings import FitSettings
 from topwork.training.tuning import Tuning, prepare
-from topwork.verbs.gather import gather
+from topwork.verbs.gather import fitted_probe, gather
 from topwork.verbs.label_sets import check_settings
 from topwork.verbs.steps import Silent, Stopwatch, Watcher
 
@@ -78,10 +77,7 @@ def lr_range(
         check_settings(settings)
     data = gather(path, settings, Stopwatch(), watcher)
     watcher.step("probe")
-    probe = fit_probe(
-        data.features, data.labels, len(data.manifest.classes), rows=data.parts.train, head="plain", seed=settings.seed,
-        on_progress=watcher.progress,
-    )  # fmt: skip
+    probe = fitted_probe(data, Stopwatch(), watcher).probe
     watcher.step("prepare")
     ready = prepare(Tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings), watcher.progress)
     watcher.step("range test")
