@@ -32,6 +32,9 @@ def data(tmp_path_factory):
         ({"outputs": "binary"}, True, "plain"),
         ({"hidden": "16:0.4,8:0.2", "outputs": "binary", "pooling": "max"}, False, "plain"),
         ({"head": "cosine", "strategy": "last", "last_stages": 1, "tail_views": 1}, False, "extended"),
+        ({"head": "extended"}, False, "extended"),
+        ({"head": "extended", "strategy": "last", "last_stages": 1, "tail_views": 2}, False, "extended"),
+        ({"head": "plain", "tta": True, "augment": "flip+vertical-flip"}, False, "plain"),
     ],
 )
 def test_a_tuned_head_predicts_and_exports_as_it_was_judged(data, tmp_path, settings, is_timm, kind):
@@ -40,6 +43,7 @@ def test_a_tuned_head_predicts_and_exports_as_it_was_judged(data, tmp_path, sett
     assert (tmp_path / "run" / "model" / "config.json").is_file() == is_timm
     kept = load_classifier(tmp_path / "run")
     assert kept.head.kind == kind
+    assert kept.backbone.spec.mirror == ("both" if settings.get("tta") else "none")
     assert fitted.evaluation["n_parameters"] >= fitted.evaluation["n_trainable"] > 0
     rows = pq.read_table(tmp_path / "run" / "predictions.parquet").to_pylist()
     tested = [row for row in rows if row["part"] == "test"]

@@ -150,11 +150,8 @@ def test_a_tuned_network_answers_as_it_was_judged(mode, data, tmp_path) -> None:
     if tuned.recipe["mode"] == "tune":
         assert tuned.recipe["tuning"]["outputs"] == "multilabel"
         assert tuned.recipe["temperature_fitted_on"] == "valid"
-        assert [
-            record["epoch"]
-            for record in map(json.loads, (tmp_path / "run" / "history.jsonl").open())
-            if "epoch" in record
-        ] == [1, 2]
+        history = map(json.loads, (tmp_path / "run" / "history.jsonl").read_text().splitlines())
+        assert [record["epoch"] for record in history if "epoch" in record] == [1, 2]
     rows = [row for row in pq.read_table(tmp_path / "run" / "predictions.parquet").to_pylist() if row["part"] == "test"]
     answers = Predictor(tmp_path / "run").predict([data / row["path"] for row in rows])
     assert [answer.label for answer in answers] == [row["predicted"] for row in rows]

@@ -136,7 +136,8 @@ def _classifier(data: Gathered, probe: Probe, tuned: TunedClassifier | None) -> 
     if tuned is None:
         head, logits, right = probe.head, probe.out_of_fold_logits, truth[parts.train][probe.rows]
     else:
-        head, logits = tuned.head, tuned.head.logits({"last": features.block("last", parts.valid)})
+        head, blocks = tuned.head, tuned.head.transform.blocks
+        logits = head.logits({name: features.block(name, parts.valid) for name in blocks})
         right = truth[parts.valid]
     temperature = fit_label_temperature(logits, right)
     limits = fit_label_thresholds(sigmoid(logits / temperature), right)
