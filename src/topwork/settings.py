@@ -132,6 +132,11 @@ class TuneSettings:
     track: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = _setting(
         None, "Also send the epochs to this tracker (its package must be installed); its files go to RUN/tracking."
     )
+    fsdp: bool = _setting(
+        False,
+        "With several processes: each holds its part of weights, gradients and moments only (FSDP), for networks that do not "
+        "fit one device.",
+    )
     compile: bool = _setting(False, "Compile the network first (torch.compile); pays in long runs on a GPU.")
 
     @property

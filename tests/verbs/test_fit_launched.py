@@ -14,7 +14,9 @@ import torch
 
 from drawing import draw_folders
 from topwork.errors import UsageError
+from topwork.settings import FitSettings
 from topwork.training.tracking import PACKAGES, check_tracker, tracking
+from topwork.verbs.fit import fit
 
 OPTIONS = (
     "--backbone", "random:test_efficientnet", "--size", "64", "--mode", "tune", "--epochs", "2", "--batch-size", "8",
@@ -22,10 +24,10 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def run(launcher, data, out):
+def run(launcher, data, out, *options):
     source = Path(__file__).parents[2] / "src"
     environment = os.environ | {"PYTHONPATH": str(source), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [*launcher, "-m", "topwork.cli", "fit", str(data), "--out", str(out), *OPTIONS]
+    command = [*launcher, "-m", "topwork.cli", "fit", str(data), "--out", str(out), *OPTIONS, *options]
     ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=400)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.count('"run"') == 1  # one process answers
@@ -34,14 +36,20 @@ def run(launcher, data, out):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
-def test_two_processes_make_the_run_of_one(tmp_path):
+@pytest.mark.parametrize("options", [(), ("--fsdp",)], ids=["whole weights", "shared weights"])
+def test_two_processes_make_the_run_of_one(tmp_path, options):
     data = draw_folders(tmp_path / "data", n_each=15, shapes=("disc", "cross"))
     one = run([sys.executable], data, tmp_path / "one")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29631"]
-    two = run(launcher, data, tmp_path / "two")
+    two = run(launcher, data, tmp_path / "two", *options)
     assert [row["path"] for row in two] == [row["path"] for row in one]
     np.testing.assert_allclose([row["logits"] for row in two], [row["logits"] for row in one], rtol=2e-2, atol=2e-2)
     assert sorted(p.name for p in (tmp_path / "two").iterdir()) == sorted(p.name for p in (tmp_path / "one").iterdir())
+
+
+def test_sharing_weights_needs_several_processes(tmp_path):
+    with pytest.raises(UsageError, match="torchrun"):
+        fit(tmp_path, tmp_path / "run", FitSettings(mode="tune", fsdp=True))
 
 
 def test_a_tracker_that_is_not_installed_is_named():

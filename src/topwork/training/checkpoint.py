@@ -17,6 +17,7 @@ import torch
 
 from topwork.data.shards import atomic_file
 from topwork.errors import ModelError, TopworkError
+from topwork.training.distributed import shared_like, whole
 
 FORMAT = 1
 INDEX = "checkpoint.json"
@@ -87,13 +88,13 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """An optimizer's state as named tensors and plain values."""
+    """An optimizer's state as named tensors and plain values, in one order in every process (see :func:`whole_state`)."""
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, Any] = {}
-    for number, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
+    for number, state in sorted(optimizer.state_dict()["state"].items()):
+        for key, value in sorted(state.items()):
             if isinstance(value, torch.Tensor):
-                tensors[f"{number}.{key}"] = value
+                tensors[f"{number}.{key}"] = whole(value)
             else:
                 plain[f"{number}.{key}"] = value
     return tensors, plain
@@ -113,7 +114,8 @@ def restore_optimizer(
         number, _, key = name.partition(".")
         parameter = parameters[int(number)]
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-            moment = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            moment = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+            moment.copy_(shared_like(value, parameter))
             state.setdefault(int(number), {})[key] = moment
         else:
             state.setdefault(int(number), {})[key] = value

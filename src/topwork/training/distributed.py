@@ -5,8 +5,10 @@ a batch, adds gradients and agrees on when to stop. Each process takes every n-t
 gradients are sums divided by the weight of the whole batch, so the result is that of one process up to the order of
 summation. Sums over samples are exact: no sample is padded or counted twice, whatever the number of processes.
 
-Not here: sharding a network that does not fit one device (FSDP): every process holds all weights. Batch norms with moving statistics (training from scratch)
-see their own process's share of the batch; their statistics are averaged after each epoch.
+Every process holds all weights (DDP's way), or with ``Recipe.fsdp`` its part of them (FSDP: Zhao et al. 2023, arXiv
+2304.11277): :meth:`Group.shard` cuts each stage, and the loop's weights, moments and averages are DTensors from then on,
+made whole where they leave it. Batch norms with moving statistics (training from scratch) see their own process's share
+of the batch; their statistics are averaged after each epoch.
 """
 
 from __future__ import annotations
@@ -56,6 +58,9 @@ class Processes:
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replaces every tensor by the first process's."""
 
+    def shard(self, network: nn.Module, parts: Iterable[nn.Module]) -> None:
+        """Leaves each process its part of the parameters."""
+
     def agree(self, value: Any) -> Any:
         """The first process's value, for everyone."""
         return value
@@ -95,6 +100,10 @@ class Group(Processes):
         """Summed by the group; a process with an empty share takes part with zeros."""
         moving = [value for value in parameters if value.requires_grad]
         for value in moving:
+            if is_shared(value) and value.grad is not None:
+                value.grad.mul_(self.n)  # FSDP has taken the mean
+        moving = [value for value in moving if not is_shared(value)]
+        for value in moving:
             if value.grad is None:  # a process with an empty share takes part with zeros
                 value.grad = torch.zeros_like(value)
         gradients = [value.grad for value in moving if value.grad is not None]
@@ -111,6 +120,15 @@ class Group(Processes):
         """Process 0 sends."""
         for tensor in tensors:
             torch.distributed.broadcast(tensor, src=0)
+
+    def shard(self, network: nn.Module, parts: Iterable[nn.Module]) -> None:
+        """FSDP over the group, part by part."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.split(":")[0], (self.n,))
+        for module in [*parts, network]:
+            fully_shard(module, mesh=mesh)
 
     def agree(self, value: Any) -> Any:
         """Process 0 decides."""
@@ -133,6 +151,37 @@ class Group(Processes):
         for tensor in tensors:
             tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
             start += tensor.numel()
+
+
+def is_shared(tensor: torch.Tensor) -> bool:
+    """Whether each process holds a part of it: a DTensor, whose import alone takes as long as a small training step."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> torch.Tensor:
+    """All of a tensor of which each process may hold a part; every process has to ask."""
+    gathered: torch.Tensor = tensor.full_tensor() if is_shared(tensor) else tensor
+    return gathered
+
+
+def whole_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """All tensors whole, asked for in the order of their names: that of a dict that was read from a file is chance."""
+    return {name: whole(state[name]) for name in sorted(state)}
+
+
+def own_part(tensor: Any) -> torch.Tensor:
+    """What this process holds of a tensor; it shares memory with it."""
+    part: torch.Tensor = tensor.to_local() if is_shared(tensor) else tensor
+    return part
+
+
+def shared_like(tensor: torch.Tensor, like: Any) -> torch.Tensor:
+    """The inverse of :func:`whole`: a whole tensor cut as another of its shape is."""
+    if not is_shared(like) or is_shared(tensor):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def launched() -> Processes | None:

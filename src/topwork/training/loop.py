@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from topwork.errors import TopworkError, UsageError
 from topwork.training import checkpoint as disk
 from topwork.training.depthwise import use_fast_depthwise
-from topwork.training.distributed import Processes, processes
+from topwork.training.distributed import Processes, own_part, processes, shared_like, whole, whole_state
 from topwork.training.folding import Folding, State, fold_batch_norm
-from topwork.training.optimizer import clip_gradients, freeze, make_optimizer, set_rates, train_mode
+from topwork.training.optimizer import clip_gradients, freeze, make_optimizer, set_rates, stages_of, train_mode
 from topwork.training.recipe import Phase, Recipe
 from topwork.training.streams import Stream, ahead, batches_of, epoch_order
 
@@ -120,13 +120,23 @@ def fit(
 class Prepared:
     """A network made ready for speed: folded, channels-last, on its device; and the way back to its own names."""
 
-    def __init__(self, network: nn.Module, recipe: Recipe, stream: Stream, device: str) -> None:
+    def __init__(
+        self, network: nn.Module, recipe: Recipe, stream: Stream, device: str, group: Processes | None = None
+    ) -> None:
         self.device = device
         self.core = network
         self.folding: Folding | None = fold_batch_norm(network, stream.shape) if recipe.folds else None
         if device == "cpu":
             use_fast_depthwise(network)
-        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.is_sharded = recipe.fsdp and group is not None and group.n > 1
+        # FSDP takes contiguous parameters only
+        layout = torch.contiguous_format if self.is_sharded else torch.channels_last
+        network.to(device, memory_format=layout)  # type: ignore[call-overload]
+        if group is not None:
+            group.broadcast(network.state_dict().values())  # a head that starts at random is one head for all
+            if self.is_sharded:
+                stages = [stage.module for stage in stages_of(network) if stage.module]
+                group.shard(network, [network.get_submodule(name) for name in stages])
         self.outer: nn.Module = stream.wrap(network).to(device)
         self.call: Callable[[Tensor], Tensor] = torch.compile(self.outer) if recipe.compile else self.outer
         self.kind = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
@@ -145,8 +155,14 @@ class Prepared:
         """Weights as :meth:`state` gave them."""
         self.core.load_state_dict(state)
 
+    def shared(self, state: State) -> State:
+        """Whole weights as :meth:`state` would give them: each process's part of them, where they are sharded."""
+        own = self.core.state_dict()
+        return {name: shared_like(value, own[name]) for name, value in state.items()}
+
     def outside(self, state: State) -> State:
         """The weights under the names of the network that was given."""
+        state = whole_state(state)
         state = self.folding.unfold(state) if self.folding else state
         return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
@@ -163,8 +179,10 @@ class _Run:
             )
         self.recipe, self.train, self.valid, self.around = recipe, train, valid, around
         self.group = around.processes
-        self.net = Prepared(network, recipe, train, self.group.device)
-        self.group.broadcast(self.net.core.state_dict().values())  # a head that starts at random is one head for all
+        self.net = Prepared(network, recipe, train, self.group.device, self.group)
+        smallest = min(map(len, batches_of(np.arange(len(train.labels)), recipe.batch_size)))
+        if self.net.is_sharded and smallest < self.group.n:
+            raise UsageError(f"--fsdp: every batch needs an image for each of the {self.group.n} processes.")
         self.loss = Loss(recipe, self.net.device)
         self.start = self.net.state()
         self.epoch = self.step = self.n_updates = 0
@@ -291,7 +309,7 @@ class _Run:
                     raise
                 self._halve()
         if math.isfinite(loss):
-            length = float(clip_gradients(self.net.core.parameters(), self.recipe.clip_norm))
+            length = float(whole(clip_gradients(self.net.core.parameters(), self.recipe.clip_norm)))
             if not math.isfinite(length):
                 return math.nan
             optimizer.step()
@@ -339,7 +357,8 @@ class _Run:
         # young averages forget faster, so that the starting weights do not linger
         decay = min(self.recipe.ema, (1 + self.n_updates) / (10 + self.n_updates))
         moving = [name for name, value in state.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.ema[name] for name in moving], [state[name] for name in moving], 1 - decay)
+        averages, values = ([own_part(some[name]) for name in moving] for some in (self.ema, state))
+        torch._foreach_lerp_(averages, values, 1 - decay)
         for name, value in state.items():
             if not value.is_floating_point():
                 self.ema[name].copy_(value)
@@ -432,25 +451,29 @@ class _Run:
         folder = self.around.folder
         if folder is None:
             return
+        if self.net.is_sharded or self.group.is_main:
+            tensors, plain = self._tensors(optimizer)  # parts are gathered from all
         if self.group.is_main:
-            self._write(folder, optimizer, epoch_began)
+            self._write(folder, tensors, plain if optimizer is not None else None, epoch_began)
         self.group.wait()
         self.saved_at = time.monotonic()
 
-    def _write(self, folder: Path, optimizer: torch.optim.Optimizer | None, epoch_began: float | None) -> None:
+    def _tensors(self, optimizer: torch.optim.Optimizer | None) -> tuple[State, dict[str, Any]]:
+        """All tensors of a checkpoint, whole, and the optimizer's plain values."""
+        states = {"start": self.start, "model": self.net.state(), "ema": self.ema or {}}
+        states |= {f"best{epoch}": state for epoch, _, _, state in self.best}
+        moments, plain = disk.flatten_optimizer(optimizer) if optimizer is not None else ({}, {})
+        states["optimizer"] = moments
+        tensors: State = {}
+        for prefix, state in states.items():
+            tensors |= disk.with_prefix(prefix, whole_state(state))
+        return tensors, plain
+
+    def _write(self, folder: Path, tensors: State, optimizer: dict[str, Any] | None, epoch_began: float | None) -> None:
         now = time.monotonic()
-        tensors = disk.with_prefix("start", self.start) | disk.with_prefix("model", self.net.state())
-        if self.ema is not None:
-            tensors |= disk.with_prefix("ema", self.ema)
-        for epoch, _, _, state in self.best:
-            tensors |= disk.with_prefix(f"best{epoch}", state)
-        plain: dict[str, Any] = {}
-        if optimizer is not None:
-            moments, plain = disk.flatten_optimizer(optimizer)
-            tensors |= disk.with_prefix("optimizer", moments)
         values = {
             "recipe": self.recipe.as_dict(),
-            "optimizer": plain if optimizer is not None else None,
+            "optimizer": optimizer,
             "best": [[epoch, first, second] for epoch, first, second, _ in self.best],
             "seconds": self.seconds_before + now - self.started,
             "epoch_seconds": self.epoch_seconds + (now - epoch_began if epoch_began is not None else 0.0),
@@ -469,10 +492,14 @@ class _Run:
             raise UsageError(f"{self.around.folder}: its checkpoint is of another recipe. Use another folder.")
         device = self.net.device
         tensors = {name: value.to(device) for name, value in tensors.items()}
-        self.start = disk.below_prefix("start", tensors)
-        self.net.load(disk.below_prefix("model", tensors))
-        self.ema = disk.below_prefix("ema", tensors) or None
-        self.best = [(e, a, b, disk.below_prefix(f"best{e}", tensors)) for e, a, b in values["best"]]
+
+        def state(prefix: str) -> State:
+            return self.net.shared(disk.below_prefix(prefix, tensors))
+
+        self.start = state("start")
+        self.net.load(state("model"))
+        self.ema = state("ema") or None
+        self.best = [(e, a, b, state(f"best{e}")) for e, a, b in values["best"]]
         if values["optimizer"] is not None:
             self.optimizer_state = disk.below_prefix("optimizer", tensors), values["optimizer"]
         self.seconds_before, self.epoch_seconds = values["seconds"], values["epoch_seconds"]
@@ -583,10 +610,13 @@ def predict(
     net.core.eval()
     rows = (group or Processes()).share(np.arange(len(stream.labels)))
     batches = [rows[start : start + JUDGE_BATCH] for start in range(0, len(rows), JUDGE_BATCH)]
+    n_passes = math.ceil(math.ceil(len(stream.labels) / (group or Processes()).n) / JUDGE_BATCH)
     try:
         with torch.no_grad():
             for chosen, inputs in ahead(lambda chosen: stream.load(chosen, None), batches):
                 yield chosen, net.logits(inputs)
+            if net.is_sharded and len(batches) < n_passes:  # each pass gathers the weights, so all take part in it
+                net.logits(stream.load(np.zeros(1, np.int64), None))
     finally:
         for module, training in was_training:
             module.training = training

@@ -104,6 +104,7 @@ class Recipe:
     average_best: int | None = None
     tail_views: int | None = None
     precision: Literal["bf16", "f32"] = "f32"
+    fsdp: bool = False
     compile: bool = False
     time_budget_seconds: float | None = None
     seed: int = 0
@@ -180,6 +181,7 @@ def plan(
         average_best=settings.average_best if facts.n_valid else None,
         tail_views=settings.tail_views,
         precision=("bf16" if facts.has_bf16 else "f32") if settings.precision == "auto" else settings.precision,
+        fsdp=settings.fsdp,
         compile=settings.compile,
         time_budget_seconds=settings.time_budget_seconds,
         seed=seed,
@@ -312,6 +314,10 @@ def _check(settings: TuneSettings, facts: DataFacts) -> None:
         (settings.outputs != "binary" or len(facts.class_counts) == 2, "--outputs binary needs exactly two classes."),
         (settings.patience is None or facts.n_valid > 0, "--patience needs validation images."),
         (facts.n_train > 0, "Training needs images."),
+        (
+            not (settings.fsdp and settings.tail_views is not None),
+            "--fsdp is for networks that are too large, --tail-views for time that is too short; use one of them.",
+        ),
     ]
     for good, message in rules:
         if not good:

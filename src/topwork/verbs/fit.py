@@ -14,6 +14,7 @@ from typing import Any
 
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split
+from topwork.errors import UsageError
 from topwork.evaluation.insights import find_insights
 from topwork.evaluation.label_sets import LabelPredictions
 from topwork.evaluation.predictions import Predictions
@@ -72,6 +73,8 @@ def fit(
     folder = Path(out)
     head_spec(settings)  # what cannot be is named before the work begins
     check_tracker(settings.track)
+    if settings.fsdp and not is_launched():
+        raise UsageError("--fsdp shares weights between processes; start several with torchrun or accelerate launch.")
     if settings.multi_label:
         check_settings(settings)
     with run_folder(folder, overwrite):
