@@ -39,6 +39,7 @@ from topwork.training.optimizer import StageRow, freeze, stage_table, stages_of
 from topwork.training.recipe import DataFacts, Recipe, TuneSettings, plan
 from topwork.training.streams import ImageStream, decode_all
 from topwork.training.tail import tail_streams
+from topwork.training.terms import TargetTerms
 
 SIX_BLOCKS = "six-blocks"  # a name for the backbone setting: the small network of models/modules.py, from scratch
 
@@ -164,8 +165,12 @@ def tune(
     head: HeadSpec | nn.Module | None = None,
     probe: LinearHead | None = None,
     around: Surroundings | None = None,
+    target: TargetTerms | None = None,
 ) -> FineTuned:
     """Trains by a recipe and keeps the best weights.
+
+    Args:
+        target: further terms of the loss, on images of another domain.
 
     Raises:
         TopworkError: training failed, with the cause.
@@ -179,10 +184,11 @@ def tune(
     if around.on_stages and around.processes.is_main:
         around.on_stages([vars(row) for row in table])
     if recipe.tail_views is not None:
+        assert target is None, "cached activations are of the training images only"
         cached = tail_streams(network, recipe, train, valid, around.on_progress)
         tuned = fit(network, recipe, cached[0], cached[1], around)
     else:
-        tuned = fit(network, recipe, train, valid, around)
+        tuned = fit(network, recipe, train, valid, around, target)
     fresh = make_network(backbone, head, recipe, probe)
     chosen = choose_weights(fresh, tuned, recipe, valid, around.processes)
     return FineTuned(chosen.state, recipe, head, tuned, chosen, table, n_parameters, n_trainable, backbone, probe)

@@ -35,6 +35,7 @@ from topwork.training.folding import Folding, State, fold_batch_norm
 from topwork.training.optimizer import clip_gradients, freeze, make_optimizer, set_rates, stages_of, train_mode
 from topwork.training.recipe import Phase, Recipe
 from topwork.training.streams import Stream, ahead, batches_of, epoch_order
+from topwork.training.terms import TargetTerms
 
 Record = dict[str, Any]
 Ending = Literal["finished", "patience", "time budget", "interrupted", "loss not finite"]
@@ -102,19 +103,21 @@ def fit(
     train: Stream,
     valid: Stream | None = None,
     around: Surroundings | None = None,
+    target: TargetTerms | None = None,
 ) -> Tuned:
     """Trains a network by a recipe.
 
     Args:
         network: from images to logits; its weights are used up.
         valid: decides which epoch is best; without it the last one is.
+        target: further terms of the loss, on images of another domain.
 
     Raises:
         TopworkError: the loss is not finite before any epoch was finished, or a checkpoint cannot be written.
-        UsageError: one training image and moving batch-norm statistics.
+        UsageError: one training image and moving batch-norm statistics; several processes and a target.
     """
     with torch.random.fork_rng(devices=[]):
-        return _Run(network, recipe, train, valid, around or Surroundings()).run()
+        return _Run(network, recipe, train, valid, around or Surroundings(), target).run()
 
 
 class Prepared:
@@ -171,14 +174,22 @@ class _Run:
     """What changes while a run goes on. Everything in it but the network's shape is in the checkpoint."""
 
     def __init__(
-        self, network: nn.Module, recipe: Recipe, train: Stream, valid: Stream | None, around: Surroundings
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        train: Stream,
+        valid: Stream | None,
+        around: Surroundings,
+        target: TargetTerms | None,
     ) -> None:
         if any(phase.batch_norm == "train" for phase in recipe.phases) and len(train.labels) < 2:
             raise UsageError(
                 "One training image is too few for batch norms whose statistics move; use --batch-norm frozen."
             )
-        self.recipe, self.train, self.valid, self.around = recipe, train, valid, around
+        self.recipe, self.train, self.valid, self.around, self.target = recipe, train, valid, around, target
         self.group = around.processes
+        if target is not None and self.group.n > 1:
+            raise UsageError("Adapting the network to a target is done by one process; start it without a launcher.")
         self.net = Prepared(network, recipe, train, self.group.device, self.group)
         smallest = min(map(len, batches_of(np.arange(len(train.labels)), recipe.batch_size)))
         if self.net.is_sharded and smallest < self.group.n:
@@ -187,7 +198,7 @@ class _Run:
         self.start = self.net.state()
         self.epoch = self.step = self.n_updates = 0
         self.micro = recipe.batch_size
-        self.sums = [0.0, 0.0, 0.0, 0.0]  # of weighted loss, weight, correct, samples
+        self.sums = [0.0] * 5  # of weighted loss, weight, correct, samples, samples times the terms on the target
         self.curve: list[list[float]] = []
         self.history: list[Record] = []
         self.best: list[tuple[int, float, float, State]] = []
@@ -330,11 +341,22 @@ class _Run:
             part_loss.backward()  # type: ignore[no-untyped-call]
             loss += float(part_loss.detach())
             correct += self.loss.n_correct(logits, targets[part])
+        of_target = self._target_gradients()
         self.group.add_gradients(self.net.core.parameters())
         loss, correct = self.group.total([loss, correct])
-        for place, value in enumerate((loss * weight, weight, correct, float(n_batch))):
+        for place, value in enumerate((loss * weight, weight, correct, float(n_batch), of_target * n_batch)):
             self.sums[place] += value
-        return loss
+        return loss + of_target
+
+    def _target_gradients(self) -> float:
+        """Adds the gradients of the terms on the target; returns their value."""
+        if self.target is None:
+            return 0.0
+        rows = self.target.rows(self.recipe.seed, self.epoch, self.step)
+        torch.manual_seed(_stream(self.recipe.seed, self.epoch, self.step, self.group.rank, self.recipe.batch_size))
+        terms = self.target.loss(self.net.logits(self.target.stream.load(rows, self.epoch)), rows)
+        terms.backward()  # type: ignore[no-untyped-call]
+        return float(terms.detach())
 
     def _halve(self) -> None:
         if self.micro <= 1:
@@ -368,7 +390,7 @@ class _Run:
     def _judge_epoch(self, phase: Phase, began: float) -> tuple[Ending, str] | None:
         if phase.batch_norm == "train":
             self.group.average(self.net.core.buffers())
-        loss_sum, weight, correct, n = self.sums
+        loss_sum, weight, correct, n, of_target = self.sums
         train_seconds = self.epoch_seconds + time.monotonic() - began
         record: Record = {
             "epoch": self.epoch + 1,
@@ -379,6 +401,8 @@ class _Run:
             "curve": self.curve,
             "images_per_second": n / max(train_seconds, 1e-9),
         }
+        if self.target is not None:
+            record["target_loss"] = of_target / n
         with self._averaged():
             if self.valid is not None:
                 judged = judge(self.net, self.valid, self.recipe, self.group, self.loss)
@@ -388,7 +412,7 @@ class _Run:
             record["best"] = self._keep(record)
         record["seconds"] = self.epoch_seconds + time.monotonic() - began
         self.history.append(record)
-        self.epoch, self.step, self.sums, self.curve, self.epoch_seconds = self.epoch + 1, 0, [0.0] * 4, [], 0.0
+        self.epoch, self.step, self.sums, self.curve, self.epoch_seconds = self.epoch + 1, 0, [0.0] * 5, [], 0.0
         if self.around.on_epoch and self.group.is_main:
             self.around.on_epoch(record)
         return None
