@@ -226,6 +226,13 @@ class AdaptSettings(DataSettings):
     unlabelled: bool = _setting(
         False, "The folders of the target are not classes; by default their names are used to report, never to adapt."
     )
+    mode: Literal["features", "batch-norm", "tune"] = _setting(
+        "features",
+        "What may move. features: the head alone, in seconds; tune: then the whole network, on the labels of the source and on "
+        "the adapted answers that the methods agree on; batch-norm: its statistics, taken again over both domains. A moved "
+        "network is kept only where it is believed without labels.",
+    )
+    epochs: int = _setting(4, "Passes over the source's images with --mode tune.")
     ask: int = _setting(0, "Name this many images most worth labelling, in a CSV to fill in for --labels.")
     time_budget: str | None = _setting(
         None, "Time that choosing a method may take once the images are embedded, such as 20s; fewer images are used."

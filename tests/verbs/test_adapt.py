@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps
 
@@ -56,6 +58,14 @@ def negatives(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def few_colours(tmp_path_factory):
+    """Other pictures of the same shapes, with four levels a channel: a shift that features follow."""
+    root = tmp_path_factory.mktemp("few-colours")
+    plain = draw_folders(root / "plain", n_each=20, shapes=SHAPES, seed=7)
+    return changed(plain, root / "changed", lambda image: ImageOps.posterize(image, 2))
+
+
+@pytest.fixture(scope="module")
 def adapted(run, negatives, tmp_path_factory):
     return adapt(run, negatives, tmp_path_factory.mktemp("adapted") / "run", AdaptSettings(ask=6))
 
@@ -84,6 +94,59 @@ def test_its_report_shows_both_domains(adapted):
 def test_the_predictor_reads_it_like_any_other_model(adapted, negatives):
     answers = Predictor(adapted.folder).predict([str(p) for p in sorted(negatives.glob("*/*.jpg"))[:3]])
     assert all(answer.error is None for answer in answers)
+
+
+@pytest.mark.parametrize("mode", ["tune", "batch-norm"])
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_moved_network_answers_as_it_was_judged_or_is_put_back(
+    mode, is_kept, run, few_colours, tmp_path, monkeypatch
+):
+    """Whether it is believed is decided here, so that both ends are seen; training/test_adapt_network.py has the rule."""
+    from topwork.training import adapt_network
+    from topwork.verbs import adapt_moved
+
+    belief = adapt_network.Belief(is_kept, "so the test says", {"moved: agreement": 0.5})
+    monkeypatch.setattr(adapt_network, "believed", lambda *_: belief)
+    monkeypatch.setattr(adapt_moved, "LARGEST_DROP", 1.0)
+    features = adapt(run, few_colours, tmp_path / "features")
+    assert features.choice.outcome == "adapted"
+    monkeypatch.setattr(
+        adapt_moved, "choose", lambda *_, **__: features.choice
+    )  # untrained features, once more: chance
+    result = adapt(run, few_colours, tmp_path / "run", AdaptSettings(mode=mode, epochs=1, workers=1))
+    model, source = load_classifier(tmp_path / "run"), load_classifier(tmp_path / "run" / "source_model")
+    assert result.choice.outcome == "adapted"
+    assert "so the test says" in result.choice.reason
+    assert (model.backbone.weights_digest != source.backbone.weights_digest) == is_kept
+    history = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    assert any("target_loss" in line for line in history) == (is_kept and mode == "tune")
+    if not is_kept:
+        np.testing.assert_array_equal(model.head.weight, load_classifier(features.folder).head.weight)
+        return
+    assert result.choice.method.endswith("network tuned" if mode == "tune" else "batch-norm statistics")
+    rows = pq.read_table(tmp_path / "run" / "target_predictions.parquet").to_pylist()
+    answers = Predictor(tmp_path / "run").predict([few_colours / row["path"] for row in rows])
+    assert [a.label for a in answers] == [row["predicted"] for row in rows]
+    write_report(tmp_path / "run")
+
+
+def test_what_the_new_features_do_not_support_is_said(run, few_colours, tmp_path, monkeypatch):
+    from topwork.verbs import adapt_moved
+
+    features = adapt(run, few_colours, tmp_path / "features").choice
+    doubtful = replace(features, outcome="unchanged", reason="so the test says.")
+    monkeypatch.setattr(adapt_moved, "choose", lambda *_, **__: doubtful)
+    result = adapt(run, few_colours, tmp_path / "run", AdaptSettings(mode="batch-norm"))
+    assert result.choice.outcome == "adapted"
+    assert result.choice.method == features.method
+    assert result.choice.reason.endswith("put back: so the test says.")
+
+
+def test_the_network_is_left_where_the_features_were(run, tmp_path):
+    same = draw_folders(tmp_path / "same", n_each=20, shapes=SHAPES, seed=9)
+    result = adapt(run, same, tmp_path / "run", AdaptSettings(mode="tune"))
+    assert result.choice.outcome == "unchanged"
+    assert load_classifier(tmp_path / "run").backbone.weights_digest == load_classifier(run).backbone.weights_digest
 
 
 def test_labels_in_the_folder_names_are_never_used_to_adapt(adapted, run, negatives, tmp_path):

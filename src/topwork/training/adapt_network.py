@@ -1,28 +1,34 @@
-"""The network moved to a second domain: the one loop, with the losses of the features as further terms.
+"""The network moved to a second domain, and whether to believe what came of it.
 
-In: source images with labels, target images with what the methods on features believe of them, the head that already
-answers for both (``training/adapted.py``). Out: a backbone and a head that learnt from both. Training starts from that
-head, so before the first step the answers are those of the adapted features.
+In: a backbone, the head that already answers for both domains (``training/adapted.py``), labelled images of the source
+and those of the target with what the methods on features believe of them. Out: another backbone and head. Either the one
+loop trains with the losses of the features as further terms (:func:`move_network`), or batch-norm statistics are taken
+again (``training/batch_norm.py``). :func:`believed` decides without labels of the target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest
+from topwork.data.transforms import InputSpec
 from topwork.models.backbone import Backbone
 from topwork.models.head import HeadSpec, LinearHead
+from topwork.training.adapt import Domains, Ints, Shares, nearest, neighbour_agreement, standardised
+from topwork.training.adapt_choice import GAIN_ERRORS, Choice
 from topwork.training.finetune import facts_of, stage_names, streams_of, tune
 from topwork.training.loop import Surroundings
 from topwork.training.recipe import TuneSettings, plan
+from topwork.training.streams import ImageStream, decode_all
 from topwork.training.terms import TargetTerms
 
-EPOCHS = 6
+SURE = 0.75  # share of the methods' votes from which on an image is trained on: with all images the network got worse
+CONFUSION = 0.5  # of class confusion against the cross-entropy of the sure images
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +42,48 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class MovedNetwork:
-    """Backbone and head after training, and one record an epoch."""
+    """Backbone and head after training, one record an epoch, and why it ended (see ``training/loop.py``)."""
 
     backbone: Backbone
     head: LinearHead
     history: list[dict[str, Any]]
     ending: str
+
+
+@dataclass(frozen=True)
+class Belief:
+    """Whether the moved network is taken, why, and the numbers behind it."""
+
+    is_kept: bool
+    reason: str
+    checks: dict[str, float]
+
+
+def beliefs(choice: Choice, known: Ints) -> Shares:
+    """(M, C) what the network is to learn of each image: its adapted answer where the methods agree, else nothing.
+
+    Rows of zeros take no part in the cross-entropy. Labels that the user gave are certain.
+    """
+    answer = choice.probabilities.argmax(1)
+    is_sure = (choice.consensus[np.arange(len(answer)), answer] >= SURE) | (known >= 0)
+    wanted = np.eye(choice.probabilities.shape[1])[np.where(known >= 0, known, answer)]
+    return np.asarray(wanted * is_sure[:, None])
+
+
+def decoded(
+    images: Images, spec: InputSpec, n_threads: int | None = None, on_progress: Callable[[int, int], None] | None = None
+) -> ImageStream:
+    """The images as they are, without augmentation.
+
+    Raises:
+        TopworkError: an image vanished since it was scanned.
+    """
+    samples = images.manifest.samples
+    pixels = decode_all(
+        images.manifest.read, images.rows, spec, name=lambda row: samples[row].path, n_threads=n_threads,
+        on_progress=on_progress,
+    )  # fmt: skip
+    return ImageStream(pixels, images.wanted, spec)
 
 
 def move_network(
@@ -50,13 +92,13 @@ def move_network(
     source: Images,
     target: Images,
     *,
-    epochs: int = EPOCHS,
+    epochs: int,
     seed: int = 0,
     n_threads: int | None = None,
     around: Surroundings | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MovedNetwork:
-    """Fine-tunes on both domains: labels of the source, beliefs about the target.
+    """Fine-tunes on both domains from the head that answers for both: labels of the source, beliefs about the target.
 
     Nothing is chosen on valid, whose images are of the source alone; the moving average of the weights is taken.
 
@@ -65,24 +107,63 @@ def move_network(
     """
     n_classes = len(head.bias)
     settings = TuneSettings(strategy="lp-ft", epochs=epochs, interpolate=False)
-    facts = facts_of(source.wanted, n_classes, 0)
-    recipe = plan(settings, facts, stage_names(backbone.skeleton(n_classes)), seed)
+    recipe = plan(settings, facts_of(source.wanted, n_classes, 0), stage_names(backbone.skeleton(n_classes)), seed)
     streams = []
     for images in (source, target):
-        stream, _ = streams_of(
-            images.manifest, images.rows, np.empty(0, np.int64), backbone, recipe, n_threads, on_progress
-        )
+        nothing = np.empty(0, np.int64)
+        stream, _ = streams_of(images.manifest, images.rows, nothing, backbone, recipe, n_threads, on_progress)
         stream.labels = images.wanted  # in the classes of the model, which may be more than those of the manifest
         streams.append(stream)
+    train, other = streams
     done = tune(
         backbone,
         recipe,
-        streams[0],
+        train,
         None,
         head=HeadSpec("extended" if head.kind == "extended" else "linear"),
         probe=head,
         around=around,
-        target=TargetTerms(streams[1], recipe.batch_size),
+        target=TargetTerms(other, recipe.batch_size, confusion=CONFUSION),
     )
     moved, tuned_head = done.backbone_and_head()
     return MovedNetwork(moved, tuned_head, done.tuned.history, done.tuned.ending)
+
+
+def believed(before: Domains, choice: Choice, after: Domains, answers: Shares) -> Belief:
+    """Keeps the moved network only where its answers fit the images' neighbourhoods clearly better.
+
+    Two comparisons, since a network that was trained on answers draws the images together by them: among the neighbours
+    that the moved network sees, its answers must agree more than the earlier ones do (by two standard errors); and more
+    than the earlier ones did among the neighbours of the unmoved network.
+
+    Args:
+        before, after: both domains on the columns of the unmoved and of the moved network.
+        answers: (M, C) those of the moved network on the target.
+    """
+    old, new = choice.probabilities.argmax(1), answers.argmax(1)
+    then, now = (nearest(standardised(domains).target) for domains in (before, after))
+    old_then, old_now, new_now = (neighbour_agreement(*pair) for pair in ((old, then), (old, now), (new, now)))
+    gain = new_now - old_now
+    asked = GAIN_ERRORS * float(gain.std()) / float(np.sqrt(len(gain)))
+    checks = {
+        "moved: agreement": float(new_now.mean()),
+        "moved: agreement of the earlier answers": float(old_now.mean()),
+        "moved: agreement before": float(old_then.mean()),
+    }
+    is_kept = float(gain.mean()) > asked and new_now.mean() > old_then.mean()
+    words = (
+        f"among the neighbours that the moved network sees, {100 * new_now.mean():.0f} % get one class, with the earlier "
+        f"answers {100 * old_now.mean():.0f} %; {100 * old_then.mean():.0f} % before it was moved"
+    )
+    return Belief(bool(is_kept), words, checks)
+
+
+def moved_choice(choice: Choice, answers: Shares, belief: Belief, method: str) -> Choice:
+    """The choice with the moved network's answers. The votes stay: who was trained on them is no further witness."""
+    return replace(
+        choice,
+        method=f"{choice.method}, {method}",
+        reason=f"{choice.reason} The network was moved, too: {belief.reason}.",
+        probabilities=answers,
+        checks=choice.checks | belief.checks,
+    )

@@ -48,11 +48,18 @@ def adapted_head(head: LinearHead, domains: Domains, choice: Choice, penalty: fl
     return replace(head, weight=np.ascontiguousarray(found[:-1].T), bias=found[-1].copy())
 
 
-def source_drop(before: LinearHead, after: LinearHead, held_out: HeldOut) -> tuple[float, float]:
-    """Accuracy lost on held-out images of the source, and the standard error of that; 0 where there are none."""
+def source_drop(
+    before: LinearHead, after: LinearHead, held_out: HeldOut, moved: HeldOut | None = None
+) -> tuple[float, float]:
+    """Accuracy lost on held-out images of the source, and the standard error of that; 0 where there are none.
+
+    Args:
+        moved: the same images as the network of the second head sees them, where it is another.
+    """
     if not len(held_out.labels):
         return 0.0, 0.0
-    right = [(_scores(h, held_out.columns).argmax(1) == held_out.labels).astype(float) for h in (before, after)]
+    seen = ((before, held_out), (after, moved or held_out))
+    right = [(score(head, images.columns).argmax(1) == images.labels).astype(float) for head, images in seen]
     lost = right[0] - right[1]
     return float(lost.mean()), float(lost.std() / np.sqrt(len(lost)))
 
@@ -70,15 +77,15 @@ def adapted_classifier(
     Args:
         last: last features of the source's training images and of the target's, for the unknown score.
     """
-    target_logits = _scores(head, domains.target)
+    target_logits = score(head, domains.target)
     wanted = predicted_accuracy(target_logits.argmax(1), choice.consensus)
     temperature = temperature_for(target_logits, wanted)
     if len(held_out.labels):
-        temperature = max(temperature, fit_temperature(_scores(head, held_out.columns), held_out.labels))
+        temperature = max(temperature, fit_temperature(score(head, held_out.columns), held_out.labels))
     head = head.divided_by(temperature)
     thresholds = dict(classifier.thresholds)
     if len(held_out.labels) and thresholds.get("set_coverage"):
-        probabilities = softmax(_scores(head, held_out.columns))
+        probabilities = softmax(score(head, held_out.columns))
         thresholds |= fit_ambiguous(probabilities, held_out.labels, float(thresholds["set_coverage"]))
     labels = np.concatenate([domains.labels, target_logits.argmax(1)])
     rate = float(thresholds.get("unknown_false_alarm_rate") or 0.01)
@@ -100,6 +107,6 @@ def temperature_for(logits: Shares, accuracy: float) -> float:
     return float(np.exp((low + high) / 2))
 
 
-def _scores(head: LinearHead, columns: Rows) -> Shares:
+def score(head: LinearHead, columns: Rows) -> Shares:
     """(N, C) logits from columns that the head's transform has made."""
     return np.asarray(columns.astype(np.float64) @ head.weight.T.astype(np.float64) + head.bias)

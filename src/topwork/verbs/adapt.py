@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,22 @@ from numpy.typing import NDArray
 from topwork.data.manifest import Manifest, save_manifest
 from topwork.data.shards import atomic_file
 from topwork.data.sources import shown
-from topwork.data.split import Split, split, split_record
+from topwork.data.split import split, split_record
 from topwork.data.unlabelled import COLUMNS, read_labels, rules_without_labels
 from topwork.errors import UsageError
 from topwork.evaluation.predictions import Predictions, softmax
-from topwork.features.embed import Embedder, Features, embed
+from topwork.features.embed import Embedder, embed
+from topwork.features.engine import compiled_path
 from topwork.models.classifier import COMPILED, Classifier, find_model, save_classifier
 from topwork.run import read_evaluation, run_folder, save_predictions, versions, write_json
 from topwork.settings import AdaptSettings, as_dict
 from topwork.training.adapt import Domains
 from topwork.training.adapt_choice import Choice, choose
-from topwork.training.adapted import LARGEST_DROP, HeldOut, adapted_classifier, adapted_head, source_drop
+from topwork.training.adapted import LARGEST_DROP, adapted_classifier, adapted_head, source_drop
 from topwork.training.ask import Asked, images_to_label
+from topwork.verbs.adapt_moved import Adaptation, moved
 from topwork.verbs.adapt_record import domains_record, target_figures
+from topwork.verbs.adapt_sides import Source, Target, chosen_rows, domains_of, held_out, penalty_of
 from topwork.verbs.grow import stored_run
 from topwork.verbs.steps import (
     Silent,
@@ -48,9 +52,6 @@ from topwork.verbs.steps import (
     with_second_look,
 )
 
-DEFAULT_PENALTY = 3e-3  # of heads whose recipe names none (tuned ones)
-IMAGES_PER_SECOND = 400  # what choosing a method takes at worst on one slow core; turns a time budget into images
-FEWEST_IMAGES = 400
 ASK_FILE = "ask.csv"
 
 
@@ -70,29 +71,6 @@ class AdaptedRun:
     ask_path: Path | None
     n_rejected: int
     n_used: int
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """The run that is adapted: its images, their parts and features, in the model's classes."""
-
-    run: Path
-    classifier: Classifier
-    manifest: Manifest
-    parts: Split
-    features: Features
-    labels: NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """The new domain: its images and features, labels known to the user, and labels for the report alone (-1: none)."""
-
-    manifest: Manifest
-    features: Features
-    known: NDArray[np.int64]
-    truth: NDArray[np.int64]
-    is_labelled: bool
 
 
 def adapt(
@@ -127,8 +105,19 @@ def adapt(
             watcher.note(note)
         with clock("adapt"):
             watcher.step("adapt")
-            domains, own, rows = _domains(source, found, budget, settings.seed)
+            own, rows = chosen_rows(source, found, budget, settings.seed)
+            domains = domains_of(source, found, own, rows)
             choice, classifier = _adapted(source, found, domains, (own, rows), settings, watcher)
+        everything = np.arange(len(found.manifest.samples))
+        before = predict_features(source.classifier, found.features, everything, found.truth)
+        history: tuple[dict[str, Any], ...] = ()
+        if settings.mode != "features":
+            with clock("move"):
+                watcher.step("move")
+                so_far = Adaptation(source, found, domains, own, rows, choice, classifier, embedder)
+                now = moved(so_far, settings, watcher)
+                source, found, domains, choice = now.source, now.target, now.domains, now.choice
+                classifier, embedder, history = now.classifier, now.embedder, now.history
         asked = None
         if settings.ask:
             with clock("ask"):
@@ -139,8 +128,6 @@ def adapt(
             watcher.step("evaluate")
             predictions = _source_predictions(source, classifier)
             evaluation = evaluate_parts(classifier, source.manifest, source.parts, predictions, settings.seed)
-            everything = np.arange(len(found.manifest.samples))
-            before = predict_features(source.classifier, found.features, everything, found.truth)
             after = predict_features(classifier, found.features, everything, found.truth)
             if found.is_labelled:
                 evaluation |= target_figures(before, after, evaluation, read_evaluation(run), settings.seed)
@@ -155,7 +142,7 @@ def adapt(
                 provenance=provenance(source.manifest, source.parts, evaluation, settings)
                 | {"adapted_to": found.manifest.digest, "adaptation": choice.method},
             )
-            _write(folder, source, found, classifier, predictions, after, embedder, choice)
+            _write(folder, source, found, classifier, predictions, after, embedder, choice, history)
             ask_path = _write_ask(folder / ASK_FILE, asked, found.manifest, after, choice, rows) if asked else None
             write_json(folder / "domains.json", record)
         evaluation["timing"] = timing(clock, embedder)
@@ -207,37 +194,6 @@ def _target(
     return Target(manifest, features, known, truth, not has_no_labels)
 
 
-def _domains(
-    source: Source, target: Target, budget: float | None, seed: int
-) -> tuple[Domains, NDArray[np.int64], NDArray[np.int64]]:
-    """Columns that the head sees, of the source's train part and of the target, and which rows of each they are."""
-    transform = source.classifier.head.transform
-    rng = np.random.default_rng([seed, 17])
-    n_most = 4000 if budget is None else max(FEWEST_IMAGES, min(4000, int(budget * IMAGES_PER_SECOND / 2)))
-    own = _some(source.parts.train, n_most, rng)
-    rows = _some(np.arange(len(target.truth)), n_most, rng)
-    rows = np.union1d(rows, np.flatnonzero(target.known >= 0)).astype(np.int64)
-
-    def columns(features: Features, some: NDArray[np.int64]) -> NDArray[np.float32]:
-        return transform.apply({name: features.block(name, some) for name in transform.blocks})
-
-    return (
-        Domains(
-            columns(source.features, own),
-            source.labels[own],
-            columns(target.features, rows),
-            target.known[rows],
-            len(source.classifier.classes),
-        ),
-        own,
-        rows,
-    )
-
-
-def _some(rows: NDArray[np.int64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    return rows if len(rows) <= n else np.sort(rng.choice(rows, n, replace=False))
-
-
 # ---- adapting
 
 
@@ -267,30 +223,14 @@ def _adapted(
         if choice.outcome == "refused":
             watcher.note(f"Nothing was relabelled: {choice.reason}")
         return choice, old
-    held_out = _held_out(source)
-    head = adapted_head(old.head, domains, choice, _penalty(source.run))
-    drop, error = source_drop(old.head, head, held_out)
+    kept_out = held_out(source)
+    head = adapted_head(old.head, domains, choice, penalty_of(source.run))
+    drop, error = source_drop(old.head, head, kept_out)
     if drop > LARGEST_DROP + 2 * error:
         reason = f"the adapted head would lose {100 * drop:.1f} points on held-out images of the source."
         return replace(choice, outcome="unchanged", method="none", reason=reason, probabilities=softmax(logits)), old
     last = (source.features.block("last", rows[0]), target.features.block("last", rows[1]))
-    return choice, adapted_classifier(old, head, domains, choice, held_out, last)
-
-
-def _held_out(source: Source) -> HeldOut:
-    rows, transform = source.parts.valid, source.classifier.head.transform
-    if not len(rows):
-        return HeldOut(np.empty((0, len(transform.mean)), np.float32), np.empty(0, np.int64))
-    return HeldOut(
-        transform.apply({name: source.features.block(name, rows) for name in transform.blocks}), source.labels[rows]
-    )
-
-
-def _penalty(run: Path) -> float:
-    try:
-        return float(json.loads((run / "recipe.json").read_text())["head"]["penalty"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return DEFAULT_PENALTY
+    return choice, adapted_classifier(old, head, domains, choice, kept_out, last)
 
 
 def _source_predictions(source: Source, classifier: Classifier) -> dict[str, Predictions]:
@@ -342,6 +282,7 @@ def _write(
     after: Predictions,
     embedder: Embedder,
     choice: Choice,
+    history: Sequence[dict[str, Any]],
 ) -> None:
     from topwork.shipping.card import model_card
 
@@ -353,13 +294,15 @@ def _write(
     write_json(folder / "split.json", split_record(source.parts, source.manifest))
     write_json(folder / "recipe.json", recipe)
     with atomic_file(folder / "history.jsonl") as partial:
-        partial.write_text((source.run / "history.jsonl").read_text())
+        lines = [json.dumps(record) + "\n" for record in history]
+        partial.write_text((source.run / "history.jsonl").read_text() + "".join(lines))
     save_predictions(predictions, source.manifest, folder / "predictions.parquet")
     save_predictions({"target": after}, target.manifest, folder / "target_predictions.parquet")
     shutil.copytree(find_model(source.run), folder / "source_model", dirs_exist_ok=True)
-    compiled = classifier.backbone.folder / COMPILED[0]
-    found = compiled if embedder.engine.kind == "openvino" and compiled.is_file() else None
-    save_classifier(classifier, folder / "model", found, model_card(classifier))
+    # the source's own network comes with its compiled form; a moved one has it in the cache
+    places = (classifier.backbone.folder / COMPILED[0], compiled_path(classifier.backbone))
+    compiled = next((p for p in places if p.is_file()), None) if embedder.engine.kind == "openvino" else None
+    save_classifier(classifier, folder / "model", compiled, model_card(classifier))
     for name in ("insights.json",):
         if (source.run / name).is_file():
             shutil.copyfile(source.run / name, folder / name)
