@@ -192,7 +192,20 @@ def judge(case: Case, seed: int, n_labels: int = 0) -> dict[str, float]:
         "seconds": seconds,
         "adapted": choice.outcome == "adapted",
         "refused": choice.outcome == "refused",
+        "class_errors": class_errors(truth, answers[0], choice.consensus) if case.same_classes else [],
+        "class_errors_after": class_errors(truth, answers[1], choice.consensus) if case.same_classes else [],
     }
+
+
+def class_errors(truth, answers, consensus) -> list[float]:
+    """Expected recall minus true recall, in points, of each class with at least ten images."""
+    errors = []
+    for label in range(consensus.shape[1]):
+        own, weight = truth == label, consensus[:, label]
+        if own.sum() >= 10 and weight.sum() > 0:
+            expected = (weight * (answers == label)).sum() / weight.sum()
+            errors.append(100 * float(expected - (answers == label)[own].mean()))
+    return errors
 
 
 def main() -> None:
@@ -212,7 +225,7 @@ def main() -> None:
         print(f"seed {seed} done", flush=True)
     print(f"{'pair':44s} adapted refused  before  after   gain (95 % of seeds)  least  source before after  seconds")
     for name, rows in found.items():
-        column = {key: np.array([row[key] for row in rows], float) for key in rows[0]}
+        column = {key: np.array([row[key] for row in rows], float) for key in rows[0] if "class" not in key}
         gain = column["after"] - column["before"]
         half = 1.96 * gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.nan
         print(
@@ -225,6 +238,11 @@ def main() -> None:
     errors = np.array([[r["expected"] - r["before"], r["expected_after"] - r["after"]] for r in everything])
     print(
         f"Predicted accuracy, mean absolute error: before {abs(errors[:, 0]).mean():.1f} points, after {abs(errors[:, 1]).mean():.1f}"
+    )
+    by_class = [np.concatenate([row[key] for row in everything]) for key in ("class_errors", "class_errors_after")]
+    print(
+        f"Expected recall of a class ({len(by_class[0])} classes of pairs and seeds): before {abs(by_class[0]).mean():.1f}, "
+        f"after {abs(by_class[1]).mean():.1f}"
     )
 
 

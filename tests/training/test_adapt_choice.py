@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
+from topwork.training import adapt_choice
 from topwork.training.adapt import Domains, answers, fit_head
 from topwork.training.adapt_choice import choose, class_mix_entropy, predicted_accuracy
 from topwork.training.adapted import temperature_for
@@ -55,6 +58,35 @@ def test_a_target_like_the_source_is_left_as_it_is():
     assert (choice.outcome, choice.method) == ("unchanged", "none")
     assert "no clear difference" in choice.reason
     np.testing.assert_array_equal(choice.probabilities, given)
+
+
+def of_pairs(shift):
+    """A target whose classes lie between two of the source's each: near enough for every method to find something."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(0, 1.0, (C, D))
+    source, labels = images(rng, centres, (N,) * C)
+    pairs = list(itertools.combinations(range(C), 2))
+    between = [(centres[i] + centres[j]) * 0.15 + rng.normal(0, 0.8, D) for i, j in pairs]
+    target, _ = images(rng, np.stack(between), (30,) * len(pairs))
+    target = (target + shift * rng.normal(0, 0.5, D)).astype(np.float32)
+    noise = rng.normal(0, 0.7, (len(source) + len(target), D)).astype(np.float32)
+    source, target = source + noise[: len(source)], target + noise[len(source) :]
+    domains = Domains(source, labels, target, np.full(len(target), -1), C)
+    return domains, answers(fit_head(domains), target)
+
+
+def test_methods_that_contradict_each_other_on_images_of_the_same_look_are_not_believed(monkeypatch):
+    domains, given = of_pairs(shift=0.5)
+    choice = choose(domains, given)
+    assert choice.outcome == "refused"
+    assert "other classes" in choice.reason
+    assert choice.checks["lead"] > adapt_choice.LEAST_LEAD  # the first rule lets them through
+    np.testing.assert_array_equal(choice.probabilities, given)
+    far = choose(*of_pairs(shift=2.0))  # another look explains the contradiction
+    assert far.distance.energy > adapt_choice.FAR
+    assert far.outcome != "refused"
+    monkeypatch.setattr(adapt_choice, "LEAST_VOTES", 0.0)
+    assert choose(domains, given).outcome == "adapted"
 
 
 def test_other_classes_are_not_relabelled():

@@ -12,6 +12,9 @@ the method's name, the reason and everything that was looked at. The rules, in o
 5. Images that look alike should get one class (soft neighbourhood density, Saito et al. 2021, arXiv 2108.10860, on hard
    answers): adapted answers must agree with their neighbours clearly more than the source model's do. A target whose
    classes were torn apart or mixed up agrees less.
+6. Classes that the source does not have, once more, on the adapted answers: the methods contradict each other on many
+   images, the target's classes do not lie where the source's do, and yet the two sets look alike as a whole. Then it is not the
+   look that changed: refused. Where the look is far away, contradiction is what one expects, and the answers stand.
 """
 
 from __future__ import annotations
@@ -49,6 +52,9 @@ SIGNIFICANCE = 0.01
 LEAST_LEAD, DOUBTFUL_LEAD = 0.10, 0.25
 LEAST_GAIN, GAIN_ERRORS = 0.03, 2.0  # of neighbour agreement, and standard errors of that gain
 LEAST_OF_ROOM = 0.25  # of what is left to gain, where the model is nearly right already
+# Rule 6: mean vote, cosine of class means, energy distance. Shifts had votes of 0.85 or more, or a distance above 0.12
+# (heavy blur); other classes votes below 0.79, cosines below 0.31, distances below 0.12 (docs/lab-log.md, 2026-11-26).
+LEAST_VOTES, LEAST_MATCH, FAR = 0.82, 0.33, 0.12
 CROWDED = 0.7  # share of the greatest entropy of the class mix below which the answers crowd into few classes
 HANDICAP = 0.02  # of the other class mix, which starts from the source model's answers and so from their errors
 CLEAR_GAIN = 0.10  # gain at which the class mix may change that much
@@ -153,7 +159,8 @@ def _lead(rows: np.ndarray[Any, Any], means: Shares) -> Shares:
 
 
 def _decided(domains: Domains, aligned: Domains, given: Shares, distance: Distance, checks: dict[str, float]) -> Choice:
-    """Rules 4 and 5."""
+    """Rules 4 to 6."""
+    is_blind = not (domains.known >= 0).any()
     neighbours = nearest(aligned.target)
     moved, checks["shift_believed"] = same_mix(domains, given)
     moved, checks["shift_believed"] = same_mix(domains, clamped(answers(fit_head(moved), moved.target), moved.known))
@@ -200,14 +207,31 @@ def _decided(domains: Domains, aligned: Domains, given: Shares, distance: Distan
             )
             votes = [given, *(same if name == "same class mix" else other).values()]
             consensus = clamped(combined([_one_hot(vote) for vote in votes]), domains.known)
+            checks["votes"] = float(consensus.max(1).mean())
+            checks["match"] = class_match(aligned, candidates[name].argmax(1))
+            if checks["votes"] < LEAST_VOTES and checks["match"] < LEAST_MATCH and distance.energy < FAR and is_blind:
+                reason = (
+                    f"the methods agree on only {100 * checks['votes']:.0f} % of the answers, though the two sets look alike as a "
+                    "whole: these look like other classes."
+                )
+                return Choice("refused", "none", reason, given, given, distance, checks, tried)
             return Choice("adapted", name, reason, candidates[name], consensus, distance, checks, tried)
     reason = "adapted answers fit the neighbourhoods of the images no better than the model's own; it stays as it is."
-    if (domains.known >= 0).any():
+    if not is_blind:
         reason = (
             "adapted answers fit the neighbourhoods no better than the model's own; only the given labels are learnt."
         )
         return Choice("adapted", "labels only", reason, given, given, distance, checks, tried)
     return Choice("unchanged", "none", reason, given, given, distance, checks, tried)
+
+
+def class_match(aligned: Domains, answered: Ints) -> float:
+    """Mean cosine of the source's mean of each class and the mean of the target's images that are answered with it."""
+    present = np.unique(answered)
+    source = class_means(aligned.source, aligned.labels, aligned.n_classes)[present]
+    target = class_means(aligned.target, answered, aligned.n_classes)[present]
+    lengths = np.linalg.norm(source, axis=1) * np.linalg.norm(target, axis=1)
+    return float(((source * target).sum(1) / np.maximum(lengths, 1e-12)).mean())
 
 
 def class_mix_entropy(probabilities: Shares) -> float:
