@@ -127,7 +127,10 @@ def test_a_moved_network_answers_as_it_was_judged_or_is_put_back(
     rows = pq.read_table(tmp_path / "run" / "target_predictions.parquet").to_pylist()
     answers = Predictor(tmp_path / "run").predict([few_colours / row["path"] for row in rows])
     assert [a.label for a in answers] == [row["predicted"] for row in rows]
-    write_report(tmp_path / "run")
+    page = write_report(tmp_path / "run").read_text()
+    assert "a network started from" in page
+    assert "then adapted to another set of images" in page
+    assert not (tmp_path / "run" / "insights.json").exists()  # the source's are about another network
 
 
 def test_what_the_new_features_do_not_support_is_said(run, few_colours, tmp_path, monkeypatch):

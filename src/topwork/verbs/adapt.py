@@ -27,7 +27,7 @@ from topwork.errors import UsageError
 from topwork.evaluation.predictions import Predictions, softmax
 from topwork.features.embed import Embedder, embed
 from topwork.features.engine import compiled_path
-from topwork.models.classifier import COMPILED, Classifier, find_model, save_classifier
+from topwork.models.classifier import COMPILED, Classifier, find_model, load_classifier, save_classifier
 from topwork.run import read_evaluation, run_folder, save_predictions, versions, write_json
 from topwork.settings import AdaptSettings, as_dict
 from topwork.training.adapt import Domains
@@ -287,7 +287,10 @@ def _write(
     from topwork.shipping.card import model_card
 
     recipe = json.loads((source.run / "recipe.json").read_text())
+    source_model = load_classifier(source.run)
+    is_moved = classifier.backbone.weights_digest != source_model.backbone.weights_digest
     recipe["adapted"] = {"from": str(source.run.absolute()), "to": str(target.manifest.root), **choice.as_dict()}
+    recipe["adapted"]["network_moved"] = is_moved
     recipe["temperature"] = classifier.temperature
     save_manifest(source.manifest, folder / "manifest.parquet")
     save_manifest(target.manifest, folder / "target.parquet")
@@ -303,6 +306,6 @@ def _write(
     places = (classifier.backbone.folder / COMPILED[0], compiled_path(classifier.backbone))
     compiled = next((p for p in places if p.is_file()), None) if embedder.engine.kind == "openvino" else None
     save_classifier(classifier, folder / "model", compiled, model_card(classifier))
-    for name in ("insights.json",):
-        if (source.run / name).is_file():
-            shutil.copyfile(source.run / name, folder / name)
+    insights = source.run / "insights.json"
+    if insights.is_file() and not is_moved:  # they are about the network that the source's model has
+        shutil.copyfile(insights, folder / insights.name)

@@ -44,11 +44,15 @@ def _trained(record: Record) -> str:
     recipe, classes = record.recipe, record.manifest.classes
     n_train = int((record.part_of == "train").sum())
     names = f" ({', '.join(quoted(name, 24) for name in classes)})" if len(classes) <= 4 else ""
-    is_probe = recipe.get("mode", "probe") == "probe"
+    adapted = recipe.get("adapted", {})
+    is_probe = recipe.get("mode", "probe") == "probe" and not adapted.get("network_moved")
     what = "a linear head on the frozen features of" if is_probe else "a network started from"
     backbone = shown(str(recipe.get("architecture") or recipe.get("backbone", "a backbone")))
     images = f"{count(n_train, 'image')} of {count(len(classes), 'class', 'classes')}"
-    return f"This run trained {what} {backbone} with {images}{names}."
+    then = ""
+    if adapted.get("outcome") == "adapted":
+        then = f" It was then adapted to another set of images ({adapted['method']}): see Domains."
+    return f"This run trained {what} {backbone} with {images}{names}.{then}"
 
 
 def _accuracy(record: Record, part: str) -> str:
