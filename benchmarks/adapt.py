@@ -131,8 +131,26 @@ def cases(sets: Sets, seed: int, quick: bool) -> Iterator[Case]:
         for change in () if quick or name == "ants-bees" else CHANGES:
             yield Case(f"{name} > {change}", whole.take(a), sets(name, change).take(b))
     for a, b in (("pacs-mini/photo", "caltech-mini"), ("pacs-mini/photo", "ants-bees"), ("caltech-mini", "ants-bees"),
-                 ("caltech-mini", "pacs-mini/photo"), ("pacs-mini/art_painting", "caltech-mini")):  # fmt: skip
+                 ("caltech-mini", "pacs-mini/photo"), ("pacs-mini/art_painting", "caltech-mini"),
+                 ("pacs-mini/art_painting", "ants-bees"), ("ants-bees", "pacs-mini/photo")):  # fmt: skip
         yield Case(f"{a} > {b} (other classes)", sets(a), some(sets(b), 0.7, rng), False)
+    caltech, some_classes, order = (
+        sets("caltech-mini"),
+        np.random.default_rng([seed, 7]).permutation(7),
+        rng.permutation(20),
+    )
+    yield Case("caltech-mini, ten > other ten (other classes)", of(caltech, order[:10]), of(caltech, order[10:]), False)
+    for target, name in ((photo, "photo"), (art, "art")):
+        four, rest = of(photo, some_classes[:4]), of(target, some_classes[4:])
+        yield Case(f"photo, four > {name}, other three (other classes)", four, rest, False)
+    yield Case("photo, four > art, same four", of(photo, some_classes[:4]), of(art, some_classes[:4]))
+
+
+def of(whole: Set, classes) -> Set:
+    """The images of some classes, which are all that there are then."""
+    classes = np.sort(classes)
+    kept = whole.take(np.isin(whole.labels, classes))
+    return replace(kept, labels=np.searchsorted(classes, kept.labels), classes=tuple(whole.classes[c] for c in classes))
 
 
 def some(whole: Set, share: float, rng) -> Set:
