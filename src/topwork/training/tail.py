@@ -237,10 +237,9 @@ def _torch_runner(network: nn.Module, device: str, precision: str) -> Any:
 def _openvino_runner(network: nn.Module, shape: Sequence[int], precision: str) -> Any:
     import warnings
 
-    import openvino as ov
+    from topwork.features.engine import _openvino, openvino_core
 
-    from topwork.features.engine import openvino_core
-
+    ov = _openvino()
     size = [BATCH, shape[1], shape[2], 3]
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns about shapes that are constant for us
