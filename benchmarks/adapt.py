@@ -29,7 +29,7 @@ from topwork.features.engine import load_engine
 from topwork.features.regression import SoftmaxRegression
 from topwork.models.backbone import load_backbone
 from topwork.training.adapt import Domains, clamped, distil
-from topwork.training.adapt_choice import choose, predicted_accuracy
+from topwork.training.adapt_choice import choose, expected_recall, predicted_accuracy
 
 PENALTY = 3e-3
 
@@ -219,9 +219,8 @@ def class_errors(truth, answers, consensus) -> list[float]:
     """Expected recall minus true recall, in points, of each class with at least ten images."""
     errors = []
     for label in range(consensus.shape[1]):
-        own, weight = truth == label, consensus[:, label]
-        if own.sum() >= 10 and weight.sum() > 0:
-            expected = (weight * (answers == label)).sum() / weight.sum()
+        own, expected = truth == label, expected_recall(answers, consensus, label)
+        if own.sum() >= 10 and expected is not None:
             errors.append(100 * float(expected - (answers == label)[own].mean()))
     return errors
 

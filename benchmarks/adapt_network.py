@@ -1,6 +1,6 @@
 """Adapting the network against adapting the head: the verb itself, on folders of two domains.
 
-    python benchmarks/adapt_network.py ../shared/data/pacs-mini/photo ../shared/data/pacs-mini/art_painting [--seeds 3]
+    python benchmarks/adapt_network.py ../shared/data/pacs-mini/photo ../shared/data/pacs-mini/art_painting [--seeds 0 1 2]
         [--mode tune] [--both-ways]
 
 For each seed a probe is fitted on the source (its split is the seed's) and adapted twice: the head alone, and then the

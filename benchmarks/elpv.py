@@ -28,7 +28,7 @@ from topwork.features.embed import Features
 from topwork.features.engine import load_engine
 from topwork.features.probe import fit_probe
 from topwork.models.backbone import load_backbone
-from topwork.training.finetune import extended_where_possible, facts_of, tune
+from topwork.training.finetune import facts_of, trained_from, tune
 from topwork.training.loop import Surroundings
 from topwork.training.recipe import TuneSettings, plan
 from topwork.training.streams import ImageStream
@@ -45,11 +45,11 @@ class ArrayFeatures(Features):
 
     def __init__(self, blocks):
         object.__setattr__(self, "hashes", tuple(str(n) for n in range(len(blocks["last"]))))
-        object.__setattr__(self, "blocks", blocks)
+        object.__setattr__(self, "arrays", blocks)
 
     def block(self, name="last", rows=None):
         """(N, D) as in Features."""
-        return self.blocks[name] if rows is None else self.blocks[name][rows]
+        return self.arrays[name] if rows is None else self.arrays[name][rows]
 
 
 def load_cells():
@@ -109,10 +109,8 @@ def tuned(backbone, settings, pixels, labels, fold, split, start, quiet):
         if not quiet:
             print({k: round(v, 3) if isinstance(v, float) else v for k, v in record.items() if k in SHOWN}, flush=True)
 
-    spec = extended_where_possible(settings) if start.kind == "extended" else None
-    done = tune(
-        backbone, recipe, train_stream, valid_stream, head=spec, probe=start, around=Surroundings(on_epoch=show)
-    )
+    spec, around = trained_from(start, settings), Surroundings(on_epoch=show)
+    done = tune(backbone, recipe, train_stream, valid_stream, head=spec, probe=start, around=around)
     seconds, work = time.perf_counter() - began, time.process_time() - worked
     moved, head = done.backbone_and_head()
     positions = [moved.with_spec(mirror=mirror) for mirror in ("none", "both")]

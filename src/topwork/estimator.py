@@ -20,11 +20,9 @@ from topwork.errors import ImageError, UsageError
 from topwork.evaluation.calibration import fit_temperature
 from topwork.evaluation.predictions import softmax
 from topwork.features.embed import Embedder, Features
-from topwork.features.engine import fingerprint, load_engine, with_resizer
+from topwork.features.engine import load_engine, with_resizer
 from topwork.features.probe import fit_probe
-from topwork.features.store import FeatureStore
 from topwork.models.backbone import load_backbone
-from topwork.settings import cache_folder
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -98,14 +96,14 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _logits(self, images: Any) -> NDArray[np.float64]:
         check_is_fitted(self, "head_")
         features = self._features(images)
-        return self.head_.logits({name: features.block(name) for name in self.head_.transform.blocks})
+        return self.head_.logits(features.blocks(self.head_.transform.blocks))
 
     def _features(self, images: Sequence[Any]) -> Features:
         """Embeds what the store does not know yet."""
         backbone = load_backbone(self.backbone).with_spec(fit=self.fit_mode, height=self.size, width=self.size)
         engine = load_engine(backbone)
         backbone = with_resizer(backbone, engine)
-        embedder = Embedder(backbone, engine, FeatureStore(cache_folder(), fingerprint(backbone, engine)))
+        embedder = Embedder(backbone, engine)
 
         def load(image: Any) -> tuple[str, Pixels | None]:
             return _load(image, backbone.spec, embedder)

@@ -11,7 +11,7 @@ from topwork.models.backbone import load_backbone
 from topwork.models.head import FeatureTransform, HeadSpec, LinearHead
 from topwork.training.average import tuned_logits
 from topwork.training.extended import ExtendedHead
-from topwork.training.finetune import extended_where_possible, facts_of, make_network, tune
+from topwork.training.finetune import facts_of, make_network, trained_from, tune
 from topwork.training.folding import fold_batch_norm
 from topwork.training.loop import fit
 from topwork.training.recipe import TuneSettings, plan
@@ -125,8 +125,9 @@ def test_cached_activations_train_the_same_stages(backbone, train, probe):
     assert torch.equal(cached.best["blocks.2.0.conv_pw.weight"], cached.start["blocks.2.0.conv_pw.weight"])
 
 
-def test_an_extended_probe_is_kept_where_it_can_be():
+def test_an_extended_probe_is_kept_where_it_can_be(probe, blocks):
     settings = TuneSettings()
-    assert extended_where_possible(settings) == EXTENDED
-    assert extended_where_possible(replace(settings, outputs="binary")) == HeadSpec()
-    assert extended_where_possible(replace(settings, strategy="scratch")) == HeadSpec()
+    assert trained_from(probe, settings) == EXTENDED
+    assert trained_from(probe, replace(settings, outputs="binary")) == HeadSpec()
+    assert trained_from(probe, replace(settings, strategy="scratch")) == HeadSpec()
+    assert trained_from(head_on(blocks, ("last",), "none"), settings) == HeadSpec()

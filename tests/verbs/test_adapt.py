@@ -102,12 +102,12 @@ def test_a_moved_network_answers_as_it_was_judged_or_is_put_back(
     mode, is_kept, run, few_colours, tmp_path, monkeypatch
 ):
     """Whether it is believed is decided here, so that both ends are seen; training/test_adapt_network.py has the rule."""
-    from topwork.training import adapt_network
+    from topwork.training import adapt_network, adapted
     from topwork.verbs import adapt_moved
 
     belief = adapt_network.Belief(is_kept, "so the test says", {"moved: agreement": 0.5})
     monkeypatch.setattr(adapt_network, "believed", lambda *_: belief)
-    monkeypatch.setattr(adapt_moved, "LARGEST_DROP", 1.0)
+    monkeypatch.setattr(adapted, "LARGEST_DROP", 1.0)
     features = adapt(run, few_colours, tmp_path / "features")
     assert features.choice.outcome == "adapted"
     monkeypatch.setattr(

@@ -304,7 +304,7 @@ def _curve(
     rows = parts.train[probe.rows]
     if len(rows) < 30:
         return None
-    columns = probe.head.transform.apply({name: features.block(name, rows) for name in probe.head.transform.blocks})
+    columns = probe.head.transform.apply(features.blocks(probe.head.transform.blocks, rows))
     correct = probe.out_of_fold_logits.argmax(axis=1) == labels[rows]
     share = 1 - 1 / chosen.n_folds
     numbered = np.unique(groups[rows], return_inverse=True)[1]

@@ -36,6 +36,12 @@ class Features:
         chosen = self.hashes if rows is None else [self.hashes[row] for row in rows]
         return self.store.load(chosen, name)
 
+    def blocks(
+        self, names: Sequence[str], rows: Sequence[int] | NDArray[np.int64] | None = None
+    ) -> dict[str, NDArray[np.float16]]:
+        """Several blocks by name, such as a head reads: ``head.logits(features.blocks(head.transform.blocks))``."""
+        return {name: self.block(name, rows) for name in names}
+
     def __len__(self) -> int:
         return len(self.hashes)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from topwork.errors import UsageError
-from topwork.models.head import ACTIVATIONS, Changes, HeadSpec, parse_head
+from topwork.models.head import ACTIVATIONS, Changes, HeadSpec, Power, parse_head
 
 Pooling = Literal["avg", "max", "avgmax", "catavgmax"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -57,6 +57,21 @@ def make_head(spec: HeadSpec, n_features: int, n_outputs: int) -> nn.Module:
 def n_outputs(n_classes: int, outputs: str) -> int:
     """Logits that a head needs: one for two classes told apart by a sigmoid, otherwise one a class."""
     return 1 if outputs == "binary" else n_classes
+
+
+def powered(columns: torch.Tensor, power: Power, least: float = 0.0) -> torch.Tensor:
+    """:func:`topwork.models.head.powered` for joined (B, D) features.
+
+    Args:
+        least: below it a square root is taken as flat, where gradients are wanted: its slope at zero is infinite.
+    """
+    if power == "sqrt":
+        size = torch.abs(columns)
+        return torch.sign(columns) * torch.sqrt(size.clamp_min(least) if least else size)
+    if power == "unit":
+        length = torch.linalg.vector_norm(columns, dim=1, keepdim=True).clamp_min(1e-6)
+        columns = columns * (columns.shape[1] ** 0.5 / length)
+    return columns
 
 
 # ---- replacing a classifier

@@ -70,6 +70,8 @@ def classifier_network(classifier: Classifier) -> nn.Module:
     import torch
     from torch import nn
 
+    from topwork.models.modules import powered
+
     head, power = classifier.head, classifier.head.transform.power
 
     class ClassifierNetwork(nn.Module):
@@ -87,12 +89,7 @@ def classifier_network(classifier: Classifier) -> nn.Module:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             blocks = dict(zip(("last", "stages"), self.features(images), strict=True))
             columns = torch.cat([blocks[name] for name in head.transform.blocks], 1)
-            if power == "sqrt":
-                columns = torch.sign(columns) * torch.sqrt(torch.abs(columns))
-            elif power == "unit":
-                length = torch.linalg.vector_norm(columns, dim=1, keepdim=True).clamp_min(1e-6)
-                columns = columns * (columns.shape[1] ** 0.5 / length)
-            logits = self.head(columns)
+            logits = self.head(powered(columns, power))
             probabilities: torch.Tensor = logits.sigmoid() if classifier.multi_label else logits.softmax(1)
             return probabilities
 

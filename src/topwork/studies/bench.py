@@ -123,7 +123,7 @@ class Bench:
 
     def judged(self, head: LinearHead, features: Features) -> Bools:
         """(n_held_out,) whether a head is right on each held-out image."""
-        blocks = {name: features.block(name, self.held_out) for name in head.transform.blocks}
+        blocks = features.blocks(head.transform.blocks, self.held_out)
         return np.asarray(head.logits(blocks).argmax(1) == self.labels[self.held_out])
 
     def pixels(self, rows: Ints, side: int, margin: float = 1.0) -> Pixels:

@@ -102,7 +102,7 @@ def _changed(bench: Bench, side: int) -> tuple[list[Shift], Grid]:
     features = bench.embedded(rows, plain, f"plain {side}", backbone)
     labels = bench.labels[rows]
     head = bench.probe_on(features, np.arange(n), labels[:n])
-    columns = _columns(head, {name: features.block(name) for name in head.transform.blocks})
+    columns = _columns(head, features.blocks(head.transform.blocks))
     shifts, pictures = [], [("as they are", _few(plain[n:]))]
     for name in CHANGES:
         change = next(found for found in PERTURBATIONS if found.name == name)

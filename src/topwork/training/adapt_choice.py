@@ -270,6 +270,12 @@ def _one_hot(probabilities: Shares) -> Shares:
     return np.asarray(np.eye(probabilities.shape[1])[probabilities.argmax(1)])
 
 
+def expected_recall(predicted: Ints, consensus: Shares, label: int) -> float | None:
+    """The same by class: share of the votes for a class whose images are answered with it; None without a vote."""
+    total = float(consensus[:, label].sum())
+    return float((consensus[:, label] * (predicted == label)).sum() / total) if total > 0 else None
+
+
 def predicted_accuracy(predicted: Ints, consensus: Shares) -> float:
     """Accuracy of answers if the methods' votes were drawn from the truth: mean vote for each image's answer."""
     return float(consensus[np.arange(len(predicted)), predicted].mean())

@@ -16,15 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest
-from topwork.data.transforms import InputSpec
 from topwork.models.backbone import Backbone
-from topwork.models.head import HeadSpec, LinearHead
+from topwork.models.head import LinearHead
 from topwork.training.adapt import Domains, Ints, Shares, nearest, neighbour_agreement, standardised
 from topwork.training.adapt_choice import GAIN_ERRORS, Choice
-from topwork.training.finetune import facts_of, stage_names, streams_of, tune
+from topwork.training.finetune import facts_of, stage_names, trained_from, training_stream, tune
 from topwork.training.loop import Surroundings
 from topwork.training.recipe import TuneSettings, plan
-from topwork.training.streams import ImageStream, decode_all
 from topwork.training.terms import TargetTerms
 
 SURE = 0.75  # share of the methods' votes from which on an image is trained on: with all images the network got worse
@@ -70,22 +68,6 @@ def beliefs(choice: Choice, known: Ints) -> Shares:
     return np.asarray(wanted * is_sure[:, None])
 
 
-def decoded(
-    images: Images, spec: InputSpec, n_threads: int | None = None, on_progress: Callable[[int, int], None] | None = None
-) -> ImageStream:
-    """The images as they are, without augmentation.
-
-    Raises:
-        TopworkError: an image vanished since it was scanned.
-    """
-    samples = images.manifest.samples
-    pixels = decode_all(
-        images.manifest.read, images.rows, spec, name=lambda row: samples[row].path, n_threads=n_threads,
-        on_progress=on_progress,
-    )  # fmt: skip
-    return ImageStream(pixels, images.wanted, spec)
-
-
 def move_network(
     backbone: Backbone,
     head: LinearHead,
@@ -108,19 +90,16 @@ def move_network(
     n_classes = len(head.bias)
     settings = TuneSettings(strategy="lp-ft", epochs=epochs, interpolate=False)
     recipe = plan(settings, facts_of(source.wanted, n_classes, 0), stage_names(backbone.skeleton(n_classes)), seed)
-    streams = []
-    for images in (source, target):
-        nothing = np.empty(0, np.int64)
-        stream, _ = streams_of(images.manifest, images.rows, nothing, backbone, recipe, n_threads, on_progress)
-        stream.labels = images.wanted  # in the classes of the model, which may be more than those of the manifest
-        streams.append(stream)
-    train, other = streams
+    train, other = (
+        training_stream(images.manifest, images.rows, images.wanted, backbone, recipe, n_threads, on_progress)
+        for images in (source, target)
+    )
     done = tune(
         backbone,
         recipe,
         train,
         None,
-        head=HeadSpec("extended" if head.kind == "extended" else "linear"),
+        head=trained_from(head, settings),
         probe=head,
         around=around,
         target=TargetTerms(other, recipe.batch_size, confusion=CONFUSION),

@@ -64,6 +64,16 @@ def source_drop(
     return float(lost.mean()), float(lost.std() / np.sqrt(len(lost)))
 
 
+def loss_on_source(
+    before: LinearHead, after: LinearHead, held_out: HeldOut, moved: HeldOut | None = None
+) -> str | None:
+    """Why a head is no adaptation but a trade: its drop is beyond ``LARGEST_DROP`` and two standard errors; else None."""
+    drop, error = source_drop(before, after, held_out, moved)
+    if drop > LARGEST_DROP + 2 * error:
+        return f"would lose {100 * drop:.1f} points on held-out images of the source"
+    return None
+
+
 def adapted_classifier(
     classifier: Classifier,
     head: LinearHead,

@@ -6,8 +6,6 @@ both here, so each batch is half of either: means and variances are those of the
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from torch import nn
@@ -26,7 +24,7 @@ def with_statistics_of(backbone: Backbone, domains: list[ImageStream], seed: int
     Raises:
         UsageError: the network has no batch norm.
     """
-    network = backbone.module(1)
+    network = backbone.module()
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         raise UsageError(f"{backbone.name}: has no batch norms, so there are no statistics to take again.")
@@ -45,9 +43,5 @@ def with_statistics_of(backbone: Backbone, domains: list[ImageStream], seed: int
                 s.load(rng.choice(len(s.labels), min(per_domain, len(s.labels)), replace=False), None) for s in domains
             ]
             seen(torch.from_numpy(np.concatenate(parts)))
-    network.eval()
-    headless = copy.deepcopy(backbone.skeleton())
-    state = network.state_dict()
-    headless.load_state_dict({key: state[key] for key in headless.state_dict()})
     name = f"{backbone.name} (statistics of {len(domains)} domains)"
-    return adopt_weights(backbone, headless, name=name)
+    return adopt_weights(backbone, network.eval(), name=name)

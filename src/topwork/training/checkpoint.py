@@ -17,7 +17,7 @@ import torch
 
 from topwork.data.shards import atomic_file
 from topwork.errors import ModelError, TopworkError
-from topwork.training.distributed import shared_like, whole
+from topwork.training.distributed import shared_like
 
 FORMAT = 1
 INDEX = "checkpoint.json"
@@ -88,13 +88,13 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """An optimizer's state as named tensors and plain values, in one order in every process (see :func:`whole_state`)."""
+    """An optimizer's state as named tensors and plain values."""
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, Any] = {}
-    for number, state in sorted(optimizer.state_dict()["state"].items()):
-        for key, value in sorted(state.items()):
+    for number, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{number}.{key}"] = whole(value)
+                tensors[f"{number}.{key}"] = value
             else:
                 plain[f"{number}.{key}"] = value
     return tensors, plain

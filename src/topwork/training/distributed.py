@@ -98,15 +98,16 @@ class Group(Processes):
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Summed by the group; a process with an empty share takes part with zeros."""
-        moving = [value for value in parameters if value.requires_grad]
-        for value in moving:
-            if is_shared(value) and value.grad is not None:
-                value.grad.mul_(self.n)  # FSDP has taken the mean
-        moving = [value for value in moving if not is_shared(value)]
-        for value in moving:
+        gradients = []
+        for value in parameters:
+            if not value.requires_grad:
+                continue
             if value.grad is None:  # a process with an empty share takes part with zeros
                 value.grad = torch.zeros_like(value)
-        gradients = [value.grad for value in moving if value.grad is not None]
+            if is_shared(value):
+                value.grad.mul_(self.n)  # FSDP has taken the mean
+            else:
+                gradients.append(value.grad)
         self._sum_in_place(gradients)
 
     def average(self, tensors: Iterable[torch.Tensor]) -> None:

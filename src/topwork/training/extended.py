@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from topwork.features.engine import feature_stages, pool_map
 from topwork.models.backbone import Backbone
 from topwork.models.head import LinearHead
-from topwork.models.modules import classifier_name, replace_module
+from topwork.models.modules import classifier_name, powered, replace_module
 
 LEAST_ROOT = 1e-6  # below it the square root is taken as flat: its slope at zero is infinite
 
@@ -49,19 +49,10 @@ class ExtendedHead(nn.Module):
             values["stages"] = torch.cat([self.pooled[name] for name in self.watched], 1)
         self.pooled.clear()  # or the graph of this batch would live until the next
         joined = torch.cat([values[name] for name in self.blocks], 1)
-        columns = (self._powered(joined) - self.mean) / self.scale
+        columns = (powered(joined, self.power, LEAST_ROOT) - self.mean) / self.scale
         with torch.autocast(columns.device.type, enabled=False):
             logits: Tensor = nn.functional.linear(columns, self.weight, self.bias)
         return logits
-
-    def _powered(self, joined: Tensor) -> Tensor:
-        """As ``models.head.powered``."""
-        if self.power == "sqrt":
-            return joined.sign() * joined.abs().clamp_min(LEAST_ROOT).sqrt()
-        if self.power == "unit":
-            length = torch.linalg.vector_norm(joined, dim=1, keepdim=True).clamp_min(1e-6)
-            joined = joined * (joined.shape[1] ** 0.5 / length)
-        return joined
 
 
 class _Keep:

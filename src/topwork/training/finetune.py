@@ -8,6 +8,7 @@ is linear. Here the pieces meet and nothing is decided: see ``recipe.py`` for wh
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 from topwork.data.augment import pipeline
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split
+from topwork.data.transforms import InputSpec, Pixels
 from topwork.errors import UsageError
 from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.head import HeadSpec, LinearHead, parse_head
@@ -109,8 +111,8 @@ def fine_tune(
     """
     settings, spec = settings or TuneSettings(), parse_head(head) if isinstance(head, str) else head
     labels, n_classes = manifest.targets, len(manifest.classes)
-    if probe is not None and probe.kind == "extended" and spec == HeadSpec():
-        spec = extended_where_possible(settings)
+    if probe is not None and spec == HeadSpec():
+        spec = trained_from(probe, settings)
     is_fitted = probe is not None and isinstance(spec, HeadSpec) and spec.starts_from_probe
     facts = facts_of(labels[parts.train], n_classes, len(parts.valid))
     recipe = plan(settings, facts, stage_names(backbone.skeleton(n_classes)), seed, head_is_fitted=is_fitted)
@@ -118,10 +120,10 @@ def fine_tune(
     return tune(backbone, recipe, train, valid, head=spec, probe=probe, around=around)
 
 
-def extended_where_possible(settings: TuneSettings) -> HeadSpec:
-    """The head for an extended probe: its own, but for one sigmoid for two classes and for networks from scratch."""
+def trained_from(probe: LinearHead, settings: TuneSettings) -> HeadSpec:
+    """What a probe is tuned as: an extended head as it is, where the recipe has one row a class and a pretrained network."""
     is_possible = settings.outputs != "binary" and settings.strategy != "scratch"
-    return HeadSpec("extended" if is_possible else "linear")
+    return HeadSpec("extended" if probe.kind == "extended" and is_possible else "linear")
 
 
 def make_network(
@@ -204,26 +206,38 @@ def streams_of(
     on_progress: Any = None,
 ) -> tuple[ImageStream, ImageStream | None]:
     """Decodes the images of a manifest once, for training and for validation."""
-    labels = manifest.targets
-    n_all = len(train_rows) + len(valid_rows)
+    labels, n_train = manifest.targets, len(train_rows)
 
-    def decode_rows(rows: NDArray[np.int64], margin: float, before: int) -> Any:
-        def report(n_done: int, _: int) -> None:
-            if on_progress:
-                on_progress(before + n_done, n_all)
+    def from_row(before: int) -> Callable[[int, int], None]:
+        return lambda n_done, _: on_progress(before + n_done, n_train + len(valid_rows)) if on_progress else None
 
-        return decode_all(
-            manifest.read, rows, backbone.spec, margin=margin, name=lambda row: manifest.samples[row].path,
-            n_threads=n_threads, on_progress=report,
-        )  # fmt: skip
-
-    pixels = decode_rows(train_rows, pipeline(recipe.augmentation).margin, 0)
-    # named by content: the same images in another order or layout are augmented in the same way
-    keys = np.array([int(manifest.samples[row].content_hash[:15], 16) for row in train_rows], np.int64)
-    train = ImageStream(pixels, labels[train_rows], backbone.spec, recipe.augmentation, recipe.seed, keys)
+    train = training_stream(manifest, train_rows, labels[train_rows], backbone, recipe, n_threads, from_row(0))
     if not len(valid_rows):
         return train, None
-    return train, ImageStream(decode_rows(valid_rows, 1.0, len(train_rows)), labels[valid_rows], backbone.spec)
+    pixels = decode_rows(manifest, valid_rows, backbone.spec, n_threads=n_threads, on_progress=from_row(n_train))
+    return train, ImageStream(pixels, labels[valid_rows], backbone.spec)
+
+
+def training_stream(
+    manifest: Manifest,
+    rows: NDArray[np.int64],
+    labels: NDArray[Any],
+    backbone: Backbone,
+    recipe: Recipe,
+    n_threads: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ImageStream:
+    """Decoded images of some rows, augmented as the recipe says, with any labels."""
+    margin = pipeline(recipe.augmentation).margin
+    pixels = decode_rows(manifest, rows, backbone.spec, margin=margin, n_threads=n_threads, on_progress=on_progress)
+    # named by content: the same images in another order or layout are augmented in the same way
+    keys = np.array([int(manifest.samples[row].content_hash[:15], 16) for row in rows], np.int64)
+    return ImageStream(pixels, labels, backbone.spec, recipe.augmentation, recipe.seed, keys)
+
+
+def decode_rows(manifest: Manifest, rows: NDArray[np.int64], spec: InputSpec, **options: Any) -> Pixels:
+    """:func:`topwork.training.streams.decode_all` for rows of a manifest, which is what names the images."""
+    return decode_all(manifest.read, rows, spec, name=lambda row: manifest.samples[row].path, **options)
 
 
 def facts_of(labels: NDArray[Any], n_classes: int, n_valid: int, grey: bool = False) -> DataFacts:

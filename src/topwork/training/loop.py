@@ -191,9 +191,10 @@ class _Run:
         if target is not None and self.group.n > 1:
             raise UsageError("Adapting the network to a target is done by one process; start it without a launcher.")
         self.net = Prepared(network, recipe, train, self.group.device, self.group)
-        smallest = min(map(len, batches_of(np.arange(len(train.labels)), recipe.batch_size)))
-        if self.net.is_sharded and smallest < self.group.n:
-            raise UsageError(f"--fsdp: every batch needs an image for each of the {self.group.n} processes.")
+        if self.net.is_sharded:
+            smallest = min(map(len, batches_of(np.arange(len(train.labels)), recipe.batch_size)))
+            if smallest < self.group.n:
+                raise UsageError(f"--fsdp: every batch needs an image for each of the {self.group.n} processes.")
         self.loss = Loss(recipe, self.net.device)
         self.start = self.net.state()
         self.epoch = self.step = self.n_updates = 0
@@ -475,19 +476,20 @@ class _Run:
         folder = self.around.folder
         if folder is None:
             return
-        if self.net.is_sharded or self.group.is_main:
-            tensors, plain = self._tensors(optimizer)  # parts are gathered from all
-        if self.group.is_main:
-            self._write(folder, tensors, plain if optimizer is not None else None, epoch_began)
+        if self.net.is_sharded or self.group.is_main:  # parts are gathered from all
+            tensors, plain = self._tensors(optimizer)
+            if self.group.is_main:
+                self._write(folder, tensors, plain, epoch_began)
         self.group.wait()
         self.saved_at = time.monotonic()
 
-    def _tensors(self, optimizer: torch.optim.Optimizer | None) -> tuple[State, dict[str, Any]]:
-        """All tensors of a checkpoint, whole, and the optimizer's plain values."""
+    def _tensors(self, optimizer: torch.optim.Optimizer | None) -> tuple[State, dict[str, Any] | None]:
+        """All tensors of a checkpoint, whole, and the optimizer's plain values, None without one."""
         states = {"start": self.start, "model": self.net.state(), "ema": self.ema or {}}
         states |= {f"best{epoch}": state for epoch, _, _, state in self.best}
-        moments, plain = disk.flatten_optimizer(optimizer) if optimizer is not None else ({}, {})
-        states["optimizer"] = moments
+        plain = None
+        if optimizer is not None:
+            states["optimizer"], plain = disk.flatten_optimizer(optimizer)
         tensors: State = {}
         for prefix, state in states.items():
             tensors |= disk.with_prefix(prefix, whole_state(state))
@@ -632,14 +634,16 @@ def predict(
     """(rows, logits) of this process's share of a stream, in eval mode."""
     was_training = [(module, module.training) for module in net.core.modules()]
     net.core.eval()
-    rows = (group or Processes()).share(np.arange(len(stream.labels)))
+    group = group or Processes()
+    rows = group.share(np.arange(len(stream.labels)))
     batches = [rows[start : start + JUDGE_BATCH] for start in range(0, len(rows), JUDGE_BATCH)]
-    n_passes = math.ceil(math.ceil(len(stream.labels) / (group or Processes()).n) / JUDGE_BATCH)
     try:
         with torch.no_grad():
             for chosen, inputs in ahead(lambda chosen: stream.load(chosen, None), batches):
                 yield chosen, net.logits(inputs)
-            if net.is_sharded and len(batches) < n_passes:  # each pass gathers the weights, so all take part in it
+            # each pass gathers shared weights, so all processes take part in as many as the first one, with most rows
+            n_passes = math.ceil(math.ceil(len(stream.labels) / group.n) / JUDGE_BATCH)
+            if net.is_sharded and len(batches) < n_passes:
                 net.logits(stream.load(np.zeros(1, np.int64), None))
     finally:
         for module, training in was_training:

@@ -172,11 +172,11 @@ def tune_classifier(
 
 def _starting_head(tuning: Tuning) -> tuple[LinearHead, HeadSpec]:
     """What tuning starts from and what it trains; where an extended probe cannot be kept, a plain one is fitted."""
-    from topwork.training.finetune import extended_where_possible
+    from topwork.training.finetune import trained_from
 
     probe, spec = tuning.probe.head, head_spec(tuning.settings)
-    if probe.kind == "extended" and spec == HeadSpec():
-        spec = extended_where_possible(tuning.settings)
+    if spec == HeadSpec():
+        spec = trained_from(probe, tuning.settings)
     if probe.kind == "plain" or spec.kind == "extended":
         return probe, spec
     rows = tuning.parts.train

@@ -10,7 +10,6 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,12 @@ from topwork.errors import UsageError
 from topwork.evaluation.predictions import Predictions, softmax
 from topwork.features.embed import Embedder, embed
 from topwork.features.engine import compiled_path
-from topwork.models.classifier import COMPILED, Classifier, find_model, load_classifier, save_classifier
+from topwork.models.classifier import COMPILED, Classifier, find_model, save_classifier
 from topwork.run import read_evaluation, run_folder, save_predictions, versions, write_json
 from topwork.settings import AdaptSettings, as_dict
 from topwork.training.adapt import Domains
 from topwork.training.adapt_choice import Choice, choose
-from topwork.training.adapted import LARGEST_DROP, adapted_classifier, adapted_head, source_drop
+from topwork.training.adapted import adapted_classifier, adapted_head, loss_on_source, score
 from topwork.training.ask import Asked, images_to_label
 from topwork.verbs.adapt_moved import Adaptation, moved
 from topwork.verbs.adapt_record import domains_record, target_figures
@@ -108,31 +107,29 @@ def adapt(
             own, rows = chosen_rows(source, found, budget, settings.seed)
             domains = domains_of(source, found, own, rows)
             choice, classifier = _adapted(source, found, domains, (own, rows), settings, watcher)
+            now = Adaptation(source, found, domains, own, rows, choice, classifier, embedder)
         everything = np.arange(len(found.manifest.samples))
         before = predict_features(source.classifier, found.features, everything, found.truth)
-        history: tuple[dict[str, Any], ...] = ()
         if settings.mode != "features":
             with clock("move"):
                 watcher.step("move")
-                so_far = Adaptation(source, found, domains, own, rows, choice, classifier, embedder)
-                now = moved(so_far, settings, watcher)
-                source, found, domains, choice = now.source, now.target, now.domains, now.choice
-                classifier, embedder, history = now.classifier, now.embedder, now.history
+                now = moved(now, settings, watcher)
+        choice, classifier = now.choice, now.classifier
         asked = None
         if settings.ask:
             with clock("ask"):
                 watcher.step("ask")
-                asked = images_to_label(domains, choice, settings.ask, settings.seed)
+                asked = images_to_label(now.domains, choice, settings.ask, settings.seed)
                 asked = replace(asked, rows=rows[asked.rows])
         with clock("evaluate"):
             watcher.step("evaluate")
-            predictions = _source_predictions(source, classifier)
+            predictions = _source_predictions(now.source, classifier)
             evaluation = evaluate_parts(classifier, source.manifest, source.parts, predictions, settings.seed)
-            after = predict_features(classifier, found.features, everything, found.truth)
+            after = predict_features(classifier, now.target.features, everything, found.truth)
             if found.is_labelled:
                 evaluation |= target_figures(before, after, evaluation, read_evaluation(run), settings.seed)
             record = domains_record(
-                choice, found.manifest, before, after, domains, rows, evaluation, read_evaluation(run)
+                choice, found.manifest, before, after, now.domains, rows, evaluation, read_evaluation(run)
             )
         with clock("write"):
             watcher.step("write")
@@ -142,10 +139,10 @@ def adapt(
                 provenance=provenance(source.manifest, source.parts, evaluation, settings)
                 | {"adapted_to": found.manifest.digest, "adaptation": choice.method},
             )
-            _write(folder, source, found, classifier, predictions, after, embedder, choice, history)
+            _write(folder, now, classifier, predictions, after)
             ask_path = _write_ask(folder / ASK_FILE, asked, found.manifest, after, choice, rows) if asked else None
             write_json(folder / "domains.json", record)
-        evaluation["timing"] = timing(clock, embedder)
+        evaluation["timing"] = timing(clock, now.embedder)
         write_json(folder / "evaluation.json", evaluation)
     for note in record["notes"]:
         watcher.note(note)
@@ -207,15 +204,15 @@ def _adapted(
 ) -> tuple[Choice, Classifier]:
     """The choice and its classifier, which is the source's own unless something better can be believed."""
     old = source.classifier
-    logits = domains.target.astype(np.float64) @ old.head.weight.T.astype(np.float64) + old.head.bias
-    choice = choose(domains, softmax(logits), seed=settings.seed)
+    given = softmax(score(old.head, domains.target))
+    choice = choose(domains, given, seed=settings.seed)
     if target.is_labelled and (target.truth < 0).all() and not (target.known >= 0).any():
         names = ", ".join(shown(name) for name in target.manifest.classes[:5])
         choice = replace(
             choice,
             outcome="refused",
             method="none",
-            probabilities=softmax(logits),
+            probabilities=given,
             reason=f"the target's folders ({names}) are none of the model's classes; where they are no classes, add "
             "--unlabelled.",
         )
@@ -225,10 +222,10 @@ def _adapted(
         return choice, old
     kept_out = held_out(source)
     head = adapted_head(old.head, domains, choice, penalty_of(source.run))
-    drop, error = source_drop(old.head, head, kept_out)
-    if drop > LARGEST_DROP + 2 * error:
-        reason = f"the adapted head would lose {100 * drop:.1f} points on held-out images of the source."
-        return replace(choice, outcome="unchanged", method="none", reason=reason, probabilities=softmax(logits)), old
+    loss = loss_on_source(old.head, head, kept_out)
+    if loss is not None:
+        reason = f"the adapted head {loss}."
+        return replace(choice, outcome="unchanged", method="none", reason=reason, probabilities=given), old
     last = (source.features.block("last", rows[0]), target.features.block("last", rows[1]))
     return choice, adapted_classifier(old, head, domains, choice, kept_out, last)
 
@@ -274,38 +271,29 @@ def _write_ask(
 
 
 def _write(
-    folder: Path,
-    source: Source,
-    target: Target,
-    classifier: Classifier,
-    predictions: dict[str, Predictions],
-    after: Predictions,
-    embedder: Embedder,
-    choice: Choice,
-    history: Sequence[dict[str, Any]],
+    folder: Path, now: Adaptation, classifier: Classifier, predictions: dict[str, Predictions], after: Predictions
 ) -> None:
     from topwork.shipping.card import model_card
 
+    source, target = now.source, now.target
     recipe = json.loads((source.run / "recipe.json").read_text())
-    source_model = load_classifier(source.run)
-    is_moved = classifier.backbone.weights_digest != source_model.backbone.weights_digest
-    recipe["adapted"] = {"from": str(source.run.absolute()), "to": str(target.manifest.root), **choice.as_dict()}
-    recipe["adapted"]["network_moved"] = is_moved
+    adapted = {"from": str(source.run.absolute()), "to": str(target.manifest.root), **now.choice.as_dict()}
+    recipe["adapted"] = adapted | {"network_moved": now.is_moved}
     recipe["temperature"] = classifier.temperature
     save_manifest(source.manifest, folder / "manifest.parquet")
     save_manifest(target.manifest, folder / "target.parquet")
     write_json(folder / "split.json", split_record(source.parts, source.manifest))
     write_json(folder / "recipe.json", recipe)
     with atomic_file(folder / "history.jsonl") as partial:
-        lines = [json.dumps(record) + "\n" for record in history]
+        lines = [json.dumps(record) + "\n" for record in now.history]
         partial.write_text((source.run / "history.jsonl").read_text() + "".join(lines))
     save_predictions(predictions, source.manifest, folder / "predictions.parquet")
     save_predictions({"target": after}, target.manifest, folder / "target_predictions.parquet")
     shutil.copytree(find_model(source.run), folder / "source_model", dirs_exist_ok=True)
     # the source's own network comes with its compiled form; a moved one has it in the cache
     places = (classifier.backbone.folder / COMPILED[0], compiled_path(classifier.backbone))
-    compiled = next((p for p in places if p.is_file()), None) if embedder.engine.kind == "openvino" else None
+    compiled = next((p for p in places if p.is_file()), None) if now.embedder.engine.kind == "openvino" else None
     save_classifier(classifier, folder / "model", compiled, model_card(classifier))
     insights = source.run / "insights.json"
-    if insights.is_file() and not is_moved:  # they are about the network that the source's model has
+    if insights.is_file() and not now.is_moved:  # they are about the network that the source's model has
         shutil.copyfile(insights, folder / insights.name)

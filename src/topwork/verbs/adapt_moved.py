@@ -12,15 +12,14 @@ from topwork.data.manifest import Manifest
 from topwork.errors import Interrupted, UsageError
 from topwork.evaluation.predictions import softmax
 from topwork.features.embed import Embedder, embed
-from topwork.features.engine import fingerprint, load_engine
-from topwork.features.store import FeatureStore
+from topwork.features.engine import load_engine
 from topwork.models.backbone import Backbone
 from topwork.models.classifier import Classifier
 from topwork.models.head import LinearHead
-from topwork.settings import AdaptSettings, cache_folder
+from topwork.settings import AdaptSettings
 from topwork.training.adapt import Domains, Shares, distil
 from topwork.training.adapt_choice import Choice, choose
-from topwork.training.adapted import LARGEST_DROP, adapted_classifier, adapted_head, score, source_drop
+from topwork.training.adapted import adapted_classifier, adapted_head, loss_on_source, score
 from topwork.verbs.adapt_sides import Source, Target, domains_of, held_out, penalty_of
 from topwork.verbs.steps import Watcher
 
@@ -31,6 +30,7 @@ class Adaptation:
 
     Attributes:
         own, rows: rows of the source and of the target that ``domains`` holds.
+        is_moved: whether the network is another than the source's.
         history: one record an epoch, where the network was trained.
     """
 
@@ -42,6 +42,7 @@ class Adaptation:
     choice: Choice
     classifier: Classifier
     embedder: Embedder
+    is_moved: bool = False
     history: tuple[dict[str, Any], ...] = ()
 
 
@@ -63,13 +64,11 @@ def moved(found: Adaptation, settings: AdaptSettings, watcher: Watcher) -> Adapt
         return replace(found, choice=replace(found.choice, reason=f"{found.choice.reason} {error}"))
     belief = believed(found.domains, found.choice, other.domains, answers)
     kept_out = held_out(other.source)
-    drop, error_of_drop = source_drop(found.source.classifier.head, head, held_out(found.source), kept_out)
-    reason = belief.reason
-    if drop > LARGEST_DROP + 2 * error_of_drop:
-        reason = f"it would lose {100 * drop:.1f} points on held-out images of the source"
-    if not belief.is_kept or reason != belief.reason:
-        watcher.note(f"The network was moved ({settings.mode}) and put back: {reason}.")
-        words = f"{found.choice.reason} The network was moved and put back: {reason}."
+    loss = loss_on_source(found.source.classifier.head, head, held_out(found.source), kept_out)
+    if loss is not None or not belief.is_kept:
+        against = f"it {loss}" if loss is not None else belief.reason
+        watcher.note(f"The network was moved ({settings.mode}) and put back: {against}.")
+        words = f"{found.choice.reason} The network was moved and put back: {against}."
         return replace(found, choice=replace(found.choice, reason=words, checks=found.choice.checks | belief.checks))
     choice = moved_choice(found.choice, answers, belief, "network tuned" if other.history else "batch-norm statistics")
     last = (other.source.features.block("last", other.own), other.target.features.block("last", other.rows))
@@ -109,15 +108,16 @@ def _re_estimated(
     Raises:
         UsageError: the network has no batch norm; nothing is believed on the new features.
     """
-    from topwork.training.adapt_network import Images, decoded
     from topwork.training.batch_norm import with_statistics_of
+    from topwork.training.finetune import decode_rows
+    from topwork.training.streams import ImageStream
 
     source, spec = found.source, found.source.classifier.backbone.spec
     sides = ((source.manifest, found.own), (found.target.manifest, found.rows))
-    streams = [
-        decoded(Images(manifest, rows, np.zeros(len(rows), np.int64)), spec, settings.workers, watcher.progress)
-        for manifest, rows in sides
-    ]
+    streams = []
+    for manifest, rows in sides:
+        pixels = decode_rows(manifest, rows, spec, n_threads=settings.workers, on_progress=watcher.progress)
+        streams.append(ImageStream(pixels, np.zeros(len(rows), np.int64), spec))
     backbone = with_statistics_of(source.classifier.backbone, streams, settings.seed)
     other = _seen_by(found, backbone, source.classifier.head, settings, watcher)
     domains, eye, penalty = other.domains, np.eye(found.domains.n_classes), penalty_of(source.run)
@@ -135,7 +135,7 @@ def _seen_by(
     """The same images embedded by another network."""
     watcher.step("embed again")
     engine = load_engine(backbone, precision=found.classifier.precision)
-    embedder = Embedder(backbone, engine, FeatureStore(cache_folder(), fingerprint(backbone, engine)))
+    embedder = Embedder(backbone, engine)
 
     def embedded(manifest: Manifest) -> Any:
         return embed(
@@ -145,5 +145,7 @@ def _seen_by(
     classifier = replace(found.source.classifier, backbone=backbone, head=head, precision=engine.precision)
     source = replace(found.source, classifier=classifier, features=embedded(found.source.manifest))
     target = replace(found.target, features=embedded(found.target.manifest))
-    domains = domains_of(source, target, found.own, found.rows)
-    return replace(found, source=source, target=target, domains=domains, classifier=classifier, embedder=embedder)
+    return replace(
+        found, source=source, target=target, domains=domains_of(source, target, found.own, found.rows),
+        classifier=classifier, embedder=embedder, is_moved=True,
+    )  # fmt: skip

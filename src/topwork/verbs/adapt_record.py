@@ -17,7 +17,7 @@ from topwork.evaluation.intervals import wilson
 from topwork.evaluation.metrics import evaluate_part
 from topwork.evaluation.predictions import Predictions
 from topwork.training.adapt import Domains, standardised
-from topwork.training.adapt_choice import DOUBTFUL_LEAD, Choice, predicted_accuracy
+from topwork.training.adapt_choice import DOUBTFUL_LEAD, Choice, expected_recall, predicted_accuracy
 
 MAX_POINTS = 400  # of each domain in the map
 MAX_CHANGED = 48
@@ -106,8 +106,7 @@ def _per_class(
         for key, answers in (("before", before), ("after", after)):
             hit = answers.predicted == label
             row[f"answered_{key}"] = int(hit.sum())
-            total = float(weight.sum())
-            row[f"expected_{key}"] = float((weight * hit[rows]).sum() / total) if total > 0 else None
+            row[f"expected_{key}"] = expected_recall(answers.predicted[rows], choice.consensus, label)
             row[key] = _share(int((hit & own).sum()), n)
         found.append(row)
     return found

@@ -54,7 +54,7 @@ class Target:
 
 def _columns(classifier: Classifier, features: Features, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     transform = classifier.head.transform
-    return transform.apply({name: features.block(name, rows) for name in transform.blocks})
+    return transform.apply(features.blocks(transform.blocks, rows))
 
 
 def chosen_rows(

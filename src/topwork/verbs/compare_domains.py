@@ -22,11 +22,10 @@ from topwork.evaluation.domains import Distance, class_shifts, energy_distance, 
 from topwork.evaluation.intervals import wilson
 from topwork.evaluation.predictions import softmax
 from topwork.features.embed import Embedder, Features
-from topwork.features.engine import fingerprint, load_engine, with_resizer
-from topwork.features.store import FeatureStore
+from topwork.features.engine import load_engine, with_resizer
 from topwork.models.backbone import load_backbone
 from topwork.models.classifier import Classifier, load_classifier
-from topwork.settings import DataSettings, cache_folder
+from topwork.settings import DataSettings
 from topwork.training.adapt import Domains
 from topwork.training.adapt_choice import Choice, choose
 from topwork.verbs.adapt_record import MODEL_ERROR, expected
@@ -127,7 +126,7 @@ def _embedder() -> Embedder:
     backbone = load_backbone()
     engine = load_engine(backbone)
     backbone = with_resizer(backbone, engine)
-    return Embedder(backbone, engine, FeatureStore(cache_folder(), fingerprint(backbone, engine)))
+    return Embedder(backbone, engine)
 
 
 def _sides(
@@ -206,7 +205,7 @@ def _expected(
     transform = classifier.head.transform
 
     def columns(side: Side, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        return transform.apply({name: side.features.block(name, rows) for name in transform.blocks})
+        return transform.apply(side.features.blocks(transform.blocks, rows))
 
     target = columns(b, b.rows)
     known = np.full(len(target), -1, np.int64)

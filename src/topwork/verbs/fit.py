@@ -172,8 +172,8 @@ def _tune(
             tuned.backbone, held_out, embedder=embedder_of(tuned.backbone, settings), n_threads=settings.workers,
             on_progress=watcher.progress,
         )  # fmt: skip
-    before = probe.head.logits({name: data.features.block(name, valid) for name in probe.head.transform.blocks})
-    after = tuned.head.logits({name: features.block(name) for name in tuned.head.transform.blocks})
+    before = probe.head.logits(data.features.blocks(probe.head.transform.blocks, valid))
+    after = tuned.head.logits(features.blocks(tuned.head.transform.blocks))
     judged_by = weigh_label_sets if data.manifest.multi_label else weigh
     verdict = judged_by(before, after, data.labels[valid], asked_for=settings.mode == "tune")
     say(verdict.words)

@@ -22,14 +22,13 @@ from topwork.data.transforms import Mirror
 from topwork.errors import UsageError
 from topwork.features.candidates import Choice, choose, names_of, subsample
 from topwork.features.embed import Embedder, Features, embed
-from topwork.features.engine import Engine, fingerprint, load_engine, with_resizer
+from topwork.features.engine import Engine, load_engine, with_resizer
 from topwork.features.neighbours import near_duplicates
 from topwork.features.probe import Probe, fit_probe
-from topwork.features.store import FeatureStore
 from topwork.features.views import Probed, View, asked_views, buy_views, with_views
 from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.head import Changes
-from topwork.settings import FitSettings, cache_folder
+from topwork.settings import FitSettings
 from topwork.verbs.steps import Stopwatch, Watcher, near_pairs, scan_and_embed, timing
 
 MIN_CLASSES = 2
@@ -137,7 +136,7 @@ def embedder_of(backbone: Backbone, settings: FitSettings) -> Embedder:
     """The backbone with its engine and its part of the feature store."""
     engine = load_engine(backbone, settings.engine, settings.precision)
     backbone = with_resizer(backbone, engine)
-    return Embedder(backbone, engine, FeatureStore(cache_folder(), fingerprint(backbone, engine)))
+    return Embedder(backbone, engine)
 
 
 def fitted_probe(data: Gathered, clock: Stopwatch, watcher: Watcher) -> Probed:

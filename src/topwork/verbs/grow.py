@@ -188,7 +188,7 @@ def _grown_classifier(
     names = [*classifier.classes, *added]
     index = {name: number for number, name in enumerate(names)}
     labels = np.array([index[manifest.samples[row].label] for row in parts.train.tolist()])
-    blocks = {name: features.block(name, parts.train) for name in classifier.head.transform.blocks}
+    blocks = features.blocks(classifier.head.transform.blocks, parts.train)
     grown = grow_head(classifier.head, classifier.head.transform.apply(blocks), labels, len(added), seed)
     rate = float(classifier.thresholds.get("unknown_false_alarm_rate") or 0.01)
     detector = fit_unknown(features.block("last", parts.train), labels, rate)

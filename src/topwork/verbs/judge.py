@@ -90,7 +90,7 @@ def _tuned_classifier(data: Gathered, tuned: TunedClassifier) -> Classifier:
     """Temperature and thresholds of a tuned network come from valid: it has learnt the training images by heart."""
     settings, parts, labels, features = data.settings, data.parts, data.labels, data.features
     held_out = features.block("last", parts.valid)
-    logits = tuned.head.logits({name: features.block(name, parts.valid) for name in tuned.head.transform.blocks})
+    logits = tuned.head.logits(features.blocks(tuned.head.transform.blocks, parts.valid))
     temperature = fit_temperature(logits, labels[parts.valid])
     probabilities = softmax(logits / temperature)
     detector = fit_unknown(features.block("last", parts.train), labels[parts.train], settings.unknown_false_alarms)

@@ -80,7 +80,7 @@ def predict_label_sets(
     """
     blocks = classifier.head.transform.blocks
     chunks = [
-        classifier.head.logits({name: features.block(name, rows[start : start + 4096]) for name in blocks})
+        classifier.head.logits(features.blocks(blocks, rows[start : start + 4096]))
         for start in range(0, len(rows), 4096)
     ]
     logits = np.concatenate(chunks) if chunks else np.zeros((0, len(classifier.classes)))
@@ -136,8 +136,7 @@ def _classifier(data: Gathered, probe: Probe, tuned: TunedClassifier | None) -> 
     if tuned is None:
         head, logits, right = probe.head, probe.out_of_fold_logits, truth[parts.train][probe.rows]
     else:
-        head, blocks = tuned.head, tuned.head.transform.blocks
-        logits = head.logits({name: features.block(name, parts.valid) for name in blocks})
+        head, logits = tuned.head, tuned.head.logits(features.blocks(tuned.head.transform.blocks, parts.valid))
         right = truth[parts.valid]
     temperature = fit_label_temperature(logits, right)
     limits = fit_label_thresholds(sigmoid(logits / temperature), right)

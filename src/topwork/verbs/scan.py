@@ -12,11 +12,10 @@ from topwork.data.transforms import InputSpec
 from topwork.evaluation.overview import Overview, findings, overview
 from topwork.evaluation.shortcut import check_shortcuts
 from topwork.features.embed import Embedder
-from topwork.features.engine import fingerprint, load_engine, with_resizer
+from topwork.features.engine import load_engine, with_resizer
 from topwork.features.neighbours import near_duplicates
-from topwork.features.store import FeatureStore
 from topwork.models.backbone import load_backbone
-from topwork.settings import ScanSettings, cache_folder
+from topwork.settings import ScanSettings
 from topwork.verbs.steps import (
     Silent,
     Watcher,
@@ -60,7 +59,7 @@ def survey(
         spec = backbone.spec
         engine = load_engine(backbone)
         backbone = with_resizer(backbone, engine)
-        embedder = Embedder(backbone, engine, FeatureStore(cache_folder(), fingerprint(backbone, engine)))
+        embedder = Embedder(backbone, engine)
         watcher.step("scan and embed")
         manifest, features = scan_and_embed(path, settings, embedder, watcher)
         watcher.step("look")

@@ -23,10 +23,8 @@ from topwork.evaluation.metrics import PartEvaluation, evaluate_part
 from topwork.evaluation.predictions import Predictions
 from topwork.features.careful import CarefulNetwork, careful_features, is_shrunk, unsure_rows
 from topwork.features.embed import Embedder, Features, embed
-from topwork.features.engine import fingerprint
 from topwork.features.neighbours import NearDuplicates
 from topwork.features.probe import Probe
-from topwork.features.store import FeatureStore
 from topwork.models.classifier import Classifier
 from topwork.run import versions
 from topwork.settings import DataSettings, cache_folder
@@ -132,7 +130,7 @@ def model_embedder(classifier: Classifier) -> Embedder:
     from topwork.shipping.runtime import engine_of
 
     engine = engine_of(classifier)
-    return Embedder(classifier.backbone, engine, FeatureStore(cache_folder(), fingerprint(classifier.backbone, engine)))
+    return Embedder(classifier.backbone, engine)
 
 
 def predict_features(
@@ -143,7 +141,7 @@ def predict_features(
     chunks = []
     for start in range(0, len(rows), 4096):
         some = rows[start : start + 4096]
-        chunks.append(classifier.head.logits({name: features.block(name, some) for name in blocks}))
+        chunks.append(classifier.head.logits(features.blocks(blocks, some)))
     logits = np.concatenate(chunks) if chunks else np.zeros((0, len(classifier.classes)))
     return Predictions(classifier.classes, rows, labels[rows], logits)
 
