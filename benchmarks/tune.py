@@ -1,6 +1,6 @@
 """Images per second of tuning, against a plain fp32 NCHW PyTorch loop of the same work.
 
-    PYTHONPATH=src python benchmarks/tune.py [--backbone lite0] [--seconds 20] [--threads 2] [--batch 32]
+    PYTHONPATH=src python benchmarks/tune.py [--backbone lite0] [--seconds 20] [--threads 2] [--batch 32] [--device cuda]
 
 Same network, images, batch size, augmentation and optimizer; frozen batch-norm statistics in both; turns are taken, so
 that both see the same machine. The plain loop is what tutorials show: float32, NCHW, torch's own depthwise kernels,
@@ -25,9 +25,15 @@ from topwork.training.recipe import TuneSettings, plan
 from topwork.training.streams import ImageStream, InputNetwork
 
 
-def plain_step(backbone, recipe, stream, batch):
+def finish(device):
+    """Waits for a GPU, whose work is queued, so that a step is timed whole."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def plain_step(backbone, recipe, stream, batch, device):
     """One step of the plain loop, as a function of nothing."""
-    network = InputNetwork(make_network(backbone, HeadSpec(), recipe), backbone.spec)
+    network = InputNetwork(make_network(backbone, HeadSpec(), recipe), backbone.spec).to(device)
     network.train()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -36,21 +42,23 @@ def plain_step(backbone, recipe, stream, batch):
     rows = np.arange(batch)
 
     def step():
-        images = torch.from_numpy(stream.load(rows, 0))
+        images = torch.from_numpy(stream.load(rows, 0)).to(device)
         normalised = ((images.permute(0, 3, 1, 2).float() - network.mean) / network.std).contiguous()
-        loss = torch.nn.functional.cross_entropy(network.network(normalised), torch.from_numpy(stream.labels[rows]))
+        labels = torch.from_numpy(stream.labels[rows]).to(device)
+        loss = torch.nn.functional.cross_entropy(network.network(normalised), labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
+        finish(device)
 
     return step
 
 
-def our_step(backbone, recipe, stream, batch):
+def our_step(backbone, recipe, stream, batch, device):
     """One step of the package's loop."""
     phase = recipe.phases[0]
-    net, loss_of = Prepared(make_network(backbone, HeadSpec(), recipe), recipe, stream, "cpu"), Loss(recipe)
+    net, loss_of = Prepared(make_network(backbone, HeadSpec(), recipe), recipe, stream, device), Loss(recipe, device)
     freeze(net.core, phase)
     train_mode(net.core, phase)
     optimizer = make_optimizer(net.core, recipe, phase)
@@ -62,6 +70,7 @@ def our_step(backbone, recipe, stream, batch):
         loss.backward()
         clip_gradients(net.core.parameters(), 1.0)
         optimizer.step()
+        finish(device)
 
     return step
 
@@ -72,6 +81,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     backbone = load_backbone(options.backbone)
@@ -82,12 +92,13 @@ def main():
     recipe = plan(TuneSettings(augment="light", batch_size=batch), facts, [stage.name for stage in backbone.stages])
     stream = ImageStream(pixels, labels, backbone.spec, recipe.augmentation)
     steps = {
-        "plain loop": plain_step(backbone, recipe, stream, batch),
-        "topwork": our_step(backbone, recipe, stream, batch),
+        "plain loop": plain_step(backbone, recipe, stream, batch, options.device),
+        "topwork": our_step(backbone, recipe, stream, batch, options.device),
     }
     times, work = {name: [] for name in steps}, {name: [] for name in steps}
     for step in steps.values():
-        step()
+        for _ in range(3):
+            step()
     began = time.perf_counter()
     while time.perf_counter() - began < options.seconds or len(times["topwork"]) < 3:
         for name, step in steps.items():
@@ -101,7 +112,7 @@ def main():
         print(
             f"{title}: {told}; ratio {rates['topwork'] / rates['plain loop']:.2f} (median of {len(times['topwork'])} steps)"
         )
-    print(f"topwork in {recipe.precision}, the plain loop in f32, {options.threads} threads, batches of {batch}")
+    print(f"topwork in {recipe.precision}, the plain loop in f32, {options.device}, {options.threads} threads, batches of {batch}")
 
 
 if __name__ == "__main__":

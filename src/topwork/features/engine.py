@@ -159,7 +159,7 @@ class OpenVINOEngine:
 
 
 class TorchEngine:
-    """The network run by torch: on a GPU in bf16, on the CPU in f32."""
+    """The network run by torch: on a GPU in bf16, where it has it, on the CPU in f32."""
 
     kind = "torch"
 
@@ -167,7 +167,8 @@ class TorchEngine:
         import torch
 
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.precision = precision if precision != "auto" else ("bf16" if self.device == "cuda" else "f32")
+        on_gpu = self.device == "cuda" and gpu_has_bf16()
+        self.precision = precision if precision != "auto" else ("bf16" if on_gpu else "f32")
         network = feature_network(backbone).to(self.device)
         self._network = network.to(memory_format=torch.channels_last)
 
@@ -368,6 +369,13 @@ def _has_gpu() -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def gpu_has_bf16() -> bool:
+    """Whether the GPU computes in bfloat16; those before Ampere (a T4, say) only emulate it, and are slower by it."""
+    import torch
+
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def drawn_images(spec: InputSpec) -> Pixels:

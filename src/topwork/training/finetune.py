@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -22,6 +23,7 @@ from topwork.data.manifest import Manifest
 from topwork.data.split import Split
 from topwork.data.transforms import InputSpec, Pixels
 from topwork.errors import UsageError
+from topwork.features.engine import gpu_has_bf16
 from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.head import HeadSpec, LinearHead, parse_head
 from topwork.models.modules import (
@@ -246,12 +248,10 @@ def facts_of(labels: NDArray[Any], n_classes: int, n_valid: int, grey: bool = Fa
     Args:
         labels: (N,) classes, or (N, C) zeros and ones where an image may have several.
     """
-    import torch
-
     several = labels.ndim == 2
     counts = tuple(int(n) for n in (labels.sum(0) if several else np.bincount(labels, minlength=n_classes)))
     has_gpu = torch.cuda.is_available()
-    has_bf16 = has_gpu or _has_bf16()
+    has_bf16 = gpu_has_bf16() if has_gpu else _has_bf16()
     return DataFacts(counts, n_valid, len(labels), has_gpu, has_bf16=has_bf16, grey=grey, multilabel=several)
 
 
