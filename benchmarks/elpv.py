@@ -38,7 +38,7 @@ from topwork.training.streams import ImageStream
 
 # Rates and epochs were chosen on a quarter of the training part of each fold (docs/lab-log.md, 2026-11-26). A cell has no left
 # and right, no up and down, but its busbars lie in one direction, so quarter turns only make it harder.
-DEFAULTS = ("strategy=lp-ft", "augment=flip+vertical-flip", "epochs=8", "batch_size=32", "lr=1e-4:4e-4")
+DEFAULTS = ("strategy=lp-ft", "augment=flip+vertical-flip", "epochs=7", "batch_size=32", "lr=1e-4:4e-4")
 NAMES = ("probe", "probe, mirrored", "tuned", "tuned, mirrored")
 SHOWN = ("epoch", "train_loss", "valid_loss", "valid_accuracy", "images_per_second", "seconds", "best")
 
@@ -80,10 +80,12 @@ class Answers:
 
     @property
     def scores(self):
+        """(N,), above 0 for defective."""
         return self.logits[:, 1] - self.logits[:, 0]
 
     @property
     def right(self):
+        """(N,), whether the answer is what the raters said."""
         return (self.scores > 0) == self.labels
 
     def figures(self, weights=None):
@@ -98,7 +100,9 @@ class Answers:
 
 def joined(parts):
     """The answers of several folds as one."""
-    return Answers(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("logits", "labels", "weights")))
+    return Answers(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("logits", "labels", "weights"))
+    )
 
 
 def settings_from(pairs):

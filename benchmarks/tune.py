@@ -112,7 +112,9 @@ def main():
         print(
             f"{title}: {told}; ratio {rates['topwork'] / rates['plain loop']:.2f} (median of {len(times['topwork'])} steps)"
         )
-    print(f"topwork in {recipe.precision}, the plain loop in f32, {options.device}, {options.threads} threads, batches of {batch}")
+    print(
+        f"topwork in {recipe.precision}, the plain loop in f32, {options.device}, {options.threads} threads, batches of {batch}"
+    )
 
 
 if __name__ == "__main__":

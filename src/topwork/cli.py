@@ -455,6 +455,60 @@ def serve(
 
 
 @app.command
+def review(
+    run: str,
+    /,
+    *,
+    corrections: str | None = None,
+    port: int = 8001,
+    seed: int = 0,
+    common: CommonArgs = Common(),
+) -> int:
+    """Check the labels that a run doubts, in a browser: keep, change or set aside; then fit again and see what it brought.
+
+    Decisions go to a corrections file, at once and for good; images, folders and the run stay as they are. The page
+    answers on this machine only. Ctrl+C ends it.
+
+    Parameters
+    ----------
+    run
+        A run folder of topwork fit.
+    corrections
+        The file of decisions; by default the one the run was fitted with, else corrections.csv in the run. Others use it
+        by topwork fit PATH --corrections FILE.
+    port
+        Port to listen on; 0 takes a free one.
+    seed
+        Accepted for uniformity; a review draws nothing at random.
+    """
+    from topwork.data.sources import shown
+    from topwork.verbs.review import Review
+    from topwork.web.review import serve_review
+    from topwork.web.server import open_socket
+
+    reviewed = Review(run, corrections)
+    listener = open_socket("127.0.0.1", port)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    tally, file = reviewed.tally(), str(reviewed.journal.path)
+    if common.json:
+        _print_json({"url": url, "corrections": file, **tally})
+    elif not common.quiet:
+        print(
+            f"{tally['doubts']} labels to check, {tally['open']} of them open: {url} (Ctrl+C ends it)\n"
+            f"Decisions go to {shown(file)}",
+            file=sys.stderr,
+        )
+    sys.stdout.flush()
+    serve_review(reviewed, listener)
+    tally = reviewed.tally()
+    if not common.json and not common.quiet and (tally["changed"] or tally["removed"]):
+        print(f"{tally['changed']} changed, {tally['removed']} set aside. To fit with them:", file=sys.stderr)
+        print(reviewed.command, file=sys.stderr)
+    reviewed.close()
+    return 0
+
+
+@app.command
 def examine(
     model: str,
     path: str,

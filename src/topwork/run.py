@@ -164,6 +164,27 @@ def resumed(run: str | os.PathLike[str]) -> tuple[str, str, FitSettings, bool]:
         raise UsageError(f"{folder}: no run that could be resumed ({error}).") from None
 
 
+def read_split(folder: Path) -> dict[str, Any]:
+    """``split.json`` of a run.
+
+    Raises:
+        UsageError: there is none.
+        TopworkError: it is damaged.
+    """
+    return _read_json(folder / "split.json", f"{shown(str(folder))}: no run here (no split.json).")
+
+
+def read_insights(folder: Path) -> dict[str, Any]:
+    """``insights.json`` of a run that was fitted on images with one label each.
+
+    Raises:
+        UsageError: there is none.
+        TopworkError: it is damaged.
+    """
+    missing = f"{shown(str(folder))}: has no list of doubtful labels (no insights.json); topwork fit writes one."
+    return _read_json(folder / "insights.json", missing)
+
+
 def read_evaluation(folder: Path) -> dict[str, Any]:
     """``evaluation.json`` of a finished run.
 
@@ -171,12 +192,17 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
         UsageError: there is no finished run.
         TopworkError: it is damaged.
     """
+    return _read_json(
+        folder / "evaluation.json",
+        f"{shown(str(folder))}: no finished run here (no evaluation.json). topwork fit makes one.",
+    )
+
+
+def _read_json(path: Path, missing: str) -> dict[str, Any]:
     try:
-        evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+        value: dict[str, Any] = json.loads(path.read_text())
+        return value
     except FileNotFoundError:
-        raise UsageError(
-            f"{shown(str(folder))}: no finished run here (no evaluation.json). topwork fit makes one."
-        ) from None
+        raise UsageError(missing) from None
     except (OSError, ValueError) as error:
-        raise TopworkError(f"{shown(str(folder))}: the run is damaged ({error}).") from None
-    return evaluation
+        raise TopworkError(f"{shown(str(path.parent))}: the run is damaged ({error}).") from None

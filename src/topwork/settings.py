@@ -53,6 +53,10 @@ class DataSettings:
     )
     limit_per_class: int | None = _setting(None, "Use at most this many images of each class, drawn by the seed.")
     multi_label: bool = _setting(False, "Images may have several labels: separated by | or in rows of their own.")
+    corrections: str | None = _setting(
+        None,
+        "A CSV of corrected labels (path,label), such as topwork review writes: laid over the labels of the images.",
+    )
     valid_fraction: float = _setting(0.2, "Share of the images kept for validation when the data has no split.")
     test_fraction: float = _setting(0.2, "Share of the images kept for the test when the data has no split.")
     max_reject_fraction: float = _setting(0.1, "More rejected files than this share end the command with status 3.")
@@ -153,6 +157,9 @@ class FitSettings(TuneSettings, DataSettings):
         "auto",
         "auto, lite0, lite1, lite2, random, any timm name, or a local weights file as NAME=FILE. Several, joined by "
         "commas, are compared on a few training images, and the best for its cost is taken.",
+    )
+    split_of: str | None = _setting(
+        None, "A run folder: divide the images as that run did; images that it did not have are for training."
     )
     mode: Mode = _setting(
         "probe", "probe: a head on frozen features; tune: then move the network too; auto: tune where it should pay."

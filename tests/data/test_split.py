@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from topwork.data.groups import exact_duplicates, join_groups
 from topwork.data.manifest import Manifest, Sample
 from topwork.data.sources import natural_key
-from topwork.data.split import split, split_record
+from topwork.data.split import divided_as, split, split_record
 from topwork.errors import UsageError
 
 
@@ -136,3 +136,18 @@ def test_several_labels_are_spread_by_the_rarest() -> None:
     parts = split(data, 0.25, 0.25)
     for some in (parts.valid, parts.test):
         assert 3 <= sum("rare" in data.samples[row].label for row in some.tolist()) <= 7
+
+
+def test_a_split_can_be_another_run_s() -> None:
+    first = manifest([(n, "ab"[n % 2], None, None) for n in range(40)])
+    record = split_record(split(first, 0.25, 0.25, seed=3), first)
+    # a label has changed, one image is gone, two are new
+    later = manifest([(n, "b" if n == 0 else "ab"[n % 2], None, None) for n in range(42) if n != 7])
+    chosen = split(divided_as(later, record), 0.1, 0.1, seed=9)
+    hashes = {name: {later.samples[row].content_hash for row in rows} for name, rows in chosen.parts().items()}
+    gone = first.samples[7].content_hash
+    for name in ("valid", "test"):
+        assert hashes[name] == {item["content_hash"] for item in record["parts"][name]} - {gone}
+    assert {later.samples[-1].content_hash, later.samples[-2].content_hash} <= hashes["train"]
+    with pytest.raises(UsageError, match="none of these is in it"):
+        divided_as(manifest([(n, "a", None, None) for n in range(100, 110)]), record)

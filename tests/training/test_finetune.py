@@ -148,3 +148,13 @@ def test_fine_tune_in_python_with_a_head_of_ones_own(shared_data, monkeypatch, t
     tuned, head = topwork.fine_tune(backbone, manifest, parts, settings, head="4:0.1").backbone_and_head()
     assert head.weight.shape == (2, 4)
     assert tuned.n_features == 4
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_a_gpu_that_only_emulates_bf16_is_not_given_it(has_bf16, monkeypatch):
+    """torch says yes for a T4 too, unless it is asked not to count emulation."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has_bf16
+    )
+    assert facts_of(np.arange(24) % 2, 2, 8).has_bf16 is has_bf16

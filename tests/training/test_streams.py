@@ -1,6 +1,8 @@
 """Augmentation depends on (seed, epoch, sample) only; batches are never tiny; decoded images are what prediction sees."""
 
 import io
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +16,7 @@ from topwork.data.images import decode
 from topwork.data.transforms import fit_to_input
 from topwork.errors import TopworkError
 from topwork.training import streams as module
-from topwork.training.streams import ImageStream, batches_of, decode_all, epoch_order
+from topwork.training.streams import ImageStream, ahead, batches_of, decode_all, epoch_order, loading_threads
 from training.drawn import SPEC, drawn_images
 
 
@@ -107,3 +109,33 @@ def test_an_image_that_vanished_is_named():
 
     with pytest.raises(TopworkError, match=r"cats/1.jpg: was fine when scanned.*No such file"):
         decode_all(read, [0], SPEC, name=lambda row: "cats/1.jpg")
+
+
+def test_batches_come_in_order_and_are_the_same_from_several_threads(monkeypatch):
+    """As beside a GPU; one thread prepares fewer images a second than it trains on."""
+    stream = ImageStream(*drawn_images(40), SPEC, "standard")
+    batches = batches_of(epoch_order(40, 0, 0), 4)
+    one = list(ahead(lambda rows: stream.load(rows, 0), batches))
+    names = set()
+
+    def load(rows):
+        names.add(threading.current_thread().name)
+        time.sleep(0.02 * (rows[0] % 3))  # some take longer than those after them
+        return stream.load(rows, 0)
+
+    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 16)
+    several = list(ahead(load, batches))
+    assert len(names) > 1
+    for (rows, pixels), (same_rows, same_pixels) in zip(one, several, strict=True):
+        assert np.array_equal(rows, same_rows)
+        assert np.array_equal(pixels, same_pixels)
+
+
+def test_processes_on_one_machine_share_its_cores(monkeypatch):
+    assert loading_threads() == 1  # the network on the CPU takes them all
+    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 12)
+    assert loading_threads() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert loading_threads() == 3

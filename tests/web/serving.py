@@ -39,6 +39,16 @@ class Served:
         finally:
             connection.close()
 
+    def fetch(self, path: str) -> tuple[int, bytes, dict[str, str]]:
+        """Status, raw body and headers of one GET."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read(), {key.lower(): value for key, value in response.getheaders()}
+        finally:
+            connection.close()
+
     def talk(self, data: bytes, seconds: float = 20.0, *, has_end: bool = False) -> bytes:
         """Whatever comes back for some raw bytes, until the server closes or the time is over.
 
@@ -68,15 +78,15 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(*models: Path | str, **settings: object) -> Iterator[Served]:
-    """``topwork serve`` on a free port, ready."""
+def serving(*models: Path | str, verb: str = "serve", ready: str = "/ready", **settings: object) -> Iterator[Served]:
+    """``topwork serve``, or another verb that serves, on a free port, ready."""
     options = [text for key, value in settings.items() for text in (f"--{key.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "topwork.cli", "serve", *map(str, models), "--port", "0", "--json", *options]
+    command = [sys.executable, "-m", "topwork.cli", verb, *map(str, models), "--port", "0", "--json", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     try:
         assert process.stdout is not None
         served = Served(process, int(json.loads(process.stdout.readline())["url"].rpartition(":")[2]))
-        wait_until(lambda: served.ask("GET", "/ready")[0] == 200)
+        wait_until(lambda: served.ask("GET", ready)[0] == 200)
         yield served
     finally:
         if process.poll() is None:

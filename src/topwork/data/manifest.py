@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from topwork.data.corrections import lay_over, read_corrections
 from topwork.data.layouts import LABEL_SEPARATOR
 from topwork.data.loader import FactsStore, Loaded, Visitor, load_images
 from topwork.data.shards import atomic_file, read_parquet
@@ -151,6 +152,7 @@ def scan(
         UsageError: nothing usable there, or fewer than one class.
     """
     rules = rules or Rules(root)
+    corrections = read_corrections(rules.corrections) if rules.corrections is not None else None
     listing = list_data(path, rules=rules)
     facts, traits = FactsStore(cache_folder()), TraitStore(cache_folder())
     samples: list[Sample] = []
@@ -170,7 +172,11 @@ def scan(
     finally:
         facts.flush()
         traits.flush()
-    return _manifest(listing, samples, rejects, rules.multi_label)
+    said: tuple[str, ...] = ()
+    if corrections is not None:
+        samples, removed, said = lay_over(samples, corrections, Path(rules.corrections or "").name)
+        rejects += removed
+    return _manifest(listing, samples, rejects, rules.multi_label, said)
 
 
 def _remember(facts: FactsStore, traits: TraitStore, loaded: Loaded) -> None:
@@ -201,7 +207,9 @@ def _sample(loaded: Loaded) -> Sample:
     )
 
 
-def _manifest(listing: Listing, samples: list[Sample], rejects: list[Reject], multi_label: bool) -> Manifest:
+def _manifest(
+    listing: Listing, samples: list[Sample], rejects: list[Reject], multi_label: bool, said: Iterable[str]
+) -> Manifest:
     samples.sort(key=lambda sample: natural_key(sample.path))  # a compressed archive is read in another order
     rejects.sort(key=lambda reject: natural_key(reject.path))
     if not samples:
@@ -212,7 +220,7 @@ def _manifest(listing: Listing, samples: list[Sample], rejects: list[Reject], mu
         raise UsageError(f"{shown(str(listing.root))}: none of {len(samples)} images has a label.")
     classes = _classes((sample.label for sample in samples), multi_label)
     manifest = Manifest(listing.root, listing.layout, tuple(samples), classes, tuple(rejects), multi_label=multi_label)
-    notes = (*listing.notes, *_class_notes(listing, manifest), *_conflict_notes(samples))
+    notes = (*listing.notes, *said, *_class_notes(listing, manifest), *_conflict_notes(samples))
     return replace(manifest, notes=notes)
 
 

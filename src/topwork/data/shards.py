@@ -84,12 +84,12 @@ class atomic_file:
                 with open(self.partial, "rb+") as file:
                     os.fsync(file.fileno())
                 os.replace(self.partial, self.final)
-                _flush_folder(self.final.parent)
+                flush_folder(self.final.parent)
         finally:
             self.partial.unlink(missing_ok=True)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Makes the new name itself durable; not every platform can open a folder."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)

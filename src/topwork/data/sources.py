@@ -61,6 +61,7 @@ class Rules:
         domain_by: a regular expression on the path that names the domain of an image.
         limit_per_class: at most so many images of each class (in each given part), drawn by ``seed`` and name.
         multi_label: an image may have several labels, separated by ``|`` or in rows of their own.
+        corrections: a file of corrected labels (see ``data/corrections.py``).
     """
 
     root: str | os.PathLike[str] | None = None
@@ -70,6 +71,7 @@ class Rules:
     limit_per_class: int | None = None
     multi_label: bool = False
     seed: int = 0
+    corrections: str | os.PathLike[str] | None = None
 
 
 @dataclass(frozen=True)

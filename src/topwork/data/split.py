@@ -94,6 +94,21 @@ def with_valid(chosen: Split, manifest: Manifest, fraction: float, groups: Seque
     return replace(chosen, train=_rows(manifest, assigned, "train"), valid=_rows(manifest, assigned, "valid"))
 
 
+def divided_as(manifest: Manifest, record: dict[str, Any]) -> Manifest:
+    """The manifest with the parts that another run's ``split.json`` gives its images, known by content; new ones train.
+
+    Raises:
+        UsageError: the two share no image.
+    """
+    part_of = {item["content_hash"]: name for name in PARTS for item in record["parts"].get(name, ())}
+    samples = tuple(replace(sample, part=part_of.get(sample.content_hash)) for sample in manifest.samples)
+    if not any(sample.part for sample in samples):
+        raise UsageError(
+            f"{shown(str(manifest.root))}: --split-of names a run on other images; none of these is in it."
+        )
+    return replace(manifest, samples=samples)
+
+
 def leave_out(manifest: Manifest, domain: str, valid_fraction: float, seed: int, groups: Sequence[int]) -> Split:
     """One domain as the test part, the others divided into train and valid.
 

@@ -53,7 +53,8 @@ def export_classifier(classifier: Classifier, to: Format, out: Path, calibration
             warnings.simplefilter("ignore")  # tracing warns about shapes that are constant for us
             writers[to](network, classifier, out, calibration)
     except ImportError as error:
-        raise UsageError(f"--to {to}: needs the package {error.name} (pip install 'topwork[export]').") from None
+        install = "openvino" if error.name == "openvino" else "'topwork[export]'"
+        raise UsageError(f"--to {to}: needs the package {error.name} (pip install {install}).") from None
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise TopworkError(f"{classifier.backbone.name}: cannot be exported to {to}: {lines[0][:200]}") from error

@@ -162,7 +162,7 @@ def prepare(
     rules = Rules(
         root=settings.root, label_regex=settings.label_regex, group_by=settings.group_by,
         domain_by=settings.domain_by,
-        limit_per_class=settings.limit_per_class, seed=settings.seed,
+        limit_per_class=settings.limit_per_class, seed=settings.seed, corrections=settings.corrections,
     )  # fmt: skip
     manifest = scan(path, n_threads=settings.workers, on_progress=on_progress, rules=rules)
     if len(manifest.classes) < 2:

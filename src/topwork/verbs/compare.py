@@ -121,7 +121,7 @@ def compare_runs(
     for folder, record in zip(folders, records, strict=True):
         if not _has(record, part):
             raise UsageError(f"{shown(str(folder))}: was not judged on a {part} part, so there is nothing to compare.")
-    judged = [_judged(folder, record, part) for folder, record in zip(folders, records, strict=True)]
+    judged = [judged_part(folder, record, part) for folder, record in zip(folders, records, strict=True)]
     return part, tuple(_against(judged[0], other, seed) for other in judged[1:])
 
 
@@ -160,7 +160,7 @@ def _has(evaluation: dict[str, Any], part: str) -> bool:
     return bool((evaluation.get(part) or {}).get("n"))
 
 
-def _judged(folder: Path, evaluation: dict[str, Any], part: str) -> Judged:
+def judged_part(folder: Path, evaluation: dict[str, Any], part: str) -> Judged:
     """Reads the logits of one part of a run."""
     import pyarrow as pa
 

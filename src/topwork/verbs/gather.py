@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from topwork.data.augment import Flip, pipeline
 from topwork.data.groups import join_groups
 from topwork.data.manifest import Manifest
 from topwork.data.sources import shown
-from topwork.data.split import Split, leave_out, split, with_valid
+from topwork.data.split import Split, divided_as, leave_out, split, with_valid
 from topwork.data.transforms import Mirror
 from topwork.errors import UsageError
 from topwork.features.candidates import Choice, choose, names_of, subsample
@@ -28,6 +29,7 @@ from topwork.features.probe import Probe, fit_probe
 from topwork.features.views import Probed, View, asked_views, buy_views, with_views
 from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.head import Changes
+from topwork.run import read_split
 from topwork.settings import FitSettings
 from topwork.verbs.steps import Stopwatch, Watcher, near_pairs, scan_and_embed, timing
 
@@ -67,6 +69,8 @@ def gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch
         manifest, features = scan_and_embed(path, settings, embedder, watcher)
     for note in manifest.notes:
         watcher.note(note)
+    if settings.split_of is not None:
+        manifest = divided_as(manifest, read_split(Path(settings.split_of)))
     with clock("split"):
         near = near_duplicates(manifest, features, embedder) if settings.near_duplicates else None
         groups = join_groups(manifest, near_pairs(near))

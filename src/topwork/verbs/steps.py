@@ -117,6 +117,7 @@ def rules_of(settings: DataSettings) -> Rules:
         limit_per_class=settings.limit_per_class,
         multi_label=settings.multi_label,
         seed=settings.seed,
+        corrections=settings.corrections,
     )
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 MAX_TOP = 100
 _HERE = Path(__file__).parent
-_POLICY = (
+PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
@@ -171,17 +171,17 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
 def _add_status(app: FastAPI, service: Service) -> None:
     @app.get("/models", summary="The models served, with their classes")
     async def models() -> Response:
-        return _json({"models": [_about(model) for model in service.models.values()]})
+        return as_json({"models": [_about(model) for model in service.models.values()]})
 
     @app.get("/live", summary="Whether the process runs")
     async def live() -> Response:
-        return _json({"status": "live"})
+        return as_json({"status": "live"})
 
     @app.get("/ready", summary="Whether a real prediction has worked and more are welcome")
     async def ready() -> Response:
         if service.is_ready:
-            return _json({"status": "ready"})
-        return _json({"error": "closing" if service.is_closing else service.failure}, 503)
+            return as_json({"status": "ready"})
+        return as_json({"error": "closing" if service.is_closing else service.failure}, 503)
 
     @app.get("/metrics", summary="Counters for Prometheus")
     async def metrics() -> Response:
@@ -191,17 +191,17 @@ def _add_status(app: FastAPI, service: Service) -> None:
 def _add_pages(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return _page(_text("templates", "app.html"))
+        return as_page(own_text("templates", "app.html"))
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return _page(_text("templates", "app_docs.html"))
+        return as_page(own_text("templates", "app_docs.html"))
 
     @app.get("/static/{name}", include_in_schema=False)
     async def static(name: str) -> Response:
         if name not in _STATIC:
             raise HTTPException(404)
-        return Response(_text("static", name), media_type=_STATIC[name])
+        return Response(own_text("static", name), media_type=_STATIC[name])
 
 
 # ---- predictions
@@ -221,7 +221,7 @@ async def _predict(service: Service, request: Request, name: str | None, top: in
             raise Refused(422, found[0].error or "no image could be read", rows=rows)
         if explain and len(images) == 1:
             rows[0]["map"] = await model.explain(images[0][1], found[0])
-    return _json({"model": model.name, "predictions": rows})
+    return as_json({"model": model.name, "predictions": rows})
 
 
 def _chosen(service: Service, name: str | None) -> ServedModel:
@@ -328,7 +328,8 @@ def _as_png(pixels: Any) -> bytes:
 # ---- answers
 
 
-def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A value as JSON."""
     return Response(json.dumps(value), status, headers, "application/json")
 
 
@@ -337,7 +338,7 @@ def _refusal(refused: Refused) -> Response:
     if refused.status == 503:
         headers["retry-after"] = "1"
     rows = {} if refused.rows is None else {"predictions": refused.rows}
-    return _json({"error": str(refused), **rows}, refused.status, headers)
+    return as_json({"error": str(refused), **rows}, refused.status, headers)
 
 
 def _add_error_texts(app: FastAPI) -> None:
@@ -346,14 +347,14 @@ def _add_error_texts(app: FastAPI) -> None:
         return _refusal(error)
 
     async def by_framework(_request: Request, error: Any) -> Response:
-        return _json({"error": str(error.detail).lower()}, error.status_code, dict(error.headers or {}))
+        return as_json({"error": str(error.detail).lower()}, error.status_code, dict(error.headers or {}))
 
     async def wrong_value(_request: Request, error: Any) -> Response:
         first = error.errors()[0]
-        return _json({"error": f"{'.'.join(str(part) for part in first['loc'][1:])}: {first['msg'].lower()}"}, 422)
+        return as_json({"error": f"{'.'.join(str(part) for part in first['loc'][1:])}: {first['msg'].lower()}"}, 422)
 
     async def fault(_request: Request, _error: Exception) -> Response:
-        return _json({"error": "this request could not be answered"}, 503, {"retry-after": "1"})
+        return as_json({"error": "this request could not be answered"}, 503, {"retry-after": "1"})
 
     async def gone(_request: Request, _error: Exception) -> Response:
         return _NoResponse()
@@ -372,11 +373,13 @@ class _NoResponse(Response):
         return
 
 
-def _page(text: str) -> Response:
-    return HTMLResponse(text, headers={"content-security-policy": _POLICY, "x-frame-options": "DENY"})
+def as_page(text: str) -> Response:
+    """A page that loads only what is this server's and that nothing may frame."""
+    return HTMLResponse(text, headers={"content-security-policy": PAGE_POLICY, "x-frame-options": "DENY"})
 
 
-def _text(folder: str, name: str) -> str:
+def own_text(folder: str, name: str) -> str:
+    """A file of the package: a template or a static one."""
     return (_HERE / folder / name).read_text(encoding="utf-8")
 
 
@@ -426,4 +429,4 @@ class Guard:
 
 
 def _fault(text: str) -> Response:
-    return _json({"error": text}, 503, {"retry-after": "1", "connection": "close"})
+    return as_json({"error": text}, 503, {"retry-after": "1", "connection": "close"})

@@ -75,23 +75,36 @@ class Album:
 
 def make_picture(manifest: Manifest, row: int, side: int = SIDE) -> Picture:
     """The picture of one image, its long side at most ``side`` pixels; never raises for what is wrong with a file."""
+    try:
+        jpeg, width, height = small_jpeg(manifest, row, side)
+    except ImageError as error:
+        return Picture(None, problem=str(error))
+    return Picture("data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii"), width, height)
+
+
+def small_jpeg(manifest: Manifest, row: int, side: int, quality: int = QUALITY) -> tuple[bytes, int, int]:
+    """One image as a JPEG whose long side has at most ``side`` pixels, its width and height.
+
+    Raises:
+        ImageError: it cannot be shown, with the reason.
+    """
     sample = manifest.samples[row]
+    long, short = max(sample.width, sample.height), min(sample.width, sample.height)
     try:
         data = manifest.read(row)
-        if hashlib.sha256(data).hexdigest() != sample.content_hash:
-            return Picture(None, problem="the file has changed since")
-        long, short = max(sample.width, sample.height), min(sample.width, sample.height)
-        pixels = decode(data, min_side=max(1, side * short // long)).pixels
+        is_same = hashlib.sha256(data).hexdigest() == sample.content_hash
+        pixels = decode(data, min_side=max(1, side * short // long)).pixels if is_same else None
     except (ImageError, OSError, ValueError):
-        return Picture(None, problem="the file is gone")
+        raise ImageError("the file is gone") from None
     except MemoryError:
-        return Picture(None, problem="not enough memory to show it")
+        raise ImageError("not enough memory to show it") from None
+    if pixels is None:
+        raise ImageError("the file has changed since")
     height, width = pixels.shape[:2]
     scale = min(1.0, side / max(height, width))
     small = resize(pixels, max(1, round(height * scale)), max(1, round(width * scale)))
-    jpeg = simplejpeg.encode_jpeg(small, quality=QUALITY, colorspace="RGB", colorsubsampling="420")
-    source = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
-    return Picture(source, small.shape[1], small.shape[0])
+    jpeg = simplejpeg.encode_jpeg(small, quality=quality, colorspace="RGB", colorsubsampling="420")
+    return jpeg, small.shape[1], small.shape[0]
 
 
 def problems(pictures: Mapping[int, Picture]) -> dict[str, int]:

@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import uvicorn  # noqa: TID253 - only `topwork serve` loads this file
 
@@ -27,6 +28,10 @@ from topwork.settings import ServeSettings
 from topwork.shipping.predictor import Predictor
 from topwork.web.app import Service, create_app
 from topwork.web.connection import connection_type
+from topwork.web.measures import Measures
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 SHUTDOWN_SECONDS = 25
 LAST_SECONDS = 28.5
@@ -78,13 +83,26 @@ def named_models(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
+class Closing(Protocol):
+    """What is told that the server ends."""
+
+    is_closing: bool
+
+
 def serve(models: Mapping[str, Predictor], settings: ServeSettings, listener: socket.socket) -> None:
-    """Serves until SIGINT or SIGTERM; returns when every accepted request has been answered."""
+    """Serves predictions until SIGINT or SIGTERM; returns when every accepted request has been answered."""
     _allow_many_connections()
     service = Service(models, settings)
+    run_app(create_app(service), service, settings, service.measures, listener)
+
+
+def run_app(
+    app: ASGIApp, service: Closing, settings: ServeSettings, measures: Measures, listener: socket.socket
+) -> None:
+    """Runs an application until SIGINT or SIGTERM, with this module's connections and its end."""
     config = uvicorn.Config(
-        create_app(service),
-        http=connection_type(settings, service.measures),
+        app,
+        http=connection_type(settings, measures),
         loop="asyncio",
         ws="none",
         lifespan="on",
@@ -103,7 +121,7 @@ def serve(models: Mapping[str, Predictor], settings: ServeSettings, listener: so
 class Server(uvicorn.Server):
     """uvicorn's server with another end: status 0 on a signal, every accepted request answered."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Closing) -> None:
         super().__init__(config)
         self._service = service
 

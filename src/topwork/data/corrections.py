@@ -1,0 +1,285 @@
+"""Labels that people corrected, kept in a file beside the data and laid over it; images and folders stay as they are.
+
+In: a CSV, written by ``topwork review`` or by hand. Out: :class:`Corrections`, which ``scan`` asks about every image.
+:class:`Journal` is the same file open for one writer: a decision is on the disk before it is confirmed, nothing that was
+written is ever changed, and undoing is one more line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from topwork.data.shards import flush_folder
+from topwork.data.sources import Reject, shown
+from topwork.errors import TopworkError, UsageError
+
+if TYPE_CHECKING:
+    from topwork.data.manifest import Sample
+
+Decision = Literal["relabel", "keep", "remove", "undo"]
+COLUMNS = ("content_hash", "path", "was", "decision", "label", "time")
+REMOVED = "set aside in a review"
+_TIME_LENGTH = len("2026-01-01T00:00:00+00:00")
+
+
+@dataclass(frozen=True)
+class Correction:
+    """One decision about one image.
+
+    Attributes:
+        content_hash: names the image; "" in a file written by hand, where the path does.
+        decision: another label, the label it has, no use of the image, or the decision before the last.
+        label: the label it gets, with ``relabel``.
+        was: the label it had when this was decided.
+    """
+
+    content_hash: str
+    path: str
+    decision: Decision
+    label: str = ""
+    was: str = ""
+    time: str = ""
+
+    @property
+    def key(self) -> str:
+        """What the image is known by."""
+        return self.content_hash or f"path {self.path}"
+
+
+class Corrections:
+    """Decisions in the order they were made; for each image the last one counts that was not undone."""
+
+    def __init__(self, made: Iterable[Correction] = ()) -> None:
+        self._stacks: dict[str, list[Correction]] = {}
+        self._counts: Counter[str] = Counter()
+        for correction in made:
+            self.add(correction)
+
+    def add(self, correction: Correction) -> None:
+        """Takes one more."""
+        stack = self._stacks.setdefault(correction.key, [])
+        self._counts[correction.key] += 1
+        if correction.decision != "undo":
+            stack.append(correction)
+        elif stack:
+            stack.pop()
+
+    def of(self, content_hash: str, path: str) -> Correction | None:
+        """What was decided about an image: by its content, else by its path."""
+        stack = self._stacks.get(content_hash) or self._stacks.get(f"path {path}")
+        return stack[-1] if stack else None
+
+    def n_made(self, content_hash: str) -> int:
+        """How many decisions about an image there are in all, undone ones and undoing included."""
+        return self._counts[content_hash]
+
+    @property
+    def standing(self) -> dict[str, Correction]:
+        """What counts now, by image."""
+        return {key: stack[-1] for key, stack in self._stacks.items() if stack}
+
+
+def read_corrections(path: str | os.PathLike[str]) -> Corrections:
+    """Reads a corrections file: all columns of :data:`COLUMNS`, or at least ``path`` (or ``content_hash``) and ``label``.
+
+    A last line that was cut off while it was written is left out; it was never confirmed.
+
+    Raises:
+        UsageError: no such file, or a line that says nothing that can be done, with its number.
+    """
+    name = shown(str(path))
+    text = _read_text(Path(path))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        columns = set(reader.fieldnames or ())
+        if "label" not in columns or not columns & {"path", "content_hash"}:
+            raise UsageError(
+                f"--corrections {name}: needs the columns path (or content_hash) and label, as topwork review writes them."
+            )
+        made = []
+        for row in reader:
+            correction = _parsed(row, f"--corrections {name}, line {reader.line_num}")
+            made.append(correction)
+    except csv.Error as error:
+        raise UsageError(f"--corrections {name}, line {reader.line_num}: no CSV ({error}).") from None
+    return Corrections(made)
+
+
+def _read_text(path: Path) -> str:
+    """The file's text, without a torn last line where the file is a journal."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
+        raise UsageError(f"--corrections {shown(str(path))}: {reason}.") from None
+    text = raw.decode("utf-8-sig", "surrogateescape")
+    return _whole_lines(text) if _is_journal(text) else text
+
+
+def _parsed(row: dict[str, str | None], where: str) -> Correction:
+    if None in row or any(value is None for value in row.values()):
+        raise UsageError(f"{where}: has not as many fields as the first line.")
+    values = {name: str(row.get(name) or "") for name in COLUMNS}
+    decision = values.pop("decision") or "relabel"
+    if decision not in get_args(Decision):
+        raise UsageError(f"{where}: decision {shown(decision)}: use relabel, keep, remove or undo.")
+    if decision == "relabel" and not values["label"]:
+        raise UsageError(f"{where}: no label to give. Write one, or keep or remove under decision.")
+    if not values["content_hash"] and not values["path"]:
+        raise UsageError(f"{where}: names no image.")
+    return Correction(decision=cast(Decision, decision), **values)
+
+
+# ---- laid over the data
+
+
+def lay_over(
+    samples: list[Sample], corrections: Corrections, name: str
+) -> tuple[list[Sample], list[Reject], tuple[str, ...]]:
+    """The samples with their corrected labels, the images set aside, and a sentence on what was done.
+
+    Args:
+        name: of the file, for the sentence.
+    """
+    kept: list[Sample] = []
+    rejects: list[Reject] = []
+    n_changed, met = 0, set()
+    for sample in samples:
+        found = corrections.of(sample.content_hash, sample.path)
+        if found is not None:
+            met.add(found.key)
+        if found is None or found.decision == "keep":
+            kept.append(sample)
+        elif found.decision == "remove":
+            rejects.append(Reject(sample.path, REMOVED))
+        else:
+            n_changed += found.label != sample.label
+            kept.append(replace(sample, label=found.label))
+    n_strange = len(corrections.standing.keys() - met)
+    note = f"{shown(name)}: {_count(n_changed, 'label')} changed, {_count(len(rejects), 'image')} set aside."
+    if n_strange:
+        note += f" {_count(n_strange, 'decision')} about images that are not here."
+    return kept, rejects, (note,)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+# ---- writing
+
+
+class Journal:
+    """A corrections file open for one writer.
+
+    Raises:
+        UsageError: another review has it open, or somebody else's file is there.
+        TopworkError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import filelock
+
+        self.path = path
+        self._file: Any = None
+        self._lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+        try:
+            self._lock.acquire()
+        except filelock.Timeout:
+            raise UsageError(
+                f"{shown(str(path))}: another review has it open. End that one, or name another --corrections."
+            ) from None
+        except OSError as error:
+            raise _cannot_write(path, error) from None
+        try:
+            self._file = open(path, "a+b")  # noqa: SIM115 - open for its life
+            self.corrections = self._begin()
+        except OSError as error:
+            self.close()
+            raise _cannot_write(path, error) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self) -> Corrections:
+        """Reads what is there, and leaves the file ready for the next line."""
+        self._file.seek(0)
+        text = self._file.read().decode("utf-8", "surrogateescape")
+        if not text:
+            self._write(_line(COLUMNS))
+            flush_folder(self.path.parent)
+            return Corrections()
+        if not _is_journal(text):
+            raise UsageError(f"{shown(str(self.path))}: was not written by topwork review. Name another --corrections.")
+        made, whole = read_corrections(self.path), _whole_lines(text)
+        self._file.truncate(len(whole.encode("utf-8", "surrogateescape")))
+        if len(whole) > len(text):
+            self._write("\n")
+        return made
+
+    def add(self, correction: Correction) -> Correction:
+        """Writes one decision; when this returns it is on the disk.
+
+        Raises:
+            TopworkError: it could not be written, and does not count.
+        """
+        stamped = replace(correction, time=datetime.now(UTC).isoformat(timespec="seconds"))
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            self._write(_line([getattr(stamped, column) for column in COLUMNS]))
+        except OSError as error:
+            self._file.truncate(end)
+            raise _cannot_write(self.path, error) from None
+        self.corrections.add(stamped)
+        return stamped
+
+    def close(self) -> None:
+        """Lets others write."""
+        if self._file is not None:
+            self._file.close()
+        self._lock.release()
+
+    def _write(self, text: str) -> None:
+        self._file.write(text.encode("utf-8", "surrogateescape"))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _is_journal(text: str) -> bool:
+    return text.partition("\n")[0].rstrip("\r") == ",".join(COLUMNS)
+
+
+def _whole_lines(text: str) -> str:
+    """Without what was being written when the writer was killed: the time, which ends every line, is not whole."""
+    last = text[text.rfind("\n") + 1 :]
+    if len(last) > _TIME_LENGTH and text.count('"') % 2 == 0 and _is_time(last[-_TIME_LENGTH:]):
+        return text + "\n"  # whole but for its end: an editor leaves that out
+    text = text[: len(text) - len(last)]
+    while text.count('"') % 2:  # the line began further up: a label may hold a line break
+        text = text[: text.rstrip("\n").rfind("\n") + 1]
+    return text
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def _line(values: Iterable[str]) -> str:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerow(values)
+    return buffer.getvalue()
+
+
+def _cannot_write(path: Path, error: OSError) -> TopworkError:
+    return TopworkError(f"{shown(str(path))}: cannot be written: {(error.strerror or str(error)).lower()}.")
