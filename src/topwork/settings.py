@@ -120,7 +120,10 @@ class TuneSettings:
     class_weights: Literal["auto", "on", "off"] = _setting(
         "auto", "Weights inverse to the class counts; auto: when the counts differ by more than a factor of 3."
     )
-    monitor: Literal["loss", "accuracy"] = _setting("loss", "What decides on valid which epoch is best.")
+    monitor: Literal["loss", "accuracy"] = _setting(
+        "loss",
+        "What decides on valid which epoch is best. The loss is taken at its best temperature, as answers are given.",
+    )
     patience: int | None = _setting(None, "Epochs without a better one after which training stops.")
     interpolate: bool = _setting(True, "Try mixtures of the starting and the tuned weights on valid, keep the best.")
     average_best: int | None = _setting(None, "Average the weights of this many best epochs if valid agrees.")

@@ -94,7 +94,10 @@ class Terminal:
         """A line for each epoch of tuning."""
         line = f"  epoch {record['epoch']}: loss {record['train_loss']:.3f}"
         if "valid_loss" in record:
-            line += f", valid loss {record['valid_loss']:.3f}, accuracy {percent(record['valid_accuracy'])}"
+            line += f", valid loss {record['valid_loss']:.3f}"
+            if "valid_calibrated_loss" in record:
+                line += f" ({record['valid_calibrated_loss']:.3f} calibrated)"
+            line += f", accuracy {percent(record['valid_accuracy'])}"
         line += f", {record['images_per_second']:.0f} images/s" + (", best so far" if record.get("best") else "")
         if self._bar is not None:
             self._bar.console.print(line)

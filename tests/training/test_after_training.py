@@ -44,8 +44,10 @@ def test_the_chosen_mixture_is_the_best_on_valid_and_is_what_it_says():
     )
     network = TinyNetwork()
     network.load_state_dict(chosen.state)
-    assert judge(Prepared(network, frozen, valid, "cpu"), valid, recipe).loss == pytest.approx(best.loss, rel=1e-4)
-    assert chosen.tried[0].loss == pytest.approx(tuned.history[tuned.best_epoch - 1]["valid_loss"], rel=1e-4)
+    judged = judge(Prepared(network, frozen, valid, "cpu"), valid, recipe)
+    assert judged.calibrated_loss == pytest.approx(best.loss, rel=1e-4)
+    of_epoch = tuned.history[tuned.best_epoch - 1]["valid_calibrated_loss"]
+    assert chosen.tried[0].loss == pytest.approx(of_epoch, rel=1e-4)
 
 
 def test_without_valid_the_tuned_weights_are_kept():

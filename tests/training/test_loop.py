@@ -1,5 +1,6 @@
 """The loop learns, keeps the best weights, and ends the way it should; losses are those of torch."""
 
+import copy
 import dataclasses
 import math
 
@@ -9,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from topwork.errors import TopworkError, UsageError
-from topwork.training.loop import Loss, Prepared, Surroundings, fit, judge, mix
+from topwork.evaluation.calibration import fit_temperature
+from topwork.training.loop import Loss, Prepared, Surroundings, fit, judge, mix, predict
 from topwork.training.streams import ImageStream
 from training.drawn import SPEC, TinyNetwork, drawn_images, recipe_for, streams
 
@@ -22,7 +24,7 @@ def run(network=None, around=None, data=None, **settings):
 def test_it_learns_and_keeps_the_epoch_that_valid_likes_best():
     tuned = run(epochs=8, augment="none")
     assert tuned.ending == "finished"
-    losses = [record["valid_loss"] for record in tuned.history]
+    losses = [record["valid_calibrated_loss"] for record in tuned.history]
     assert tuned.best_epoch == 1 + int(np.argmin(losses))
     assert max(record["valid_accuracy"] for record in tuned.history) >= 0.9
     assert [record["best"] for record in tuned.history] == [
@@ -43,7 +45,28 @@ def test_best_weights_give_the_recorded_figures_when_loaded_again():
     judged = judge(Prepared(network, plain, valid, "cpu"), valid, recipe)
     record = tuned.history[tuned.best_epoch - 1]
     assert judged.loss == pytest.approx(record["valid_loss"], rel=1e-4)
+    assert judged.calibrated_loss == pytest.approx(record["valid_calibrated_loss"], rel=1e-4)
     assert judged.accuracy == record["valid_accuracy"]
+
+
+def test_the_calibrated_loss_is_the_loss_at_the_best_temperature():
+    """Weights twenty times as large answer the same, far too sure: only the plain loss minds."""
+    recipe = recipe_for(epochs=4, augment="none", precision="f32")
+    train, valid = streams(recipe=recipe)
+    network, judged = TinyNetwork(), []
+    network.load_state_dict(fit(TinyNetwork(), recipe, train, valid).best)
+    for factor in (1.0, 20.0):
+        with torch.no_grad():
+            network.classifier.weight *= factor
+            network.classifier.bias *= factor
+        net = Prepared(copy.deepcopy(network), recipe, valid, "cpu")
+        judged.append(judge(net, valid, recipe))
+        logits = torch.cat([part for _, part in predict(net, valid)]).numpy()
+        scaled = torch.from_numpy(logits / fit_temperature(logits, valid.labels))
+        best = float(F.cross_entropy(scaled, torch.from_numpy(valid.labels)))
+        assert judged[-1].calibrated_loss == pytest.approx(best, rel=0.02)
+    assert judged[1].loss > 1.2 * judged[1].calibrated_loss
+    assert judged[1].calibrated_loss == pytest.approx(judged[0].calibrated_loss, rel=0.02)
 
 
 def test_folded_and_frozen_norms_start_from_the_same_function():

@@ -27,7 +27,7 @@ COEFFICIENTS = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class Mixture:
-    """One candidate: its name, its share of tuned weights, and what valid says about it."""
+    """One candidate: its name, its share of tuned weights, and what valid says about it, at the best temperature."""
 
     name: str
     coefficient: float
@@ -65,11 +65,12 @@ def choose_weights(
 
     def quality(place: int) -> tuple[float, float]:
         found = judged[place][2]
-        return (found.loss, -found.accuracy) if recipe.monitor == "loss" else (-found.accuracy, found.loss)
+        loss = found.calibrated_loss
+        return (loss, -found.accuracy) if recipe.monitor == "loss" else (-found.accuracy, loss)
 
     best = min(range(len(candidates)), key=quality)
     tried = tuple(
-        Mixture(name, coefficient, found.loss, found.accuracy, place == best)
+        Mixture(name, coefficient, found.calibrated_loss, found.accuracy, place == best)
         for place, (name, coefficient, found) in enumerate(judged)
     )
     return Chosen(candidates[best][2], tried, f"{tried[best].name}: best {recipe.monitor} on valid.")

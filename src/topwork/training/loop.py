@@ -41,6 +41,7 @@ Record = dict[str, Any]
 Ending = Literal["finished", "patience", "time budget", "interrupted", "loss not finite"]
 CURVE_POINTS = 20  # of loss and rate kept for each epoch
 JUDGE_BATCH = 64
+TEMPERATURES = tuple(2 ** (step / 4) for step in range(-8, 17))  # a quarter to sixteen
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,17 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Judged:
-    """Loss (mean, weighted as in training) and accuracy on a stream."""
+    """Loss (mean, weighted as in training) and accuracy on a stream.
+
+    Attributes:
+        calibrated_loss: the loss at the temperature that is best for it, of :data:`TEMPERATURES`. Networks grow too sure
+            before they stop getting better, and probabilities are temperature-scaled after training anyway, so this is
+            what tells which weights are best (Berta et al. 2025, arXiv 2501.19195).
+    """
 
     loss: float
     accuracy: float
+    calibrated_loss: float
 
 
 def fit(
@@ -409,7 +417,11 @@ class _Run:
                 judged = judge(self.net, self.valid, self.recipe, self.group, self.loss)
                 if not math.isfinite(judged.loss):
                     return self._not_finite(phase)
-                record |= {"valid_loss": judged.loss, "valid_accuracy": judged.accuracy}
+                record |= {
+                    "valid_loss": judged.loss,
+                    "valid_calibrated_loss": judged.calibrated_loss,
+                    "valid_accuracy": judged.accuracy,
+                }
             record["best"] = self._keep(record)
         record["seconds"] = self.epoch_seconds + time.monotonic() - began
         self.history.append(record)
@@ -420,7 +432,7 @@ class _Run:
 
     def _keep(self, record: Record) -> bool:
         """Remembers the weights of the best epochs; True for a new best one."""
-        loss, accuracy = record.get("valid_loss"), record.get("valid_accuracy")
+        loss, accuracy = record.get("valid_calibrated_loss"), record.get("valid_accuracy")
         if loss is None or accuracy is None:
             keys = (-float(self.epoch), 0.0)
         else:
@@ -618,14 +630,16 @@ def judge(
 ) -> Judged:
     """Loss and accuracy on a stream, exact for any number of processes."""
     group, loss = group or Processes(), loss or Loss(recipe, net.device)
-    sums = [0.0, 0.0, 0.0]
+    sums = np.zeros(3 + len(TEMPERATURES))
     for rows, logits in predict(net, stream, group):
         targets = loss.targets(stream.labels[rows])
         sums[0] += float(loss(logits, targets).sum())
         sums[1] += float(loss.weights(targets).sum())
         sums[2] += loss.n_correct(logits, targets)
-    total, weight, correct = group.total(sums)
-    return Judged(total / max(weight, 1e-12), correct / max(1, len(stream.labels)))
+        sums[3:] += [float(loss(logits / temperature, targets).sum()) for temperature in TEMPERATURES]
+    total, weight, correct, *at_temperatures = group.total(sums.tolist())
+    weight = max(weight, 1e-12)
+    return Judged(total / weight, correct / max(1, len(stream.labels)), min(at_temperatures) / weight)
 
 
 def predict(

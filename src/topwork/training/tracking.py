@@ -65,7 +65,15 @@ def tracking(name: str | None, folder: Path, settings: dict[str, Any]) -> Iterat
         tracker.finish()
 
 
-SENT = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "images_per_second", "seconds")
+SENT = (
+    "train_loss",
+    "train_accuracy",
+    "valid_loss",
+    "valid_calibrated_loss",
+    "valid_accuracy",
+    "images_per_second",
+    "seconds",
+)
 
 
 def _factor(record: dict[str, Any]) -> float:

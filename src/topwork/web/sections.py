@@ -253,13 +253,13 @@ def epoch_plots(history: Sequence[dict[str, Any]]) -> list[Plot]:
     """Curves of an epoch-wise training: losses, accuracy and rate, as far as the records hold them.
 
     Args:
-        history: records with ``epoch`` and any of ``train_loss``, ``valid_loss``, ``valid_accuracy``, ``rate``;
-            records without ``epoch`` are passed over.
+        history: records with ``epoch`` and any of ``train_loss``, ``valid_loss``, ``valid_calibrated_loss``,
+            ``valid_accuracy``, ``rate``; records without ``epoch`` are passed over.
     """
     plots = []
     steps = _step_lines(history)
     for title, names, label, text in (
-        ("Loss", ("train_loss", "valid_loss"), "cross-entropy", _tick_number),
+        ("Loss", ("train_loss", "valid_loss", "valid_calibrated_loss"), "cross-entropy", _tick_number),
         ("Accuracy on valid", ("valid_accuracy",), "accuracy", tick_percent),
         ("Learning rate", ("rate",), "rate", _tick_number),
     ):
