@@ -125,7 +125,9 @@ class TuneSettings:
         "What decides on valid which epoch is best. The loss is taken at its best temperature, as answers are given.",
     )
     patience: int | None = _setting(None, "Epochs without a better one after which training stops.")
-    interpolate: bool = _setting(True, "Try mixtures of the starting and the tuned weights on valid, keep the best.")
+    interpolate: bool = _setting(
+        True, "Try mixtures of the starting and the tuned weights on valid; one is kept where it is clearly better."
+    )
     average_best: int | None = _setting(None, "Average the weights of this many best epochs if valid agrees.")
     tta: bool = _setting(
         False,

@@ -9,9 +9,11 @@ import torch
 
 from topwork.data.transforms import InputSpec
 from topwork.errors import UsageError
+from topwork.training import average
 from topwork.training.average import choose_weights, interpolate, mean_of
+from topwork.training.distributed import Processes
 from topwork.training.estimate import REMOVED, estimate, training_rate
-from topwork.training.loop import Prepared, fit, judge
+from topwork.training.loop import Judged, Prepared, fit, judge
 from topwork.training.lr_range import range_test, smooth, suggest
 from topwork.training.optimizer import stages_of
 from topwork.training.recipe import DataFacts, TuneSettings, plan
@@ -31,29 +33,87 @@ def test_interpolation_is_the_line_between_and_counters_are_kept():
     torch.testing.assert_close(mean_of([start, end])["w"], torch.tensor([2.0, 3.0]))
 
 
-def test_the_chosen_mixture_is_the_best_on_valid_and_is_what_it_says():
-    recipe = recipe_for(epochs=6, average_best=2, strategy="all")
+def trained(**settings):
+    recipe = recipe_for(epochs=6, strategy="all", **settings)
     train, valid = streams(recipe=recipe)
-    tuned = fit(TinyNetwork(), recipe, train, valid)
+    return recipe, valid, fit(TinyNetwork(), recipe, train, valid)
+
+
+def test_the_chosen_weights_are_what_the_table_says():
+    recipe, valid, tuned = trained(average_best=2)
     chosen = choose_weights(TinyNetwork(seed=4), tuned, recipe, valid)
-    assert [mixture.coefficient for mixture in chosen.tried] == [1.0, 0.0, 0.25, 0.5, 0.75, 1.0]
-    best = next(mixture for mixture in chosen.tried if mixture.chosen)
-    assert best.loss == min(mixture.loss for mixture in chosen.tried)
+    last = tuned.history[-1]
+    names = [f"epoch {last['epoch']}"]
+    if tuned.best_epoch != last["epoch"]:
+        names.append(f"epoch {tuned.best_epoch}")
+    names += ["the start", "0.25 tuned", "0.5 tuned", "0.75 tuned"]
+    assert [mixture.name for mixture in chosen.tried][:-1] == names
+    assert chosen.tried[-1].name.startswith("mean of epochs")
+    (kept,) = [mixture for mixture in chosen.tried if mixture.chosen]
     frozen = dataclasses.replace(
         recipe, phases=tuple(dataclasses.replace(p, batch_norm="frozen") for p in recipe.phases)
     )
     network = TinyNetwork()
     network.load_state_dict(chosen.state)
     judged = judge(Prepared(network, frozen, valid, "cpu"), valid, recipe)
-    assert judged.calibrated_loss == pytest.approx(best.loss, rel=1e-4)
-    of_epoch = tuned.history[tuned.best_epoch - 1]["valid_calibrated_loss"]
-    assert chosen.tried[0].loss == pytest.approx(of_epoch, rel=1e-4)
+    assert judged.calibrated_loss == pytest.approx(kept.loss, rel=1e-4)
+    assert chosen.tried[0].loss == pytest.approx(last["valid_calibrated_loss"], rel=1e-4)
+
+
+def judged_as(losses, accuracy=0.5):
+    losses = np.asarray(losses, float)
+    return Judged(losses.mean(), accuracy, losses.mean(), np.stack([losses, np.ones(len(losses))], 1))
+
+
+def choice(monkeypatch, *figures, ending="finished", **settings):
+    """The reason of a choice among the last epoch and epoch 2, whose figures on valid are given."""
+    recipe, valid, tuned = trained(interpolate=False, **settings)
+    found = iter(figures)
+    monkeypatch.setattr(average, "judge", lambda *_: next(found))
+    return choose_weights(TinyNetwork(), dataclasses.replace(tuned, best_epoch=2, ending=ending), recipe, valid)
+
+
+def test_in_doubt_the_last_epoch_is_kept_and_otherwise_the_clearly_better_one(monkeypatch):
+    rng = np.random.default_rng(0)
+    last = rng.gamma(1.0, 0.3, 200)
+    other = last + rng.permuted(np.tile([-0.3, 0.28], 100))  # better by 0.01, and by chance as likely worse
+    found = choice(monkeypatch, judged_as(last), judged_as(other))
+    assert found.reason == "epoch 6: epoch 2 is better on valid, but within its error (loss, by 0.010 ± 0.021)."
+    assert [mixture.chosen for mixture in found.tried] == [True, False]
+    found = choice(monkeypatch, judged_as(last), judged_as(last - 0.05 + 0.1 * rng.normal(size=200)))
+    assert found.reason.startswith("epoch 2: on valid clearly better than epoch 6 (loss, by 0.0")
+    assert [mixture.chosen for mixture in found.tried] == [False, True]
+    found = choice(monkeypatch, judged_as(last), judged_as(last + 0.1))
+    assert found.reason == "epoch 6: best loss on valid."
+    # the last epoch of a training that was ended early is nothing special
+    assert choice(monkeypatch, ending="patience").reason == "epoch 2: there is nothing to compare it with."
+
+
+def test_weights_of_images_count_in_the_error():
+    """Images of weight 0 make no difference; two images as one of weight 2 give the same mean."""
+    first, second = judged_as([1.0, 2.0, 3.0, 0.0]), judged_as([0.5, 2.5, 2.0, 0.0])
+    for found in (first, second):
+        found.by_image[3] = 0.0
+    error = average._standard_error(first, second, Processes())
+    difference = np.array([0.5, -0.5, 1.0])
+    assert error == pytest.approx(difference.std() / 3**0.5)
+
+
+def test_by_accuracy_one_image_is_no_clear_difference(monkeypatch):
+    n = len(trained()[1].labels)
+    last, one_more, four_more = (judged_as(np.ones(n), 0.5 + k / n) for k in (0, 1, 4))
+    assert choice(monkeypatch, last, one_more, monitor="accuracy").reason.startswith(
+        "epoch 6: epoch 2 is better on valid, but"
+    )
+    assert choice(monkeypatch, last, four_more, monitor="accuracy").reason.startswith(
+        "epoch 2: on valid clearly better"
+    )
 
 
 def test_without_valid_the_tuned_weights_are_kept():
     recipe = recipe_for(n_valid=0, epochs=1)
     tuned = fit(TinyNetwork(), recipe, streams(recipe=recipe)[0])
-    assert choose_weights(TinyNetwork(), tuned, recipe, None).state is tuned.best
+    torch.testing.assert_close(choose_weights(TinyNetwork(), tuned, recipe, None).state, tuned.best)
 
 
 # ---- cached activations

@@ -74,6 +74,7 @@ class Tuned:
 
     Attributes:
         best, last, start: state dicts with the names and shapes of the network that was given.
+        end: what the last epoch was judged with: ``last``, or the moving average where there is one.
         best_epochs: (epoch, value of the monitor, state), best first, as many as the recipe averages.
         ending: why it ended; ``message`` says it in a sentence.
         notes: what happened on the way that the user should know.
@@ -88,6 +89,7 @@ class Tuned:
     message: str
     best_epochs: tuple[tuple[int, float, State], ...] = ()
     notes: tuple[str, ...] = ()
+    end: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,13 @@ class Judged:
         calibrated_loss: the loss at the temperature that is best for it, of :data:`TEMPERATURES`. Networks grow too sure
             before they stop getting better, and probabilities are temperature-scaled after training anyway, so this is
             what tells which weights are best (Berta et al. 2025, arXiv 2501.19195).
+        by_image: (n, 2) weighted loss at that temperature and weight of each image of this process's share.
     """
 
     loss: float
     accuracy: float
     calibrated_loss: float
+    by_image: NDArray[np.float64] = field(repr=False, compare=False)
 
 
 def fit(
@@ -242,6 +246,7 @@ class _Run:
             message=message,
             best_epochs=tuple(best),
             notes=tuple(self.notes),
+            end=self.net.outside(self.ema or last),
         )
 
     def _phases(self) -> tuple[Ending, str]:
@@ -630,16 +635,28 @@ def judge(
 ) -> Judged:
     """Loss and accuracy on a stream, exact for any number of processes."""
     group, loss = group or Processes(), loss or Loss(recipe, net.device)
-    sums = np.zeros(3 + len(TEMPERATURES))
+    at_temperatures, weights, sums = [np.zeros((0, len(TEMPERATURES)))], [np.zeros(0)], np.zeros(2)
     for rows, logits in predict(net, stream, group):
         targets = loss.targets(stream.labels[rows])
-        sums[0] += float(loss(logits, targets).sum())
-        sums[1] += float(loss.weights(targets).sum())
-        sums[2] += loss.n_correct(logits, targets)
-        sums[3:] += [float(loss(logits / temperature, targets).sum()) for temperature in TEMPERATURES]
-    total, weight, correct, *at_temperatures = group.total(sums.tolist())
-    weight = max(weight, 1e-12)
-    return Judged(total / weight, correct / max(1, len(stream.labels)), min(at_temperatures) / weight)
+        sums += float(loss(logits, targets).sum()), loss.n_correct(logits, targets)
+        at_temperatures.append(_numpy(torch.stack([loss(logits / t, targets) for t in TEMPERATURES], 1)))
+        weights.append(_numpy(loss.weights(targets)))
+    losses, weight = np.concatenate(at_temperatures), np.concatenate(weights)
+    total, correct, all_weight, *by_temperature = group.total(
+        [*sums.tolist(), float(weight.sum()), *losses.sum(0).tolist()]
+    )
+    all_weight = max(all_weight, 1e-12)
+    best = int(np.argmin(by_temperature))
+    return Judged(
+        total / all_weight,
+        correct / max(1, len(stream.labels)),
+        by_temperature[best] / all_weight,
+        np.stack([losses[:, best], weight], 1),
+    )
+
+
+def _numpy(values: Tensor) -> NDArray[np.float64]:
+    return np.asarray(values.detach().double().cpu().numpy())
 
 
 def predict(
