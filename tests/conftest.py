@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("topwork")
 def pytest_configure() -> None:
     """Before any test file is imported: the hub and GPUs are cut off, and idle threads sleep rather than spin.
 
-    What is tested is what the CPU computes, to the bit in places; a GPU computes in bf16, and eight tolerances are too
+    What is tested is what the CPU computes, to the bit in places; a GPU computes in bf16, and six tolerances are too
     narrow for that (seen on an H200). huggingface_hub reads its variables only once, OpenMP as well. On a shared machine spinning threads take the time of
     those that have work: one training run went from 8.8 to 23.2 images/s without them.
     """
