@@ -17,7 +17,6 @@ import torch
 
 from topwork.settings import FitSettings
 from topwork.training.finetune import tune
-from topwork.training.loop import Surroundings
 from topwork.training.tuning import Tuning, prepare
 from topwork.verbs.gather import fitted_probe, gather
 from topwork.verbs.steps import Silent, Stopwatch
@@ -40,8 +39,7 @@ def run(folder, settings):
         Tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings), lambda *_: None
     )  # fmt: skip
     began = time.perf_counter()
-    done = tune(data.backbone, ready.recipe, ready.train, ready.valid, head=ready.spec, probe=ready.start,
-                around=Surroundings())  # fmt: skip
+    done = tune(data.backbone, ready.recipe, ready.train, ready.valid, head=ready.spec, probe=ready.start)
     history = done.tuned.history
     best = min(history, key=lambda record: record["valid_loss"])
     return data, probe, before, best, history[-1], time.perf_counter() - began

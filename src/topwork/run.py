@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest, save_manifest
 from topwork.data.shards import atomic_file, read_parquet
-from topwork.data.sources import shown
+from topwork.data.sources import as_text, shown
 from topwork.data.split import Split, split_record
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.label_sets import LabelPredictions
@@ -108,8 +108,8 @@ def save_predictions(predictions: Mapping[str, Predictions | LabelPredictions], 
             "path": [os.fsencode(manifest.samples[row].path).decode("utf-8", "backslashreplace") for row in rows],
             "part": [name] * len(rows),
             "row": rows,
-            "label": [manifest.samples[row].label.encode("utf-8", "backslashreplace").decode() for row in rows],
-            "predicted": [name.encode("utf-8", "backslashreplace").decode() for name in part.answers],
+            "label": [as_text(manifest.samples[row].label) for row in rows],
+            "predicted": [as_text(name) for name in part.answers],
             "probability": part.confidence,
             "correct": part.correct,
         }

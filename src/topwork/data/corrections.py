@@ -95,8 +95,16 @@ def read_corrections(path: str | os.PathLike[str]) -> Corrections:
     Raises:
         UsageError: no such file, or a line that says nothing that can be done, with its number.
     """
-    name = shown(str(path))
-    text = _read_text(Path(path))
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
+        raise UsageError(f"--corrections {shown(str(path))}: {reason}.") from None
+    text = raw.decode("utf-8-sig", "surrogateescape")
+    return _parsed(_whole_lines(text) if _is_journal(text) else text, shown(str(path)))
+
+
+def _parsed(text: str, name: str) -> Corrections:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         columns = set(reader.fieldnames or ())
@@ -104,27 +112,13 @@ def read_corrections(path: str | os.PathLike[str]) -> Corrections:
             raise UsageError(
                 f"--corrections {name}: needs the columns path (or content_hash) and label, as topwork review writes them."
             )
-        made = []
-        for row in reader:
-            correction = _parsed(row, f"--corrections {name}, line {reader.line_num}")
-            made.append(correction)
+        made = [_correction(row, f"--corrections {name}, line {reader.line_num}") for row in reader]
     except csv.Error as error:
         raise UsageError(f"--corrections {name}, line {reader.line_num}: no CSV ({error}).") from None
     return Corrections(made)
 
 
-def _read_text(path: Path) -> str:
-    """The file's text, without a torn last line where the file is a journal."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
-        raise UsageError(f"--corrections {shown(str(path))}: {reason}.") from None
-    text = raw.decode("utf-8-sig", "surrogateescape")
-    return _whole_lines(text) if _is_journal(text) else text
-
-
-def _parsed(row: dict[str, str | None], where: str) -> Correction:
+def _correction(row: dict[str, str | None], where: str) -> Correction:
     if None in row or any(value is None for value in row.values()):
         raise UsageError(f"{where}: has not as many fields as the first line.")
     values = {name: str(row.get(name) or "") for name in COLUMNS}
@@ -219,7 +213,8 @@ class Journal:
             return Corrections()
         if not _is_journal(text):
             raise UsageError(f"{shown(str(self.path))}: was not written by topwork review. Name another --corrections.")
-        made, whole = read_corrections(self.path), _whole_lines(text)
+        whole = _whole_lines(text)
+        made = _parsed(whole, shown(str(self.path)))
         self._file.truncate(len(whole.encode("utf-8", "surrogateescape")))
         if len(whole) > len(text):
             self._write("\n")

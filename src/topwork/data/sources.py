@@ -216,6 +216,11 @@ def read_regular_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         os.close(descriptor)
 
 
+def as_text(name: str) -> str:
+    """A name as JSON and Parquet can hold it: bytes that are no text are written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def shown(text: str) -> str:
     """A name as it may appear in a terminal line: control characters and undecodable bytes are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from topwork.data.images import decode
 from topwork.data.manifest import Manifest
+from topwork.data.sources import as_text
 from topwork.data.split import Split
 from topwork.data.transforms import Pixels, fit_to_input
 from topwork.errors import ImageError
@@ -152,19 +153,14 @@ def _suspects(
 def _suspect_row(suspect: SuspectedLabel, manifest: Manifest) -> dict[str, Any]:
     return asdict(suspect) | {
         "row": suspect.position,
-        "path": _text(manifest.samples[suspect.position].path),
-        "label": _text(manifest.classes[suspect.label]),
-        "suggested": _text(manifest.classes[suspect.suggested]),
+        "path": as_text(manifest.samples[suspect.position].path),
+        "label": as_text(manifest.classes[suspect.label]),
+        "suggested": as_text(manifest.classes[suspect.suggested]),
     }
 
 
 def _outlier_row(outlier: Outlier) -> dict[str, Any]:
     return {"row": outlier.position, "distance": outlier.distance, "neighbours": list(outlier.neighbours)}
-
-
-def _text(name: str) -> str:
-    """A name as JSON can hold it."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _duplicates(groups: Sequence[int], predictions: dict[str, Predictions]) -> dict[str, Any]:
@@ -331,7 +327,7 @@ def _situation(
         np.bincount(labels[rows], minlength=n_classes),
         np.bincount(labels[rows][right], minlength=n_classes),
     )
-    classes = tuple(ClassRecord(_text(name), *(int(c[i]) for c in counts)) for i, name in enumerate(manifest.classes))
+    classes = tuple(ClassRecord(as_text(name), *(int(c[i]) for c in counts)) for i, name in enumerate(manifest.classes))
     judged = next((name for name in JUDGED if name in predictions and len(predictions[name].labelled())), None)
     part = predictions[judged].labelled() if judged else None
     accuracy = float(right.mean()) if len(right) else 0.0

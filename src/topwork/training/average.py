@@ -69,20 +69,8 @@ def choose_weights(
         net.load(state)
         judged.append((name, coefficient, judge(net, valid, recipe, group)))
     figures = [found for _, _, found in judged]
-
-    def quality(place: int) -> tuple[float, float]:
-        loss, accuracy = figures[place].calibrated_loss, figures[place].accuracy
-        return (loss, -accuracy) if recipe.monitor == "loss" else (-accuracy, loss)
-
-    best = min(range(len(candidates)), key=quality)
-    error = _standard_error(figures[0], figures[best], group) if best else 0.0
-    if recipe.monitor == "accuracy":
-        ahead = figures[best].accuracy - figures[0].accuracy
-        error = math.sqrt(
-            max(ahead, 0.0) / max(1, len(valid.labels))
-        )  # of a difference made of so many images, at least
-    else:
-        ahead = figures[0].calibrated_loss - figures[best].calibrated_loss
+    best = min(range(len(figures)), key=lambda place: figures[place].rank(recipe.monitor))
+    ahead, error = _lead(figures[best], figures[0], recipe, len(valid.labels), group)
     kept = best if ahead > error * (1 + 1e-9) else 0
     tried = tuple(
         Mixture(name, coefficient, found.calibrated_loss, found.accuracy, place == kept)
@@ -98,6 +86,14 @@ def choose_weights(
     else:
         reason = f"{name}: best {recipe.monitor} on valid."
     return Chosen(candidates[kept][2], tried, reason)
+
+
+def _lead(one: Judged, other: Judged, recipe: Recipe, n_images: int, group: Processes) -> tuple[float, float]:
+    """How far one is ahead of the other on the same images, and the standard error of that."""
+    if recipe.monitor == "accuracy":
+        ahead = one.accuracy - other.accuracy
+        return ahead, math.sqrt(max(ahead, 0.0) / max(1, n_images))  # of so many images that differ, at least
+    return other.calibrated_loss - one.calibrated_loss, _standard_error(other, one, group)
 
 
 def _standard_error(first: Judged, second: Judged, group: Processes) -> float:

@@ -108,6 +108,11 @@ class Judged:
     calibrated_loss: float
     by_image: NDArray[np.float64] = field(repr=False, compare=False)
 
+    def rank(self, monitor: Literal["loss", "accuracy"]) -> tuple[float, float]:
+        """Lower is better; the other figure decides between equals."""
+        keys = (self.calibrated_loss, -self.accuracy)
+        return keys if monitor == "loss" else keys[::-1]
+
 
 def fit(
     network: nn.Module,
@@ -417,6 +422,7 @@ class _Run:
         }
         if self.target is not None:
             record["target_loss"] = of_target / n
+        rank = (-float(self.epoch), 0.0)  # without valid the last epoch is the best
         with self._averaged():
             if self.valid is not None:
                 judged = judge(self.net, self.valid, self.recipe, self.group, self.loss)
@@ -427,7 +433,8 @@ class _Run:
                     "valid_calibrated_loss": judged.calibrated_loss,
                     "valid_accuracy": judged.accuracy,
                 }
-            record["best"] = self._keep(record)
+                rank = judged.rank(self.recipe.monitor)
+            record["best"] = self._keep(rank)
         record["seconds"] = self.epoch_seconds + time.monotonic() - began
         self.history.append(record)
         self.epoch, self.step, self.sums, self.curve, self.epoch_seconds = self.epoch + 1, 0, [0.0] * 5, [], 0.0
@@ -435,17 +442,12 @@ class _Run:
             self.around.on_epoch(record)
         return None
 
-    def _keep(self, record: Record) -> bool:
+    def _keep(self, rank: tuple[float, float]) -> bool:
         """Remembers the weights of the best epochs; True for a new best one."""
-        loss, accuracy = record.get("valid_calibrated_loss"), record.get("valid_accuracy")
-        if loss is None or accuracy is None:
-            keys = (-float(self.epoch), 0.0)
-        else:
-            keys = (loss, -accuracy) if self.recipe.monitor == "loss" else (-accuracy, loss)
-        is_best = not self.best or keys < self.best[0][1:3]
+        is_best = not self.best or rank < self.best[0][1:3]
         n_kept = self.recipe.average_best or 1
-        if is_best or len(self.best) < n_kept or keys < self.best[-1][1:3]:
-            self.best.append((self.epoch + 1, *keys, self.net.state()))
+        if is_best or len(self.best) < n_kept or rank < self.best[-1][1:3]:
+            self.best.append((self.epoch + 1, *rank, self.net.state()))
             self.best.sort(key=lambda kept: kept[1:3])
             self.best = self.best[:n_kept]
         return is_best

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest, load_manifest
-from topwork.data.sources import shown
+from topwork.data.sources import as_text, shown
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.compare import Comparison, compare
 from topwork.evaluation.predictions import Predictions
@@ -70,7 +70,7 @@ class Compared:
             "p_value": found.p_value,
             "n_gained": len(found.gained),
             "n_lost": len(found.lost),
-            "per_class": {_text(name): asdict(change) for name, change in found.per_class.items()},
+            "per_class": {as_text(name): asdict(change) for name, change in found.per_class.items()},
             "disagreements": self.disagreements(),
             "sentence": self.sentence,
         }
@@ -86,11 +86,11 @@ class Compared:
             rows.append(
                 {
                     "row": int(one.sample_indices[position]),
-                    "path": _text(sample.path),
-                    "label": _text(sample.label),
-                    "first": _text(one.classes[one.predicted[position]]),
+                    "path": as_text(sample.path),
+                    "label": as_text(sample.label),
+                    "first": as_text(one.classes[one.predicted[position]]),
                     "first_probability": float(one.confidence[position]),
-                    "second": _text(two.classes[two.predicted[other]]),
+                    "second": as_text(two.classes[two.predicted[other]]),
                     "second_probability": float(two.confidence[other]),
                     "change": "gained" if position in gained else "lost" if position in lost else "both wrong",
                 }
@@ -117,7 +117,7 @@ def compare_runs(
         raise UsageError("compare needs two runs or more: topwork compare RUN_A RUN_B")
     records = [read_evaluation(folder) for folder in folders]
     if part == "auto":
-        part = next((name for name in ("test", "valid") if all(_has(record, name) for record in records)), "test")
+        part = common_part(records) or "test"
     for folder, record in zip(folders, records, strict=True):
         if not _has(record, part):
             raise UsageError(f"{shown(str(folder))}: was not judged on a {part} part, so there is nothing to compare.")
@@ -156,6 +156,11 @@ def _points(share: float) -> str:
     return f"{100 * share:+.1f}".replace("-", "−")
 
 
+def common_part(evaluations: Sequence[dict[str, Any]]) -> str | None:
+    """The part that counts most of those on which every run was judged."""
+    return next((name for name in ("test", "valid") if all(_has(one, name) for one in evaluations)), None)
+
+
 def _has(evaluation: dict[str, Any], part: str) -> bool:
     return bool((evaluation.get(part) or {}).get("n"))
 
@@ -175,8 +180,3 @@ def judged_part(folder: Path, evaluation: dict[str, Any], part: str) -> Judged:
         return Judged(folder, manifest, Predictions(classes, rows, labels, logits))
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
         raise TopworkError(f"{shown(str(folder))}: the run is damaged ({type(error).__name__}: {error}).") from error
-
-
-def _text(name: str) -> str:
-    """A name as JSON can hold it."""
-    return name.encode("utf-8", "backslashreplace").decode()

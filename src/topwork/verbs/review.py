@@ -16,13 +16,13 @@ import numpy as np
 
 from topwork.data.corrections import Correction, Decision, Journal
 from topwork.data.manifest import Manifest, load_manifest
-from topwork.data.sources import shown
+from topwork.data.sources import as_text, shown
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.compare import Comparison, compare
 from topwork.evaluation.predictions import Predictions
 from topwork.run import read_evaluation, read_insights, read_split, resumed
 from topwork.settings import FitSettings, fit_command
-from topwork.verbs.compare import Judged, comparison_sentence, judged_part
+from topwork.verbs.compare import Judged, common_part, comparison_sentence, judged_part
 from topwork.verbs.fit import fit
 from topwork.verbs.steps import Watcher
 
@@ -176,10 +176,9 @@ class Review:
 def outcome_of(run: Path, corrected: Path) -> Outcome:
     """Both runs on the images of the part that counts, by the labels of the corrected one."""
     records = read_evaluation(run), read_evaluation(corrected)
-    parts = [name for name in ("test", "valid") if all((record.get(name) or {}).get("n") for record in records)]
-    if not parts:
+    part = common_part(records)
+    if part is None:
         raise UsageError(f"{shown(str(run))}: has no test or valid part, so nothing can be compared.")
-    part = parts[0]
     first, second = (judged_part(f, r, part) for f, r in zip((run, corrected), records, strict=True))
     truth = {second.manifest.samples[row].content_hash: second.manifest.samples[row].label
              for row in second.predictions.sample_indices.tolist()}  # fmt: skip
@@ -210,7 +209,7 @@ def _by_truth(judged: Judged, truth: dict[str, str], shared: set[str]) -> tuple[
 
 def _doubts(run: Path, manifest: Manifest) -> tuple[Doubt, ...]:
     insights = read_insights(run)
-    index = {name.encode("utf-8", "backslashreplace").decode(): n for n, name in enumerate(manifest.classes)}
+    index = {as_text(name): n for n, name in enumerate(manifest.classes)}
     try:
         return tuple(
             Doubt(

@@ -199,9 +199,7 @@ def _add_pages(app: FastAPI) -> None:
 
     @app.get("/static/{name}", include_in_schema=False)
     async def static(name: str) -> Response:
-        if name not in _STATIC:
-            raise HTTPException(404)
-        return Response(own_text("static", name), media_type=_STATIC[name])
+        return static_file(name, _STATIC)
 
 
 # ---- predictions
@@ -376,6 +374,17 @@ class _NoResponse(Response):
 def as_page(text: str) -> Response:
     """A page that loads only what is this server's and that nothing may frame."""
     return HTMLResponse(text, headers={"content-security-policy": PAGE_POLICY, "x-frame-options": "DENY"})
+
+
+def static_file(name: str, kinds: Mapping[str, str]) -> Response:
+    """A static file, if it is one of those named.
+
+    Args:
+        kinds: media types by name.
+    """
+    if name not in kinds:
+        raise HTTPException(404)
+    return Response(own_text("static", name), media_type=kinds[name])
 
 
 def own_text(folder: str, name: str) -> str:

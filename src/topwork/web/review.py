@@ -28,7 +28,7 @@ from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.settings import ServeSettings
 from topwork.verbs.review import Conflict, Outcome, Review
 from topwork.verbs.steps import Silent
-from topwork.web.app import Guard, as_json, as_page, own_text
+from topwork.web.app import Guard, as_json, as_page, static_file
 from topwork.web.examine_page import page_environment
 from topwork.web.measures import Measures
 from topwork.web.pages import write_report
@@ -140,10 +140,7 @@ def _shown(desk: Desk) -> list[Route]:
         return Response(jpeg, media_type="image/jpeg")
 
     async def static(request: Request) -> Response:
-        name = request.path_params["name"]
-        if name not in _STATIC:
-            raise HTTPException(404)
-        return Response(own_text("static", name), media_type=_STATIC[name])
+        return static_file(request.path_params["name"], _STATIC)
 
     async def progress(_request: Request) -> Response:
         return as_json(desk.fit)
