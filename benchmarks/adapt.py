@@ -6,7 +6,7 @@ Features of the embedded lite0 come from the store (the first run embeds). For e
 train a head, the other 30 % judge it; the target is 70 % of its images drawn by the seed. After that all is array
 work: the guard rails choose without labels, and one head for both domains is judged on target and source.
 
-Pairs: photo and art painting both ways; a half of a set against its other half, as it is, and made grey, blurred,
+Pairs: photo and art painting both ways; a half of a set against its other half, as it is, and made gray, blurred,
 small, or a sketch; targets of an uneven class mix, of one class, of ten images; targets of other classes.
 """
 
@@ -22,28 +22,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
+from topwork.adaptation.align import Domains, clamped, distil
+from topwork.adaptation.guards import choose, expected_recall, predicted_accuracy
 from topwork.data.manifest import scan
 from topwork.evaluation.predictions import softmax
 from topwork.features.embed import Embedder
 from topwork.features.engine import load_engine
-from topwork.features.regression import SoftmaxRegression
+from topwork.features.logistic import SoftmaxRegression
 from topwork.models.backbone import load_backbone
-from topwork.training.adapt import Domains, clamped, distil
-from topwork.training.adapt_choice import choose, expected_recall, predicted_accuracy
 
 PENALTY = 3e-3
 
 
 def sketch(image: Image.Image) -> Image.Image:
     """Dark lines on white, as a pencil would draw the borders."""
-    grey = ImageOps.grayscale(image)
-    return ImageOps.invert(ImageChops.difference(grey, grey.filter(ImageFilter.GaussianBlur(3)))).point(
+    gray = ImageOps.grayscale(image)
+    return ImageOps.invert(ImageChops.difference(gray, gray.filter(ImageFilter.GaussianBlur(3)))).point(
         lambda v: 255 if v > 245 else max(0, 3 * v - 510)
     )
 
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "grey": ImageOps.grayscale,
+    "gray": ImageOps.grayscale,
     "blurred": lambda image: image.filter(ImageFilter.GaussianBlur(4)),
     "small": lambda image: image.resize((48, 48)),
     "sketch": sketch,

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from topwork.commands.adapt import adapt
+from topwork.commands.fit import fit
 from topwork.settings import AdaptSettings, FitSettings
-from topwork.verbs.adapt import adapt
-from topwork.verbs.fit import fit
 
 
 def main() -> None:

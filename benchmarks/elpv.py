@@ -31,10 +31,10 @@ from topwork.features.embed import Features
 from topwork.features.engine import load_engine
 from topwork.features.probe import fit_probe
 from topwork.models.backbone import load_backbone
+from topwork.training.batches import ImageStream
 from topwork.training.finetune import facts_of, trained_from, tune
 from topwork.training.loop import Surroundings
 from topwork.training.recipe import TuneSettings, plan
-from topwork.training.streams import ImageStream
 
 # Rates and epochs were chosen on a quarter of the training part of each fold (docs/lab-log.md, 2026-11-26). A cell has no left
 # and right, no up and down, but its busbars lie in one direction, so quarter turns only make it harder.
@@ -133,7 +133,7 @@ def tuned(backbone, settings, pixels, labels, fold, split, start, quiet):
     """Logits of a tuned network on the test cells, without and with mirrored positions, and what it cost."""
     train, valid, test = split
     began, worked = time.perf_counter(), time.process_time()
-    facts = facts_of(labels[train], 2, len(valid), grey=True)
+    facts = facts_of(labels[train], 2, len(valid), gray=True)
     recipe = plan(settings, facts, [stage.name for stage in backbone.stages], fold)
     train_stream = ImageStream(pixels[train], labels[train], backbone.spec, recipe.augmentation, fold)
     valid_stream = ImageStream(pixels[valid], labels[valid], backbone.spec)

@@ -3,7 +3,7 @@
     PYTHONPATH=src python benchmarks/kill_resume.py [--kills 50]
 
 Drawn data and a tiny network (tests/training/killed_run.py), so that what is tested is the resuming: phases that unfreeze
-stages, moving batch-norm statistics, mixup, colour augmentation, moving averages of weights, averages of best epochs.
+stages, moving batch-norm statistics, mixup, color augmentation, moving averages of weights, averages of best epochs.
 """
 
 from __future__ import annotations

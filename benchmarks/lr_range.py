@@ -15,14 +15,14 @@ from dataclasses import replace
 
 import torch
 
+from topwork.commands.prepare import gather
+from topwork.commands.steps import Silent, Stopwatch
 from topwork.settings import FitSettings
 from topwork.training.finetune import make_network
 from topwork.training.loop import fit
 from topwork.training.lr_range import range_test
 from topwork.training.recipe import plan
 from topwork.training.tuning import Tuning, prepare
-from topwork.verbs.gather import gather
-from topwork.verbs.steps import Silent, Stopwatch
 
 RATES = [10 ** (exponent / 2) for exponent in range(-10, -1)]
 

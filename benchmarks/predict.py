@@ -25,7 +25,7 @@ from pathlib import Path
 
 OURS = """
 import sys, time, json
-from topwork.shipping.predictor import Predictor
+from topwork.export.predictor import Predictor
 paths = sys.stdin.read().splitlines()
 predictor = Predictor(sys.argv[1])
 predictor.predict(paths[:32])

@@ -15,11 +15,11 @@ import time
 import numpy as np
 import torch
 
+from topwork.commands.prepare import fitted_probe, gather
+from topwork.commands.steps import Silent, Stopwatch
 from topwork.settings import FitSettings
 from topwork.training.finetune import tune
 from topwork.training.tuning import Tuning, prepare
-from topwork.verbs.gather import fitted_probe, gather
-from topwork.verbs.steps import Silent, Stopwatch
 
 
 def figures(logits, labels):

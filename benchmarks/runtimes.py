@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from topwork.export.runtime import measure
 from topwork.models.classifier import load_classifier
-from topwork.shipping.runtime import measure
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ CALTECH-MINI and ANTS-BEES are folders of small photographs (20 classes of 40; t
 layouts     the same images as folders, split folders, CSV, Parquet, flat, tar, zip ...: manifest digest, test accuracy
 duplicates  40 planted copies (resized, compressed anew, cropped, mirrored): found, false groups, pairs across the split
 leak        copies of training images planted into a given test part: found, and the test score with and without them
-shortcuts   what is flagged on the data as they are, and after one class got a JPEG quality or a grey border of its own
+shortcuts   what is flagged on the data as they are, and after one class got a JPEG quality or a gray border of its own
 hostile     1,000 classes of two, names that lead outside or hold markup, an archive with ../ and a link in it
 cost        time of ``scan`` over that of embedding alone, cold, for many images that are no copies of each other; of the
             clock, and of the processor, which other work on the machine disturbs less
@@ -75,8 +75,8 @@ def main() -> None:
 
 def measure_layouts(arguments: argparse.Namespace, scratch: Path) -> None:
     """Prints digest and test accuracy of the same images in every form."""
+    from topwork.commands.fit import fit
     from topwork.settings import FitSettings
-    from topwork.verbs.fit import fit
 
     images = written.read_folders(arguments.caltech_mini)
     settings = FitSettings(**FRACTIONS)
@@ -145,8 +145,8 @@ def measure_duplicates(arguments: argparse.Namespace, scratch: Path) -> None:
 def _pairs(root: Path) -> tuple:  # type: ignore[type-arg]
     """Manifest, near-duplicate pairs by path, and by row."""
     from topwork.data.manifest import scan
+    from topwork.features.duplicates import near_duplicates
     from topwork.features.embed import Embedder, embed
-    from topwork.features.neighbours import near_duplicates
     from topwork.models.backbone import load_backbone
 
     embedder = Embedder(load_backbone("auto"))
@@ -188,8 +188,8 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 def measure_leak(arguments: argparse.Namespace, scratch: Path) -> None:
     """Prints what a fit says about copies of training images in a given test part."""
+    from topwork.commands.fit import fit
     from topwork.settings import FitSettings
-    from topwork.verbs.fit import fit
 
     first = fit(arguments.caltech_mini, scratch / "first", FitSettings(**FRACTIONS))
     root = _split_folders(first, scratch / "data")
@@ -218,7 +218,7 @@ def measure_shortcuts(arguments: argparse.Namespace, scratch: Path) -> None:
     for root in (arguments.caltech_mini, arguments.ants_bees):
         _shortcut_line(f"{root.name} as it is", root)
         name = min(p.name for p in root.rglob("*") if p.is_dir() and any(p.glob("*.jpg")))
-        for kind, mark in {"at JPEG quality 60": _requantised, "with a grey border": _bordered}.items():
+        for kind, mark in {"at JPEG quality 60": _requantized, "with a gray border": _bordered}.items():
             copy = _copied(root, scratch / f"{root.name} {kind}")
             for path in copy.rglob("*.jpg"):
                 if path.parent.name == name:
@@ -226,7 +226,7 @@ def measure_shortcuts(arguments: argparse.Namespace, scratch: Path) -> None:
             _shortcut_line(f"{root.name}, {name} {kind}", copy)
 
 
-def _requantised(path: Path) -> bytes:
+def _requantized(path: Path) -> bytes:
     return _jpeg(Image.open(path).convert("RGB"), 60)
 
 
@@ -239,8 +239,8 @@ def _bordered(path: Path) -> bytes:
 
 
 def _shortcut_line(title: str, root: Path) -> None:
+    from topwork.commands.scan import survey
     from topwork.settings import ScanSettings
-    from topwork.verbs.scan import survey
 
     warnings = survey(root, ScanSettings(quick=True)).overview.shortcuts.warnings
     print(f"  {title}: {' | '.join(warnings) or 'no warning'}", flush=True)
@@ -293,12 +293,12 @@ def _scan_line(title: str, path: Path, *options: str) -> None:
 
 def measure_cost(arguments: argparse.Namespace, scratch: Path) -> None:
     """Prints seconds of embedding alone and of the whole scan, each with an empty cache."""
+    from topwork.commands.scan import survey
     from topwork.data.loader import FactsStore, load_images
     from topwork.data.sources import list_data
     from topwork.features.embed import Embedder
     from topwork.models.backbone import load_backbone
     from topwork.settings import ScanSettings
-    from topwork.verbs.scan import survey
 
     root = arguments.many or scratch / "data"
     if not root.exists():

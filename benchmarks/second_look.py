@@ -20,11 +20,11 @@ import numpy as np
 from topwork.data.images import decode
 from topwork.data.transforms import fit_to_input
 from topwork.evaluation.predictions import softmax
+from topwork.export.batch import list_inputs
+from topwork.export.predictor import read_image
 from topwork.features.careful import CarefulNetwork, careful_pixels, is_shrunk, needs_second_look
 from topwork.features.engine import feature_network
 from topwork.models.classifier import load_classifier
-from topwork.shipping.batch import list_inputs
-from topwork.shipping.predictor import read_image
 
 
 def main() -> None:

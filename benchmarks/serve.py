@@ -72,7 +72,7 @@ def start(run: Path) -> tuple[subprocess.Popen[str], int]:
 
 def latency(run: Path, port: int, photo: bytes, n: int = 200) -> None:
     """Median milliseconds of one image: over HTTP, from the library, and of the network alone."""
-    from topwork.shipping.predictor import Predictor
+    from topwork.export.predictor import Predictor
 
     predictor = Predictor(run)
     pixels = predictor.load(photo, "").pixels

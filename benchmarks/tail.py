@@ -15,13 +15,13 @@ import time
 import numpy as np
 import torch
 
+from topwork.commands.prepare import gather
+from topwork.commands.steps import Silent, Stopwatch
 from topwork.features.probe import fit_probe
 from topwork.settings import FitSettings
 from topwork.training.finetune import tune
 from topwork.training.recipe import plan
 from topwork.training.tuning import Tuning, prepare
-from topwork.verbs.gather import gather
-from topwork.verbs.steps import Silent, Stopwatch
 
 
 def main():

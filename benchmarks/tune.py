@@ -18,11 +18,11 @@ import torch
 
 from topwork.models.backbone import load_backbone
 from topwork.models.head import HeadSpec
+from topwork.training.batches import ImageStream, InputNetwork
 from topwork.training.finetune import facts_of, make_network
 from topwork.training.loop import Loss, Prepared
 from topwork.training.optimizer import clip_gradients, freeze, make_optimizer, train_mode
 from topwork.training.recipe import TuneSettings, plan
-from topwork.training.streams import ImageStream, InputNetwork
 
 
 def finish(device):
@@ -43,9 +43,9 @@ def plain_step(backbone, recipe, stream, batch, device):
 
     def step():
         images = torch.from_numpy(stream.load(rows, 0)).to(device)
-        normalised = ((images.permute(0, 3, 1, 2).float() - network.mean) / network.std).contiguous()
+        normalized = ((images.permute(0, 3, 1, 2).float() - network.mean) / network.std).contiguous()
         labels = torch.from_numpy(stream.labels[rows]).to(device)
-        loss = torch.nn.functional.cross_entropy(network.network(normalised), labels)
+        loss = torch.nn.functional.cross_entropy(network.network(normalized), labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

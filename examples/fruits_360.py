@@ -5,7 +5,7 @@
 The folder holds Training/ and Test/ with a folder for each kind. The tutorial takes half of Test for validation; the first
 half of its list, which is the first half of the alphabet, so its two parts hold different fruit. Here the halves are drawn.
 Published: 97.9 % on its validation part, "about 97 %" on its test part. Mind that the images are frames of turning fruit,
-and train and test hold neighbouring frames: ``topwork scan`` finds such near duplicates.
+and train and test hold neighboring frames: ``topwork scan`` finds such near duplicates.
 """
 
 from __future__ import annotations

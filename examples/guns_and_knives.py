@@ -1,10 +1,10 @@
-"""Guns and knives: two classes in split folders, ResNet-101 as a frozen feature extractor, with normalisation.
+"""Guns and knives: two classes in split folders, ResNet-101 as a frozen feature extractor, with normalization.
 
     python examples/guns_and_knives.py --data FOLDER [--backbone lite0]
 
 FOLDER holds train/, valid/ and test/ (or train/ and val/) with a folder for each class. The images have no public home, so
-any two classes do. Where the text leaves optimiser and schedule open, those of PyTorch's transfer-learning tutorial are
-taken: SGD with momentum, rate 0.001, a tenth after each third. Published: 99.1 % trained and tested with normalisation,
+any two classes do. Where the text leaves optimizer and schedule open, those of PyTorch's transfer-learning tutorial are
+taken: SGD with momentum, rate 0.001, a tenth after each third. Published: 99.1 % trained and tested with normalization,
 53.5 % when the test forgets it: ``topwork study normalization FOLDER`` shows that table for your images.
 """
 
@@ -39,7 +39,7 @@ def main() -> None:
     backbone = topwork.load_backbone(asked.backbone).with_spec(height=asked.size, width=asked.size)
     network = build_classifier(backbone.module(1), HeadSpec(), len(manifest.classes))
     theirs = train(network, backbone, replace(SETTINGS, epochs=asked.epochs), manifest, parts, asked.seed)
-    show("Guns and knives", "99.1 % with normalisation", theirs, default(manifest, parts, asked.size))
+    show("Guns and knives", "99.1 % with normalization", theirs, default(manifest, parts, asked.size))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from topwork.evaluation.predictions import Predictions
 from topwork.models.backbone import Backbone
 from topwork.models.modules import classifier_name
 from topwork.settings import TuneSettings
-from topwork.studies.words import compared, percent, seconds
+from topwork.studies.words import compared
+from topwork.text import duration, percent
 from topwork.training.average import tuned_logits
 from topwork.training.finetune import facts_of, stage_names, streams_of
 from topwork.training.loop import Surroundings, fit
@@ -101,7 +102,7 @@ def show(title: str, published: str, theirs: Trained, ours: Trained) -> None:
         interval, top = judged["accuracy"], judged.get("top5_accuracy")
         five = f", top five {percent(top)}" if top is not None and len(found.test.classes) > 5 else ""
         low, high = 100 * interval["low"], 100 * interval["high"]
-        print(f"  {name:24} {percent(interval['value'])} ({low:.1f} to {high:.1f}){five}, {seconds(found.seconds)}")
+        print(f"  {name:24} {percent(interval['value'])} ({low:.1f} to {high:.1f}){five}, {duration(found.seconds)}")
     print(compared("the tutorial's way", theirs.test.correct, "topwork's default", ours.test.correct))
 
 

@@ -1,4 +1,4 @@
-"""Small data sets drawn on the spot: coloured shapes that a pretrained backbone tells apart easily."""
+"""Small data sets drawn on the spot: colored shapes that a pretrained backbone tells apart easily."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-COLOURS = {"disc": (220, 60, 40), "square": (40, 90, 220), "cross": (40, 170, 70), "stripes": (230, 180, 30)}
+COLORS = {"disc": (220, 60, 40), "square": (40, 90, 220), "cross": (40, 170, 70), "stripes": (230, 180, 30)}
 
 
 def draw(shape: str, seed: int, size: int = 96) -> Image.Image:
@@ -17,17 +17,17 @@ def draw(shape: str, seed: int, size: int = 96) -> Image.Image:
     image = Image.fromarray(np.clip(ground, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(image)
     x, y, r = (int(v) for v in (*rng.integers(size // 3, 2 * size // 3, 2), rng.integers(size // 6, size // 3)))
-    colour = COLOURS[shape]
+    color = COLORS[shape]
     if shape == "disc":
-        pen.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=color)
     elif shape == "square":
-        pen.rectangle((x - r, y - r, x + r, y + r), fill=colour)
+        pen.rectangle((x - r, y - r, x + r, y + r), fill=color)
     elif shape == "cross":
-        pen.line((x - r, y, x + r, y), fill=colour, width=r // 2)
-        pen.line((x, y - r, x, y + r), fill=colour, width=r // 2)
+        pen.line((x - r, y, x + r, y), fill=color, width=r // 2)
+        pen.line((x, y - r, x, y + r), fill=color, width=r // 2)
     else:
         for offset in range(-r, r, max(2, r // 3)):
-            pen.line((x - r, y + offset, x + r, y + offset), fill=colour, width=2)
+            pen.line((x - r, y + offset, x + r, y + offset), fill=color, width=2)
     return image
 
 

@@ -46,7 +46,7 @@ def test_arrays_and_files_are_treated_alike(tmp_path):
     np.testing.assert_array_equal(from_file, model.predict_proba(np.asarray(draw("disc", 40))[None]))
 
 
-def test_grey_arrays_are_taken_and_floats_refused_by_name(images):
+def test_gray_arrays_are_taken_and_floats_refused_by_name(images):
     paths, labels = images
     model = ImageClassifier().fit(paths, labels)
     assert model.predict(np.zeros((2, 50, 60), np.uint8)).shape == (2,)

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from drawing import draw, draw_folders
+from topwork.commands.evaluate import evaluate
+from topwork.commands.fit import fit
 from topwork.data.split import split_record
 from topwork.errors import UsageError
-from topwork.shipping.predictor import Predictor
-from topwork.verbs.evaluate import evaluate
-from topwork.verbs.fit import fit
+from topwork.export.predictor import Predictor
 
 RUN_FILES = {
     "settings.json",
@@ -54,8 +54,8 @@ def data(tmp_path_factory):
     rng = np.random.default_rng(0)
     for path in sorted(root.glob("*/*.jpg")):
         pixels = np.asarray(Image.open(path)).astype(float)
-        grey = pixels.mean(2, keepdims=True).repeat(3, 2) + rng.normal(0, 60, pixels.shape)
-        Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).save(path, quality=60)
+        gray = pixels.mean(2, keepdims=True).repeat(3, 2) + rng.normal(0, 60, pixels.shape)
+        Image.fromarray(np.clip(gray, 0, 255).astype(np.uint8)).save(path, quality=60)
     return root
 
 
@@ -210,7 +210,7 @@ def test_predict_as_a_command_writes_a_row_for_each_input(fitted, data, tmp_path
 
 
 def test_a_list_on_stdin_a_folder_and_a_pattern_name_the_same_images(fitted, data):
-    from topwork.shipping.batch import list_inputs
+    from topwork.export.batch import list_inputs
 
     folder = list_inputs([str(data / "cross")])
     assert folder == list_inputs([str(data / "cross" / "*.jpg")])
@@ -223,7 +223,7 @@ def test_a_killed_predict_goes_on_without_doubles_or_gaps(fitted, data, tmp_path
     names = sorted(str(p) for p in data.glob("*/*.jpg")) * 3
     (tmp_path / "names").write_text("\n".join(names))
     program = (
-        "import sys, time\nfrom topwork.shipping import predictor as p\n"
+        "import sys, time\nfrom topwork.export import predictor as p\n"
         "answer = p.Predictor.answer\np.Predictor.answer = lambda s, *x: (time.sleep(0.2), answer(s, *x))[1]\n"
         "from topwork.cli import main\nmain(sys.argv[1:])"
     )

@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Guns and knives: normalisation and a frozen ResNet
+# # Guns and knives: normalization and a frozen ResNet
 #
 # Two classes in split folders, ResNet-101 as a frozen feature extractor.
 #
@@ -78,7 +78,7 @@ print(f"{sum(p.numel() for p in network.parameters()):,} parameters")
 
 # %% [markdown]
 # ## Training
-# Only the new layer moves. `topwork study normalization` shows what forgetting the normalisation would cost.
+# Only the new layer moves. `topwork study normalization` shows what forgetting the normalization would cost.
 
 # %%
 theirs = tutorial.train(network, backbone, replace(script.SETTINGS, epochs=EPOCHS), manifest, parts)
@@ -109,4 +109,4 @@ plots.top_losses(manifest, found)
 
 # %%
 ours = tutorial.default(manifest, parts, SIZE)
-tutorial.show("Guns and knives", "99.1 % with normalisation", theirs, ours)
+tutorial.show("Guns and knives", "99.1 % with normalization", theirs, ours)

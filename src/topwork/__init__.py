@@ -18,16 +18,16 @@ _HOMES = {
     "ImageClassifier": "topwork.estimator",
     "InputSpec": "topwork.data.transforms",
     "Manifest": "topwork.data.manifest",
-    "Predictor": "topwork.shipping.predictor",
+    "Predictor": "topwork.export.predictor",
     "Split": "topwork.data.split",
     "TopworkError": "topwork.errors",
-    "adapt": "topwork.verbs.adapt",
-    "compare_domains": "topwork.verbs.compare_domains",
+    "adapt": "topwork.commands.adapt",
+    "compare_domains": "topwork.commands.compare_domains",
     "decode": "topwork.data.images",
     "embed": "topwork.features.embed",
-    "evaluate": "topwork.verbs.evaluate",
+    "evaluate": "topwork.commands.evaluate",
     "fine_tune": "topwork.training.finetune",
-    "fit": "topwork.verbs.fit",
+    "fit": "topwork.commands.fit",
     "fit_probe": "topwork.features.probe",
     "load_backbone": "topwork.models.backbone",
     "load_classifier": "topwork.models.classifier",
@@ -37,6 +37,10 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - names are strings
 
 if TYPE_CHECKING:
+    from topwork.commands.adapt import adapt as adapt
+    from topwork.commands.compare_domains import compare_domains as compare_domains
+    from topwork.commands.evaluate import evaluate as evaluate
+    from topwork.commands.fit import fit as fit
     from topwork.data.images import decode as decode
     from topwork.data.manifest import Manifest as Manifest
     from topwork.data.manifest import scan as scan
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from topwork.data.transforms import InputSpec as InputSpec
     from topwork.errors import TopworkError as TopworkError
     from topwork.estimator import ImageClassifier as ImageClassifier
+    from topwork.export.predictor import Predictor as Predictor
     from topwork.features.embed import Features as Features
     from topwork.features.embed import embed as embed
     from topwork.features.probe import fit_probe as fit_probe
@@ -52,12 +57,7 @@ if TYPE_CHECKING:
     from topwork.models.backbone import load_backbone as load_backbone
     from topwork.models.classifier import Classifier as Classifier
     from topwork.models.classifier import load_classifier as load_classifier
-    from topwork.shipping.predictor import Predictor as Predictor
     from topwork.training.finetune import fine_tune as fine_tune
-    from topwork.verbs.adapt import adapt as adapt
-    from topwork.verbs.compare_domains import compare_domains as compare_domains
-    from topwork.verbs.evaluate import evaluate as evaluate
-    from topwork.verbs.fit import fit as fit
 
 
 def __getattr__(name: str) -> Any:

@@ -78,8 +78,8 @@ def scan(
     report
         Also write a page with plots and examples to this file.
     """
-    from topwork.terminal import Terminal, overview_lines
-    from topwork.verbs.scan import survey
+    from topwork.commands.scan import survey
+    from topwork.console import Terminal, overview_lines
 
     with Terminal(common.quiet) as terminal:
         surveyed = survey(path, settings, watcher=terminal)
@@ -87,7 +87,7 @@ def scan(
         for note in (*manifest.notes, *surveyed.findings):
             terminal.note(note)
         if report is not None:
-            from topwork.web.scan_page import write_scan_page
+            from topwork.report.scan_page import write_scan_page
 
             terminal.step("report")
             write_scan_page(surveyed, Path(report), settings.augment, settings.seed)
@@ -140,11 +140,11 @@ def fit(
     overwrite
         Replace the finished run that --out holds.
     """
+    from topwork.commands.fit import fit as fit_run
+    from topwork.commands.fit import follow
+    from topwork.console import Terminal, part_lines
+    from topwork.report.page import prepare, write_report
     from topwork.run import resumed
-    from topwork.terminal import Terminal, part_lines
-    from topwork.verbs.fit import fit as fit_run
-    from topwork.verbs.fit import follow
-    from topwork.web.pages import prepare, write_report
 
     if resume is not None:
         path, out, settings, finished = resumed(resume)
@@ -213,7 +213,7 @@ def lr_range(
     Parameters
     ----------
     path
-        Labelled images, in any form that fit takes.
+        Labeled images, in any form that fit takes.
     out
         The plot to write, an SVG file; by default runs/NAME-OF-PATH-lr-range.svg.
     steps
@@ -223,9 +223,9 @@ def lr_range(
     high
         The rate of the last step; the test ends earlier when the loss explodes.
     """
-    from topwork.terminal import Terminal, range_lines
-    from topwork.verbs.lr_range import lr_range as find_rate
-    from topwork.web.lr_range_plot import write_range_plot
+    from topwork.commands.lr_range import lr_range as find_rate
+    from topwork.console import Terminal, range_lines
+    from topwork.report.lr_range_plot import write_range_plot
 
     plot = Path(out) if out else Path("runs") / f"{Path(path).resolve().stem or 'data'}-lr-range.svg"
     if plot.suffix != ".svg":
@@ -253,21 +253,21 @@ def evaluate(
     settings: Annotated[DataSettings, Flat] = DataSettings(),
     common: CommonArgs = Common(),
 ) -> int:
-    """Judge a saved model on labelled images. Classes are matched by name.
+    """Judge a saved model on labeled images. Classes are matched by name.
 
     Parameters
     ----------
     model
         A run folder or its model/ folder.
     path
-        Labelled images, in any form that fit takes.
+        Labeled images, in any form that fit takes.
     part
         Which part, when the data has train/valid/test; auto takes test, else valid, else all.
     by
         Also judge each domain, group or part by itself.
     """
-    from topwork.terminal import Terminal, by_lines, part_lines
-    from topwork.verbs.evaluate import evaluate as evaluate_model
+    from topwork.commands.evaluate import evaluate as evaluate_model
+    from topwork.console import Terminal, by_lines, part_lines
 
     with Terminal(common.quiet) as terminal:
         judged = evaluate_model(model, path, settings, part=part, by=by, watcher=terminal)
@@ -321,9 +321,9 @@ def predict(
     seed
         Accepted for uniformity; predicting draws nothing at random.
     """
-    from topwork.shipping.batch import list_inputs, predict_to_file
-    from topwork.shipping.predictor import Predictor
-    from topwork.terminal import Terminal, table
+    from topwork.console import Terminal, table
+    from topwork.export.batch import list_inputs, predict_to_file
+    from topwork.export.predictor import Predictor
 
     inputs = list_inputs(sys.stdin.read().splitlines() if images == [STDIN] else images)
     with Terminal(common.quiet) as terminal:
@@ -390,9 +390,9 @@ def export(
     seed
         Accepted for uniformity; exporting draws nothing at random.
     """
-    from topwork.shipping.export import reference_decoder
-    from topwork.shipping.package import export_model
-    from topwork.terminal import Terminal, certificate_lines
+    from topwork.console import Terminal, certificate_lines
+    from topwork.export.package import export_model
+    from topwork.export.targets import reference_decoder
 
     with Terminal(common.quiet) as terminal:
         terminal.step("export")
@@ -435,9 +435,9 @@ def serve(
     seed
         Accepted for uniformity; serving draws nothing at random.
     """
-    from topwork.shipping.predictor import Predictor
-    from topwork.web.server import is_loopback, named_models, open_socket
-    from topwork.web.server import serve as serve_models
+    from topwork.export.predictor import Predictor
+    from topwork.server.serve import is_loopback, named_models, open_socket
+    from topwork.server.serve import serve as serve_models
 
     predictors = {name: Predictor(folder, n_top=100) for name, folder in named_models(models).items()}
     listener = open_socket(settings.host, settings.port)
@@ -481,10 +481,10 @@ def review(
     seed
         Accepted for uniformity; a review draws nothing at random.
     """
-    from topwork.data.sources import shown
-    from topwork.verbs.review import Review
-    from topwork.web.review import serve_review
-    from topwork.web.server import open_socket
+    from topwork.commands.review import Review
+    from topwork.server.review import serve_review
+    from topwork.server.serve import open_socket
+    from topwork.text import escape
 
     reviewed = Review(run, corrections)
     listener = open_socket("127.0.0.1", port)
@@ -495,7 +495,7 @@ def review(
     elif not common.quiet:
         print(
             f"{tally['doubts']} labels to check, {tally['open']} of them open: {url} (Ctrl+C ends it)\n"
-            f"Decisions go to {shown(file)}",
+            f"Decisions go to {escape(file)}",
             file=sys.stderr,
         )
     sys.stdout.flush()
@@ -520,14 +520,14 @@ def examine(
     settings: Annotated[DataSettings, Flat] = DataSettings(),
     common: CommonArgs = Common(),
 ) -> int:
-    """Find out what a model learned: ask it again without colour, shape, middle, surround ... and say what that means.
+    """Find out what a model learned: ask it again without color, shape, middle, surround ... and say what that means.
 
     Parameters
     ----------
     model
         A run folder or its model/ folder.
     path
-        Labelled images, in any form that fit takes.
+        Labeled images, in any form that fit takes.
     out
         The page to write, with pictures; by default examination.html in the run or model folder's parent.
     part
@@ -535,9 +535,9 @@ def examine(
     n_images
         At most this many images, drawn by the seed.
     """
-    from topwork.terminal import Terminal, examination_lines
-    from topwork.verbs.examine import examine_model
-    from topwork.web.examine_page import default_page, write_examine_page
+    from topwork.commands.examine import examine_model
+    from topwork.console import Terminal, examination_lines
+    from topwork.report.examine_page import default_page, write_examine_page
 
     with Terminal(common.quiet) as terminal:
         examined = examine_model(model, path, settings, part=part, n_images=n_images, watcher=terminal)
@@ -574,13 +574,13 @@ def compare(
     seed
         Of the bootstrap.
     """
-    from topwork.terminal import Terminal, comparison_lines
-    from topwork.verbs.compare import compare_runs
+    from topwork.commands.compare import compare_runs
+    from topwork.console import Terminal, comparison_lines
 
     part_name, compared = compare_runs(runs, part, seed=seed)
     with Terminal(common.quiet) as terminal:
         if out is not None:
-            from topwork.web.compare_page import write_compare_page
+            from topwork.report.compare_page import write_compare_page
 
             terminal.step("report")
             write_compare_page(part_name, compared, Path(out))
@@ -622,10 +622,10 @@ def add_class(
     overwrite
         Replace the finished run that --out holds.
     """
-    from topwork.data.sources import shown
-    from topwork.terminal import Terminal, part_lines, percent
-    from topwork.verbs.grow import add_class as add_class_to
-    from topwork.web.pages import write_report
+    from topwork.commands.add_class import add_class as add_class_to
+    from topwork.console import Terminal, part_lines
+    from topwork.report.page import write_report
+    from topwork.text import escape, percent_ci
 
     with Terminal(common.quiet) as terminal:
         grown = add_class_to(model, path, out, settings, name=name, overwrite=overwrite, watcher=terminal)
@@ -636,10 +636,10 @@ def add_class(
         parts = {key: grown.evaluation.get(key) for key in ("valid", "test", "old_classes", "timing")}
         _print_json({"run": out, "added": list(grown.added), **parts})
         return 0
-    print(f"Added {', '.join(shown(label) for label in grown.added)}.")
+    print(f"Added {', '.join(escape(label) for label in grown.added)}.")
     if grown.part is not None:
         print(
-            f"Old classes, {grown.n_old} {grown.part} images: {percent(grown.before)} before, {percent(grown.after)} after."
+            f"Old classes, {grown.n_old} {grown.part} images: {percent_ci(grown.before)} before, {percent_ci(grown.after)} after."
         )
     for part in ("valid", "test"):
         if part in grown.evaluation:
@@ -656,7 +656,7 @@ def compare_domains(
     *,
     model: str | None = None,
     out: str | None = None,
-    unlabelled: bool = False,
+    unlabeled: bool = False,
     settings: Annotated[DataSettings, Flat] = DataSettings(),
     common: CommonArgs = Common(),
 ) -> int:
@@ -672,15 +672,15 @@ def compare_domains(
         A run trained on the first domain: its features are compared and its accuracy on the second is predicted.
     out
         The page to write, with pictures of the farthest; by default domains.html.
-    unlabelled
+    unlabeled
         The folders of B are not classes.
     """
-    from topwork.terminal import Terminal, domain_lines
-    from topwork.verbs.compare_domains import compare_domains as compare
-    from topwork.web.domains_page import write_domains_page
+    from topwork.commands.compare_domains import compare_domains as compare
+    from topwork.console import Terminal, domain_lines
+    from topwork.report.domains_page import write_domains_page
 
     with Terminal(common.quiet) as terminal:
-        compared = compare(a, b, settings, model=model, is_unlabelled=unlabelled, watcher=terminal)
+        compared = compare(a, b, settings, model=model, is_unlabeled=unlabeled, watcher=terminal)
         page = Path(out or "domains.html")
         terminal.step("report")
         write_domains_page(compared, page)
@@ -721,9 +721,9 @@ def adapt(
     overwrite
         Replace the finished run that --out holds.
     """
-    from topwork.terminal import Terminal, adaptation_lines
-    from topwork.verbs.adapt import adapt as adapt_run
-    from topwork.web.pages import write_report
+    from topwork.commands.adapt import adapt as adapt_run
+    from topwork.console import Terminal, adaptation_lines
+    from topwork.report.page import write_report
 
     with Terminal(common.quiet) as terminal:
         adapted = adapt_run(run, target, out, settings, overwrite=overwrite, watcher=terminal)
@@ -782,7 +782,7 @@ def push(
     seed
         Accepted for uniformity.
     """
-    from topwork.shipping.hub import push as push_model
+    from topwork.export.hub import push as push_model
 
     pushed = push_model(model, repository, is_private=private)
     if common.json:
@@ -815,7 +815,7 @@ def pull(
     seed
         Accepted for uniformity.
     """
-    from topwork.shipping.hub import pull as pull_model
+    from topwork.export.hub import pull as pull_model
 
     pulled = pull_model(repository, out, revision=revision)
     if common.json:
@@ -845,16 +845,16 @@ def study(
     name
         The study, such as normalization, scratch, rates or augmentation.
     path
-        Labelled images, in any form that fit takes; without it shapes are drawn.
+        Labeled images, in any form that fit takes; without it shapes are drawn.
     list
         Say what each study teaches, what it costs and where it comes from.
     out
         Folder for the page NAME.html, the numbers NAME.json and the plots.
     """
-    from topwork.studies.catalogue import STUDIES
-    from topwork.terminal import Terminal, studied_lines, study_list_lines
-    from topwork.verbs.study import run_study
-    from topwork.web.study_page import make_folder, write_study
+    from topwork.commands.study import run_study
+    from topwork.console import Terminal, studied_lines, study_list_lines
+    from topwork.report.study_page import make_folder, write_study
+    from topwork.studies.catalog import STUDIES
 
     if list or name is None:
         if common.json:
@@ -896,9 +896,9 @@ def report(
     seed
         Picks the example images.
     """
-    from topwork.terminal import Terminal
-    from topwork.web.pages import write_report
-    from topwork.web.plain import write_plain
+    from topwork.console import Terminal
+    from topwork.report.markdown import write_plain
+    from topwork.report.page import write_report
 
     with Terminal(common.quiet) as terminal:
         terminal.step("report")
@@ -935,8 +935,8 @@ def models(
     seed
         Accepted for uniformity.
     """
-    from topwork.terminal import stage_lines
-    from topwork.verbs.models import describe, listed
+    from topwork.commands.models import describe, listed
+    from topwork.console import stage_lines
 
     if name is None:
         found = listed(filter)
@@ -951,7 +951,7 @@ def models(
     if common.json:
         _print_json(described.as_dict())
         return 0
-    print(f"{described.name}: {described.architecture}, weights under {described.licence or 'no stated licence'}")
+    print(f"{described.name}: {described.architecture}, weights under {described.license or 'no stated license'}")
     print(
         f"{described.n_parameters:,} parameters, {described.n_trainable:,} of them would move (--strategy "
         f"{settings.strategy}); the last layer sees {described.n_features} features"
@@ -987,10 +987,10 @@ def demo(
     seed
         Fixes the split and every other random choice.
     """
-    from topwork.verbs.demo import LICENCE_NOTE, write_demo_data
+    from topwork.commands.demo import LICENSE_NOTE, write_demo_data
 
     if not common.quiet:
-        print(LICENCE_NOTE, file=sys.stderr)
+        print(LICENSE_NOTE, file=sys.stderr)
     table_path = write_demo_data(Path(folder) if folder else None, seed)
     run = out or "runs/demo"
     status = fit(str(table_path), out=run, overwrite=overwrite, settings=FitSettings(seed=seed), common=common)
@@ -1001,7 +1001,7 @@ def demo(
 
 def _picture_writer(predictor: Any, folder: str) -> Any:
     """Writes the pictures that predict --explain asks for."""
-    from topwork.shipping.evidence import Evidence
+    from topwork.export.evidence import Evidence
 
     place, evidence = Path(folder), Evidence(predictor)
     place.mkdir(parents=True, exist_ok=True)
@@ -1016,10 +1016,10 @@ def _print_json(answer: dict[str, Any]) -> None:
 
 
 def _print_rejects(rejects: Any, n: int = 20) -> None:
-    from topwork.data.sources import shown
+    from topwork.text import escape
 
     for reject in rejects[:n]:
-        print(f"  rejected {shown(reject.path)}: {reject.reason}")
+        print(f"  rejected {escape(reject.path)}: {reject.reason}")
     if len(rejects) > n:
         print(f"  ... and {len(rejects) - n:,} more (all with --json, and in manifest.parquet of a run)")
 

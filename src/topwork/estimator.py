@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted  # noqa: TID253
 
 from topwork.data.images import decode
 from topwork.data.loader import in_order
-from topwork.data.sources import read_regular_file, shown
+from topwork.data.sources import read_regular_file
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input
 from topwork.errors import ImageError, UsageError
 from topwork.evaluation.calibration import fit_temperature
@@ -23,6 +23,7 @@ from topwork.features.embed import Embedder, Features
 from topwork.features.engine import load_engine, with_resizer
 from topwork.features.probe import fit_probe
 from topwork.models.backbone import load_backbone
+from topwork.text import escape
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -129,7 +130,7 @@ def _load(image: Any, spec: InputSpec, embedder: Embedder) -> tuple[str, Pixels 
                 return content_hash, None
             return content_hash, fit_to_input(decode(data, min_side=spec.min_side).pixels, spec)
         except ImageError as error:
-            raise UsageError(f"{shown(str(image))}: {error}") from None
+            raise UsageError(f"{escape(str(image))}: {error}") from None
     pixels = _as_rgb(np.asarray(image))
     content_hash = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
     return content_hash, fit_to_input(pixels, spec) if embedder.wants(content_hash) else None

@@ -2,7 +2,7 @@
 
 ``settings.json manifest.parquet split.json recipe.json history.jsonl model/ predictions.parquet evaluation.json
 report.html``. Every file is whole or not there; ``evaluation.json`` comes last but for the report, which can always be
-made again, so a folder that has it is a finished run. What goes into the folder is decided in ``verbs/``.
+made again, so a folder that has it is a finished run. What goes into the folder is decided in ``commands/``.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest, save_manifest
-from topwork.data.shards import atomic_file, read_parquet
-from topwork.data.sources import as_text, shown
+from topwork.data.shards import read_parquet
 from topwork.data.split import Split, split_record
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.label_sets import LabelPredictions
 from topwork.evaluation.predictions import Predictions
+from topwork.files import atomic_file
 from topwork.models.classifier import Classifier, save_classifier
 from topwork.settings import FitSettings, as_dict
+from topwork.text import as_text, escape
 
 
 @contextmanager
@@ -85,7 +86,7 @@ def write_run(
     Args:
         compiled: the network in OpenVINO's form, where there is one, to go into the model folder.
     """
-    from topwork.shipping.card import model_card
+    from topwork.export.card import model_card
 
     save_manifest(manifest, folder / "manifest.parquet")
     write_json(folder / "split.json", split_record(parts, manifest))
@@ -171,7 +172,7 @@ def read_split(folder: Path) -> dict[str, Any]:
         UsageError: there is none.
         TopworkError: it is damaged.
     """
-    return _read_json(folder / "split.json", f"{shown(str(folder))}: no run here (no split.json).")
+    return _read_json(folder / "split.json", f"{escape(str(folder))}: no run here (no split.json).")
 
 
 def read_insights(folder: Path) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def read_insights(folder: Path) -> dict[str, Any]:
         UsageError: there is none.
         TopworkError: it is damaged.
     """
-    missing = f"{shown(str(folder))}: has no list of doubtful labels (no insights.json); topwork fit writes one."
+    missing = f"{escape(str(folder))}: has no list of doubtful labels (no insights.json); topwork fit writes one."
     return _read_json(folder / "insights.json", missing)
 
 
@@ -194,7 +195,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     """
     return _read_json(
         folder / "evaluation.json",
-        f"{shown(str(folder))}: no finished run here (no evaluation.json). topwork fit makes one.",
+        f"{escape(str(folder))}: no finished run here (no evaluation.json). topwork fit makes one.",
     )
 
 
@@ -205,4 +206,4 @@ def _read_json(path: Path, missing: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(missing) from None
     except (OSError, ValueError) as error:
-        raise TopworkError(f"{shown(str(path.parent))}: the run is damaged ({error}).") from None
+        raise TopworkError(f"{escape(str(path.parent))}: the run is damaged ({error}).") from None

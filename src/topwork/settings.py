@@ -26,7 +26,7 @@ Outputs = Literal["softmax", "binary", "multilabel"]
 
 
 AUGMENT_HELP = (
-    "none; light (mild crops, mirror images); standard (crops, mirror images, colour); trivial (TrivialAugment); geometric "
+    "none; light (mild crops, mirror images); standard (crops, mirror images, color); trivial (TrivialAugment); geometric "
     "(mild crops, flips both ways, quarter turns); or parts joined by +: random-resized-crop, mild-crop, flip, "
     "vertical-flip, quarter-turns, rotation, color-jitter."
 )
@@ -235,7 +235,7 @@ class AdaptSettings(DataSettings):
     labels: str | None = _setting(
         None, "CSV with the columns path and label for some images of the target; rows without a label are skipped."
     )
-    unlabelled: bool = _setting(
+    unlabeled: bool = _setting(
         False, "The folders of the target are not classes; by default their names are used to report, never to adapt."
     )
     mode: Literal["features", "batch-norm", "tune"] = _setting(
@@ -245,7 +245,7 @@ class AdaptSettings(DataSettings):
         "network is kept only where it is believed without labels.",
     )
     epochs: int = _setting(4, "Passes over the source's images with --mode tune.")
-    ask: int = _setting(0, "Name this many images most worth labelling, in a CSV to fill in for --labels.")
+    ask: int = _setting(0, "Name this many images most worth labeling, in a CSV to fill in for --labels.")
     time_budget: str | None = _setting(
         None, "Time that choosing a method may take once the images are embedded, such as 20s; fewer images are used."
     )

@@ -21,7 +21,7 @@ Pixels = NDArray[np.uint8]
 
 
 def scene(width: int = 64, height: int = 48, seed: int = 0) -> Pixels:
-    """A smooth picture (H, W, 3) whose four corners differ: red, green, blue and white blocks on coloured slopes."""
+    """A smooth picture (H, W, 3) whose four corners differ: red, green, blue and white blocks on colored slopes."""
     down, across = np.mgrid[0:height, 0:width]
     waves = np.random.default_rng(seed).uniform(0.5, 2.0, 3)
     slopes = [across / width, down / height, (across + down) / (width + height)]
@@ -101,11 +101,11 @@ def png(
     extra: bytes = b"",
     stream: bytes | None = None,
 ) -> bytes:
-    """A PNG of any bit depth and colour type, with unfiltered rows.
+    """A PNG of any bit depth and color type, with unfiltered rows.
 
     Args:
         samples: (H, W) or (H, W, channels) of values as stored, each below 2 to the power of ``bits``.
-        color: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA.
+        color: 0 gray, 2 RGB, 3 palette, 4 gray and alpha, 6 RGBA.
         extra: chunks to put before the image data, such as a palette.
         stream: compressed rows to write instead of the right ones.
     """
@@ -159,7 +159,7 @@ def tiff(
 def tiff_tags(
     width: int, height: int, bits: Sequence[int], color: int, compression: int = 1
 ) -> dict[int, tuple[int, Sequence[int]]]:
-    """The tags every TIFF needs, for one strip. Colour: 0 white is zero, 1 black is zero, 2 RGB, 3 palette, 5 CMYK."""
+    """The tags every TIFF needs, for one strip. Color: 0 white is zero, 1 black is zero, 2 RGB, 3 palette, 5 CMYK."""
     return {
         256: (4, [width]),
         257: (4, [height]),

@@ -1,4 +1,4 @@
-"""One set of labelled images written in every form that topwork reads, and hostile archives."""
+"""One set of labeled images written in every form that topwork reads, and hostile archives."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-Labelled = dict[str, dict[str, bytes]]  # class name -> file name -> bytes
+Labeled = dict[str, dict[str, bytes]]  # class name -> file name -> bytes
 
 
-def read_folders(root: Path) -> Labelled:
+def read_folders(root: Path) -> Labeled:
     """What lies in a folder of class folders."""
     return {
         folder.name: {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
@@ -25,7 +25,7 @@ def read_folders(root: Path) -> Labelled:
     }
 
 
-def folders(images: Labelled, root: Path) -> Path:
+def folders(images: Labeled, root: Path) -> Path:
     for label, files in images.items():
         (root / label).mkdir(parents=True)
         for name, data in files.items():
@@ -33,7 +33,7 @@ def folders(images: Labelled, root: Path) -> Path:
     return root
 
 
-def table_rows(images: Labelled, root: Path) -> list[tuple[str, str]]:
+def table_rows(images: Labeled, root: Path) -> list[tuple[str, str]]:
     """Writes the files under numbers and returns (path, label) of each."""
     rows = []
     root.mkdir(parents=True)
@@ -44,26 +44,26 @@ def table_rows(images: Labelled, root: Path) -> list[tuple[str, str]]:
     return rows
 
 
-def csv_table(images: Labelled, root: Path) -> Path:
+def csv_table(images: Labeled, root: Path) -> Path:
     rows = table_rows(images, root)
     with open(root / "data.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "label"), *reversed(rows)])
     return root / "data.csv"
 
 
-def parquet_table(images: Labelled, root: Path) -> Path:
+def parquet_table(images: Labeled, root: Path) -> Path:
     paths, labels = zip(*table_rows(images, root), strict=True)
     pq.write_table(pa.table({"label": labels, "path": paths}), root / "data.parquet")
     return root / "data.parquet"
 
 
-def embedded_parquet(images: Labelled, root: Path) -> Path:
+def embedded_parquet(images: Labeled, root: Path) -> Path:
     root.mkdir(parents=True)
     pq.write_table(hub_table(images), root / "train.parquet", row_group_size=7)
     return root / "train.parquet"
 
 
-def flat(images: Labelled, root: Path) -> Path:
+def flat(images: Labeled, root: Path) -> Path:
     """All files in one folder; ``LABEL_NUMBER.bin`` says the class."""
     root.mkdir(parents=True)
     for label, files in images.items():
@@ -72,7 +72,7 @@ def flat(images: Labelled, root: Path) -> Path:
     return root
 
 
-def tar(images: Labelled, root: Path, mode: str = "w", top: str = "") -> Path:
+def tar(images: Labeled, root: Path, mode: str = "w", top: str = "") -> Path:
     root.mkdir(parents=True)
     path = root / f"data.tar{mode[1:].replace(':', '.')}"
     with tarfile.open(path, mode) as file:
@@ -91,7 +91,7 @@ def add(file: tarfile.TarFile, name: str, data: bytes = b"", **fields: object) -
     file.addfile(member, io.BytesIO(data))
 
 
-def zipped(images: Labelled, root: Path) -> Path:
+def zipped(images: Labeled, root: Path) -> Path:
     root.mkdir(parents=True)
     with zipfile.ZipFile(root / "data.zip", "w", zipfile.ZIP_DEFLATED) as file:
         for label, files in images.items():
@@ -101,7 +101,7 @@ def zipped(images: Labelled, root: Path) -> Path:
     return root / "data.zip"
 
 
-def hub_table(images: Labelled) -> pa.Table:
+def hub_table(images: Labeled) -> pa.Table:
     """As Hugging Face datasets stores images: bytes and a path, class numbers, names in the schema."""
     names = sorted(images)
     rows = [(data, name, names.index(label)) for label, files in images.items() for name, data in files.items()]
@@ -111,7 +111,7 @@ def hub_table(images: Labelled) -> pa.Table:
     return pa.table({"image": image, "label": [number for *_, number in rows]}).replace_schema_metadata(metadata)
 
 
-def saved_dataset(images: Labelled, root: Path) -> Path:
+def saved_dataset(images: Labeled, root: Path) -> Path:
     """What ``Dataset.save_to_disk`` writes; in two files."""
     table = hub_table(images)
     half = len(table) // 2
@@ -126,7 +126,7 @@ def saved_dataset(images: Labelled, root: Path) -> Path:
     return root
 
 
-def saved_dataset_dict(parts: dict[str, Labelled], root: Path) -> Path:
+def saved_dataset_dict(parts: dict[str, Labeled], root: Path) -> Path:
     """What ``DatasetDict.save_to_disk`` writes."""
     for name, images in parts.items():
         saved_dataset(images, root / name)
@@ -134,7 +134,7 @@ def saved_dataset_dict(parts: dict[str, Labelled], root: Path) -> Path:
     return root
 
 
-LAYOUTS: dict[str, Callable[[Labelled, Path], Path]] = {
+LAYOUTS: dict[str, Callable[[Labeled, Path], Path]] = {
     "folders": folders,
     "csv": csv_table,
     "parquet": parquet_table,

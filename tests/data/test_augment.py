@@ -95,8 +95,8 @@ def test_boxes_are_spread_as_torchvision_spreads_them() -> None:
 
 
 def test_color_jitter_changes_brightness_within_its_range() -> None:
-    grey = np.full((8, 8, 3), 100, np.uint8)
-    levels = [ColorJitter(0.3, 0, 0)(grey, stream(0, n, "a"), SPEC)[0, 0, 0] for n in range(200)]
+    gray = np.full((8, 8, 3), 100, np.uint8)
+    levels = [ColorJitter(0.3, 0, 0)(gray, stream(0, n, "a"), SPEC)[0, 0, 0] for n in range(200)]
     assert 69 <= min(levels) < 80
     assert 120 < max(levels) <= 130
 

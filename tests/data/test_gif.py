@@ -57,7 +57,7 @@ def test_pixels(is_interlaced: int) -> None:
     assert not found.facts.is_animated
 
 
-def test_greys_are_said_to_be_grey() -> None:
+def test_grays_are_said_to_be_gray() -> None:
     facts = decode(encoded(Image.fromarray(scene()).convert("L"), "GIF")).facts
     assert facts.is_gray
     assert facts.mode == "L"
@@ -79,7 +79,7 @@ def test_a_frame_beyond_the_screen_widens_it() -> None:
     assert np.array_equal(found.pixels[7:, 5:], COLORS)
 
 
-def test_the_transparent_colour_shows_the_background() -> None:
+def test_the_transparent_color_shows_the_background() -> None:
     index = int(np.asarray(FEW)[0, 0])
     data = with_extension(gif_extension(0xF9, bytes([1, 0, 0, index])))
     expected = np.where((np.asarray(FEW) == index)[..., None], 255, COLORS)
@@ -94,7 +94,7 @@ def test_the_first_of_many_frames() -> None:
     assert np.array_equal(found.pixels, np.asarray(frames[0].convert("RGB")))
 
 
-def test_no_palette_means_greys() -> None:
+def test_no_palette_means_grays() -> None:
     data = bytearray(encoded(Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)), "GIF"))
     plain = bytes(data[:10]) + bytes([data[10] & 0x7F]) + bytes(data[11:13]) + bytes(data[13 + 768 :])
     assert decode(plain).pixels[..., 0].ravel().tolist() == list(range(256))

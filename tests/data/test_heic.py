@@ -49,7 +49,7 @@ def test_a_turned_photo_is_upright_once() -> None:
     assert np.abs(found.pixels.astype(float) - np.rot90(SCENE, -1)).mean() < 8
 
 
-def test_alpha_lies_over_the_background_and_grey_is_grey() -> None:
+def test_alpha_lies_over_the_background_and_gray_is_gray() -> None:
     clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
     assert decode(heic(clear)).pixels.min() > 245
     assert decode(heic(Image.new("L", (64, 64), 100))).facts.is_gray

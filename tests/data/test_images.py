@@ -102,7 +102,7 @@ def test_large_images_of_every_format_come_smaller() -> None:
             assert decode(data, min_side=64).pixels.shape == (75, 100, 3), name
 
 
-def test_facts_say_how_colours_are_stored() -> None:
+def test_facts_say_how_colors_are_stored() -> None:
     modes = {name: decode(data).facts.mode for name, data in FILES.items()}
     assert modes["JPEG"] == modes["PNG"] == modes["WEBP"] == modes["BMP"] == modes["TIFF"] == "RGB"
     assert modes["JPEG gray"] == modes["PNG gray"] == modes["PNG interlaced"] == "L"
@@ -321,7 +321,7 @@ LARGE = (10_500, 10_480)  # 110 million pixels
 
 @measured
 @pytest.mark.parametrize(
-    ("bits", "color"), [(8, 2), (8, 6), (16, 0), (8, 3)], ids=["RGB", "RGBA", "16 bit grey", "palette"]
+    ("bits", "color"), [(8, 2), (8, 6), (16, 0), (8, 3)], ids=["RGB", "RGBA", "16 bit gray", "palette"]
 )
 def test_a_large_png_costs_less_than_promised(bits: int, color: int, tmp_path: Path) -> None:
     shape, _, seconds, n_bytes = cost(flat_png(*LARGE, bits=bits, color=color), tmp_path)

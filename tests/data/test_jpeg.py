@@ -1,4 +1,4 @@
-"""JPEG: what is harmless, what is lost, colours, cost."""
+"""JPEG: what is harmless, what is lost, colors, cost."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_stray_bytes_in_header_and_scan_at_once() -> None:
     same(ODDLY_SAMPLED_JPEG[:odd_table] + b"junk!" + ODDLY_SAMPLED_JPEG[odd_table:], ODDLY_SAMPLED_JPEG)
 
 
-def test_an_unknown_version_and_colour_transform_do_no_harm() -> None:
+def test_an_unknown_version_and_color_transform_do_no_harm() -> None:
     version = PLAIN.index(b"JFIF\0") + 5
     same(PLAIN[:version] + b"\x09\x03" + PLAIN[version + 2 :])
     same(with_segment(PLAIN, 0xEE, b"Adobe\0\x64" + bytes(4) + b"\x01"))
@@ -137,7 +137,7 @@ def test_missing_data_are_noticed_whatever_ends_the_file(sound: bytes) -> None:
 
 @pytest.mark.parametrize("sound", [PROGRESSIVE, THREE_SCAN_JPEG])
 def test_every_scan_must_be_there(sound: bytes) -> None:
-    """libjpeg does not mind: it would show a blurred image, or one without colour."""
+    """libjpeg does not mind: it would show a blurred image, or one without color."""
     for place in places(sound, 0xDA)[1:]:
         start = max(table for table in [place, *places(sound, 0xC4)] if table <= place)
         cut = sound[:start] + EOI
@@ -164,7 +164,7 @@ def test_a_header_without_an_image_is_rejected() -> None:
         assert rejected(PLAIN[:n_bytes] + EOI)
 
 
-# ---- colours
+# ---- colors
 
 
 def test_inks_on_white_look_right() -> None:
@@ -177,8 +177,8 @@ def test_inks_on_white_look_right() -> None:
         assert np.abs(found.pixels[16, x].astype(int) - color).max() <= 3
 
 
-def test_inks_stored_as_brightness_and_colour_look_right() -> None:
-    """Adobe's YCCK: brightness and colour of the inverted inks, and black. Pillow writes the four planes inverted."""
+def test_inks_stored_as_brightness_and_color_look_right() -> None:
+    """Adobe's YCCK: brightness and color of the inverted inks, and black. Pillow writes the four planes inverted."""
     planes = Image.fromarray(255 - SCENE).convert("YCbCr").split()
     stored = [Image.fromarray(255 - np.asarray(plane)) for plane in planes] + [Image.new("L", planes[0].size, 0)]
     data = encoded(Image.merge("CMYK", stored), "JPEG", quality=95)
@@ -187,7 +187,7 @@ def test_inks_stored_as_brightness_and_colour_look_right() -> None:
     assert np.abs(found.pixels.astype(int) - SCENE).mean() < 3
 
 
-def test_colours_stored_as_rgb_look_right() -> None:
+def test_colors_stored_as_rgb_look_right() -> None:
     data = encoded(SCENE, "JPEG", quality=95, keep_rgb=True)
     assert np.abs(decode(data).pixels.astype(int) - SCENE).mean() < 3
 
@@ -198,7 +198,7 @@ def test_arithmetic_and_odd_files_look_right() -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "value", "text"), [(4, 12, "12 bits"), (9, 2, "2 colour components"), (6, 0, "pixels")]
+    ("offset", "value", "text"), [(4, 12, "12 bits"), (9, 2, "2 color components"), (6, 0, "pixels")]
 )
 def test_what_is_not_supported_is_named(offset: int, value: int, text: str) -> None:
     frame = places(PLAIN, 0xC0)[0]
@@ -248,4 +248,4 @@ def test_a_tall_jpeg_is_what_it_is_made_to_be() -> None:
     found = decode(tall_jpeg(64, 40)).pixels
     assert (
         np.abs(found - np.concatenate([strip, strip, strip])[:40].astype(int)).mean() < 3
-    )  # colours blend at the seams
+    )  # colors blend at the seams

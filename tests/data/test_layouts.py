@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.layouts import LAYOUTS, Labelled, add, folders, read_folders, saved_dataset_dict, tar, zipped
+from data.layouts import LAYOUTS, Labeled, add, folders, read_folders, saved_dataset_dict, tar, zipped
 from drawing import draw_folders
 from topwork.data.layouts import Found, arrange, label_taker, limited
 from topwork.data.manifest import scan
@@ -19,7 +19,7 @@ from topwork.errors import UsageError
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Labelled:
+def images(tmp_path_factory) -> Labeled:
     """Two classes of drawn images; their names sort differently as text and as numbers."""
     return read_folders(draw_folders(tmp_path_factory.mktemp("drawn"), n_each=11))
 

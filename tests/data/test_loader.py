@@ -13,11 +13,12 @@ import pytest
 from data.drawn import encoded, scene
 from topwork.data.images import decode
 from topwork.data.loader import FactsStore, in_order, load_images
-from topwork.data.shards import append_shard, atomic_file, read_shards, shard_files
+from topwork.data.shards import append_shard, read_shards, shard_files
 from topwork.data.sources import Entry
 from topwork.data.traits import VIEW, TraitStore, traits_of
 from topwork.data.transforms import InputSpec, fit_to_input, resize
 from topwork.errors import ImageError, TopworkError
+from topwork.files import atomic_file
 
 
 class Collector:
@@ -131,7 +132,7 @@ def test_traits_come_back_in_the_order_asked_for(tmp_path) -> None:
     for place in (0, 1, 3):
         np.testing.assert_array_equal(table.numbers[place], made[order[place]].numbers)
         np.testing.assert_array_equal(table.thumbs[place], made[order[place]].thumb)
-        np.testing.assert_array_equal(table.colours[place], made[order[place]].colours)
+        np.testing.assert_array_equal(table.colors[place], made[order[place]].colors)
     assert not table.thumbs[2].any()
 
 

@@ -183,8 +183,8 @@ def test_traits_say_what_a_person_would(tmp_path) -> None:
     assert traits.column("jpeg_subsampling").tolist() == [0, 0, 0, 0, 4, 1]
     assert traits.column("jpeg_progressive").tolist() == [0, 0, 0, 0, 0, 1]
     assert traits.thumbs.shape == (6, 32, 32)
-    assert traits.colours.shape == (6, 8, 8, 3)
-    assert traits.colours[dark].max() <= 8
+    assert traits.colors.shape == (6, 8, 8, 3)
+    assert traits.colors[dark].max() <= 8
 
 
 def test_classes_that_a_given_part_lacks_are_said(tmp_path) -> None:
@@ -192,6 +192,6 @@ def test_classes_that_a_given_part_lacks_are_said(tmp_path) -> None:
         (tmp_path / place).mkdir(parents=True)
         draw("disc", number).save(tmp_path / place / "0.png")
     notes = scan(tmp_path).notes
-    assert "Without an image in train, so they cannot be learnt: d." in notes
+    assert "Without an image in train, so they cannot be learned: d." in notes
     assert "Without an image in valid: b, d." in notes
     assert "Without an image in test, so they are not measured: b." in notes

@@ -1,4 +1,4 @@
-"""PNG: every bit depth and colour type, transparency, levels of 16 bits, damage and harmless damage."""
+"""PNG: every bit depth and color type, transparency, levels of 16 bits, damage and harmless damage."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def parts(data: bytes) -> list[tuple[bytes, bytes]]:
         *((4, 8), (4, 16), (6, 8), (6, 16)),
     ],
 )
-def test_every_bit_depth_and_colour_type(color: int, bits: int, is_interlaced: bool) -> None:
+def test_every_bit_depth_and_color_type(color: int, bits: int, is_interlaced: bool) -> None:
     shape = (29, 37) if color in (0, 3) else (29, 37, {2: 3, 4: 2, 6: 4}[color])
     samples = RNG.integers(0, 1 << bits, shape)
     samples[0, 0], samples[-1, -1] = (1 << bits) - 1, 0  # the whole range occurs
@@ -68,7 +68,7 @@ def test_every_bit_depth_and_colour_type(color: int, bits: int, is_interlaced: b
 
 
 @pytest.mark.parametrize(("maximum", "factor"), [(255, 1), (4095, 255 / 4095), (8191, 255 / 8191), (8192, 255 / 65535)])
-def test_grey_of_fewer_than_16_bits_in_16_is_not_black(maximum: int, factor: float) -> None:
+def test_gray_of_fewer_than_16_bits_in_16_is_not_black(maximum: int, factor: float) -> None:
     samples = np.linspace(0, maximum, 600).astype(int).reshape(20, 30)
     pixels = decode(png(samples, bits=16, color=0)).pixels
     assert np.abs(pixels[..., 0] - samples * factor).max() <= 0.5
@@ -85,7 +85,7 @@ def test_alpha_of_a_palette() -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-def test_a_transparent_grey(bits: int) -> None:
+def test_a_transparent_gray(bits: int) -> None:
     top = (1 << bits) - 1
     pixels = decode(png(np.array([[0, top]]), bits=bits, color=0, extra=chunk(b"tRNS", struct.pack(">H", 0)))).pixels
     assert pixels[0, :, 0].tolist() == [255, 255]
@@ -94,7 +94,7 @@ def test_a_transparent_grey(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_a_transparent_colour(bits: int) -> None:
+def test_a_transparent_color(bits: int) -> None:
     samples = np.array([[[10, 20, 30], [10, 20, 31]]]) * (1 if bits == 8 else 257)
     key = struct.pack(">HHH", *samples[0, 0])
     pixels = decode(png(samples, bits=bits, color=2, extra=chunk(b"tRNS", key))).pixels

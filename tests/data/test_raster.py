@@ -1,4 +1,4 @@
-"""Turning, cutting into bands, levels of grey, limits."""
+"""Turning, cutting into bands, levels of gray, limits."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_bands_are_the_stack_cut_anew(heights: list[int], n_rows: int) -> None:
         (511, 4095, 511),
     ],
 )
-def test_grey_of_16_bits_follows_one_rule(maximum: int, limit: int, end: int) -> None:
+def test_gray_of_16_bits_follows_one_rule(maximum: int, limit: int, end: int) -> None:
     levels = gray_levels(maximum, limit)
     assert levels.dtype == np.uint8
     for value in (0, end // 3, end // 2, end):

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topwork.data.sources import Reject, list_data, natural_key, read_regular_file, shown
+from topwork.data.sources import Reject, list_data, read_regular_file
 from topwork.errors import ImageError, UsageError
+from topwork.text import escape, natural_key
 
 
 def touch(root: Path, *names: str) -> None:
@@ -95,7 +96,7 @@ def test_any_name_the_file_system_allows(tmp_path) -> None:
     assert [listing.read(e).decode("utf-8", "surrogateescape") for e in listing.entries] == [
         e.path for e in listing.entries
     ]
-    assert not any(c in shown(name) for name in NAMES for c in "\n\t\u202e\udcff")
+    assert not any(c in escape(name) for name in NAMES for c in "\n\t\u202e\udcff")
 
 
 def test_hidden_and_system_files_are_named_and_never_classes(tmp_path) -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from topwork.data.groups import exact_duplicates, join_groups
 from topwork.data.manifest import Manifest, Sample
-from topwork.data.sources import natural_key
 from topwork.data.split import divided_as, split, split_record
 from topwork.errors import UsageError
+from topwork.text import natural_key
 
 
 def manifest(rows: list[tuple[int, str, str | None, str | None]]) -> Manifest:

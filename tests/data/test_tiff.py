@@ -28,14 +28,14 @@ def rows(values: np.ndarray, bits: int, order: str = "<") -> bytes:
     return b"".join(packed(row, bits, order) for row in values)
 
 
-# ---- grey
+# ---- gray
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("color", [0, 1])
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
 @pytest.mark.parametrize("is_deflated", [False, True])
-def test_grey_of_every_depth(bits: int, color: int, order: str, is_deflated: bool) -> None:
+def test_gray_of_every_depth(bits: int, color: int, order: str, is_deflated: bool) -> None:
     top = (1 << bits) - 1
     values = GRAY.astype(int) * top // 255
     values[0, 0], values[-1, -1] = 0, top
@@ -69,7 +69,7 @@ def test_the_whole_image_decides_its_levels() -> None:
     assert decode(data).pixels[0, 0].tolist() == [4, 4, 4]
 
 
-# ---- colours
+# ---- colors
 
 
 def test_strips_tiles_and_pages_of_any_height() -> None:
@@ -116,7 +116,7 @@ def test_a_large_image_comes_in_bands() -> None:
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("compression", [1, 8])
 @pytest.mark.parametrize("is_planar", [False, True])
-def test_colours_together_and_in_planes(is_planar: bool, compression: int, bits: int, order: str) -> None:
+def test_colors_together_and_in_planes(is_planar: bool, compression: int, bits: int, order: str) -> None:
     values = SCENE.astype(int) * (257 if bits == 16 else 1)
     planes = [values[..., n] for n in range(3)] if is_planar else [values.reshape(37, -1)]
     strips = [rows(part[top : top + 10], bits, order) for part in planes for top in range(0, 37, 10)]
@@ -146,7 +146,7 @@ def test_alpha_that_is_already_multiplied_in() -> None:
     assert np.abs(found.pixels - (SCENE * 0.2 + 255 * 0.8)).max() <= 2
 
 
-def test_grey_with_alpha() -> None:
+def test_gray_with_alpha() -> None:
     for value, expected in ((2, GRAY * 0.2 + 255 * 0.8), (0, GRAY)):
         data = tiff(
             tiff_tags(45, 37, [8, 8], 1) | {338: (3, [value])}, [np.dstack([GRAY, np.full_like(GRAY, 51)]).tobytes()]
@@ -170,8 +170,8 @@ def test_palettes_of_16_bits_and_of_8(unit: int) -> None:
     assert "palette" in rejected(tiff(tiff_tags(45, 37, [8], 3), [GRAY.tobytes()]))
 
 
-def test_colours_at_half_resolution_without_compression() -> None:
-    """Blocks of two by two brightnesses and one colour: Pillow alone would read them as plain triples."""
+def test_colors_at_half_resolution_without_compression() -> None:
+    """Blocks of two by two brightnesses and one color: Pillow alone would read them as plain triples."""
     ycc = np.asarray(Image.new("RGB", (46, 38), (200, 40, 90)).convert("YCbCr"))
     block = bytes([*[ycc[0, 0, 0]] * 4, ycc[0, 0, 1], ycc[0, 0, 2]])
     data = tiff(tiff_tags(46, 38, [8, 8, 8], 6) | {530: (3, [2, 2])}, [block * (23 * 19)])
@@ -262,7 +262,7 @@ def test_missing_strips_are_noticed() -> None:
         ({259: (3, [6])}, "compression 6"),
         ({259: (3, [50_001])}, "compression 50001"),
         ({259: (3, [0])}, "compression 0"),
-        ({262: (3, [9])}, "colour type 9"),
+        ({262: (3, [9])}, "color type 9"),
         ({262: (3, [32_803])}, "camera raw"),
         ({50_706: (1, [1, 4, 0, 0])}, "camera raw"),
         ({258: (3, [8, 8, 4])}, "not supported"),

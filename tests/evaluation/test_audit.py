@@ -15,17 +15,17 @@ def test_four_images_known_by_thought():
     assert (s.label, s.suggested, s.is_confident) == (0, 1, True)
     assert s.score == pytest.approx((0.9 - 0.7) - (0.1 - 0.6))
     assert (s.label_probability, s.suggested_probability) == (0.1, 0.9)
-    assert (s.neighbours, s.neighbour_agreement) == ((), None)
+    assert (s.neighbors, s.neighbor_agreement) == ((), None)
     assert [s.position for s in suspected_labels(stated, [0, 0, 0, 1], n=9)] == [2, 3, 1, 0]
 
 
-def test_neighbours_are_the_evidence():
+def test_neighbors_are_the_evidence():
     stated = np.array([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.1, 0.9], [0.9, 0.1]])
     features = np.array([[1, 0], [1, 0.1], [0.1, 1], [0, 1], [1, 0.02]])
-    found = suspected_labels(stated, [0, 0, 1, 1, 1], features, n=1, n_neighbours=2)[0]
+    found = suspected_labels(stated, [0, 0, 1, 1, 1], features, n=1, n_neighbors=2)[0]
     assert found.position == 4
-    assert found.neighbours == (0, 1)
-    assert found.neighbour_agreement == 0
+    assert found.neighbors == (0, 1)
+    assert found.neighbor_agreement == 0
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -51,15 +51,15 @@ def test_nobody_is_suspected_where_there_is_nothing_to_suspect():
     assert suspected_labels(np.empty((0, 3)), []) == ()
     assert suspected_labels([[1.0], [1.0]], [0, 0]) == ()
     assert suspected_labels([[0.1, 0.9]], [-1], n=5) == ()
-    # one class labelled only: nothing is known of the other
+    # one class labeled only: nothing is known of the other
     assert [s.is_confident for s in suspected_labels([[0.1, 0.9], [0.2, 0.8]], [0, 0], n=5)] == [False, False]
 
 
-def test_images_without_a_label_are_neighbours_but_not_suspects():
+def test_images_without_a_label_are_neighbors_but_not_suspects():
     stated = np.array([[0.9, 0.1], [0.1, 0.9], [0.1, 0.9], [0.9, 0.1]])
-    found = suspected_labels(stated, [0, -1, 1, 1], np.eye(4) + 0.1, n=9, n_neighbours=9)
+    found = suspected_labels(stated, [0, -1, 1, 1], np.eye(4) + 0.1, n=9, n_neighbors=9)
     assert {s.position for s in found} == {0, 2, 3}
-    assert set(found[0].neighbours) == {0, 1, 2}
+    assert set(found[0].neighbors) == {0, 1, 2}
 
 
 def test_wrong_shapes_are_our_mistake():
@@ -69,9 +69,9 @@ def test_wrong_shapes_are_our_mistake():
 
 def test_outliers_known_by_thought():
     features = np.array([[1, 0, 0], [1, 0.1, 0], [1, 0, 0.1], [0.9, 0.1, 0], [0, 0, 1.0]])
-    found = outliers(features, 2, n_neighbours=2)
+    found = outliers(features, 2, n_neighbors=2)
     assert found[0].position == 4
-    assert found[0].neighbours[0] == 2
+    assert found[0].neighbors[0] == 2
     assert found[0].distance > 0.9 > 0.1 > found[1].distance
 
 

@@ -55,12 +55,12 @@ def test_interval_reaches_zero_just_where_calibration_is_possible():
     assert calibration_error_interval(bad.confidence, bad.correct).low > 0.05
 
 
-def test_reliability_bins_hold_every_labelled_image_once():
+def test_reliability_bins_hold_every_labeled_image_once():
     p = calibrated(300, 2)
     p = Predictions(p.classes, p.sample_indices, np.where(np.arange(300) < 10, -1, p.labels), p.logits)
     bins = reliability_bins(p)
     assert sum(b.n for b in bins) == 290
-    known = p.labelled()
+    known = p.labeled()
     error = sum(b.n * abs(b.confidence - b.accuracy) for b in bins if b.n) / 290
     assert error == pytest.approx(calibration_error(known.confidence, known.correct))
     empty = bins[0]  # five classes: no confidence below 0.2

@@ -11,13 +11,13 @@ from topwork.data.transforms import InputSpec, fit_to_input
 from topwork.evaluation.examine import _corrected, examine
 from topwork.evaluation.explain import find_evidence
 from topwork.evaluation.findings import Effect, effect_sentence
-from topwork.evaluation.places import fixed_places, place_sentence
+from topwork.evaluation.fixed_regions import fixed_places, place_sentence
 from topwork.evaluation.preprocessing import (
     HALF,
     IMAGENET,
     alternatives,
     misfit_sentence,
-    renormalised,
+    renormalized,
     statistics_fit,
 )
 from topwork.features.engine import load_engine
@@ -30,23 +30,23 @@ def effect(accuracy, n=200, *, difference=None, p=0.001, confidence=None, low=No
     difference = accuracy - 0.95 if difference is None else difference
     low = max(0.0, accuracy - 0.05) if low is None else low
     return Effect(
-        "grey", "colour", "Grey", n, accuracy, low, accuracy + 0.04, confidence or accuracy, difference,
+        "gray", "color", "Gray", n, accuracy, low, accuracy + 0.04, confidence or accuracy, difference,
         difference - 0.03, difference + 0.03, p, 0.9, "", (),
     )  # fmt: skip
 
 
 def said(some):
-    return effect_sentence(some, "Without colour", "colour", 0.95, 0.3)
+    return effect_sentence(some, "Without color", "color", 0.95, 0.3)
 
 
 def test_sentences_follow_from_the_numbers():
     assert (
-        said(effect(0.94, p=0.6)) == "Without colour, it is right for 94 %: no clear difference (−4.0 to +2.0 points)."
+        said(effect(0.94, p=0.6)) == "Without color, it is right for 94 %: no clear difference (−4.0 to +2.0 points)."
     )
-    assert "relies a little on colour" in said(effect(0.90))
-    assert "it relies on colour" in said(effect(0.80))
-    assert "relies heavily on colour" in said(effect(0.55))
-    assert "no better than guessing (30 %): it cannot do without colour" in said(effect(0.33))
+    assert "relies a little on color" in said(effect(0.90))
+    assert "it relies on color" in said(effect(0.80))
+    assert "relies heavily on color" in said(effect(0.55))
+    assert "no better than guessing (30 %): it cannot do without color" in said(effect(0.33))
     assert "does not notice: its mean confidence is 90 %" in said(effect(0.55, confidence=0.9))
     assert "should not help" in said(effect(0.99))
     unsure = said(effect(0.90, p=0.08))
@@ -148,7 +148,7 @@ def test_an_examination_unmasks_the_mark_in_words(marked, marked_images):
     assert found.as_dict()["effects"][0]["is_clear"] in (True, False)
 
 
-# ---- normalisation
+# ---- normalization
 
 
 @pytest.fixture(scope="module")
@@ -157,17 +157,17 @@ def photos(shared_data):
     return np.stack([fit_to_input(decode(p.read_bytes(), min_side=448).pixels, InputSpec()) for p in paths])
 
 
-def test_the_weights_remember_their_normalisation(photos):
+def test_the_weights_remember_their_normalization(photos):
     backbone = load_backbone("lite0")
     fits = statistics_fit(backbone, photos)
     assert fits[0].is_declared
-    assert fits[0].normalisation == HALF
+    assert fits[0].normalization == HALF
     wrong, text = misfit_sentence(fits)
     assert not wrong
     assert "mean 0.5, deviation 0.5" in text
 
 
-def test_a_wrong_normalisation_is_unmasked_in_words(photos):
+def test_a_wrong_normalization_is_unmasked_in_words(photos):
     backbone = load_backbone("lite0").with_spec(mean=IMAGENET.mean, std=IMAGENET.std)
     fits = statistics_fit(backbone, photos)
     assert not fits[0].is_declared
@@ -177,15 +177,15 @@ def test_a_wrong_normalisation_is_unmasked_in_words(photos):
     assert "mean 0.5, deviation 0.5" in text
 
 
-def test_untrained_weights_say_nothing_about_normalisation(photos):
+def test_untrained_weights_say_nothing_about_normalization(photos):
     assert misfit_sentence(statistics_fit(load_backbone("random"), photos)) is None
 
 
-def test_renormalised_pixels_are_what_the_network_would_get():
+def test_renormalized_pixels_are_what_the_network_would_get():
     rng = np.random.default_rng(0)
     images, spec = rng.integers(0, 256, (2, 4, 4, 3), dtype=np.uint8), InputSpec(mean=HALF.mean, std=HALF.std)
     expected = (images / 255 - np.array(IMAGENET.mean)) / np.array(IMAGENET.std)
-    inside = (renormalised(images, spec, IMAGENET) / 255 - 0.5) / 0.5
+    inside = (renormalized(images, spec, IMAGENET) / 255 - 0.5) / 0.5
     np.testing.assert_allclose(inside, expected, atol=1e-5)
     assert HALF not in alternatives(spec)
     assert IMAGENET in alternatives(spec)
@@ -193,7 +193,7 @@ def test_renormalised_pixels_are_what_the_network_would_get():
 
 @pytest.mark.slow
 def test_a_model_folder_with_the_wrong_values_is_named(marked_images):
-    """Trained with the right normalisation, shipped with another: the right one does clearly better."""
+    """Trained with the right normalization, shipped with another: the right one does clearly better."""
     images, labels = marked_images
     hard = np.clip(images.astype(int) // 6 + 90, 0, 255).astype(np.uint8)  # so little contrast that values matter
     right = load_backbone("lite0")
@@ -201,6 +201,6 @@ def test_a_model_folder_with_the_wrong_values_is_named(marked_images):
     shipped = replace(classifier, backbone=right.with_spec(mean=(0.0, 0.0, 0.0), std=(0.2, 0.2, 0.2)))
     engine = load_engine(shipped.backbone, precision="f32")
     found = examine(shipped, engine, lambda spec: hard, labels)
-    text = " ".join(f.text for f in found.findings if f.topic == "normalisation" and f.kind == "warning")
+    text = " ".join(f.text for f in found.findings if f.topic == "normalization" and f.kind == "warning")
     assert "not the one the model was trained with" in text
     assert "mean 0.5 and deviation 0.5" in text or "ImageNet" in text, "either does far better than the declared values"

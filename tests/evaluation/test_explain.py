@@ -14,11 +14,11 @@ from topwork.evaluation.explain import (
     find_evidence,
     nearest_images,
     overlay,
-    randomisation_test,
+    randomization_test,
     rank_agreement,
 )
 from topwork.features.engine import load_engine
-from topwork.features.maps import OpenVINONetwork, TorchNetwork, open_network
+from topwork.features.feature_maps import OpenVINONetwork, TorchNetwork, open_network
 from topwork.models.backbone import load_backbone
 from topwork.models.classifier import Classifier
 from topwork.models.head import FeatureTransform, LinearHead
@@ -39,8 +39,8 @@ def classifier(images):
     features = engine.run(images)["last"].astype(np.float32)
     mean, scale = features.mean(0), features.std(0) + 0.1
     labels = np.arange(len(images)) % 4
-    centred = (features - mean) / scale
-    weight = np.stack([centred[labels == c].mean(0) for c in range(4)]) / 50
+    centered = (features - mean) / scale
+    weight = np.stack([centered[labels == c].mean(0) for c in range(4)]) / 50
     transform = FeatureTransform(("last",), "none", mean, scale)
     return Classifier(backbone, LinearHead(transform, weight, np.zeros(4, np.float32)), SHAPES, 1.0, "f32")
 
@@ -52,7 +52,7 @@ def test_two_channels_known_by_thought():
     transform = FeatureTransform(("last",), "none", np.zeros(2, np.float32), np.array([1, 2], np.float32))
     head = LinearHead(transform, np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
     found = activation_maps(head, maps, np.array([[0, 1]]))
-    # logits (1, 1): centred 0 = 0.5 from the own channel, -0.5 from the other, and so on
+    # logits (1, 1): centered 0 = 0.5 from the own channel, -0.5 from the other, and so on
     np.testing.assert_allclose(found[0, 0], [[0.5, 0], [0, -0.5]])
     np.testing.assert_allclose(found[0, 1], [[-0.5, 0], [0, 0.5]])
 
@@ -103,7 +103,7 @@ def test_evidence_lies_on_the_object(classifier, images):
 def test_maps_with_random_weights_are_other_maps(classifier, images):
     labels = np.arange(len(images)) % 4
     maps = find_evidence(classifier, images, labels[:, None]).maps[:, 0]
-    found = randomisation_test(classifier, images, labels, maps)
+    found = randomization_test(classifier, images, labels, maps)
     assert [step.part for step in found] == ["the head", "the network", "the head and the network"]
     assert all(abs(step.agreement) < 0.5 for step in found)
     assert rank_agreement(maps, maps) == pytest.approx(1)
@@ -117,7 +117,7 @@ def test_a_head_that_is_not_linear_is_explained_by_covering(classifier, images):
     one = images[:1]
     found = find_evidence(extended, one, np.array([[0, 2]]), engine=engine)
     assert (found.method, found.maps.shape) == ("covering", (1, 2, 7, 7))
-    # the cell (2, 4) by hand: its own square and half a cell around it, in the mean colour
+    # the cell (2, 4) by hand: its own square and half a cell around it, in the mean color
     covered = one.copy()
     covered[0, 48:112, 112:176] = one[0].mean((0, 1)).astype(np.uint8)
     logits = [extended.head.logits(dict(engine.run(x)))[0] for x in (one, covered)]
@@ -152,10 +152,10 @@ def test_covering_is_what_captum_calls_feature_ablation(classifier, images):
 
 
 def test_border_share_of_even_and_of_central_evidence():
-    even, centre = np.ones((1, 7, 7), np.float32), np.zeros((1, 7, 7), np.float32)
-    centre[0, 3, 3] = 1
+    even, center = np.ones((1, 7, 7), np.float32), np.zeros((1, 7, 7), np.float32)
+    center[0, 3, 3] = 1
     assert border_share(even)[0] == pytest.approx(border_area())
-    assert border_share(centre)[0] == 0
+    assert border_share(center)[0] == 0
     assert border_area() == pytest.approx(0.36)
 
 

@@ -6,9 +6,9 @@ from topwork.evaluation.learning_curve import _extrapolated, _part, learning_cur
 
 def classes_in_a_cloud(n, n_classes=4, n_features=20, spread=1.1, seed=0):
     rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(7).normal(size=(n_classes, n_features))
+    centers = np.random.default_rng(7).normal(size=(n_classes, n_features))
     labels = np.arange(n) % n_classes
-    return (centres[labels] + spread * rng.normal(size=(n, n_features)) * 2).astype(np.float32), labels
+    return (centers[labels] + spread * rng.normal(size=(n, n_features)) * 2).astype(np.float32), labels
 
 
 def test_accuracy_rises_and_the_forecast_goes_on_from_there():
@@ -28,7 +28,7 @@ def test_accuracy_rises_and_the_forecast_goes_on_from_there():
 @pytest.mark.parametrize("seed", range(3))
 def test_the_forecast_for_twice_the_images_holds(seed):
     """Learn the law on 200 images; the accuracy of a head on 400, judged on fresh images, lies in the interval."""
-    from topwork.features.regression import SoftmaxRegression
+    from topwork.features.logistic import SoftmaxRegression
 
     x, y = classes_in_a_cloud(400, seed=seed)
     fresh, truth = classes_in_a_cloud(4000, seed=seed + 100)

@@ -4,8 +4,8 @@ import pytest
 from topwork.evaluation.perturb import (
     PERTURBATIONS,
     compress,
-    grey,
-    hide_centre,
+    gray,
+    hide_center,
     hide_surround,
     high_pass,
     quarter_turn,
@@ -18,7 +18,7 @@ from topwork.evaluation.perturb import (
 
 
 def photos(n=3, height=64, width=64):
-    """Smooth colours with a disc, different in each."""
+    """Smooth colors with a disc, different in each."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:height, 0:width]
     images = []
@@ -48,9 +48,9 @@ def test_an_image_is_changed_alone():
         np.testing.assert_array_equal(some.make(images)[1], some.make(images[:2])[1], err_msg=some.name)
 
 
-def test_grey_and_swapped_channels():
+def test_gray_and_swapped_channels():
     images = photos()
-    assert (grey(images).std(axis=3) == 0).all()
+    assert (gray(images).std(axis=3) == 0).all()
     np.testing.assert_array_equal(swap_channels(swap_channels(images)), images)
 
 
@@ -66,13 +66,13 @@ def test_shuffled_patches_are_the_same_patches_elsewhere():
 
 def test_middle_and_surround_hide_half_of_the_area_each_and_all_of_it_together():
     images = photos(1, 100, 100)
-    no_centre, no_surround = hide_centre(images), hide_surround(images)
-    kept_outside = (no_centre == images).all(axis=3)
+    no_center, no_surround = hide_center(images), hide_surround(images)
+    kept_outside = (no_center == images).all(axis=3)
     assert 0.48 < kept_outside.mean() < 0.52
-    colour = images[0].mean((0, 1)).round()
-    assert (no_centre[0, 50, 50] == colour).all()
-    assert (no_surround[0, 2, 2] == colour).all()
-    both = np.where((no_surround == images).all(axis=3)[..., None], no_surround, no_centre)
+    color = images[0].mean((0, 1)).round()
+    assert (no_center[0, 50, 50] == color).all()
+    assert (no_surround[0, 2, 2] == color).all()
+    both = np.where((no_surround == images).all(axis=3)[..., None], no_surround, no_center)
     np.testing.assert_array_equal(both, images)
 
 

@@ -26,7 +26,7 @@ def test_facts_of_three_images_known_by_thought():
     np.testing.assert_allclose(p.loss, [-np.log(0.6), -np.log(0.1), np.nan])
     assert p.rank.tolist() == [0, 2, 3]
     assert len(p) == 3
-    assert p.labelled().sample_indices.tolist() == [100, 101]
+    assert p.labeled().sample_indices.tolist() == [100, 101]
 
 
 def test_equal_logits_are_ranked_as_argmax_does():

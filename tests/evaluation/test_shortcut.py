@@ -84,11 +84,11 @@ def test_two_classes_told_by_size_alone(tmp_path) -> None:
     found = {one.family: one for one in check(root).families}
     assert "can be told from dimensions alone" in str(found["dimensions"].warning)
     assert found["dimensions"].low > 0.8
-    assert found["mean colour"].warning is None
+    assert found["mean color"].warning is None
 
 
 def test_copies_do_not_make_a_shortcut(tmp_path) -> None:
-    """Forty copies of one image a class would be recognised by anything, were they divided over the folds."""
+    """Forty copies of one image a class would be recognized by anything, were they divided over the folds."""
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -3,21 +3,21 @@ import pytest
 
 from topwork.errors import UsageError
 from topwork.evaluation.curves import roc_auc
-from topwork.evaluation.unknown import _centres_per_class, fit_unknown
+from topwork.evaluation.unknown import _centers_per_class, fit_unknown
 
 
 def features_of(n_classes, n, seed, spread=0.6, n_features=64, first=0):
     """Features as of a network that ends in ReLU: positive, a few dozen features high per class."""
-    centres = np.random.default_rng(99).gamma(0.5, 1.0, (200, n_features))[first : first + n_classes]
+    centers = np.random.default_rng(99).gamma(0.5, 1.0, (200, n_features))[first : first + n_classes]
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % n_classes
-    return np.maximum(centres[labels] + spread * rng.normal(size=(n, n_features)), 0), labels
+    return np.maximum(centers[labels] + spread * rng.normal(size=(n, n_features)), 0), labels
 
 
 def test_two_directions_known_by_thought():
     features = np.array([[1.0, 0, 0]] * 10 + [[0, 2.0, 0]] * 10)
     detector = fit_unknown(features, np.repeat([0, 1], 10))
-    np.testing.assert_allclose(np.sort(detector.centres, axis=0)[-1], [1, 1, 0])
+    np.testing.assert_allclose(np.sort(detector.centers, axis=0)[-1], [1, 1, 0])
     scores = detector.score([[5.0, 0, 0], [0, 0, 1], [1, 1, 0], [-1, 0, 0], [0, 0, 0]])
     np.testing.assert_allclose(scores, [0, 1, 1 - np.sqrt(0.5), 1, 1], atol=1e-3)
     assert detector.is_unknown([[0, 0, 1.0]]).all()
@@ -57,7 +57,7 @@ def test_copies_in_training_do_not_hide_the_alarms_when_grouped():
 def test_same_seed_same_detector():
     known, labels = features_of(5, 400, 5)
     a, b = fit_unknown(known, labels, seed=3), fit_unknown(known, labels, seed=3)
-    np.testing.assert_array_equal(a.centres, b.centres)
+    np.testing.assert_array_equal(a.centers, b.centers)
     assert a.threshold == b.threshold
 
 
@@ -72,13 +72,13 @@ def test_scale_and_half_precision_do_not_matter():
 def test_what_is_stored_stays_small():
     known, labels = features_of(20, 1000, 7, n_features=1280)
     detector = fit_unknown(known, labels)
-    assert detector.centres.dtype == np.float16
-    assert detector.centres.nbytes < 4_100_000
+    assert detector.centers.dtype == np.float16
+    assert detector.centers.nbytes < 4_100_000
     for n_classes, n_images in ((3, 10_000), (150, 200), (1000, 20), (1500, 500)):
-        quotas = _centres_per_class(np.full(n_classes, n_images), 1280)
+        quotas = _centers_per_class(np.full(n_classes, n_images), 1280)
         assert min(quotas) >= 1
         assert sum(quotas) * 1280 * 2 < 4_100_000
-    assert sum(_centres_per_class(np.full(10_000, 50), 1280)) == 10_000
+    assert sum(_centers_per_class(np.full(10_000, 50), 1280)) == 10_000
 
 
 def test_a_single_image_per_class_calls_nothing_unknown():
@@ -99,14 +99,14 @@ def test_features_that_are_not_numbers_are_unknown_and_not_learned_from():
     clean = fit_unknown(known, labels)
     assert clean.is_unknown([[np.nan] * 64, [np.inf] * 64]).all()
     broken = np.concatenate([known, np.full((1, 64), np.nan)])
-    assert np.isfinite(fit_unknown(broken, np.append(labels, 0)).centres).all()
+    assert np.isfinite(fit_unknown(broken, np.append(labels, 0)).centers).all()
 
 
 def test_images_without_a_label_are_left_out():
     known, labels = features_of(3, 90, 11)
     strange, _ = features_of(3, 30, 12, first=50)
     both = fit_unknown(np.concatenate([known, strange]), np.append(labels, np.full(30, -1)))
-    np.testing.assert_array_equal(both.centres, fit_unknown(known, labels).centres)
+    np.testing.assert_array_equal(both.centers, fit_unknown(known, labels).centers)
 
 
 def test_no_image_to_score():

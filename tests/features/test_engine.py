@@ -54,8 +54,8 @@ def test_openvino_agrees_with_torch(tiny, images, precision):
     assert cosine(found["stages"], stages.numpy()) > least
 
 
-def test_features_are_what_timm_computes_from_normalised_pixels(tiny, images):
-    """The graph's own normalisation and hooks against timm called by hand."""
+def test_features_are_what_timm_computes_from_normalized_pixels(tiny, images):
+    """The graph's own normalization and hooks against timm called by hand."""
     network = tiny.module()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (tiny.spec.mean, tiny.spec.std))
     x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std

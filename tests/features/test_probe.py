@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 
 from topwork.data.split import rarest_labels
 from topwork.errors import UsageError
+from topwork.features.logistic import LogisticRegressions, SoftmaxRegression
 from topwork.features.probe import _folds, class_weights, fit_probe
-from topwork.features.regression import LogisticRegressions, SoftmaxRegression
 
 
 class ArrayFeatures:
@@ -30,8 +30,8 @@ class ArrayFeatures:
 def blobs(n=240, d=20, n_classes=4, spread=1.5, seed=0):
     rng = np.random.default_rng(seed)
     y = np.arange(n) % n_classes
-    centres = rng.normal(size=(n_classes, d))
-    return (centres[y] + spread * rng.normal(size=(n, d))).astype(np.float16), y
+    centers = rng.normal(size=(n_classes, d))
+    return (centers[y] + spread * rng.normal(size=(n, d))).astype(np.float16), y
 
 
 @pytest.mark.parametrize(("n", "d"), [(240, 20), (40, 90)], ids=["more rows", "more columns"])

@@ -17,9 +17,9 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 
 from drawing import draw, draw_folders
+from topwork.commands.fit import fit
+from topwork.export.predictor import Predictor
 from topwork.settings import FitSettings
-from topwork.shipping.predictor import Predictor
-from topwork.verbs.fit import fit
 
 # What makes a model folder one of that format.
 SETTINGS = {"format-1": {}, "format-2": {"pooling": "max"}}  # 2: a network that differs from timm's

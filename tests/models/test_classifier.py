@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from drawing import draw_folders
+from topwork.commands.fit import fit
 from topwork.errors import ModelError, TopworkError, UsageError
+from topwork.export.predictor import Predictor
 from topwork.models.classifier import FORMAT, facts_digest, load_classifier
 from topwork.settings import FitSettings
-from topwork.shipping.predictor import Predictor
-from topwork.verbs.fit import fit
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from topwork.cli import app
+from topwork.commands.study import run_study
 from topwork.errors import TopworkError, UsageError
+from topwork.report.examine_page import page_environment
+from topwork.report.figures import figure, stand_alone
+from topwork.report.study_page import render, write_study
 from topwork.settings import StudySettings
 from topwork.studies import backbones
 from topwork.studies.bench import in_turn, prepare
-from topwork.studies.catalogue import STUDIES, runner_of, study_named
+from topwork.studies.catalog import STUDIES, runner_of, study_named
 from topwork.studies.drawn import SHAPES, draw_folder
 from topwork.studies.study import Bars, Grid, Measured, Plot, Series, Table
-from topwork.verbs.study import run_study
-from topwork.web.examine_page import page_environment
-from topwork.web.figures import figure, stand_alone
-from topwork.web.study_page import render, write_study
 
 SMALL = StudySettings(quick=True, backbone="random:test_efficientnet", size=32, n_images=40)
 NAMES = [study.name for study in STUDIES]
@@ -111,7 +111,7 @@ def test_scratch_compares_every_network_at_equal_epochs_and_equal_time(studied):
 def test_a_folded_first_convolution_answers_as_the_repeated_channel(studied):
     found = studied("grayscale").findings
     accuracy = found.values["accuracy"]
-    assert set(accuracy) >= {"colour", "grey, channel repeated", "grey, first convolution folded"}
+    assert set(accuracy) >= {"color", "gray, channel repeated", "gray, first convolution folded"}
     assert any("exercise" in text for text in found.sentences)
 
 
@@ -136,7 +136,7 @@ def test_resnet18_has_1_8_billion_multiply_adds():
     assert backbones.multiply_adds(network, (224, 224)) == pytest.approx(1.814e9, rel=0.01)
 
 
-# ---- bench and catalogue
+# ---- bench and catalog
 
 
 def test_classes_take_turns_so_that_every_beginning_is_balanced():
@@ -177,12 +177,12 @@ def test_wrong_sizes_and_places_are_refused_before_any_work(images, tmp_path):
         app(["study", "residual", str(images), "--out", str(tmp_path / "file" / "below")])
 
 
-def test_every_study_of_the_catalogue_has_a_module():
+def test_every_study_of_the_catalog_has_a_module():
     for study in STUDIES:
         assert callable(runner_of(study))
         assert all((study.title, study.teaches, study.cost, study.source))
     with pytest.raises(UsageError, match="did you mean normalization"):
-        study_named("normalisation")
+        study_named("normalization")
 
 
 def test_the_verb_lists_runs_and_refuses(images, tmp_path, capsys):
@@ -230,7 +230,7 @@ def test_class_names_cannot_run_in_a_page(tmp_path):
 
 
 @pytest.mark.slow
-def test_forgetting_normalisation_costs_accuracy_on_photographs(shared_data):
+def test_forgetting_normalization_costs_accuracy_on_photographs(shared_data):
     found = run_study("normalization", shared_data / "ants-bees", StudySettings(quick=True)).findings
     drop = found.values["drops"]["pixels 0 to 255"]
     assert drop["is_clear"]

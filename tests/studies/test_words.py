@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 
 from topwork.studies import normalization, rates, residual, scratch
-from topwork.studies.learning import Epoch, Learnt
+from topwork.studies.learning import Epoch, Learned
 from topwork.studies.study import Measured
-from topwork.studies.words import best_of, cell_text, compared, difference, listed, points, share
+from topwork.studies.words import best_of, cell_text, compared, difference, share
+from topwork.text import join_names, points
 
 
 def right(n_right: int, n: int = 100):
     return np.arange(n) < n_right
 
 
-def learnt(name: str, n_right: int, loss: float = 1.0) -> Learnt:
+def learned(name: str, n_right: int, loss: float = 1.0) -> Learned:
     epoch = Epoch(1, 2.0, loss, loss, right(n_right))
-    return Learnt(name, (epoch,), np.zeros((100, 2), np.float32), 10, 5)
+    return Learned(name, (epoch,), np.zeros((100, 2), np.float32), 10, 5)
 
 
 def test_a_measured_share_has_wilsons_interval():
@@ -58,11 +59,11 @@ def test_the_best_of_several_is_told_from_those_it_can_be_told_from():
 
 def test_cells_and_lists_are_written_plainly():
     assert [cell_text(cell) for cell in (1234, 0.00012345, None, "x")] == ["1,234", "0.0001234", "–", "x"]
-    assert listed(["a", "b", "c"]) == "a, b and c"
+    assert join_names(["a", "b", "c"]) == "a, b and c"
 
 
 def table(with_unit: int, with_bytes: int, unit_unit: int):
-    """Answers of a head trained on normalised images, and of one trained and tested on pixels from 0 to 1."""
+    """Answers of a head trained on normalized images, and of one trained and tested on pixels from 0 to 1."""
     one, two = normalization.FORGOTTEN
     own = normalization.WITH
     return {
@@ -70,31 +71,33 @@ def table(with_unit: int, with_bytes: int, unit_unit: int):
     }  # fmt: skip
 
 
-def test_normalisation_says_what_it_costs_or_that_nothing_is_clear():
+def test_normalization_says_what_it_costs_or_that_nothing_is_clear():
     first, second, third = normalization._sentences(table(95, 55, 94))
     assert "no clear difference" in first
     assert "95.0 %" in second
     assert "55.0 %" in second
     assert "costs 40.0 points" in second
-    assert "no clear difference from normalisation in both" in third
+    assert "no clear difference from normalization in both" in third
     first, _, third = normalization._sentences(table(60, 55, 60))
     assert "costs 35.0 points" in first
     assert "clearly less" in third
 
 
 def test_scratch_says_far_ahead_only_outside_the_noise():
-    far = scratch._sentences(learnt("pretrained", 95), {"six": learnt("six", 60)}, {"six": learnt("six", 70)}, 2, 0)
+    far = scratch._sentences(learned("pretrained", 95), {"six": learned("six", 60)}, {"six": learned("six", 70)}, 2, 0)
     assert "At equal epochs" in far[0]
     assert "Pretraining is far ahead, outside the noise" in far[0]
     assert "+25.0 points" in far[1]
-    near = scratch._sentences(learnt("pretrained", 95), {"six": learnt("six", 94)}, {"six": learnt("six", 94)}, 2, 0)
+    near = scratch._sentences(learned("pretrained", 95), {"six": learned("six", 94)}, {"six": learned("six", 94)}, 2, 0)
     assert all("No clear difference" in text for text in near[:2])
-    behind = scratch._sentences(learnt("pretrained", 50), {"six": learnt("six", 95)}, {"six": learnt("six", 95)}, 2, 0)
+    behind = scratch._sentences(
+        learned("pretrained", 50), {"six": learned("six", 95)}, {"six": learned("six", 95)}, 2, 0
+    )
     assert "From scratch is ahead" in behind[0]
 
 
 def test_rates_says_no_clear_difference_where_there_is_none():
-    runs = {name: learnt(name, n) for name, n in (("a", 90), ("b", 90), ("c", 90), ("d", 40), ("e", 91))}
+    runs = {name: learned(name, n) for name, n in (("a", 90), ("b", 90), ("c", 90), ("d", 40), ("e", 91))}
     said = rates._sentences(runs, 0)
     assert "No clear difference" in said[0]
     assert "−50.0 points" in said[2]
@@ -102,7 +105,7 @@ def test_rates_says_no_clear_difference_where_there_is_none():
 
 
 def measurement(kind: str, depth: int, first: float) -> residual.Measurement:
-    return residual.Measurement(kind, depth, [first, 1.0], [first, 1.0], learnt(kind, 50))
+    return residual.Measurement(kind, depth, [first, 1.0], [first, 1.0], learned(kind, 50))
 
 
 def test_residual_says_decays_only_where_it_does():

@@ -1,12 +1,12 @@
-"""Drawn data and a tiny network for the tests of training: seconds, no files, and a task that can be learnt."""
+"""Drawn data and a tiny network for the tests of training: seconds, no files, and a task that can be learned."""
 
 import numpy as np
 import torch
 from torch import nn
 
 from topwork.data.transforms import InputSpec
+from topwork.training.batches import ImageStream
 from topwork.training.recipe import DataFacts, Recipe, TuneSettings, plan
-from topwork.training.streams import ImageStream
 
 SPEC = InputSpec(height=16, width=16)
 STAGES = ("stem", "blocks.0", "blocks.1", "classifier")

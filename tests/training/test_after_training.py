@@ -11,13 +11,13 @@ from topwork.data.transforms import InputSpec
 from topwork.errors import UsageError
 from topwork.training import average
 from topwork.training.average import choose_weights, interpolate, mean_of
+from topwork.training.batches import ImageStream
 from topwork.training.distributed import Processes
 from topwork.training.estimate import REMOVED, estimate, training_rate
 from topwork.training.loop import Judged, Prepared, fit, judge
 from topwork.training.lr_range import range_test, smooth, suggest
 from topwork.training.optimizer import stages_of
 from topwork.training.recipe import DataFacts, TuneSettings, plan
-from topwork.training.streams import ImageStream
 from topwork.training.tail import border_of, split_children, tail_streams
 from training.drawn import TinyNetwork, drawn_images, recipe_for, streams
 

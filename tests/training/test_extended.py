@@ -10,12 +10,12 @@ from topwork.features.engine import TorchEngine
 from topwork.models.backbone import load_backbone
 from topwork.models.head import FeatureTransform, HeadSpec, LinearHead
 from topwork.training.average import tuned_logits
+from topwork.training.batches import ImageStream
 from topwork.training.extended import ExtendedHead
 from topwork.training.finetune import facts_of, make_network, trained_from, tune
 from topwork.training.folding import fold_batch_norm
 from topwork.training.loop import fit
 from topwork.training.recipe import TuneSettings, plan
-from topwork.training.streams import ImageStream
 from topwork.training.tail import tail_streams
 from training.drawn import drawn_images
 
@@ -45,7 +45,7 @@ def probe(blocks):
 
 
 def head_on(blocks, names, power, n_classes=2):
-    """Any extended head; its columns are centred and scaled as those of a probe."""
+    """Any extended head; its columns are centered and scaled as those of a probe."""
     rng = np.random.default_rng(0)
     joined = np.concatenate([blocks[name] for name in names], 1)
     d = joined.shape[1]

@@ -14,11 +14,11 @@ from topwork.models.backbone import load_backbone
 from topwork.models.head import FeatureTransform, LinearHead, parse_head
 from topwork.models.modules import count_parameters
 from topwork.training.average import tuned_logits
+from topwork.training.batches import ImageStream
 from topwork.training.finetune import SIX_BLOCKS, check_resumable, facts_of, make_network, streams_of, tune
 from topwork.training.interruption import Interruption
 from topwork.training.loop import Surroundings, fit
 from topwork.training.recipe import TuneSettings, plan
-from topwork.training.streams import ImageStream
 from training.drawn import TinyNetwork, drawn_images, recipe_for, streams
 
 SIDE = 64

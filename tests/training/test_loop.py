@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.calibration import fit_temperature
+from topwork.training.batches import ImageStream
 from topwork.training.loop import Loss, Prepared, Surroundings, fit, judge, mix, predict
-from topwork.training.streams import ImageStream
 from training.drawn import SPEC, TinyNetwork, drawn_images, recipe_for, streams
 
 

@@ -26,8 +26,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
-from topwork.data.sources import Reject, is_hidden, os_reason, shown
+from topwork.data.sources import Reject, is_hidden
 from topwork.errors import ImageError, UsageError
+from topwork.files import error_reason
+from topwork.text import escape
 
 MAX_MEMBERS = 2_000_000
 MAX_MEMBER_BYTES = 1 << 29  # more than the largest image that would be decoded
@@ -101,7 +103,7 @@ def open_archive(path: Path) -> Archive:
         status = path.stat()
         return _open(path.absolute(), (status.st_mtime_ns, status.st_size))
     except _DAMAGE as error:
-        raise UsageError(f"{shown(str(path))}: cannot be read as an archive: {_reason(error)}.") from None
+        raise UsageError(f"{escape(str(path))}: cannot be read as an archive: {_reason(error)}.") from None
 
 
 def read_member(root: Path, path: str) -> bytes:
@@ -127,7 +129,7 @@ def _open(path: Path, _version: tuple[int, int]) -> Archive:
 
 
 def _reason(error: BaseException) -> str:
-    text = os_reason(error) if isinstance(error, OSError) else " ".join(str(error).split())
+    text = error_reason(error) if isinstance(error, OSError) else " ".join(str(error).split())
     return text or type(error).__name__
 
 
@@ -240,7 +242,7 @@ def _check_directory_size(path: Path) -> None:
     place = tail.rfind(b"PK\5\6")
     n_bytes = int.from_bytes(tail[place + 12 : place + 16], "little") if place >= 0 else 0
     if min(n_bytes, size) > MAX_MEMBERS * 200:
-        raise UsageError(f"{shown(str(path))}: has more than {MAX_MEMBERS:,} members; divide it.")
+        raise UsageError(f"{escape(str(path))}: has more than {MAX_MEMBERS:,} members; divide it.")
 
 
 # ---- tar
@@ -359,7 +361,7 @@ def _tar_reason(member: tarfile.TarInfo) -> str | None:
 
 def _check_ratio(path: Path, n_bytes: int) -> None:
     if n_bytes > _HARMLESS_BYTES and n_bytes > MAX_RATIO * path.stat().st_size:
-        raise UsageError(f"{shown(str(path))}: grows more than {MAX_RATIO}-fold, as images never do.")
+        raise UsageError(f"{escape(str(path))}: grows more than {MAX_RATIO}-fold, as images never do.")
 
 
 def _opened(path: Path) -> IO[bytes]:

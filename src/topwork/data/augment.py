@@ -30,7 +30,7 @@ Box = tuple[float, float, float, float]
 CROP_MARGIN = (
     1.15  # images that are kept for cropping are larger than the input by this factor, so that crops stay sharp
 )
-_CROP_TRIES = 10  # torchvision's: so many boxes are drawn before the largest centred one is taken
+_CROP_TRIES = 10  # torchvision's: so many boxes are drawn before the largest centered one is taken
 
 
 class Step(Protocol):
@@ -112,7 +112,7 @@ class ColorJitter:
 
     Attributes:
         brightness, contrast, saturation: the factor is drawn from 1 - x to 1 + x.
-        hue: shift as a share of the colour circle, at most 0.5.
+        hue: shift as a share of the color circle, at most 0.5.
     """
 
     brightness: float = 0.2
@@ -249,7 +249,7 @@ def stream(seed: int, epoch: int, sample: str | int) -> np.random.Generator:
 
 
 def _largest_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
-    """The largest centred box whose aspect ratio is in range."""
+    """The largest centered box whose aspect ratio is in range."""
     aspect = min(max(width / height, ratio[0]), ratio[1])
     w, h = (width, round(width / aspect)) if width / height < aspect else (round(height * aspect), height)
     w, h = min(max(1, w), width), min(max(1, h), height)

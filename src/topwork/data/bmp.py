@@ -2,7 +2,7 @@
 
 In: the bytes of a file that starts like a BMP. Out: a :class:`~topwork.data.raster.Raster`.
 
-Read here because Pillow decodes run-length coding one Python byte at a time, knows only a few arrangements of colour
+Read here because Pillow decodes run-length coding one Python byte at a time, knows only a few arrangements of color
 bits, and would hold a second full image where rows can be taken straight from the file.
 """
 
@@ -163,7 +163,7 @@ def _values(band: NDArray[np.uint8], header: _Header) -> NDArray[np.uint32]:
 
 
 def _masked(band: NDArray[np.uint8], header: _Header, masks: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The colours (h, W, n) that the masks pick from each pixel, scaled to 0..255."""
+    """The colors (h, W, n) that the masks pick from each pixel, scaled to 0..255."""
     values = _values(band, header)
     colors = np.empty((*values.shape, len(masks)), np.uint8)
     for channel, mask in enumerate(masks):

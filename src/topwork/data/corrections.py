@@ -17,9 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from topwork.data.shards import flush_folder
-from topwork.data.sources import Reject, shown
+from topwork.data.sources import Reject
 from topwork.errors import TopworkError, UsageError
+from topwork.files import flush_folder
+from topwork.text import escape
 
 if TYPE_CHECKING:
     from topwork.data.manifest import Sample
@@ -99,9 +100,9 @@ def read_corrections(path: str | os.PathLike[str]) -> Corrections:
         raw = Path(path).read_bytes()
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
-        raise UsageError(f"--corrections {shown(str(path))}: {reason}.") from None
+        raise UsageError(f"--corrections {escape(str(path))}: {reason}.") from None
     text = raw.decode("utf-8-sig", "surrogateescape")
-    return _parsed(_whole_lines(text) if _is_journal(text) else text, shown(str(path)))
+    return _parsed(_whole_lines(text) if _is_journal(text) else text, escape(str(path)))
 
 
 def _parsed(text: str, name: str) -> Corrections:
@@ -124,7 +125,7 @@ def _correction(row: dict[str, str | None], where: str) -> Correction:
     values = {name: str(row.get(name) or "") for name in COLUMNS}
     decision = values.pop("decision") or "relabel"
     if decision not in get_args(Decision):
-        raise UsageError(f"{where}: decision {shown(decision)}: use relabel, keep, remove or undo.")
+        raise UsageError(f"{where}: decision {escape(decision)}: use relabel, keep, remove or undo.")
     if decision == "relabel" and not values["label"]:
         raise UsageError(f"{where}: no label to give. Write one, or keep or remove under decision.")
     if not values["content_hash"] and not values["path"]:
@@ -158,7 +159,7 @@ def lay_over(
             n_changed += found.label != sample.label
             kept.append(replace(sample, label=found.label))
     n_strange = len(corrections.standing.keys() - met)
-    note = f"{shown(name)}: {_count(n_changed, 'label')} changed, {_count(len(rejects), 'image')} set aside."
+    note = f"{escape(name)}: {_count(n_changed, 'label')} changed, {_count(len(rejects), 'image')} set aside."
     if n_strange:
         note += f" {_count(n_strange, 'decision')} about images that are not here."
     return kept, rejects, (note,)
@@ -189,7 +190,7 @@ class Journal:
             self._lock.acquire()
         except filelock.Timeout:
             raise UsageError(
-                f"{shown(str(path))}: another review has it open. End that one, or name another --corrections."
+                f"{escape(str(path))}: another review has it open. End that one, or name another --corrections."
             ) from None
         except OSError as error:
             raise _cannot_write(path, error) from None
@@ -212,9 +213,11 @@ class Journal:
             flush_folder(self.path.parent)
             return Corrections()
         if not _is_journal(text):
-            raise UsageError(f"{shown(str(self.path))}: was not written by topwork review. Name another --corrections.")
+            raise UsageError(
+                f"{escape(str(self.path))}: was not written by topwork review. Name another --corrections."
+            )
         whole = _whole_lines(text)
-        made = _parsed(whole, shown(str(self.path)))
+        made = _parsed(whole, escape(str(self.path)))
         self._file.truncate(len(whole.encode("utf-8", "surrogateescape")))
         if len(whole) > len(text):
             self._write("\n")
@@ -277,4 +280,4 @@ def _line(values: Iterable[str]) -> str:
 
 
 def _cannot_write(path: Path, error: OSError) -> TopworkError:
-    return TopworkError(f"{shown(str(path))}: cannot be written: {(error.strerror or str(error)).lower()}.")
+    return TopworkError(f"{escape(str(path))}: cannot be written: {(error.strerror or str(error)).lower()}.")

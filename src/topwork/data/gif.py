@@ -1,7 +1,7 @@
 """GIF: blocks are read here, the first frame's pixels by Pillow's decoder, which sees nothing else.
 
 In: the bytes of a file that starts like a GIF. Out: a :class:`~topwork.data.raster.Raster`: the first frame on its
-screen, over the background colour where it is transparent or does not reach, as a browser shows it.
+screen, over the background color where it is transparent or does not reach, as a browser shows it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In: the bytes of a file that starts like a HEIC. Out: a :class:`~topwork.data.raster.Raster`: the primary image, turned as
 the file says (libheif applies the turns itself; the EXIF orientation repeats them and is not applied again), 10 and 12
-bits brought to 8, transparent pixels over the background colour.
+bits brought to 8, transparent pixels over the background color.
 """
 
 from __future__ import annotations

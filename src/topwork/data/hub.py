@@ -14,8 +14,9 @@ from typing import Any
 
 from topwork.data import tables
 from topwork.data.layouts import PART_NAMES
-from topwork.data.sources import Listing, Reject, Rules, shown, some
+from topwork.data.sources import Listing, Reject, Rules
 from topwork.errors import UsageError
+from topwork.text import escape, first_names
 
 _IMAGE, _LABEL = "image", "label"
 
@@ -69,7 +70,7 @@ def _parts(folder: Path) -> list[str]:
         return [""]
     splits = _json(folder / "dataset_dict.json").get("splits")
     if not isinstance(splits, list) or not all(_is_plain(name) for name in splits):
-        raise UsageError(f"{shown(str(folder))}: dataset_dict.json names no splits in this folder.")
+        raise UsageError(f"{escape(str(folder))}: dataset_dict.json names no splits in this folder.")
     return [str(name) for name in splits]
 
 
@@ -94,7 +95,7 @@ def _label_column(folder: Path) -> str:
     numbered = [name for name, kind in features.items() if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"]
     candidates = [name for name in ("label", "labels") if name in features] or numbered
     if len(candidates) != 1:
-        raise UsageError(f"{shown(str(folder))}: no column label; found: {some(list(features)) or 'none'}.")
+        raise UsageError(f"{escape(str(folder))}: no column label; found: {first_names(list(features)) or 'none'}.")
     return candidates[0]
 
 
@@ -118,7 +119,7 @@ def _table(folder: Path, _version: int) -> Any:
             parts[-1].validate(full=True)  # offsets of a damaged file could otherwise point outside it
         except (OSError, pa.ArrowException) as error:
             raise UsageError(
-                f"{shown(str(folder / name))}: cannot be read as Arrow: {str(error).splitlines()[0]}"
+                f"{escape(str(folder / name))}: cannot be read as Arrow: {str(error).splitlines()[0]}"
             ) from None
     table = pa.concat_tables(parts)
     image = next(
@@ -126,7 +127,7 @@ def _table(folder: Path, _version: int) -> Any:
     )
     image = image if image in table.column_names else tables.image_column(table.schema)
     if image is None:
-        raise UsageError(f"{shown(str(folder))}: no image column; found: {some(table.column_names)}.")
+        raise UsageError(f"{escape(str(folder))}: no image column; found: {first_names(table.column_names)}.")
     label = _label_column(folder)
     return table.rename_columns([{image: _IMAGE, label: _LABEL}.get(name, name) for name in table.column_names])
 
@@ -135,7 +136,7 @@ def _data_files(folder: Path) -> list[str]:
     files = _json(folder / "state.json").get("_data_files")
     names = [item.get("filename") for item in files if isinstance(item, dict)] if isinstance(files, list) else []
     if not names or not all(_is_plain(name) for name in names):
-        raise UsageError(f"{shown(str(folder))}: state.json names no data files in this folder.")
+        raise UsageError(f"{escape(str(folder))}: state.json names no data files in this folder.")
     return [str(name) for name in names]
 
 
@@ -147,5 +148,5 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{shown(str(path))}: cannot be read: {str(error).splitlines()[0].lower()}") from None
+        raise UsageError(f"{escape(str(path))}: cannot be read: {str(error).splitlines()[0].lower()}") from None
     return value if isinstance(value, dict) else {}

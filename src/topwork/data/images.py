@@ -7,9 +7,9 @@ What every format has in common, and every reader (``jpeg.py``, ``png.py`` ...) 
 
 - The content decides the format. Nothing off the list is read (HEIC only with its optional part), and no outside
   program is started.
-- The first frame or page is the image. It is turned upright, transparent pixels show ``BACKGROUND``, and 16-bit grey
+- The first frame or page is the image. It is turned upright, transparent pixels show ``BACKGROUND``, and 16-bit gray
   is brought to 8 by :func:`~topwork.data.raster.gray_levels`. Samples that are signed, floating or wider than 16 bits
-  have no agreed brightness and are rejected. Embedded colour profiles are not applied; CMYK is plain inks on white.
+  have no agreed brightness and are rejected. Embedded color profiles are not applied; CMYK is plain inks on white.
 - An image is decoded to its last row or rejected. Metadata that concern no pixels may be broken.
 - Size and cost are worked out from the header, before anything large is made: ``MAX_PIXELS``, ``MAX_MEMORY_BYTES``.
 - Readers hand Pillow pixels without metadata and call its plugins directly, never ``Image.open``. So Pillow has

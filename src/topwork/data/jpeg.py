@@ -2,12 +2,12 @@
 
 In: the bytes of a file that starts like a JPEG. Out: :class:`~topwork.data.raster.Decoded`.
 
-libjpeg never fails on damaged pixels: it warns, and fills what is missing with grey. In its strict mode simplejpeg
+libjpeg never fails on damaged pixels: it warns, and fills what is missing with gray. In its strict mode simplejpeg
 turns the first warning into an error, which costs nothing on sound files. The few warnings that do not concern pixels
 (stray bytes, an unknown JFIF version) get a second try on a cleaned copy. Three kinds of loss come without a warning
 and are looked for here: missing scans, and missing data under arithmetic coding or in files only Pillow can decode.
 
-Embedded colour profiles are not applied.
+Embedded color profiles are not applied.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame, a
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _ARITHMETIC = frozenset(range(0xC9, 0xD0)) - {0xCC}
 _ALONE = frozenset({0x01, _SOI, *range(0xD0, 0xD8)})  # markers without a length
-_FOR_PIXELS = _FRAMES | {0xC4, 0xCC, 0xDB, 0xDD, _APP0, _APP14}  # and tables, restart interval, colour transform
+_FOR_PIXELS = _FRAMES | {0xC4, 0xCC, 0xDB, 0xDD, _APP0, _APP14}  # and tables, restart interval, color transform
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # within a scan: neither stuffed zero, restart nor fill byte
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
@@ -136,7 +136,7 @@ def _header(data: bytes, marker: int, start: int, orientation: int, scan: int) -
     if bits != 8:
         raise ImageError(f"JPEG with {bits} bits a sample is not supported, only 8")
     if n_components not in _MODES:
-        raise ImageError(f"JPEG with {n_components} colour components is not supported, only 1, 3 or 4")
+        raise ImageError(f"JPEG with {n_components} color components is not supported, only 1, 3 or 4")
     height, width = data[start + 5] << 8 | data[start + 6], data[start + 7] << 8 | data[start + 8]
     components = data[start + 10 : start + 10 + 3 * n_components]
     return _Header(marker, width, height, components, orientation, scan)
@@ -145,7 +145,7 @@ def _header(data: bytes, marker: int, start: int, orientation: int, scan: int) -
 def _least_size(header: _Header, min_side: int | None) -> _Size:
     """The size at 1/2, 1/4 or 1/8 that keeps ``min_side``: libjpeg-turbo has no fast code for the eighths between.
 
-    Measured on a 12 megapixel photo with colours at half resolution: 1/1 36 ms, 7/8 99, 5/8 28, 1/2 16, 3/8 23, 1/4 17.
+    Measured on a 12 megapixel photo with colors at half resolution: 1/1 36 ms, 7/8 99, 5/8 28, 1/2 16, 3/8 23, 1/4 17.
     """
     if min_side is not None:
         short = min(header.width, header.height)
@@ -266,7 +266,7 @@ def _without_stray(data: bytes, n_stray: int, marker: int, n_pixels: int) -> Ite
 def _decode_with_pillow(data: bytes, header: _Header, size: _Size) -> Pixels:
     """Decodes samplings that simplejpeg does not know. Pillow ignores libjpeg's warnings, so losses are looked for.
 
-    Shrunk by averaging: libjpeg's scaled decoding leaves such colours in coarse blocks.
+    Shrunk by averaging: libjpeg's scaled decoding leaves such colors in coarse blocks.
     """
     check_memory(2 * len(data) + 11 * header.width * header.height)
     image = _pillow_image(data)

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from topwork.data.sources import Entry, Listing, Reject, Rules, natural_key, shown, some
+from topwork.data.sources import Entry, Listing, Reject, Rules
 from topwork.errors import UsageError
+from topwork.text import escape, first_names, natural_key
 
 PART_NAMES = {
     "train": "train",
@@ -93,7 +94,7 @@ def part_named(value: str | None, where: str) -> str | None:
         return None
     part = PART_NAMES.get(value.strip().lower())
     if part is None:
-        raise UsageError(f"{shown(where)}: split is {shown(value)!r}; use train, valid or test (or leave it empty).")
+        raise UsageError(f"{escape(where)}: split is {escape(value)!r}; use train, valid or test (or leave it empty).")
     return part
 
 
@@ -133,7 +134,9 @@ def _by_part(root: Path, found: Found, prefix: str, top: list[str]) -> Listing:
     pairs = [name.split("/") for name in _below(prefix, found.folders) if name.count("/") == 1]
     class_names = {pieces[1] for pieces in pairs if pieces[0].lower() in PART_NAMES}
     others = [name for name in top if name.lower() not in PART_NAMES]
-    notes = [f"Left out, because train/valid/test folders were found beside them: {some(others)}."] if others else []
+    notes = (
+        [f"Left out, because train/valid/test folders were found beside them: {first_names(others)}."] if others else []
+    )
     return make_listing(root, "parts", entries, class_names, rejects, notes)
 
 
@@ -178,8 +181,8 @@ def _nesting_notes(root: Path, prefix: str, entries: list[Entry], class_names: s
     if entries and class_names and not direct:
         example = min(class_names, key=natural_key)
         return [
-            f"No class folder holds images itself, only nested folders do. If the folders inside {shown(example)} are the "
-            f"classes, give {shown(str(root / prefix / example))} instead."
+            f"No class folder holds images itself, only nested folders do. If the folders inside {escape(example)} are the "
+            f"classes, give {escape(str(root / prefix / example))} instead."
         ]
     return []
 
@@ -261,7 +264,7 @@ def _taken(listing: Listing, pattern: str, what: str) -> tuple[list[str | None],
     values = [match[chosen] if (match := compiled.search(entry.path)) else None for entry in listing.entries]
     n_without = sum(value is None for value in values)
     if n_without == len(values):
-        example = f", for example {shown(listing.entries[0].path)}" if values else ""
+        example = f", for example {escape(listing.entries[0].path)}" if values else ""
         raise UsageError(f"{option} {pattern}: matches none of the {len(values)} paths{example}.")
     notes = [f"{option} matches {len(values) - n_without} of {len(values)} paths."] if n_without else []
     return values, notes

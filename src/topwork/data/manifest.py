@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 from topwork.data.corrections import lay_over, read_corrections
 from topwork.data.layouts import LABEL_SEPARATOR
 from topwork.data.loader import FactsStore, Loaded, Visitor, load_images
-from topwork.data.shards import atomic_file, read_parquet
-from topwork.data.sources import Listing, Reject, Rules, list_data, natural_key, read_image, shown
+from topwork.data.shards import read_parquet
+from topwork.data.sources import Listing, Reject, Rules, list_data, read_image
 from topwork.data.traits import TraitStore, TraitTable
 from topwork.errors import UsageError
+from topwork.files import atomic_file
 from topwork.settings import cache_folder
+from topwork.text import escape, natural_key
 
 FEW_IMAGES = 10  # a class with fewer training images than this is named before training
 
@@ -96,7 +98,7 @@ class Manifest:
         """
         if self.multi_label:
             raise UsageError(
-                f"{shown(str(self.root))}: this needs one label an image, and these may have several labels (--multi-label). "
+                f"{escape(str(self.root))}: this needs one label an image, and these may have several labels (--multi-label). "
                 "scan, fit, evaluate, predict, export and serve take such data."
             )
         index = {name: number for number, name in enumerate(self.classes)}
@@ -113,7 +115,7 @@ class Manifest:
 
     @property
     def targets(self) -> NDArray[Any]:
-        """What is learnt: (N,) class index of each sample, or (N, C) which classes it has where it may have several."""
+        """What is learned: (N,) class index of each sample, or (N, C) which classes it has where it may have several."""
         return self.label_matrix if self.multi_label else np.asarray(self.labels, np.int64)
 
     @property
@@ -214,10 +216,10 @@ def _manifest(
     rejects.sort(key=lambda reject: natural_key(reject.path))
     if not samples:
         example = rejects[0] if rejects else None
-        reason = f" For example {shown(example.path)}: {example.reason}." if example else ""
-        raise UsageError(f"{shown(str(listing.root))}: none of {len(rejects)} files is a usable image.{reason}")
+        reason = f" For example {escape(example.path)}: {example.reason}." if example else ""
+        raise UsageError(f"{escape(str(listing.root))}: none of {len(rejects)} files is a usable image.{reason}")
     if not any(sample.label for sample in samples):
-        raise UsageError(f"{shown(str(listing.root))}: none of {len(samples)} images has a label.")
+        raise UsageError(f"{escape(str(listing.root))}: none of {len(samples)} images has a label.")
     classes = _classes((sample.label for sample in samples), multi_label)
     manifest = Manifest(listing.root, listing.layout, tuple(samples), classes, tuple(rejects), multi_label=multi_label)
     notes = (*listing.notes, *said, *_class_notes(listing, manifest), *_conflict_notes(samples))
@@ -241,7 +243,7 @@ def _class_notes(listing: Listing, manifest: Manifest) -> list[str]:
     n_none = sum(not sample.label for sample in manifest.samples)
     if n_none:
         notes.append(f"{n_none} {'image has' if n_none == 1 else 'images have'} none of the labels.")
-    few = [f"{shown(name)} ({counts[name]})" for name in classes if counts[name] < FEW_IMAGES]
+    few = [f"{escape(name)} ({counts[name]})" for name in classes if counts[name] < FEW_IMAGES]
     if few:
         notes.append(f"Classes with fewer than {FEW_IMAGES} images, whose figures will be uncertain: {_some(few)}.")
     notes += _part_notes(manifest)
@@ -262,7 +264,7 @@ def _part_notes(manifest: Manifest) -> list[str]:
     if len(found) < 2:
         return []
     notes = []
-    for part, meaning in (("train", "so they cannot be learnt"), ("valid", ""), ("test", "so they are not measured")):
+    for part, meaning in (("train", "so they cannot be learned"), ("valid", ""), ("test", "so they are not measured")):
         missing = [name for name in manifest.classes if name not in found[part]] if part in found else []
         if missing:
             notes.append(f"Without an image in {part}{f', {meaning}' if meaning else ''}: {_some(missing)}.")
@@ -281,14 +283,14 @@ def _conflict_notes(samples: list[Sample]) -> list[str]:
         are = "1 image is an exact copy of another" if n == 1 else f"{n} images are exact copies of others"
         notes.append(f"{are}; copies stay on one side.")
     for group in conflicts[:5]:
-        notes.append("The same image under different labels: " + ", ".join(shown(s.path) for s in group) + ".")
+        notes.append("The same image under different labels: " + ", ".join(escape(s.path) for s in group) + ".")
     if len(conflicts) > 5:
         notes.append(f"{len(conflicts) - 5} more images stand under different labels.")
     return notes
 
 
 def _some(names: list[str], n: int = 8) -> str:
-    text = ", ".join(shown(name) for name in names[:n])
+    text = ", ".join(escape(name) for name in names[:n])
     return text + (f" and {len(names) - n} more" if len(names) > n else "")
 
 

@@ -4,7 +4,7 @@ In: the bytes of a file that starts like a PNG. Out: a :class:`~topwork.data.ras
 
 Reading the chunks here means that no text, profile or animation chunk, however broken or bloated, costs anything or
 loses sound pixels; that the checksum of every chunk of pixels is checked; and that transparency is right at every bit
-depth. Of an animated PNG the default image is the image. Embedded colour profiles and gamma are not applied.
+depth. Of an animated PNG the default image is the image. Embedded color profiles and gamma are not applied.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HEADER = Struct(">IIBBBBB")
 _USED_IF_SOUND = frozenset({b"tRNS", b"eXIf", b"acTL"})
 _GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
 _CHANNELS = {_GRAY: 1, _RGB: 3, _PALETTE: 1, _GRAY_ALPHA: 2, _RGB_ALPHA: 4}
-# (colour type, bits) to Pillow's mode of the decoded image and of the file's rows
+# (color type, bits) to Pillow's mode of the decoded image and of the file's rows
 _PILLOW_MODES = {
     (_GRAY, 1): ("1", "1"),
     (_GRAY, 2): ("L", "L;2"),
@@ -119,7 +119,7 @@ def _take(chunks: _Chunks, name: bytes, body: memoryview) -> None:
     elif name == b"IHDR":
         _take_header(chunks, body)
     elif name == b"PLTE":
-        if len(body) % 3 == 0 and len(body) <= 768:  # colours that only an indexed image needs
+        if len(body) % 3 == 0 and len(body) <= 768:  # colors that only an indexed image needs
             chunks.palette = bytes(body)
     elif name == b"tRNS":
         chunks.transparency = bytes(body[:256])
@@ -247,7 +247,7 @@ def _flat_palette(chunks: _Chunks) -> bytes:
 
 
 def _transparent_key(chunks: _Chunks) -> tuple[int, ...]:
-    """The one colour of a grey or RGB image that is transparent, in the values of Pillow's image; empty if none."""
+    """The one color of a gray or RGB image that is transparent, in the values of Pillow's image; empty if none."""
     n_values = {_GRAY: 1, _RGB: 3}.get(chunks.color, 0)
     if not n_values or len(chunks.transparency) < 2 * n_values:
         return ()
@@ -259,7 +259,7 @@ def _transparent_key(chunks: _Chunks) -> tuple[int, ...]:
 
 
 def _gray_table(image: Image.Image, key: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """What each value of a grey image becomes, or None where it stays as it is."""
+    """What each value of a gray image becomes, or None where it stays as it is."""
     if image.mode == "I;16":
         levels = gray_levels(_maximum(image))
     elif image.mode in ("1", "L") and key:

@@ -42,10 +42,10 @@ class ImageFacts:
     Attributes:
         format: ``JPEG``, ``PNG``, ``WEBP``, ``GIF``, ``BMP`` or ``TIFF``, by content.
         width, height: pixels as displayed: upright, and before any shrinking.
-        mode: colours as stored, in Pillow's words: ``1 L LA I;16 P RGB RGBA CMYK YCbCr LAB``.
+        mode: colors as stored, in Pillow's words: ``1 L LA I;16 P RGB RGBA CMYK YCbCr LAB``.
         orientation: EXIF orientation 1..8; 1 where there is none or it is broken.
         is_animated: the file holds further frames or pages; the first is the image.
-        is_gray: stored as grey: one colour channel, or a palette of nothing but greys.
+        is_gray: stored as gray: one color channel, or a palette of nothing but grays.
     """
 
     format: str
@@ -190,7 +190,7 @@ def flat(image: Image) -> Image:
 
 
 def gray_levels(maximum: int, limit: int = 65535) -> NDArray[np.uint8]:
-    """The 8-bit grey of each 16-bit value: a table of 65536.
+    """The 8-bit gray of each 16-bit value: a table of 65536.
 
     The whole range 0..``limit`` of the sample type maps to 0..255. Cameras and microscopes also put 8, 10 or 12 bits
     into 16 without scaling, which would look black: where the largest value of the image is below an eighth of the
@@ -203,7 +203,7 @@ def gray_levels(maximum: int, limit: int = 65535) -> NDArray[np.uint8]:
 
 
 def is_gray_palette(palette: NDArray[np.uint8]) -> bool:
-    """Whether a palette (n, 3) holds nothing but greys."""
+    """Whether a palette (n, 3) holds nothing but grays."""
     return bool((palette == palette[:, :1]).all())
 
 

@@ -6,7 +6,6 @@ Several processes may append at once. A shard that cannot be read is left out an
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from topwork.errors import TopworkError
+from topwork.files import atomic_file
 
 
 def append_shard(folder: Path, table: pa.Table) -> Path:
@@ -63,41 +63,3 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
         if missing:
             raise KeyError(min(missing))
         return file.read(columns)
-
-
-class atomic_file:
-    """Context manager that gives a temporary path and renames it to ``final`` once its data are on the disk.
-
-    After an exception the temporary file is removed and ``final`` is untouched.
-    """
-
-    def __init__(self, final: Path) -> None:
-        self.final = final
-        self.partial = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
-
-    def __enter__(self) -> Path:
-        return self.partial
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        try:
-            if kind is None:
-                with open(self.partial, "rb+") as file:
-                    os.fsync(file.fileno())
-                os.replace(self.partial, self.final)
-                flush_folder(self.final.parent)
-        finally:
-            self.partial.unlink(missing_ok=True)
-
-
-def flush_folder(folder: Path) -> None:
-    """Makes the new name itself durable; not every platform can open a folder."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)

@@ -13,13 +13,14 @@ and counts nothing twice. Only regular files are opened.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from topwork.errors import ImageError, UsageError
+from topwork.files import error_reason
+from topwork.text import escape, natural_key
 
 _SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"}
 _TABLE_ENDINGS = {".csv", ".tsv", ".parquet"}
@@ -99,12 +100,6 @@ class Listing:
         return read_image(self.root, entry.path)
 
 
-def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Sort key under which ``image9`` comes before ``image10``; ties are broken by the text itself."""
-    pieces = re.split(r"(\d+)", text)
-    return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece.casefold()) for piece in pieces if piece], text
-
-
 def list_data(
     path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, rules: Rules | None = None
 ) -> Listing:
@@ -127,12 +122,12 @@ def list_data(
     if not listing.entries:
         n_aside, is_table = len(listing.rejects), listing.layout == "table"
         noun = ("row was" if is_table else "file was") if n_aside == 1 else "rows were" if is_table else "files were"
-        first = f"; {shown(listing.rejects[0].path)}: {listing.rejects[0].reason}" if n_aside else ""
+        first = f"; {escape(listing.rejects[0].path)}: {listing.rejects[0].reason}" if n_aside else ""
         looked = f" ({n_aside} {noun} set aside{first})" if n_aside else ""
         if is_table:
-            raise UsageError(f"{shown(str(source))}: no row names an image and its label{looked}.")
+            raise UsageError(f"{escape(str(source))}: no row names an image and its label{looked}.")
         raise UsageError(
-            f"{shown(str(source))}: no images in class folders here{looked}. "
+            f"{escape(str(source))}: no images in class folders here{looked}. "
             "Expected one folder a class with the images in it, or train/ and valid/ folders of those; "
             "where file names hold the labels, add --label-regex."
         )
@@ -145,8 +140,8 @@ def _list(source: Path, rules: Rules) -> Listing:
     try:
         mode = source.stat().st_mode
     except (OSError, ValueError) as error:
-        reason = os_reason(error)
-        raise UsageError(f"{shown(str(source))}: {reason}. Give a folder of class folders or a CSV file.") from None
+        reason = error_reason(error)
+        raise UsageError(f"{escape(str(source))}: {reason}. Give a folder of class folders or a CSV file.") from None
     if stat.S_ISDIR(mode):
         if hub.is_saved_dataset(source):
             return hub.list_saved_dataset(source, rules)
@@ -159,7 +154,7 @@ def _list(source: Path, rules: Rules) -> Listing:
         found = layouts.Found(archive.names, archive.folders, archive.rejects, wrapped=True)
         return layouts.arrange(source, found, rules, in_given_order=archive.is_sequential)
     raise UsageError(
-        f"{shown(str(source))}: neither a folder, a tar or zip archive, nor a .csv, .tsv or .parquet file. "
+        f"{escape(str(source))}: neither a folder, a tar or zip archive, nor a .csv, .tsv or .parquet file. "
         "Give a folder with one folder a class, or a table with the columns path and label."
     )
 
@@ -173,7 +168,7 @@ def read_image(root: Path, path: str) -> bytes:
     try:
         is_folder = stat.S_ISDIR(root.stat().st_mode)
     except OSError as error:
-        raise ImageError(os_reason(error)) from None
+        raise ImageError(error_reason(error)) from None
     return _reader(root, is_folder)(root, path)
 
 
@@ -201,7 +196,7 @@ def read_regular_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         # O_NONBLOCK: opening a FIFO that nobody writes to would otherwise hang for ever.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except (OSError, ValueError) as error:
-        raise ImageError(os_reason(error)) from None
+        raise ImageError(error_reason(error)) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):  # asked before Python wraps it, which fails on a folder
@@ -211,32 +206,9 @@ def read_regular_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         with open(descriptor, "rb", closefd=False) as file:
             return file.read()
     except OSError as error:
-        raise ImageError(os_reason(error)) from None
+        raise ImageError(error_reason(error)) from None
     finally:
         os.close(descriptor)
-
-
-def as_text(name: str) -> str:
-    """A name as JSON and Parquet can hold it: bytes that are no text are written as escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
-def shown(text: str) -> str:
-    """A name as it may appear in a terminal line: control characters and undecodable bytes are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-def some(names: list[str], n: int = 5) -> str:
-    """The first names, safe for a line of text, and how many more there are."""
-    text = ", ".join(shown(name) for name in names[:n])
-    return text + (f" and {len(names) - n} more" if len(names) > n else "")
-
-
-def os_reason(error: Exception) -> str:
-    """What the operating system said, in lower case and without the path."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return str(error).lower()
 
 
 # ---- folders
@@ -276,7 +248,7 @@ def _walk_folder(root: Path, relative: str, walk: Walk) -> None:
             with os.scandir(root / folder) as scan:
                 found = sorted(scan, key=lambda item: natural_key(item.name))
         except OSError as error:
-            walk.rejects.append(Reject(folder + "/", f"folder cannot be read: {os_reason(error)}"))
+            walk.rejects.append(Reject(folder + "/", f"folder cannot be read: {error_reason(error)}"))
             continue
         for item in found:
             name = f"{folder}/{item.name}" if folder else item.name
@@ -306,7 +278,7 @@ def _follow(root: Path, name: str, walk: Walk) -> None:
     try:
         status = (root / name).stat()
     except (OSError, RuntimeError) as error:
-        walk.rejects.append(Reject(name, f"broken link or link loop: {os_reason(error)}"))
+        walk.rejects.append(Reject(name, f"broken link or link loop: {error_reason(error)}"))
         return
     identity = (status.st_dev, status.st_ino)
     if stat.S_ISDIR(status.st_mode):

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from topwork.data.groups import join_groups
 from topwork.data.manifest import Manifest
-from topwork.data.sources import shown
 from topwork.errors import UsageError
+from topwork.text import escape
 
 PARTS = ("train", "valid", "test")
 ENOUGH_TO_DIVIDE = 5  # images; a class with fewer cannot be expected in every part
@@ -104,7 +104,7 @@ def divided_as(manifest: Manifest, record: dict[str, Any]) -> Manifest:
     samples = tuple(replace(sample, part=part_of.get(sample.content_hash)) for sample in manifest.samples)
     if not any(sample.part for sample in samples):
         raise UsageError(
-            f"{shown(str(manifest.root))}: --split-of names a run on other images; none of these is in it."
+            f"{escape(str(manifest.root))}: --split-of names a run on other images; none of these is in it."
         )
     return replace(manifest, samples=samples)
 
@@ -119,9 +119,9 @@ def leave_out(manifest: Manifest, domain: str, valid_fraction: float, seed: int,
     """
     names = sorted({sample.domain for sample in manifest.samples if sample.domain is not None})
     if domain not in names or len(names) < 2:
-        found = ", ".join(shown(name) for name in names) or "none"
+        found = ", ".join(escape(name) for name in names) or "none"
         raise UsageError(
-            f"--leave-out {shown(domain)}: needs that domain and at least one other; found: {found}. Domains come from a "
+            f"--leave-out {escape(domain)}: needs that domain and at least one other; found: {found}. Domains come from a "
             "table's column domain, or from --domain-by."
         )
     left = {row for row, sample in enumerate(manifest.samples) if sample.domain == domain}

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topwork.data import layouts
-from topwork.data.sources import Entry, Listing, Reject, Rules, natural_key, os_reason, shown, some
+from topwork.data.sources import Entry, Listing, Reject, Rules
 from topwork.errors import ImageError, UsageError
+from topwork.files import error_reason
+from topwork.text import escape, first_names, natural_key
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,7 +79,7 @@ def rows_listing(root: Path, layout: str, rows: Iterable[Row], rules: Rules, rej
             entries[name] = Entry(name, _flat(both), *_rest(entries[name]))
         else:
             same = entries[name].label == label
-            reason = "listed twice" if same else f"listed twice, also as {shown(entries[name].label)}"
+            reason = "listed twice" if same else f"listed twice, also as {escape(entries[name].label)}"
             rejects.append(Reject(name, reason))
     in_order = sorted(entries.values(), key=lambda entry: natural_key(entry.path))
     listing = layouts.make_listing(root, layout, in_order, set(), rejects, [])
@@ -114,7 +116,7 @@ def _read_csv(path: Path, rules: Rules) -> Iterator[Row]:
                 if any(cells):
                     yield {key: _cell(key, row.get(column)) for key, column in used.items()}
     except (OSError, csv.Error, UnicodeError) as error:
-        raise UsageError(f"{shown(str(path))}: cannot be read as CSV: {os_reason(error)}") from None
+        raise UsageError(f"{escape(str(path))}: cannot be read as CSV: {error_reason(error)}") from None
 
 
 def _encoding(path: Path) -> str:
@@ -150,7 +152,7 @@ def _used_columns(columns: list[str], path: Path, rules: Rules, *, needs_path: b
     missing = [name for name in needed if name not in used]
     if missing:
         raise UsageError(
-            f"{shown(str(path))}: no column {' and no column '.join(missing)}; found: {some(columns) or 'none'}. "
+            f"{escape(str(path))}: no column {' and no column '.join(missing)}; found: {first_names(columns) or 'none'}. "
             "The table needs the columns path and label, and may have split, group and domain."
         )
     return used
@@ -275,7 +277,7 @@ def _starts(root: Path, _version: tuple[int, int]) -> list[int]:
 
 @lru_cache(maxsize=3)
 def _row_group(root: Path, _version: tuple[int, int], group: int) -> Any:
-    """The image column of a row group; a few are kept, since neighbouring rows are read one after the other."""
+    """The image column of a row group; a few are kept, since neighboring rows are read one after the other."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -312,4 +314,4 @@ def _lower(table: pa.Table) -> pa.Table:
 
 def _unreadable(path: Path, error: Exception) -> UsageError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return UsageError(f"{shown(str(path))}: cannot be read as Parquet: {reason}")
+    return UsageError(f"{escape(str(path))}: cannot be read as Parquet: {reason}")

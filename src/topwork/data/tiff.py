@@ -5,7 +5,7 @@ In: the bytes of a file that starts like a TIFF. Out: a :class:`~topwork.data.ra
 Each band of the image is handed over as a file of its own that holds the strips of those rows and the dozen tags their
 pixels need. So odd tags neither cost nor break anything, memory stays at a band however large the image is, every strip
 is known to lie within the file, and layouts that Pillow does not know can be put in terms of those it does: planes of
-separate colours become grey images. Embedded colour profiles are not applied.
+separate colors become gray images. Embedded color profiles are not applied.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _mode(page: _Page) -> str:
 
 
 def _working_bytes(page: _Page) -> int:
-    """Memory of the largest band: its coded strips, their decoded bytes, Pillow's image; and all of 16-bit grey."""
+    """Memory of the largest band: its coded strips, their decoded bytes, Pillow's image; and all of 16-bit gray."""
     n_pixels = page.width * (1 if page.has_free_rows else min(page.height, page.piece_height))
     coded = int(page.sizes.max()) * -(-page.width // page.piece_width)
     kept = 2 * page.width * page.height if page.is_gray and page.bits > 8 else 0
@@ -208,7 +208,7 @@ def _check_layout(tags: dict[int, _Values], bits: _Values, samples: int, compres
         raise ImageError("signed, floating or wider than 16 bits: there is no agreed brightness for such samples")
     n_colors = _COLORS.get(photometric, 99)
     if not n_colors <= samples <= n_colors + 3 or len(set(bits.tolist())) > 1:
-        raise ImageError(f"TIFF with {samples} samples a pixel of colour type {photometric} is not supported")
+        raise ImageError(f"TIFF with {samples} samples a pixel of color type {photometric} is not supported")
 
 
 def _with_checked_pieces(page: _Page, n_bytes: int) -> _Page:
@@ -261,12 +261,12 @@ def _native_bands(data: bytes, page: _Page, n_rows: int) -> Iterator[Image.Image
 
 def _used_planes(page: _Page) -> range:
     if page.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK):
-        raise ImageError("TIFF with this colour type in separate planes is not supported")
+        raise ImageError("TIFF with this color type in separate planes is not supported")
     return range(_COLORS[page.photometric] + (page.has_alpha and page.photometric != _CMYK))
 
 
 def _merged(planes: list[Image.Image], page: _Page) -> Image.Image:
-    """Planes of grey as one image; 16-bit colours keep their upper 8 bits, as Pillow does where they are not apart."""
+    """Planes of gray as one image; 16-bit colors keep their upper 8 bits, as Pillow does where they are not apart."""
     if len(planes) == 1:
         return planes[0]
     if page.bits > 8:
@@ -296,7 +296,7 @@ class _Band(TiffImagePlugin.TiffImageFile):
 
 
 def _gray_bands(images: Iterator[Image.Image], page: _Page) -> Iterator[Image.Image]:
-    """Bands of 16-bit grey brought to 8 bits. All are decoded first, because the largest value decides."""
+    """Bands of 16-bit gray brought to 8 bits. All are decoded first, because the largest value decides."""
     bands = list(images)
     maximum = max(int(np.asarray(band).max()) for band in bands)
     levels = gray_levels(maximum, (1 << page.bits) - 1)
@@ -343,7 +343,7 @@ def _file(data: bytes, page: _Page, top: int, end: int) -> bytes:
 
 
 def _plane_file(data: bytes, page: _Page, plane: int, top: int, end: int) -> bytes:
-    """A grey TIFF of the rows ``top`` to ``end`` of one plane."""
+    """A gray TIFF of the rows ``top`` to ``end`` of one plane."""
     is_turned = page.photometric == _WHITE_IS_ZERO and page.bits <= 8 and plane == 0
     tags: dict[int, tuple[int, Sequence[int] | _Values]] = {
         _BITS: (_SHORT, [page.bits]),
@@ -371,7 +371,7 @@ def _pieces(data: bytes, page: _Page, plane: int, top: int, end: int) -> list[me
 
 
 def _palette(page: _Page) -> _Values:
-    """The colours of a palette (3, n), 0..65535. Some writers fill in 8-bit values, which would look black."""
+    """The colors of a palette (3, n), 0..65535. Some writers fill in 8-bit values, which would look black."""
     n_colors = 1 << page.bits
     if len(page.tags.get(_PALETTE, ())) < 3 * n_colors:
         raise ImageError("damaged: the palette is missing")
@@ -385,7 +385,7 @@ def _assemble(
     """A TIFF file of these strips or tiles, with these tags and those of the page that say how they are coded."""
     compression = page.compression
     if compression == _UNCOMPRESSED and page.photometric == _YCBCR:
-        # Pillow leaves only compressed files to libtiff, which alone understands subsampled colours.
+        # Pillow leaves only compressed files to libtiff, which alone understands subsampled colors.
         compression, pieces = _DEFLATE, [memoryview(zlib.compress(piece, 0)) for piece in pieces]
     sizes = np.array([len(piece) for piece in pieces], np.int64)
     offsets = 8 + np.cumsum(sizes) - sizes

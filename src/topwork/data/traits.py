@@ -1,4 +1,4 @@
-"""What an image looks like apart from what is on it: compression, camera, light, sharpness, border, coarse colours.
+"""What an image looks like apart from what is on it: compression, camera, light, sharpness, border, coarse colors.
 
 In: the bytes of a file and its standard view (the whole image squashed to 224 pixels). Out: :class:`Traits`, and for many
 images a :class:`TraitTable` of arrays. They are taken while an image is decoded anyway and kept in the cache by content
@@ -26,23 +26,23 @@ from topwork.data.transforms import InputSpec, Pixels, resize
 TRAITS_VERSION = "3"  # raise it whenever the same image may give other traits
 VIEW = InputSpec(height=224, width=224)
 THUMB_SIDE = 32
-COLOUR_SIDE = 8
+COLOR_SIDE = 8
 NUMBERS = (
-    "jpeg_level",  # mean of the luma quantisation table, 0 where there is none: high means strongly compressed
-    "jpeg_subsampling",  # pixels that share a colour sample: 1, 2 or 4; 0 where it is no JPEG
+    "jpeg_level",  # mean of the luma quantization table, 0 where there is none: high means strongly compressed
+    "jpeg_subsampling",  # pixels that share a color sample: 1, 2 or 4; 0 where it is no JPEG
     "jpeg_progressive",
-    "brightness",  # mean grey level, 0..255
+    "brightness",  # mean gray level, 0..255
     "contrast",  # standard deviation of the green channel
     "sharpness",  # variance of the Laplacian by the variance of the green channel; low means blurred
     "border_red",  # mean of the outermost pixels, 0..255
     "border_green",
     "border_blue",
-    "border_spread",  # standard deviation of the outermost pixels around that mean; 0 is a frame of one colour
+    "border_spread",  # standard deviation of the outermost pixels around that mean; 0 is a frame of one color
 )
 _BORDER = 4  # pixels of the standard view, 1.8 % of its side
 _SHARD_ROWS = 4096
-_PARTS = np.repeat(np.eye(COLOUR_SIDE, dtype=np.float32), THUMB_SIDE // COLOUR_SIDE, axis=1)  # whole numbers: exact
-_BLOB_BYTES = THUMB_SIDE**2 + COLOUR_SIDE**2 * 3
+_PARTS = np.repeat(np.eye(COLOR_SIDE, dtype=np.float32), THUMB_SIDE // COLOR_SIDE, axis=1)  # whole numbers: exact
+_BLOB_BYTES = THUMB_SIDE**2 + COLOR_SIDE**2 * 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,14 +52,14 @@ class Traits:
     Attributes:
         camera: maker and model as EXIF has them, "" where it has none.
         numbers: (len(NUMBERS),) float32.
-        thumb: uint8 (32, 32) grey levels of the whole image.
-        colours: uint8 (8, 8, 3) mean colours of its parts.
+        thumb: uint8 (32, 32) gray levels of the whole image.
+        colors: uint8 (8, 8, 3) mean colors of its parts.
     """
 
     camera: str
     numbers: NDArray[np.float32]
     thumb: NDArray[np.uint8]
-    colours: NDArray[np.uint8]
+    colors: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class TraitTable:
     cameras: tuple[str, ...]
     numbers: NDArray[np.float32]
     thumbs: NDArray[np.uint8]
-    colours: NDArray[np.uint8]
+    colors: NDArray[np.uint8]
 
     def column(self, name: str) -> NDArray[np.float32]:
         """(N,) one of NUMBERS."""
@@ -79,15 +79,15 @@ class TraitTable:
 def traits_of(data: bytes, view: Pixels) -> Traits:
     """Traits from the bytes of a file and its standard view, uint8 (224, 224, 3)."""
     header = jpeg_header(data)
-    # Green stands for grey where neighbours are compared, and every eighth row is plenty for a variance.
+    # Green stands for gray where neighbors are compared, and every eighth row is plenty for a variance.
     rows = view.reshape(VIEW.height // 8, 8, VIEW.width, 3)[:, 2:5, :, 1].astype(np.int16)
-    above, centre, below = rows[:, 0], rows[:, 1], rows[:, 2]
-    laplacian = 4 * centre[:, 1:-1] - above[:, 1:-1] - below[:, 1:-1] - centre[:, :-2] - centre[:, 2:]
-    variance, roughness = _variance(centre), _variance(laplacian)
+    above, center, below = rows[:, 0], rows[:, 1], rows[:, 2]
+    laplacian = 4 * center[:, 1:-1] - above[:, 1:-1] - below[:, 1:-1] - center[:, :-2] - center[:, 2:]
+    variance, roughness = _variance(center), _variance(laplacian)
     border_mean, border_spread = _border(view)
     small = resize(view, THUMB_SIDE, THUMB_SIDE)
-    colours = (_PARTS @ (_PARTS @ small.reshape(THUMB_SIDE, -1)).reshape(COLOUR_SIDE, THUMB_SIDE, 3)).astype(np.int32)
-    colours //= (THUMB_SIDE // COLOUR_SIDE) ** 2
+    colors = (_PARTS @ (_PARTS @ small.reshape(THUMB_SIDE, -1)).reshape(COLOR_SIDE, THUMB_SIDE, 3)).astype(np.int32)
+    colors //= (THUMB_SIDE // COLOR_SIDE) ** 2
     thumb = (small @ np.array([77, 150, 29], np.uint16)) >> 8
     numbers = [
         header.level,
@@ -99,7 +99,7 @@ def traits_of(data: bytes, view: Pixels) -> Traits:
         *border_mean,
         border_spread,
     ]
-    return Traits(header.camera, np.array(numbers, np.float32), thumb.astype(np.uint8), colours.astype(np.uint8))
+    return Traits(header.camera, np.array(numbers, np.float32), thumb.astype(np.uint8), colors.astype(np.uint8))
 
 
 class TraitStore:
@@ -155,8 +155,8 @@ class TraitStore:
                 for row, position in wanted:
                     cameras[position] = names[row]
         thumbs = blobs[:, : THUMB_SIDE**2].reshape(-1, THUMB_SIDE, THUMB_SIDE)
-        colours = blobs[:, THUMB_SIDE**2 :].reshape(-1, COLOUR_SIDE, COLOUR_SIDE, 3)
-        return TraitTable(tuple(cameras), numbers, thumbs, colours)
+        colors = blobs[:, THUMB_SIDE**2 :].reshape(-1, COLOR_SIDE, COLOR_SIDE, 3)
+        return TraitTable(tuple(cameras), numbers, thumbs, colors)
 
 
 # ---- headers
@@ -207,7 +207,7 @@ def _luma_level(body: bytes) -> float:
 
 
 def _subsampling(body: bytes) -> int:
-    """Luma samples for each chroma sample; 1 for grey images."""
+    """Luma samples for each chroma sample; 1 for gray images."""
     if body[5] < 3:
         return 1
     luma, chroma = body[7], body[10]
@@ -241,12 +241,12 @@ def _variance(values: NDArray[np.int16]) -> float:
 
 
 def _border(view: Pixels) -> tuple[NDArray[np.float64], float]:
-    """Mean colour of the outermost pixels, and their standard deviation around it over all three channels."""
+    """Mean color of the outermost pixels, and their standard deviation around it over all three channels."""
     n = _BORDER
     sides = (view[:n], view[-n:], view[n:-n, :n], view[n:-n, -n:])
     border = np.concatenate([side.reshape(-1, 3) for side in sides])
     flat = border.ravel().astype(np.int32)
-    # All sums are whole and small enough for their types, so they are exact: a frame of one colour has spread 0.
+    # All sums are whole and small enough for their types, so they are exact: a frame of one color has spread 0.
     n_pixels, total = len(border), (np.ones(len(border), np.float32) @ border.astype(np.float32)).astype(np.float64)
     spread = n_pixels * float(flat @ flat) - total @ total
     return total / n_pixels, float(spread / 3) ** 0.5 / n_pixels
@@ -254,7 +254,7 @@ def _border(view: Pixels) -> tuple[NDArray[np.float64], float]:
 
 def _table(rows: dict[str, Traits]) -> pa.Table:
     numbers = np.stack([row.numbers for row in rows.values()])
-    blobs = np.stack([np.concatenate([row.thumb.ravel(), row.colours.ravel()]) for row in rows.values()])
+    blobs = np.stack([np.concatenate([row.thumb.ravel(), row.colors.ravel()]) for row in rows.values()])
     return pa.table(
         {
             "content_hash": pa.array(list(rows), pa.string()),

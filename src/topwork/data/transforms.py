@@ -1,11 +1,11 @@
 """From decoded pixels to the network's input: what travels with the weights.
 
 In: uint8 pixels (H, W, 3) of any size and an :class:`InputSpec`. Out: uint8 pixels of exactly the input size.
-Normalisation is not here: it is part of the compiled network (see ``features/engine.py``), so uint8 is all that moves.
+Normalization is not here: it is part of the compiled network (see ``features/engine.py``), so uint8 is all that moves.
 
 Training, prediction and server all call :func:`fit_to_input`. It never needs torch, because a shipped model must answer
 its first image without importing it. There are two resizers: Pillow's arithmetic, which timm, transformers and the
-exports use, and a quick one that is within one grey level of it (docs/decisions/0001-resizer.md).
+exports use, and a quick one that is within one gray level of it (docs/decisions/0001-resizer.md).
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class InputSpec:
 
     Attributes:
         height, width: input size in pixels.
-        fit: ``squash`` stretches the whole image to the input, ``crop`` cuts the largest centred box of the right
+        fit: ``squash`` stretches the whole image to the input, ``crop`` cuts the largest centered box of the right
             shape, ``pad`` keeps everything and fills the rest with ``background``.
         crop_fraction: share of that box's side that ``crop`` keeps, in (0, 1].
         interpolation: ``bilinear`` or ``bicubic``, always antialiased.
         mean, std: per channel, for pixels scaled to [0, 1].
         background: RGB fill of ``pad``, 0..255.
-        resizer: ``pillow`` gives the pixels that other programs give, ``quick`` the same within a grey level in a
+        resizer: ``pillow`` gives the pixels that other programs give, ``quick`` the same within a gray level in a
             fifth of the time.
         mirror: which mirrored positions the network sees beside the image itself; features are the mean over them
             (test-time augmentation): ``horizontal`` left to right, ``both`` also upside down and both together.
@@ -94,7 +94,7 @@ def fit_to_input(pixels: Pixels, spec: InputSpec) -> Pixels:
     if spec.fit == "squash":
         return scaled(pixels, spec.height, spec.width, spec.interpolation)
     if spec.fit == "crop":
-        return scaled(pixels, spec.height, spec.width, spec.interpolation, box=_centre_box(pixels, spec))
+        return scaled(pixels, spec.height, spec.width, spec.interpolation, box=_center_box(pixels, spec))
     return _pad(pixels, spec, scaled)
 
 
@@ -154,7 +154,7 @@ def _resizer() -> Any:
     return _LOCAL.resizer
 
 
-def _centre_box(pixels: Pixels, spec: InputSpec) -> tuple[float, float, float, float]:
+def _center_box(pixels: Pixels, spec: InputSpec) -> tuple[float, float, float, float]:
     height, width = pixels.shape[:2]
     scale = min(height / spec.height, width / spec.width) * spec.crop_fraction
     box_height, box_width = min(height, spec.height * scale), min(width, spec.width * scale)

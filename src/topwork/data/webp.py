@@ -1,10 +1,10 @@
 """WebP: chunks are read here, pixels by the libwebp that Pillow brings.
 
 In: the bytes of a file that starts like a WebP. Out: a :class:`~topwork.data.raster.Raster`: the image, or the first
-frame of an animation on its canvas, over the background colour.
+frame of an animation on its canvas, over the background color.
 
 libwebp is called the way Pillow's own WebP plugin calls it, without that plugin, which would hold yet another copy of
-the pixels and would make the canvas before anybody could look at its size. Embedded colour profiles are not applied.
+the pixels and would make the canvas before anybody could look at its size. Embedded color profiles are not applied.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import numpy as np
 from topwork.evaluation.intervals import Z_95, wilson
 from topwork.evaluation.learning_curve import LearningCurve
 from topwork.settings import fit_command
+from topwork.text import percent, points
 
 # Share of the errors of a frozen network's head that tuning everything removed: quartiles and median over eleven data sets
 # for ResNet-18 (Salman et al. 2020, arXiv 2007.08489, as in training/estimate.py).
@@ -131,7 +132,7 @@ def _more_images(s: Situation) -> Advice | None:
     twice = s.curve.forecasts[1]
     text = (
         f"With twice the training images ({twice.n:,} instead of {s.n_train:,}) the learning curve leads to about "
-        f"{_percent(twice.accuracy)} ({_percent(twice.low)} to {_percent(twice.high)}): {_gain(gain, low, high)}."
+        f"{percent(twice.accuracy)} ({percent(twice.low)} to {percent(twice.high)}): {_gain(gain, low, high)}."
     )
     if gain < min(0.005, FLAT * (1 - s.accuracy)):
         text += " The curve is nearly flat: more images of the same kind are not what is missing."
@@ -158,14 +159,14 @@ def _lagging_classes(s: Situation) -> Advice | None:
         return None
     lagging.sort(key=lambda item: -item[0] * item[1].n_judged)
     named = lagging[:MAX_CLASSES]
-    names = ", ".join(f"{r.name} ({_percent(recall)} right, {r.n_train} images)" for _, r, recall, _ in named)
+    names = ", ".join(f"{r.name} ({percent(recall)} right, {r.n_train} images)" for _, r, recall, _ in named)
     bound = sum(gap * r.n_judged for gap, r, _, _ in named) / n_judged
     n_new = sum(r.n_train for _, r, _, _ in named)
     one = len(named) == 1
     rest = "the other" if len(s.classes) == 2 else "the others"
     text = (
-        f"{'This class lags' if one else 'These classes lag'} behind {rest} ({_percent(named[0][3])}) by more than chance: "
-        f"{names}. Caught up, {'it' if one else 'they'} would lift accuracy by {_points(bound)} points at most. Collect images "
+        f"{'This class lags' if one else 'These classes lag'} behind {rest} ({percent(named[0][3])}) by more than chance: "
+        f"{names}. Caught up, {'it' if one else 'they'} would lift accuracy by {points(bound)} points at most. Collect images "
         f"of {'it' if one else 'them'} first: {n_new:,} more would double {'it' if one else 'them'}."
     )
     gain = (bound / 2, 0.0, bound)
@@ -182,7 +183,7 @@ def _labels(s: Situation) -> Advice | None:
         return None
     minutes = SECONDS_TO_CHECK * s.n_suspects / 60
     text = (
-        f"{s.n_suspects:,} of {s.n_images:,} labels ({_percent(s.n_suspects / s.n_images)}) "
+        f"{s.n_suspects:,} of {s.n_images:,} labels ({percent(s.n_suspects / s.n_images)}) "
         f"{'disagrees' if s.n_suspects == 1 else 'disagree'} with what the rest of the data says: wrong labels, or hard images; "
         "both are worth a look."
     )
@@ -230,8 +231,8 @@ def _leaks(s: Situation) -> Advice | None:
     figures = "so the figures flatter"
     if s.clean_accuracy is not None and s.judged is not None:
         figures = (
-            f"so trust the figures without them: {_percent(s.clean_accuracy)} right in {s.judged[0]} instead of "
-            f"{_percent(s.judged[2])}"
+            f"so trust the figures without them: {percent(s.clean_accuracy)} right in {s.judged[0]} instead of "
+            f"{percent(s.judged[2])}"
         )
     text = (
         f"{images} in train, too, as the same picture or of the same group; {figures}. Remove them from one side, or leave the "
@@ -253,7 +254,7 @@ def _test_images(s: Situation) -> Advice | None:
     if wanted <= n:
         return None
     text = (
-        f"With {n:,} images in {name}, accuracy is known to {_percent(interval.low)} to {_percent(interval.high)} only. "
+        f"With {n:,} images in {name}, accuracy is known to {percent(interval.low)} to {percent(interval.high)} only. "
         f"About {wanted:,} images would give ±2 points, and show smaller improvements."
     )
     return Advice("test", "More test images", text, None, None, 0.0, (wanted - n) * SECONDS_TO_COLLECT / 60)
@@ -290,12 +291,4 @@ def _minutes(minutes: float) -> str:
 
 
 def _gain(gain: float, low: float, high: float) -> str:
-    return f"{_points(gain)} points ({_points(low)} to {_points(high)})"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "−")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{points(gain)} points ({points(low)} to {points(high)})"

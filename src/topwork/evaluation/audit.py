@@ -30,8 +30,8 @@ class SuspectedLabel:
         label_probability: Out-of-fold probability of ``label``.
         suggested_probability: Out-of-fold probability of ``suggested``.
         is_confident: Confident learning counts it as a label error.
-        neighbours: Rows of the images most like it, nearest first; empty without features.
-        neighbour_agreement: Share of those that have the same label; None without features.
+        neighbors: Rows of the images most like it, nearest first; empty without features.
+        neighbor_agreement: Share of those that have the same label; None without features.
     """
 
     position: int
@@ -41,8 +41,8 @@ class SuspectedLabel:
     label_probability: float
     suggested_probability: float
     is_confident: bool
-    neighbours: tuple[int, ...]
-    neighbour_agreement: float | None
+    neighbors: tuple[int, ...]
+    neighbor_agreement: float | None
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Outlier:
 
     position: int
     distance: float
-    neighbours: tuple[int, ...]
+    neighbors: tuple[int, ...]
 
 
 def suspected_labels(
@@ -59,37 +59,37 @@ def suspected_labels(
     labels: ArrayLike,
     features: ArrayLike | None = None,
     n: int | None = None,
-    n_neighbours: int = 5,
+    n_neighbors: int = 5,
 ) -> tuple[SuspectedLabel, ...]:
     """The images whose labels are most likely wrong, most suspect first.
 
     Confident learning (Northcutt, Jiang & Chuang 2021, 1911.00068): a class is a candidate for an image where its
-    probability reaches t_j, the mean probability of class j over the images labelled j (eq. 2); where the likeliest
+    probability reaches t_j, the mean probability of class j over the images labeled j (eq. 2); where the likeliest
     candidate is not the label, the image counts as an error (eq. 1). The ranking is by
     ``max_{j != label}(p_j - t_j) - (p_label - t_label)``, the margin with both sides measured against what is usual for
     their class. Of 5 % planted wrong labels it puts 100 % into the first 7 % on 20 Caltech classes, and, where the head
     itself is less sure, 90 % on painted PACS (plain margin: 86 %), 89 % on ants/bees, 50 % on solar cells (where the
-    head is right on 85 %). The neighbours are evidence for the eye and are not mixed into the score: that changed none
+    head is right on 85 %). The neighbors are evidence for the eye and are not mixed into the score: that changed none
     of those figures by more than the noise.
 
     Args:
         probabilities: (N, C) out-of-fold probabilities.
         labels: (N,) labels as given; images with -1 are never suspects.
-        features: (N, D) to find neighbours with, or None.
+        features: (N, D) to find neighbors with, or None.
         n: How many to give at most; None gives as many as confident learning counts.
-        n_neighbours: Neighbours of each.
+        n_neighbors: Neighbors of each.
     """
     stated, given = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     if stated.ndim != 2 or len(stated) != len(given):
         raise ValueError(f"probabilities of shape {stated.shape} do not go with {len(given)} labels")
-    labelled = np.flatnonzero(given >= 0)
-    if len(labelled) == 0 or stated.shape[1] < 2:
+    labeled = np.flatnonzero(given >= 0)
+    if len(labeled) == 0 or stated.shape[1] < 2:
         return ()
-    scores, suggested, confident = _label_doubt(stated[labelled], given[labelled])
+    scores, suggested, confident = _label_doubt(stated[labeled], given[labeled])
     n_wanted = int(confident.sum()) if n is None else n
     order = np.argsort(-scores, kind="stable")[:n_wanted]
-    chosen = labelled[order]
-    near = _neighbours(features, chosen, n_neighbours)
+    chosen = labeled[order]
+    near = _neighbors(features, chosen, n_neighbors)
     return tuple(
         SuspectedLabel(
             position=int(row),
@@ -99,14 +99,14 @@ def suspected_labels(
             label_probability=float(stated[row, given[row]]),
             suggested_probability=float(stated[row, suggested[i]]),
             is_confident=bool(confident[i]),
-            neighbours=tuple(near_rows.tolist()),
-            neighbour_agreement=float((given[near_rows] == given[row]).mean()) if len(near_rows) else None,
+            neighbors=tuple(near_rows.tolist()),
+            neighbor_agreement=float((given[near_rows] == given[row]).mean()) if len(near_rows) else None,
         )
         for i, row, near_rows in zip(order, chosen, near, strict=True)
     )
 
 
-def outliers(features: ArrayLike, n: int, n_neighbours: int = 5, seed: int = 0) -> tuple[Outlier, ...]:
+def outliers(features: ArrayLike, n: int, n_neighbors: int = 5, seed: int = 0) -> tuple[Outlier, ...]:
     """The images least like any other, farthest first, with the images they are still most like.
 
     The distance is the mean cosine distance to the nearest images. Above 2,048 images it is taken to that many drawn at
@@ -115,7 +115,7 @@ def outliers(features: ArrayLike, n: int, n_neighbours: int = 5, seed: int = 0) 
     Args:
         features: (N, D).
         n: How many to give at most.
-        n_neighbours: Images that the distance is averaged over.
+        n_neighbors: Images that the distance is averaged over.
         seed: Of the draw.
     """
     rows = unit_rows(np.asarray(features))
@@ -123,7 +123,7 @@ def outliers(features: ArrayLike, n: int, n_neighbours: int = 5, seed: int = 0) 
     reference = usable
     if len(usable) > _LARGEST_REFERENCE:
         reference = np.sort(np.random.default_rng(seed).choice(usable, _LARGEST_REFERENCE, replace=False))
-    near, similarity = _nearest(rows, usable, reference, n_neighbours)
+    near, similarity = _nearest(rows, usable, reference, n_neighbors)
     if near.shape[1] == 0:
         return ()
     distance = 1 - similarity.mean(axis=1)
@@ -136,32 +136,32 @@ def _label_doubt(stated: NDArray[np.float64], labels: Ints) -> tuple[NDArray[np.
     n, n_classes = stated.shape
     rows, counts = np.arange(n), np.bincount(labels, minlength=n_classes)
     usual = np.bincount(labels, weights=stated[rows, labels], minlength=n_classes) / np.maximum(counts, 1)
-    # Nothing is known of a class that no image is labelled with: it is never suggested.
+    # Nothing is known of a class that no image is labeled with: it is never suggested.
     usual = np.where(counts > 0, usual, np.inf)
     margins = stated - usual
     own = margins[rows, labels]
     margins[rows, labels] = -np.inf
     suggested = margins.argmax(axis=1)
     best = margins[rows, suggested]
-    scores = np.where(np.isfinite(best), best - own, -2.0)  # with one class labelled there is nothing to suggest
+    scores = np.where(np.isfinite(best), best - own, -2.0)  # with one class labeled there is nothing to suggest
     candidates = np.where(stated >= usual, stated, -1.0)
     likeliest = candidates.argmax(axis=1)
     confident = (candidates[rows, likeliest] >= 0) & (likeliest != labels)
     return scores, np.where(confident, likeliest, suggested), confident
 
 
-def _neighbours(features: ArrayLike | None, chosen: Ints, n_neighbours: int) -> list[Ints]:
+def _neighbors(features: ArrayLike | None, chosen: Ints, n_neighbors: int) -> list[Ints]:
     if features is None:
         return [np.empty(0, dtype=np.int64)] * len(chosen)
     rows = unit_rows(np.asarray(features))
-    return list(_nearest(rows, chosen, np.flatnonzero(np.isfinite(rows).all(axis=1)), n_neighbours)[0])
+    return list(_nearest(rows, chosen, np.flatnonzero(np.isfinite(rows).all(axis=1)), n_neighbors)[0])
 
 
 def _nearest(
-    rows: NDArray[np.float32], chosen: Ints, reference: Ints, n_neighbours: int
+    rows: NDArray[np.float32], chosen: Ints, reference: Ints, n_neighbors: int
 ) -> tuple[Ints, NDArray[np.float32]]:
     """For each chosen row its nearest reference rows but itself, nearest first, and their cosine similarity."""
-    k = max(0, min(n_neighbours, len(reference) - 1))
+    k = max(0, min(n_neighbors, len(reference) - 1))
     near, similarity = np.empty((len(chosen), k), np.int64), np.empty((len(chosen), k), np.float32)
     for start in range(0, len(chosen) if k else 0, _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)

@@ -24,7 +24,7 @@ _LARGEST_FIT_VALUES = 4_000_000  # logits looked at: one parameter is known to 1
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """The temperature that logits are divided by so that their softmax is calibrated (Guo et al. 2017, 1706.04599).
 
-    Minimises the summed cross-entropy. To the N images ours adds half a made-up one, whose true class is the runner-up:
+    Minimizes the summed cross-entropy. To the N images ours adds half a made-up one, whose true class is the runner-up:
     where every held-out image is right, cross-entropy alone is lowest at T = 0 and would promise certainty; with the
     half image, N perfect images leave a probability of error of about 1/(2N). T still scales with the logits.
 
@@ -35,7 +35,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     Returns:
         T between 0.05 and 20; 1 where there is nothing to fit.
     """
-    scores, truth = _labelled(logits, labels)
+    scores, truth = _labeled(logits, labels)
     if len(truth) == 0 or scores.shape[1] < 2:
         return 1.0
     stride = max(1, scores.size // _LARGEST_FIT_VALUES)
@@ -101,7 +101,7 @@ def fit_conformal(probabilities: ArrayLike, labels: ArrayLike, coverage: float =
         UsageError: The coverage is not between 0 and 1.
     """
     _check_share("coverage", coverage)
-    stated, truth = _labelled(probabilities, labels)
+    stated, truth = _labeled(probabilities, labels)
     own = np.sort(stated[np.arange(len(truth)), truth])
     k = floor((len(own) + 1) * (1 - coverage) + 1e-9)  # (9 + 1)(1 - 0.9) is 1, not 0.9999
     return float(own[k - 1]) if k > 0 else 0.0
@@ -146,7 +146,7 @@ def target_precision_threshold(
         UsageError: The precision is not between 0 and 1.
     """
     _check_share("precision", precision)
-    stated, truth = _labelled(probabilities, labels)
+    stated, truth = _labeled(probabilities, labels)
     if len(truth) == 0:
         return None
     confidence = stated.max(axis=1)
@@ -163,7 +163,7 @@ def target_precision_threshold(
     return 0.0 if good[-1] == len(last_of_ties) - 1 else float(confidence[last_of_ties[good[-1]]])
 
 
-def _labelled(values: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
+def _labeled(values: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
     """The rows whose true class is known, and their labels."""
     table, truth = np.asarray(values), np.asarray(labels, dtype=np.int64)
     if table.ndim != 2 or len(table) != len(truth):

@@ -44,7 +44,7 @@ class Comparison:
         per_class: Changes by class name, for the classes with images.
         gained: Positions (rows in the first predictions) that only the second model gets right.
         lost: Positions that only the first model gets right.
-        disagreements: Positions where the two answer differently, right or wrong, labelled or not.
+        disagreements: Positions where the two answer differently, right or wrong, labeled or not.
     """
 
     n: int

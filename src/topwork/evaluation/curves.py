@@ -88,7 +88,7 @@ class ReliabilityBin:
 
 def reliability_bins(predictions: Predictions, n_bins: int = N_BINS) -> tuple[ReliabilityBin, ...]:
     """The data of a reliability diagram, with the bins of ``calibration_error``."""
-    known = predictions.labelled()
+    known = predictions.labeled()
     bins = _bins(known.confidence, n_bins)
     rows = []
     for index in range(n_bins):

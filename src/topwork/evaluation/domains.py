@@ -2,7 +2,7 @@
 
 The distance is the energy distance (Székely and Rizzo 2013, "Energy statistics", J. Stat. Planning and Inference 143):
 ``2 E|a - b| - E|a - a'| - E|b - b'|``, 0 where both sets come from one distribution and only there. How surprising it is
-comes from shuffling who belongs to which set. Not here: what a model does about it (``training/adapt.py``).
+comes from shuffling who belongs to which set. Not here: what a model does about it (``adaptation/align.py``).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+MCC_TEMPERATURE = 2.5  # of minimum class confusion: Jin et al. 2020, arXiv 1912.03699
 N_PERMUTATIONS = 299
 N_CLASS_PERMUTATIONS = 4999  # so that the chance of one class can be seen among a hundred of them
 MAX_OF_CLASS = 200

@@ -1,4 +1,4 @@
-"""What did the model learn? In go a classifier and labelled images, out come effects, findings and plain sentences.
+"""What did the model learn? In go a classifier and labeled images, out come effects, findings and plain sentences.
 
 The images are changed in one way at a time (``perturb``, ``preprocessing``) and the same model answers again; each
 effect is paired with the answers to the images as they are. An effect is called clear only where it stays significant
@@ -18,22 +18,22 @@ from numpy.typing import NDArray
 
 from topwork.data.transforms import InputSpec, Pixels
 from topwork.evaluation.compare import accuracy_difference_interval, mcnemar
-from topwork.evaluation.explain import Randomised, border_area, border_share, find_evidence, randomisation_test
+from topwork.evaluation.explain import Randomized, border_area, border_share, find_evidence, randomization_test
 from topwork.evaluation.findings import Effect, Finding, effect_sentence, find_findings
+from topwork.evaluation.fixed_regions import FixedPlace, fixed_places
 from topwork.evaluation.intervals import wilson
 from topwork.evaluation.perturb import PERTURBATIONS, Perturbation
-from topwork.evaluation.places import FixedPlace, fixed_places
 from topwork.evaluation.predictions import Bools, Ints, softmax
-from topwork.evaluation.preprocessing import Fit, alternatives, renormalised, statistics_fit
+from topwork.evaluation.preprocessing import Fit, alternatives, renormalized, statistics_fit
 from topwork.evaluation.shortcut import ShortcutCheck
 from topwork.features.engine import Engine
-from topwork.features.maps import OpenNetwork, open_network
+from topwork.features.feature_maps import OpenNetwork, open_network
 from topwork.models.classifier import Classifier
 
 N_EXAMPLES = 4
 _N_MAPS = {"activation": 200, "covering": 24}  # images whose evidence is looked at: covering costs 49 passes each
 _N_CHECKED = 32  # images for the batch-norm check
-_N_RANDOMISED = 8
+_N_RANDOMIZED = 8
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Examination:
         guess: accuracy of always naming the commonest class.
         unchanged: the images as they are.
         effects: one a perturbation, preprocessing last.
-        fits: how normalisations fit the weights, best first.
+        fits: how normalizations fit the weights, best first.
         border: share of the evidence in the outer tenth of each side, and the share of the area that is.
         example_rows: positions of the example images.
     """
@@ -58,7 +58,7 @@ class Examination:
     places: tuple[FixedPlace, ...]
     border: tuple[float, float] | None
     method: str
-    randomised: tuple[Randomised, ...]
+    randomized: tuple[Randomized, ...]
     shortcuts: ShortcutCheck | None
     findings: tuple[Finding, ...]
     example_rows: tuple[int, ...]
@@ -109,8 +109,8 @@ def examine(
         asker.ask(f"fit_{fit}", "preprocessing", title, changed, f"{title} instead of {_FIT_WORDS[spec.fit]}")
         progress.step()
     for other in others:
-        values = renormalised(images, spec, other)
-        asker.ask(f"norm_{_slug(other.name)}", "normalisation", other.name, values, f"Normalised with {other.name}")
+        values = renormalized(images, spec, other)
+        asker.ask(f"norm_{_slug(other.name)}", "normalization", other.name, values, f"Normalized with {other.name}")
         progress.step()
     effects = asker.effects()
     evidence = _evidence(classifier, images, labels, network, engine)
@@ -119,11 +119,11 @@ def examine(
     border = (float(border_share(evidence.maps).mean()), border_area()) if len(evidence.maps) else None
     fits = statistics_fit(classifier.backbone, images[:_N_CHECKED])
     progress.step()
-    n = _N_RANDOMISED
+    n = _N_RANDOMIZED
     is_exact = evidence.method == "activation"
-    randomised = randomisation_test(classifier, images[:n], labels[:n], evidence.maps[:n], seed) if is_exact else ()
+    randomized = randomization_test(classifier, images[:n], labels[:n], evidence.maps[:n], seed) if is_exact else ()
     progress.step()
-    findings = find_findings(effects, asker.guess, fits, places, border, randomised, shortcuts)
+    findings = find_findings(effects, asker.guess, fits, places, border, randomized, shortcuts)
     return Examination(
         n=len(labels),
         guess=asker.guess,
@@ -133,7 +133,7 @@ def examine(
         places=places,
         border=border,
         method=evidence.method,
-        randomised=randomised,
+        randomized=randomized,
         shortcuts=shortcuts,
         findings=findings,
         example_rows=tuple(int(row) for row in asker.examples),

@@ -24,14 +24,14 @@ from topwork.evaluation.curves import mean_ranks
 from topwork.evaluation.predictions import Ints
 from topwork.evaluation.unknown import unit_rows
 from topwork.features.engine import Engine
-from topwork.features.maps import OpenNetwork, TorchNetwork, open_network
+from topwork.features.feature_maps import OpenNetwork, TorchNetwork, open_network
 from topwork.models.classifier import Classifier
 from topwork.models.head import LinearHead
 
 GRID = 7  # cells a side where evidence is found by covering
 OUTER = 0.1  # of each side: the border whose share of the evidence is reported
 _REACH = 0.5  # cells that a cover reaches beyond its own cell, so that an object on a boundary is covered too
-_STOPS = np.array(  # dark violet over red to pale yellow: lightness rises evenly, so it reads in grey and colour-blind
+_STOPS = np.array(  # dark violet over red to pale yellow: lightness rises evenly, so it reads in gray and color-blind
     [[43, 12, 85], [112, 25, 110], [181, 50, 84], [229, 92, 48], [250, 160, 35], [252, 236, 140]], np.float32
 )
 _OPAQUE = 0.66  # the strongest evidence covers the picture by this much
@@ -73,20 +73,20 @@ def find_evidence(
     network = network or open_network(classifier.backbone, classifier.precision)
     wanted = np.asarray(labels, np.int64)
     opened = network.run(images)
-    logits = _centred(classifier.head.logits(dict(opened.blocks)))
+    logits = _centered(classifier.head.logits(dict(opened.blocks)))
     if classifier.head.kind == "plain" and opened.maps is not None:
         return Evidence("activation", wanted, activation_maps(classifier.head, opened.maps, wanted), logits)
 
     def logits_of(pixels: Pixels) -> NDArray[np.float64]:
         blocks = engine.run(pixels) if engine else network.run(pixels).blocks
-        return _centred(classifier.head.logits(dict(blocks)))
+        return _centered(classifier.head.logits(dict(blocks)))
 
     maps = [_covering(image, own, some, logits_of) for image, own, some in zip(images, logits, wanted, strict=True)]
     return Evidence("covering", wanted, np.stack(maps), logits)
 
 
 def activation_maps(head: LinearHead, maps: NDArray[np.float32], labels: Ints) -> NDArray[np.float32]:
-    """(N, K, h, w) contributions of the positions of (N, D, h, w) to the centred logits of (N, K) labels.
+    """(N, K, h, w) contributions of the positions of (N, D, h, w) to the centered logits of (N, K) labels.
 
     With f the mean of the map over its P positions, a plain head says ``w_c · (f - mean) / scale + b_c``; position p
     adds ``w_c · map_p / (P scale)``. The rest is a constant of the class.
@@ -106,15 +106,15 @@ def _covering(
     logits_of: Callable[[Pixels], NDArray[np.float64]],
     grid: int = GRID,
 ) -> NDArray[np.float32]:
-    """(K, grid, grid) what the logits of one image lose when a cell is covered with its mean colour."""
+    """(K, grid, grid) what the logits of one image lose when a cell is covered with its mean color."""
     height, width = image.shape[:2]
-    colour = image.mean((0, 1)).astype(np.uint8)
+    color = image.mean((0, 1)).astype(np.uint8)
     covered = np.repeat(image[None], grid * grid, axis=0)
     for number in range(grid * grid):
         row, column = divmod(number, grid)
         top, bottom = _span(row, grid, height)
         left, right = _span(column, grid, width)
-        covered[number, top:bottom, left:right] = colour
+        covered[number, top:bottom, left:right] = color
     lost = own[labels][:, None] - logits_of(covered)[:, labels].T
     return np.asarray(lost.reshape(len(labels), grid, grid), np.float32)
 
@@ -124,7 +124,7 @@ def _span(cell: int, grid: int, side: int) -> tuple[int, int]:
     return max(0, round((cell - _REACH) * step)), min(side, round((cell + 1 + _REACH) * step))
 
 
-def _centred(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def _centered(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(logits - logits.mean(axis=1, keepdims=True))
 
 
@@ -166,19 +166,19 @@ def rank_agreement(first: NDArray[np.float32], second: NDArray[np.float32]) -> N
 
 
 @dataclass(frozen=True)
-class Randomised:
+class Randomized:
     """Mean agreement (-1 to 1) of maps with those of the same model after a part of it was given random values."""
 
     part: str
     agreement: float
 
 
-def randomisation_test(
+def randomization_test(
     classifier: Classifier, images: Pixels, labels: Ints, maps: NDArray[np.float32], seed: int = 0
-) -> tuple[Randomised, ...]:
+) -> tuple[Randomized, ...]:
     """Do the maps depend on the model? The same maps with a random head, over a random network, and both.
 
-    The model parameter randomisation test of Adebayo et al. 2018 (arXiv 1810.03292, section 3.1), with three steps of
+    The model parameter randomization test of Adebayo et al. 2018 (arXiv 1810.03292, section 3.1), with three steps of
     their cascade. A map that stays as it was shows edges of the image, not what the model does. Needs torch.
 
     Args:
@@ -204,9 +204,9 @@ def randomisation_test(
         return float(rank_agreement(maps, activation_maps(some_head, some_maps, labels[:, None])[:, 0]).mean())
 
     return (
-        Randomised("the head", agreement(random_head, trained)),
-        Randomised("the network", agreement(head, untrained)),
-        Randomised("the head and the network", agreement(random_head, untrained)),
+        Randomized("the head", agreement(random_head, trained)),
+        Randomized("the network", agreement(head, untrained)),
+        Randomized("the head and the network", agreement(random_head, untrained)),
     )
 
 
@@ -247,17 +247,17 @@ def overlay(picture: Pixels, evidence: NDArray[np.float32], spec: InputSpec, str
     relative = np.asarray(np.maximum(evidence, 0) / max(strongest, 1e-9), np.float32)
     part = _cut_bars(relative, height, width, spec)
     strength[top : top + box_height, left : left + box_width] = _smooth(np.clip(part, 0, 1), box_height, box_width)
-    grey = picture.astype(np.float32).mean(2, keepdims=True)
-    ground = 0.55 * picture + 0.45 * grey
+    gray = picture.astype(np.float32).mean(2, keepdims=True)
+    ground = 0.55 * picture + 0.45 * gray
     seen = np.zeros((height, width, 1), np.float32)
     seen[top : top + box_height, left : left + box_width] = 1
     ground *= 0.45 + 0.55 * seen
     alpha = _OPAQUE * strength[..., None] ** 0.8
-    return np.asarray(np.clip(ground * (1 - alpha) + colours(strength) * alpha + 0.5, 0, 255), np.uint8)
+    return np.asarray(np.clip(ground * (1 - alpha) + colors(strength) * alpha + 0.5, 0, 255), np.uint8)
 
 
-def colours(strength: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(..., 3) RGB colours of strengths in 0..1."""
+def colors(strength: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(..., 3) RGB colors of strengths in 0..1."""
     at = np.linspace(0, 1, len(_STOPS))
     return np.stack([np.interp(strength, at, _STOPS[:, channel]) for channel in range(3)], -1).astype(np.float32)
 
@@ -285,5 +285,5 @@ def _cut_bars(evidence: NDArray[np.float32], height: int, width: int, spec: Inpu
 
 def _smooth(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
     """A small map in 0..1 brought to a size; by the resizer of images, in 255 steps, which the eye cannot tell."""
-    grey = np.repeat(np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
-    return np.asarray(resize(grey, height, width, "bicubic")[..., 0] / np.float32(255), np.float32)
+    gray = np.repeat(np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
+    return np.asarray(resize(gray, height, width, "bicubic")[..., 0] / np.float32(255), np.float32)

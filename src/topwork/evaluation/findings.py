@@ -1,6 +1,6 @@
 """What an examination means, in plain sentences: in go effects and checks, out come sentences that follow from the numbers.
 
-Where there is no clear difference, the sentence says so. Warnings come first: a wrong normalisation, a place that a
+Where there is no clear difference, the sentence says so. Warnings come first: a wrong normalization, a place that a
 class hangs on, files that give the label away, evidence outside the objects.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from topwork.evaluation.explain import Randomised
-from topwork.evaluation.places import FixedPlace, place_sentence
+from topwork.evaluation.explain import Randomized
+from topwork.evaluation.fixed_regions import FixedPlace, place_sentence
 from topwork.evaluation.preprocessing import Fit, misfit_sentence
 from topwork.evaluation.shortcut import ShortcutCheck
+from topwork.text import percent, points
 
 SIGNIFICANCE = 0.05
 
@@ -65,38 +66,29 @@ def effect_sentence(effect: Effect, done: str, about: str, before: float, guess:
     """What one effect means, in a sentence that follows from its numbers.
 
     Args:
-        done: what was done, as in "Without colour".
+        done: what was done, as in "Without color".
         about: what that took away.
         before: accuracy on the images as they are.
         guess: accuracy of always naming the commonest class.
     """
     if effect.name == "unchanged":
-        return f"As they are, it is right for {_percent(before)} of the {effect.n} images."
-    start = f"{done}, it is right for {_percent(effect.accuracy)}"
+        return f"As they are, it is right for {percent(before)} of the {effect.n} images."
+    start = f"{done}, it is right for {percent(effect.accuracy)}"
     if not effect.is_clear:
-        span = f"{_points(effect.difference_low)} to {_points(effect.difference_high)} points"
+        span = f"{points(effect.difference_low)} to {points(effect.difference_high)} points"
         if effect.difference_low > 0 or effect.difference_high < 0:
             return f"{start}: perhaps a difference ({span}), but no clear difference among so many comparisons."
         return f"{start}: no clear difference ({span})."
     if effect.difference > 0:
-        return f"{start}, more than the {_percent(before)} as they are: that should not help, so look into it."
+        return f"{start}, more than the {percent(before)} as they are: that should not help, so look into it."
     lost = -effect.difference / max(before - guess, 1e-9)
     unaware = ""
     if effect.confidence - effect.accuracy > 0.2:
-        unaware = f" It does not notice: its mean confidence is {_percent(effect.confidence)}."
+        unaware = f" It does not notice: its mean confidence is {percent(effect.confidence)}."
     if effect.low <= guess or effect.accuracy < guess:
-        return f"{start}, no better than guessing ({_percent(guess)}): it cannot do without {about}.{unaware}"
+        return f"{start}, no better than guessing ({percent(guess)}): it cannot do without {about}.{unaware}"
     degree = "relies heavily on" if lost > 0.4 else "relies on" if lost > 0.15 else "relies a little on"
-    return f"{start} instead of {_percent(before)}: it {degree} {about}.{unaware}"
-
-
-def _percent(share: float) -> str:
-    text = f"{100 * share:.1f}"
-    return f"{text.removesuffix('.0')} %"
-
-
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.1f}".replace("-", "−")
+    return f"{start} instead of {percent(before)}: it {degree} {about}.{unaware}"
 
 
 # ---- findings
@@ -108,7 +100,7 @@ def find_findings(
     fits: tuple[Fit, ...],
     places: tuple[FixedPlace, ...],
     border: tuple[float, float] | None,
-    randomised: tuple[Randomised, ...],
+    randomized: tuple[Randomized, ...],
     shortcuts: ShortcutCheck | None,
 ) -> tuple[Finding, ...]:
     """Everything worth saying, warnings first.
@@ -120,55 +112,55 @@ def find_findings(
     """
     first = effects["unchanged"]
     found = [Finding("note", "accuracy", _accuracy_text(first, guess))]
-    found += _normalisation_findings(effects, fits)
+    found += _normalization_findings(effects, fits)
     found += [Finding("warning", "shortcut", place_sentence(place)) for place in places]
     found += _place_findings(effects, border, bool(places))
     found += _file_findings(shortcuts)
     found += [Finding("note", "texture or shape", text) for text in _texture_text(effects)]
-    found += [Finding("note", "colour", effects["grey"].sentence)]
+    found += [Finding("note", "color", effects["gray"].sentence)]
     found += _fragility_findings(effects)
-    found += _sanity_findings(randomised)
+    found += _sanity_findings(randomized)
     return tuple(sorted(found, key=lambda finding: finding.kind != "warning"))
 
 
 def _accuracy_text(first: Effect, guess: float) -> str:
     return (
-        f"On the {first.n} images as they are it is right for {_percent(first.accuracy)} "
-        f"({_percent(first.low)} to {_percent(first.high)}); always naming the commonest class gives {_percent(guess)}."
+        f"On the {first.n} images as they are it is right for {percent(first.accuracy)} "
+        f"({percent(first.low)} to {percent(first.high)}); always naming the commonest class gives {percent(guess)}."
     )
 
 
-def _normalisation_findings(effects: dict[str, Effect], fits: tuple[Fit, ...]) -> list[Finding]:
+def _normalization_findings(effects: dict[str, Effect], fits: tuple[Fit, ...]) -> list[Finding]:
     found = []
-    others = [effect for effect in effects.values() if effect.group == "normalisation"]
+    others = [effect for effect in effects.values() if effect.group == "normalization"]
     better = [effect for effect in others if effect.is_clear and effect.difference > 0]
     if better:
-        fitting = fits[0].normalisation.name if fits else None  # decides among equals
+        fitting = fits[0].normalization.name if fits else None  # decides among equals
         best = max(better, key=lambda effect: (effect.accuracy, effect.title == fitting))
         found.append(
             Finding(
                 "warning",
-                "normalisation",
-                f"The stored normalisation is most likely not the one the model was trained with: with {best.title} it is "
-                f"right for {_percent(best.accuracy)} instead of {_percent(effects['unchanged'].accuracy)}.",
+                "normalization",
+                f"The stored normalization is most likely not the one the model was trained with: with {best.title} it is "
+                f"right for {percent(best.accuracy)} instead of {percent(effects['unchanged'].accuracy)}.",
             )
         )
     said = misfit_sentence(fits)
     if said is not None and said[0]:
-        found.append(Finding("warning", "normalisation", said[1]))
+        found.append(Finding("warning", "normalization", said[1]))
     elif not better and others:
         worst = min(others, key=lambda effect: effect.accuracy)
-        start = said[1] + " " if said is not None else "No other normalisation does better. "
+        start = said[1] + " " if said is not None else "No other normalization does better. "
         found.append(
             Finding(
-                "good", "normalisation", f"{start}With {worst.title} it would be right for {_percent(worst.accuracy)}."
+                "good", "normalization", f"{start}With {worst.title} it would be right for {percent(worst.accuracy)}."
             )
         )
     return found
 
 
 def _place_findings(effects: dict[str, Effect], border: tuple[float, float] | None, has_places: bool) -> list[Finding]:
-    without, only = effects["no_centre"], effects["no_surround"]
+    without, only = effects["no_center"], effects["no_surround"]
     text = f"{without.sentence} {only.sentence}"
     found = []
     if without.accuracy > only.accuracy + 0.05 and only.is_clear:
@@ -194,7 +186,7 @@ def _place_findings(effects: dict[str, Effect], border: tuple[float, float] | No
             Finding(
                 kind,
                 "border",
-                f"The outer tenth of each side is {_percent(area)} of the area and holds {_percent(share)} of the "
+                f"The outer tenth of each side is {percent(area)} of the area and holds {percent(share)} of the "
                 f"evidence: {more} an even spread would put there.",
             )
         )
@@ -214,7 +206,7 @@ def _file_findings(shortcuts: ShortcutCheck | None) -> list[Finding]:
             "good",
             "file properties",
             f"Facts about the files alone give little away: the most telling, {best.family}, reach "
-            f"{_percent(round(best.balanced_accuracy, 2))} balanced accuracy where guessing gives {_percent(round(best.chance, 2))}.",
+            f"{percent(round(best.balanced_accuracy, 2))} balanced accuracy where guessing gives {percent(round(best.chance, 2))}.",
         )
     ]
 
@@ -241,17 +233,17 @@ def _fragility_findings(effects: dict[str, Effect]) -> list[Finding]:
             Finding("good", "robustness", "No change of view, detail or quality tried here costs it 5 points or more.")
         ]
     hurt.sort(key=lambda effect: effect.difference)
-    named = ", ".join(f"{e.title.lower().replace('jpeg', 'JPEG')} ({_points(e.difference)})" for e in hurt[:6])
+    named = ", ".join(f"{e.title.lower().replace('jpeg', 'JPEG')} ({points(e.difference)})" for e in hurt[:6])
     return [Finding("note", "robustness", f"What costs it most, in points of accuracy: {named}.")]
 
 
-def _sanity_findings(randomised: tuple[Randomised, ...]) -> list[Finding]:
-    if not randomised:
+def _sanity_findings(randomized: tuple[Randomized, ...]) -> list[Finding]:
+    if not randomized:
         return []
-    most = max(abs(r.agreement) for r in randomised)
-    steps = "; ".join(f"{r.part}: {r.agreement:.2f}" for r in randomised)
+    most = max(abs(r.agreement) for r in randomized)
+    steps = "; ".join(f"{r.part}: {r.agreement:.2f}" for r in randomized)
     if most < 0.5:
         text = "The maps of evidence depend on what was learned: with random weights they look different"
-        return [Finding("good", "maps", f"{text} (rank correlation after randomising {steps}).")]
+        return [Finding("good", "maps", f"{text} (rank correlation after randomizing {steps}).")]
     text = "The maps of evidence stay similar with random weights: they show edges of the image rather than what was learned"
-    return [Finding("warning", "maps", f"{text} (rank correlation after randomising {steps}).")]
+    return [Finding("warning", "maps", f"{text} (rank correlation after randomizing {steps}).")]

@@ -71,8 +71,8 @@ def effective_n(n_correct: ArrayLike, n: ArrayLike) -> float:
     mean = (float((right / counts).mean()) * harmonic + Z_95**2 / 2) / (harmonic + Z_95**2)
     recall = (right + 4 * mean) / (counts + 4)
     variance = float((recall * (1 - recall) / counts).sum()) / len(counts) ** 2
-    centre = float(recall.mean())
-    return min(centre * (1 - centre) / variance, float(counts.sum()))
+    center = float(recall.mean())
+    return min(center * (1 - center) / variance, float(counts.sum()))
 
 
 def macro_f1_interval(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.evaluation.predictions import Ints
-from topwork.features.regression import SoftmaxRegression
+from topwork.features.logistic import SoftmaxRegression
 from topwork.models.head import Floats
 
 FRACTIONS = (0.125, 0.25, 0.5)  # of the training images; nearly all of them are the cross-validation

@@ -153,7 +153,7 @@ def evaluate_part(
             0 leaves that interval out.
         seed: Of those resamples.
     """
-    known = predictions.labelled()
+    known = predictions.labeled()
     cells = _confusion_cells(known)
     counts = _Counts.of(cells, known.n_classes)
     present = counts.n > 0
@@ -357,7 +357,7 @@ def _most_confused(cells: Ints, classes: Sequence[str], n: int) -> tuple[Confusi
 
 
 def top_losses(predictions: Predictions, n: int) -> tuple[TopLoss, ...]:
-    """The ``n`` labelled images with the highest loss, highest first."""
+    """The ``n`` labeled images with the highest loss, highest first."""
     positions = np.flatnonzero(predictions.labels >= 0)
     positions = positions[np.argsort(-predictions.loss[positions], kind="stable")[:n]]
     return tuple(

@@ -1,8 +1,8 @@
-"""Ways to take something away from images: colour, detail, shape, the object, the background, the right way up.
+"""Ways to take something away from images: color, detail, shape, the object, the background, the right way up.
 
 In: uint8 (N, H, W, 3) of the network's input size. Out: the same shape, each image changed alone, the same way every
 time. ``PERTURBATIONS`` lists them in the order they are told. Not here: what a model makes of them (``examine``), and
-wrong normalisation, which no uint8 image can show.
+wrong normalization, which no uint8 image can show.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from topwork.data.transforms import Pixels, resize
 
 HALF = float(np.sqrt(0.5))  # side of a box that holds half of the area
 PATCHES = 4  # a side, for the shuffle
-_GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601
+_GRAY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Perturbation:
     make: Callable[[Pixels], Pixels]
 
 
-def grey(images: Pixels) -> Pixels:
+def gray(images: Pixels) -> Pixels:
     """Brightness only."""
-    luma = (images @ _GREY).round().astype(np.uint8)
+    luma = (images @ _GRAY).round().astype(np.uint8)
     return np.repeat(luma[..., None], 3, axis=3)
 
 
@@ -58,8 +58,8 @@ def blur(images: Pixels, share: float) -> Pixels:
 
 
 def high_pass(images: Pixels, share: float = 0.01) -> Pixels:
-    """Fine detail only, in grey: what a blur takes away."""
-    luma = grey(images)
+    """Fine detail only, in gray: what a blur takes away."""
+    luma = gray(images)
     return _bytes(luma - _blurred(luma, share) + np.float32(127))
 
 
@@ -78,8 +78,8 @@ def shuffle_patches(images: Pixels, n: int = PATCHES, seed: int = 0) -> Pixels:
 
 
 def edges(images: Pixels) -> Pixels:
-    """Outlines as dark lines on white: shape and fine structure without colour and shading."""
-    luma = _blurred(grey(images)[..., :1], 0.004)[..., 0]
+    """Outlines as dark lines on white: shape and fine structure without color and shading."""
+    luma = _blurred(gray(images)[..., :1], 0.004)[..., 0]
     rows, columns = np.gradient(luma, axis=(1, 2))
     strength = np.hypot(rows, columns)
     strength /= np.maximum(np.quantile(strength, 0.97, axis=(1, 2), keepdims=True), 1e-3)
@@ -87,7 +87,7 @@ def edges(images: Pixels) -> Pixels:
 
 
 def silhouettes(images: Pixels) -> Pixels:
-    """A rough outline, filled black on white: what differs in colour from the border of the image.
+    """A rough outline, filled black on white: what differs in color from the border of the image.
 
     Right only where an object stands on an even ground; on cluttered photos it is a blot.
     """
@@ -108,18 +108,18 @@ def silhouettes(images: Pixels) -> Pixels:
     return changed
 
 
-def hide_centre(images: Pixels) -> Pixels:
-    """The middle half of the area filled with the mean colour of the image."""
-    return _hide(images, _centre(images.shape[1:3], HALF), inside=True)
+def hide_center(images: Pixels) -> Pixels:
+    """The middle half of the area filled with the mean color of the image."""
+    return _hide(images, _center(images.shape[1:3], HALF), inside=True)
 
 
 def hide_surround(images: Pixels) -> Pixels:
-    """All but the middle half of the area filled with the mean colour of the image."""
-    return _hide(images, _centre(images.shape[1:3], HALF), inside=False)
+    """All but the middle half of the area filled with the mean color of the image."""
+    return _hide(images, _center(images.shape[1:3], HALF), inside=False)
 
 
 def hide_box(images: Pixels, box: tuple[int, int, int, int]) -> Pixels:
-    """A box (top, bottom, left, right) filled with the mean colour of each image."""
+    """A box (top, bottom, left, right) filled with the mean color of each image."""
     return _hide(images, box, inside=True)
 
 
@@ -175,15 +175,15 @@ def add_noise(images: Pixels, spread: float = 25.0, seed: int = 0) -> Pixels:
 
 
 PERTURBATIONS = (
-    Perturbation("grey", "colour", "Grey", "Without colour", "colour", grey),
-    Perturbation("swap", "colour", "Red and blue swapped", "With red and blue swapped", "the right colours", swap_channels),
+    Perturbation("gray", "color", "Gray", "Without color", "color", gray),
+    Perturbation("swap", "color", "Red and blue swapped", "With red and blue swapped", "the right colors", swap_channels),
     Perturbation("blur", "detail", "Blurred", "Blurred", "fine detail", lambda x: blur(x, 0.01)),
     Perturbation("low_pass", "detail", "Low pass", "With coarse structure only", "detail", lambda x: blur(x, 0.03)),
-    Perturbation("high_pass", "detail", "High pass", "With fine detail only", "coarse shapes and colours", high_pass),
+    Perturbation("high_pass", "detail", "High pass", "With fine detail only", "coarse shapes and colors", high_pass),
     Perturbation("shuffle", "shape", "Patches shuffled", "With the patches shuffled", "the shape of the whole", shuffle_patches),
     Perturbation("silhouette", "shape", "Silhouette", "From rough silhouettes", "what lies inside the outline", silhouettes),
-    Perturbation("edges", "shape", "Outlines", "From outlines", "colour and surface", edges),
-    Perturbation("no_centre", "place", "Middle hidden", "With the middle hidden", "the middle of the image", hide_centre),
+    Perturbation("edges", "shape", "Outlines", "From outlines", "color and surface", edges),
+    Perturbation("no_center", "place", "Middle hidden", "With the middle hidden", "the middle of the image", hide_center),
     Perturbation("no_surround", "place", "Surround hidden", "With the surround hidden", "the surround", hide_surround),
     Perturbation("flip", "view", "Mirrored", "Mirrored", "left and right", lambda x: np.ascontiguousarray(x[:, :, ::-1])),
     Perturbation("tilt", "view", "Tilted by 15°", "Tilted by 15°", "an upright view", tilt),
@@ -216,17 +216,17 @@ def _blurred(images: Pixels, share: float) -> NDArray[np.float32]:
     return values
 
 
-def _centre(shape: tuple[int, ...], side: float) -> tuple[int, int, int, int]:
+def _center(shape: tuple[int, ...], side: float) -> tuple[int, int, int, int]:
     (top, bottom), (left, right) = ((round(n * (1 - side) / 2), round(n * (1 + side) / 2)) for n in shape)
     return top, bottom, left, right
 
 
 def _hide(images: Pixels, box: tuple[int, int, int, int], inside: bool) -> Pixels:
     top, bottom, left, right = box
-    colour = images.mean((1, 2), keepdims=True).round().astype(np.uint8)
+    color = images.mean((1, 2), keepdims=True).round().astype(np.uint8)
     covered = np.zeros((*images.shape[1:3], 1), np.bool_)
     covered[top:bottom, left:right] = True
-    return np.asarray(np.where(covered == inside, colour, images), np.uint8)
+    return np.asarray(np.where(covered == inside, color, images), np.uint8)
 
 
 def _derangement(n: int, rng: np.random.Generator) -> NDArray[np.int64]:

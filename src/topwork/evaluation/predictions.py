@@ -109,7 +109,7 @@ class Predictions:
         chosen = np.asarray(positions)
         return Predictions(self.classes, self.sample_indices[chosen], self.labels[chosen], self.logits[chosen])
 
-    def labelled(self) -> Predictions:
+    def labeled(self) -> Predictions:
         """Only the images whose true class the model knows."""
         known = self.labels >= 0
         return self if known.all() else self.take(known)

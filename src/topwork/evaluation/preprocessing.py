@@ -1,6 +1,6 @@
 """Is the preprocessing that is stored with a model the one its weights were trained with?
 
-In: a backbone or a classifier and images. Out: how well each usual normalisation fits. Wrong means and deviations are the
+In: a backbone or a classifier and images. Out: how well each usual normalization fits. Wrong means and deviations are the
 commonest silent error of all (the embedded Lite weights want 0.5 where nearly everything else wants ImageNet's values),
 and a new head trained on top hides it: it fits the distorted features as well as it can. The weights remember, though:
 each batch norm keeps the mean and the variance of what it saw in training (Ioffe & Szegedy 2015, arXiv 1502.03167).
@@ -24,7 +24,7 @@ GOOD_MISFIT, CLEARLY_WORSE = 0.15, 4.0
 
 
 @dataclass(frozen=True)
-class Normalisation:
+class Normalization:
     """Means and standard deviations for pixels in 0..1, and what people call them."""
 
     name: str
@@ -36,20 +36,20 @@ class Normalisation:
         return bool(np.allclose([*self.mean, *self.std], [*spec.mean, *spec.std], atol=1e-3))
 
 
-IMAGENET = Normalisation("ImageNet's mean and deviation", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-HALF = Normalisation("mean 0.5 and deviation 0.5", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-UNIT = Normalisation("pixels from 0 to 1", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-CLIP = Normalisation("CLIP's mean and deviation", (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758))
-BYTES = Normalisation("pixels from 0 to 255", (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
+IMAGENET = Normalization("ImageNet's mean and deviation", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = Normalization("mean 0.5 and deviation 0.5", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+UNIT = Normalization("pixels from 0 to 1", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+CLIP = Normalization("CLIP's mean and deviation", (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758))
+BYTES = Normalization("pixels from 0 to 255", (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
 USUAL = (IMAGENET, HALF, UNIT, CLIP, BYTES)
 
 
-def alternatives(spec: InputSpec) -> tuple[Normalisation, ...]:
-    """The usual normalisations that are clearly different from the declared one."""
+def alternatives(spec: InputSpec) -> tuple[Normalization, ...]:
+    """The usual normalizations that are clearly different from the declared one."""
     return tuple(n for n in USUAL if np.abs(np.subtract(n.mean, spec.mean)).max() > 0.05 or _far(n.std, spec.std))
 
 
-def renormalised(images: Pixels, spec: InputSpec, other: Normalisation) -> NDArray[np.float32]:
+def renormalized(images: Pixels, spec: InputSpec, other: Normalization) -> NDArray[np.float32]:
     """Pixel values that a network with ``spec`` inside takes for what ``images`` would be under ``other``.
 
     They are neither whole nor between 0 and 255.
@@ -60,15 +60,15 @@ def renormalised(images: Pixels, spec: InputSpec, other: Normalisation) -> NDArr
 
 @dataclass(frozen=True)
 class Fit:
-    """How far what the first batch norm sees under a normalisation is from what it saw in training; 0 is perfect."""
+    """How far what the first batch norm sees under a normalization is from what it saw in training; 0 is perfect."""
 
-    normalisation: Normalisation
+    normalization: Normalization
     misfit: float
     is_declared: bool
 
 
 def statistics_fit(backbone: Backbone, images: Pixels) -> tuple[Fit, ...]:
-    """The misfit of every usual normalisation and of the declared one, best first; empty without batch norms.
+    """The misfit of every usual normalization and of the declared one, best first; empty without batch norms.
 
     The misfit is the median over channels of the Kullback-Leibler divergence between two normal distributions: the
     batch norm's stored mean and variance, and those of its input on these images. Needs torch.
@@ -90,7 +90,7 @@ def statistics_fit(backbone: Backbone, images: Pixels) -> tuple[Fit, ...]:
         raise _SeenEnoughError  # the rest of the network is not needed
 
     hook = first.register_forward_pre_hook(keep)
-    declared = Normalisation("the declared values", backbone.spec.mean, backbone.spec.std)
+    declared = Normalization("the declared values", backbone.spec.mean, backbone.spec.std)
     known = [n for n in USUAL if n.is_that_of(backbone.spec)]
     candidates = [known[0] if known else declared, *alternatives(backbone.spec)]
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
@@ -117,25 +117,25 @@ class _SeenEnoughError(Exception):
 
 
 def misfit_sentence(fits: tuple[Fit, ...]) -> tuple[bool, str] | None:
-    """Whether the declared normalisation is most likely wrong, and a sentence; None where nothing can be said."""
+    """Whether the declared normalization is most likely wrong, and a sentence; None where nothing can be said."""
     if not fits:
         return None
     declared, best = next(fit for fit in fits if fit.is_declared), fits[0]
     if best.misfit > GOOD_MISFIT:  # weights without training, or statistics of something that is no photo
         return None
     if best.is_declared or declared.misfit < max(GOOD_MISFIT, CLEARLY_WORSE * best.misfit):
-        return False, f"The declared normalisation ({_values(declared)}) is the one that the weights were trained with."
+        return False, f"The declared normalization ({_values(declared)}) is the one that the weights were trained with."
     return True, (
-        f"The normalisation is most likely wrong: the batch-norm statistics inside the weights fit {_values(best)} "
+        f"The normalization is most likely wrong: the batch-norm statistics inside the weights fit {_values(best)} "
         f"(misfit {best.misfit:.2f}) and not the declared {_values(declared)} (misfit {declared.misfit:.2f}). "
         "The head has made the best of distorted features; with the right values it would have better ones."
     )
 
 
 def _values(fit: Fit) -> str:
-    normalisation = fit.normalisation
+    normalization = fit.normalization
     return "mean {}, deviation {}".format(
-        *("/".join(f"{v:.3g}" for v in dict.fromkeys(values)) for values in (normalisation.mean, normalisation.std))
+        *("/".join(f"{v:.3g}" for v in dict.fromkeys(values)) for values in (normalization.mean, normalization.std))
     )
 
 

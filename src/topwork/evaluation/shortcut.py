@@ -42,7 +42,7 @@ class FamilyCheck:
 
     Attributes:
         balanced_accuracy: cross-validated; ``low`` and ``high`` are its 95 % interval, ``chance`` what guessing gives.
-        given_away: classes that the facts alone recognise.
+        given_away: classes that the facts alone recognize.
     """
 
     family: str
@@ -77,12 +77,12 @@ class ShortcutCheck:
 FACTS = {
     "file size": "bytes, and bytes a pixel",
     "dimensions": "width, height, aspect ratio",
-    "format": "file format, colour mode, stored as grey",
-    "compression": "JPEG quantisation, subsampling, progressive or not",
+    "format": "file format, color mode, stored as gray",
+    "compression": "JPEG quantization, subsampling, progressive or not",
     "camera": "camera and orientation in EXIF",
-    "mean colour": "mean red, green, blue and contrast",
-    "border": "colour and evenness of the outermost pixels",
-    "background": "coarse colours of the outer half of the picture",
+    "mean color": "mean red, green, blue and contrast",
+    "border": "color and evenness of the outermost pixels",
+    "background": "coarse colors of the outer half of the picture",
 }
 
 
@@ -112,9 +112,9 @@ def fact_columns(manifest: Manifest, traits: TraitTable) -> dict[str, NDArray[np
         np.array([getattr(s, key) for s in samples], float) for key in ("width", "height", "n_bytes")
     )
     column = traits.column
-    outer = np.ones(traits.colours.shape[1:3], dtype=bool)
+    outer = np.ones(traits.colors.shape[1:3], dtype=bool)
     outer[2:-2, 2:-2] = False
-    colours = traits.colours.astype(np.float32)
+    colors = traits.colors.astype(np.float32)
     families = {
         "file size": [np.log(np.maximum(n_bytes, 1)), np.log(np.maximum(n_bytes, 1) / (width * height))],
         "dimensions": [width, height, width / height],
@@ -125,9 +125,9 @@ def fact_columns(manifest: Manifest, traits: TraitTable) -> dict[str, NDArray[np
         ],
         "compression": [column("jpeg_level"), column("jpeg_subsampling"), column("jpeg_progressive")],
         "camera": [_codes(traits.cameras), [s.orientation for s in samples]],
-        "mean colour": [*colours.mean((1, 2)).T, column("contrast")],
+        "mean color": [*colors.mean((1, 2)).T, column("contrast")],
         "border": [column(f"border_{name}") for name in ("red", "green", "blue", "spread")],
-        "background": [*colours[:, outer].reshape(len(samples), -1).T],
+        "background": [*colors[:, outer].reshape(len(samples), -1).T],
     }
     return {name: np.stack([np.asarray(values, np.float32) for values in families[name]], 1) for name in FACTS}
 
@@ -181,9 +181,9 @@ def _warning(check: FamilyCheck) -> str | None:
     if skill >= WARN_SKILL:
         return f"The label can be told from {check.family} alone ({check.facts}): {figures}."
     if check.given_away and check.family in _MAKING:
-        from topwork.data.sources import some
+        from topwork.text import first_names
 
-        return f"{check.family.capitalize()} alone ({check.facts}) gives away {some(list(check.given_away))}."
+        return f"{check.family.capitalize()} alone ({check.facts}) gives away {first_names(list(check.given_away))}."
     return None
 
 

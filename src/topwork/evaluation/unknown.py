@@ -1,7 +1,7 @@
 """Does an image belong to any class at all? In go features, out comes one score per image: higher = more unknown.
 
-The score is the cosine distance to the nearest of a few typical feature vectors of each class (the centres of a small
-k-means in every class): the nearest-neighbour distance of Sun et al. 2022 (2204.06507), with k = 1, over centres in
+The score is the cosine distance to the nearest of a few typical feature vectors of each class (the centers of a small
+k-means in every class): the nearest-neighbor distance of Sun et al. 2022 (2204.06507), with k = 1, over centers in
 place of all training images, which makes the detector small enough to ship (at most 4 MB) and fast enough to serve.
 
 Why this one. Mean AUROC, and share of unknown images caught where 5 % of the known raise an alarm, over 20 random
@@ -9,7 +9,7 @@ splits each, last features of the embedded EfficientNet-Lite0, 60 % of the known
 
     known                        15 of 20 Caltech   ants and bees   solar cells    5 of 7 PACS art
     unknown                      the other 5        Caltech         Caltech        the other 2
-    nearest centre (this)        0.982  90 %        0.993  98 %     1.000 100 %    0.806  35 %
+    nearest center (this)        0.982  90 %        0.993  98 %     1.000 100 %    0.806  35 %
     mean of 5 nearest images     0.978  89 %        0.993  97 %     1.000 100 %    0.796  39 %
     Mahalanobis, shared cov.     0.983  92 %        0.992  96 %     1.000 100 %    0.802  40 %
     energy of the head           0.979  89 %        0.801  28 %     0.018   0 %    0.859  31 %
@@ -34,9 +34,9 @@ from numpy.typing import ArrayLike, NDArray
 from topwork.errors import UsageError
 from topwork.evaluation.predictions import Bools, Ints
 
-_IMAGES_PER_CENTRE = 8
-_LARGEST_CENTRES_PER_CLASS = 16
-_LARGEST_STORED_VALUES = 2_000_000  # 4 MB of float16, passed only where one centre per class is more than that
+_IMAGES_PER_CENTER = 8
+_LARGEST_CENTERS_PER_CLASS = 16
+_LARGEST_STORED_VALUES = 2_000_000  # 4 MB of float16, passed only where one center per class is more than that
 _K_MEANS_STEPS = 5
 _LARGEST_DISTANCE = 2.0  # of the cosine distance: as a threshold, nothing is unknown
 
@@ -46,14 +46,14 @@ class UnknownDetector:
     """What tells known images from unknown ones.
 
     Attributes:
-        centres: (M, D) float16 typical feature vectors of the classes, each of length 1.
+        centers: (M, D) float16 typical feature vectors of the classes, each of length 1.
         threshold: An image is called unknown where its score is above this.
         false_alarm_rate: The share of known images that the threshold was set to call unknown.
         n_held_out: The held-out scores behind the threshold. With fewer than 1 / false_alarm_rate - 1 of them the rate
             cannot be promised; the threshold is then the highest score seen.
     """
 
-    centres: NDArray[np.float16]
+    centers: NDArray[np.float16]
     threshold: float
     false_alarm_rate: float
     n_held_out: int
@@ -68,11 +68,11 @@ class UnknownDetector:
             UsageError: D is not what the detector was fitted with.
         """
         rows = np.asarray(features)
-        if rows.ndim != 2 or rows.shape[1] != self.centres.shape[1]:
+        if rows.ndim != 2 or rows.shape[1] != self.centers.shape[1]:
             raise UsageError(
-                f"the unknown detector was fitted on {self.centres.shape[1]} features per image; got shape {rows.shape}"
+                f"the unknown detector was fitted on {self.centers.shape[1]} features per image; got shape {rows.shape}"
             )
-        return _distances(unit_rows(rows), self.centres.astype(np.float32))
+        return _distances(unit_rows(rows), self.centers.astype(np.float32))
 
     def is_unknown(self, features: ArrayLike) -> Bools:
         """(N,) whether the score of each image is above the threshold."""
@@ -101,7 +101,7 @@ def fit_unknown(
             image is its own group.
 
     Raises:
-        UsageError: No labelled image, or a rate that is not between 0 and 1.
+        UsageError: No labeled image, or a rate that is not between 0 and 1.
     """
     if not 0 < false_alarm_rate < 1:
         raise UsageError(f"the false-alarm rate must be between 0 and 1, such as 0.05; got {false_alarm_rate}")
@@ -114,8 +114,8 @@ def fit_unknown(
     group = np.arange(len(known)) if groups is None else np.unique(np.asarray(groups)[known], return_inverse=True)[1]
     rng = np.random.default_rng(seed)
     held_out = _cross_fitted_scores(rows, truth, group, rng)
-    centres = _fit_centres(rows, truth, rng).astype(np.float16)
-    return UnknownDetector(centres, _threshold(held_out, false_alarm_rate), false_alarm_rate, len(held_out))
+    centers = _fit_centers(rows, truth, rng).astype(np.float16)
+    return UnknownDetector(centers, _threshold(held_out, false_alarm_rate), false_alarm_rate, len(held_out))
 
 
 def unit_rows(features: NDArray[np.generic]) -> NDArray[np.float32]:
@@ -126,9 +126,9 @@ def unit_rows(features: NDArray[np.generic]) -> NDArray[np.float32]:
         return np.asarray(rows / np.where(lengths == 0, 1, lengths))
 
 
-def _distances(rows: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.float32]:
+def _distances(rows: NDArray[np.float32], centers: NDArray[np.float32]) -> NDArray[np.float32]:
     with np.errstate(invalid="ignore"):
-        scores = 1 - (rows @ centres.T).max(axis=1)
+        scores = 1 - (rows @ centers.T).max(axis=1)
     return np.asarray(np.where(np.isfinite(scores), scores, np.float32(np.inf)))
 
 
@@ -143,7 +143,7 @@ def _threshold(scores: NDArray[np.float32], false_alarm_rate: float) -> float:
 def _cross_fitted_scores(
     rows: NDArray[np.float32], labels: Ints, groups: Ints, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Scores of images by centres fitted without them; images whose class is then missing have none."""
+    """Scores of images by centers fitted without them; images whose class is then missing have none."""
     # More folds cost more and come closer to the final detector, which matters where images are few.
     n_folds = min(10 if len(rows) <= 2000 else 4, int(groups.max()) + 1)
     fold = (rng.permutation(int(groups.max()) + 1) % n_folds)[groups]
@@ -153,35 +153,35 @@ def _cross_fitted_scores(
         has_class = np.zeros(int(labels.max()) + 1, dtype=np.bool_)
         has_class[labels[fitted]] = True
         scored = ~fitted & has_class[labels]
-        scores.append(_distances(rows[scored], _fit_centres(rows[fitted], labels[fitted], rng)))
+        scores.append(_distances(rows[scored], _fit_centers(rows[fitted], labels[fitted], rng)))
     return np.concatenate(scores) if scores else np.empty(0, dtype=np.float32)
 
 
-def _fit_centres(rows: NDArray[np.float32], labels: Ints, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(M, D) centres of all classes."""
+def _fit_centers(rows: NDArray[np.float32], labels: Ints, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(M, D) centers of all classes."""
     order = np.argsort(labels, kind="stable")
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     members = np.split(order, starts[1:])
-    quotas = _centres_per_class(np.array([len(m) for m in members]), rows.shape[1])
-    return np.concatenate([_class_centres(rows[m], q, rng) for m, q in zip(members, quotas, strict=True)])
+    quotas = _centers_per_class(np.array([len(m) for m in members]), rows.shape[1])
+    return np.concatenate([_class_centers(rows[m], q, rng) for m, q in zip(members, quotas, strict=True)])
 
 
-def _centres_per_class(n_images: Ints, n_features: int) -> list[int]:
-    wanted = np.clip(n_images // _IMAGES_PER_CENTRE, 1, _LARGEST_CENTRES_PER_CLASS)
-    largest = _LARGEST_CENTRES_PER_CLASS
+def _centers_per_class(n_images: Ints, n_features: int) -> list[int]:
+    wanted = np.clip(n_images // _IMAGES_PER_CENTER, 1, _LARGEST_CENTERS_PER_CLASS)
+    largest = _LARGEST_CENTERS_PER_CLASS
     while largest > 1 and np.minimum(wanted, largest).sum() * n_features > _LARGEST_STORED_VALUES:
         largest -= 1
     return [int(q) for q in np.minimum(wanted, largest)]
 
 
-def _class_centres(rows: NDArray[np.float32], n_centres: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(n_centres, D) spherical k-means of the images of one class, from random images."""
-    if n_centres == 1:
+def _class_centers(rows: NDArray[np.float32], n_centers: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(n_centers, D) spherical k-means of the images of one class, from random images."""
+    if n_centers == 1:
         return unit_rows(rows.mean(axis=0, keepdims=True))
-    centres = rows[rng.choice(len(rows), n_centres, replace=False)]
+    centers = rows[rng.choice(len(rows), n_centers, replace=False)]
     for _ in range(_K_MEANS_STEPS):
-        nearest = (rows @ centres.T).argmax(axis=1)
-        belongs = nearest == np.arange(n_centres)[:, None]
+        nearest = (rows @ centers.T).argmax(axis=1)
+        belongs = nearest == np.arange(n_centers)[:, None]
         sums = belongs.astype(np.float32) @ rows
-        centres = np.where(belongs.any(axis=1)[:, None], unit_rows(sums), centres)
-    return np.asarray(centres)
+        centers = np.where(belongs.any(axis=1)[:, None], unit_rows(sums), centers)
+    return np.asarray(centers)

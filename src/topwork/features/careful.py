@@ -95,7 +95,7 @@ def careful_pixels(data: bytes, spec: InputSpec) -> Pixels:
 class CarefulNetwork:
     """The network in f32, not rounded. Safe to share.
 
-    An image gets the same features alone and in any batch (tested), so an answer never depends on its neighbours.
+    An image gets the same features alone and in any batch (tested), so an answer never depends on its neighbors.
 
     Args:
         engine: one that runs already, taken where it is in f32.

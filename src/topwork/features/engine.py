@@ -2,7 +2,7 @@
 
 In: uint8 (B, H, W, 3). Out: ``last`` (B, D), the pooled last map that timm's classifier sees, and ``stages`` (B, E),
 mean and maximum over the map at the end of each of the last stages; both rounded to float16, so that what comes from
-the store and what was just computed are the same numbers. Normalisation is inside the graph.
+the store and what was just computed are the same numbers. Normalization is inside the graph.
 
 On the CPU the network is compiled by OpenVINO, in bf16 where the processor has it; the compiled form is kept beside
 the weights so that later processes need no torch. Each form is compared with torch fp32 on a few images when it is
@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.images import DECODER_VERSION
-from topwork.data.shards import atomic_file
 from topwork.data.transforms import MIRRORS, InputSpec, Pixels
 from topwork.errors import ModelError, UsageError
+from topwork.files import atomic_file
 from topwork.models.backbone import Backbone
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def rounded(blocks: Blocks) -> Batch:
 
 
 def feature_network(backbone: Backbone) -> nn.Module:
-    """A torch module: uint8 (B, H, W, 3) to (last, stages), normalisation and mirrored positions inside."""
+    """A torch module: uint8 (B, H, W, 3) to (last, stages), normalization and mirrored positions inside."""
     import torch
     from torch import nn
 

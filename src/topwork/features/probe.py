@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from topwork.data.split import rarest_labels
 from topwork.errors import UsageError
 from topwork.features.embed import Features
-from topwork.features.regression import LogisticRegressions, SoftmaxRegression
+from topwork.features.logistic import LogisticRegressions, SoftmaxRegression
 from topwork.models.head import FeatureTransform, Floats, LinearHead, Power, powered
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)  # strong to weak, on the mean loss
@@ -178,7 +178,7 @@ class _Blocks:
         return sum(self[name].shape[1] for name in candidate.blocks)
 
     def columns(self, candidate: Candidate, rows: NDArray[np.int64] | slice) -> tuple[Floats, FeatureTransform]:
-        """Centred and scaled columns of some rows, and the transform fitted on those rows."""
+        """Centered and scaled columns of some rows, and the transform fitted on those rows."""
         x = powered({name: self[name][rows] for name in candidate.blocks}, candidate.blocks, candidate.power)
         mean = x.mean(0, dtype=np.float64).astype(np.float32)
         x -= mean
@@ -223,7 +223,7 @@ class _Search:
         self.tried: list[_Tried] = []
 
     def try_candidate(self, candidate: Candidate) -> None:
-        """The whole path for the first candidate, its neighbourhood for the others."""
+        """The whole path for the first candidate, its neighborhood for the others."""
         x, _ = self.data.columns(candidate, self.rows)
         problem = _regression(x, self.y, self.n_classes, self.sample_weights)
         path: tuple[float, ...] = PENALTIES

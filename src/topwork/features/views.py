@@ -23,11 +23,11 @@ from topwork.data.augment import Flip, Pipeline, pipeline, stream
 from topwork.data.images import decode
 from topwork.data.loader import in_order
 from topwork.data.manifest import Manifest
-from topwork.data.sources import shown
 from topwork.data.transforms import Pixels
 from topwork.errors import ImageError, TopworkError
 from topwork.features.embed import Embedder, Features
 from topwork.features.probe import Probe, cross_entropies, paired
+from topwork.text import escape
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _pixels(manifest: Manifest, row: int, embedder: Embedder, view: View, seed: 
             raise ImageError("it has changed")
         pixels = decode(data, min_side=embedder.spec.min_side).pixels
     except ImageError as error:
-        raise TopworkError(f"{shown(sample.path)}: was fine when scanned, and now: {error}. Scan again.") from None
+        raise TopworkError(f"{escape(sample.path)}: was fine when scanned, and now: {error}. Scan again.") from None
     return view.pipeline.view(pixels, embedder.spec, stream(seed, view.number, sample.content_hash))
 
 

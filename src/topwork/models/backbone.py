@@ -107,7 +107,7 @@ class Backbone:
     n_parameters: int
     stages: tuple[Stage, ...]
     pretrained_cfg: dict[str, Any]
-    licence: str | None
+    license: str | None
     changes: Changes = UNCHANGED
 
     def module(self, n_classes: int = 0) -> nn.Module:
@@ -149,7 +149,7 @@ class Backbone:
         return f"{name}.{parse_head(self.changes.hidden).last_index}" if self.changes.hidden else name
 
     def features(self, network: Any, images: Any) -> Any:
-        """(B, D) what the last layer sees, for :meth:`module` or one like it and normalised images (B, 3, H, W)."""
+        """(B, D) what the last layer sees, for :meth:`module` or one like it and normalized images (B, 3, H, W)."""
         maps = network.forward_features(images)
         # hidden layers stand where timm has its classifier, which ends with them
         return network.forward_head(maps, pre_logits=not self.changes.hidden)
@@ -267,7 +267,7 @@ def _read_prepared(name: str, folder: Path) -> Backbone | None:
                 Stage(s["name"], s["module"], tuple(s["parameters"]), s["n_parameters"]) for s in facts["stages"]
             ),
             pretrained_cfg=facts["pretrained_cfg"],
-            licence=facts["licence"],
+            license=facts["license"],
             changes=Changes(**facts.get("changes", {})),
         )
     except (OSError, ValueError, KeyError, TypeError):
@@ -329,7 +329,7 @@ def _write_prepared(network: Any, folder: Path, like: Backbone | None = None) ->
         "n_parameters": sum(v.numel() for k, v in network.named_parameters() if not _inside(k, [last])),
         "stages": [vars(stage) | {"parameters": list(stage.parameters)} for stage in stages],
         "pretrained_cfg": json.loads(json.dumps(cfg, default=str)),
-        "licence": like.licence if like else cfg.get("license"),
+        "license": like.license if like else cfg.get("license"),
         "changes": asdict(changes),
     }
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")

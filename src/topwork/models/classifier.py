@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.data.shards import atomic_file
 from topwork.data.transforms import InputSpec
 from topwork.errors import ModelError, UsageError
+from topwork.files import atomic_file
 from topwork.models.backbone import Backbone, Stage
 from topwork.models.head import POOLINGS, Changes, FeatureTransform, LinearHead, parse_head
 
@@ -228,7 +228,7 @@ def _facts(classifier: Classifier) -> dict[str, Any]:
         "n_parameters": backbone.n_parameters,
         "stages": [vars(stage) | {"parameters": list(stage.parameters)} for stage in backbone.stages],
         "pretrained_cfg": backbone.pretrained_cfg,
-        "licence_of_weights": backbone.licence,
+        "license_of_weights": backbone.license,
         "provenance": classifier.provenance,
         **several,
     }
@@ -309,7 +309,7 @@ def _from_facts(folder: Path, facts: dict[str, Any]) -> Classifier:
             Stage(s["name"], s["module"], tuple(s["parameters"]), int(s["n_parameters"])) for s in facts["stages"]
         ),
         pretrained_cfg=facts["pretrained_cfg"],
-        licence=facts["licence_of_weights"],
+        license=facts["license_of_weights"],
         changes=_changes(facts.get("changes", {}), folder),
     )
     return Classifier(

@@ -5,7 +5,7 @@ nothing but the last pooled features through an affine map: then it is one linea
 classifier. Otherwise (square roots, further stages) it is *extended* and only topwork can answer with it.
 
 :class:`HeadSpec` is what tuning builds and trains (``models/modules.py``): linear, hidden layers, cosine. What it has
-learnt becomes a LinearHead again: hidden layers count as part of the network then (:class:`Changes`).
+learned becomes a LinearHead again: hidden layers count as part of the network then (:class:`Changes`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class FeatureTransform:
 
 
 def powered(blocks: dict[str, NDArray[Any]], names: tuple[str, ...], power: Power) -> Floats:
-    """The joined blocks after the power, before centring and scaling."""
+    """The joined blocks after the power, before centering and scaling."""
     joined: Floats = np.concatenate([blocks[name].astype(np.float32) for name in names], axis=1)
     if power == "sqrt":
         return np.asarray(np.sign(joined) * np.sqrt(np.abs(joined)), np.float32)

@@ -17,7 +17,8 @@ from topwork.features.views import asked_views, with_views
 from topwork.models.backbone import Backbone
 from topwork.studies.bench import Bench, Bools
 from topwork.studies.study import Bars, Findings, Grid, Measured, Table
-from topwork.studies.words import difference, listed, points
+from topwork.studies.words import difference
+from topwork.text import join_names, points
 
 SIDE, QUICK_SIDE = 160, 48
 N_TRAIN, QUICK_TRAIN = 320, 40
@@ -84,8 +85,8 @@ def _sentence(size: str, n: int, found: dict[str, Bools], seed: int) -> str:
     facts = f"{which} ({n}), the best augmentation is {best}: {points(gains[best].value)} points ({points(gains[best].low)} to {points(gains[best].high)})"
     if not better and not worse:
         return f"{facts}. No clear difference from none, for any of {len(gains)} kinds."
-    told = [f"{listed(better)} clearly help" if better else "none clearly helps"]
-    told += [f"{listed(worse)} clearly harm"] if worse else []
+    told = [f"{join_names(better)} clearly help" if better else "none clearly helps"]
+    told += [f"{join_names(worse)} clearly harm"] if worse else []
     return (
         f"{facts}. Of {len(gains)} kinds, {', '.join(told)}; each was tested by itself, so one in twenty may be luck."
     )

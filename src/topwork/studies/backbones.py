@@ -18,7 +18,8 @@ from topwork.errors import DownloadError, UsageError
 from topwork.models.backbone import EMBEDDED, load_backbone
 from topwork.studies.bench import Bench, Bools
 from topwork.studies.study import Bars, Findings, Measured, Part, Plot, Series, Table
-from topwork.studies.words import best_of, listed
+from topwork.studies.words import best_of
+from topwork.text import join_names
 
 # (name, timm's name, where it is from)
 NETWORKS = (
@@ -186,5 +187,5 @@ def _sentences(sizes: list[Size], answers: dict[str, Bools], seed: int) -> list[
         said.append(best_of(dict(answers), seed))
     missing = [size.name for size in sizes if size.name not in answers]
     if missing:
-        said.append(f"No weights at hand for {listed(missing)}: their accuracy was not measured.")
+        said.append(f"No weights at hand for {join_names(missing)}: their accuracy was not measured.")
     return said

@@ -128,7 +128,7 @@ class Bench:
 
     def pixels(self, rows: Ints, side: int, margin: float = 1.0) -> Pixels:
         """Decoded images, uint8 (N, side, side, 3), or larger by a margin for crops."""
-        from topwork.training.streams import decode_all
+        from topwork.training.batches import decode_all
 
         return decode_all(
             self.manifest.read, rows, self.scaled(side).spec, margin=margin,

@@ -13,7 +13,8 @@ from topwork.features.embed import Features
 from topwork.features.probe import Probe, fit_probe
 from topwork.studies.bench import Bench, Bools
 from topwork.studies.study import Findings, Measured, Plot, Series, Table
-from topwork.studies.words import compared, difference, percent, points, share
+from topwork.studies.words import compared, difference, share
+from topwork.text import percent, points
 
 SIDE, QUICK_SIDE = 224, 96
 STEPS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

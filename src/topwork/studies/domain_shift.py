@@ -1,8 +1,8 @@
 """When the pictures change: what a trained head loses on images of another look, and what gets it back without labels.
 
 Where the data names domains (a column, or --domain-by) the first domain trains and every other one is new. Elsewhere the
-held-out images are changed: grey, blurred, reduced to outlines. The new images are answered by the head as it is, by the
-head adapted without their labels (``training/adapt_choice.py``), and by one that got five labels a class as well.
+held-out images are changed: gray, blurred, reduced to outlines. The new images are answered by the head as it is, by the
+head adapted without their labels (``adaptation/guards.py``), and by one that got five labels a class as well.
 """
 
 from __future__ import annotations
@@ -11,23 +11,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from topwork.adaptation.adapted_head import adapted_head
+from topwork.adaptation.align import Domains, Rows
+from topwork.adaptation.guards import Choice, choose, predicted_accuracy
 from topwork.data.transforms import Pixels
 from topwork.evaluation.perturb import PERTURBATIONS
 from topwork.evaluation.predictions import softmax
 from topwork.models.head import LinearHead
 from topwork.studies.bench import Bench, Bools, Ints
 from topwork.studies.study import Bars, Cell, Findings, Grid, Measured, Part, Table
-from topwork.studies.words import difference, percent, points
-from topwork.training.adapt import Domains, Rows
-from topwork.training.adapt_choice import Choice, choose, predicted_accuracy
-from topwork.training.adapted import adapted_head
+from topwork.studies.words import difference
+from topwork.text import percent, points
 
 SIDE, QUICK_SIDE = 224, 96
-CHANGES = ("grey", "blur", "edges")
+CHANGES = ("gray", "blur", "edges")
 N_LABELS = 5  # a class
 PENALTY = 3e-3
 N_SHOWN = 4
-AS_IT_IS, ADAPTED, LABELLED = "as it is", "adapted, no labels", f"adapted, {N_LABELS} labels a class"
+AS_IT_IS, ADAPTED, LABELED = "as it is", "adapted, no labels", f"adapted, {N_LABELS} labels a class"
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +151,7 @@ def _shift(
         given[own[: min(N_LABELS, len(own) // 2)]] = label  # the other half is left to judge on
     answers = softmax(_logits(head, target))
     right, choices, heads = {AS_IT_IS: answers.argmax(1) == truth}, [], []
-    for way, known in ((ADAPTED, np.full_like(given, -1)), (LABELLED, given)):
+    for way, known in ((ADAPTED, np.full_like(given, -1)), (LABELED, given)):
         domains = Domains(source[:n], labels[:n], target, known, len(bench.classes))
         choice = choose(domains, answers, seed=bench.seed)
         found = adapted_head(head, domains, choice, PENALTY) if choice.outcome == "adapted" else head
@@ -172,7 +173,7 @@ def _few(images: Pixels) -> tuple[Pixels, ...]:
 
 
 def _sentence(shift: Shift, seed: int) -> str:
-    before, after, labelled = (right[shift.judged] for right in shift.right.values())
+    before, after, labeled = (right[shift.judged] for right in shift.right.values())
     facts = f"{shift.name}: the head is right for {percent(float(before.mean()))} as it is"
     if shift.choice.outcome != "adapted":
         text = f"{facts}; without labels it was left so: {shift.choice.reason}"
@@ -186,7 +187,7 @@ def _sentence(shift: Shift, seed: int) -> str:
             else "no clear difference"
         )
         text = f"{facts} and for {percent(float(after.mean()))} once adapted without a label ({points(found.value)} points, {clear})."
-    more = difference(after, labelled, seed)
+    more = difference(after, labeled, seed)
     said = f"{points(more.value)} points more" if more.is_clear and more.value > 0 else "no clear gain on top"
     return f"{text} {N_LABELS} labels a class: {said}."
 

@@ -1,6 +1,6 @@
 """Drawn shapes as class folders: something to study where no images are at hand.
 
-Coloured shapes on noisy ground, of four classes. A pretrained backbone tells them apart easily and a small network can
+Colored shapes on noisy ground, of four classes. A pretrained backbone tells them apart easily and a small network can
 learn them; they say nothing about photographs.
 """
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.data.shards import atomic_file
 from topwork.data.transforms import Pixels
+from topwork.files import atomic_file
 
 SHAPES = ("disc", "square", "cross", "stripes")
 SIDE = 128
@@ -34,13 +34,13 @@ def draw_folder(folder: Path, n_each: int, seed: int = 0) -> Path:
 
 
 def draw(shape: int, seed: list[int]) -> Pixels:
-    """One shape of random place, size and colour: uint8 (SIDE, SIDE, 3)."""
+    """One shape of random place, size and color: uint8 (SIDE, SIDE, 3)."""
     rng = np.random.default_rng(seed)
     ground = rng.integers(60, 190, 3) + rng.normal(0, 14, (SIDE, SIDE, 3))
-    colour = rng.integers(0, 255, 3)
+    color = rng.integers(0, 255, 3)
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float64)
     (cy, cx), radius = rng.uniform(SIDE / 3, 2 * SIDE / 3, 2), rng.uniform(SIDE / 7, SIDE / 3)
-    image = np.where(_inside(shape, (x - cx) / radius, (y - cy) / radius)[..., None], colour, ground)
+    image = np.where(_inside(shape, (x - cx) / radius, (y - cy) / radius)[..., None], color, ground)
     return np.ascontiguousarray(np.clip(image, 0, 255).astype(np.uint8))
 
 

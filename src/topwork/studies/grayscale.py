@@ -1,4 +1,4 @@
-"""Grey images and a colour backbone: repeat the channel, fold the first convolution, or learn three channels from one.
+"""Gray images and a color backbone: repeat the channel, fold the first convolution, or learn three channels from one.
 
 The lecture's exercise is a convolution from one to three channels in front of frozen layers. It is trained here from two
 starts: as the plain repetition of the channel, and at random.
@@ -11,33 +11,34 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from topwork.evaluation.perturb import grey
+from topwork.evaluation.perturb import gray
 from topwork.models.head import LinearHead
-from topwork.models.lecture import FirstChannel, LearnedColours, fold_first_convolution
+from topwork.models.small_networks import FirstChannel, LearnedColors, fold_first_convolution
 from topwork.studies.bench import Bench, Bools
-from topwork.studies.learning import Learnt, Task, learn, logits_of, pretrained, seeded, task_of
+from topwork.studies.learning import Learned, Task, learn, logits_of, pretrained, seeded, task_of
 from topwork.studies.study import Bars, Findings, Grid, Measured, Plot, Series, Table
-from topwork.studies.words import compared, counted, difference, percent, points
+from topwork.studies.words import compared, difference
+from topwork.text import count, percent, points
 from topwork.training.recipe import TuneSettings
 
 SIDE, QUICK_SIDE = 96, 32
 N_TRAIN, N_HELD_OUT = 240, 200
 EPOCHS, QUICK_EPOCHS = 4, 1
 RATE = 1e-3
-REPEATED, FOLDED = "grey, channel repeated", "grey, first convolution folded"
-FROM_COPY, FROM_RANDOM = "learned colours, from repetition", "learned colours, from random"
+REPEATED, FOLDED = "gray, channel repeated", "gray, first convolution folded"
+FROM_COPY, FROM_RANDOM = "learned colors, from repetition", "learned colors, from random"
 
 
 def run(bench: Bench) -> Findings:
     """The study."""
     side, epochs = bench.side(SIDE, QUICK_SIDE), QUICK_EPOCHS if bench.quick else EPOCHS
     backbone = bench.scaled(side)
-    colour, task = task_of(bench, side, N_TRAIN, N_HELD_OUT), task_of(bench, side, N_TRAIN, N_HELD_OUT, grey)
+    color, task = task_of(bench, side, N_TRAIN, N_HELD_OUT), task_of(bench, side, N_TRAIN, N_HELD_OUT, gray)
     n = len(task.train)
     rows = np.concatenate([bench.train[:n], bench.held_out[: len(task.held_out)]])
     features = {
         kind: bench.embedded(rows, np.concatenate([some.train, some.held_out]), f"{kind} {side}", backbone)
-        for kind, some in (("colour", colour), ("grey", task))
+        for kind, some in (("color", color), ("gray", task))
     }
     held = np.arange(n, len(rows))
     heads = {kind: bench.probe_on(found, np.arange(n), task.train_labels) for kind, found in features.items()}
@@ -47,31 +48,31 @@ def run(bench: Bench) -> Findings:
         return np.asarray(logits.argmax(1) == task.held_out_labels)
 
     answers = {
-        "colour": right("colour", "colour"),
-        "grey, head trained on colour": right("colour", "grey"),
-        REPEATED: right("grey", "grey"),
+        "color": right("color", "color"),
+        "gray, head trained on color": right("color", "gray"),
+        REPEATED: right("gray", "gray"),
     }
-    network = pretrained(backbone, task.n_classes, heads["grey"])
+    network = pretrained(backbone, task.n_classes, heads["gray"])
     repeated = logits_of(network, task)
-    folded = logits_of(FirstChannel(fold_first_convolution(pretrained(backbone, task.n_classes, heads["grey"]))), task)
+    folded = logits_of(FirstChannel(fold_first_convolution(pretrained(backbone, task.n_classes, heads["gray"]))), task)
     gap = float(abs(folded - repeated).max())
     answers[FOLDED] = np.asarray(folded.argmax(1) == task.held_out_labels)
-    trained = _trained(bench, side, task, heads["grey"], epochs)
+    trained = _trained(bench, side, task, heads["gray"], epochs)
     answers |= {name: found.correct for name, found in trained.items()}
     return Findings(
         sentences=(
-            compared("colour images", answers["colour"], "the same images in grey, channel repeated", answers[REPEATED], bench.seed),
+            compared("color images", answers["color"], "the same images in gray, channel repeated", answers[REPEATED], bench.seed),
             _shift_sentence(answers, bench.seed),
             _folded_sentence(gap, float(abs(repeated).max()), answers),
             *_exercise_sentences(answers, bench.seed),
         ),
         parts=(
             Bars(
-                "Ways to use grey images", "accuracy on held-out images",
+                "Ways to use gray images", "accuracy on held-out images",
                 tuple((name, Measured.of(found)) for name, found in answers.items()),
             ),
             Plot(
-                "Learning three colours", "epoch", "accuracy on held-out images",
+                "Learning three colors", "epoch", "accuracy on held-out images",
                 tuple(
                     Series(name, tuple((float(e.number), float(e.correct.mean())) for e in found.epochs))
                     for name, found in trained.items()
@@ -82,14 +83,14 @@ def run(bench: Bench) -> Findings:
                 "What is trained",
                 ("way", "trainable parameters", "seconds", "accuracy"),
                 (
-                    (REPEATED, int(heads["grey"].weight.size + heads["grey"].bias.size), None, Measured.of(answers[REPEATED])),
+                    (REPEATED, int(heads["gray"].weight.size + heads["gray"].bias.size), None, Measured.of(answers[REPEATED])),
                     *((name, f.n_trainable, f.seconds, Measured.of(f.correct)) for name, f in trained.items()),
                 ),
-                f"{counted(epochs, 'epoch')} on {n} images at {side} px; the backbone rests.",
+                f"{count(epochs, 'epoch')} on {n} images at {side} px; the backbone rests.",
             ),
             Grid(
-                "The images", ("in colour", "in grey"),
-                tuple((f"image {k + 1}", (colour.train[k], task.train[k])) for k in range(min(4, n))),
+                "The images", ("in color", "in gray"),
+                tuple((f"image {k + 1}", (color.train[k], task.train[k])) for k in range(min(4, n))),
             ),
         ),
         values={
@@ -100,33 +101,33 @@ def run(bench: Bench) -> Findings:
     )  # fmt: skip
 
 
-def _trained(bench: Bench, side: int, task: Task, head: LinearHead, epochs: int) -> dict[str, Learnt]:
+def _trained(bench: Bench, side: int, task: Task, head: LinearHead, epochs: int) -> dict[str, Learned]:
     """The exercise from both starts."""
     backbone = bench.scaled(side)
     settings = TuneSettings(
         strategy="all", epochs=epochs, lr=f"{RATE}", augment="none", batch_norm="frozen", batch_size=16
     )
 
-    def colours(at_random: bool) -> nn.Module:
-        module = LearnedColours(pretrained(backbone, task.n_classes, head), backbone.spec)
+    def colors(at_random: bool) -> nn.Module:
+        module = LearnedColors(pretrained(backbone, task.n_classes, head), backbone.spec)
         if at_random:
-            module.colours.conv.reset_parameters()
+            module.colors.conv.reset_parameters()
         return module
 
     found = {}
     for name, at_random in ((FROM_COPY, False), (FROM_RANDOM, True)):
         bench.say(f"grayscale: {name}")
-        rates = {"colours": RATE, "network": 0.0, "classifier": RATE}
-        made = seeded(partial(colours, at_random), bench.seed)
+        rates = {"colors": RATE, "network": 0.0, "classifier": RATE}
+        made = seeded(partial(colors, at_random), bench.seed)
         found[name] = learn(name, made, settings, task, rates=rates)
     return found
 
 
 def _shift_sentence(answers: dict[str, Bools], seed: int) -> str:
-    moved = difference(answers["colour"], answers["grey, head trained on colour"], seed)
+    moved = difference(answers["color"], answers["gray, head trained on color"], seed)
     facts = (
-        f"A head trained on colour images, asked about grey ones, is right for "
-        f"{percent(float(answers['grey, head trained on colour'].mean()))}: {points(moved.value)} points "
+        f"A head trained on color images, asked about gray ones, is right for "
+        f"{percent(float(answers['gray, head trained on color'].mean()))}: {points(moved.value)} points "
         f"({points(moved.low)} to {points(moved.high)})"
     )
     return f"{facts}; train on what you will see." if moved.is_clear else f"{facts}, no clear difference."

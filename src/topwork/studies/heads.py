@@ -18,9 +18,10 @@ from topwork.features.embed import Features
 from topwork.models.head import HeadSpec, parse_head
 from topwork.models.modules import make_head
 from topwork.studies.bench import Bench, Bools, Ints
-from topwork.studies.learning import FeatureTask, Learnt, learn, seeded
+from topwork.studies.learning import FeatureTask, Learned, learn, seeded
 from topwork.studies.study import Bars, Findings, Measured, Plot, Series, Table
-from topwork.studies.words import best_of, compared, counted, share, upper
+from topwork.studies.words import best_of, compared, share, upper
+from topwork.text import count
 from topwork.training.recipe import TuneSettings
 
 SIDE, QUICK_SIDE = 224, 64
@@ -58,7 +59,7 @@ def run(bench: Bench) -> Findings:
     fitted = bench.probe(features)
     seconds = time.perf_counter() - started
     answers: dict[str, Bools] = {FITTED: bench.judged(fitted, features)}
-    runs: dict[str, Learnt] = {}
+    runs: dict[str, Learned] = {}
     for name, text, _ in HEADS:
         bench.say(f"heads: {name}")
         runs[name] = _learn(name, parse_head(text), task, epochs)
@@ -82,7 +83,7 @@ def run(bench: Bench) -> Findings:
                         for (name, _, where), run in zip(HEADS, runs.values(), strict=True)
                     ),
                 ),
-                f"{task.train.shape[1]} features; {counted(epochs, 'epoch')} of AdamW with one-cycle rates; the fitted head is solved, "
+                f"{task.train.shape[1]} features; {count(epochs, 'epoch')} of AdamW with one-cycle rates; the fitted head is solved, "
                 "its penalty chosen by cross-validation.",
             ),
             Plot(
@@ -113,14 +114,14 @@ def _task(bench: Bench, features: Features, train: Ints, held_out: Ints, n_class
     )
 
 
-def _learn(name: str, spec: HeadSpec, task: FeatureTask, epochs: int, outputs: str = "softmax") -> Learnt:
+def _learn(name: str, spec: HeadSpec, task: FeatureTask, epochs: int, outputs: str = "softmax") -> Learned:
     n_outputs = 1 if outputs == "binary" else task.n_classes
     head = seeded(lambda: Head(spec, task.train.shape[1], n_outputs), task.seed)
     settings = TuneSettings(strategy="head", epochs=epochs, augment="none", lr="1e-3", batch_size=32, outputs=outputs)  # type: ignore[arg-type]
     return learn(name, head, settings, task)
 
 
-def _two_classes(bench: Bench, features: Features, epochs: int) -> tuple[tuple[str, str], tuple[Learnt, Learnt]]:
+def _two_classes(bench: Bench, features: Features, epochs: int) -> tuple[tuple[str, str], tuple[Learned, Learned]]:
     """The two classes of most images: two logits and cross-entropy, one logit and binary cross-entropy."""
     counts = np.bincount(bench.labels[bench.held_out], minlength=len(bench.classes))
     pair = np.sort(np.argsort(-counts, kind="stable")[:2])
@@ -137,7 +138,7 @@ def _two_classes(bench: Bench, features: Features, epochs: int) -> tuple[tuple[s
     return (bench.classes[pair[0]], bench.classes[pair[1]]), runs
 
 
-def _loss_sentence(pair: tuple[str, str], two: tuple[Learnt, Learnt], seed: int) -> str:
+def _loss_sentence(pair: tuple[str, str], two: tuple[Learned, Learned], seed: int) -> str:
     same = bool((two[0].correct == two[1].correct).all())
     names = f"{pair[0]} and {pair[1]}"
     if same:
@@ -154,7 +155,7 @@ def _loss_sentence(pair: tuple[str, str], two: tuple[Learnt, Learnt], seed: int)
     )
 
 
-def _size_sentence(runs: dict[str, Learnt]) -> str:
+def _size_sentence(runs: dict[str, Learned]) -> str:
     small = min(runs.values(), key=lambda run: run.n_trainable)
     large = max(runs.values(), key=lambda run: run.n_trainable)
     times = large.n_trainable / small.n_trainable

@@ -1,7 +1,7 @@
 """Training inside studies: the same loop as everywhere, judged after each epoch, with the time it took.
 
 In: a network, what fine-tuning may be asked, and a :class:`Task` of decoded images or stored features. Out:
-:class:`Learnt`: right or wrong for each held-out image after every epoch. Recipes come from ``training/recipe.py``, the
+:class:`Learned`: right or wrong for each held-out image after every epoch. Recipes come from ``training/recipe.py``, the
 loop from ``training/loop.py``; nothing is chosen on the held-out images.
 """
 
@@ -23,11 +23,11 @@ from topwork.models.backbone import Backbone
 from topwork.models.head import HeadSpec, LinearHead
 from topwork.models.modules import build_classifier, count_parameters, set_linear
 from topwork.studies.bench import Bench, Bools, Ints
+from topwork.training.batches import ImageStream, Stream
 from topwork.training.finetune import facts_of, stage_names
 from topwork.training.loop import Surroundings, fit
 from topwork.training.optimizer import freeze
 from topwork.training.recipe import Phase, Recipe, TuneSettings, plan
-from topwork.training.streams import ImageStream, Stream
 
 JUDGE_BATCH = 64
 
@@ -96,7 +96,7 @@ class Epoch:
 
 
 @dataclass(frozen=True, eq=False)
-class Learnt:
+class Learned:
     """What training came to; ``logits`` are those of the held-out images at the end."""
 
     name: str
@@ -124,7 +124,7 @@ class Learnt:
 def task_of(
     bench: Bench, side: int, n_train: int, n_held_out: int, change: Callable[[Pixels], Pixels] | None = None
 ) -> Task:
-    """Decodes the first images of both parts, optionally changed (without colour, say)."""
+    """Decodes the first images of both parts, optionally changed (without color, say)."""
     train, held_out = bench.train[:n_train], bench.held_out[:n_held_out]
     change = change or (lambda images: images)
     return Task(
@@ -141,7 +141,7 @@ def learn(
     *,
     rates: dict[str, float] | None = None,
     on_epoch: Callable[[nn.Module], None] | None = None,
-) -> Learnt:
+) -> Learned:
     """Trains a network by one plan and judges it after every epoch.
 
     Args:
@@ -168,7 +168,7 @@ def learn(
             on_epoch(network)
 
     fit(network, recipe, task.stream(recipe), None, Surroundings(on_epoch=judge))
-    return Learnt(name, tuple(epochs), last[0], n_parameters, n_trainable)
+    return Learned(name, tuple(epochs), last[0], n_parameters, n_trainable)
 
 
 def logits_of(network: nn.Module, task: Task) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
-"""Train with and without normalisation, test with and without: the tutorial's table, and what other statistics cost.
+"""Train with and without normalization, test with and without: the tutorial's table, and what other statistics cost.
 
-A head on frozen features is trained on images prepared one way and tested on images prepared in another. Normalisation can
+A head on frozen features is trained on images prepared one way and tested on images prepared in another. Normalization can
 be forgotten in two ways: pixels stay between 0 and 1, or even between 0 and 255, as the decoder gives them.
 """
 
@@ -16,7 +16,7 @@ from topwork.evaluation.preprocessing import (
     UNIT,
     USUAL,
     Fit,
-    Normalisation,
+    Normalization,
     alternatives,
     misfit_sentence,
     statistics_fit,
@@ -24,11 +24,12 @@ from topwork.evaluation.preprocessing import (
 from topwork.models.backbone import Backbone
 from topwork.studies.bench import Bench, Bools
 from topwork.studies.study import Bars, Findings, Grid, Measured, Table
-from topwork.studies.words import difference, percent, points
+from topwork.studies.words import difference
+from topwork.text import percent, points
 
 SIDE, QUICK_SIDE = 160, 96
 N_STATISTICS, N_SHOWN = 64, 3
-WITH = "normalised"
+WITH = "normalized"
 # Left out altogether, and with the division by 255 left out as well.
 FORGOTTEN = {"pixels 0 to 1": UNIT, "pixels 0 to 255": BYTES}
 
@@ -63,7 +64,7 @@ def run(bench: Bench) -> Findings:
                 "Trained and tested, with and without",
                 ("trained on", *(f"tested on {name}" for name in main)),
                 tuple((a, *(shares[a, b] for b in main)) for a in main),
-                "The first tutorial's table, of guns and knives with a ResNet: 99.1 and 53.5 % trained with normalisation and "
+                "The first tutorial's table, of guns and knives with a ResNet: 99.1 and 53.5 % trained with normalization and "
                 "tested with and without it, 97.2 and 99.1 % trained without.",
             ),
             _pictures(images[:N_SHOWN], own),
@@ -93,21 +94,21 @@ def run(bench: Bench) -> Findings:
     )
 
 
-def _declared(backbone: Backbone) -> Normalisation:
+def _declared(backbone: Backbone) -> Normalization:
     spec = backbone.spec
     known = [way for way in USUAL if way.is_that_of(spec)]
-    return known[0] if known else Normalisation("the backbone's own values", spec.mean, spec.std)
+    return known[0] if known else Normalization("the backbone's own values", spec.mean, spec.std)
 
 
-def _under(backbone: Backbone, way: Normalisation) -> Backbone:
+def _under(backbone: Backbone, way: Normalization) -> Backbone:
     """The backbone with its input prepared in another way; the engine and the store tell them apart."""
     return replace(backbone, spec=replace(backbone.spec, mean=way.mean, std=way.std))
 
 
 def _row(
-    way: Normalisation, name: str, tested: Bools, both: Bools, fits: tuple[Fit, ...]
+    way: Normalization, name: str, tested: Bools, both: Bools, fits: tuple[Fit, ...]
 ) -> tuple[str, Measured, Measured, float | None]:
-    misfit = next((fit.misfit for fit in fits if fit.normalisation.name == way.name), None)
+    misfit = next((fit.misfit for fit in fits if fit.normalization.name == way.name), None)
     return name, Measured.of(tested), Measured.of(both), misfit
 
 
@@ -116,10 +117,10 @@ def _sentences(answers: dict[tuple[str, str], Bools]) -> list[str]:
     for name in FORGOTTEN:
         drop = difference(answers[WITH, WITH], answers[WITH, name])
         right, broken = (float(answers[WITH, tested].mean()) for tested in (WITH, name))
-        facts = f"Trained on normalised images, the classifier is right for {percent(right)}; tested on {name}, for {percent(broken)}"
+        facts = f"Trained on normalized images, the classifier is right for {percent(right)}; tested on {name}, for {percent(broken)}"
         if drop.is_clear and drop.value < 0:
             cost, low, high = (points(value)[1:] for value in (-drop.value, -drop.high, -drop.low))
-            said.append(f"{facts}: forgetting the normalisation in the test costs {cost} points ({low} to {high}).")
+            said.append(f"{facts}: forgetting the normalization in the test costs {cost} points ({low} to {high}).")
         else:
             said.append(f"{facts}: no clear difference on these {drop.n} images.")
     name = next(iter(FORGOTTEN))
@@ -127,12 +128,12 @@ def _sentences(answers: dict[tuple[str, str], Bools]) -> list[str]:
     if both.is_clear:
         more = "less" if both.value < 0 else "more"
         said.append(
-            f"Trained and tested on {name}, it is right for {percent(agreed)}, clearly {more} than with normalisation in both "
+            f"Trained and tested on {name}, it is right for {percent(agreed)}, clearly {more} than with normalization in both "
             f"({points(both.value)} points): the head learns to live with odd features, but they are not those of pretraining."
         )
     else:
         said.append(
-            f"Trained and tested on {name}, it is right for {percent(agreed)}: no clear difference from normalisation in both. "
+            f"Trained and tested on {name}, it is right for {percent(agreed)}: no clear difference from normalization in both. "
             "What must not happen is that training and test disagree."
         )
     return said
@@ -151,7 +152,7 @@ def _wrong_sentence(wrong: list[tuple[str, Bools, Bools]]) -> list[str]:
     ]
 
 
-def _channels(images: Pixels, own: Normalisation) -> Table:
+def _channels(images: Pixels, own: Normalization) -> Table:
     values = images.reshape(-1, 3) / 255.0
     rows = []
     for channel, name in enumerate(("red", "green", "blue")):
@@ -166,7 +167,7 @@ def _channels(images: Pixels, own: Normalisation) -> Table:
     )
 
 
-def _pictures(images: Pixels, own: Normalisation) -> Grid:
+def _pictures(images: Pixels, own: Normalization) -> Grid:
     """Before, after (what is outside 0 to 1 is cut off, as plotting libraries do), and after, stretched to be seen."""
     mean, std = np.array(own.mean), np.array(own.std)
     rows = []
@@ -177,7 +178,7 @@ def _pictures(images: Pixels, own: Normalisation) -> Grid:
         rows.append((f"image {number}", (image, _bytes(after), _bytes(stretched))))
     return Grid(
         "Before and after",
-        ("as decoded", "normalised, cut to 0..1", "normalised, stretched"),
+        ("as decoded", "normalized, cut to 0..1", "normalized, stretched"),
         tuple(rows),
         "The middle is what a plot of the network's input looks like: half of the values are below 0 and turn black.",
     )

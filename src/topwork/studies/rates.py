@@ -7,9 +7,10 @@ and thirty times of it, and with two schedules and two ways of spreading it over
 from __future__ import annotations
 
 from topwork.studies.bench import Bench
-from topwork.studies.learning import Learnt, learn, pretrained, task_of
+from topwork.studies.learning import Learned, learn, pretrained, task_of
 from topwork.studies.study import Bars, Findings, Measured, Plot, Series, Table
-from topwork.studies.words import compared, difference, points
+from topwork.studies.words import compared, difference
+from topwork.text import points
 from topwork.training.finetune import facts_of, stage_names
 from topwork.training.lr_range import range_test
 from topwork.training.recipe import TuneSettings, plan
@@ -42,7 +43,7 @@ def run(bench: Bench) -> Findings:
         f"{ONE_CYCLE}, a thirtieth": _at(base, best / FACTOR),
         f"{ONE_CYCLE}, thirty times": _at(base, best * FACTOR),
     }
-    runs: dict[str, Learnt] = {}
+    runs: dict[str, Learned] = {}
     for name, settings in ways.items():
         bench.say(f"rates: {name}")
         runs[name] = learn(name, pretrained(backbone, task.n_classes, None, bench.seed), settings, task)
@@ -101,13 +102,13 @@ def _schedules() -> Plot:
     return Plot("Schedules", "share of the training done", "factor on the rate", tuple(series))
 
 
-def _row(name: str, settings: TuneSettings, run: Learnt) -> tuple[str, float, float, str, Measured, float]:
+def _row(name: str, settings: TuneSettings, run: Learned) -> tuple[str, float, float, str, Measured, float]:
     low, _, high = settings.lr.partition(":")
     last = run.epochs[-1]
     return name, float(low), float(high or low), settings.schedule, Measured.of(run.correct), last.loss
 
 
-def _sentences(runs: dict[str, Learnt], seed: int) -> list[str]:
+def _sentences(runs: dict[str, Learned], seed: int) -> list[str]:
     cycle, flat, rising, low, high = runs.values()
     said = [
         compared("a flat rate of that size", flat.correct, "one-cycle", cycle.correct, seed),

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from topwork.models.lecture import Bottleneck, DeepNetwork, ResNet9, SameConv, layer_gradients
 from topwork.models.modules import count_parameters
+from topwork.models.small_networks import Bottleneck, DeepNetwork, ResNet9, SameConv, layer_gradients
 from topwork.studies.bench import Bench
-from topwork.studies.learning import Learnt, Task, learn, seeded, task_of
+from topwork.studies.learning import Learned, Task, learn, seeded, task_of
 from topwork.studies.study import Findings, Measured, Plot, Series, Table
-from topwork.studies.words import counted
+from topwork.text import count
 from topwork.training.recipe import TuneSettings
 
 SIDE, QUICK_SIDE = 32, 24
@@ -39,7 +39,7 @@ class Measurement:
     depth: int
     start: list[float]
     end: list[float]
-    learnt: Learnt
+    learned: Learned
 
     @property
     def share(self) -> float:
@@ -71,10 +71,10 @@ def run(bench: Bench) -> Findings:
                 "Depth",
                 ("network", "layers", "first / last gradient, start", "after training", "accuracy", "parameters"),
                 tuple(
-                    (m.kind, m.depth, m.share, m.share_after, Measured.of(m.learnt.correct), m.learnt.n_parameters)
+                    (m.kind, m.depth, m.share, m.share_after, Measured.of(m.learned.correct), m.learned.n_parameters)
                     for m in found
                 ),
-                f"16 channels, no batch norm, {counted(epochs, 'epoch')} on {len(task.train)} images at {side} px.",
+                f"16 channels, no batch norm, {count(epochs, 'epoch')} on {len(task.train)} images at {side} px.",
             ),
             Table(
                 "When does the padding break?",
@@ -96,8 +96,8 @@ def _measure(kind: str, depth: int, task: Task, epochs: int) -> Measurement:
     network = seeded(lambda: DeepNetwork(task.n_classes, depth, residual=kind == "residual"), task.seed)
     start = _gradients(network, task)
     settings = TuneSettings(strategy="scratch", epochs=epochs, augment="none", lr="2e-3", batch_size=16)
-    learnt = learn(f"{kind}, {depth} layers", network, settings, task)
-    return Measurement(kind, depth, start, _gradients(network, task), learnt)
+    learned = learn(f"{kind}, {depth} layers", network, settings, task)
+    return Measurement(kind, depth, start, _gradients(network, task), learned)
 
 
 def _gradients(network: nn.Module, task: Task) -> list[float]:
@@ -143,7 +143,7 @@ def _gradient_sentences(found: list[Measurement]) -> list[str]:
 
 def _training_sentence(found: list[Measurement]) -> str:
     deepest = {kind: max((m for m in found if m.kind == kind), key=lambda m: m.depth) for kind in ("plain", "residual")}
-    plain, residual = (Measured.of(deepest[kind].learnt.correct) for kind in ("plain", "residual"))
+    plain, residual = (Measured.of(deepest[kind].learned.correct) for kind in ("plain", "residual"))
     facts = (
         f"Trained alike, the deepest plain network is right for {100 * plain.value:.1f} %, the deepest residual one for "
         f"{100 * residual.value:.1f} %"

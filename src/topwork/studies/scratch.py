@@ -13,12 +13,13 @@ from dataclasses import replace
 from torch import nn
 
 from topwork.models.backbone import load_backbone
-from topwork.models.lecture import DeepNetwork, ResNet9
 from topwork.models.modules import SixBlockNetwork
+from topwork.models.small_networks import DeepNetwork, ResNet9
 from topwork.studies.bench import Bench
-from topwork.studies.learning import Learnt, Task, learn, pretrained, seeded, task_of
+from topwork.studies.learning import Learned, Task, learn, pretrained, seeded, task_of
 from topwork.studies.study import Bars, Findings, Measured, Plot, Series, Table
-from topwork.studies.words import counted, difference, listed, percent, points
+from topwork.studies.words import difference
+from topwork.text import count, join_names, percent, points
 from topwork.training.recipe import TuneSettings
 
 SIDE, QUICK_SIDE = 96, 64
@@ -95,12 +96,12 @@ def _networks(bench: Bench, n_classes: int) -> dict[str, Callable[[], nn.Module]
     return made
 
 
-def _from_scratch(name: str, make: Callable[[], nn.Module], settings: TuneSettings, task: Task, epochs: int) -> Learnt:
+def _from_scratch(name: str, make: Callable[[], nn.Module], settings: TuneSettings, task: Task, epochs: int) -> Learned:
     chosen = replace(settings, strategy="scratch", epochs=epochs)
     return learn(name, seeded(make, task.seed), chosen, task)
 
 
-def _bars(title: str, tuned: Learnt, others: dict[str, Learnt]) -> Bars:
+def _bars(title: str, tuned: Learned, others: dict[str, Learned]) -> Bars:
     rows = [
         (f"{found.name} ({len(found.epochs)} epochs)", Measured.of(found.correct))
         for found in (tuned, *others.values())
@@ -108,20 +109,20 @@ def _bars(title: str, tuned: Learnt, others: dict[str, Learnt]) -> Bars:
     return Bars(title, "accuracy on held-out images", tuple(rows))
 
 
-def _row(found: Learnt) -> tuple[str, int, int, float, Measured, float]:
+def _row(found: Learned) -> tuple[str, int, int, float, Measured, float]:
     last = found.epochs[-1]
     return found.name, found.n_parameters, last.number, found.seconds, Measured.of(found.correct), last.loss
 
 
-def _distinct(tuned: Learnt, *groups: dict[str, Learnt]) -> list[Learnt]:
+def _distinct(tuned: Learned, *groups: dict[str, Learned]) -> list[Learned]:
     found = [tuned]
     for group in groups:
-        found += [learnt for learnt in group.values() if learnt not in found]
+        found += [learned for learned in group.values() if learned not in found]
     return found
 
 
 def _sentences(
-    tuned: Learnt, equal_epochs: dict[str, Learnt], equal_time: dict[str, Learnt], n_classes: int, seed: int
+    tuned: Learned, equal_epochs: dict[str, Learned], equal_time: dict[str, Learned], n_classes: int, seed: int
 ) -> list[str]:
     said = []
     for words, group in (("equal epochs", equal_epochs), ("equal time", equal_time)):
@@ -140,6 +141,6 @@ def _sentences(
     lost = [name for name, found in equal_epochs.items() if Measured.of(found.correct).low <= chance]
     if lost:
         said.append(
-            f"After {counted(len(tuned.epochs), 'epoch')}, {listed(lost)} cannot be told from guessing ({percent(chance)})."
+            f"After {count(len(tuned.epochs), 'epoch')}, {join_names(lost)} cannot be told from guessing ({percent(chance)})."
         )
     return said

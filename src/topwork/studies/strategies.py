@@ -15,9 +15,10 @@ import numpy as np
 from topwork.data.transforms import Pixels
 from topwork.evaluation.perturb import edges
 from topwork.studies.bench import Bench, Bools
-from topwork.studies.learning import Epoch, Learnt, Task, learn, pretrained, task_of
+from topwork.studies.learning import Epoch, Learned, Task, learn, pretrained, task_of
 from topwork.studies.study import Bars, Findings, Grid, Measured, Table
-from topwork.studies.words import best_of, counted, difference, points
+from topwork.studies.words import best_of, difference
+from topwork.text import count, points
 from topwork.training.recipe import TuneSettings
 
 SIDE, QUICK_SIDE = 96, 48
@@ -44,10 +45,10 @@ def run(bench: Bench) -> Findings:
             if size == "many" and n <= few:
                 continue
             bench.say(f"strategies: {n} {kind}")
-            learnt = _strategies(bench, task.first(n), kind, side, epochs)
-            answers[kind, size] = {name: found.correct for name, found in learnt.items()}
+            learned = _strategies(bench, task.first(n), kind, side, epochs)
+            answers[kind, size] = {name: found.correct for name, found in learned.items()}
             rows += [
-                (kind, size, n, name, Measured.of(f.correct), f.n_trainable, f.seconds) for name, f in learnt.items()
+                (kind, size, n, name, Measured.of(f.correct), f.n_trainable, f.seconds) for name, f in learned.items()
             ]
     return Findings(
         sentences=tuple(_sentences(answers, bench.seed)),
@@ -61,7 +62,7 @@ def run(bench: Bench) -> Findings:
                 "All runs",
                 ("images", "how many", "training images", "what moves", "accuracy", "trainable parameters", "seconds"),
                 tuple(rows),
-                f"{counted(epochs, 'epoch')} at {side} px, every way from the same fitted head. Seconds of training on this machine; "
+                f"{count(epochs, 'epoch')} at {side} px, every way from the same fitted head. Seconds of training on this machine; "
                 "features only: of fitting the head, once the images are embedded.",
             ),
             Grid("What was changed", ("",) * 4, tuple((kind, tuple(some)) for kind, some in images.items())),
@@ -73,7 +74,7 @@ def run(bench: Bench) -> Findings:
     )  # fmt: skip
 
 
-def _strategies(bench: Bench, task: Task, kind: str, side: int, epochs: int) -> dict[str, Learnt]:
+def _strategies(bench: Bench, task: Task, kind: str, side: int, epochs: int) -> dict[str, Learned]:
     """The three ways on one set of images, all from the head that was fitted on its frozen features."""
     backbone = bench.scaled(side)
     n = len(task.train)
@@ -85,7 +86,7 @@ def _strategies(bench: Bench, task: Task, kind: str, side: int, epochs: int) -> 
     logits = head.logits({"last": features.block("last", np.arange(n, len(rows)))})
     correct = np.asarray(logits.argmax(1) == task.held_out_labels)
     size = int(head.weight.size + head.bias.size)
-    only = Learnt(
+    only = Learned(
         "features only", (Epoch(0, seconds, float("nan"), float("nan"), correct),), logits.astype(np.float32),
         backbone.n_parameters + size, size,
     )  # fmt: skip

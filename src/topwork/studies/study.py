@@ -1,8 +1,8 @@
 """What a study is: an experiment that teaches one idea of transfer learning, run on the user's own images.
 
-A study is a module of this folder with one function ``run(bench) -> Findings`` and a row in ``catalogue.py``. In: a
+A study is a module of this folder with one function ``run(bench) -> Findings`` and a row in ``catalog.py``. In: a
 :class:`~topwork.studies.bench.Bench`. Out: :class:`Findings`: sentences that follow from the measured values, and the
-tables, plots and pictures that show them. Drawing is in ``web/study_page.py``; nothing here prints or writes.
+tables, plots and pictures that show them. Drawing is in ``report/study_page.py``; nothing here prints or writes.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from topwork.evaluation.compare import accuracy_difference_interval, mcnemar
 from topwork.studies.study import Cell, Measured
+from topwork.text import join_names, percent, points
 
 SIGNIFICANCE = 0.05
 
@@ -69,13 +70,8 @@ def best_of(answers: dict[str, ArrayLike], seed: int = 0) -> str:
     if not tied:
         return f"{facts}, clearly more than every other."
     if not worse:
-        return f"{facts}; no clear difference from {listed(tied)} on {shares.n} images."
-    return f"{facts}; {listed(tied)} cannot be told from it on {shares.n} images, {listed(worse)} clearly can."
-
-
-def percent(value: float) -> str:
-    """``94.8 %``."""
-    return f"{100 * value:.1f} %"
+        return f"{facts}; no clear difference from {join_names(tied)} on {shares.n} images."
+    return f"{facts}; {join_names(tied)} cannot be told from it on {shares.n} images, {join_names(worse)} clearly can."
 
 
 def share(value: Measured) -> str:
@@ -94,29 +90,9 @@ def cell_text(cell: Cell) -> str:
     return "–" if cell is None else cell
 
 
-def points(value: float) -> str:
-    """``+3.1`` percentage points of a share; a true minus sign."""
-    return f"{100 * value:+.1f}".replace("-", "−")
-
-
-def listed(names: list[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def counted(n: int, noun: str) -> str:
-    """``1 epoch``, ``4 epochs``."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
 def upper(text: str) -> str:
     """The text with a capital in front."""
     return text[:1].upper() + text[1:]
-
-
-def seconds(value: float) -> str:
-    """``0.4 s``, ``12 s``, ``3.1 min``."""
-    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s" if value < 100 else f"{value / 60:.1f} min"
 
 
 def _p(value: float) -> str:

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from topwork.training.batches import ImageStream, Stream
 from topwork.training.distributed import Processes
 from topwork.training.folding import State
 from topwork.training.loop import Judged, Prepared, Tuned, judge, predict
 from topwork.training.recipe import Recipe
-from topwork.training.streams import ImageStream, Stream
 
 COEFFICIENTS = (0.25, 0.5, 0.75)
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from topwork.data.shards import atomic_file
 from topwork.errors import ModelError, TopworkError
+from topwork.files import atomic_file
 from topwork.training.distributed import shared_like
 
 FORMAT = 1

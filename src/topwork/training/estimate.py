@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from topwork.training.batches import ImageStream, Stream
 from topwork.training.distributed import processes
 from topwork.training.loop import Loss, Prepared
 from topwork.training.optimizer import freeze, make_optimizer, train_mode
 from topwork.training.recipe import Recipe
-from topwork.training.streams import ImageStream, Stream
 from topwork.training.tail import tail_streams
 
 # Errors before and after in percent: Caltech-101, Caltech-256, Pets, Flowers, DTD, CIFAR-10, SUN397, Birdsnap, Food-101,

@@ -35,15 +35,15 @@ from topwork.models.modules import (
 )
 from topwork.training.adoption import adopt
 from topwork.training.average import Chosen, choose_weights
+from topwork.training.batches import ImageStream, decode_all
 from topwork.training.checkpoint import INDEX
 from topwork.training.extended import put_extended
 from topwork.training.folding import State
 from topwork.training.loop import Surroundings, Tuned, fit
+from topwork.training.losses import TargetTerms
 from topwork.training.optimizer import StageRow, freeze, stage_table, stages_of
 from topwork.training.recipe import DataFacts, Recipe, TuneSettings, plan
-from topwork.training.streams import ImageStream, decode_all
 from topwork.training.tail import tail_streams
-from topwork.training.terms import TargetTerms
 
 SIX_BLOCKS = "six-blocks"  # a name for the backbone setting: the small network of models/modules.py, from scratch
 
@@ -69,7 +69,7 @@ class FineTuned:
     probe: LinearHead | None = None
 
     def network(self) -> nn.Module:
-        """The tuned network, in eval mode: normalised images (B, 3, H, W) to logits."""
+        """The tuned network, in eval mode: normalized images (B, 3, H, W) to logits."""
         network = make_network(self.backbone, self.head, self.recipe, self.probe)
         network.load_state_dict(self.state)
         return network.eval()
@@ -238,11 +238,11 @@ def training_stream(
 
 
 def decode_rows(manifest: Manifest, rows: NDArray[np.int64], spec: InputSpec, **options: Any) -> Pixels:
-    """:func:`topwork.training.streams.decode_all` for rows of a manifest, which is what names the images."""
+    """:func:`topwork.training.batches.decode_all` for rows of a manifest, which is what names the images."""
     return decode_all(manifest.read, rows, spec, name=lambda row: manifest.samples[row].path, **options)
 
 
-def facts_of(labels: NDArray[Any], n_classes: int, n_valid: int, grey: bool = False) -> DataFacts:
+def facts_of(labels: NDArray[Any], n_classes: int, n_valid: int, gray: bool = False) -> DataFacts:
     """What :func:`topwork.training.recipe.plan` wants to know, about these training labels and this machine.
 
     Args:
@@ -252,7 +252,7 @@ def facts_of(labels: NDArray[Any], n_classes: int, n_valid: int, grey: bool = Fa
     counts = tuple(int(n) for n in (labels.sum(0) if several else np.bincount(labels, minlength=n_classes)))
     has_gpu = torch.cuda.is_available()
     has_bf16 = gpu_has_bf16() if has_gpu else _has_bf16()
-    return DataFacts(counts, n_valid, len(labels), has_gpu, has_bf16=has_bf16, grey=grey, multilabel=several)
+    return DataFacts(counts, n_valid, len(labels), has_gpu, has_bf16=has_bf16, gray=gray, multilabel=several)
 
 
 def stage_names(network: nn.Module) -> list[str]:

@@ -29,13 +29,13 @@ from torch import Tensor, nn
 
 from topwork.errors import TopworkError, UsageError
 from topwork.training import checkpoint as disk
+from topwork.training.batches import Stream, ahead, batches_of, epoch_order
 from topwork.training.depthwise import use_fast_depthwise
 from topwork.training.distributed import Processes, own_part, processes, shared_like, whole, whole_state
 from topwork.training.folding import Folding, State, fold_batch_norm
+from topwork.training.losses import TargetTerms
 from topwork.training.optimizer import clip_gradients, freeze, make_optimizer, set_rates, stages_of, train_mode
 from topwork.training.recipe import Phase, Recipe
-from topwork.training.streams import Stream, ahead, batches_of, epoch_order
-from topwork.training.terms import TargetTerms
 
 Record = dict[str, Any]
 Ending = Literal["finished", "patience", "time budget", "interrupted", "loss not finite"]

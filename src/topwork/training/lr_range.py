@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from topwork.errors import UsageError
+from topwork.training.batches import Stream, ahead, batches_of, epoch_order
 from topwork.training.distributed import processes
 from topwork.training.loop import Loss, Prepared
 from topwork.training.optimizer import clip_gradients, freeze, make_optimizer, train_mode
 from topwork.training.recipe import Recipe
-from topwork.training.streams import Stream, ahead, batches_of, epoch_order
 
 LOWEST, HIGHEST = 1e-6, 1.0
 SMOOTHING = 0.9  # of the moving average of the loss

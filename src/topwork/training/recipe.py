@@ -44,7 +44,7 @@ class DataFacts:
     n_images: int | None = None
     has_gpu: bool = False
     has_bf16: bool = False
-    grey: bool = False
+    gray: bool = False
     multilabel: bool = False
     images_per_second: float | None = None
 
@@ -287,8 +287,8 @@ def _batch_size(facts: DataFacts) -> int:
 def _augmentation(settings: TuneSettings, facts: DataFacts) -> str:
     if settings.augment != "auto":
         return pipeline(settings.augment).name
-    # Colour carries the class too often to be changed unasked; a mirror image and a crop hardly ever change it.
-    return "flip" if facts.grey else "light"
+    # Color carries the class too often to be changed unasked; a mirror image and a crop hardly ever change it.
+    return "flip" if facts.gray else "light"
 
 
 def _class_weights(settings: TuneSettings, facts: DataFacts, outputs: str) -> tuple[float, ...] | None:

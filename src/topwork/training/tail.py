@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from topwork.errors import UsageError
 from topwork.models.modules import classifier_name
+from topwork.training.batches import IN_MEMORY_BYTES, ImageStream, InputNetwork, ahead, in_file
 from topwork.training.extended import ExtendedHead
 from topwork.training.optimizer import stages_of
 from topwork.training.recipe import Recipe
-from topwork.training.streams import IN_MEMORY_BYTES, ImageStream, InputNetwork, ahead, in_file
 
 BATCH = 16
 LARGEST_HALF = 65504.0
@@ -87,7 +87,7 @@ class LowerPart(nn.Module):
         self.pooled.clear()
 
     def forward(self, images: Tensor) -> Tensor:
-        """What is kept (B, ...) of normalised images (B, 3, H, W)."""
+        """What is kept (B, ...) of normalized images (B, 3, H, W)."""
         maps: Tensor = self.parts(images)
         if not self.cut.pooled:
             return maps

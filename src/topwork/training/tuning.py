@@ -25,8 +25,8 @@ from topwork.models.head import HeadSpec, LinearHead, parse_head
 from topwork.settings import FitSettings
 
 if TYPE_CHECKING:
+    from topwork.training.batches import ImageStream
     from topwork.training.recipe import DataFacts, Recipe
-    from topwork.training.streams import ImageStream
 
 CHECKPOINTS = "checkpoint"
 ENOUGH_EPOCHS = 6  # with fewer for everything, the upper stages alone are looked at
@@ -108,8 +108,8 @@ def prepare(tuning: Tuning, on_progress: Callable[[int, int], None]) -> Ready:
 
     settings, parts, manifest = tuning.settings, tuning.parts, tuning.manifest
     start, spec = _starting_head(tuning)
-    grey = all(sample.mode in ("1", "L", "LA", "I;16") for sample in manifest.samples)
-    facts = facts_of(tuning.labels[parts.train], len(manifest.classes), len(parts.valid), grey=grey)
+    gray = all(sample.mode in ("1", "L", "LA", "I;16") for sample in manifest.samples)
+    facts = facts_of(tuning.labels[parts.train], len(manifest.classes), len(parts.valid), gray=gray)
     recipe = plan(settings, facts, tuning.stage_names, settings.seed, head_is_fitted=spec.starts_from_probe)
     train, valid = streams_of(
         manifest, parts.train, parts.valid, tuning.backbone, recipe, settings.workers, on_progress

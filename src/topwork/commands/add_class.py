@@ -1,0 +1,248 @@
+"""``topwork add-class``: a new run whose model knows further classes, while the old ones keep their rows."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from topwork.commands.steps import (
+    Silent,
+    Stopwatch,
+    Watcher,
+    evaluate_parts,
+    model_embedder,
+    predict_features,
+    provenance,
+    scan_and_embed,
+    timing,
+    with_second_look,
+)
+from topwork.data.manifest import Manifest
+from topwork.data.split import Split, split
+from topwork.errors import UsageError
+from topwork.evaluation.predictions import Predictions
+from topwork.evaluation.unknown import fit_unknown
+from topwork.features.embed import Embedder, Features, embed
+from topwork.models.classifier import Classifier, load_classifier
+from topwork.run import run_folder, write_json, write_run
+from topwork.settings import DataSettings
+from topwork.text import escape, natural_key
+
+
+@dataclass(frozen=True)
+class GrownRun:
+    """What ``topwork add-class`` did.
+
+    Attributes:
+        before, after: accuracy on the held-out images of the old classes, with the part they are from.
+    """
+
+    folder: Path
+    added: tuple[str, ...]
+    part: str | None
+    n_old: int
+    before: float | None
+    after: float | None
+    evaluation: dict[str, Any]
+
+
+def add_class(
+    run: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: DataSettings | None = None,
+    *,
+    name: str | None = None,
+    overwrite: bool = False,
+    watcher: Watcher | None = None,
+) -> GrownRun:
+    """A new run whose model also knows the classes of further images; the old classes keep their rows.
+
+    The features of the old images come from the store; only where it has been emptied are the images read again.
+
+    Args:
+        run: the run that holds the model; its manifest names the old images.
+        path: a folder of images of one class, or one folder a class.
+        name: of the class, where ``path`` holds one; by default the name of the folder.
+
+    Raises:
+        UsageError: no run, a class that the model has, images in an archive.
+    """
+    settings, watcher, clock = settings or DataSettings(), watcher or Silent(), Stopwatch()
+    folder = Path(out)
+    with run_folder(folder, overwrite):
+        write_json(
+            folder / "settings.json", {"path": str(Path(path).absolute()), "grown_from": str(Path(run).absolute())}
+        )
+        classifier, old_manifest, old_parts = stored_run(Path(run), "add-class")
+        with clock("scan_and_embed"):
+            watcher.step("scan and embed")
+            embedder = model_embedder(classifier)
+            manifest_of_new = _new_images(Path(path), name, settings, embedder, watcher)
+            manifest, parts = _joined(old_manifest, old_parts, manifest_of_new, classifier, settings)
+            features = embed(classifier.backbone, manifest, embedder=embedder, n_threads=settings.workers)
+        with clock("probe"):
+            watcher.step("probe")
+            grown, head = _grown_classifier(classifier, manifest, features, parts, settings.seed)
+        with clock("evaluate"):
+            watcher.step("evaluate")
+            labels = np.array(manifest.labels)
+            predictions = {key: predict_features(grown, features, rows, labels) for key, rows in parts.parts().items()}
+            for key in predictions.keys() - {"train"}:
+                predictions[key] = with_second_look(grown, predictions[key], manifest, features)
+            evaluation = evaluate_parts(grown, manifest, parts, predictions, settings.seed)
+        added = tuple(name for name in manifest.classes if name not in classifier.classes)
+        part, n_old, before, after = _before_and_after(classifier, grown, manifest, features, parts)
+        with clock("write"):
+            watcher.step("write")
+            grown = replace(
+                grown, provenance=provenance(manifest, parts, evaluation, settings) | {"added": list(added)}
+            )
+            _write_grown(folder, Path(run), manifest, parts, grown, predictions, embedder, head, added)
+        evaluation["timing"] = timing(clock, embedder)
+        evaluation["old_classes"] = {"part": part, "n": n_old, "accuracy_before": before, "accuracy_after": after}
+        write_json(folder / "evaluation.json", evaluation)
+    return GrownRun(folder, added, part, n_old, before, after, evaluation)
+
+
+def stored_run(run: Path, verb: str) -> tuple[Classifier, Manifest, dict[str, str]]:
+    """The model of a run, its images, and the part of each content."""
+    from topwork.data.manifest import load_manifest
+
+    classifier = load_classifier(run)
+    try:
+        manifest = load_manifest(run / "manifest.parquet")
+        parts = json.loads((run / "split.json").read_text())["parts"]
+        by_hash = {item["content_hash"]: name for name, items in parts.items() for item in items}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"{run}: {verb} needs the run that holds the model: its manifest names the old images."
+        ) from None
+    return classifier, manifest, by_hash
+
+
+def _new_images(path: Path, name: str | None, settings: DataSettings, embedder: Embedder, watcher: Watcher) -> Manifest:
+    """The new images, embedded; a folder with images directly in it is one class."""
+    is_flat = path.is_dir() and not any(p.is_dir() and not p.name.startswith(".") for p in path.iterdir())
+    if is_flat:
+        settings = replace(settings, label_regex="(.)")  # any label will do: it is replaced
+    manifest, _ = scan_and_embed(path, settings, embedder, watcher)
+    if is_flat or name is not None:
+        if not is_flat and len(manifest.classes) > 1:
+            raise UsageError(
+                f"--name {escape(name or '')}: {escape(str(path))} holds {len(manifest.classes)} classes, not one."
+            )
+        label = name or path.resolve().name
+        samples = tuple(replace(sample, label=label) for sample in manifest.samples)
+        manifest = replace(manifest, samples=samples, classes=(label,))
+    return manifest
+
+
+def _joined(
+    old: Manifest, old_parts: dict[str, str], new: Manifest, classifier: Classifier, settings: DataSettings
+) -> tuple[Manifest, Split]:
+    """Both sets of images under one root; the old parts stay, the new images are divided in the same way."""
+    known = [name for name in new.classes if name in classifier.classes]
+    if known:
+        raise UsageError(f"the model has the class {escape(known[0])} already; add-class takes new ones only.")
+    if not (old.root.is_dir() and new.root.is_dir()) or any(
+        (m.root / "dataset_info.json").exists() for m in (old, new)
+    ):
+        raise UsageError("add-class needs old and new images in folders; unpack the archive or table first.")
+    twice = {s.content_hash for s in old.samples} & {s.content_hash for s in new.samples}
+    if twice:
+        path = next(s.path for s in new.samples if s.content_hash in twice)
+        raise UsageError(f"{escape(path)}: is an image that the model was trained or judged on, under another class.")
+    has = set(old_parts.values())
+    fractions = [settings.valid_fraction if "valid" in has else 0.0, settings.test_fraction if "test" in has else 0.0]
+    plain = replace(new, samples=tuple(replace(sample, part=None) for sample in new.samples))
+    chosen = split(plain, fractions[0], fractions[1], settings.seed)
+    part_of = {row: name for name, rows in chosen.parts().items() for row in rows.tolist()}
+    root = Path(os.path.commonpath([old.root.resolve(), new.root.resolve()]))
+
+    def moved(manifest: Manifest, row: int, part: str) -> Any:
+        sample = manifest.samples[row]
+        return replace(sample, path=os.path.relpath(manifest.root.resolve() / sample.path, root), part=part)
+
+    samples = [
+        moved(old, row, old_parts[s.content_hash]) for row, s in enumerate(old.samples) if s.content_hash in old_parts
+    ]
+    samples += [moved(plain, row, part_of[row]) for row in range(len(plain.samples))]
+    classes = tuple(sorted({sample.label for sample in samples}, key=natural_key))
+    manifest = replace(old, root=root, samples=tuple(samples), classes=classes, rejects=new.rejects, notes=())
+    return manifest, split(manifest, seed=settings.seed)
+
+
+def _grown_classifier(
+    classifier: Classifier, manifest: Manifest, features: Features, parts: Split, seed: int
+) -> tuple[Classifier, dict[str, Any]]:
+    """The classifier with new rows, in the order of the manifest's classes; and how the rows were fitted."""
+    from topwork.export.growing import grow_head, reordered
+
+    added = [name for name in manifest.classes if name not in classifier.classes]
+    names = [*classifier.classes, *added]
+    index = {name: number for number, name in enumerate(names)}
+    labels = np.array([index[manifest.samples[row].label] for row in parts.train.tolist()])
+    blocks = features.blocks(classifier.head.transform.blocks, parts.train)
+    grown = grow_head(classifier.head, classifier.head.transform.apply(blocks), labels, len(added), seed)
+    rate = float(classifier.thresholds.get("unknown_false_alarm_rate") or 0.01)
+    detector = fit_unknown(features.block("last", parts.train), labels, rate)
+    order = [index[name] for name in manifest.classes if name in index]
+    order += [index[name] for name in names if name not in manifest.classes]  # classes whose images are gone
+    bigger = replace(
+        classifier,
+        head=reordered(grown.head, order),
+        classes=tuple(names[number] for number in order),
+        thresholds=classifier.thresholds
+        | {"unknown": max(detector.threshold, classifier.thresholds.get("unknown") or 0.0)},
+        arrays=classifier.arrays | {"unknown_centres": detector.centers},
+    )
+    return bigger, {"penalty": grown.penalty, "cross_entropy": {str(k): v for k, v in grown.cross_entropy.items()}}
+
+
+def _before_and_after(
+    old: Classifier, new: Classifier, manifest: Manifest, features: Features, parts: Split
+) -> tuple[str | None, int, float | None, float | None]:
+    """Accuracy on held-out images of the old classes, by the old model and by the new one."""
+    held_out = {name: rows for name, rows in parts.parts().items() if name != "train"}
+    for name in ("test", "valid"):
+        rows = held_out.get(name, np.array([], np.int64))
+        rows = rows[[manifest.samples[row].label in old.classes for row in rows.tolist()]] if len(rows) else rows
+        if not len(rows):
+            continue
+        accuracies = []
+        for classifier in (old, new):
+            index = {label: number for number, label in enumerate(classifier.classes)}
+            labels = np.array([index.get(sample.label, -1) for sample in manifest.samples])
+            found = with_second_look(
+                classifier, predict_features(classifier, features, rows, labels), manifest, features
+            )
+            accuracies.append(float((found.predicted == found.labels).mean()))
+        return name, len(rows), accuracies[0], accuracies[1]
+    return None, 0, None, None
+
+
+def _write_grown(
+    folder: Path,
+    old_run: Path,
+    manifest: Manifest,
+    parts: Split,
+    classifier: Classifier,
+    predictions: dict[str, Predictions],
+    embedder: Embedder,
+    head: dict[str, Any],
+    added: tuple[str, ...],
+) -> None:
+    from topwork.models.classifier import COMPILED
+
+    recipe = json.loads((old_run / "recipe.json").read_text())
+    recipe["grown"] = {"from": str(old_run.absolute()), "added": list(added), **head}
+    history = [json.loads(line) for line in (old_run / "history.jsonl").read_text().splitlines()]
+    compiled = classifier.backbone.folder / COMPILED[0]
+    found = compiled if embedder.engine.kind == "openvino" and compiled.is_file() else None
+    write_run(folder, manifest, parts, classifier, predictions, recipe, history, found)

@@ -1,0 +1,178 @@
+"""``topwork compare``: finished runs against the first of them, by paired tests on the same images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.data.manifest import Manifest, load_manifest
+from topwork.errors import TopworkError, UsageError
+from topwork.evaluation.compare import Comparison, compare
+from topwork.evaluation.predictions import Predictions
+from topwork.run import read_evaluation, read_logits
+from topwork.text import as_text, escape, points
+
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """The answers of a run on one of its parts, and what the images are."""
+
+    run: Path
+    manifest: Manifest
+    predictions: Predictions
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+        return self.run.resolve().name
+
+    @property
+    def hashes(self) -> list[str]:
+        """Content hash of each image."""
+        return [self.manifest.samples[row].content_hash for row in self.predictions.sample_indices.tolist()]
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """One run against the first.
+
+    Attributes:
+        order: for each image of the first run's predictions, its position in the second's.
+        sentence: which is better, or that there is no clear difference.
+    """
+
+    first: Judged
+    second: Judged
+    comparison: Comparison
+    order: NDArray[np.int64]
+    sentence: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; disagreements with the path, the truth and both answers."""
+        found = self.comparison
+        interval = found.difference_interval
+        return {
+            "first": str(self.first.run),
+            "second": str(self.second.run),
+            "n": found.n,
+            "accuracy_first": found.accuracy_first,
+            "accuracy_second": found.accuracy_second,
+            "difference": found.difference,
+            "difference_interval": interval.as_dict() if interval else None,
+            "p_value": found.p_value,
+            "n_gained": len(found.gained),
+            "n_lost": len(found.lost),
+            "per_class": {as_text(name): asdict(change) for name, change in found.per_class.items()},
+            "disagreements": self.disagreements(),
+            "sentence": self.sentence,
+        }
+
+    def disagreements(self) -> list[dict[str, Any]]:
+        """Images that the two answer differently: those that one of them gets right first."""
+        found, rows = self.comparison, []
+        gained, lost = set(found.gained.tolist()), set(found.lost.tolist())
+        one, two = self.first.predictions, self.second.predictions
+        for position in found.disagreements.tolist():
+            other = int(self.order[position])
+            sample = self.first.manifest.samples[int(one.sample_indices[position])]
+            rows.append(
+                {
+                    "row": int(one.sample_indices[position]),
+                    "path": as_text(sample.path),
+                    "label": as_text(sample.label),
+                    "first": as_text(one.classes[one.predicted[position]]),
+                    "first_probability": float(one.confidence[position]),
+                    "second": as_text(two.classes[two.predicted[other]]),
+                    "second_probability": float(two.confidence[other]),
+                    "change": "gained" if position in gained else "lost" if position in lost else "both wrong",
+                }
+            )
+        return sorted(rows, key=lambda row: ("gained", "lost", "both wrong").index(row["change"]))
+
+
+def compare_runs(
+    runs: Sequence[str | os.PathLike[str]], part: str = "auto", *, seed: int = 0
+) -> tuple[str, tuple[Compared, ...]]:
+    """Compares runs with the first of them, image by image.
+
+    Args:
+        part: ``test``, ``valid``, or ``auto``: the test part where every run has one, else valid.
+
+    Returns:
+        The part, and one comparison for each run but the first.
+
+    Raises:
+        UsageError: fewer than two runs, no finished run, or runs that were not judged on the same images.
+    """
+    folders = [Path(run) for run in runs]
+    if len(folders) < 2:
+        raise UsageError("compare needs two runs or more: topwork compare RUN_A RUN_B")
+    records = [read_evaluation(folder) for folder in folders]
+    if part == "auto":
+        part = common_part(records) or "test"
+    for folder, record in zip(folders, records, strict=True):
+        if not _has(record, part):
+            raise UsageError(f"{escape(str(folder))}: was not judged on a {part} part, so there is nothing to compare.")
+    judged = [judged_part(folder, record, part) for folder, record in zip(folders, records, strict=True)]
+    return part, tuple(_against(judged[0], other, seed) for other in judged[1:])
+
+
+def _against(first: Judged, second: Judged, seed: int) -> Compared:
+    try:
+        found = compare(first.predictions, second.predictions, first.hashes, second.hashes, seed=seed)
+    except UsageError as error:
+        raise UsageError(f"{escape(str(first.run))} and {escape(str(second.run))}: {error}.") from None
+    order = np.empty(len(first.hashes), dtype=np.int64)
+    order[np.argsort(np.asarray(first.hashes), kind="stable")] = np.argsort(np.asarray(second.hashes), kind="stable")
+    return Compared(first, second, found, order, comparison_sentence(first.name, second.name, found))
+
+
+def comparison_sentence(first: str, second: str, found: Comparison) -> str:
+    """Which of two runs is better, in a sentence that follows from the numbers."""
+    interval = found.difference_interval
+    if interval is None or found.accuracy_first is None or found.accuracy_second is None or found.difference is None:
+        return f"{second} and {first} share no image whose class either of them knows: nothing can be compared."
+    facts = (
+        f"On the same {found.n:,} images {second} is right for {100 * found.accuracy_second:.1f} % and {first} for "
+        f"{100 * found.accuracy_first:.1f} %: {points(found.difference)} points ({points(interval.low)} to "
+        f"{points(interval.high)}), from {len(found.gained)} images that only {second} gets right and {len(found.lost)} "
+        f"that only {first} does"
+    )
+    if found.p_value >= SIGNIFICANCE:
+        return f"{facts}. No clear difference: chance alone does that with probability {found.p_value:.2f}."
+    better = second if found.difference > 0 else first
+    return f"{facts}. {better} is better (p = {found.p_value:.2g})."
+
+
+def common_part(evaluations: Sequence[dict[str, Any]]) -> str | None:
+    """The part that counts most of those on which every run was judged."""
+    return next((name for name in ("test", "valid") if all(_has(one, name) for one in evaluations)), None)
+
+
+def _has(evaluation: dict[str, Any], part: str) -> bool:
+    return bool((evaluation.get(part) or {}).get("n"))
+
+
+def judged_part(folder: Path, evaluation: dict[str, Any], part: str) -> Judged:
+    """Reads the logits of one part of a run."""
+    import pyarrow as pa
+
+    try:
+        manifest = load_manifest(folder / "manifest.parquet")
+        _ = manifest.labels  # several labels an image cannot be compared yet, which this says
+        every, in_part, stored = read_logits(folder / "predictions.parquet")
+        classes = tuple(evaluation[part]["classes"])
+        index = {name: number for number, name in enumerate(classes)}
+        rows, logits = every[in_part == part], stored[in_part == part]
+        labels = np.array([index.get(manifest.samples[row].label, -1) for row in rows.tolist()], dtype=np.int64)
+        return Judged(folder, manifest, Predictions(classes, rows, labels, logits))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
+        raise TopworkError(f"{escape(str(folder))}: the run is damaged ({type(error).__name__}: {error}).") from error

@@ -1,0 +1,127 @@
+"""``topwork evaluate``: a saved model on labeled images, with classes matched by name."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.commands.label_sets import figures, predict_label_sets
+from topwork.commands.steps import (
+    Silent,
+    Watcher,
+    model_embedder,
+    part_rows,
+    predict_features,
+    scan_and_embed,
+    with_second_look,
+)
+from topwork.data.manifest import Manifest
+from topwork.errors import UsageError
+from topwork.evaluation.metrics import evaluate_part
+from topwork.evaluation.predictions import Predictions
+from topwork.models.classifier import Classifier, load_classifier
+from topwork.settings import DataSettings
+from topwork.text import escape
+
+
+def evaluate(
+    model: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    settings: DataSettings | None = None,
+    *,
+    part: str = "auto",
+    by: str | None = None,
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """Judges a saved model on labeled images; class names are matched by name.
+
+    Args:
+        part: which part to use when the data has parts: ``train``, ``valid``, ``test``, ``all``; ``auto`` takes test,
+            else valid, else all.
+        by: also judge the images of each ``domain``, ``group`` or ``part`` by themselves.
+
+    Returns:
+        One part of ``evaluation.json``, with ``notes``, and with ``by``: the same figures by domain, group or part.
+
+    Raises:
+        UsageError: nothing to judge; ``by`` names what the data does not have.
+    """
+    settings, watcher = settings or DataSettings(), watcher or Silent()
+    classifier = load_classifier(model, multi_label=True)
+    if classifier.multi_label and by is not None:
+        raise UsageError(f"--by {by}: models of several labels an image are judged as a whole only.")
+    if classifier.multi_label:  # the model knows what kind of data it is for
+        settings = replace(settings, multi_label=True)
+    embedder = model_embedder(classifier)
+    watcher.step("scan and embed")
+    manifest, features = scan_and_embed(path, settings, embedder, watcher)
+    rows = part_rows(manifest, part)
+    watcher.step("evaluate")
+    n_train = classifier.provenance.get("n_train")
+    notes = [*manifest.notes, *_vocabulary_notes(classifier, manifest)]
+    index = {name: number for number, name in enumerate(classifier.classes)}
+    if classifier.multi_label:
+        truth = _label_matrix(manifest, index)
+        sets = predict_label_sets(classifier, manifest, features, rows, truth, careful=True)
+        judged = figures(sets, n_train or {}, settings.seed)
+    else:
+        labels = np.array([index.get(sample.label, -1) for sample in manifest.samples])
+        predictions = predict_features(classifier, features, rows, labels)
+        predictions = with_second_look(classifier, predictions, manifest, features)
+        judged = evaluate_part(predictions, n_train=n_train, seed=settings.seed).as_dict()
+        if by is not None:
+            judged["by"] = {by: _judged_by(by, predictions, manifest, n_train, settings.seed)}
+    for note in notes:
+        watcher.note(note)
+    return judged | {
+        "notes": notes,
+        "rejects": [asdict(reject) for reject in manifest.rejects],
+        "n_unused": len(manifest.rejects),
+    }
+
+
+def _label_matrix(manifest: Manifest, index: dict[str, int]) -> NDArray[np.bool_]:
+    """(N, C) labels of the samples in the columns of the model; labels that it does not know have none."""
+    matrix = np.zeros((len(manifest.samples), len(index)), np.bool_)
+    known = [name for name in manifest.classes if name in index]
+    own = {name: number for number, name in enumerate(manifest.classes)}
+    matrix[:, [index[name] for name in known]] = manifest.label_matrix[:, [own[name] for name in known]]
+    return matrix
+
+
+def _judged_by(
+    by: str, predictions: Predictions, manifest: Manifest, n_train: dict[str, int] | None, seed: int
+) -> dict[str, Any]:
+    """The figures of each domain, group or part, by its name."""
+    values = [getattr(manifest.samples[row], by) for row in predictions.sample_indices.tolist()]
+    names = sorted({value for value in values if value is not None})
+    if not names:
+        raise UsageError(
+            f"--by {by}: {escape(str(manifest.root))} names no {by}. A table has a column {by}; else add --{by}-by."
+        )
+    found = {}
+    for name in names:
+        own = predictions.take(np.array([value == name for value in values]))
+        found[name] = evaluate_part(own, n_train=n_train, seed=seed).as_dict()
+    return found
+
+
+def _vocabulary_notes(classifier: Classifier, manifest: Manifest) -> list[str]:
+    known, found = set(classifier.classes), set(manifest.classes)
+    notes = []
+    if found - known:
+        names = ", ".join(escape(name) for name in sorted(found - known)[:8])
+        notes.append(f"Classes the model does not know, left out of the figures: {names}.")
+    if known - found:
+        names = ", ".join(escape(name) for name in sorted(known - found)[:8])
+        notes.append(f"Classes of the model without images here, not measured: {names}.")
+    if not known & found:
+        raise UsageError(
+            f"{escape(str(manifest.root))}: none of its classes is one of the model's. "
+            f"The model knows: {', '.join(escape(n) for n in classifier.classes[:8])}."
+        )
+    return notes

@@ -1,0 +1,122 @@
+"""``topwork examine``: what a finished model has learned, from paths to values.
+
+The work is in ``evaluation/examine.py``; here is only what has to be read, and in which order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.commands.steps import (
+    Silent,
+    Watcher,
+    part_rows,
+    rules_of,
+)
+from topwork.data.groups import join_groups
+from topwork.data.images import decode
+from topwork.data.loader import in_order
+from topwork.data.manifest import Manifest, scan
+from topwork.data.transforms import InputSpec, Pixels, fit_to_input
+from topwork.errors import ImageError, TopworkError, UsageError
+from topwork.evaluation.examine import Examination, examine
+from topwork.evaluation.shortcut import check_shortcuts
+from topwork.export.runtime import engine_of
+from topwork.models.classifier import Classifier, load_classifier
+from topwork.settings import DataSettings
+from topwork.text import escape
+
+N_IMAGES = 200  # images examined: enough to see a difference of five points, and a minute's work
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """An examination with what it was made on.
+
+    Attributes:
+        rows: manifest rows of the images examined, in order.
+    """
+
+    model: Path
+    path: str
+    manifest: Manifest
+    classifier: Classifier
+    rows: NDArray[np.int64]
+    examination: Examination
+
+
+def examine_model(
+    model: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    settings: DataSettings | None = None,
+    *,
+    part: str = "auto",
+    n_images: int = N_IMAGES,
+    watcher: Watcher | None = None,
+) -> Examined:
+    """Examines a saved model on labeled images; class names are matched by name.
+
+    Args:
+        part: which part to use when the data has parts, as for ``evaluate``.
+        n_images: at most this many images are looked at, drawn by the seed.
+
+    Raises:
+        UsageError: none of the images is of a class that the model knows.
+    """
+    settings, watcher = settings or DataSettings(), watcher or Silent()
+    if n_images < 10:
+        raise UsageError(f"--n-images {n_images}: give at least 10; fewer show nothing for certain.")
+    classifier = load_classifier(model)
+    watcher.step("scan")
+    manifest = scan(path, n_threads=settings.workers, on_progress=watcher.progress, rules=rules_of(settings))
+    index = {name: number for number, name in enumerate(classifier.classes)}
+    rows = np.array([row for row in part_rows(manifest, part) if manifest.samples[row].label in index], dtype=np.int64)
+    if not len(rows):
+        raise UsageError(f"{escape(str(path))}: none of its images is of a class that the model knows.")
+    rows = _drawn(manifest, rows, n_images, settings.seed)
+    labels = np.array([index[manifest.samples[row].label] for row in rows], dtype=np.int64)
+    shortcuts = check_shortcuts(manifest, manifest.traits(), join_groups(manifest), settings.seed)
+    watcher.step("examine")
+    examination = examine(
+        classifier,
+        engine_of(classifier),
+        _reader(manifest, rows, settings.workers),
+        labels,
+        shortcuts=shortcuts,
+        seed=settings.seed,
+        on_progress=watcher.progress,
+    )
+    for finding in examination.findings:
+        if finding.kind == "warning":
+            watcher.note(finding.text)
+    return Examined(Path(model), str(path), manifest, classifier, rows, examination)
+
+
+def _drawn(manifest: Manifest, rows: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:
+    """At most n rows, in an order that depends on the content of the images and the seed alone."""
+    by_content = sorted(rows.tolist(), key=lambda row: (manifest.samples[row].content_hash, manifest.samples[row].path))
+    order = np.random.default_rng([seed, 5]).permutation(len(by_content))
+    return np.array(by_content, dtype=np.int64)[order][:n]
+
+
+def _reader(manifest: Manifest, rows: NDArray[np.int64], n_threads: int | None) -> Callable[[InputSpec], Pixels]:
+    """Gives the images of some rows, prepared as an input spec says."""
+
+    def load(spec: InputSpec) -> Pixels:
+        def one(row: int) -> Pixels:
+            try:
+                return fit_to_input(decode(manifest.read(row), min_side=spec.min_side).pixels, spec)
+            except ImageError as error:
+                raise TopworkError(
+                    f"{escape(manifest.samples[row].path)}: was fine when scanned, and now: {error}."
+                ) from None
+
+        return np.stack(list(in_order(one, rows.tolist(), n_threads)))
+
+    return load

@@ -1,0 +1,257 @@
+"""``topwork fit``: from a folder of images to a run folder.
+
+``fit`` reads from top to bottom: scan and embed in one pass, split, probe, tune where asked, calibrate, judge, write.
+Each step is one public function of the layer below; here is only their order and what is recorded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from topwork.commands.assess import Judged, judge
+from topwork.commands.label_sets import check_settings, judge_label_sets
+from topwork.commands.prepare import Gathered, embedder_of, fitted_probe, gather
+from topwork.commands.steps import Silent, Stopwatch, Watcher, probe_record, provenance, timing
+from topwork.data.manifest import Manifest
+from topwork.data.split import Split
+from topwork.errors import UsageError
+from topwork.evaluation.analysis import find_insights
+from topwork.evaluation.label_sets import LabelPredictions
+from topwork.evaluation.predictions import Predictions
+from topwork.features.blas import few_threads
+from topwork.features.embed import Features, embed
+from topwork.features.engine import compiled_path
+from topwork.features.probe import Probe
+from topwork.features.views import Probed
+from topwork.models.classifier import Classifier
+from topwork.run import asked, run_folder, write_json, write_run
+from topwork.settings import FitSettings, as_dict, is_launched
+from topwork.training.tracking import check_tracker, tracking
+from topwork.training.tuning import TunedClassifier, Tuning, head_spec, tune_classifier
+from topwork.training.verdict import weigh, weigh_label_sets
+
+VALID_OF_TUNING = "choosing the epoch, the mixture of weights, the temperature and the thresholds; its figures flatter"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Everything a fit produced, as values."""
+
+    folder: Path
+    manifest: Manifest
+    split: Split
+    classifier: Classifier
+    probe: Probe
+    predictions: Mapping[str, Predictions | LabelPredictions]
+    evaluation: dict[str, Any]
+    recipe: dict[str, Any]
+
+
+def fit(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: FitSettings | None = None,
+    *,
+    overwrite: bool = False,
+    watcher: Watcher | None = None,
+) -> Fitted:
+    """Trains, judges and writes a classifier for the images below ``path``.
+
+    Args:
+        out: the run folder to make.
+        overwrite: replace what a finished run left there.
+
+    Raises:
+        UsageError: nothing to train on, or ``out`` is taken.
+        TopworkError: something failed on the way; what was embedded is kept and found again.
+    """
+    settings, watcher, clock = settings or FitSettings(), watcher or Silent(), Stopwatch()
+    folder = Path(out)
+    head_spec(settings)  # what cannot be is named before the work begins
+    check_tracker(settings.track)
+    if settings.fsdp and not is_launched():
+        raise UsageError("--fsdp shares weights between processes; start several with torchrun or accelerate launch.")
+    if settings.multi_label:
+        check_settings(settings)
+    with run_folder(folder, overwrite):
+        write_json(folder / "settings.json", asked(path, settings))
+        data = gather(path, settings, clock, watcher)
+        if data.choice is not None:  # what is resumed must not choose again: rates differ from time to time
+            write_json(folder / "settings.json", asked(path, settings) | {"backbones": data.choice.as_dict()})
+        n_values = len(data.manifest.samples) * data.backbone.n_features
+        with clock("probe"), few_threads(n_values):
+            watcher.step("probe")
+            probed = fitted_probe(data, clock, watcher)
+        tuned, words = _tune(data, probed.probe, folder, clock, watcher)
+        seen = data if tuned is None else _embedded_again(data, tuned, clock, watcher)
+        with few_threads(n_values):
+            judges = judge_label_sets if data.manifest.multi_label else judge
+            judged = judges(seen, probed.probe, tuned, clock, watcher)
+        recipe = _recipe(data, probed, tuned, judged.classifier) | ({"words": words} if words else {})
+        evaluation = judged.evaluation
+        if tuned is not None:
+            evaluation |= {"n_parameters": tuned.n_parameters, "n_trainable": tuned.n_trainable}
+        classifier = replace(judged.classifier, provenance=provenance(data.manifest, data.parts, evaluation, settings))
+        with clock("write"):
+            watcher.step("write")
+            history = [*map(asdict, probed.probe.trials), *(tuned.history if tuned else [])]
+            compiled = compiled_path(classifier.backbone) if data.embedder.engine.kind == "openvino" else None
+            write_run(folder, data.manifest, data.parts, classifier, judged.predictions, recipe, history, compiled)
+        if not data.manifest.multi_label:
+            with clock("insights"), few_threads(n_values):
+                watcher.step("insights")
+                _write_insights(folder, path, data, seen.features, probed.probe, judged, tuned is not None, clock)
+        evaluation |= {"timing": timing(clock, data.embedder)}
+        write_json(folder / "evaluation.json", evaluation)
+    return Fitted(folder, data.manifest, data.parts, classifier, probed.probe, judged.predictions, evaluation, recipe)
+
+
+def follow(path: str | os.PathLike[str], out: str | os.PathLike[str], settings: FitSettings) -> None:
+    """What every process but the first does when several train one network: it takes its share and writes nothing.
+
+    It waits until the first one has read and embedded the images, finds everything in the cache, and trains along.
+
+    Raises:
+        UsageError: there is nothing to share without tuning.
+    """
+    if settings.mode == "probe":
+        return
+    watcher, clock = Silent(), Stopwatch()
+    _meet()
+    data = gather(path, settings, clock, watcher)
+    probed = fitted_probe(data, clock, watcher)
+    tuning = Tuning(data.backbone, data.manifest, data.features, data.parts, probed.probe, settings, Path(out))
+    tune_classifier(tuning, watcher.progress, watcher.epoch, watcher.note)
+
+
+def _meet() -> None:
+    """Waits until every process has come here."""
+    from topwork.training.distributed import processes
+
+    processes().wait()
+
+
+# ---- the steps, in their order
+
+
+def _tune(
+    data: Gathered, probe: Probe, folder: Path, clock: Stopwatch, watcher: Watcher
+) -> tuple[TunedClassifier | None, list[str]]:
+    """The tuned network, or None where there is none or where the probe is kept; and what was decided, in words."""
+    settings, words = data.settings, []
+
+    def say(text: str) -> None:
+        words.append(text)
+        watcher.note(text)
+
+    if settings.mode == "probe":
+        return None, words
+    with clock("tune"):
+        watcher.step("tune")
+        if is_launched():
+            _meet()
+        tuning = Tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings, folder)
+        with tracking(settings.track, folder, asdict(settings)) as track:
+
+            def on_epoch(record: dict[str, Any]) -> None:
+                watcher.epoch(record)
+                track(record)
+
+            tuned = tune_classifier(tuning, watcher.progress, on_epoch, say, watcher.stages)
+    if tuned is None or settings.hidden is not None or settings.head == "cosine":  # a head that was asked for is kept
+        return tuned, words
+    with clock("embed_again"):
+        watcher.step("embed again")
+        valid = data.parts.valid
+        held_out = replace(data.manifest, samples=tuple(data.manifest.samples[row] for row in valid.tolist()))
+        features = embed(
+            tuned.backbone, held_out, embedder=embedder_of(tuned.backbone, settings), n_threads=settings.workers,
+            on_progress=watcher.progress,
+        )  # fmt: skip
+    before = probe.head.logits(data.features.blocks(probe.head.transform.blocks, valid))
+    after = tuned.head.logits(features.blocks(tuned.head.transform.blocks))
+    judged_by = weigh_label_sets if data.manifest.multi_label else weigh
+    verdict = judged_by(before, after, data.labels[valid], asked_for=settings.mode == "tune")
+    say(verdict.words)
+    return (tuned if verdict.keeps_tuned else None), words
+
+
+def _embedded_again(data: Gathered, tuned: TunedClassifier, clock: Stopwatch, watcher: Watcher) -> Gathered:
+    """The same images with the tuned network and its features."""
+    with clock("embed_again"):
+        watcher.step("embed again")
+        embedder = embedder_of(tuned.backbone, data.settings)
+        features = embed(
+            tuned.backbone, data.manifest, embedder=embedder, n_threads=data.settings.workers,
+            on_progress=watcher.progress,
+        )  # fmt: skip
+    return replace(data, backbone=embedder.backbone, embedder=embedder, features=features)
+
+
+def _write_insights(
+    folder: Path,
+    path: str | os.PathLike[str],
+    data: Gathered,
+    features_judged: Features,
+    probe: Probe,
+    judged: Judged,
+    is_tuned: bool,
+    clock: Stopwatch,
+) -> None:
+    predictions = {name: part for name, part in judged.predictions.items() if isinstance(part, Predictions)}
+    insights = find_insights(
+        data.manifest,
+        data.parts,
+        data.groups,
+        probe,
+        data.features,
+        judged.classifier,
+        features_judged,
+        predictions,
+        leaks=judged.evaluation.get("leaks"),
+        is_tuned=is_tuned,
+        embedding_rate=timing(clock, data.embedder)["images_per_second"],
+        path=str(Path(path).absolute()),
+        out=str(folder.absolute()),
+        settings=as_dict(data.settings),
+        seed=data.settings.seed,
+    )
+    write_json(folder / "insights.json", insights.as_dict())
+
+
+def _recipe(data: Gathered, probed: Probed, tuned: TunedClassifier | None, classifier: Classifier) -> dict[str, Any]:
+    """What was done, with no "auto" left in it."""
+    probe, parts, embedder = probed.probe, data.parts, data.embedder
+    recipe = {
+        "mode": "probe",
+        **probe_record(classifier, probe, embedder),
+        "class_weights": None if probe.class_weights is None else probe.class_weights.tolist(),
+        "temperature": classifier.temperature,
+        "temperature_fitted_on": "out-of-fold logits of the train part",
+        "valid_used_for": "figures only; nothing was chosen on it" if len(parts.valid) else "there is no valid part",
+        "seed": parts.seed,
+        "augment": probed.views[0].pipeline.name if probed.views else "none",
+        "views": [view.name for view in probed.views],
+        "views_tried": list(probed.tried),
+        "balance": data.settings.balance,
+        "near_duplicates": data.n_near,
+    }
+    if data.manifest.multi_label:
+        recipe |= {"multi_label": True, "thresholds": classifier.thresholds["labels"]}
+    if data.choice is not None:
+        recipe |= {"backbones": data.choice.as_dict()}
+    if tuned is not None:
+        recipe |= {"mode": "tune", "tuning": tuned.recipe, "stages": tuned.stages, "probe": recipe["head"]}
+        recipe["head"] = {
+            "kind": classifier.head.kind,
+            "candidate": f"tuned with the network, {tuned.trained_head}",
+            "penalty": None,
+            "n_features": int(classifier.head.weight.shape[1]),
+            "reason": "tuned with the network; the heads of the probe, from which tuning starts, are below.",
+        }
+        recipe |= {"temperature_fitted_on": "valid", "valid_used_for": VALID_OF_TUNING}
+    return recipe

@@ -1,0 +1,98 @@
+"""``topwork lr-range``: which learning rate suits these images and this network, found without training a model.
+
+In: images and the settings of a fit. Out: :class:`Ranged`. Weights, run folders and models are left as they are.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from topwork.commands.label_sets import check_settings
+from topwork.commands.prepare import fitted_probe, gather
+from topwork.commands.steps import Silent, Stopwatch, Watcher
+from topwork.settings import FitSettings
+from topwork.training.tuning import Tuning, prepare
+
+if TYPE_CHECKING:
+    from topwork.training.lr_range import RangeTest
+    from topwork.training.optimizer import StageRow
+
+
+@dataclass(frozen=True)
+class Ranged:
+    """A range test and what it was done with.
+
+    Attributes:
+        stages: peak rate of each stage if the suggestion is taken as the rate of the head.
+        option: what to give ``topwork fit --mode tune``.
+    """
+
+    test: RangeTest
+    stages: tuple[StageRow, ...]
+    option: str
+    backbone: str
+    batch_size: int
+    head_is_fitted: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "suggestion": self.test.suggestion,
+            "reason": self.test.reason,
+            "option": self.option,
+            "rules": self.test.rules,
+            "rates": self.test.rates.tolist(),
+            "losses": self.test.losses.tolist(),
+            "stages": [vars(row) for row in self.stages],
+            "backbone": self.backbone,
+            "batch_size": self.batch_size,
+            "head_is_fitted": self.head_is_fitted,
+        }
+
+
+def lr_range(
+    path: str | os.PathLike[str],
+    settings: FitSettings | None = None,
+    *,
+    n_steps: int = 100,
+    lowest: float = 1e-6,
+    highest: float = 1.0,
+    watcher: Watcher | None = None,
+) -> Ranged:
+    """Raises the rate over ``n_steps`` steps of training on a copy of the network and reads the losses.
+
+    The network starts as a fit would start it: pretrained, its head from the probe where the head is linear.
+
+    Raises:
+        UsageError: nothing to train on, or settings that contradict each other.
+    """
+    from topwork.training.finetune import make_network
+    from topwork.training.lr_range import range_test
+    from topwork.training.optimizer import stage_table
+
+    settings, watcher = replace(settings or FitSettings(), mode="tune", near_duplicates=False), watcher or Silent()
+    if settings.multi_label:
+        check_settings(settings)
+    data = gather(path, settings, Stopwatch(), watcher)
+    watcher.step("probe")
+    probe = fitted_probe(data, Stopwatch(), watcher).probe
+    watcher.step("prepare")
+    ready = prepare(Tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings), watcher.progress)
+    watcher.step("range test")
+    network = make_network(data.backbone, ready.spec, ready.recipe, ready.start)
+    test = range_test(network, ready.recipe, ready.train, n_steps, lowest, highest, watcher.progress)
+    scale = test.suggestion / max(rate for _, rate in ready.recipe.phases[-1].rates)  # the phase that was tested
+    rows = tuple(replace(row, rate=row.rate * scale) for row in stage_table(network, ready.recipe))
+    return Ranged(
+        test, rows, _option(rows), data.backbone.name, ready.recipe.batch_size,
+        ready.head_is_fitted and ready.recipe.head_from_probe,
+    )  # fmt: skip
+
+
+def _option(rows: tuple[StageRow, ...]) -> str:
+    """The suggestion as options of fit; the first and the last stage that move set the spread."""
+    rates = [row.rate for row in rows if row.rate]
+    low, high = rates[0], rates[-1]
+    return f"--lr {high:.1e}" if low == high else f"--lr {low:.1e}:{high:.1e}"

@@ -1,0 +1,210 @@
+"""What every kind of fit begins with: images scanned and embedded in one pass, divided, and a probe on their features.
+
+In: a path and settings. Out: :class:`Gathered`, and from it a :class:`topwork.features.views.Probed`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.commands.steps import Stopwatch, Watcher, near_pairs, scan_and_embed, timing
+from topwork.data.augment import Flip, pipeline
+from topwork.data.groups import join_groups
+from topwork.data.manifest import Manifest
+from topwork.data.split import Split, divided_as, leave_out, split, with_valid
+from topwork.data.transforms import Mirror
+from topwork.errors import UsageError
+from topwork.features.backbone_selection import Choice, choose, names_of, subsample
+from topwork.features.duplicates import near_duplicates
+from topwork.features.embed import Embedder, Features, embed
+from topwork.features.engine import Engine, load_engine, with_resizer
+from topwork.features.probe import Probe, fit_probe
+from topwork.features.views import Probed, View, asked_views, buy_views, with_views
+from topwork.models.backbone import Backbone, load_backbone
+from topwork.models.head import Changes
+from topwork.run import read_split
+from topwork.settings import FitSettings
+from topwork.text import escape
+
+MIN_CLASSES = 2
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What is known before anything is trained."""
+
+    settings: FitSettings
+    backbone: Backbone
+    embedder: Embedder
+    manifest: Manifest
+    features: Features
+    groups: Sequence[int]
+    parts: Split
+    n_near: int | None
+    choice: Choice | None = None
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """(N,) class index of every sample; (N, C) which classes it has, where it may have several."""
+        return self.manifest.targets
+
+
+def gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch, watcher: Watcher) -> Gathered:
+    """Scans, embeds and splits."""
+    names = names_of(settings.backbone)
+    with clock("backbone"):
+        watcher.step("backbone")
+        backbones = [_backbone(name, settings) for name in names]
+        backbone = backbones[0]
+        embedder = embedder_of(backbone, settings)
+    with clock("scan_and_embed"):
+        watcher.step("scan and embed")
+        manifest, features = scan_and_embed(path, settings, embedder, watcher)
+    for note in manifest.notes:
+        watcher.note(note)
+    if settings.split_of is not None:
+        manifest = divided_as(manifest, read_split(Path(settings.split_of)))
+    with clock("split"):
+        near = near_duplicates(manifest, features, embedder) if settings.near_duplicates else None
+        groups = join_groups(manifest, near_pairs(near))
+        if settings.leave_out is not None:
+            parts = leave_out(manifest, settings.leave_out, settings.valid_fraction, settings.seed, groups)
+        else:
+            parts = split(manifest, settings.valid_fraction, settings.test_fraction, settings.seed, groups)
+        if settings.mode != "probe" and not len(parts.valid):
+            parts = with_valid(parts, manifest, settings.valid_fraction, groups)
+        if manifest.multi_label:
+            _check_label_sets(manifest, parts, watcher)
+        else:
+            _check_trainable(manifest, parts, watcher)
+    n_near = len(near.pairs) if near else None
+    data = Gathered(settings, embedder.backbone, embedder, manifest, features, groups, parts, n_near)
+    return _with_chosen(data, backbones, clock, watcher) if len(backbones) > 1 else data
+
+
+def _backbone(name: str, settings: FitSettings) -> Backbone:
+    backbone = load_backbone(name).changed(Changes(settings.pooling, settings.drop_hidden))
+    fit = None if settings.fit == "auto" else settings.fit
+    return backbone.with_spec(height=settings.size, width=settings.size, fit=fit, mirror=_mirror(settings))
+
+
+def _mirror(settings: FitSettings) -> Mirror:
+    """With ``--tta`` the positions that the augmentation makes alike; left to right where it names none."""
+    if not settings.tta:
+        return "none"
+    steps = pipeline(settings.augment).steps if settings.augment != "auto" else ()
+    return "both" if Flip(vertical=True) in steps else "horizontal"
+
+
+def _with_chosen(data: Gathered, backbones: Sequence[Backbone], clock: Stopwatch, watcher: Watcher) -> Gathered:
+    """The same images and split with the backbone that cross-validation on a few training images prefers."""
+    settings, manifest = data.settings, data.manifest
+    if manifest.multi_label:
+        raise UsageError(
+            f"--backbone {settings.backbone}: comparing backbones needs one label an image; give one name."
+        )
+    with clock("compare_backbones"):
+        watcher.step("compare backbones")
+        rows = subsample(data.labels, data.parts.train, settings.seed)
+        some = replace(manifest, samples=tuple(manifest.samples[row] for row in rows.tolist()))
+        embedders: dict[str, Embedder] = {data.backbone.name: data.embedder}
+
+        def embedded(backbone: Backbone) -> tuple[Features, Engine]:
+            embedder = embedders.setdefault(backbone.name, embedder_of(backbone, settings))
+            features = embed(
+                backbone, some, embedder=embedder, n_threads=settings.workers, on_progress=watcher.progress
+            )  # fmt: skip
+            return features, embedder.engine
+
+        groups = np.asarray(data.groups)[rows].tolist()
+        choice = choose(backbones, embedded, data.labels[rows], len(manifest.classes), groups, settings.seed)
+        watcher.note(choice.words)
+    backbone = next(one for one in backbones if one.name == choice.name)
+    with clock("scan_and_embed"):
+        watcher.step("embed again")
+        embedder = embedders[backbone.name]
+        features = embed(
+            backbone, manifest, embedder=embedder, n_threads=settings.workers, on_progress=watcher.progress
+        )  # fmt: skip
+    return replace(data, backbone=embedder.backbone, embedder=embedder, features=features, choice=choice)
+
+
+def embedder_of(backbone: Backbone, settings: FitSettings) -> Embedder:
+    """The backbone with its engine and its part of the feature store."""
+    engine = load_engine(backbone, settings.engine, settings.precision)
+    backbone = with_resizer(backbone, engine)
+    return Embedder(backbone, engine)
+
+
+def fitted_probe(data: Gathered, clock: Stopwatch, watcher: Watcher) -> Probed:
+    """The head, with the augmented views that were asked for or that the time budget buys."""
+    settings = data.settings
+
+    def fitted(views: Sequence[View]) -> Probe:
+        seen = with_views(
+            data.manifest, data.features, data.labels, data.groups, data.parts.train, data.embedder, views,
+            settings.seed, settings.workers, watcher.progress,
+        )  # fmt: skip
+        probe = fit_probe(
+            seen.features,
+            seen.labels,
+            len(data.manifest.classes),
+            rows=seen.rows,
+            groups=seen.groups.tolist(),
+            head="plain" if settings.head == "cosine" else settings.head,
+            seed=settings.seed,
+            on_progress=watcher.progress,
+            balance=settings.balance,
+        )
+        return seen.images_only(probe)
+
+    if settings.augment != "auto":
+        return Probed(fitted(views := asked_views(settings.augment, settings.views)), tuple(views), ())
+    if settings.mode != "probe" or settings.time_budget_seconds is None:
+        return Probed(fitted(()), (), ())
+    rate = timing(clock, data.embedder)["images_per_second"]
+    left = settings.time_budget_seconds - clock.total
+    return buy_views(fitted, data.labels[data.parts.train], rate, left)
+
+
+def _check_trainable(manifest: Manifest, parts: Split, watcher: Watcher) -> None:
+    if len(manifest.classes) < MIN_CLASSES:
+        raise UsageError(
+            f"{escape(str(manifest.root))}: only one class, {escape(manifest.classes[0])}. A classifier needs at least two: "
+            "one folder a class."
+        )
+    trained = {manifest.samples[row].label for row in parts.train}
+    if len(trained) < MIN_CLASSES:
+        raise UsageError(f"{escape(str(manifest.root))}: the train part has images of only {len(trained)} class.")
+    untrained = [name for name in manifest.classes if name not in trained]
+    _say_untrained(untrained, "predicted", watcher)
+
+
+def _check_label_sets(manifest: Manifest, parts: Split, watcher: Watcher) -> None:
+    """Says which labels cannot be learned.
+
+    Raises:
+        UsageError: every training image has the same labels.
+    """
+    truth = manifest.label_matrix[parts.train]
+    counts = truth.sum(0)
+    if not ((counts > 0) & (counts < len(truth))).any():
+        raise UsageError(
+            f"{escape(str(manifest.root))}: every training image has the same labels, so there is nothing to learn. "
+            "An empty label means an image with none of them."
+        )
+    untrained = [name for name, n in zip(manifest.classes, counts.tolist(), strict=True) if not n]
+    _say_untrained(untrained, "given", watcher)
+
+
+def _say_untrained(names: Sequence[str], verb: str, watcher: Watcher) -> None:
+    if names:
+        some = ", ".join(escape(name) for name in names[:5])
+        watcher.note(f"Without a training image, so they can never be {verb} ({len(names)}): {some}.")

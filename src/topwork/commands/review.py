@@ -1,0 +1,226 @@
+"""``topwork review``: the labels that a run doubts, for a person to keep, change or set aside; then a fit without the errors.
+
+In: a finished run. Out: :class:`Review`: the doubts with their evidence, and a journal of decisions that lies beside the
+run. Images, folders and the run itself are never written to. The page is ``server/review.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+
+from topwork.commands.compare import Judged, common_part, comparison_sentence, judged_part
+from topwork.commands.fit import fit
+from topwork.commands.steps import Watcher
+from topwork.data.corrections import Correction, Decision, Journal
+from topwork.data.manifest import Manifest, load_manifest
+from topwork.errors import TopworkError, UsageError
+from topwork.evaluation.compare import Comparison, compare
+from topwork.evaluation.predictions import Predictions
+from topwork.run import read_evaluation, read_insights, read_split, resumed
+from topwork.settings import FitSettings, fit_command
+from topwork.text import as_text, escape
+
+CORRECTIONS = "corrections.csv"
+
+
+class Conflict(Exception):
+    """Somebody else decided about the image since it was looked at."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """An image whose label the run doubts.
+
+    Attributes:
+        row: of the run's manifest.
+        suggested: index of the class that it more likely is.
+        label_probability, suggested_probability: from a head that did not see the image.
+        is_confident: confident learning counts the label as wrong; else it is only among the most doubtful.
+        neighbors: rows of the images most like it.
+    """
+
+    row: int
+    suggested: int
+    label_probability: float
+    suggested_probability: float
+    is_confident: bool
+    neighbors: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the corrections brought: both runs on the same images, judged by the corrected labels."""
+
+    run: Path
+    part: str
+    comparison: Comparison
+    n_changed: int
+    sentence: str
+
+
+class Review:
+    """A run's doubts and what was decided about them. Its methods may be called from several threads.
+
+    Args:
+        corrections: the journal; by default the one that the run was fitted with, else ``corrections.csv`` in the run.
+
+    Raises:
+        UsageError: no finished run, none with a list of doubts, or another review is open.
+        TopworkError: the run is damaged, or the journal cannot be written.
+    """
+
+    def __init__(self, run: str | os.PathLike[str], corrections: str | os.PathLike[str] | None = None) -> None:
+        self.run = Path(run)
+        read_evaluation(self.run)
+        self.path, _, self.settings, _ = resumed(self.run)
+        self.manifest: Manifest = load_manifest(self.run / "manifest.parquet")
+        _ = self.manifest.labels  # of several labels an image no doubts are kept, which this says
+        self.doubts = _doubts(self.run, self.manifest)
+        parts = read_split(self.run)["parts"]
+        self.part_of = {item["content_hash"]: name for name, items in parts.items() for item in items}
+        self.journal = Journal(Path(corrections or self.settings.corrections or self.run / CORRECTIONS))
+        self._lock = threading.Lock()
+        self._rows = {doubt.row for doubt in self.doubts}
+
+    def state(self, row: int) -> dict[str, Any]:
+        """What stands about an image: ``decision`` and ``label`` (a class index), None where nothing does; ``version``."""
+        sample = self.manifest.samples[row]
+        found = self.journal.corrections.of(sample.content_hash, sample.path)
+        classes = self.manifest.classes
+        return {
+            "decision": found.decision if found else None,
+            "label": classes.index(found.label) if found and found.label in classes else None,
+            "version": self.journal.corrections.n_made(sample.content_hash),
+        }
+
+    def decide(self, row: int, decision: str, label: int | None, version: int) -> dict[str, Any]:
+        """Writes a decision about an image and returns what stands then; it is on the disk by that time.
+
+        Args:
+            label: index of the class, with ``relabel``.
+            version: of the state that was looked at.
+
+        Raises:
+            UsageError: no doubt about that image, no such decision, no such class.
+            Conflict: something was decided since.
+            TopworkError: it could not be written.
+        """
+        classes = self.manifest.classes
+        if row not in self._rows:
+            raise UsageError("no label of that image is doubted")
+        if decision not in get_args(Decision):
+            raise UsageError("a decision is relabel, keep, remove or undo")
+        if (decision == "relabel") != (label is not None and 0 <= label < len(classes)):
+            raise UsageError("another label goes with relabel, and only with it")
+        with self._lock:
+            if self.state(row)["version"] != version:
+                raise Conflict
+            sample = self.manifest.samples[row]
+            name = classes[label] if label is not None else ""
+            self.journal.add(
+                Correction(sample.content_hash, sample.path, cast(Decision, decision), name, was=sample.label)
+            )
+            return self.state(row)
+
+    def tally(self) -> dict[str, int]:
+        """How many doubts are open, kept, changed, set aside."""
+        states = [self.state(doubt.row)["decision"] for doubt in self.doubts]
+        return {
+            "doubts": len(states),
+            "open": states.count(None),
+            "kept": states.count("keep"),
+            "changed": states.count("relabel"),
+            "removed": states.count("remove"),
+        }
+
+    # ---- the fit with corrected labels
+
+    @property
+    def corrected_run(self) -> Path:
+        """The first free folder beside the run."""
+        base = self.run.resolve()
+        names = (base.with_name(f"{base.name}-corrected{'' if n == 1 else f'-{n}'}") for n in range(1, 10_000))
+        return next(path for path in names if not path.exists())
+
+    @property
+    def corrected_settings(self) -> FitSettings:
+        """The run's own, with the corrections, and divided as the run was, so that both are judged on the same images."""
+        return replace(self.settings, corrections=str(self.journal.path.absolute()), split_of=str(self.run.absolute()))
+
+    @property
+    def command(self) -> str:
+        """What does the same from a shell."""
+        return fit_command(self.path, str(self.corrected_run), vars(self.corrected_settings))
+
+    def fit_again(self, watcher: Watcher | None = None) -> Outcome:
+        """Fits with the corrected labels and compares with the run.
+
+        Raises:
+            UsageError, TopworkError: as ``fit``.
+        """
+        out = self.corrected_run
+        fit(self.path, out, self.corrected_settings, watcher=watcher)
+        return outcome_of(self.run, out)
+
+    def close(self) -> None:
+        """Lets others review."""
+        self.journal.close()
+
+
+def outcome_of(run: Path, corrected: Path) -> Outcome:
+    """Both runs on the images of the part that counts, by the labels of the corrected one."""
+    records = read_evaluation(run), read_evaluation(corrected)
+    part = common_part(records)
+    if part is None:
+        raise UsageError(f"{escape(str(run))}: has no test or valid part, so nothing can be compared.")
+    first, second = (judged_part(f, r, part) for f, r in zip((run, corrected), records, strict=True))
+    truth = {second.manifest.samples[row].content_hash: second.manifest.samples[row].label
+             for row in second.predictions.sample_indices.tolist()}  # fmt: skip
+    was = {first.manifest.samples[row].content_hash: first.manifest.samples[row].label
+           for row in first.predictions.sample_indices.tolist()}  # fmt: skip
+    shared = truth.keys() & was.keys()
+    (one, one_hashes), (two, two_hashes) = (_by_truth(judged, truth, shared) for judged in (first, second))
+    found = compare(one, two, one_hashes, two_hashes)
+    n_changed = sum(truth[image] != was[image] for image in shared)
+    sentence = comparison_sentence("the run before", "the fit with corrected labels", found)
+    if n_changed:
+        sentence += (
+            f" {n_changed} {'label' if n_changed == 1 else 'labels'} of these images were changed by somebody who saw what "
+            "the first model thought, which flatters both."
+        )
+    return Outcome(corrected, part, found, n_changed, sentence)
+
+
+def _by_truth(judged: Judged, truth: dict[str, str], shared: set[str]) -> tuple[Predictions, list[str]]:
+    """The answers on the shared images, each image once, with the labels of ``truth``."""
+    first_of = {image: position for position, image in reversed(list(enumerate(judged.hashes))) if image in shared}
+    hashes = sorted(first_of)
+    taken = judged.predictions.take(np.array([first_of[image] for image in hashes], np.int64))
+    index = {name: number for number, name in enumerate(taken.classes)}
+    labels = np.array([index.get(truth[image], -1) for image in hashes], np.int64)
+    return replace(taken, labels=labels), hashes
+
+
+def _doubts(run: Path, manifest: Manifest) -> tuple[Doubt, ...]:
+    insights = read_insights(run)
+    index = {as_text(name): n for n, name in enumerate(manifest.classes)}
+    try:
+        return tuple(
+            Doubt(
+                row=int(found["row"]),
+                suggested=index[found["suggested"]],
+                label_probability=float(found["label_probability"]),
+                suggested_probability=float(found["suggested_probability"]),
+                is_confident=bool(found["is_confident"]),
+                neighbors=tuple(int(row) for row in found["neighbors"]),
+            )
+            for found in insights["suspects"]
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise TopworkError(f"{escape(str(run))}: the run is damaged (insights.json: {error}).") from None

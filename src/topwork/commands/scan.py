@@ -1,0 +1,73 @@
+"""``topwork scan``: a look at the data without training."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from topwork.commands.steps import (
+    Silent,
+    Watcher,
+    near_pairs,
+    rules_of,
+    scan_and_embed,
+)
+from topwork.data.groups import join_groups
+from topwork.data.manifest import Manifest, scan
+from topwork.data.split import split
+from topwork.data.transforms import InputSpec
+from topwork.evaluation.dataset_summary import Overview, findings, overview
+from topwork.evaluation.shortcut import check_shortcuts
+from topwork.features.duplicates import near_duplicates
+from topwork.features.embed import Embedder
+from topwork.features.engine import load_engine, with_resizer
+from topwork.models.backbone import load_backbone
+from topwork.settings import ScanSettings
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What ``topwork scan`` found.
+
+    Attributes:
+        findings: sentences, the weightiest first.
+        spec: the input of the network that looked, or of the usual one.
+    """
+
+    manifest: Manifest
+    overview: Overview
+    findings: tuple[str, ...]
+    spec: InputSpec = field(default_factory=InputSpec)
+
+
+def survey(
+    path: str | os.PathLike[str], settings: ScanSettings | None = None, *, watcher: Watcher | None = None
+) -> Surveyed:
+    """Looks at the data without training: files, duplicates, leaks, shortcuts, sizes, outliers.
+
+    Raises:
+        UsageError: nothing usable there.
+    """
+    settings, watcher = settings or ScanSettings(), watcher or Silent()
+    near, spec = None, InputSpec()
+    if settings.quick:
+        watcher.step("scan")
+        manifest = scan(path, n_threads=settings.workers, on_progress=watcher.progress, rules=rules_of(settings))
+    else:
+        watcher.step("backbone")
+        backbone = load_backbone(settings.backbone)
+        spec = backbone.spec
+        engine = load_engine(backbone)
+        backbone = with_resizer(backbone, engine)
+        embedder = Embedder(backbone, engine)
+        watcher.step("scan and embed")
+        manifest, features = scan_and_embed(path, settings, embedder, watcher)
+        watcher.step("look")
+        near = near_duplicates(manifest, features, embedder)
+    groups = join_groups(manifest, near_pairs(near))
+    given = any(sample.part for sample in manifest.samples)
+    parts = split(manifest, groups=groups) if given else None
+    traits = manifest.traits()
+    shortcuts = check_shortcuts(manifest, traits, groups, settings.seed)
+    found = overview(manifest, traits, near, parts, shortcuts, min(spec.height, spec.width))
+    return Surveyed(manifest, found, tuple(findings(manifest, found)), spec)

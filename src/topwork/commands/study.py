@@ -1,0 +1,54 @@
+"""``topwork study``: one experiment of the tutorials on the user's own images."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from topwork.commands.steps import Silent, Watcher
+from topwork.settings import StudySettings
+from topwork.studies.bench import prepare
+from topwork.studies.catalog import runner_of, study_named
+from topwork.studies.study import Findings, Study
+
+
+@dataclass(frozen=True, eq=False)
+class Studied:
+    """A study that was run, on what, and how long it took."""
+
+    study: Study
+    path: str | None
+    findings: Findings
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        about = asdict(self.study) | {"path": self.path, "seconds": round(self.seconds, 2)}
+        return about | self.findings.as_dict()
+
+
+def run_study(
+    name: str,
+    path: str | os.PathLike[str] | None = None,
+    settings: StudySettings | None = None,
+    *,
+    watcher: Watcher | None = None,
+) -> Studied:
+    """Runs a study.
+
+    Args:
+        path: labeled images in any form that fit takes; None draws shapes.
+
+    Raises:
+        UsageError: no such study, or nothing usable at the path.
+    """
+    settings, watcher, study = settings or StudySettings(), watcher or Silent(), study_named(name)
+    started = time.perf_counter()
+    run = runner_of(study)
+    watcher.step("scan")
+    bench = prepare(path, settings, watcher.step, watcher.progress)
+    watcher.step(study.title)
+    findings = run(bench)
+    return Studied(study, None if path is None else str(path), findings, time.perf_counter() - started)

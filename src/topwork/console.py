@@ -1,0 +1,443 @@
+"""What a person sees while a command runs: progress with rate and time left, notes, and the summary.
+
+On a terminal a live bar; elsewhere a plain line every few seconds. All of it goes to stderr, so that stdout holds the
+answer and nothing else. Notes are repeated at the end, where scrolling has not lost them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from topwork.text import escape, percent_ci
+
+PLAIN_SECONDS = 5.0
+MAX_CLASS_LINES = 60
+STEP_TEXT = {
+    "backbone": "Preparing the backbone",
+    "scan": "Reading images",
+    "scan and embed": "Reading and embedding images",
+    "look": "Looking for near duplicates and shortcuts",
+    "compare backbones": "Comparing the backbones",
+    "probe": "Choosing the head by cross-validation",
+    "prepare": "Decoding the training images",
+    "range test": "Raising the learning rate",
+    "tune": "Tuning the network",
+    "embed again": "Embedding with the tuned network",
+    "evaluate": "Judging",
+    "write": "Writing the run",
+    "insights": "Looking for what would help",
+    "adapt": "Choosing how to adapt",
+    "ask": "Choosing images to label",
+    "compare domains": "Comparing the domains",
+    "examine": "Asking the model in many ways",
+    "report": "Writing the report",
+    "predict": "Predicting",
+    "export": "Exporting and checking",
+}
+
+
+class Terminal:
+    """Shows steps and progress on stderr; a context manager, so that the terminal is left clean."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.notes: list[str] = []
+        self._bar: Any = None
+        self._task: Any = None
+        self._text = ""
+        self._started = self._spoken = time.monotonic()
+
+    def __enter__(self) -> Terminal:
+        if not self.quiet and sys.stderr.isatty():
+            self._bar = _live_bar()
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, name: str) -> None:
+        """A step begins: a new line on the terminal."""
+        self._text = STEP_TEXT.get(name, name)
+        self._started = self._spoken = time.monotonic()
+        if self._bar is not None:
+            self._finish_task()
+            self._task = self._bar.add_task(self._text, total=None)
+
+    def progress(self, n_done: int, n_all: int) -> None:
+        """Part of the step is done."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=n_done, total=n_all)
+        elif not self.quiet and time.monotonic() - self._spoken >= PLAIN_SECONDS:
+            self._spoken = time.monotonic()
+            rate = n_done / (self._spoken - self._started)
+            left = (n_all - n_done) / rate if rate else 0.0
+            self.say(f"{self._text}: {n_done} of {n_all}, {rate:.1f}/s, {_seconds(left)} left")
+
+    def note(self, text: str) -> None:
+        """A sentence to read at the end."""
+        self.notes.append(text)
+
+    def stages(self, rows: Sequence[dict[str, Any]]) -> None:
+        """The table of what tuning moves, before it begins."""
+        text = "\n".join(stage_lines(rows))
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        else:
+            self.say(text)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """A line for each epoch of tuning."""
+        line = f"  epoch {record['epoch']}: loss {record['train_loss']:.3f}"
+        if "valid_loss" in record:
+            line += f", valid loss {record['valid_loss']:.3f}"
+            if "valid_calibrated_loss" in record:
+                line += f" ({record['valid_calibrated_loss']:.3f} calibrated)"
+            line += f", accuracy {percent_ci(record['valid_accuracy'])}"
+        line += f", {record['images_per_second']:.0f} images/s" + (", best so far" if record.get("best") else "")
+        if self._bar is not None:
+            self._bar.console.print(line)
+        else:
+            self.say(line)
+
+    def say(self, text: str) -> None:
+        """A line now."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """Ends the bar and repeats the notes."""
+        if self._bar is not None:
+            self._finish_task()
+            self._bar.stop()
+            self._bar = None
+        if self.notes:
+            self.say(f"\n{len(self.notes)} {'notes' if len(self.notes) > 1 else 'note'}:")
+            for text in self.notes:
+                self.say(f"  - {text}")
+
+    def _finish_task(self) -> None:
+        if self._task is not None:
+            task = self._bar.tasks[self._bar.task_ids.index(self._task)]
+            total = task.total or 1
+            self._bar.update(self._task, total=total, completed=total)
+
+
+def _live_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import TimeElapsedColumn as Elapsed
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            speed = task.finished_speed or task.speed
+            many = task.total is not None and task.total > 1
+            return Text(f"{speed:,.0f}/s" if speed and many else "", style="progress.data.speed")
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        Rate(),
+        Elapsed(),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+    )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def part_lines(name: str, part: dict[str, Any]) -> list[str]:
+    """The figures of one part, as lines for a person."""
+    intervals = part.get("intervals", {})
+
+    def with_interval(metric: str) -> str:
+        return percent_ci({"value": part[metric], **intervals[metric]} if metric in intervals else part[metric])
+
+    if part.get("multi_label"):
+        return _label_set_lines(name, part)
+    lines = [f"{name}: {part['n']} images", f"  accuracy           {percent_ci(part['accuracy'])}"]
+    lines.append(f"  balanced accuracy  {with_interval('balanced_accuracy')}")
+    if len(part["classes"]) > 5:
+        lines.append(f"  top-5 accuracy     {with_interval('top5_accuracy')}")
+    lines.append(f"  macro F1           {with_interval('macro_f1')}")
+    if part.get("roc_auc") is not None:
+        auc = intervals.get("roc_auc", {})
+        span = f" ({auc['low']:.3f} to {auc['high']:.3f})" if auc.get("low") is not None else ""
+        lines.append(f"  area under ROC     {part['roc_auc']:.3f}{span}")
+    if part["cross_entropy"] is not None:
+        lines.append(f"  cross-entropy      {part['cross_entropy']:.3f}   calibration error {percent_ci(part['ece'])}")
+    return lines
+
+
+def _label_set_lines(name: str, part: dict[str, Any]) -> list[str]:
+    """The figures of a part where an image may have several labels."""
+    intervals = part["intervals"]
+
+    def with_interval(metric: str) -> str:
+        return percent_ci({"value": part[metric], **intervals[metric]} if metric in intervals else part[metric])
+
+    return [
+        f"{name}: {part['n']} images with {part['n_labels_per_image']} labels each on average",
+        f"  every label right       {percent_ci(part['accuracy'])}",
+        f"  mean average precision  {with_interval('mean_average_precision')}",
+        f"  micro F1                {with_interval('micro_f1')}",
+        f"  macro F1                {with_interval('macro_f1')}",
+        f"  wrong labels            {with_interval('hamming_loss')}   calibration error {percent_ci(part['calibration_error'])}",
+    ]
+
+
+def range_lines(found: Any, n: int = 12) -> list[str]:
+    """What ``topwork lr-range`` found: some points of the curve, what each rule reads from it, and the suggestion."""
+    test = found.test
+    shown_rows = sorted({round(i * (len(test.rates) - 1) / (n - 1)) for i in range(n)})
+    rows = [(f"{test.rates[row]:.1e}", f"{test.losses[row]:.4f}") for row in shown_rows]
+    start = "fitted by the probe" if found.head_is_fitted else "new"
+    return [
+        f"{found.backbone}, batches of {found.batch_size}, its head {start}; weights are left as they were.",
+        "",
+        table(rows, ("rate of the head", "loss, smoothed")),
+        "",
+        *(f"{name:12} {rate:.1e}" for name, rate in test.rules.items()),
+        "",
+        f"Suggested: {found.option}",
+        f"Why: {test.reason}",
+    ]
+
+
+def stage_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Stages, parameters, whether they move, and their peak rates, as a table."""
+    cells = [
+        (row["stage"], f"{row['n_parameters']:,}", "yes" if row["trainable"] else "no", f"{row['rate']:.1e}" if row["rate"]
+         else "") for row in rows
+    ]  # fmt: skip
+    total, moving = (sum(row["n_parameters"] for row in rows if row["trainable"] or every) for every in (True, False))
+    return table(
+        [*cells, ("all", f"{total:,}", f"{moving:,}", "")], ("stage", "parameters", "moves", "rate")
+    ).splitlines()
+
+
+def by_lines(judged: dict[str, dict[str, Any]]) -> list[str]:
+    """Accuracy of each domain, group or part, as a table; nothing where it was not asked for."""
+    lines = []
+    for by, parts in judged.items():
+        rows = [
+            (name, f"{p['n']:,}", percent_ci(p["accuracy"]), percent_ci(p["balanced_accuracy"]))
+            for name, p in parts.items()
+        ]
+        lines += ["", table(rows, (by, "images", "accuracy", "balanced accuracy"))]
+    return lines
+
+
+def domain_lines(found: dict[str, Any]) -> list[str]:
+    """What ``topwork compare-domains`` found, as lines for a person."""
+    lines = [escape(found["sentence"])]
+    rows = [
+        (
+            row["name"],
+            f"{row['n_a']:,}",
+            f"{row['n_b']:,}" if row["n_b"] is not None else "",
+            f"{row['shift']:.2f}" if row["shift"] is not None else "",
+            "yes" if row["moves"] else "no" if row["moves"] is not None else "",
+            percent_ci(row["expected"]) if row["expected"] else "",
+            percent_ci(row["accuracy"]) if row["accuracy"] else "",
+        )
+        for row in found["classes"][:MAX_CLASS_LINES]
+    ]
+    heads = ("class", "images A", "images B", "shift", "moves", "expected recall on B", "measured")
+    return [*lines, table(rows, heads), *found["notes"]]
+
+
+def adaptation_lines(record: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
+    """What ``topwork adapt`` did and what it brought, as lines for a person."""
+    choice, predicted = record["choice"], record["predicted"]
+    outcome = {"adapted": "Adapted", "unchanged": "Left as it was", "refused": "Refused"}[choice["outcome"]]
+    method = f" ({choice['method']})" if choice["outcome"] == "adapted" else ""
+    lines = [f"{outcome}{method}: {choice['reason']}"]
+    lines.append(f"{record['n_changed']:,} of {record['n_target']:,} images are answered differently.")
+    judged = evaluation.get("domains")
+    if judged:
+        for name in ("target", "source"):
+            found = judged[name]
+            if found["before"]:
+                part = f" ({found['part']})" if found.get("part") else ""
+                after, before = percent_ci(found["after"]["accuracy"]), percent_ci(found["before"]["accuracy"])
+                lines.append(f"  {name + part:14s} {before} before, {after} after")
+    lines.append(
+        f"Expected on the target without looking at labels: {percent_ci(predicted['before'])} before, "
+        f"{percent_ci(predicted['after'])} after."
+    )
+    if record["asked"]:
+        asked = record["asked"]
+        lines.append(
+            f"Labeling {asked['n']} images should bring about {100 * asked['gain']:+.1f} points "
+            f"({100 * asked['gain_low']:+.1f} to {100 * asked['gain_high']:+.1f}) on the others."
+        )
+    return lines
+
+
+def certificate_lines(certificate: Any) -> list[str]:
+    """The parity certificate of an export, as lines for a person."""
+    lines = [
+        f"{certificate.format}, checked with {certificate.runtime}, from the files on ({certificate.images}):",
+        f"  same class         {certificate.n_same} of {certificate.n_compared}",
+        f"  probabilities      differ by {certificate.max_difference:.1e} at most (expected within "
+        f"{certificate.tolerance:g}), {certificate.mean_difference:.1e} on average",
+        f"  on equal pixels    {certificate.graph_difference:.1e} at most (limit {certificate.graph_tolerance:g})",
+    ]
+    if certificate.is_int8:
+        lines = [
+            f"In eight-bit integers. {lines[0]}",
+            lines[1],
+            _int8_differences(certificate),
+            _int8_cost(certificate),
+        ]
+    if certificate.ties:
+        lines.append(
+            f"  ties               {len(certificate.ties)}: {', '.join(escape(t.path) for t in certificate.ties)}"
+        )
+    for path, reason in certificate.not_read:
+        lines.append(f"  not read           {escape(path)}: {reason}")
+    return lines
+
+
+def _int8_differences(certificate: Any) -> str:
+    return (
+        f"  probabilities      differ by {certificate.max_difference:.2f} at most, "
+        f"{certificate.mean_difference:.3f} on average"
+    )
+
+
+def _int8_cost(certificate: Any) -> str:
+    cost = certificate.cost
+    if cost is None:
+        return (
+            "  accuracy           not known: the images have no labels; export from the run folder to have it measured"
+        )
+    return (
+        f"  accuracy           {percent_ci(cost.accuracy_before)} before, {percent_ci(cost.accuracy_after)} after: "
+        f"{100 * cost.difference:+.1f} points (95 % interval {100 * cost.low:+.1f} to {100 * cost.high:+.1f}, "
+        f"{cost.n} held-out images)"
+    )
+
+
+def examination_lines(found: Any) -> list[str]:
+    """What ``topwork examine`` found: findings in words, then the table of effects."""
+    lines = [f"[{finding.kind}] {escape(finding.text)}" for finding in found.findings]
+    rows = [("as they are", percent_ci(found.unchanged.accuracy), "", "")]
+    rows += [
+        (
+            effect.title,
+            percent_ci(effect.accuracy),
+            f"{100 * effect.difference:+.1f}",
+            "clear" if effect.is_clear else "",
+        )
+        for effect in found.effects
+    ]
+    return [*lines, "", table(rows, ("images", "accuracy", "points", ""))]
+
+
+def comparison_lines(sentence: str, found: dict[str, Any], n: int = 12) -> list[str]:
+    """What ``topwork compare`` found for one pair of runs."""
+    changed = [(name, c) for name, c in found["per_class"].items() if c["n_gained"] or c["n_lost"]]
+    changed.sort(key=lambda item: (-abs(item[1]["n_gained"] - item[1]["n_lost"]), -item[1]["n_gained"]))
+    rows = [
+        (
+            name,
+            str(c["n"]),
+            percent_ci(c["accuracy_first"]),
+            percent_ci(c["accuracy_second"]),
+            f"+{c['n_gained']} −{c['n_lost']}",
+        )
+        for name, c in changed[:n]
+    ]
+    lines = [escape(sentence)]
+    if rows:
+        lines += ["", table(rows, ("class", "images", "first", "second", "gained, lost"))]
+    differing = [
+        (row["path"], row["label"], row["first"], row["second"], row["change"]) for row in found["disagreements"][:n]
+    ]
+    if differing:
+        lines += ["", table(differing, ("image", "true", "first says", "second says", ""))]
+    n_more = len(found["disagreements"]) - len(differing)
+    return [*lines, *([f"... and {n_more} more (all with --json)"] if n_more > 0 else []), ""]
+
+
+def study_list_lines(studies: Sequence[Any]) -> list[str]:
+    """What each study teaches, what it costs, where it comes from."""
+    lines = []
+    for study in studies:
+        lines += [f"{study.name}: {study.title}", f"    teaches  {study.teaches}"]
+        lines += [f"    costs    {study.cost}", f"    source   {study.source}", ""]
+    return [*lines, "topwork study NAME FOLDER runs one; --quick gives a rough answer within a minute."]
+
+
+def studied_lines(studied: Any) -> list[str]:
+    """What a study found: the sentences, then its tables."""
+    from topwork.studies.study import Table
+    from topwork.studies.words import cell_text
+
+    lines = [studied.study.title, ""]
+    lines += [f"- {escape(sentence)}" for sentence in studied.findings.sentences]
+    for part in studied.findings.parts:
+        if isinstance(part, Table):
+            rows = [tuple(cell_text(cell) for cell in row) for row in part.rows]
+            lines += ["", part.title, table(rows, part.columns)]
+    return [*lines, "", f"Took {_seconds(studied.seconds)}."]
+
+
+def table(rows: Sequence[tuple[str, ...]], heads: tuple[str, ...]) -> str:
+    """Rows as aligned text; names are escaped so that they cannot move the cursor."""
+    cells = [heads, *[tuple(escape(cell) for cell in row) for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def overview_lines(found: Any) -> list[str]:
+    """What ``topwork scan`` found, as lines for a person: a table of the classes, then facts about the images."""
+    parts = sorted({part for facts in found.classes.values() for part in facts.parts})
+    rows = [
+        (
+            name,
+            f"{facts.n:,}",
+            *(f"{facts.parts.get(part, 0):,}" for part in parts),
+            _size(facts),
+            f"{facts.aspect[1]:.2f}",
+        )
+        for name, facts in found.classes.items()
+    ]
+    shown_rows = rows if len(rows) <= MAX_CLASS_LINES else [*rows[: MAX_CLASS_LINES - 5], *rows[-4:]]
+    lines = [table(shown_rows, ("class", "images", *parts, "usual size", "width/height"))]
+    if len(rows) > MAX_CLASS_LINES:
+        lines.append(
+            f"... {len(rows) - len(shown_rows):,} more classes between these (all with --json and in the page)"
+        )
+    lines.append("")
+    lines.append("Formats: " + ", ".join(f"{name} {n:,}" for name, n in found.formats.items()))
+    near = found.near_duplicates
+    looked = "not looked for" if near is None else f"{len(near):,} groups"
+    lines.append(f"Exact duplicates: {len(found.duplicates):,} groups. Near duplicates: {looked}.")
+    lines.append(f"Suggested: --fit {found.advice.fit} ({found.advice.reason}).")
+    strongest = found.shortcuts.families[:3]
+    if strongest:
+        told = "; ".join(
+            f"{family.family} {percent_ci({'value': family.balanced_accuracy, 'low': family.low, 'high': family.high})}"
+            for family in strongest
+        )
+        lines.append(f"Label told without the picture (guessing: {percent_ci(strongest[0].chance)}): {told}.")
+    else:
+        lines.append(f"Shortcuts: {found.shortcuts.reason}.")
+    return lines
+
+
+def _size(facts: Any) -> str:
+    return f"{facts.width[1]:.0f} x {facts.height[1]:.0f}"

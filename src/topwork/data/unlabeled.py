@@ -1,0 +1,77 @@
+"""Images whose labels are missing or must not be used: any folder, flat or nested, and labels given in a CSV file.
+
+In: a path. Out: the :class:`Rules` under which a scan takes every image, and labels by row of the manifest.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.data.manifest import Manifest
+from topwork.data.sources import Rules
+from topwork.errors import UsageError
+from topwork.files import error_reason
+from topwork.text import escape
+
+ANY_LABEL = "(.)"  # a label for every file; it means nothing
+COLUMNS = ("path", "label", "suggested", "probability", "reason")
+
+
+def is_flat(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a folder with images directly in it and no folders."""
+    folder = Path(path)
+    try:
+        return folder.is_dir() and not any(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir())
+    except OSError:
+        return False  # the scan names the reason
+
+
+def rules_without_labels(path: str | os.PathLike[str], rules: Rules, is_unlabeled: bool) -> tuple[Rules, bool]:
+    """Rules under which every image is taken, and whether the labels found so mean nothing."""
+    if rules.label_regex is None and (is_unlabeled or is_flat(path)):
+        return replace(rules, label_regex=ANY_LABEL), True
+    return rules, is_unlabeled
+
+
+def read_labels(path: Path, manifest: Manifest, classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """(N,) label of each row of the manifest that a CSV file names, -1 elsewhere.
+
+    Paths are those of the manifest (as ``adapt --ask`` writes them), or absolute. Rows without a label are skipped.
+
+    Raises:
+        UsageError: unreadable; a column is missing; a row names an image or a class that is not there.
+    """
+    known = np.full(len(manifest.samples), -1, np.int64)
+    rows = {sample.path: row for row, sample in enumerate(manifest.samples)}
+    index = {name: number for number, name in enumerate(classes)}
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            reader = csv.DictReader(file)
+            if not {"path", "label"} <= set(reader.fieldnames or ()):
+                raise UsageError(f"{escape(str(path))}: needs the columns path and label.")
+            for line, record in enumerate(reader, start=2):
+                name, label = record["path"] or "", (record["label"] or "").strip()
+                if not label:
+                    continue
+                row = rows.get(name, rows.get(os.path.relpath(name, manifest.root) if Path(name).is_absolute() else ""))
+                if row is None:
+                    raise UsageError(
+                        f"{escape(str(path))}, line {line}: {escape(name)} is no usable image of the target."
+                    )
+                if label not in index:
+                    some = ", ".join(escape(c) for c in classes[:8])
+                    raise UsageError(
+                        f"{escape(str(path))}, line {line}: {escape(label)} is no class of the model, which knows: {some}."
+                    )
+                known[row] = index[label]
+    except (OSError, csv.Error) as error:
+        raise UsageError(f"{escape(str(path))}: cannot be read as CSV: {error_reason(error)}") from None
+    if not (known >= 0).any():
+        raise UsageError(f"{escape(str(path))}: holds no label yet; fill in the column label.")
+    return known

@@ -1,0 +1,116 @@
+"""Model folders to and from the Hugging Face Hub.
+
+In: a model and the name of a repository. ``push`` uploads the files that topwork writes and nothing else; ``pull``
+downloads those files of one commit, checks them like any model from somebody else, and only then gives them their place.
+The client is huggingface_hub; tokens, proxies and mirrors are its settings.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from topwork.errors import DownloadError, TopworkError, UsageError
+from topwork.models.classifier import FACTS, KNOWN_FILES, find_model, load_classifier
+from topwork.text import escape
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """Where a model is now."""
+
+    url: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """Where a model was put, and the commit that it is."""
+
+    folder: Path
+    commit: str
+
+
+def push(
+    model: str | os.PathLike[str], repository: str, *, is_private: bool = False, message: str | None = None
+) -> Pushed:
+    """Uploads a model folder, after checking it; the repository is made if need be.
+
+    Raises:
+        UsageError: no such model, or no such name of a repository.
+        DownloadError: the hub cannot be reached, or refuses.
+    """
+    folder = find_model(model)
+    load_classifier(folder, multi_label=True)
+    with _hub(repository, "uploaded") as api:
+        api.create_repo(repository, private=is_private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=[FACTS, *KNOWN_FILES],
+            commit_message=message or "Upload by topwork",
+        )
+        return Pushed(f"{api.endpoint}/{repository}", str(done.oid))
+
+
+def pull(repository: str, out: str | os.PathLike[str], *, revision: str | None = None) -> Pulled:
+    """Downloads a model into a new folder.
+
+    Args:
+        revision: branch, tag or commit; by default the main branch. It is pinned to a commit before the download.
+
+    Raises:
+        UsageError: the folder exists, or no such name of a repository.
+        DownloadError: the hub cannot be reached, or there is no such model.
+        ModelError: what was downloaded is damaged, altered, or no model of topwork.
+    """
+    folder = Path(out)
+    if folder.exists():
+        raise UsageError(f"--out {folder}: exists already. Choose another folder.")
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with _hub(repository, "downloaded") as api:
+            commit = str(api.model_info(repository, revision=revision).sha)
+            patterns = [FACTS, *KNOWN_FILES]
+            api.snapshot_download(repository, revision=commit, local_dir=partial, allow_patterns=patterns)
+        shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's own notes
+        if not (partial / FACTS).is_file():
+            raise DownloadError(f"{escape(repository)}: holds no model of topwork (there is no {FACTS}).")
+        load_classifier(partial, multi_label=True)
+        os.replace(partial, folder)
+    except OSError as error:
+        raise TopworkError(f"{folder}: cannot be written: {(error.strerror or str(error)).lower()}.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Pulled(folder, commit)
+
+
+@contextmanager
+def _hub(repository: str, done: str) -> Iterator[Any]:
+    """The client; whatever it cannot do is one clear line."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        yield HfApi(library_name="topwork")
+    except errors.HFValidationError as error:
+        raise UsageError(
+            f"{escape(repository)}: not the name of a repository, such as user/insects ({error})."
+        ) from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        raise DownloadError(
+            f"{escape(repository)}: no such repository or revision, or it is private; log in with: hf auth login."
+        ) from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no answer"
+        hint = " Log in with: hf auth login." if status in (401, 403) else ""
+        raise DownloadError(f"{escape(repository)}: cannot be {done}: the hub answered {status}.{hint}") from None
+    # the client's own error, from whichever HTTP library this version of the hub's client is built on
+    except (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError) as error:  # type: ignore[attr-defined]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise DownloadError(f"{escape(repository)}: cannot be {done}: the hub cannot be reached ({reason}).") from None

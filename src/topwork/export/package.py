@@ -1,0 +1,187 @@
+"""What leaves for another runtime: the export, its stand-alone ``predict.py`` and its parity certificate, or nothing.
+
+In: a model folder, a format and images to check with. All files appear at their names at the end, once the certificate
+has passed; where it does not, only a certificate of failure is left, to say which images are answered differently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from topwork.data.transforms import Pixels
+from topwork.errors import ImageError, TopworkError, UsageError
+from topwork.export.batch import list_inputs
+from topwork.export.parity import Certificate, Checked, certify
+from topwork.export.predictor import read_image
+from topwork.export.quantize import N_IMAGES
+from topwork.export.targets import Format, check_ending, export_classifier, standalone_script
+from topwork.features.careful import careful_pixels
+from topwork.files import atomic_file
+from topwork.models.classifier import Classifier, load_classifier
+from topwork.text import escape
+
+SCRIPT = "predict.py"
+MAX_IMAGES = 500  # of a run's own images, where none are named
+
+
+@dataclass(frozen=True)
+class Package:
+    """Where the pieces of an export are."""
+
+    exported: Path
+    script: Path
+    certificate_path: Path
+    certificate: Certificate
+
+
+def export_model(
+    model: str | os.PathLike[str],
+    to: Format,
+    out: Path,
+    check: Sequence[str] = (),
+    *,
+    int8: bool = False,
+    calibrate: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Package:
+    """Exports, runs the export over images in its own runtime, and keeps it only if it answers the same.
+
+    Args:
+        check: images, folders or patterns; by default those of the run that held the model, else drawn ones.
+        int8: weights and activations as eight-bit integers; answers may then differ, and the certificate states the cost.
+        calibrate: images that int8 measures ranges on; by default training images of the run that held the model.
+
+    Raises:
+        UsageError: names that are taken or end wrongly, no images.
+        TopworkError: it cannot be exported, or answers differently; the images are named.
+    """
+    check_ending(to, out)
+    classifier = load_classifier(model, multi_label=True)
+    certificate_path = out.with_name(f"{out.stem}.parity.json")
+    pieces = [out, out.with_name(SCRIPT), certificate_path, *([out.with_suffix(".bin")] if to == "openvino" else [])]
+    _check_free(pieces, overwrite)
+    partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        partial.mkdir()
+        checked = _images(model, classifier, check, partial)
+        pixels = _calibration(model, classifier, calibrate) if int8 else None
+        export_classifier(classifier, to, partial / out.name, pixels)
+        (partial / SCRIPT).write_text(standalone_script(classifier, out.name), encoding="utf-8")
+        certificate = certify(classifier, partial / out.name, partial / SCRIPT, checked, is_int8=int8)
+        _check_passed(certificate, out.with_name(f"{out.stem}.parity-failed.json"))
+        _write_certificate(certificate, partial / certificate_path.name)
+        for piece in reversed(pieces):  # the export last: where it is, the rest is
+            _move(partial / piece.name, piece)
+    except OSError as error:
+        raise TopworkError(f"{out}: cannot be written: {(error.strerror or str(error)).lower()}.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Package(out, out.with_name(SCRIPT), certificate_path, certificate)
+
+
+def _check_free(pieces: Sequence[Path], overwrite: bool) -> None:
+    if not pieces[0].parent.is_dir():
+        raise UsageError(f"--out {pieces[0]}: there is no folder {pieces[0].parent}.")
+    taken = [piece for piece in pieces if piece.exists()]
+    if taken and not overwrite:
+        raise UsageError(f"--out {pieces[0]}: {taken[0]} exists already. Choose another folder, or add --overwrite.")
+
+
+def _images(model: str | os.PathLike[str], classifier: Classifier, check: Sequence[str], partial: Path) -> Checked:
+    """Images to check with."""
+    if check:
+        return Checked(list_inputs(check), ", ".join(escape(name) for name in check))
+    found = _of_run(Path(model), ("test", "valid"))[:MAX_IMAGES]
+    if found:
+        return Checked(
+            [path for path, _ in found], f"held-out images of the run {Path(model).name}", [label for _, label in found]
+        )
+    return Checked(_drawn(classifier, partial), "drawn images; name real ones with --check")
+
+
+def _of_run(run: Path, parts: Sequence[str]) -> list[tuple[str, str]]:
+    """Files of some parts of a run, with their classes."""
+    from topwork.data.manifest import load_manifest
+
+    try:
+        manifest = load_manifest(run / "manifest.parquet")
+        labels = {sample.path: sample.label for sample in manifest.samples}
+        stored = json.loads((run / "split.json").read_text())["parts"]
+        pairs = [(item["path"], labels[item["path"]]) for name in parts for item in stored[name]]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return []
+    return [(str(manifest.root / path), label) for path, label in pairs if (manifest.root / path).is_file()]
+
+
+def _calibration(model: str | os.PathLike[str], classifier: Classifier, calibrate: Sequence[str]) -> Pixels:
+    """Input-sized images that eight-bit ranges are measured on, spread evenly over those there are."""
+    names = list_inputs(calibrate) if calibrate else [path for path, _ in _of_run(Path(model), ("train",))]
+    found = []
+    for number in np.unique(np.linspace(0, len(names) - 1, N_IMAGES).round().astype(int)) if names else ():
+        with contextlib.suppress(ImageError):
+            found.append(careful_pixels(read_image(names[number]), classifier.backbone.spec))
+    if not found:
+        raise UsageError(
+            "--int8 needs images like those that the model will see, to measure ranges on: give the run folder, or name "
+            "some with --calibrate."
+        )
+    return np.stack(found)
+
+
+def _drawn(classifier: Classifier, folder: Path) -> list[str]:
+    from PIL import Image
+
+    from topwork.features.engine import drawn_images
+
+    paths = []
+    for number, pixels in enumerate(drawn_images(classifier.backbone.spec)):
+        paths.append(str(folder / f"drawn_{number}.png"))
+        Image.fromarray(pixels).save(paths[-1])
+    return paths
+
+
+def _write_certificate(certificate: Certificate, path: Path) -> None:
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(certificate.as_dict(), indent=1))
+
+
+def _check_passed(certificate: Certificate, path: Path) -> None:
+    if certificate.passed:
+        return
+    _write_certificate(certificate, path)
+    if not certificate.n_compared:
+        raise UsageError(
+            f"none of the {certificate.n_images} images to check with could be read; name others with --check."
+        )
+    if certificate.is_int8:
+        raise TopworkError(
+            f"in eight bits only {certificate.n_same} of {certificate.n_compared} images are answered alike, so the export "
+            f"was not kept: export without --int8, or calibrate with other images. {path} has the figures."
+        )
+    if certificate.different:
+        some = "; ".join(
+            f"{escape(d.path)}: {escape(d.original)}, exported {escape(d.exported)}" for d in certificate.different[:10]
+        )
+        raise TopworkError(
+            f"the export answers {len(certificate.different)} of {certificate.n_compared} images differently and was "
+            f"not kept: {some}. {path} has all of them."
+        )
+    raise TopworkError(
+        f"the exported graph differs by {certificate.graph_difference:.2g} on equal pixels (limit "
+        f"{certificate.graph_tolerance}) and was not kept; {path} has the figures."
+    )
+
+
+def _move(source: Path, final: Path) -> None:
+    with open(source, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(source, final)

@@ -1,0 +1,355 @@
+"""Near duplicates: the same picture again, resized, compressed anew, slightly cropped, mirrored or a little brighter.
+
+In: a manifest and its features. Out: :class:`NearDuplicates`, pairs of rows that belong on one side of any split.
+
+Two looks, because neither is enough. Features are close for copies, but also for two photos of the same kind of thing, so
+they only propose (cosine in blocks, memory bounded). The pixels decide (features/image_similarity.py). How close is close enough,
+for both, is measured on copies made from the user's own images.
+
+Not found: turns by quarter circles, crops of more than 12 % a side, drawings over the picture. Successive frames of a
+video are near duplicates only as far as the camera stood still; for those, and for the same subject photographed twice,
+there is ``--group-by``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.data.augment import stream
+from topwork.data.images import decode
+from topwork.data.loader import in_order
+from topwork.data.manifest import Manifest
+from topwork.data.traits import TRAITS_VERSION, VIEW, traits_of
+from topwork.data.transforms import Pixels, fit_to_input, resize
+from topwork.errors import ImageError
+from topwork.features.embed import Embedder, Features
+from topwork.features.engine import fingerprint
+from topwork.features.image_similarity import (
+    HIGHEST_SIMILARITY,
+    coarse_similarity,
+    fine_structure,
+    finer_similarity,
+    rough_similarity,
+    structure_similarity,
+)
+from topwork.files import atomic_file
+from topwork.settings import cache_folder
+
+Floats = NDArray[np.float32]
+Thumbs = NDArray[np.uint8]
+
+VERSION = 9  # raise it whenever other pairs may come out
+N_COPIED = 24  # images that copies are made of
+LOWEST_SIMILARITY = 0.94  # limit of the calibrated threshold: other photos stay below
+_STRICTEST = 0.995  # only files of the very same picture are this alike
+_LOST_COPIES = 0.01  # share of the copies that the thresholds may miss, each
+_MARGIN = 0.02
+_N_DIMENSIONS = 256
+_REDUCED_FROM = 4096  # images; below, all dimensions are quick enough
+_N_NEIGHBORS = 8
+_PROPOSALS = 4  # pairs for each image, the closest first, whose pixels are compared
+_BLOCK = 2048
+_CENTER_FROM = 50  # with fewer images their mean says more about them than about images in general
+_ROUGHLY_ALIKE = 0.5  # copies cut by 8 % a side have 0.55 or more, three of four other close pairs have less
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows, the smaller first; ``similarity`` is the correlation of their structure, 1 for the same picture."""
+
+    a: int
+    b: int
+    similarity: float
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """Pairs of rows that show the same picture; rows with the very same bytes are not repeated here.
+
+    Attributes:
+        least_similarity: pairs below are different pictures.
+        recall: share of the copies made for calibration that these thresholds find.
+    """
+
+    pairs: tuple[Pair, ...]
+    least_cosine: float
+    least_similarity: float
+    recall: float | None
+    n_copies: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Cosine and similarity of copies with their originals, one entry a copy."""
+
+    cosines: Floats
+    similarities: Floats
+
+
+def near_duplicates(manifest: Manifest, features: Features, embedder: Embedder) -> NearDuplicates:
+    """Finds the pairs; what was found before for the same images is read from the cache.
+
+    Args:
+        features: of the manifest's samples.
+        embedder: the engine that made them; it also embeds the copies.
+    """
+    path = _cache_path(manifest, embedder)
+    known = _read_cache(path, manifest)
+    if known is not None:
+        return known
+    # In the order of the contents, so that another layout of the same images gives the same sums to the last bit.
+    rows = np.array(list({s.content_hash: row for row, s in enumerate(manifest.samples)}.values()))
+    rows = rows[np.argsort([manifest.samples[row].content_hash for row in rows])]
+    labels = [manifest.samples[row].label for row in rows]
+    thumbs = manifest.traits().thumbs[rows]
+    space = FeatureSpace.of(features.block("last", rows))
+    found = search(space, thumbs, labels, calibrate(manifest, rows, space, thumbs, embedder))
+    pairs = tuple(
+        sorted((_pair(int(rows[p.a]), int(rows[p.b]), p.similarity) for p in found.pairs), key=lambda p: (p.a, p.b))
+    )
+    result = NearDuplicates(pairs, found.least_cosine, found.least_similarity, found.recall, found.n_copies)
+    _write_cache(path, manifest, result)
+    return result
+
+
+# ---- features propose
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSpace:
+    """Unit vectors of N images around their mean, in their main directions.
+
+    Attributes:
+        points: (N, d) float32 unit vectors.
+        mean, axes: (D,) and (D, d): how features become points.
+    """
+
+    points: Floats
+    mean: Floats
+    axes: Floats
+
+    @classmethod
+    def of(cls, features: NDArray[np.float16]) -> FeatureSpace:
+        """The space of (N, D) features."""
+        n, width = features.shape
+        some = features[:: max(1, n // 2500)].astype(np.float32)
+        mean = some.mean(0) if n >= _CENTER_FROM else np.zeros(width, np.float32)
+        axes = np.eye(width, dtype=np.float32)
+        if width > _N_DIMENSIONS and n > _REDUCED_FROM:
+            axes = _main_axes(some - mean)
+        empty = cls(np.empty((0, axes.shape[1]), np.float32), mean, axes)
+        blocks = [empty.place(features[start : start + _BLOCK]) for start in range(0, n, _BLOCK)]
+        return cls(np.concatenate([empty.points, *blocks]), mean, axes)
+
+    def place(self, features: NDArray[np.float16]) -> Floats:
+        """Unit vectors of further features."""
+        points = (features.astype(np.float32) - self.mean) @ self.axes
+        return np.asarray(points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-6), np.float32)
+
+
+def _main_axes(centered: Floats) -> Floats:
+    """(D, 256) orthogonal axes that hold most of the variance: one round of subspace iteration, no (D, D) eigenvalues."""
+    axes = np.random.default_rng(0).standard_normal((centered.shape[1], _N_DIMENSIONS)).astype(np.float32)
+    axes, _ = np.linalg.qr(centered.T @ (centered @ axes))
+    return np.ascontiguousarray(axes)
+
+
+def close_pairs(points: Floats, least_cosine: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(M, 2) rows, the smaller first, and (M,) cosines of the closest pairs.
+
+    In a block with many, each row proposes only its ``_N_NEIGHBORS`` closest, so M is bounded by the number
+    of rows and not by its square, and so is the memory.
+    """
+    found: list[NDArray[np.int64]] = []
+    cosines: list[NDArray[np.float32]] = []
+    for start in range(0, len(points), _BLOCK):
+        left = points[start : start + _BLOCK]
+        for other in range(start, len(points), _BLOCK):
+            right = points[other : other + _BLOCK]
+            cosine = left @ right.T
+            if other == start:
+                cosine[np.tril_indices(len(left))] = -1
+            rows, columns = np.nonzero(cosine >= least_cosine)
+            if len(rows) > _N_NEIGHBORS * len(left):
+                rows, columns = _closest(cosine, least_cosine)
+            found.append(np.stack([rows + start, columns + other], 1))
+            cosines.append(cosine[rows, columns])
+    if not found:
+        return np.empty((0, 2), np.int64), np.empty(0, np.float32)
+    return np.concatenate(found), np.concatenate(cosines)
+
+
+def _closest(cosine: Floats, least_cosine: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows and columns of the closest few of each row."""
+    n_kept = min(_N_NEIGHBORS, cosine.shape[1])
+    near = np.argpartition(-cosine, n_kept - 1, axis=1)[:, :n_kept]
+    rows, places = np.nonzero(np.take_along_axis(cosine, near, 1) >= least_cosine)
+    return rows, near[rows, places]
+
+
+# ---- pixels decide
+
+
+def search(space: FeatureSpace, thumbs: Thumbs, labels: Sequence[str], calibration: Calibration) -> NearDuplicates:
+    """Pairs of rows of a feature space and of (N, 32, 32) thumbs that show the same picture."""
+    least_cosine = _low_quantile(calibration.cosines, 0.7, 0.2, 0.95)
+    least = _low_quantile(calibration.similarities, 0.95, LOWEST_SIMILARITY, HIGHEST_SIMILARITY)
+    pairs, cosines = close_pairs(space.points, least_cosine)
+    pairs = pairs[np.argsort(-cosines, kind="stable")[: _PROPOSALS * len(space.points)]]
+    pairs = pairs[rough_similarity(thumbs, pairs) >= _ROUGHLY_ALIKE]
+    pairs = pairs[np.lexsort(pairs.T[::-1])]  # pairs of one image are compared together
+    rows, places = np.unique(pairs, return_inverse=True)
+    structure, places = fine_structure(thumbs[rows]), places.reshape(pairs.shape)
+    scores, starts = coarse_similarity(structure, places)
+    least = _with_labels(pairs, scores[:, 0], labels, least)  # the finer search only raises what this goes by
+    similarities = finer_similarity(structure, places, scores, starts, least)
+    pairs, similarities = pairs[similarities >= least], similarities[similarities >= least]
+    least = _with_labels(pairs, similarities, labels, least)
+    while least < _STRICTEST and _largest(pairs[similarities >= least], len(labels)) > max(10, len(labels) // 5):
+        least = min(_STRICTEST, least + 0.005)  # nobody has that many copies of one picture: all are alike here
+    found = tuple(_pair(int(a), int(b), float(s)) for (a, b), s in zip(pairs, similarities, strict=True) if s >= least)
+    hit = (calibration.cosines >= least_cosine) & (calibration.similarities >= least)
+    return NearDuplicates(found, least_cosine, least, float(hit.mean()) if len(hit) else None, len(hit))
+
+
+def _with_labels(pairs: NDArray[np.int64], similarities: Floats, labels: Sequence[str], least: float) -> float:
+    """A stricter threshold where pictures of different classes look the same (cells of a solar panel, X-ray films).
+
+    A copy seldom has another label, so pairs across classes are mostly different pictures; a few are allowed for.
+    """
+    number = np.unique(np.array(labels, dtype=str), return_inverse=True)[1]
+    across = np.sort(similarities[number[pairs[:, 0]] != number[pairs[:, 1]]])[::-1]
+    n_allowed = max(5, len(labels) // 500)
+    if len(across) <= n_allowed or across[n_allowed] < least:
+        return least
+    return min(float(across[n_allowed]) + 1e-4, max(least, _STRICTEST))
+
+
+def _largest(pairs: NDArray[np.int64], n: int) -> int:
+    """Images in the largest group that the pairs make."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs), np.int8), tuple(pairs.T)), shape=(n, n))
+    return int(np.bincount(connected_components(graph, directed=False)[1], minlength=1).max())
+
+
+def _low_quantile(values: Floats, otherwise: float, low: float, high: float) -> float:
+    if not len(values):
+        return otherwise
+    return float(np.clip(np.quantile(values, _LOST_COPIES) - _MARGIN, low, high))
+
+
+# ---- copies
+
+
+def calibrate(
+    manifest: Manifest, rows: NDArray[np.int64], space: FeatureSpace, thumbs: Thumbs, embedder: Embedder
+) -> Calibration:
+    """Makes copies of some images and measures how close they are to their originals.
+
+    Args:
+        rows: manifest rows of the points and thumbs.
+    """
+    chosen = np.linspace(0, len(rows) - 1, min(N_COPIED, len(rows))).astype(int)  # hashes are in random order
+    places = np.unique(chosen).tolist()
+    images: list[Pixels] = []
+    small: list[NDArray[np.uint8]] = []
+    originals: list[int] = []
+    for place, made in zip(
+        places, in_order(lambda place: _copies(manifest, int(rows[place]), embedder), places), strict=True
+    ):
+        images += [pixels for pixels, _ in made]
+        small += [thumb for _, thumb in made]
+        originals += [place] * len(made)
+    if not images:
+        return Calibration(np.empty(0, np.float32), np.empty(0, np.float32))
+    chunks = [embedder.engine.run(np.stack(images[start : start + 64]))["last"] for start in range(0, len(images), 64)]
+    points = space.place(np.concatenate(chunks))
+    cosines = (points * space.points[originals]).sum(1)
+    both = fine_structure(np.concatenate([np.stack(small), thumbs[originals]]))
+    pairs = np.stack([np.arange(len(small)), np.arange(len(small)) + len(small)], 1)
+    return Calibration(cosines, structure_similarity(both, pairs, HIGHEST_SIMILARITY))
+
+
+def _copies(manifest: Manifest, row: int, embedder: Embedder) -> list[tuple[Pixels, NDArray[np.uint8]]]:
+    """Network input and thumb of each copy of one image; none where it has changed since the scan."""
+    try:
+        decoded = decode(manifest.read(row), min_side=VIEW.min_side).pixels
+        copies = [
+            decode(copy, min_side=embedder.spec.min_side).pixels
+            for copy in copies_of(decoded, manifest.samples[row].content_hash)
+        ]
+    except ImageError:
+        return []  # that will be said where it matters
+    return [(fit_to_input(copy, embedder.spec), traits_of(b"", fit_to_input(copy, VIEW)).thumb) for copy in copies]
+
+
+def copies_of(pixels: Pixels, name: str) -> list[bytes]:
+    """JPEG files with the same picture: smaller, compressed, cropped, mirrored, and a little of everything."""
+    rng = stream(0, 0, name)
+    height, width = pixels.shape[:2]
+    scale = rng.uniform(0.4, 0.8)
+    small = resize(pixels, max(16, round(height * scale)), max(16, round(width * scale)))
+    cropped = _cut(pixels, rng.uniform(0, 0.06, 4))
+    both = _cut(pixels, rng.uniform(0, 0.04, 4))
+    lighter = np.clip(both * np.float32(rng.uniform(0.9, 1.1)), 0, 255).astype(np.uint8)
+    both = resize(lighter, max(16, round(0.7 * both.shape[0])), max(16, round(0.7 * both.shape[1])))
+    mirrored = np.ascontiguousarray(pixels[:, ::-1])
+    versions = [(small, 90), (pixels, int(rng.integers(40, 70))), (cropped, 90), (mirrored, 90), (both, 75)]
+    return [_encode(version, quality) for version, quality in versions]
+
+
+def _cut(pixels: Pixels, shares: NDArray[np.float64]) -> Pixels:
+    height, width = pixels.shape[:2]
+    top, bottom, left, right = shares * [height, height, width, width]
+    return np.ascontiguousarray(pixels[int(top) : height - int(bottom), int(left) : width - int(right)])
+
+
+def _encode(pixels: Pixels, quality: int) -> bytes:
+    import simplejpeg
+
+    return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality))
+
+
+# ---- the cache
+
+
+def _pair(a: int, b: int, similarity: float) -> Pair:
+    return Pair(min(a, b), max(a, b), round(similarity, 4))
+
+
+def _cache_path(manifest: Manifest, embedder: Embedder) -> Path:
+    facts = [VERSION, TRAITS_VERSION, fingerprint(embedder.backbone, embedder.engine), manifest.digest]
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    return cache_folder() / "neighbors" / f"{name}.json"
+
+
+def _write_cache(path: Path, manifest: Manifest, found: NearDuplicates) -> None:
+    """Pairs by content, since rows depend on the layout. A cache that cannot be written is no reason to fail."""
+    hashes = [sample.content_hash for sample in manifest.samples]
+    record = asdict(found) | {"pairs": [[hashes[p.a], hashes[p.b], p.similarity] for p in found.pairs]}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(record))
+    except OSError:
+        return
+
+
+def _read_cache(path: Path, manifest: Manifest) -> NearDuplicates | None:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        row = {sample.content_hash: number for number, sample in reversed(list(enumerate(manifest.samples)))}
+        pairs = sorted((_pair(row[a], row[b], s) for a, b, s in record["pairs"]), key=lambda p: (p.a, p.b))
+        return NearDuplicates(**(record | {"pairs": tuple(pairs)}))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

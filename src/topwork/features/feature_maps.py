@@ -1,0 +1,182 @@
+"""The network opened up: besides the features, the last map before they are pooled, also for pixels between 0 and 255.
+
+In: (B, H, W, 3), uint8 or float32. Out: :class:`Opened`. Explanations need the map, and checks of the normalization need
+pixel values that uint8 cannot hold; embedding needs neither and stays with ``features/engine.py``.
+
+The map comes from the compiled form itself: its graph is followed backwards from the pooled features to the mean over
+positions. So a model folder needs no second file, and nothing here needs torch where OpenVINO runs the network. Where
+the features are no plain mean of a map (a norm after pooling, class tokens) there is no map, and ``maps`` is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.errors import ModelError
+from topwork.features.engine import BATCH, _openvino, compiled_path, feature_network, openvino_core, rounded
+from topwork.models.backbone import Backbone
+from topwork.models.classifier import COMPILED
+
+Images = NDArray[Any]
+_PASSED_OVER = ("Reshape", "Squeeze", "Unsqueeze", "Convert")
+# How far the mean of the map may be from the features, as a share of their spread; bf16 rounds at about 0.004.
+_CLOSE = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """What the network makes of B images.
+
+    Attributes:
+        blocks: ``last`` (B, D) and ``stages`` (B, E) float16, as the engine gives them.
+        maps: (B, D, h, w) float32 whose mean over h and w is ``last``; None where there is no such map.
+    """
+
+    blocks: dict[str, NDArray[np.float16]]
+    maps: NDArray[np.float32] | None
+
+
+class OpenNetwork(Protocol):
+    """Anything that gives features and the last map."""
+
+    def run(self, images: Images) -> Opened:
+        """Features and maps of (B, H, W, 3), uint8 or float32 in 0..255 and beyond, any B."""
+
+
+def open_network(backbone: Backbone, precision: str) -> OpenNetwork:
+    """The opened form of a backbone, or of the network in a model folder; of the image itself, without mirrored positions.
+
+    Args:
+        precision: ``bf16`` or ``f32``, as the classifier's features were made.
+    """
+    own = (backbone.folder / COMPILED[0],) if backbone.spec.mirror == "none" else ()
+    backbone = backbone.with_spec(mirror="none")
+    for xml in (*own, compiled_path(backbone)):
+        if xml.is_file():
+            try:
+                return OpenVINONetwork(xml, precision)
+            except ImportError:
+                break  # OpenVINO is not installed here
+    return TorchNetwork(backbone)
+
+
+class OpenVINONetwork:
+    """The compiled form with a float input and the map as a third output."""
+
+    def __init__(self, xml: Path, precision: str) -> None:
+        ov = _openvino()
+        core = openvino_core()
+        try:
+            model, self._is_channels_last = _opened(ov, core.read_model(xml))
+            self._compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+        except RuntimeError as error:
+            raise ModelError(f"{xml}: cannot be compiled: {str(error).splitlines()[0]}") from None
+        self._batch = int(model.input(0).shape[0])
+
+    def run(self, images: Images) -> Opened:
+        """The last, incomplete batch is filled up: the graph has a fixed one."""
+        chunks = []
+        for start in range(0, len(images), self._batch):
+            some = images[start : start + self._batch]
+            padded = np.zeros((self._batch, *images.shape[1:]), np.float32)
+            padded[: len(some)] = some
+            outputs = self._compiled.create_infer_request().infer({0: padded})
+            chunks.append([np.array(outputs[number][: len(some)]) for number in range(len(self._compiled.outputs))])
+        last, stages, *maps = (np.concatenate(column) for column in zip(*chunks, strict=True))
+        return _checked(last, stages, maps[0] if maps else None, self._is_channels_last)
+
+
+class TorchNetwork:
+    """The network run by torch in f32.
+
+    Args:
+        untrained: names of parameters and buffers that get fresh random values: for checks that a map depends on them.
+    """
+
+    def __init__(self, backbone: Backbone, untrained: Sequence[str] = (), seed: int = 0) -> None:
+        self.module: Any = feature_network(backbone)
+        if untrained:
+            _randomize(self.module.network, backbone.architecture, untrained, seed)
+
+    def run(self, images: Images) -> Opened:
+        """Batches of the engine's size, so that memory stays flat."""
+        import torch
+
+        chunks = []
+        with torch.inference_mode():
+            for start in range(0, len(images), BATCH):
+                some = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH], np.float32))
+                last, stages = self.module(some)
+                normalized = (some.permute(0, 3, 1, 2) - self.module.mean) / self.module.std
+                chunks.append([v.numpy() for v in (last, stages, self.module.network.forward_features(normalized))])
+        last, stages, maps = (np.concatenate(column) for column in zip(*chunks, strict=True))
+        return _checked(last, stages, maps, getattr(self.module.network, "output_fmt", "NCHW") == "NHWC")
+
+
+def _checked(
+    last: NDArray[np.float32], stages: NDArray[np.float32], maps: NDArray[np.float32] | None, is_channels_last: bool
+) -> Opened:
+    """Gives the map only if its mean over positions really is the features."""
+    blocks = rounded({"last": last, "stages": stages})
+    if maps is None or maps.ndim != 4:
+        return Opened(blocks, None)
+    maps = np.ascontiguousarray(np.moveaxis(maps, -1, 1) if is_channels_last else maps, np.float32)
+    if maps.shape[1] != last.shape[1]:
+        return Opened(blocks, None)
+    gap = np.abs(maps.mean((2, 3)) - last).max() / (float(last.std()) + 1e-12)
+    return Opened(blocks, maps if gap < _CLOSE else None)
+
+
+# ---- the compiled graph
+
+
+def _opened(ov: Any, model: Any) -> tuple[Any, bool]:
+    """The graph with a float input and, where there is one, the map as third output; and whether channels come last."""
+    from openvino import opset13
+
+    old = model.get_parameters()[0]
+    new = opset13.parameter(old.get_partial_shape(), ov.Type.f32)
+    for reader in old.output(0).get_target_inputs():
+        reader.replace_source_output(new.output(0))
+    results = list(model.get_results())
+    found, is_channels_last = _map_output(results[0])
+    if found is not None:
+        results.append(opset13.result(found))
+    return ov.Model(results, [new]), is_channels_last
+
+
+def _map_output(result: Any) -> tuple[Any, bool]:
+    """The input of the mean over positions that makes ``last``, or None, and whether its channels come last."""
+    node = result.input_value(0).get_node()
+    while node.get_type_name() in _PASSED_OVER:
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "ReduceMean":
+        return None, False
+    source, axes = node.input_value(0), node.input_value(1).get_node()
+    if source.get_partial_shape().rank.get_length() != 4 or axes.get_type_name() != "Constant":
+        return None, False
+    over = {int(axis) % 4 for axis in np.ravel(axes.data)}
+    return (source, over == {1, 2}) if over in ({2, 3}, {1, 2}) else (None, False)
+
+
+# ---- random weights
+
+
+def _randomize(network: Any, architecture: str, names: Sequence[str], seed: int) -> None:
+    """Gives some tensors the values of an untrained network, running statistics of their layers included."""
+    import timm
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = timm.create_model(architecture, pretrained=False, num_classes=0).state_dict()
+    layers = {name.rpartition(".")[0] for name in names}
+    state = network.state_dict()
+    chosen = {k: v for k, v in fresh.items() if k in state and (k in names or k.rpartition(".")[0] in layers)}
+    network.load_state_dict(state | chosen)

@@ -1,0 +1,221 @@
+"""The solvers behind linear heads: many regularized logistic regressions on the same rows, minimized side by side.
+
+In: columns, targets, weights of the rows. Out: weights and biases. :class:`SoftmaxRegression` is for one label an image,
+:class:`LogisticRegressions` for any number of labels: one class against the rest each.
+
+The rows are first rotated onto the eigenvectors of their covariance, which leaves the penalty as it is and makes the
+curvature of the loss nearly diagonal (for each class about the covariance times the mean of p (1 - p); Böhning 1992,
+doi 10.1007/BF00048682, bounds it so), so that a diagonal preconditioner lets L-BFGS converge in few steps; and all
+problems are fitted at once, so the rows are read once a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.models.head import Floats
+
+SMALL_LOSS = 0.1  # below this, a step's gain is compared with it instead of with the loss
+
+
+class SoftmaxRegression:
+    """K weighted multinomial logistic regressions on the same rows, minimized side by side.
+
+    For each problem k: ``sum_i w_ki * -log softmax(x_i W_k + b_k)[y_i] / sum_i w_ki + penalty / 2 * |W_k|^2``.
+
+    Args:
+        x: (N, D) float32, centered.
+        y: (N,) labels.
+        sample_weights: (K, N), not negative; a zero leaves a row out of a problem.
+    """
+
+    history = 8
+
+    def __init__(self, x: Floats, y: NDArray[Any], n_classes: int, sample_weights: NDArray[np.float64]) -> None:
+        self.z, self.back, self.variance = _rotated(x)
+        self.n_problems, self.n_classes = len(sample_weights), n_classes
+        self.target = self._targets(y)
+        share = sample_weights / sample_weights.sum(1, keepdims=True)
+        self.share = share.T.astype(np.float32)[:, :, None]
+        # (D + 1, K, C): the last row is the bias
+        self.w = np.zeros((self.z.shape[1] + 1, self.n_problems, n_classes), np.float32)
+
+    def _targets(self, y: NDArray[Any]) -> Floats:
+        """(N, 1, C) what the probabilities should be."""
+        target = np.zeros((len(y), 1, self.n_classes), np.float32)
+        target[np.arange(len(y)), 0, y] = 1
+        return target
+
+    def _probabilities(self, logits: Floats) -> Floats:
+        """The probabilities of (N, K, C) logits."""
+        p = np.exp(logits - logits.max(2, keepdims=True))
+        return np.asarray(p / p.sum(2, keepdims=True), np.float32)
+
+    def logits(self) -> NDArray[np.float32]:
+        """(K, N, C) logits of every problem on every row."""
+        return np.moveaxis(self._logits(self.w), 1, 0)
+
+    def solution(self) -> tuple[Floats, Floats]:
+        """Weights (K, C, D) on the columns of x, and biases (K, C)."""
+        weight = np.einsum("dr,rkc->kcd", self.back, self.w[:-1], optimize=True)
+        return weight.astype(np.float32), self.w[-1].copy()
+
+    def solve(self, penalty: float, tolerance: float, max_steps: int = 60) -> None:
+        """Moves the weights from where they are to the minimum.
+
+        Args:
+            tolerance: a problem rests when a step lowers its loss by less than this share.
+        """
+        precondition = self._precondition(penalty)
+        v = np.asarray(self.w / precondition, np.float32)
+        loss, gradient = self._loss(v, precondition, penalty)
+        pairs: list[tuple[Floats, Floats, NDArray[np.float64]]] = []
+        active = np.ones(self.n_problems, bool)
+        for _ in range(max_steps):
+            direction = _two_loop(gradient, pairs)
+            slope = _dots(direction, gradient)
+            direction[:, slope >= 0] = -gradient[:, slope >= 0]
+            slope = _dots(direction, gradient)
+            new_v, new_loss, new_gradient = self._line_search(v, loss, direction, slope, precondition, penalty, active)
+            pairs = [*pairs, _pair(new_v - v, new_gradient - gradient)][-self.history :]
+            moved = loss - new_loss
+            v, gradient = new_v, new_gradient
+            active &= moved > tolerance * np.maximum(np.abs(new_loss), SMALL_LOSS)
+            loss = new_loss
+            if not active.any():
+                break
+        self.w = v * precondition
+
+    def _precondition(self, penalty: float) -> Floats:
+        """(D + 1, K, C) inverse square roots of the curvature where the weights are now."""
+        p = self._probabilities(self._logits(self.w))
+        spread = np.maximum((p * (1 - p) * self.share).sum(0), 1e-3)
+        curvature = np.append(self.variance, 1.0)[:, None, None] * spread + penalty
+        return np.asarray(1 / np.sqrt(curvature), np.float32)
+
+    def _line_search(
+        self,
+        v: Floats,
+        loss: NDArray[np.float64],
+        direction: Floats,
+        slope: NDArray[np.float64],
+        precondition: Floats,
+        penalty: float,
+        active: NDArray[np.bool_],
+    ) -> tuple[Floats, NDArray[np.float64], Floats]:
+        """Halves the step of each problem until its loss falls enough (Armijo); resting problems stay put."""
+        step = active.astype(np.float32)
+        for _ in range(12):
+            trial = v + step[None, :, None] * direction
+            new_loss, new_gradient = self._loss(trial, precondition, penalty)
+            bad = new_loss > loss + 1e-4 * step * slope
+            if not bad.any():
+                return trial, new_loss, new_gradient
+            step = np.where(bad, step / 2, step).astype(np.float32)
+        trial = v + np.where(bad, 0, step)[None, :, None].astype(np.float32) * direction
+        new_loss, new_gradient = self._loss(trial, precondition, penalty)
+        return trial, new_loss, new_gradient
+
+    def _logits(self, w: Floats) -> Floats:
+        flat: Floats = self.z @ w[:-1].reshape(len(w) - 1, -1)
+        return np.asarray(flat.reshape(len(self.z), self.n_problems, self.n_classes) + w[-1], np.float32)
+
+    def _loss(self, v: Floats, precondition: Floats, penalty: float) -> tuple[NDArray[np.float64], Floats]:
+        """(K,) losses and their gradient with respect to the preconditioned weights."""
+        w = v * precondition
+        logits = self._logits(w)
+        logits -= logits.max(2, keepdims=True)
+        own = (logits * self.target).sum(2)
+        np.exp(logits, out=logits)
+        total = logits.sum(2)
+        loss = -((own - np.log(total)) * self.share[:, :, 0]).sum(0, dtype=np.float64)
+        loss += 0.5 * penalty * np.square(w[:-1]).sum((0, 2), dtype=np.float64)
+        logits /= total[:, :, None]
+        logits -= self.target
+        logits *= self.share
+        gradient = np.empty_like(w)
+        gradient[:-1] = (self.z.T @ logits.reshape(len(logits), -1)).reshape(w[:-1].shape) + penalty * w[:-1]
+        gradient[-1] = logits.sum(0)
+        return loss, gradient * precondition
+
+
+class LogisticRegressions(SoftmaxRegression):
+    """K weighted sets of C logistic regressions, each class against the rest, minimized side by side.
+
+    For each problem k: ``sum_i w_ki * sum_c -log sigmoid((2 y_ic - 1) (x_i W_kc + b_kc)) / sum_i w_ki + penalty / 2 *
+    |W_k|^2``.
+
+    Args:
+        y: (N, C) which classes each row has.
+    """
+
+    def _targets(self, y: NDArray[Any]) -> Floats:
+        return np.asarray(y, np.float32)[:, None, :]
+
+    def _probabilities(self, logits: Floats) -> Floats:
+        return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)), np.float32)
+
+    def _loss(self, v: Floats, precondition: Floats, penalty: float) -> tuple[NDArray[np.float64], Floats]:
+        w = v * precondition
+        logits = self._logits(w)
+        losses = np.maximum(logits, 0) - logits * self.target + np.log1p(np.exp(-np.abs(logits)))
+        loss = (losses * self.share).sum((0, 2), dtype=np.float64)
+        loss += 0.5 * penalty * np.square(w[:-1]).sum((0, 2), dtype=np.float64)
+        error = (self._probabilities(logits) - self.target) * self.share
+        gradient = np.empty_like(w)
+        gradient[:-1] = (self.z.T @ error.reshape(len(error), -1)).reshape(w[:-1].shape) + penalty * w[:-1]
+        gradient[-1] = error.sum(0)
+        return loss, gradient * precondition
+
+
+def _rotated(x: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:
+    """Rows in the eigenbasis of the covariance (N, R), the basis (D, R), and the variances (R,).
+
+    With fewer rows than columns the eigenvectors come from the smaller Gram matrix. Directions without variance are
+    dropped: the penalty keeps their weights at zero anyway.
+    """
+    n, d = x.shape
+    small = x @ x.T if n < d else x.T @ x
+    values, vectors = np.linalg.eigh(small)
+    kept = np.flatnonzero(values > max(values[-1], 1e-12) * 1e-6)[::-1]
+    if n < d:
+        lengths = np.sqrt(values[kept])
+        z = vectors[:, kept] * lengths
+        back = x.T @ (vectors[:, kept] / lengths)
+    else:
+        back = np.ascontiguousarray(vectors[:, kept])
+        z = x @ back
+    return np.ascontiguousarray(z), back, values[kept].astype(np.float64) / n
+
+
+def _dots(a: Floats, b: Floats) -> NDArray[np.float64]:
+    """(K,) inner products of (D, K, C) arrays."""
+    return np.asarray(np.einsum("dkc,dkc->kc", a, b).sum(1, dtype=np.float64))
+
+
+def _pair(s: Floats, y: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:
+    """One step of L-BFGS's memory; a problem without positive curvature gets no say."""
+    curvature = _dots(s, y)
+    return s, y, np.where(curvature > 1e-12, 1 / np.maximum(curvature, 1e-12), 0.0)
+
+
+def _two_loop(gradient: Floats, pairs: list[tuple[Floats, Floats, NDArray[np.float64]]]) -> Floats:
+    """The L-BFGS direction for every problem (Nocedal and Wright 2006, algorithm 7.4)."""
+    q = gradient.copy()
+    alphas = []
+    for s, y, rho in reversed(pairs):
+        alpha = (rho * _dots(s, q)).astype(np.float32)[None, :, None]
+        q -= alpha * y
+        alphas.append(alpha)
+    if pairs:
+        s, y, rho = pairs[-1]
+        norm = _dots(y, y)
+        scale = np.where(rho > 0, 1 / np.maximum(rho * norm, 1e-30), 1.0)
+        q *= scale.astype(np.float32)[None, :, None]
+    for (s, y, rho), alpha in zip(pairs, reversed(alphas), strict=True):
+        beta = (rho * _dots(y, q)).astype(np.float32)[None, :, None]
+        q += s * (alpha - beta)
+    return -q

@@ -1,0 +1,174 @@
+"""A finished run as values: in goes a run folder, out comes everything a page may show about it.
+
+Not here: what is made of it (``sections``, ``summary``), the images themselves (``pictures``). Nothing is computed
+again that the folder already holds; logits are read for the parts that were judged only.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from topwork.data.manifest import Manifest, load_manifest
+from topwork.errors import TopworkError, UsageError
+from topwork.evaluation.label_sets import LabelPredictions
+from topwork.evaluation.predictions import Predictions
+from topwork.run import read_logits
+from topwork.text import escape
+
+JUDGED_PARTS = ("test", "valid")  # in the order they are shown: what counts most comes first
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What a run folder holds.
+
+    Attributes:
+        folder: absolute path of the run.
+        settings, recipe, split, evaluation: the JSON files of those names.
+        model: ``model/topwork.json``; empty where it is gone.
+        history: one record a line of ``history.jsonl``: trials of the cross-validation, or epochs.
+        part_of: (N,) ``train``, ``valid``, ``test`` or "" for each sample of the manifest.
+        predictions: answers by part, for the judged parts that hold images.
+        label_sets: the same where an image may have several labels; ``predictions`` is empty then.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    recipe: dict[str, Any]
+    split: dict[str, Any]
+    evaluation: dict[str, Any]
+    model: dict[str, Any]
+    history: tuple[dict[str, Any], ...]
+    manifest: Manifest
+    part_of: NDArray[np.str_]
+    predictions: dict[str, Predictions]
+    label_sets: dict[str, LabelPredictions]
+
+    @property
+    def name(self) -> str:
+        """What the data are called: the name of their folder or table."""
+        path = str(self.settings.get("path") or self.manifest.root)
+        return Path(path).stem or path
+
+    @property
+    def main_part(self) -> str | None:
+        """The part whose figures come first: test, else valid, else none."""
+        return next(iter(self.predictions), None)
+
+    @cached_property
+    def rows_by_class(self) -> dict[str, dict[str, list[int]]]:
+        """Rows of the manifest by class name and part, in the manifest's order."""
+        rows: dict[str, dict[str, list[int]]] = {name: {} for name in self.manifest.classes}
+        for row, (sample, part) in enumerate(zip(self.manifest.samples, self.part_of.tolist(), strict=True)):
+            for name in self.manifest.names_of(sample):
+                rows[name].setdefault(part, []).append(row)
+        return rows
+
+    @cached_property
+    def insights(self) -> dict[str, Any]:
+        """The content of ``insights.json``; empty where a run has none that can be read."""
+        try:
+            return read_json(self.folder / "insights.json")
+        except (OSError, ValueError):
+            return {}
+
+    def confusion(self, part: str) -> dict[tuple[int, int], int]:
+        """Count of each (true, predicted) pair of labels that occurs."""
+        return self._confusions[part]
+
+    @cached_property
+    def _confusions(self) -> dict[str, dict[tuple[int, int], int]]:
+        return {part: _confusion_cells(self.evaluation[part]) for part in self.predictions}
+
+
+def read_record(run: Path) -> Record:
+    """Reads a run folder.
+
+    Raises:
+        UsageError: no finished run there.
+        TopworkError: a file of it is damaged, with its name.
+    """
+    if not (run / "evaluation.json").is_file():
+        raise UsageError(f"{escape(str(run))}: no finished run here (no evaluation.json). topwork fit makes one.")
+    try:
+        manifest = load_manifest(run / "manifest.parquet")
+        evaluation = read_json(run / "evaluation.json")
+        part_of, tables = _read_predictions(run / "predictions.parquet", manifest, evaluation)
+        several = manifest.multi_label
+        history = (run / "history.jsonl").read_text().splitlines()
+        model = run / "model" / "topwork.json"
+        return Record(
+            folder=run.resolve(),
+            settings=read_json(run / "settings.json"),
+            recipe=read_json(run / "recipe.json"),
+            split=read_json(run / "split.json"),
+            evaluation=evaluation,
+            model=read_json(model) if model.is_file() else {},
+            history=tuple(json.loads(line) for line in history if line),
+            manifest=manifest,
+            part_of=part_of,
+            predictions={} if several else {name: _single(manifest, *table) for name, table in tables.items()},
+            label_sets={n: _several(manifest, evaluation[n], *t) for n, t in tables.items()} if several else {},
+        )
+    except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
+        raise TopworkError(f"{escape(str(run))}: the run is damaged ({type(error).__name__}: {error}).") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    value = json.loads(path.read_text())
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return value
+
+
+def _read_predictions(
+    path: Path, manifest: Manifest, evaluation: dict[str, Any]
+) -> tuple[NDArray[np.str_], dict[str, tuple[tuple[str, ...], NDArray[np.int64], NDArray[np.float32]]]]:
+    """The part of every sample; classes, rows and logits of the judged parts."""
+    part_of = np.full(len(manifest.samples), "", dtype="<U5")
+    stored_rows, in_part, stored = read_logits(path)
+    part_of[stored_rows] = in_part
+    tables = {}
+    for part in JUDGED_PARTS:
+        if part not in evaluation or not evaluation[part]["n"]:
+            continue
+        tables[part] = tuple(evaluation[part]["classes"]), stored_rows[in_part == part], stored[in_part == part]
+    return part_of, tables
+
+
+def _single(
+    manifest: Manifest, classes: tuple[str, ...], rows: NDArray[np.int64], logits: NDArray[np.float32]
+) -> Predictions:
+    index = {name: number for number, name in enumerate(classes)}
+    labels = np.array([index.get(manifest.samples[row].label, -1) for row in rows.tolist()], dtype=np.int64)
+    return Predictions(classes, rows, labels, logits).labeled()
+
+
+def _several(
+    manifest: Manifest,
+    judged: dict[str, Any],
+    classes: tuple[str, ...],
+    rows: NDArray[np.int64],
+    logits: NDArray[np.float32],
+) -> LabelPredictions:
+    thresholds = np.array([judged["per_class"][name]["threshold"] for name in classes], np.float64)
+    return LabelPredictions(classes, rows, manifest.label_matrix[rows], logits.astype(np.float64), thresholds)
+
+
+def _confusion_cells(judged: dict[str, Any]) -> dict[tuple[int, int], int]:
+    if judged["confusion"] is None:
+        return {(true, predicted): n for true, predicted, n in judged["confusion_cells"]}
+    matrix = np.asarray(judged["confusion"], dtype=np.int64)
+    return {(int(t), int(p)): int(matrix[t, p]) for t, p in zip(*np.nonzero(matrix), strict=True)}
+
+
+# ---- figures as text

@@ -1,0 +1,441 @@
+"""The prediction server as an ASGI application: what is asked, what is refused, what is answered.
+
+In: models and limits. Out: an application for ``server.py``. Every refusal is JSON, ``{"error": ...}``; the only 5xx are
+503 (full, starting, closing, or a fault of ours) and 504 (too late). Nothing here opens a path or an address that a
+client names: images come in the body of the request.
+
+Sockets, slow clients and shutdown are in ``server.py``; batches in ``batching.py``; the page is ``app.html``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import FastAPI, HTTPException, Query, Request  # noqa: TID253 - only `topwork serve` loads this file
+from fastapi.exceptions import RequestValidationError  # noqa: TID253
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import HTMLResponse, Response
+
+import topwork
+from topwork.data.loader import default_threads
+from topwork.export.batch import row_of
+from topwork.export.predictor import Prediction, Predictor
+from topwork.server.metrics import Measures
+from topwork.server.multipart import FormError, files_of
+from topwork.server.queue import ServedModel
+from topwork.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_TOP = 100
+_HERE = Path(__file__).parent
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+]
+_STATIC = {"app.js": "text/javascript", "app.css": "text/css"}
+_LOG = logging.getLogger("topwork.server")
+
+_Top = Annotated[int, Query(ge=1, le=MAX_TOP, description="how many classes to name")]
+_Explain = Annotated[bool, Query(description="also send the picture with where the model looked; one image only")]
+
+
+class Refused(Exception):
+    """A request that gets no answer, and what the client is told.
+
+    Args:
+        closes: the rest of the body is not wanted, so the connection ends.
+        rows: error rows for the images that were sent.
+    """
+
+    def __init__(
+        self, status: int, text: str, *, closes: bool = False, rows: list[dict[str, Any]] | None = None
+    ) -> None:
+        super().__init__(text)
+        self.status, self.closes, self.rows = status, closes, rows
+
+
+class Service:
+    """The models behind the application, how full it is, and whether it is welcome to more."""
+
+    def __init__(self, models: Mapping[str, Predictor], settings: ServeSettings) -> None:
+        self.settings = settings
+        self.measures = Measures()
+        self.is_closing = False
+        self.is_warm = False
+        self.failure = "starting"
+        threads = settings.workers or default_threads()
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self.models = {
+            name: ServedModel(name, predictor, self._decoders, self.measures) for name, predictor in models.items()
+        }
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a real prediction has worked and the server is not ending."""
+        return self.is_warm and not self.is_closing
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Batches run, and one real prediction by each model decides about being ready."""
+        tasks = [asyncio.create_task(model.run()) for model in self.models.values()]
+        tasks.append(asyncio.create_task(self._warm_up()))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for model in self.models.values():
+                model.close()
+            self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    @contextmanager
+    def admitted(self, n_images: int) -> Iterator[None]:
+        """Room for images that are waited for; refused at once where there is none."""
+        if self.measures.n_waiting + n_images > self.settings.max_queue:
+            raise Refused(503, "too many images are waiting; try again in a second", closes=True)
+        self.measures.n_waiting += n_images
+        try:
+            yield
+        finally:
+            self.measures.n_waiting -= n_images
+
+    async def _warm_up(self) -> None:
+        from topwork.features.engine import drawn_images
+
+        try:
+            for model in self.models.values():
+                image = _as_png(drawn_images(model.predictor.classifier.backbone.spec)[0])
+                answer = (await model.predict([("warm-up", image)]))[0]
+                if answer.error is not None:
+                    raise RuntimeError(answer.error)
+            self.is_warm = True
+        except Exception as error:  # noqa: BLE001 - whatever it is: not ready, and /ready says why
+            self.failure = f"the first prediction failed: {error}"
+            _LOG.exception("the first prediction failed")
+
+
+def create_app(service: Service) -> ASGIApp:
+    """The application: routes, error texts and the guard around them."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = FastAPI(title="topwork", version=topwork.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    _add_error_texts(app)
+    _add_predictions(app, service)
+    _add_status(app, service)
+    _add_pages(app)
+    return Guard(app, service.measures)
+
+
+def _add_predictions(app: FastAPI, service: Service) -> None:
+    async def answer(request: Request, name: str | None, top: int, explain: bool) -> Response:
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(service.settings.request_seconds):
+                return await _predict(service, request, name, top, explain)
+        except TimeoutError:
+            raise Refused(504, f"no answer within {service.settings.request_seconds:g} s", closes=True) from None
+        finally:
+            service.measures.request_seconds.add(time.perf_counter() - started)
+
+    @app.post("/predict", openapi_extra=_body_schema(), summary="Name what is on one or more images")
+    async def predict(request: Request, top: _Top = 5, explain: _Explain = False) -> Response:
+        return await answer(request, None, top, explain)
+
+    @app.post("/predict/{model}", openapi_extra=_body_schema(), summary="The same, by one of several models")
+    async def predict_by(request: Request, model: str, top: _Top = 5, explain: _Explain = False) -> Response:
+        return await answer(request, model, top, explain)
+
+
+def _add_status(app: FastAPI, service: Service) -> None:
+    @app.get("/models", summary="The models served, with their classes")
+    async def models() -> Response:
+        return as_json({"models": [_about(model) for model in service.models.values()]})
+
+    @app.get("/live", summary="Whether the process runs")
+    async def live() -> Response:
+        return as_json({"status": "live"})
+
+    @app.get("/ready", summary="Whether a real prediction has worked and more are welcome")
+    async def ready() -> Response:
+        if service.is_ready:
+            return as_json({"status": "ready"})
+        return as_json({"error": "closing" if service.is_closing else service.failure}, 503)
+
+    @app.get("/metrics", summary="Counters for Prometheus")
+    async def metrics() -> Response:
+        return Response(service.measures.text(service.is_ready), media_type="text/plain; version=0.0.4")
+
+
+def _add_pages(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return as_page(own_text("templates", "app.html"))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return as_page(own_text("templates", "app_docs.html"))
+
+    @app.get("/static/{name}", include_in_schema=False)
+    async def static(name: str) -> Response:
+        return static_file(name, _STATIC)
+
+
+# ---- predictions
+
+
+async def _predict(service: Service, request: Request, name: str | None, top: int, explain: bool) -> Response:
+    if not service.is_warm:
+        raise Refused(503, f"not ready: {service.failure}", closes=True)
+    model = _chosen(service, name)
+    with service.admitted(1), _Held(service) as held:
+        images = _images_of(request, await _read_body(service, request, held), service.settings.max_images)
+        with service.admitted(len(images) - 1):
+            found = await model.predict(images)
+        service.measures.outcomes.update((model.name, prediction.outcome) for prediction in found)
+        rows = [_row(prediction, top) for prediction in found]
+        if all(prediction.outcome == "error" for prediction in found):
+            raise Refused(422, found[0].error or "no image could be read", rows=rows)
+        if explain and len(images) == 1:
+            rows[0]["map"] = await model.explain(images[0][1], found[0])
+    return as_json({"model": model.name, "predictions": rows})
+
+
+def _chosen(service: Service, name: str | None) -> ServedModel:
+    if name is None:
+        return next(iter(service.models.values()))
+    if name not in service.models:
+        raise Refused(404, "no model of that name; GET /models lists them", closes=True)
+    return service.models[name]
+
+
+class _Held:
+    """Bytes of one request, counted against what the server may hold at a time."""
+
+    def __init__(self, service: Service) -> None:
+        self._measures = service.measures
+        self._limit = service.settings.max_held_mb * 1_000_000
+        self._n_bytes = 0
+
+    def __enter__(self) -> _Held:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._measures.n_held_bytes -= self._n_bytes
+
+    def add(self, n_bytes: int) -> None:
+        """Takes some more, or refuses."""
+        if self._measures.n_held_bytes + n_bytes > self._limit:
+            raise Refused(503, "too many requests are being read; try again in a second", closes=True)
+        self._n_bytes += n_bytes
+        self._measures.n_held_bytes += n_bytes
+
+
+async def _read_body(service: Service, request: Request, held: _Held) -> bytes:
+    """The whole body, in time and within the limits."""
+    settings = service.settings
+    limit = int(settings.max_body_mb * 1_000_000)
+    too_large = Refused(413, f"the body is larger than {settings.max_body_mb:g} MB", closes=True)
+    length = request.headers.get("content-length")
+    if length is None and "transfer-encoding" not in request.headers:
+        raise Refused(411, "send the image as the body, with a Content-Length", closes=True)
+    if length is not None and (not length.isdecimal() or len(length) > 18 or int(length) > limit):
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(settings.body_seconds):
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > limit:
+                    raise too_large
+                held.add(len(chunk))
+                body += chunk
+    except TimeoutError:
+        service.measures.cut_off["body"] += 1
+        raise Refused(408, f"the body did not arrive within {settings.body_seconds:g} s", closes=True) from None
+    return bytes(body)
+
+
+def _images_of(request: Request, body: bytes, max_images: int) -> list[tuple[str, bytes]]:
+    """(name, content) of each image in a body: the files of a form, or the body itself."""
+    content_type = request.headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        try:
+            images = files_of(content_type, body)
+        except FormError as error:
+            raise Refused(400, f"not a well-formed form: {error}") from None
+    elif kind.startswith(("text/", "multipart/")) or kind == "application/json":
+        raise Refused(415, "send an image as the body, or files as multipart/form-data")
+    else:
+        images = [("image", body)] if body else []
+    if not images:
+        raise Refused(400, "there is no image in the request")
+    if len(images) > max_images:
+        raise Refused(413, f"more than {max_images} images in one request")
+    return images
+
+
+def _row(prediction: Prediction, top: int) -> dict[str, Any]:
+    row = row_of(prediction)
+    return row | {"top": row["top"][:top]}
+
+
+def _about(model: ServedModel) -> dict[str, Any]:
+    classifier = model.predictor.classifier
+    several = {"multi_label": True} if classifier.multi_label else {}
+    return several | {
+        "name": model.name,
+        "classes": list(classifier.classes),
+        "backbone": classifier.backbone.name,
+        "precision": classifier.precision,
+        "figures": classifier.provenance.get("figures"),
+    }
+
+
+def _as_png(pixels: Any) -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# ---- answers
+
+
+def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A value as JSON."""
+    return Response(json.dumps(value), status, headers, "application/json")
+
+
+def _refusal(refused: Refused) -> Response:
+    headers = {"connection": "close"} if refused.closes else {}
+    if refused.status == 503:
+        headers["retry-after"] = "1"
+    rows = {} if refused.rows is None else {"predictions": refused.rows}
+    return as_json({"error": str(refused), **rows}, refused.status, headers)
+
+
+def _add_error_texts(app: FastAPI) -> None:
+    async def refused(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        return _refusal(error)
+
+    async def by_framework(_request: Request, error: Any) -> Response:
+        return as_json({"error": str(error.detail).lower()}, error.status_code, dict(error.headers or {}))
+
+    async def wrong_value(_request: Request, error: Any) -> Response:
+        first = error.errors()[0]
+        return as_json({"error": f"{'.'.join(str(part) for part in first['loc'][1:])}: {first['msg'].lower()}"}, 422)
+
+    async def fault(_request: Request, _error: Exception) -> Response:
+        return as_json({"error": "this request could not be answered"}, 503, {"retry-after": "1"})
+
+    async def gone(_request: Request, _error: Exception) -> Response:
+        return _NoResponse()
+
+    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(StarletteHTTPException, by_framework)
+    app.add_exception_handler(RequestValidationError, wrong_value)
+    app.add_exception_handler(Exception, fault)
+
+
+class _NoResponse(Response):
+    """For a client that has left: nothing is sent, and nothing is counted as a fault of ours."""
+
+    async def __call__(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
+        return
+
+
+def as_page(text: str) -> Response:
+    """A page that loads only what is this server's and that nothing may frame."""
+    return HTMLResponse(text, headers={"content-security-policy": PAGE_POLICY, "x-frame-options": "DENY"})
+
+
+def static_file(name: str, kinds: Mapping[str, str]) -> Response:
+    """A static file, if it is one of those named.
+
+    Args:
+        kinds: media types by name.
+    """
+    if name not in kinds:
+        raise HTTPException(404)
+    return Response(own_text("static", name), media_type=kinds[name])
+
+
+def own_text(folder: str, name: str) -> str:
+    """A file of the package: a template or a static one."""
+    return (_HERE / folder / name).read_text(encoding="utf-8")
+
+
+def _body_schema() -> dict[str, Any]:
+    """What the endpoints take, for /openapi.json."""
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    files = {"type": "array", "items": {"type": "string", "format": "binary"}}
+    form = {"schema": {"type": "object", "properties": {"images": files}}}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": binary, "image/*": binary, "multipart/form-data": form},
+        }
+    }
+
+
+class Guard:
+    """Around the application: no fault of ours becomes a 500, each answer is counted and carries the same headers."""
+
+    def __init__(self, app: ASGIApp, measures: Measures) -> None:
+        self.app, self._measures = app, measures
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        has_started = False
+
+        async def counted(message: Message) -> None:
+            nonlocal has_started
+            if message["type"] == "http.response.start":
+                has_started = True
+                self._measures.responses[message["status"]] += 1
+                message["headers"] = [*message.get("headers", []), *_HEADERS]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, counted)
+        except asyncio.CancelledError:  # closing took too long
+            if not has_started:
+                await _fault("closing")(scope, receive, counted)
+        except Exception:  # noqa: BLE001 - it has been answered with 503 already, unless it came very early
+            _LOG.exception("a request failed")
+            if not has_started:
+                await _fault("this request could not be answered")(scope, receive, counted)
+
+
+def _fault(text: str) -> Response:
+    return as_json({"error": text}, 503, {"retry-after": "1", "connection": "close"})

@@ -1,0 +1,104 @@
+"""One served model: images come in from many requests at once and are answered in batches.
+
+In: contents of image files. Out: predictions, those that ``Predictor`` gives for each image alone. Decoding runs on
+threads that all models share; the network has a thread of its own. While it works, what arrives piles up into the next
+batch; when it is free it starts at once, or after ``WAIT_SECONDS`` where more images are about to be decoded. How many
+images may wait is decided before, in ``app.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from topwork.export.evidence import Evidence
+from topwork.export.predictor import Loaded, Prediction, Predictor
+from topwork.features.engine import BATCH
+from topwork.server.metrics import Measures
+
+WAIT_SECONDS = 0.004
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    loaded: Loaded
+    answer: asyncio.Future[Prediction]
+
+
+class ServedModel:
+    """A predictor behind a queue."""
+
+    def __init__(self, name: str, predictor: Predictor, decoders: ThreadPoolExecutor, measures: Measures) -> None:
+        self.name = name
+        self.predictor = predictor
+        self._decoders = decoders
+        self._measures = measures
+        self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._n_decoding = 0
+        self._evidence = Evidence(predictor)
+
+    async def predict(self, images: Sequence[tuple[str, bytes]]) -> list[Prediction]:
+        """Predictions in order, errors included."""
+        return list(await asyncio.gather(*(self._predict_one(name, data) for name, data in images)))
+
+    async def explain(self, data: bytes, prediction: Prediction) -> str | None:
+        """Where the model saw its best class: the picture with the evidence over it, as a data URL; None after an error."""
+        if prediction.label is None:
+            return None
+        loop = asyncio.get_running_loop()
+        picture = await loop.run_in_executor(self._network, self._evidence.jpeg, data, prediction.top[0][0])
+        return "data:image/jpeg;base64," + base64.b64encode(picture).decode()
+
+    async def run(self) -> None:
+        """Answers what comes in, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = [await self._queue.get()]
+            end = loop.time() + WAIT_SECONDS
+            while len(batch) < BATCH:
+                try:
+                    batch.append(self._queue.get_nowait())
+                except asyncio.QueueEmpty:
+                    if not self._n_decoding or loop.time() >= end:
+                        break
+                    await asyncio.sleep(WAIT_SECONDS / 4)
+            await self._answer([item for item in batch if not item.answer.done()])
+
+    def close(self) -> None:
+        """Ends the network's thread."""
+        self._network.shutdown(wait=False, cancel_futures=True)
+
+    async def _predict_one(self, name: str, data: bytes) -> Prediction:
+        loop = asyncio.get_running_loop()
+        self._n_decoding += 1
+        try:
+            loaded = await loop.run_in_executor(self._decoders, self.predictor.load, data, name)
+        finally:
+            self._n_decoding -= 1
+        if loaded.pixels is None:
+            return Prediction(name, "error", error=loaded.error)
+        waiting = _Waiting(loaded, loop.create_future())
+        self._queue.put_nowait(waiting)
+        return await waiting.answer
+
+    async def _answer(self, batch: list[_Waiting]) -> None:
+        if not batch:
+            return
+        self._measures.batch_images.add(len(batch))
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.run_in_executor(
+                self._network, self.predictor.answer_loaded, [item.loaded for item in batch]
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it, and the next batch must run
+            for item in batch:
+                if not item.answer.done():
+                    item.answer.set_exception(error)
+            return
+        for item, prediction in zip(batch, found, strict=True):
+            if not item.answer.done():
+                item.answer.set_result(prediction)

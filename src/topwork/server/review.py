@@ -1,0 +1,261 @@
+"""The page of ``topwork review``: one doubtful label after the other, with its evidence, to keep, change or set aside.
+
+In: a :class:`~topwork.commands.review.Review`. Out: an application for ``server.py``, on this machine only. Only the page
+itself can write: requests under another host name or from another site are refused, every change carries the token that
+the page was given, and nothing may frame it. Images are decoded and sent as JPEG, by their number in the run, so nothing
+but images of the run can be asked for. All names are text to the page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from topwork import __version__
+from topwork.commands.review import Conflict, Outcome, Review
+from topwork.commands.steps import Silent
+from topwork.errors import ImageError, TopworkError, UsageError
+from topwork.report.examine_page import page_environment
+from topwork.report.page import write_report
+from topwork.report.pictures import small_jpeg
+from topwork.server.app import Guard, as_json, as_page, static_file
+from topwork.server.metrics import Measures
+from topwork.server.serve import run_app
+from topwork.settings import ServeSettings
+from topwork.text import escape
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+SIDE, SMALL_SIDE, QUALITY = 768, 192, 85
+MAX_BODY = 4096
+_STATIC = {"review.js": "text/javascript", "review.css": "text/css", "app.css": "text/css"}
+
+
+class Desk:
+    """What the application holds: the review, the token of its page, and a fit that may be going on."""
+
+    def __init__(self, review: Review, port: int) -> None:
+        self.review = review
+        self.token = secrets.token_urlsafe(24)
+        self.hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
+        self.measures = Measures()
+        self.is_closing = False
+        self.shown_rows = {row for doubt in review.doubts for row in (doubt.row, *doubt.neighbors)}
+        self._fit = {"state": "none"}
+        self._lock = threading.Lock()
+
+    def begin_fit(self) -> dict[str, Any]:
+        """Starts a fit with the corrected labels, unless one is going on."""
+        with self._lock:
+            if self._fit["state"] == "running":
+                return self._fit
+            self._fit = {"state": "running", "doing": "starting"}
+        threading.Thread(target=self._fit_again, daemon=True, name="fit again").start()
+        return self._fit
+
+    def _fit_again(self) -> None:
+        def doing(words: str) -> None:
+            self._fit = {"state": "running", "doing": words}
+
+        try:
+            outcome = self.review.fit_again(_Telling(doing))
+            write_report(outcome.run)
+        except TopworkError as error:
+            self._fit = {"state": "failed", "error": str(error)}
+        except Exception as error:  # noqa: BLE001 - a thread's error must reach the page
+            self._fit = {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+        else:
+            self._fit = {"state": "done", **_outcome(outcome)}
+
+    @property
+    def fit(self) -> dict[str, Any]:
+        """Where the fit is."""
+        return self._fit
+
+
+def serve_review(review: Review, listener: socket.socket) -> None:
+    """Serves the page until SIGINT or SIGTERM."""
+    desk = Desk(review, listener.getsockname()[1])
+    run_app(create_review(desk), desk, ServeSettings(), desk.measures, listener)
+
+
+class _Telling(Silent):
+    """Says what a fit is doing."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell, self._step = tell, ""
+
+    def step(self, name: str) -> None:
+        """A step begins."""
+        self._step = name
+        self._tell(name)
+
+    def progress(self, n_done: int, n_all: int) -> None:
+        """Part of it is done."""
+        self._tell(f"{self._step}: {n_done:,} of {n_all:,}")
+
+
+def create_review(desk: Desk) -> ASGIApp:
+    """The application: the page, its data, images of the run, decisions, the fit."""
+
+    async def refused(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return as_json({"error": error.detail}, error.status_code)
+
+    routes = [*_shown(desk), *_changed(desk)]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: refused})
+    return Guard(_OwnHost(app, desk), desk.measures)
+
+
+def _shown(desk: Desk) -> list[Route]:
+    """What is only looked at."""
+
+    async def page(_request: Request) -> Response:
+        return as_page(page_environment().get_template("review.html").render(token=desk.token, version=__version__))
+
+    async def items(_request: Request) -> Response:
+        return as_json(_items(desk.review))
+
+    async def image(request: Request) -> Response:
+        row = request.path_params["row"]
+        if row not in desk.shown_rows:
+            raise HTTPException(404, "no image of that number is shown here")
+        side = SMALL_SIDE if request.query_params.get("size") == "small" else SIDE
+        try:
+            jpeg, _, _ = await asyncio.to_thread(small_jpeg, desk.review.manifest, row, side, QUALITY)
+        except ImageError as error:
+            raise HTTPException(404, str(error)) from None
+        return Response(jpeg, media_type="image/jpeg")
+
+    async def static(request: Request) -> Response:
+        return static_file(request.path_params["name"], _STATIC)
+
+    async def progress(_request: Request) -> Response:
+        return as_json(desk.fit)
+
+    return [
+        Route("/", page),
+        Route("/items", items),
+        Route("/image/{row:int}", image),
+        Route("/static/{name}", static),
+        Route("/fit", progress, methods=["GET"]),
+    ]
+
+
+def _changed(desk: Desk) -> list[Route]:
+    """What writes."""
+
+    async def decide(request: Request) -> Response:
+        asked = await _asked(request, desk)
+        row, decision, version, label = (asked.get(key) for key in ("row", "decision", "version", "label"))
+        if not _is_number(row) or not _is_number(version) or not isinstance(decision, str):
+            raise HTTPException(422, "row and version are whole numbers, decision is a word")
+        if label is not None and not _is_number(label):
+            raise HTTPException(422, "label is the number of a class, or null")
+        try:
+            state = await asyncio.to_thread(desk.review.decide, row, decision, label, version)
+        except Conflict:
+            current = desk.review.state(row)
+            return as_json({"error": "somebody else has decided about this image; this stands now", **current}, 409)
+        except UsageError as error:
+            raise HTTPException(422, str(error)) from None
+        except TopworkError as error:
+            return as_json({"error": str(error).rstrip(".")}, 507)
+        return as_json({**state, "tally": desk.review.tally()})
+
+    async def begin(request: Request) -> Response:
+        await _asked(request, desk)
+        return as_json(desk.begin_fit())
+
+    return [Route("/decide", decide, methods=["POST"]), Route("/fit", begin, methods=["POST"])]
+
+
+def _is_number(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+class _OwnHost:
+    """Refuses what comes under another host's name: a site whose name was turned to this machine reads nothing here."""
+
+    def __init__(self, app: ASGIApp, desk: Desk) -> None:
+        self._app, self._desk = app, desk
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answers one request."""
+        if scope["type"] == "http":
+            given = [value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"]
+            if len(given) != 1 or given[0] not in self._desk.hosts:
+                await as_json({"error": "this page answers under its own address only"}, 421)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+async def _asked(request: Request, desk: Desk) -> dict[str, Any]:
+    """The body of a change that comes from the page itself."""
+    origin = request.headers.get("origin", "")
+    if origin.lower().removeprefix("http://") not in desk.hosts:
+        raise HTTPException(403, "changes come from the page itself only")
+    if not secrets.compare_digest(request.headers.get("x-topwork-token", "").encode(), desk.token.encode()):
+        raise HTTPException(403, "the page is from an earlier start; load it again")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise HTTPException(413, "too large")
+    try:
+        value = json.loads(bytes(body) or b"{}")
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise HTTPException(400, "no JSON object")
+    return value
+
+
+def _items(review: Review) -> dict[str, Any]:
+    samples, classes = review.manifest.samples, review.manifest.classes
+    index = {name: number for number, name in enumerate(classes)}
+    return {
+        "classes": [escape(name) for name in classes],
+        "doubts": [
+            {
+                "row": doubt.row,
+                "path": escape(samples[doubt.row].path),
+                "part": review.part_of.get(samples[doubt.row].content_hash, ""),
+                "label": index[samples[doubt.row].label],
+                "suggested": doubt.suggested,
+                "label_probability": doubt.label_probability,
+                "suggested_probability": doubt.suggested_probability,
+                "is_confident": doubt.is_confident,
+                "neighbors": [
+                    {"row": row, "label": index[samples[row].label], "path": escape(samples[row].path)}
+                    for row in doubt.neighbors
+                ],
+                **{f"now_{key}": value for key, value in review.state(doubt.row).items()},
+            }
+            for doubt in review.doubts
+        ],
+        "tally": review.tally(),
+        "corrections": escape(str(review.journal.path)),
+        "command": escape(review.command),
+    }
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "run": escape(str(outcome.run)),
+        "report": escape(str(outcome.run / "report.html")),
+        "part": outcome.part,
+        "sentence": outcome.sentence,
+    }

@@ -1,0 +1,207 @@
+// The review page: one doubt at a time. Names and errors are always set as text; a decision counts once the server says so.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const TOKEN = document.querySelector('meta[name="topwork-token"]').content;
+let classes = [];
+let doubts = [];
+let at = 0;
+let isSaving = false;
+
+async function load() {
+  let data;
+  try {
+    const answer = await fetch("/items");
+    data = await answer.json();
+  } catch {
+    return fail("The server cannot be reached. Is topwork review still running?");
+  }
+  ({ classes, doubts } = data);
+  $("corrections").textContent = data.corrections;
+  $("command").textContent = data.command;
+  for (const [number, name] of classes.entries()) $("classes").append(new Option(name, number));
+  tell(data.tally);
+  $("none").hidden = doubts.length > 0;
+  $("doubt").hidden = doubts.length === 0;
+  at = Math.max(0, doubts.findIndex((doubt) => doubt.now_decision === null));
+  if (doubts.length) show();
+}
+
+function tell(tally) {
+  const parts = [`${tally.open} of ${tally.doubts} open`];
+  if (tally.changed) parts.push(`${tally.changed} changed`);
+  if (tally.kept) parts.push(`${tally.kept} kept`);
+  if (tally.removed) parts.push(`${tally.removed} set aside`);
+  $("tally").textContent = parts.join(" · ");
+  $("fit").disabled = !(tally.changed || tally.removed);
+}
+
+const percent = (share) => `${(100 * share).toFixed(share > 0.995 || share < 0.005 ? 1 : 0)} %`;
+
+function show() {
+  const doubt = doubts[at];
+  const label = classes[doubt.label];
+  const suggested = classes[doubt.suggested];
+  $("error").hidden = true;
+  $("place").textContent = `${at + 1} of ${doubts.length}`;
+  $("question").textContent = `Labeled ${label}. Is it ${suggested}?`;
+  $("why").textContent =
+    `Heads that did not see this image say ${suggested} with ${percent(doubt.suggested_probability)} and ${label} with ` +
+    `${percent(doubt.label_probability)}${doubt.is_confident ? "" : "; doubtful, but not clearly wrong"}.`;
+  $("path").textContent = doubt.path;
+  $("part").textContent = doubt.part;
+  $("gone").hidden = true;
+  $("picture").hidden = false;
+  $("picture").alt = `image labeled ${label}`;
+  $("picture").src = `/image/${doubt.row}`;
+  $("keep").querySelector(".name").textContent = label;
+  $("change").querySelector(".name").textContent = suggested;
+  const chosen = doubt.now_decision;
+  $("keep").classList.toggle("chosen", chosen === "keep");
+  $("change").classList.toggle("chosen", chosen === "relabel" && doubt.now_label === doubt.suggested);
+  $("remove").classList.toggle("chosen", chosen === "remove");
+  $("classes").parentElement.classList.toggle("chosen", chosen === "relabel" && doubt.now_label !== doubt.suggested);
+  $("classes").value = String(doubt.now_label ?? doubt.label);
+  $("stands").hidden = chosen === null;
+  $("stands").textContent = { keep: `Kept as ${label}.`, remove: "Set aside.", relabel: `Changed to ${classes[doubt.now_label] ?? "another class"}.` }[chosen] ?? "";
+  $("undo").disabled = chosen === null;
+  const tiles = doubt.neighbors.map((near) => {
+    const tile = document.createElement("li");
+    const image = new Image();
+    image.loading = "lazy";
+    image.alt = `similar image of ${classes[near.label]}`;
+    image.src = `/image/${near.row}?size=small`;
+    const text = document.createElement("p");
+    text.textContent = classes[near.label];
+    text.className = near.label === doubt.label ? "same" : "other";
+    text.title = near.path;
+    tile.append(image, text);
+    return tile;
+  });
+  $("neighbors").replaceChildren(...tiles);
+  const following = doubts[at + 1];
+  if (following) new Image().src = `/image/${following.row}`; // so that it is there at once
+}
+
+$("picture").addEventListener("error", async () => {
+  const row = doubts[at].row;
+  $("picture").hidden = true;
+  $("gone").hidden = false;
+  $("gone").textContent = "The image cannot be shown.";
+  try {
+    const answer = await fetch(`/image/${row}`);
+    if (!answer.ok && row === doubts[at].row) $("gone").textContent = `The image cannot be shown: ${(await answer.json()).error}.`;
+  } catch { /* the sentence above stays */ }
+});
+
+async function post(address, value) {
+  return fetch(address, { method: "POST", body: JSON.stringify(value), headers: { "X-Topwork-Token": TOKEN, "Content-Type": "application/json" } });
+}
+
+async function decide(decision, label = null) {
+  if (isSaving || !doubts.length) return;
+  isSaving = true;
+  const doubt = doubts[at];
+  let response, answer;
+  try {
+    response = await post("/decide", { row: doubt.row, decision, label, version: doubt.now_version });
+    answer = await response.json();
+  } catch {
+    fail("Not saved: the server cannot be reached.");
+    return;
+  } finally {
+    isSaving = false;
+  }
+  if (response.ok || response.status === 409) {
+    doubt.now_decision = answer.decision;
+    doubt.now_label = answer.label;
+    doubt.now_version = answer.version;
+  }
+  if (response.ok) {
+    tell(answer.tally);
+    if (decision === "undo") show();
+    else walk(1);
+  } else {
+    show();
+    fail(`Not saved: ${answer.error}.`);
+  }
+}
+
+function walk(step) {
+  const only = $("open-only").checked;
+  let to = at + step;
+  while (only && doubts[to] && doubts[to].now_decision !== null) to += step;
+  if (doubts[to]) at = to;
+  show();
+}
+
+function fail(text) {
+  $("error").textContent = text;
+  $("error").hidden = false;
+}
+
+function choose(label) {
+  const doubt = doubts[at];
+  if (label === doubt.label) decide("keep");
+  else decide("relabel", label);
+}
+
+$("keep").addEventListener("click", () => decide("keep"));
+$("change").addEventListener("click", () => decide("relabel", doubts[at].suggested));
+$("remove").addEventListener("click", () => decide("remove"));
+$("undo").addEventListener("click", () => { if (!$("undo").disabled) decide("undo"); });
+$("next").addEventListener("click", () => walk(1));
+$("back").addEventListener("click", () => walk(-1));
+$("classes").addEventListener("change", () => { const label = Number($("classes").value); $("classes").blur(); choose(label); });
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || !doubts.length) return;
+  if (event.target instanceof HTMLSelectElement || event.target instanceof HTMLInputElement) return;
+  const action = {
+    k: () => decide("keep"),
+    s: () => decide("relabel", doubts[at].suggested),
+    x: () => decide("remove"),
+    u: () => { if (!$("undo").disabled) decide("undo"); },
+    c: () => $("classes").focus(),
+    arrowright: () => walk(1),
+    arrowleft: () => walk(-1),
+  }[event.key.toLowerCase()];
+  if (action) {
+    event.preventDefault();
+    action();
+  }
+});
+
+// ---- the fit with corrected labels
+
+$("fit").addEventListener("click", async () => {
+  try {
+    await post("/fit", {});
+  } catch {
+    return fail("The server cannot be reached.");
+  }
+  watch();
+});
+
+async function watch() {
+  $("fit").disabled = true;
+  $("outcome").hidden = false;
+  $("outcome").className = "";
+  let found;
+  do {
+    try {
+      found = await (await fetch("/fit")).json();
+    } catch {
+      found = { state: "failed", error: "the server cannot be reached" };
+    }
+    if (found.state === "running") {
+      $("outcome").textContent = `Fitting: ${found.doing}…`;
+      await new Promise((resolve) => setTimeout(resolve, 400));
+    }
+  } while (found.state === "running");
+  $("fit").disabled = false;
+  $("outcome").classList.toggle("failed", found.state === "failed");
+  $("outcome").textContent = found.state === "done" ? `${found.sentence} The run: ${found.run}` : `It failed: ${found.error}`;
+}
+
+load();

@@ -1,0 +1,164 @@
+"""The methods of adapting against their formulas in other operations, and on domains whose outcome can be reasoned out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from topwork.adaptation.align import (
+    FLOOR,
+    MCC_TEMPERATURE,
+    Domains,
+    answers,
+    clamped,
+    class_confusion,
+    class_means,
+    distil,
+    fit_head,
+    information_maximization,
+    nearest,
+    neighbor_agreement,
+    same_mix,
+    self_training,
+    soft_prototypes,
+    standardized,
+    trust_in,
+)
+
+
+def blobs(rng, n_each, centers, spread=0.6):
+    labels = np.repeat(np.arange(len(centers)), n_each)
+    return (centers[labels] + rng.normal(0, spread, (len(labels), centers.shape[1]))).astype(np.float32), labels
+
+
+@pytest.fixture
+def domains():
+    """Three classes in 40 columns; the target is moved and stretched as a whole."""
+    rng = np.random.default_rng(0)
+    centers = rng.normal(0, 1.2, (3, 40))
+    source, labels = blobs(rng, 40, centers)
+    target, truth = blobs(rng, 40, centers)
+    moved = (1.7 * target + 3 * (centers[0] - centers[1])).astype(np.float32)  # everything looks like class 0
+    return Domains(source, labels, moved, np.full(len(truth), -1), 3), truth
+
+
+def reference_mcc(logits):
+    """Jin et al. 2020, as in the authors' repository: weights of sum B, no gradient through them."""
+    y = torch.softmax(logits / MCC_TEMPERATURE, 1)
+    h = -(y * torch.log(y + 1e-12)).sum(1)
+    w = (1 + torch.exp(-h)).detach()
+    w = len(y) * w / w.sum()
+    k = (y * w[:, None]).T @ y
+    k = k / k.sum(1, keepdim=True)
+    return (k.sum() - torch.trace(k)) / k.shape[0]
+
+
+def reference_im(logits):
+    p = torch.softmax(logits, 1)
+    mean = p.mean(0)
+    return -(p * torch.log(p + 1e-12)).sum(1).mean() + (mean * torch.log(mean + 1e-12)).sum()
+
+
+@pytest.mark.parametrize(
+    ("ours", "reference"), [(class_confusion, reference_mcc), (information_maximization, reference_im)]
+)
+def test_losses_and_gradients_follow_the_papers(ours, reference):
+    logits = np.random.default_rng(1).normal(0, 2, (17, 4))
+    tensor = torch.tensor(logits, requires_grad=True)
+    expected = reference(tensor)
+    expected.backward()
+    loss, gradient = ours(logits)
+    assert loss == pytest.approx(expected.item(), abs=1e-7)
+    np.testing.assert_allclose(gradient, tensor.grad.numpy(), atol=1e-7)
+
+
+def test_standardizing_undoes_a_shift_and_a_stretch(domains):
+    found, truth = domains
+    plain = fit_head(found)
+    aligned = standardized(found)
+    before = (answers(plain, found.target).argmax(1) == truth).mean()
+    after = (answers(fit_head(aligned), aligned.target).argmax(1) == truth).mean()
+    assert after == 1.0 > before
+    scale = found.source.std(0) + FLOOR * np.sqrt(found.source.var(0).mean())
+    z = (found.source - found.source.mean(0)) / scale
+    z *= np.sqrt(z.shape[1]) / np.linalg.norm(z, axis=1, keepdims=True)
+    # the principal axes keep all cosines between images
+    np.testing.assert_allclose(_cosines(aligned.source), _cosines(z), atol=1e-3)
+
+
+def _cosines(rows):
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit @ unit.T
+
+
+def test_a_target_of_one_class_is_not_taken_for_a_shift():
+    rng = np.random.default_rng(2)
+    centers = rng.normal(0, 1.2, (3, 40))
+    source, labels = blobs(rng, 60, centers)
+    target, _ = blobs(rng, 60, centers[1:2])
+    found = Domains(source, labels, target, np.full(60, -1), 3)
+    sure = np.tile([0.0, 1.0, 0.0], (60, 1))
+    moved, _ = same_mix(found, sure)
+    assert (answers(fit_head(moved), moved.target).argmax(1) == 1).all()
+    naive = standardized(found)
+    assert (answers(fit_head(naive), naive.target).argmax(1) == 1).mean() < 0.8
+
+
+def test_the_noise_of_a_small_target_is_no_shift():
+    rng = np.random.default_rng(3)
+    centers = rng.normal(0, 1.2, (3, 40))
+    source, labels = blobs(rng, 60, centers)
+    target, truth = blobs(rng, 10, centers)
+    _, believed = same_mix(Domains(source, labels, target, np.full(30, -1), 3), np.eye(3)[truth])
+    assert believed < 0.5
+    _, believed = same_mix(Domains(source, labels, target + 3, np.full(30, -1), 3), np.eye(3)[truth])
+    assert believed > 0.9
+
+
+def test_self_training_prototypes_and_losses_find_the_classes_of_a_shifted_target(domains):
+    found, truth = domains
+    aligned = standardized(found)
+    start = fit_head(aligned)
+    plain = answers(start, aligned.target)
+    for probabilities in (
+        self_training(aligned, plain),
+        soft_prototypes(aligned, plain),
+        answers(fit_head(aligned, class_confusion, start), aligned.target),
+        answers(fit_head(aligned, information_maximization, start), aligned.target),
+    ):
+        assert (probabilities.argmax(1) == truth).all()
+        np.testing.assert_allclose(probabilities.sum(1), 1)
+
+
+def test_known_labels_of_the_target_are_learned(domains):
+    found, truth = domains
+    wrong = (truth + 1) % 3  # the user's labels say something else than the source: the user is right
+    known = np.where(np.arange(len(truth)) % 2 == 0, wrong, -1)
+    aligned = standardized(Domains(found.source, found.labels, found.target, known, 3))
+    head = fit_head(aligned)
+    assert trust_in(15, 3) == 0.5
+    assert (answers(head, aligned.target).argmax(1) == wrong).mean() > 0.2
+    assert (clamped(np.full((len(truth), 3), 1 / 3), known)[known >= 0].argmax(1) == known[known >= 0]).all()
+
+
+def test_one_head_answers_for_both_domains(domains):
+    found, truth = domains
+    apart = np.random.default_rng(4).normal(0, 3, 40).astype(np.float32)  # what tells the domains apart
+    found = found.moved(found.source, found.target + apart)
+    head = distil(found.source, np.eye(3)[found.labels], found.target, np.eye(3)[truth], 1e-3)
+    for rows, labels in ((found.source, found.labels), (found.target, truth)):
+        assert ((rows @ head[:-1] + head[-1]).argmax(1) == labels).mean() > 0.95
+
+
+def test_neighbors_by_hand():
+    rows = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], np.float32)
+    assert nearest(rows, 1).ravel().tolist() == [1, 0, 3, 2]
+    assert neighbor_agreement(np.array([0, 0, 0, 1]), nearest(rows, 1)).tolist() == [1, 1, 0, 0]
+    assert nearest(rows[:1]).shape == (1, 0)
+    assert neighbor_agreement(np.array([0]), nearest(rows[:1])).tolist() == [0]
+
+
+def test_class_means_of_absent_classes_are_the_mean_of_all():
+    rows = np.array([[0.0, 0.0], [2.0, 2.0]], np.float32)
+    np.testing.assert_allclose(class_means(rows, np.array([0, 0]), 2), [[1, 1], [1, 1]])

@@ -1,0 +1,116 @@
+"""The verbs examine and compare as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from drawing import draw_folders
+from topwork.commands.compare import compare_runs
+from topwork.commands.fit import fit
+from topwork.errors import UsageError
+from topwork.settings import FitSettings
+
+SHAPES = ("disc", "square", "cross")
+SMALL = "random:test_efficientnet"
+
+
+def topwork(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "topwork.cli", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return draw_folders(tmp_path_factory.mktemp("data"), n_each=30, shapes=SHAPES)
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    fit(data, folder / "good", FitSettings(near_duplicates=False))  # drawn shapes are alike
+    fit(data, folder / "weak", FitSettings(backbone=SMALL, near_duplicates=False))
+    fit(data, folder / "other-split", FitSettings(seed=1, near_duplicates=False))
+    return folder
+
+
+def test_a_better_run_is_called_better_and_pictures_are_shown(runs, tmp_path):
+    part, (found,) = compare_runs([runs / "weak", runs / "good"])
+    assert part == "test"
+    values = found.as_dict()
+    assert values["n"] == 18
+    assert values["accuracy_second"] >= values["accuracy_first"]
+    assert values["n_gained"] - values["n_lost"] == round(18 * values["difference"])
+    gained = [row for row in values["disagreements"] if row["change"] == "gained"]
+    assert all(row["second"] == row["label"] != row["first"] for row in gained)
+    page = tmp_path / "page.html"
+    done = topwork("compare", runs / "weak", runs / "good", "--out", page, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["comparisons"][0]["sentence"] == found.sentence
+    assert page.read_text().count("data:image/jpeg") == len(values["disagreements"])
+
+
+def test_a_run_against_itself_shows_no_clear_difference(runs):
+    _, (found,) = compare_runs([runs / "good", runs / "good"])
+    assert "No clear difference" in found.sentence
+    assert found.as_dict()["disagreements"] == []
+
+
+def test_different_images_are_refused(runs):
+    with pytest.raises(UsageError, match="not measured on the same images"):
+        compare_runs([runs / "good", runs / "other-split"])
+    done = topwork("compare", runs / "good", runs / "other-split")
+    assert done.returncode == 2
+    assert "not measured on the same images" in done.stderr
+
+
+def test_wrong_use_of_compare_is_named(runs, tmp_path):
+    with pytest.raises(UsageError, match="two runs or more"):
+        compare_runs([runs / "good"])
+    with pytest.raises(UsageError, match="no finished run"):
+        compare_runs([runs / "good", tmp_path])
+
+
+@pytest.fixture(scope="module")
+def hostile(data, tmp_path_factory):
+    """The same images under class names that a page must not run."""
+    root = tmp_path_factory.mktemp("hostile")
+    shutil.copytree(data / "disc", root / "<script>window.pwned=1<script>")
+    shutil.copytree(data / "square", root / '"><img src=x onerror=window.pwned=1>')
+    return root
+
+
+def test_examine_writes_a_page_and_one_json_object(hostile, tmp_path):
+    run = tmp_path / "run"
+    fit(hostile, run, FitSettings(backbone=SMALL))
+    done = topwork("examine", run, hostile, "--n-images", 24, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["n"] == 24
+    assert {"gray", "swap", "blur", "low_pass", "high_pass", "shuffle", "silhouette", "edges", "no_center", "no_surround",
+            "flip", "turn", "jpeg10", "quarter"} <= {effect["name"] for effect in answer["effects"]}  # fmt: skip
+    assert any(effect["group"] == "normalization" for effect in answer["effects"])
+    page = (run / "examination.html").read_text()
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert page.count("data:image/jpeg") >= 4 * len(answer["effects"])
+
+
+def test_examine_needs_images_of_known_classes(runs, tmp_path):
+    draw_folders(tmp_path, n_each=3, shapes=("stripes",))
+    done = topwork("examine", runs / "good", tmp_path)
+    assert done.returncode == 2
+    assert "class that the model knows" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["examine", "compare"])
+def test_the_verbs_explain_themselves(verb):
+    done = topwork(verb, "--help")
+    assert done.returncode == 0
+    assert "--json" in done.stdout
+    assert "--seed" in done.stdout

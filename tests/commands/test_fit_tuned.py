@@ -1,0 +1,106 @@
+"""``fit --mode tune`` from folder to model: what was tuned is what predicts, exports and is served, whatever its head."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from drawing import draw_folders
+from topwork.commands.fit import fit
+from topwork.export.package import export_model
+from topwork.export.predictor import Predictor
+from topwork.models.classifier import load_classifier
+from topwork.settings import FitSettings
+
+SETTINGS = {
+    "backbone": "random:test_efficientnet", "size": 64, "mode": "tune", "epochs": 1, "batch_size": 8, "lr": "1e-3",
+    "near_duplicates": False, "workers": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return draw_folders(tmp_path_factory.mktemp("data"), n_each=12, shapes=("disc", "cross"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_timm", "kind"),
+    [
+        ({"outputs": "binary"}, True, "plain"),
+        ({"hidden": "16:0.4,8:0.2", "outputs": "binary", "pooling": "max"}, False, "plain"),
+        ({"head": "cosine", "strategy": "last", "last_stages": 1, "tail_views": 1}, False, "extended"),
+        ({"head": "extended"}, False, "extended"),
+        ({"head": "extended", "strategy": "last", "last_stages": 1, "tail_views": 2}, False, "extended"),
+        ({"head": "plain", "tta": True, "augment": "flip+vertical-flip"}, False, "plain"),
+    ],
+)
+def test_a_tuned_head_predicts_and_exports_as_it_was_judged(data, tmp_path, settings, is_timm, kind):
+    fitted = fit(data, tmp_path / "run", FitSettings(**SETTINGS, **settings))
+    assert fitted.recipe["mode"] == "tune"
+    assert (tmp_path / "run" / "model" / "config.json").is_file() == is_timm
+    kept = load_classifier(tmp_path / "run")
+    assert kept.head.kind == kind
+    assert kept.backbone.spec.mirror == ("both" if settings.get("tta") else "none")
+    assert fitted.evaluation["n_parameters"] >= fitted.evaluation["n_trainable"] > 0
+    rows = pq.read_table(tmp_path / "run" / "predictions.parquet").to_pylist()
+    tested = [row for row in rows if row["part"] == "test"]
+    predictor = Predictor(tmp_path / "run")
+    answers = predictor.predict([data / row["path"] for row in tested])
+    assert [answer.label for answer in answers] == [row["predicted"] for row in tested]
+    np.testing.assert_allclose([a.probability for a in answers], [r["probability"] for r in tested], atol=1e-4)
+    package = export_model(tmp_path / "run", "onnx", tmp_path / "model.onnx", [str(data)])
+    assert package.certificate.n_same == package.certificate.n_compared
+
+
+def test_auto_says_what_it_decided_and_why(data, tmp_path):
+    fitted = fit(data, tmp_path / "run", FitSettings(**SETTINGS | {"mode": "auto", "epochs": None, "lr": "auto"}))
+    words = " ".join(fitted.recipe["words"])
+    assert "Where others tuned after a probe" in words or "too little to learn from" in words
+    if fitted.recipe["mode"] == "tune":
+        assert "The tuned network is kept" in words
+    else:
+        assert "not tuning" in words or "The probe is kept" in words
+
+
+def test_auto_does_not_begin_what_cannot_be_finished(data, tmp_path, monkeypatch):
+    from topwork.training import estimate, tuning
+
+    monkeypatch.setattr(tuning, "TAIL_STAGES", 99)  # this network has fewer: no way out
+    monkeypatch.setattr(estimate, "training_rate", lambda *_: 3.0)
+    settings = SETTINGS | {"mode": "auto", "epochs": None, "time_budget": "9s"}
+    fitted = fit(data, tmp_path / "run", FitSettings(**settings))
+    assert fitted.recipe["mode"] == "probe"
+    assert fitted.recipe["words"] == [
+        "Only 1 epoch would fit into the time there is, too little to learn from: not tuning."
+    ]
+
+
+def test_a_short_time_goes_to_the_upper_stages(data, tmp_path, monkeypatch):
+    from topwork.training import estimate, tuning
+
+    monkeypatch.setattr(tuning, "TAIL_STAGES", 1)
+    monkeypatch.setattr(estimate, "training_rate", lambda *_: 3.0)  # too slow for everything: six seconds an epoch
+    monkeypatch.setattr(estimate, "tail_rate", lambda *_: (100.0, 30.0))
+    settings = SETTINGS | {"epochs": None, "time_budget": "20s"}
+    fitted = fit(data, tmp_path / "run", FitSettings(**settings))
+    assert fitted.recipe["tuning"]["strategy"] == "last"
+    assert fitted.recipe["tuning"]["tail_views"] == 4
+    assert "from cached activations, so only those move" in fitted.recipe["words"][0]
+
+
+def test_a_description_with_unknown_changes_is_refused(data, tmp_path):
+    from topwork.errors import ModelError
+    from topwork.models.classifier import FACTS, facts_digest
+
+    fit(data, tmp_path / "run", FitSettings(**SETTINGS, hidden="8"))
+    path = tmp_path / "run" / "model" / FACTS
+    facts = json.loads(path.read_text())
+    assert facts["format"] == 2
+    for changes in ({"hidden": "999999999"}, {"hidden": "linear"}, {"pooling": "os.system"}, {"other": 1}):
+        changed = facts | {"changes": facts["changes"] | changes}
+        path.write_text(json.dumps(changed | {"digest": facts_digest(changed)}))
+        with pytest.raises(ModelError):
+            load_classifier(tmp_path / "run")

@@ -1,0 +1,57 @@
+"""``topwork models``: the tutorials' networks have their known counts; nothing is downloaded to count them."""
+
+from __future__ import annotations
+
+import pytest
+
+from topwork.commands.models import describe
+from topwork.errors import UsageError
+from topwork.settings import ModelSettings
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "n_parameters", "n_trainable"),
+    [
+        ("vgg16", {"hidden": "128:0.2", "outputs": "binary", "drop_hidden": True}, 14_780_481, 65_793),
+        ("vgg16.tv_in1k", {"hidden": "256:0.4", "n_classes": 100}, 135_335_076, 1_074_532),
+        ("six-blocks", {"outputs": "binary", "strategy": "scratch"}, 9_742_209, 9_742_209),
+        ("resnet101", {}, 44_549_160, 2_049_000),
+        ("resnet152", {}, 60_192_808, 2_049_000),
+        ("resnet18", {"n_classes": 7}, 11_176_512 + 7 * 513, 7 * 513),
+        ("resnet34", {"n_classes": 7}, 21_284_672 + 7 * 513, 7 * 513),
+        ("resnet50", {"n_classes": 7}, 23_508_032 + 7 * 2049, 7 * 2049),
+        ("resnet50", {"n_classes": 7, "strategy": "all"}, 23_508_032 + 7 * 2049, 23_508_032 + 7 * 2049),
+    ],
+)
+def test_known_counts(name, settings, n_parameters, n_trainable):
+    found = describe(name, ModelSettings(**settings))
+    assert (found.n_parameters, found.n_trainable) == (n_parameters, n_trainable)
+    assert found.as_dict()["stages"][0]["n_parameters"] > 0
+
+
+def test_rates_are_spread_over_the_stages_that_move():
+    settings = ModelSettings(n_classes=2, strategy="last", last_stages=2, lr="1e-6:1e-4")
+    rows = {row.stage: row for row in describe("resnet18", settings).stages}
+    assert [name for name, row in rows.items() if row.trainable] == ["layer3", "layer4", "classifier"]
+    assert rows["layer2"].rate == 0
+    assert rows["layer3"].rate < rows["layer4"].rate < rows["classifier"].rate == pytest.approx(1e-4)
+
+
+def test_preprocessing_is_that_of_the_weights():
+    assert describe("lite1").preprocessing["height"] == 240
+    assert describe("lite0").preprocessing["mean"] == [0.5, 0.5, 0.5]
+    assert describe("resnet18.tv_in1k").preprocessing["mean"] != [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("resnet1800", {}, "not a name that timm knows"),
+        ("resnet18", {"drop_hidden": True}, "no hidden layers"),
+        ("resnet18", {"n_classes": 3, "outputs": "binary"}, "two classes"),
+        ("six-blocks", {"hidden": "12"}, "one network as it is"),
+    ],
+)
+def test_wrong_use_is_named(name, settings, words):
+    with pytest.raises(UsageError, match=words):
+        describe(name, ModelSettings(**settings))

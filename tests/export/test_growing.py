@@ -1,0 +1,136 @@
+"""add-class: new rows, old ones untouched, old images not read again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from drawing import draw_folders
+from topwork.commands.add_class import add_class
+from topwork.commands.fit import fit
+from topwork.errors import UsageError
+from topwork.export.growing import _Problem, grow_head
+from topwork.export.predictor import Predictor
+from topwork.models.classifier import load_classifier
+from topwork.models.head import FeatureTransform, LinearHead
+from topwork.settings import FitSettings
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("growing")
+    data = draw_folders(root / "data", n_each=20, shapes=("disc", "square"))
+    draw_folders(root / "more", n_each=20, shapes=("cross", "stripes"))
+    fit(data, root / "run", FitSettings(backbone="random:test_efficientnet"))
+    return root / "run"
+
+
+# ---- the head
+
+
+def test_the_gradient_is_that_of_the_loss():
+    rng = np.random.default_rng(0)
+    problem = _Problem(rng.normal(size=(30, 4)), rng.normal(size=30), rng.integers(-1, 2, 30), 2)
+    rows = rng.normal(size=(2, 5))
+    _, gradient = problem.loss(rows)
+    for index in np.ndindex(rows.shape):
+        step = np.zeros_like(rows)
+        step[index] = 1e-6
+        slope = (problem.loss(rows + step)[0] - problem.loss(rows - step)[0]) / 2e-6
+        assert slope == pytest.approx(gradient[index], abs=1e-6)
+
+
+def test_the_loss_is_the_cross_entropy_over_all_classes_up_to_a_constant():
+    """Two sets of rows: their losses differ by as much as the full cross-entropies do."""
+    rng = np.random.default_rng(1)
+    x, old_logits, labels = rng.normal(size=(40, 3)), rng.normal(size=(40, 2)), rng.integers(0, 4, 40)
+    problem = _Problem(x, np.log(np.exp(old_logits).sum(1)), np.maximum(labels - 2, -1), 2)
+
+    def full(rows):
+        logits = np.concatenate([old_logits, x @ rows[:, :-1].T + rows[:, -1]], 1)
+        return (np.log(np.exp(logits).sum(1)) - logits[np.arange(40), labels]).mean()
+
+    first, second = rng.normal(size=(2, 2, 4))
+    assert problem.loss(first)[0] - problem.loss(second)[0] == pytest.approx(full(first) - full(second))
+
+
+def test_a_new_class_is_learned_and_old_rows_stay():
+    rng = np.random.default_rng(2)
+    centers = np.eye(3, 6) * 6
+    labels = np.repeat([0, 1, 2], 40)
+    columns = (centers[labels] + rng.normal(size=(120, 6))).astype(np.float32)
+    transform = FeatureTransform(("last",), "none", np.zeros(6, np.float32), np.ones(6, np.float32))
+    head = LinearHead(transform, centers[:2].astype(np.float32), np.zeros(2, np.float32))
+    grown = grow_head(head, columns, labels, 1)
+    np.testing.assert_array_equal(grown.head.weight[:2], head.weight)
+    np.testing.assert_array_equal(grown.head.bias[:2], head.bias)
+    assert (grown.head.logits({"last": columns}).argmax(1) == labels).mean() > 0.98
+    assert grown.penalty in grown.cross_entropy
+
+
+# ---- the run
+
+
+def test_old_rows_and_parts_stay_and_nothing_old_is_embedded(run, tmp_path):
+    grown = add_class(run, run.parent / "more", tmp_path / "grown")
+    old, new = load_classifier(run), load_classifier(grown.folder)
+    assert set(grown.added) == {"cross", "stripes"}
+    assert new.classes == ("cross", "disc", "square", "stripes"), "natural order"
+    for name in old.classes:
+        before, after = old.classes.index(name), new.classes.index(name)
+        np.testing.assert_array_equal(old.head.weight[before], new.head.weight[after])
+        assert old.head.bias[before] == new.head.bias[after]
+    assert grown.evaluation["timing"]["n_embedded"] == 40, "the new images only"
+    parts = [json.loads((folder / "split.json").read_text())["parts"] for folder in (run, grown.folder)]
+    for name, items in parts[0].items():
+        kept = {item["content_hash"] for item in parts[1][name]}
+        assert {item["content_hash"] for item in items} <= kept
+    assert grown.before is not None
+    assert grown.after is not None
+    assert grown.evaluation["old_classes"]["accuracy_before"] == grown.before
+
+
+def test_what_is_reported_is_what_the_grown_model_answers(run, tmp_path):
+    grown = add_class(run, run.parent / "more", tmp_path / "grown")
+    items = json.loads((grown.folder / "split.json").read_text())["parts"]["test"]
+    answers = Predictor(grown.folder).predict([run.parent / item["path"] for item in items])
+    right = np.mean([answer.label == item["path"].split("/")[-2] for answer, item in zip(answers, items, strict=True)])
+    assert right == grown.evaluation["test"]["accuracy"]["value"]
+
+
+def test_a_folder_of_images_is_one_class_and_the_command_prints_before_and_after(run, tmp_path):
+    command = [sys.executable, "-m", "topwork.cli", "add-class", str(run), str(run.parent / "more" / "cross")]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "a"), "--name", "plus sign"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Added plus sign." in done.stdout
+    assert "before" in done.stdout
+    assert "after" in done.stdout
+    assert (tmp_path / "a" / "report.html").exists()
+    again = add_class(tmp_path / "a", run.parent / "more" / "stripes", tmp_path / "b")
+    assert load_classifier(again.folder).classes == ("disc", "plus sign", "square", "stripes")
+
+
+def test_classes_that_are_known_are_refused(run, tmp_path):
+    with pytest.raises(UsageError, match="has the class disc already"):
+        add_class(run, run.parent / "data", tmp_path / "grown")
+    assert not (tmp_path / "grown" / "model").exists()
+
+
+def test_an_image_under_another_class_is_refused(run, tmp_path):
+    (tmp_path / "ring").mkdir()
+    shutil.copy(next((run.parent / "data" / "disc").iterdir()), tmp_path / "ring" / "x.jpg")
+    with pytest.raises(UsageError, match=r"x\.jpg: is an image that the model was trained"):
+        add_class(run, tmp_path / "ring", tmp_path / "grown")
+
+
+def test_a_model_folder_alone_is_not_enough(run, tmp_path):
+    shutil.copytree(run / "model", tmp_path / "model")
+    with pytest.raises(UsageError, match="needs the run"):
+        add_class(tmp_path / "model", run.parent / "more", tmp_path / "grown")

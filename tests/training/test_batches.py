@@ -1,0 +1,141 @@
+"""Augmentation depends on (seed, epoch, sample) only; batches are never tiny; decoded images are what prediction sees."""
+
+import io
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from topwork.data.augment import PIPELINES
+from topwork.data.images import decode
+from topwork.data.transforms import fit_to_input
+from topwork.errors import TopworkError
+from topwork.training import batches as module
+from topwork.training.batches import ImageStream, ahead, batches_of, decode_all, epoch_order, loading_threads
+from training.drawn import SPEC, drawn_images
+
+
+@pytest.mark.parametrize("name", list(PIPELINES))
+def test_a_view_depends_on_seed_epoch_and_key_only(name):
+    pixels, labels = drawn_images(12)
+    stream = ImageStream(pixels, labels, SPEC, name, seed=3)
+    together = stream.load(np.arange(12), 5)
+    one_by_one = np.concatenate([stream.load(np.array([row]), 5) for row in reversed(range(12))])[::-1]
+    assert np.array_equal(together, one_by_one)
+    # other rows, same keys: the sample is what counts
+    order = np.random.default_rng(0).permutation(12)
+    shuffled = ImageStream(pixels[order], labels[order], SPEC, name, seed=3, keys=order)
+    assert np.array_equal(shuffled.load(np.arange(12), 5), together[order])
+
+
+@pytest.mark.parametrize("name", [name for name in PIPELINES if name != "none"])
+def test_epochs_seeds_and_samples_differ(name):
+    pixels, labels = drawn_images(12)
+    stream = ImageStream(pixels, labels, SPEC, name, seed=3)
+    rows = np.arange(12)
+    assert not np.array_equal(stream.load(rows, 0), stream.load(rows, 1))
+    other = ImageStream(pixels, labels, SPEC, name, seed=4)
+    assert not np.array_equal(stream.load(rows, 0), other.load(rows, 0))
+
+
+def test_nothing_asked_changes_nothing():
+    pixels, labels = drawn_images(4)
+    stream = ImageStream(pixels, labels, SPEC)
+    assert np.array_equal(stream.load(np.arange(4), 0), pixels)
+    assert np.array_equal(stream.load(np.arange(4), None), pixels)
+
+
+def test_flips_are_mirror_images_about_half_the_time():
+    pixels, labels = drawn_images(1)
+    stream = ImageStream(pixels, labels, SPEC, "flip")
+    views = [stream.view(0, epoch) for epoch in range(200)]
+    flipped = [np.array_equal(view, pixels[0][:, ::-1]) for view in views]
+    assert all(np.array_equal(v, pixels[0]) or f for v, f in zip(views, flipped, strict=True))
+    assert 70 < sum(flipped) < 130
+
+
+def test_an_input_that_was_cut_out_is_not_cut_a_second_time():
+    pixels, labels = drawn_images(2)
+    stream = ImageStream(pixels, labels, replace(SPEC, fit="crop", crop_fraction=0.5), "flip")
+    views = {stream.view(0, epoch).tobytes() for epoch in range(20)}
+    assert views == {pixels[0].tobytes(), pixels[0][:, ::-1].tobytes()}
+
+
+@given(st.integers(1, 500), st.integers(1, 64))
+def test_batches_cover_all_rows_in_nearly_equal_parts(n, batch_size):
+    order = epoch_order(n, 0, 3)
+    parts = batches_of(order, batch_size)
+    assert sorted(np.concatenate(parts)) == list(range(n))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    if n > 1 and batch_size > 2:
+        assert min(sizes) > 1
+
+
+def test_orders_differ_by_epoch_and_seed_and_repeat():
+    assert np.array_equal(epoch_order(50, 1, 2), epoch_order(50, 1, 2))
+    assert not np.array_equal(epoch_order(50, 1, 2), epoch_order(50, 1, 3))
+    assert not np.array_equal(epoch_order(50, 1, 2), epoch_order(50, 2, 2))
+
+
+def jpeg(seed):
+    buffer = io.BytesIO()
+    picture = np.random.default_rng(seed).integers(0, 255, (40, 60, 3), np.uint8)
+    Image.fromarray(picture).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("in_memory", [10**9, 0])
+def test_decoded_images_are_the_pixels_that_prediction_sees(in_memory, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "IN_MEMORY_BYTES", in_memory)
+    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))
+    files = [jpeg(n) for n in range(5)]
+    pixels = decode_all(lambda row: files[row], [3, 1, 4], SPEC)
+    expected = [fit_to_input(decode(files[row], min_side=SPEC.min_side).pixels, SPEC) for row in (3, 1, 4)]
+    assert np.array_equal(pixels, np.stack(expected))
+    assert not list(tmp_path.iterdir())  # the file has no name left
+    assert decode_all(lambda row: files[row], [0], SPEC, margin=1.15).shape == (1, 19, 19, 3)
+
+
+def test_an_image_that_vanished_is_named():
+    def read(row):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    with pytest.raises(TopworkError, match=r"cats/1.jpg: was fine when scanned.*No such file"):
+        decode_all(read, [0], SPEC, name=lambda row: "cats/1.jpg")
+
+
+def test_batches_come_in_order_and_are_the_same_from_several_threads(monkeypatch):
+    """As beside a GPU; one thread prepares fewer images a second than it trains on."""
+    stream = ImageStream(*drawn_images(40), SPEC, "standard")
+    batches = batches_of(epoch_order(40, 0, 0), 4)
+    one = list(ahead(lambda rows: stream.load(rows, 0), batches))
+    names = set()
+
+    def load(rows):
+        names.add(threading.current_thread().name)
+        time.sleep(0.02 * (rows[0] % 3))  # some take longer than those after them
+        return stream.load(rows, 0)
+
+    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 16)
+    several = list(ahead(load, batches))
+    assert len(names) > 1
+    for (rows, pixels), (same_rows, same_pixels) in zip(one, several, strict=True):
+        assert np.array_equal(rows, same_rows)
+        assert np.array_equal(pixels, same_pixels)
+
+
+def test_processes_on_one_machine_share_its_cores(monkeypatch):
+    assert loading_threads() == 1  # the network on the CPU takes them all
+    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 12)
+    assert loading_threads() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert loading_threads() == 3
