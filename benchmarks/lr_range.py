@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 
 from topwork.commands.prepare import gather
-from topwork.commands.steps import Silent, Stopwatch
+from topwork.progress import Reporter, Stopwatch
 from topwork.settings import FitSettings
 from topwork.training.finetune import make_network
 from topwork.training.loop import fit
@@ -49,7 +49,7 @@ def compare(folder, head, options):
         mode="tune", size=options.size, limit_per_class=options.limit, near_duplicates=False, epochs=options.epochs,
         hidden=None if head == "linear" else head, interpolate=False,
     )  # fmt: skip
-    data = gather(folder, settings, Stopwatch(), Silent())
+    data = gather(folder, settings, Stopwatch(), Reporter())
     probe = fit_probe(data.features, data.labels, len(data.manifest.classes), rows=data.parts.train, head="plain")
     tuning = Tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings)
     ready = prepare(tuning, lambda *_: None)

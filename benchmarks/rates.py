@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from topwork.commands.prepare import fitted_probe, gather
-from topwork.commands.steps import Silent, Stopwatch
+from topwork.progress import Reporter, Stopwatch
 from topwork.settings import FitSettings
 from topwork.training.finetune import tune
 from topwork.training.tuning import Tuning, prepare
@@ -31,8 +31,8 @@ def figures(logits, labels):
 
 def run(folder, settings):
     """Probe and tuned network on valid."""
-    data = gather(folder, settings, Stopwatch(), Silent())
-    probe = fitted_probe(data, Stopwatch(), Silent()).probe
+    data = gather(folder, settings, Stopwatch(), Reporter())
+    probe = fitted_probe(data, Stopwatch(), Reporter()).probe
     valid = data.parts.valid
     before = figures(probe.head.logits(data.features.blocks(probe.head.transform.blocks, valid)), data.labels[valid])
     ready = prepare(

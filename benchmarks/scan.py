@@ -318,10 +318,10 @@ def measure_cost(arguments: argparse.Namespace, scratch: Path) -> None:
 
     def whole_scan() -> tuple[float, float, dict[str, float]]:
         os.environ["TOPWORK_CACHE"] = str(scratch / "scan")
-        watcher = Steps()
+        reporter = Steps()
         started, cpu = time.perf_counter(), time.process_time()
-        survey(root, ScanSettings(), watcher=watcher)
-        seconds = watcher.seconds()
+        survey(root, ScanSettings(), reporter=reporter)
+        seconds = reporter.seconds()
         return time.perf_counter() - started - seconds["backbone"], time.process_time() - cpu, seconds
 
     for cache in ("alone", "scan"):
@@ -335,7 +335,7 @@ def measure_cost(arguments: argparse.Namespace, scratch: Path) -> None:
 
 
 class Steps:
-    """A watcher that keeps the time of each step."""
+    """A reporter that keeps the time of each step."""
 
     def __init__(self) -> None:
         self.starts: list[tuple[str, float]] = []

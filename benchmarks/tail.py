@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from topwork.commands.prepare import gather
-from topwork.commands.steps import Silent, Stopwatch
 from topwork.features.probe import fit_probe
+from topwork.progress import Reporter, Stopwatch
 from topwork.settings import FitSettings
 from topwork.training.finetune import tune
 from topwork.training.recipe import plan
@@ -42,7 +42,7 @@ def main():
             mode="tune", strategy="last", last_stages=options.last_stages, epochs=options.epochs, augment=options.augment,
             limit_per_class=options.limit, near_duplicates=False, interpolate=False, seed=seed,
         )  # fmt: skip
-        data = gather(options.folder, settings, Stopwatch(), Silent())
+        data = gather(options.folder, settings, Stopwatch(), Reporter())
         probe = fit_probe(data.features, data.labels, len(data.manifest.classes), rows=data.parts.train, head="plain")
         tuning = Tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings)
         ready = prepare(tuning, lambda *_: None)

@@ -82,7 +82,7 @@ def scan(
     from topwork.console import Terminal, overview_lines
 
     with Terminal(common.quiet) as terminal:
-        surveyed = survey(path, settings, watcher=terminal)
+        surveyed = survey(path, settings, reporter=terminal)
         manifest, found = surveyed.manifest, surveyed.overview
         for note in (*manifest.notes, *surveyed.findings):
             terminal.note(note)
@@ -161,7 +161,7 @@ def fit(
             return 0
     threading.Thread(target=prepare, daemon=True).start()
     with Terminal(common.quiet) as terminal:
-        fitted = fit_run(path, folder, settings, overwrite=overwrite, watcher=terminal)
+        fitted = fit_run(path, folder, settings, overwrite=overwrite, reporter=terminal)
         terminal.step("report")
         report_path = write_report(folder)
         terminal.finish()
@@ -231,7 +231,7 @@ def lr_range(
     if plot.suffix != ".svg":
         raise UsageError(f"--out {plot}: the plot is an SVG file; give a name that ends in .svg.")
     with Terminal(common.quiet) as terminal:
-        found = find_rate(path, settings, n_steps=steps, lowest=low, highest=high, watcher=terminal)
+        found = find_rate(path, settings, n_steps=steps, lowest=low, highest=high, reporter=terminal)
         write_range_plot(found, plot)
         terminal.finish()
     if common.json:
@@ -270,7 +270,7 @@ def evaluate(
     from topwork.console import Terminal, by_lines, part_lines
 
     with Terminal(common.quiet) as terminal:
-        judged = evaluate_model(model, path, settings, part=part, by=by, watcher=terminal)
+        judged = evaluate_model(model, path, settings, part=part, by=by, reporter=terminal)
         terminal.finish()
     if common.json:
         _print_json(judged)
@@ -540,7 +540,7 @@ def examine(
     from topwork.report.examine_page import default_page, write_examine_page
 
     with Terminal(common.quiet) as terminal:
-        examined = examine_model(model, path, settings, part=part, n_images=n_images, watcher=terminal)
+        examined = examine_model(model, path, settings, part=part, n_images=n_images, reporter=terminal)
         page = Path(out) if out else default_page(model)
         terminal.step("report")
         write_examine_page(examined, page)
@@ -628,7 +628,7 @@ def add_class(
     from topwork.text import escape, percent_ci
 
     with Terminal(common.quiet) as terminal:
-        grown = add_class_to(model, path, out, settings, name=name, overwrite=overwrite, watcher=terminal)
+        grown = add_class_to(model, path, out, settings, name=name, overwrite=overwrite, reporter=terminal)
         terminal.step("report")
         write_report(grown.folder)
         terminal.finish()
@@ -680,7 +680,7 @@ def compare_domains(
     from topwork.report.domains_page import write_domains_page
 
     with Terminal(common.quiet) as terminal:
-        compared = compare(a, b, settings, model=model, is_unlabeled=unlabeled, watcher=terminal)
+        compared = compare(a, b, settings, model=model, is_unlabeled=unlabeled, reporter=terminal)
         page = Path(out or "domains.html")
         terminal.step("report")
         write_domains_page(compared, page)
@@ -726,7 +726,7 @@ def adapt(
     from topwork.report.page import write_report
 
     with Terminal(common.quiet) as terminal:
-        adapted = adapt_run(run, target, out, settings, overwrite=overwrite, watcher=terminal)
+        adapted = adapt_run(run, target, out, settings, overwrite=overwrite, reporter=terminal)
         terminal.step("report")
         report_path = write_report(adapted.folder)
         terminal.finish()
@@ -864,7 +864,7 @@ def study(
         return 0
     with Terminal(common.quiet) as terminal:
         make_folder(Path(out))
-        studied = run_study(name, path, settings, watcher=terminal)
+        studied = run_study(name, path, settings, reporter=terminal)
         terminal.step("report")
         page = write_study(studied, Path(out))
         terminal.finish()

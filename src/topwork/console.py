@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from topwork.progress import Reporter
 from topwork.text import escape, percent_ci
 
 PLAIN_SECONDS = 5.0
@@ -39,7 +40,7 @@ STEP_TEXT = {
 }
 
 
-class Terminal:
+class Terminal(Reporter):
     """Shows steps and progress on stderr; a context manager, so that the terminal is left clean."""
 
     def __init__(self, quiet: bool = False) -> None:

@@ -26,9 +26,6 @@ from topwork.commands.adapt_record import domains_record, target_figures
 from topwork.commands.adapt_sides import Source, Target, chosen_rows, domains_of, held_out, penalty_of
 from topwork.commands.add_class import stored_run
 from topwork.commands.steps import (
-    Silent,
-    Stopwatch,
-    Watcher,
     evaluate_parts,
     model_embedder,
     predict_features,
@@ -47,6 +44,7 @@ from topwork.features.embed import Embedder, embed
 from topwork.features.engine import compiled_path
 from topwork.files import atomic_file
 from topwork.models.classifier import COMPILED, Classifier, find_model, save_classifier
+from topwork.progress import Reporter, Stopwatch
 from topwork.run import read_evaluation, run_folder, save_predictions, versions, write_json
 from topwork.settings import AdaptSettings, as_dict
 from topwork.text import escape
@@ -79,7 +77,7 @@ def adapt(
     settings: AdaptSettings | None = None,
     *,
     overwrite: bool = False,
-    watcher: Watcher | None = None,
+    reporter: Reporter | None = None,
 ) -> AdaptedRun:
     """A new run that knows both domains; the model stays as it is where nothing better can be believed.
 
@@ -90,39 +88,39 @@ def adapt(
     Raises:
         UsageError: no run, no usable image, labels for images or classes that are not there.
     """
-    settings, watcher, clock = settings or AdaptSettings(), watcher or Silent(), Stopwatch()
+    settings, reporter, clock = settings or AdaptSettings(), reporter or Reporter(), Stopwatch()
     budget = settings.time_budget_seconds
     folder, run = Path(out), Path(run)
     with run_folder(folder, overwrite):
         started = {"path": str(Path(target).absolute()), "adapted_from": str(run.absolute())}
         write_json(folder / "settings.json", started | {"settings": as_dict(settings), "versions": versions()})
         with clock("scan_and_embed"):
-            watcher.step("scan and embed")
+            reporter.step("scan and embed")
             source, embedder = _source(run, settings)
-            found = _target(target, source.classifier, settings, embedder, watcher)
+            found = _target(target, source.classifier, settings, embedder, reporter)
         for note in found.manifest.notes:
-            watcher.note(note)
+            reporter.note(note)
         with clock("adapt"):
-            watcher.step("adapt")
+            reporter.step("adapt")
             own, rows = chosen_rows(source, found, budget, settings.seed)
             domains = domains_of(source, found, own, rows)
-            choice, classifier = _adapted(source, found, domains, (own, rows), settings, watcher)
+            choice, classifier = _adapted(source, found, domains, (own, rows), settings, reporter)
             now = Adaptation(source, found, domains, own, rows, choice, classifier, embedder)
         everything = np.arange(len(found.manifest.samples))
         before = predict_features(source.classifier, found.features, everything, found.truth)
         if settings.mode != "features":
             with clock("move"):
-                watcher.step("move")
-                now = moved(now, settings, watcher)
+                reporter.step("move")
+                now = moved(now, settings, reporter)
         choice, classifier = now.choice, now.classifier
         asked = None
         if settings.ask:
             with clock("ask"):
-                watcher.step("ask")
+                reporter.step("ask")
                 asked = images_to_label(now.domains, choice, settings.ask, settings.seed)
                 asked = replace(asked, rows=rows[asked.rows])
         with clock("evaluate"):
-            watcher.step("evaluate")
+            reporter.step("evaluate")
             predictions = _source_predictions(now.source, classifier)
             evaluation = evaluate_parts(classifier, source.manifest, source.parts, predictions, settings.seed)
             after = predict_features(classifier, now.target.features, everything, found.truth)
@@ -132,7 +130,7 @@ def adapt(
                 choice, found.manifest, before, after, now.domains, rows, evaluation, read_evaluation(run)
             )
         with clock("write"):
-            watcher.step("write")
+            reporter.step("write")
             record["asked"] = _asked_record(asked)
             classifier = replace(
                 classifier,
@@ -145,7 +143,7 @@ def adapt(
         evaluation["timing"] = timing(clock, now.embedder)
         write_json(folder / "evaluation.json", evaluation)
     for note in record["notes"]:
-        watcher.note(note)
+        reporter.note(note)
     n_rejected, n_used = len(found.manifest.rejects), len(found.manifest.samples)
     return AdaptedRun(folder, choice, evaluation, record, ask_path, n_rejected, n_used)
 
@@ -175,10 +173,10 @@ def _target(
     classifier: Classifier,
     settings: AdaptSettings,
     embedder: Embedder,
-    watcher: Watcher,
+    reporter: Reporter,
 ) -> Target:
     rules, has_no_labels = rules_without_labels(path, rules_of(settings), settings.unlabeled)
-    manifest, features = scan_and_embed(path, replace(settings, label_regex=rules.label_regex), embedder, watcher)
+    manifest, features = scan_and_embed(path, replace(settings, label_regex=rules.label_regex), embedder, reporter)
     if has_no_labels:
         manifest = replace(
             manifest, samples=tuple(replace(s, label="?") for s in manifest.samples), classes=("?",), notes=()
@@ -200,7 +198,7 @@ def _adapted(
     domains: Domains,
     rows: tuple[NDArray[np.int64], NDArray[np.int64]],
     settings: AdaptSettings,
-    watcher: Watcher,
+    reporter: Reporter,
 ) -> tuple[Choice, Classifier]:
     """The choice and its classifier, which is the source's own unless something better can be believed."""
     old = source.classifier
@@ -218,7 +216,7 @@ def _adapted(
         )
     if choice.outcome != "adapted" and choice.method != "labels only":
         if choice.outcome == "refused":
-            watcher.note(f"Nothing was relabeled: {choice.reason}")
+            reporter.note(f"Nothing was relabeled: {choice.reason}")
         return choice, old
     kept_out = held_out(source)
     head = adapted_head(old.head, domains, choice, penalty_of(source.run))

@@ -12,7 +12,6 @@ from topwork.adaptation.adapted_head import adapted_classifier, adapted_head, lo
 from topwork.adaptation.align import Domains, Shares, distil
 from topwork.adaptation.guards import Choice, choose
 from topwork.commands.adapt_sides import Source, Target, domains_of, held_out, penalty_of
-from topwork.commands.steps import Watcher
 from topwork.data.manifest import Manifest
 from topwork.errors import Interrupted, UsageError
 from topwork.evaluation.predictions import softmax
@@ -21,6 +20,7 @@ from topwork.features.engine import load_engine
 from topwork.models.backbone import Backbone
 from topwork.models.classifier import Classifier
 from topwork.models.head import LinearHead
+from topwork.progress import Reporter
 from topwork.settings import AdaptSettings
 
 
@@ -46,7 +46,7 @@ class Adaptation:
     history: tuple[dict[str, Any], ...] = ()
 
 
-def moved(found: Adaptation, settings: AdaptSettings, watcher: Watcher) -> Adaptation:
+def moved(found: Adaptation, settings: AdaptSettings, reporter: Reporter) -> Adaptation:
     """The adaptation on a moved network; the one that was found where that is no better, with the reason in its choice.
 
     Raises:
@@ -55,19 +55,21 @@ def moved(found: Adaptation, settings: AdaptSettings, watcher: Watcher) -> Adapt
     from topwork.adaptation.network import believed, moved_choice
 
     if found.choice.outcome != "adapted" or found.choice.method == "labels only":
-        watcher.note(f"--mode {settings.mode}: the network stays as it is, since the features were not adapted either.")
+        reporter.note(
+            f"--mode {settings.mode}: the network stays as it is, since the features were not adapted either."
+        )
         return found
     try:
-        other, answers, head = (_trained if settings.mode == "tune" else _re_estimated)(found, settings, watcher)
+        other, answers, head = (_trained if settings.mode == "tune" else _re_estimated)(found, settings, reporter)
     except UsageError as error:
-        watcher.note(str(error))
+        reporter.note(str(error))
         return replace(found, choice=replace(found.choice, reason=f"{found.choice.reason} {error}"))
     belief = believed(found.domains, found.choice, other.domains, answers)
     kept_out = held_out(other.source)
     loss = loss_on_source(found.source.classifier.head, head, held_out(found.source), kept_out)
     if loss is not None or not belief.is_kept:
         against = f"it {loss}" if loss is not None else belief.reason
-        watcher.note(f"The network was moved ({settings.mode}) and put back: {against}.")
+        reporter.note(f"The network was moved ({settings.mode}) and put back: {against}.")
         words = f"{found.choice.reason} The network was moved and put back: {against}."
         return replace(found, choice=replace(found.choice, reason=words, checks=found.choice.checks | belief.checks))
     choice = moved_choice(found.choice, answers, belief, "network tuned" if other.history else "batch-norm statistics")
@@ -76,7 +78,7 @@ def moved(found: Adaptation, settings: AdaptSettings, watcher: Watcher) -> Adapt
     return replace(other, choice=choice, classifier=classifier)
 
 
-def _trained(found: Adaptation, settings: AdaptSettings, watcher: Watcher) -> tuple[Adaptation, Shares, LinearHead]:
+def _trained(found: Adaptation, settings: AdaptSettings, reporter: Reporter) -> tuple[Adaptation, Shares, LinearHead]:
     """Fine-tuned on the labels of the source and on what is believed of the target."""
     from topwork.adaptation.network import Images, beliefs, move_network
     from topwork.training.interruption import Interruption
@@ -85,23 +87,23 @@ def _trained(found: Adaptation, settings: AdaptSettings, watcher: Watcher) -> tu
     source, target = found.source, found.target
     start = adapted_head(source.classifier.head, found.domains, found.choice, penalty_of(source.run))
     with Interruption() as interruption:
-        around = Surroundings(on_epoch=watcher.epoch, on_progress=watcher.progress, stop=interruption.stopped)
+        around = Surroundings(on_epoch=reporter.epoch, on_progress=reporter.progress, stop=interruption.stopped)
         done = move_network(
             source.classifier.backbone,
             start,
             Images(source.manifest, found.own, found.domains.labels),
             Images(target.manifest, found.rows, beliefs(found.choice, found.domains.known)),
             epochs=settings.epochs, seed=settings.seed, n_threads=settings.workers, around=around,
-            on_progress=watcher.progress,
+            on_progress=reporter.progress,
         )  # fmt: skip
     if done.ending == "interrupted" and interruption.signal is not None:
         raise Interrupted(interruption.signal)
-    other = _seen_by(found, done.backbone, done.head, settings, watcher)
+    other = _seen_by(found, done.backbone, done.head, settings, reporter)
     return replace(other, history=tuple(done.history)), softmax(score(done.head, other.domains.target)), done.head
 
 
 def _re_estimated(
-    found: Adaptation, settings: AdaptSettings, watcher: Watcher
+    found: Adaptation, settings: AdaptSettings, reporter: Reporter
 ) -> tuple[Adaptation, Shares, LinearHead]:
     """Batch-norm statistics of both domains, then the methods on features once more.
 
@@ -116,10 +118,10 @@ def _re_estimated(
     sides = ((source.manifest, found.own), (found.target.manifest, found.rows))
     streams = []
     for manifest, rows in sides:
-        pixels = decode_rows(manifest, rows, spec, n_threads=settings.workers, on_progress=watcher.progress)
+        pixels = decode_rows(manifest, rows, spec, n_threads=settings.workers, on_progress=reporter.progress)
         streams.append(ImageStream(pixels, np.zeros(len(rows), np.int64), spec))
     backbone = with_statistics_of(source.classifier.backbone, streams, settings.seed)
-    other = _seen_by(found, backbone, source.classifier.head, settings, watcher)
+    other = _seen_by(found, backbone, source.classifier.head, settings, reporter)
     domains, eye, penalty = other.domains, np.eye(found.domains.n_classes), penalty_of(source.run)
     # the features moved, so the head is fitted again: on the source alone
     fitted = distil(domains.source, eye[domains.labels], domains.target[:1], eye[:1], penalty, share=0.0)
@@ -130,16 +132,16 @@ def _re_estimated(
 
 
 def _seen_by(
-    found: Adaptation, backbone: Backbone, head: LinearHead, settings: AdaptSettings, watcher: Watcher
+    found: Adaptation, backbone: Backbone, head: LinearHead, settings: AdaptSettings, reporter: Reporter
 ) -> Adaptation:
     """The same images embedded by another network."""
-    watcher.step("embed again")
+    reporter.step("embed again")
     engine = load_engine(backbone, precision=found.classifier.precision)
     embedder = Embedder(backbone, engine)
 
     def embedded(manifest: Manifest) -> Any:
         return embed(
-            backbone, manifest, embedder=embedder, n_threads=settings.workers, on_progress=watcher.progress
+            backbone, manifest, embedder=embedder, n_threads=settings.workers, on_progress=reporter.progress
         )  # fmt: skip
 
     classifier = replace(found.source.classifier, backbone=backbone, head=head, precision=engine.precision)

@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 
 from topwork.commands.steps import (
-    Silent,
-    Stopwatch,
-    Watcher,
     evaluate_parts,
     model_embedder,
     predict_features,
@@ -29,6 +26,7 @@ from topwork.evaluation.predictions import Predictions
 from topwork.evaluation.unknown import fit_unknown
 from topwork.features.embed import Embedder, Features, embed
 from topwork.models.classifier import Classifier, load_classifier
+from topwork.progress import Reporter, Stopwatch
 from topwork.run import run_folder, write_json, write_run
 from topwork.settings import DataSettings
 from topwork.text import escape, natural_key
@@ -59,7 +57,7 @@ def add_class(
     *,
     name: str | None = None,
     overwrite: bool = False,
-    watcher: Watcher | None = None,
+    reporter: Reporter | None = None,
 ) -> GrownRun:
     """A new run whose model also knows the classes of further images; the old classes keep their rows.
 
@@ -73,7 +71,7 @@ def add_class(
     Raises:
         UsageError: no run, a class that the model has, images in an archive.
     """
-    settings, watcher, clock = settings or DataSettings(), watcher or Silent(), Stopwatch()
+    settings, reporter, clock = settings or DataSettings(), reporter or Reporter(), Stopwatch()
     folder = Path(out)
     with run_folder(folder, overwrite):
         write_json(
@@ -81,16 +79,16 @@ def add_class(
         )
         classifier, old_manifest, old_parts = stored_run(Path(run), "add-class")
         with clock("scan_and_embed"):
-            watcher.step("scan and embed")
+            reporter.step("scan and embed")
             embedder = model_embedder(classifier)
-            manifest_of_new = _new_images(Path(path), name, settings, embedder, watcher)
+            manifest_of_new = _new_images(Path(path), name, settings, embedder, reporter)
             manifest, parts = _joined(old_manifest, old_parts, manifest_of_new, classifier, settings)
             features = embed(classifier.backbone, manifest, embedder=embedder, n_threads=settings.workers)
         with clock("probe"):
-            watcher.step("probe")
+            reporter.step("probe")
             grown, head = _grown_classifier(classifier, manifest, features, parts, settings.seed)
         with clock("evaluate"):
-            watcher.step("evaluate")
+            reporter.step("evaluate")
             labels = np.array(manifest.labels)
             predictions = {key: predict_features(grown, features, rows, labels) for key, rows in parts.parts().items()}
             for key in predictions.keys() - {"train"}:
@@ -99,7 +97,7 @@ def add_class(
         added = tuple(name for name in manifest.classes if name not in classifier.classes)
         part, n_old, before, after = _before_and_after(classifier, grown, manifest, features, parts)
         with clock("write"):
-            watcher.step("write")
+            reporter.step("write")
             grown = replace(
                 grown, provenance=provenance(manifest, parts, evaluation, settings) | {"added": list(added)}
             )
@@ -126,12 +124,14 @@ def stored_run(run: Path, verb: str) -> tuple[Classifier, Manifest, dict[str, st
     return classifier, manifest, by_hash
 
 
-def _new_images(path: Path, name: str | None, settings: DataSettings, embedder: Embedder, watcher: Watcher) -> Manifest:
+def _new_images(
+    path: Path, name: str | None, settings: DataSettings, embedder: Embedder, reporter: Reporter
+) -> Manifest:
     """The new images, embedded; a folder with images directly in it is one class."""
     is_flat = path.is_dir() and not any(p.is_dir() and not p.name.startswith(".") for p in path.iterdir())
     if is_flat:
         settings = replace(settings, label_regex="(.)")  # any label will do: it is replaced
-    manifest, _ = scan_and_embed(path, settings, embedder, watcher)
+    manifest, _ = scan_and_embed(path, settings, embedder, reporter)
     if is_flat or name is not None:
         if not is_flat and len(manifest.classes) > 1:
             raise UsageError(

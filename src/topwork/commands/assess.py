@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from topwork.commands.leaks import judge_leaks
 from topwork.commands.prepare import Gathered
-from topwork.commands.steps import Stopwatch, Watcher, evaluate_parts, predict_features, with_second_look
+from topwork.commands.steps import evaluate_parts, predict_features, with_second_look
 from topwork.evaluation.calibration import fit_temperature
 from topwork.evaluation.decisions import fit_ambiguous
 from topwork.evaluation.label_sets import LabelPredictions
@@ -25,6 +25,7 @@ from topwork.evaluation.predictions import Predictions, softmax
 from topwork.evaluation.unknown import UnknownDetector, fit_unknown
 from topwork.features.probe import Probe
 from topwork.models.classifier import Classifier
+from topwork.progress import Reporter, Stopwatch
 from topwork.settings import FitSettings
 from topwork.training.tuning import TunedClassifier
 
@@ -38,7 +39,7 @@ class Judged:
     evaluation: dict[str, Any]
 
 
-def judge(data: Gathered, probe: Probe, tuned: TunedClassifier | None, clock: Stopwatch, watcher: Watcher) -> Judged:
+def judge(data: Gathered, probe: Probe, tuned: TunedClassifier | None, clock: Stopwatch, reporter: Reporter) -> Judged:
     """Calibrates the classifier and has it answer for every part.
 
     Args:
@@ -46,7 +47,7 @@ def judge(data: Gathered, probe: Probe, tuned: TunedClassifier | None, clock: St
     """
     settings, parts, labels = data.settings, data.parts, data.labels
     with clock("evaluate"):
-        watcher.step("evaluate")
+        reporter.step("evaluate")
         classifier = _probe_classifier(data, probe) if tuned is None else _tuned_classifier(data, tuned)
         predictions = {
             name: predict_features(classifier, data.features, rows, labels) for name, rows in parts.parts().items()
@@ -55,7 +56,7 @@ def judge(data: Gathered, probe: Probe, tuned: TunedClassifier | None, clock: St
             predictions[name] = with_second_look(classifier, predictions[name], data.manifest, data.features)
         evaluation = evaluate_parts(classifier, data.manifest, parts, predictions, settings.seed)
         evaluation |= judge_leaks(
-            predictions, data.manifest, parts, lambda part: evaluate_part(part, seed=settings.seed).as_dict(), watcher
+            predictions, data.manifest, parts, lambda part: evaluate_part(part, seed=settings.seed).as_dict(), reporter
         )
     return Judged(classifier, predictions, evaluation)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from topwork.adaptation.align import Domains
 from topwork.adaptation.guards import Choice, choose
 from topwork.commands.adapt_record import MODEL_ERROR, expected
-from topwork.commands.steps import Silent, Watcher, model_embedder, rules_of, scan_and_embed
+from topwork.commands.steps import model_embedder, rules_of, scan_and_embed
 from topwork.data.manifest import Manifest
 from topwork.data.unlabeled import rules_without_labels
 from topwork.errors import UsageError
@@ -28,6 +28,7 @@ from topwork.features.embed import Embedder, Features
 from topwork.features.engine import load_engine, with_resizer
 from topwork.models.backbone import load_backbone
 from topwork.models.classifier import Classifier, load_classifier
+from topwork.progress import Reporter
 from topwork.settings import DataSettings
 from topwork.text import escape
 
@@ -100,25 +101,25 @@ def compare_domains(
     *,
     model: str | os.PathLike[str] | None = None,
     is_unlabeled: bool = False,
-    watcher: Watcher | None = None,
+    reporter: Reporter | None = None,
 ) -> tuple[ComparedDomains, ...]:
     """Compares B with A, or every domain of A with its first.
 
     Raises:
         UsageError: no usable images; no B, and no domains in A.
     """
-    settings, watcher = settings or DataSettings(), watcher or Silent()
+    settings, reporter = settings or DataSettings(), reporter or Reporter()
     classifier = load_classifier(model) if model is not None else None
     embedder = model_embedder(classifier) if classifier else _embedder()
-    watcher.step("scan and embed")
-    first = _sides(a, settings, embedder, watcher, False)
-    others = _sides(b, settings, embedder, watcher, is_unlabeled) if b is not None else first[1:]
+    reporter.step("scan and embed")
+    first = _sides(a, settings, embedder, reporter, False)
+    others = _sides(b, settings, embedder, reporter, is_unlabeled) if b is not None else first[1:]
     if b is None and not others:
         raise UsageError(
             f"{escape(str(a))}: names no two domains. Give a second folder, a table with a column domain, or --domain-by."
         )
     base = first[0] if b is None else _whole(first)
-    watcher.step("compare domains")
+    reporter.step("compare domains")
     return tuple(_compared(base, other, classifier, settings.seed) for other in ([_whole(others)] if b else others))
 
 
@@ -130,11 +131,11 @@ def _embedder() -> Embedder:
 
 
 def _sides(
-    path: str | os.PathLike[str], settings: DataSettings, embedder: Embedder, watcher: Watcher, is_unlabeled: bool
+    path: str | os.PathLike[str], settings: DataSettings, embedder: Embedder, reporter: Reporter, is_unlabeled: bool
 ) -> list[Side]:
     """One side for each domain of a path; one where it has none."""
     rules, has_no_labels = rules_without_labels(path, rules_of(settings), is_unlabeled)
-    manifest, features = scan_and_embed(path, replace(settings, label_regex=rules.label_regex), embedder, watcher)
+    manifest, features = scan_and_embed(path, replace(settings, label_regex=rules.label_regex), embedder, reporter)
     if has_no_labels:
         samples = tuple(replace(sample, label="?") for sample in manifest.samples)
         manifest = replace(manifest, samples=samples, classes=("?",), notes=())

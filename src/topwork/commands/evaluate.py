@@ -10,20 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.commands.label_sets import figures, predict_label_sets
-from topwork.commands.steps import (
-    Silent,
-    Watcher,
-    model_embedder,
-    part_rows,
-    predict_features,
-    scan_and_embed,
-    with_second_look,
-)
+from topwork.commands.steps import model_embedder, part_rows, predict_features, scan_and_embed, with_second_look
 from topwork.data.manifest import Manifest
 from topwork.errors import UsageError
 from topwork.evaluation.metrics import evaluate_part
 from topwork.evaluation.predictions import Predictions
 from topwork.models.classifier import Classifier, load_classifier
+from topwork.progress import Reporter
 from topwork.settings import DataSettings
 from topwork.text import escape
 
@@ -35,7 +28,7 @@ def evaluate(
     *,
     part: str = "auto",
     by: str | None = None,
-    watcher: Watcher | None = None,
+    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Judges a saved model on labeled images; class names are matched by name.
 
@@ -50,17 +43,17 @@ def evaluate(
     Raises:
         UsageError: nothing to judge; ``by`` names what the data does not have.
     """
-    settings, watcher = settings or DataSettings(), watcher or Silent()
+    settings, reporter = settings or DataSettings(), reporter or Reporter()
     classifier = load_classifier(model, multi_label=True)
     if classifier.multi_label and by is not None:
         raise UsageError(f"--by {by}: models of several labels an image are judged as a whole only.")
     if classifier.multi_label:  # the model knows what kind of data it is for
         settings = replace(settings, multi_label=True)
     embedder = model_embedder(classifier)
-    watcher.step("scan and embed")
-    manifest, features = scan_and_embed(path, settings, embedder, watcher)
+    reporter.step("scan and embed")
+    manifest, features = scan_and_embed(path, settings, embedder, reporter)
     rows = part_rows(manifest, part)
-    watcher.step("evaluate")
+    reporter.step("evaluate")
     n_train = classifier.provenance.get("n_train")
     notes = [*manifest.notes, *_vocabulary_notes(classifier, manifest)]
     index = {name: number for number, name in enumerate(classifier.classes)}
@@ -76,7 +69,7 @@ def evaluate(
         if by is not None:
             judged["by"] = {by: _judged_by(by, predictions, manifest, n_train, settings.seed)}
     for note in notes:
-        watcher.note(note)
+        reporter.note(note)
     return judged | {
         "notes": notes,
         "rejects": [asdict(reject) for reject in manifest.rejects],

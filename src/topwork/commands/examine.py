@@ -13,12 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.commands.steps import (
-    Silent,
-    Watcher,
-    part_rows,
-    rules_of,
-)
+from topwork.commands.steps import part_rows, rules_of
 from topwork.data.groups import join_groups
 from topwork.data.images import decode
 from topwork.data.loader import in_order
@@ -29,6 +24,7 @@ from topwork.evaluation.examine import Examination, examine
 from topwork.evaluation.shortcut import check_shortcuts
 from topwork.export.runtime import engine_of
 from topwork.models.classifier import Classifier, load_classifier
+from topwork.progress import Reporter
 from topwork.settings import DataSettings
 from topwork.text import escape
 
@@ -58,7 +54,7 @@ def examine_model(
     *,
     part: str = "auto",
     n_images: int = N_IMAGES,
-    watcher: Watcher | None = None,
+    reporter: Reporter | None = None,
 ) -> Examined:
     """Examines a saved model on labeled images; class names are matched by name.
 
@@ -69,12 +65,12 @@ def examine_model(
     Raises:
         UsageError: none of the images is of a class that the model knows.
     """
-    settings, watcher = settings or DataSettings(), watcher or Silent()
+    settings, reporter = settings or DataSettings(), reporter or Reporter()
     if n_images < 10:
         raise UsageError(f"--n-images {n_images}: give at least 10; fewer show nothing for certain.")
     classifier = load_classifier(model)
-    watcher.step("scan")
-    manifest = scan(path, n_threads=settings.workers, on_progress=watcher.progress, rules=rules_of(settings))
+    reporter.step("scan")
+    manifest = scan(path, n_threads=settings.workers, on_progress=reporter.progress, rules=rules_of(settings))
     index = {name: number for number, name in enumerate(classifier.classes)}
     rows = np.array([row for row in part_rows(manifest, part) if manifest.samples[row].label in index], dtype=np.int64)
     if not len(rows):
@@ -82,7 +78,7 @@ def examine_model(
     rows = _drawn(manifest, rows, n_images, settings.seed)
     labels = np.array([index[manifest.samples[row].label] for row in rows], dtype=np.int64)
     shortcuts = check_shortcuts(manifest, manifest.traits(), join_groups(manifest), settings.seed)
-    watcher.step("examine")
+    reporter.step("examine")
     examination = examine(
         classifier,
         engine_of(classifier),
@@ -90,11 +86,11 @@ def examine_model(
         labels,
         shortcuts=shortcuts,
         seed=settings.seed,
-        on_progress=watcher.progress,
+        on_progress=reporter.progress,
     )
     for finding in examination.findings:
         if finding.kind == "warning":
-            watcher.note(finding.text)
+            reporter.note(finding.text)
     return Examined(Path(model), str(path), manifest, classifier, rows, examination)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from topwork.commands.assess import Judged, judge
 from topwork.commands.label_sets import check_settings, judge_label_sets
 from topwork.commands.prepare import Gathered, embedder_of, fitted_probe, gather
-from topwork.commands.steps import Silent, Stopwatch, Watcher, probe_record, provenance, timing
+from topwork.commands.steps import probe_record, provenance, timing
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split
 from topwork.errors import UsageError
@@ -28,6 +28,7 @@ from topwork.features.engine import compiled_path
 from topwork.features.probe import Probe
 from topwork.features.views import Probed
 from topwork.models.classifier import Classifier
+from topwork.progress import Reporter, Stopwatch
 from topwork.run import asked, run_folder, write_json, write_run
 from topwork.settings import FitSettings, as_dict, is_launched
 from topwork.training.tracking import check_tracker, tracking
@@ -57,7 +58,7 @@ def fit(
     settings: FitSettings | None = None,
     *,
     overwrite: bool = False,
-    watcher: Watcher | None = None,
+    reporter: Reporter | None = None,
 ) -> Fitted:
     """Trains, judges and writes a classifier for the images below ``path``.
 
@@ -69,7 +70,7 @@ def fit(
         UsageError: nothing to train on, or ``out`` is taken.
         TopworkError: something failed on the way; what was embedded is kept and found again.
     """
-    settings, watcher, clock = settings or FitSettings(), watcher or Silent(), Stopwatch()
+    settings, reporter, clock = settings or FitSettings(), reporter or Reporter(), Stopwatch()
     folder = Path(out)
     head_spec(settings)  # what cannot be is named before the work begins
     check_tracker(settings.track)
@@ -79,31 +80,31 @@ def fit(
         check_settings(settings)
     with run_folder(folder, overwrite):
         write_json(folder / "settings.json", asked(path, settings))
-        data = gather(path, settings, clock, watcher)
+        data = gather(path, settings, clock, reporter)
         if data.choice is not None:  # what is resumed must not choose again: rates differ from time to time
             write_json(folder / "settings.json", asked(path, settings) | {"backbones": data.choice.as_dict()})
         n_values = len(data.manifest.samples) * data.backbone.n_features
         with clock("probe"), few_threads(n_values):
-            watcher.step("probe")
-            probed = fitted_probe(data, clock, watcher)
-        tuned, words = _tune(data, probed.probe, folder, clock, watcher)
-        seen = data if tuned is None else _embedded_again(data, tuned, clock, watcher)
+            reporter.step("probe")
+            probed = fitted_probe(data, clock, reporter)
+        tuned, words = _tune(data, probed.probe, folder, clock, reporter)
+        seen = data if tuned is None else _embedded_again(data, tuned, clock, reporter)
         with few_threads(n_values):
             judges = judge_label_sets if data.manifest.multi_label else judge
-            judged = judges(seen, probed.probe, tuned, clock, watcher)
+            judged = judges(seen, probed.probe, tuned, clock, reporter)
         recipe = _recipe(data, probed, tuned, judged.classifier) | ({"words": words} if words else {})
         evaluation = judged.evaluation
         if tuned is not None:
             evaluation |= {"n_parameters": tuned.n_parameters, "n_trainable": tuned.n_trainable}
         classifier = replace(judged.classifier, provenance=provenance(data.manifest, data.parts, evaluation, settings))
         with clock("write"):
-            watcher.step("write")
+            reporter.step("write")
             history = [*map(asdict, probed.probe.trials), *(tuned.history if tuned else [])]
             compiled = compiled_path(classifier.backbone) if data.embedder.engine.kind == "openvino" else None
             write_run(folder, data.manifest, data.parts, classifier, judged.predictions, recipe, history, compiled)
         if not data.manifest.multi_label:
             with clock("insights"), few_threads(n_values):
-                watcher.step("insights")
+                reporter.step("insights")
                 _write_insights(folder, path, data, seen.features, probed.probe, judged, tuned is not None, clock)
         evaluation |= {"timing": timing(clock, data.embedder)}
         write_json(folder / "evaluation.json", evaluation)
@@ -120,12 +121,12 @@ def follow(path: str | os.PathLike[str], out: str | os.PathLike[str], settings: 
     """
     if settings.mode == "probe":
         return
-    watcher, clock = Silent(), Stopwatch()
+    reporter, clock = Reporter(), Stopwatch()
     _meet()
-    data = gather(path, settings, clock, watcher)
-    probed = fitted_probe(data, clock, watcher)
+    data = gather(path, settings, clock, reporter)
+    probed = fitted_probe(data, clock, reporter)
     tuning = Tuning(data.backbone, data.manifest, data.features, data.parts, probed.probe, settings, Path(out))
-    tune_classifier(tuning, watcher.progress, watcher.epoch, watcher.note)
+    tune_classifier(tuning, reporter.progress, reporter.epoch, reporter.note)
 
 
 def _meet() -> None:
@@ -139,38 +140,38 @@ def _meet() -> None:
 
 
 def _tune(
-    data: Gathered, probe: Probe, folder: Path, clock: Stopwatch, watcher: Watcher
+    data: Gathered, probe: Probe, folder: Path, clock: Stopwatch, reporter: Reporter
 ) -> tuple[TunedClassifier | None, list[str]]:
     """The tuned network, or None where there is none or where the probe is kept; and what was decided, in words."""
     settings, words = data.settings, []
 
     def say(text: str) -> None:
         words.append(text)
-        watcher.note(text)
+        reporter.note(text)
 
     if settings.mode == "probe":
         return None, words
     with clock("tune"):
-        watcher.step("tune")
+        reporter.step("tune")
         if is_launched():
             _meet()
         tuning = Tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings, folder)
         with tracking(settings.track, folder, asdict(settings)) as track:
 
             def on_epoch(record: dict[str, Any]) -> None:
-                watcher.epoch(record)
+                reporter.epoch(record)
                 track(record)
 
-            tuned = tune_classifier(tuning, watcher.progress, on_epoch, say, watcher.stages)
+            tuned = tune_classifier(tuning, reporter.progress, on_epoch, say, reporter.stages)
     if tuned is None or settings.hidden is not None or settings.head == "cosine":  # a head that was asked for is kept
         return tuned, words
     with clock("embed_again"):
-        watcher.step("embed again")
+        reporter.step("embed again")
         valid = data.parts.valid
         held_out = replace(data.manifest, samples=tuple(data.manifest.samples[row] for row in valid.tolist()))
         features = embed(
             tuned.backbone, held_out, embedder=embedder_of(tuned.backbone, settings), n_threads=settings.workers,
-            on_progress=watcher.progress,
+            on_progress=reporter.progress,
         )  # fmt: skip
     before = probe.head.logits(data.features.blocks(probe.head.transform.blocks, valid))
     after = tuned.head.logits(features.blocks(tuned.head.transform.blocks))
@@ -180,14 +181,14 @@ def _tune(
     return (tuned if verdict.keeps_tuned else None), words
 
 
-def _embedded_again(data: Gathered, tuned: TunedClassifier, clock: Stopwatch, watcher: Watcher) -> Gathered:
+def _embedded_again(data: Gathered, tuned: TunedClassifier, clock: Stopwatch, reporter: Reporter) -> Gathered:
     """The same images with the tuned network and its features."""
     with clock("embed_again"):
-        watcher.step("embed again")
+        reporter.step("embed again")
         embedder = embedder_of(tuned.backbone, data.settings)
         features = embed(
             tuned.backbone, data.manifest, embedder=embedder, n_threads=data.settings.workers,
-            on_progress=watcher.progress,
+            on_progress=reporter.progress,
         )  # fmt: skip
     return replace(data, backbone=embedder.backbone, embedder=embedder, features=features)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from topwork.commands.assess import Judged, unknown_threshold
 from topwork.commands.leaks import judge_leaks
 from topwork.commands.prepare import Gathered
-from topwork.commands.steps import Stopwatch, Watcher, looked_again, n_train_of, parameters_of
+from topwork.commands.steps import looked_again, n_train_of, parameters_of
 from topwork.data.manifest import Manifest
 from topwork.data.split import rarest_labels
 from topwork.errors import UsageError
@@ -23,6 +23,7 @@ from topwork.evaluation.unknown import fit_unknown
 from topwork.features.embed import Features
 from topwork.features.probe import Probe
 from topwork.models.classifier import Classifier
+from topwork.progress import Reporter, Stopwatch
 from topwork.settings import FitSettings
 from topwork.training.tuning import TunedClassifier
 
@@ -45,12 +46,12 @@ def check_settings(settings: FitSettings) -> None:
 
 
 def judge_label_sets(
-    data: Gathered, probe: Probe, tuned: TunedClassifier | None, clock: Stopwatch, watcher: Watcher
+    data: Gathered, probe: Probe, tuned: TunedClassifier | None, clock: Stopwatch, reporter: Reporter
 ) -> Judged:
     """Temperature, thresholds and figures, as :func:`topwork.commands.assess.judge` does it for one label an image."""
     parts, truth, seed = data.parts, data.labels, data.settings.seed
     with clock("evaluate"):
-        watcher.step("evaluate")
+        reporter.step("evaluate")
         classifier = _classifier(data, probe, tuned)
         predictions = {
             name: predict_label_sets(classifier, data.manifest, data.features, rows, truth, careful=name != "train")
@@ -60,7 +61,9 @@ def judge_label_sets(
         evaluation: dict[str, Any] = {
             name: figures(part, n_train, seed) for name, part in predictions.items() if name != "train"
         }
-        evaluation |= judge_leaks(predictions, data.manifest, parts, lambda part: figures(part, n_train, seed), watcher)
+        evaluation |= judge_leaks(
+            predictions, data.manifest, parts, lambda part: figures(part, n_train, seed), reporter
+        )
     return Judged(classifier, predictions, evaluation | parameters_of(classifier))
 
 

@@ -11,10 +11,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.commands.steps import Watcher
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split
 from topwork.evaluation.predictions import Bools
+from topwork.progress import Reporter
 
 KEPT = ("n", "accuracy", "balanced_accuracy", "mean_average_precision", "micro_f1")
 
@@ -38,7 +38,7 @@ def judge_leaks(
     manifest: Manifest,
     parts: Split,
     judge: Callable[[A], dict[str, Any]],
-    watcher: Watcher,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     """``leaks`` of ``evaluation.json``, or {} where there are none.
 
@@ -60,7 +60,7 @@ def judge_leaks(
         pairs = [(row, leaked[row]) for row in part.sample_indices[~clean].tolist()]
         paths = [[manifest.samples[a].path, manifest.samples[b].path] for a, b in pairs]
         found[name] = {"n_leaked": len(pairs), **figures, "pairs": paths}
-        watcher.note(leak_note(name, len(pairs), figures))
+        reporter.note(leak_note(name, len(pairs), figures))
     return {"leaks": found} if found else {}
 
 

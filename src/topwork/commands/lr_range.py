@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from topwork.commands.label_sets import check_settings
 from topwork.commands.prepare import fitted_probe, gather
-from topwork.commands.steps import Silent, Stopwatch, Watcher
+from topwork.progress import Reporter, Stopwatch
 from topwork.settings import FitSettings
 from topwork.training.tuning import Tuning, prepare
 
@@ -59,7 +59,7 @@ def lr_range(
     n_steps: int = 100,
     lowest: float = 1e-6,
     highest: float = 1.0,
-    watcher: Watcher | None = None,
+    reporter: Reporter | None = None,
 ) -> Ranged:
     """Raises the rate over ``n_steps`` steps of training on a copy of the network and reads the losses.
 
@@ -72,17 +72,17 @@ def lr_range(
     from topwork.training.lr_range import range_test
     from topwork.training.optimizer import stage_table
 
-    settings, watcher = replace(settings or FitSettings(), mode="tune", near_duplicates=False), watcher or Silent()
+    settings, reporter = replace(settings or FitSettings(), mode="tune", near_duplicates=False), reporter or Reporter()
     if settings.multi_label:
         check_settings(settings)
-    data = gather(path, settings, Stopwatch(), watcher)
-    watcher.step("probe")
-    probe = fitted_probe(data, Stopwatch(), watcher).probe
-    watcher.step("prepare")
-    ready = prepare(Tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings), watcher.progress)
-    watcher.step("range test")
+    data = gather(path, settings, Stopwatch(), reporter)
+    reporter.step("probe")
+    probe = fitted_probe(data, Stopwatch(), reporter).probe
+    reporter.step("prepare")
+    ready = prepare(Tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings), reporter.progress)
+    reporter.step("range test")
     network = make_network(data.backbone, ready.spec, ready.recipe, ready.start)
-    test = range_test(network, ready.recipe, ready.train, n_steps, lowest, highest, watcher.progress)
+    test = range_test(network, ready.recipe, ready.train, n_steps, lowest, highest, reporter.progress)
     scale = test.suggestion / max(rate for _, rate in ready.recipe.phases[-1].rates)  # the phase that was tested
     rows = tuple(replace(row, rate=row.rate * scale) for row in stage_table(network, ready.recipe))
     return Ranged(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.commands.steps import Stopwatch, Watcher, near_pairs, scan_and_embed, timing
+from topwork.commands.steps import near_pairs, scan_and_embed, timing
 from topwork.data.augment import Flip, pipeline
 from topwork.data.groups import join_groups
 from topwork.data.manifest import Manifest
@@ -29,6 +29,7 @@ from topwork.features.probe import Probe, fit_probe
 from topwork.features.views import Probed, View, asked_views, buy_views, with_views
 from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.head import Changes
+from topwork.progress import Reporter, Stopwatch
 from topwork.run import read_split
 from topwork.settings import FitSettings
 from topwork.text import escape
@@ -56,19 +57,19 @@ class Gathered:
         return self.manifest.targets
 
 
-def gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch, watcher: Watcher) -> Gathered:
+def gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch, reporter: Reporter) -> Gathered:
     """Scans, embeds and splits."""
     names = names_of(settings.backbone)
     with clock("backbone"):
-        watcher.step("backbone")
+        reporter.step("backbone")
         backbones = [_backbone(name, settings) for name in names]
         backbone = backbones[0]
         embedder = embedder_of(backbone, settings)
     with clock("scan_and_embed"):
-        watcher.step("scan and embed")
-        manifest, features = scan_and_embed(path, settings, embedder, watcher)
+        reporter.step("scan and embed")
+        manifest, features = scan_and_embed(path, settings, embedder, reporter)
     for note in manifest.notes:
-        watcher.note(note)
+        reporter.note(note)
     if settings.split_of is not None:
         manifest = divided_as(manifest, read_split(Path(settings.split_of)))
     with clock("split"):
@@ -81,12 +82,12 @@ def gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch
         if settings.mode != "probe" and not len(parts.valid):
             parts = with_valid(parts, manifest, settings.valid_fraction, groups)
         if manifest.multi_label:
-            _check_label_sets(manifest, parts, watcher)
+            _check_label_sets(manifest, parts, reporter)
         else:
-            _check_trainable(manifest, parts, watcher)
+            _check_trainable(manifest, parts, reporter)
     n_near = len(near.pairs) if near else None
     data = Gathered(settings, embedder.backbone, embedder, manifest, features, groups, parts, n_near)
-    return _with_chosen(data, backbones, clock, watcher) if len(backbones) > 1 else data
+    return _with_chosen(data, backbones, clock, reporter) if len(backbones) > 1 else data
 
 
 def _backbone(name: str, settings: FitSettings) -> Backbone:
@@ -103,7 +104,7 @@ def _mirror(settings: FitSettings) -> Mirror:
     return "both" if Flip(vertical=True) in steps else "horizontal"
 
 
-def _with_chosen(data: Gathered, backbones: Sequence[Backbone], clock: Stopwatch, watcher: Watcher) -> Gathered:
+def _with_chosen(data: Gathered, backbones: Sequence[Backbone], clock: Stopwatch, reporter: Reporter) -> Gathered:
     """The same images and split with the backbone that cross-validation on a few training images prefers."""
     settings, manifest = data.settings, data.manifest
     if manifest.multi_label:
@@ -111,7 +112,7 @@ def _with_chosen(data: Gathered, backbones: Sequence[Backbone], clock: Stopwatch
             f"--backbone {settings.backbone}: comparing backbones needs one label an image; give one name."
         )
     with clock("compare_backbones"):
-        watcher.step("compare backbones")
+        reporter.step("compare backbones")
         rows = subsample(data.labels, data.parts.train, settings.seed)
         some = replace(manifest, samples=tuple(manifest.samples[row] for row in rows.tolist()))
         embedders: dict[str, Embedder] = {data.backbone.name: data.embedder}
@@ -119,19 +120,19 @@ def _with_chosen(data: Gathered, backbones: Sequence[Backbone], clock: Stopwatch
         def embedded(backbone: Backbone) -> tuple[Features, Engine]:
             embedder = embedders.setdefault(backbone.name, embedder_of(backbone, settings))
             features = embed(
-                backbone, some, embedder=embedder, n_threads=settings.workers, on_progress=watcher.progress
+                backbone, some, embedder=embedder, n_threads=settings.workers, on_progress=reporter.progress
             )  # fmt: skip
             return features, embedder.engine
 
         groups = np.asarray(data.groups)[rows].tolist()
         choice = choose(backbones, embedded, data.labels[rows], len(manifest.classes), groups, settings.seed)
-        watcher.note(choice.words)
+        reporter.note(choice.words)
     backbone = next(one for one in backbones if one.name == choice.name)
     with clock("scan_and_embed"):
-        watcher.step("embed again")
+        reporter.step("embed again")
         embedder = embedders[backbone.name]
         features = embed(
-            backbone, manifest, embedder=embedder, n_threads=settings.workers, on_progress=watcher.progress
+            backbone, manifest, embedder=embedder, n_threads=settings.workers, on_progress=reporter.progress
         )  # fmt: skip
     return replace(data, backbone=embedder.backbone, embedder=embedder, features=features, choice=choice)
 
@@ -143,14 +144,14 @@ def embedder_of(backbone: Backbone, settings: FitSettings) -> Embedder:
     return Embedder(backbone, engine)
 
 
-def fitted_probe(data: Gathered, clock: Stopwatch, watcher: Watcher) -> Probed:
+def fitted_probe(data: Gathered, clock: Stopwatch, reporter: Reporter) -> Probed:
     """The head, with the augmented views that were asked for or that the time budget buys."""
     settings = data.settings
 
     def fitted(views: Sequence[View]) -> Probe:
         seen = with_views(
             data.manifest, data.features, data.labels, data.groups, data.parts.train, data.embedder, views,
-            settings.seed, settings.workers, watcher.progress,
+            settings.seed, settings.workers, reporter.progress,
         )  # fmt: skip
         probe = fit_probe(
             seen.features,
@@ -160,7 +161,7 @@ def fitted_probe(data: Gathered, clock: Stopwatch, watcher: Watcher) -> Probed:
             groups=seen.groups.tolist(),
             head="plain" if settings.head == "cosine" else settings.head,
             seed=settings.seed,
-            on_progress=watcher.progress,
+            on_progress=reporter.progress,
             balance=settings.balance,
         )
         return seen.images_only(probe)
@@ -174,7 +175,7 @@ def fitted_probe(data: Gathered, clock: Stopwatch, watcher: Watcher) -> Probed:
     return buy_views(fitted, data.labels[data.parts.train], rate, left)
 
 
-def _check_trainable(manifest: Manifest, parts: Split, watcher: Watcher) -> None:
+def _check_trainable(manifest: Manifest, parts: Split, reporter: Reporter) -> None:
     if len(manifest.classes) < MIN_CLASSES:
         raise UsageError(
             f"{escape(str(manifest.root))}: only one class, {escape(manifest.classes[0])}. A classifier needs at least two: "
@@ -184,10 +185,10 @@ def _check_trainable(manifest: Manifest, parts: Split, watcher: Watcher) -> None
     if len(trained) < MIN_CLASSES:
         raise UsageError(f"{escape(str(manifest.root))}: the train part has images of only {len(trained)} class.")
     untrained = [name for name in manifest.classes if name not in trained]
-    _say_untrained(untrained, "predicted", watcher)
+    _say_untrained(untrained, "predicted", reporter)
 
 
-def _check_label_sets(manifest: Manifest, parts: Split, watcher: Watcher) -> None:
+def _check_label_sets(manifest: Manifest, parts: Split, reporter: Reporter) -> None:
     """Says which labels cannot be learned.
 
     Raises:
@@ -201,10 +202,10 @@ def _check_label_sets(manifest: Manifest, parts: Split, watcher: Watcher) -> Non
             "An empty label means an image with none of them."
         )
     untrained = [name for name, n in zip(manifest.classes, counts.tolist(), strict=True) if not n]
-    _say_untrained(untrained, "given", watcher)
+    _say_untrained(untrained, "given", reporter)
 
 
-def _say_untrained(names: Sequence[str], verb: str, watcher: Watcher) -> None:
+def _say_untrained(names: Sequence[str], verb: str, reporter: Reporter) -> None:
     if names:
         some = ", ".join(escape(name) for name in names[:5])
-        watcher.note(f"Without a training image, so they can never be {verb} ({len(names)}): {some}.")
+        reporter.note(f"Without a training image, so they can never be {verb} ({len(names)}): {some}.")

@@ -16,12 +16,12 @@ import numpy as np
 
 from topwork.commands.compare import Judged, common_part, comparison_sentence, judged_part
 from topwork.commands.fit import fit
-from topwork.commands.steps import Watcher
 from topwork.data.corrections import Correction, Decision, Journal
 from topwork.data.manifest import Manifest, load_manifest
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.compare import Comparison, compare
 from topwork.evaluation.predictions import Predictions
+from topwork.progress import Reporter
 from topwork.run import read_evaluation, read_insights, read_split, resumed
 from topwork.settings import FitSettings, fit_command
 from topwork.text import as_text, escape
@@ -158,14 +158,14 @@ class Review:
         """What does the same from a shell."""
         return fit_command(self.path, str(self.corrected_run), vars(self.corrected_settings))
 
-    def fit_again(self, watcher: Watcher | None = None) -> Outcome:
+    def fit_again(self, reporter: Reporter | None = None) -> Outcome:
         """Fits with the corrected labels and compares with the run.
 
         Raises:
             UsageError, TopworkError: as ``fit``.
         """
         out = self.corrected_run
-        fit(self.path, out, self.corrected_settings, watcher=watcher)
+        fit(self.path, out, self.corrected_settings, reporter=reporter)
         return outcome_of(self.run, out)
 
     def close(self) -> None:

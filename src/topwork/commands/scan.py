@@ -5,13 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from topwork.commands.steps import (
-    Silent,
-    Watcher,
-    near_pairs,
-    rules_of,
-    scan_and_embed,
-)
+from topwork.commands.steps import near_pairs, rules_of, scan_and_embed
 from topwork.data.groups import join_groups
 from topwork.data.manifest import Manifest, scan
 from topwork.data.split import split
@@ -22,6 +16,7 @@ from topwork.features.duplicates import near_duplicates
 from topwork.features.embed import Embedder
 from topwork.features.engine import load_engine, with_resizer
 from topwork.models.backbone import load_backbone
+from topwork.progress import Reporter
 from topwork.settings import ScanSettings
 
 
@@ -41,28 +36,28 @@ class Surveyed:
 
 
 def survey(
-    path: str | os.PathLike[str], settings: ScanSettings | None = None, *, watcher: Watcher | None = None
+    path: str | os.PathLike[str], settings: ScanSettings | None = None, *, reporter: Reporter | None = None
 ) -> Surveyed:
     """Looks at the data without training: files, duplicates, leaks, shortcuts, sizes, outliers.
 
     Raises:
         UsageError: nothing usable there.
     """
-    settings, watcher = settings or ScanSettings(), watcher or Silent()
+    settings, reporter = settings or ScanSettings(), reporter or Reporter()
     near, spec = None, InputSpec()
     if settings.quick:
-        watcher.step("scan")
-        manifest = scan(path, n_threads=settings.workers, on_progress=watcher.progress, rules=rules_of(settings))
+        reporter.step("scan")
+        manifest = scan(path, n_threads=settings.workers, on_progress=reporter.progress, rules=rules_of(settings))
     else:
-        watcher.step("backbone")
+        reporter.step("backbone")
         backbone = load_backbone(settings.backbone)
         spec = backbone.spec
         engine = load_engine(backbone)
         backbone = with_resizer(backbone, engine)
         embedder = Embedder(backbone, engine)
-        watcher.step("scan and embed")
-        manifest, features = scan_and_embed(path, settings, embedder, watcher)
-        watcher.step("look")
+        reporter.step("scan and embed")
+        manifest, features = scan_and_embed(path, settings, embedder, reporter)
+        reporter.step("look")
         near = near_duplicates(manifest, features, embedder)
     groups = join_groups(manifest, near_pairs(near))
     given = any(sample.part for sample in manifest.samples)

@@ -6,11 +6,8 @@ In: paths and settings, or values of the layers below. Out: values. Nothing is w
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,73 +23,14 @@ from topwork.features.duplicates import NearDuplicates
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.probe import Probe
 from topwork.models.classifier import Classifier
+from topwork.progress import Reporter, Stopwatch
 from topwork.run import versions
 from topwork.settings import DataSettings, cache_folder
 from topwork.text import escape
 
 
-class Watcher(Protocol):
-    """Whoever shows a run: the command line, or nobody."""
-
-    def step(self, name: str) -> None:
-        """A step begins."""
-
-    def progress(self, n_done: int, n_all: int) -> None:
-        """Part of the present step is done."""
-
-    def note(self, text: str) -> None:
-        """A sentence the user should read."""
-
-    def stages(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Tuning begins: its stages, parameters, whether they move, rates."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """An epoch of tuning is done."""
-
-
-class Silent:
-    """A watcher that shows nothing."""
-
-    def step(self, name: str) -> None:
-        """Not shown."""
-
-    def progress(self, n_done: int, n_all: int) -> None:
-        """Not shown."""
-
-    def note(self, text: str) -> None:
-        """Not shown."""
-
-    def stages(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Not shown."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Not shown."""
-
-
-@dataclass
-class Stopwatch:
-    """Seconds of each step, by name."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Adds the time of a block to a step."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)
-
-    @property
-    def total(self) -> float:
-        """Seconds since it was started."""
-        return round(time.perf_counter() - self.started, 3)
-
-
 def scan_and_embed(
-    path: str | os.PathLike[str], settings: DataSettings, embedder: Embedder, watcher: Watcher
+    path: str | os.PathLike[str], settings: DataSettings, embedder: Embedder, reporter: Reporter
 ) -> tuple[Manifest, Features]:
     """One pass over the pixels; what was embedded before an interruption is kept."""
     try:
@@ -100,7 +38,7 @@ def scan_and_embed(
             path,
             visitor=embedder,
             n_threads=settings.workers,
-            on_progress=watcher.progress,
+            on_progress=reporter.progress,
             rules=rules_of(settings),
         )
     finally:

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from topwork.commands.steps import Silent, Watcher
+from topwork.progress import Reporter
 from topwork.settings import StudySettings
 from topwork.studies.bench import prepare
 from topwork.studies.catalog import runner_of, study_named
@@ -34,7 +34,7 @@ def run_study(
     path: str | os.PathLike[str] | None = None,
     settings: StudySettings | None = None,
     *,
-    watcher: Watcher | None = None,
+    reporter: Reporter | None = None,
 ) -> Studied:
     """Runs a study.
 
@@ -44,11 +44,11 @@ def run_study(
     Raises:
         UsageError: no such study, or nothing usable at the path.
     """
-    settings, watcher, study = settings or StudySettings(), watcher or Silent(), study_named(name)
+    settings, reporter, study = settings or StudySettings(), reporter or Reporter(), study_named(name)
     started = time.perf_counter()
     run = runner_of(study)
-    watcher.step("scan")
-    bench = prepare(path, settings, watcher.step, watcher.progress)
-    watcher.step(study.title)
+    reporter.step("scan")
+    bench = prepare(path, settings, reporter.step, reporter.progress)
+    reporter.step(study.title)
     findings = run(bench)
     return Studied(study, None if path is None else str(path), findings, time.perf_counter() - started)

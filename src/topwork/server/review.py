@@ -24,8 +24,8 @@ from starlette.routing import Route
 
 from topwork import __version__
 from topwork.commands.review import Conflict, Outcome, Review
-from topwork.commands.steps import Silent
 from topwork.errors import ImageError, TopworkError, UsageError
+from topwork.progress import Reporter
 from topwork.report.examine_page import page_environment
 from topwork.report.page import write_report
 from topwork.report.pictures import small_jpeg
@@ -91,7 +91,7 @@ def serve_review(review: Review, listener: socket.socket) -> None:
     run_app(create_review(desk), desk, ServeSettings(), desk.measures, listener)
 
 
-class _Telling(Silent):
+class _Telling(Reporter):
     """Says what a fit is doing."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
