@@ -46,10 +46,10 @@ def measure_rates(arguments: argparse.Namespace) -> None:
     """Prints median images per second of engine, decode and embed, and their ratios."""
     import numpy as np
 
+    from topwork.data.folders import read_regular_file
     from topwork.data.images import decode
     from topwork.data.loader import in_order
     from topwork.data.manifest import scan
-    from topwork.data.sources import read_regular_file
     from topwork.data.transforms import fit_to_input
     from topwork.features.embed import Embedder
     from topwork.features.engine import BATCH, load_engine

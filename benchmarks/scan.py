@@ -116,8 +116,7 @@ def _split_folders(fitted: object, root: Path) -> Path:
 
 def measure_duplicates(arguments: argparse.Namespace, scratch: Path) -> None:
     """Prints recall and false groups of 40 planted copies."""
-    from topwork.data.groups import join_groups
-    from topwork.data.split import split
+    from topwork.data.split import join_groups, split
 
     own = _pairs(arguments.caltech_mini)[1]
     paths = sorted(arguments.caltech_mini.glob("*/*.jpg"))[arguments.seed % 20 :: 20][:40]
@@ -294,8 +293,8 @@ def _scan_line(title: str, path: Path, *options: str) -> None:
 def measure_cost(arguments: argparse.Namespace, scratch: Path) -> None:
     """Prints seconds of embedding alone and of the whole scan, each with an empty cache."""
     from topwork.commands.scan import survey
+    from topwork.data.listing import list_data, read_image
     from topwork.data.loader import FactsStore, load_images
-    from topwork.data.sources import list_data
     from topwork.features.embed import Embedder
     from topwork.models.backbone import load_backbone
     from topwork.settings import ScanSettings
@@ -310,7 +309,9 @@ def measure_cost(arguments: argparse.Namespace, scratch: Path) -> None:
         embedder = Embedder(load_backbone("auto"))
         started, cpu = time.perf_counter(), time.process_time()
         listing = list_data(root)
-        for loaded in load_images(listing.entries, listing.read, FactsStore(scratch / "alone"), embedder):
+        for loaded in load_images(
+            listing.entries, lambda entry: read_image(listing.root, entry.path), FactsStore(scratch / "alone"), embedder
+        ):
             if loaded.pixels is not None:
                 embedder.take(loaded.content_hash, loaded.pixels)
         embedder.flush()

@@ -16,7 +16,7 @@ from torch import nn
 from tutorial import default, options, show, sizes, train
 
 import topwork
-from topwork.data.sources import Rules
+from topwork.data.samples import Rules
 from topwork.models.modules import build_classifier, feature_width
 from topwork.settings import TuneSettings
 

@@ -43,7 +43,7 @@ SIZE = int(os.environ.get("SIZE", "224"))
 # Every image is decoded to its last row; what cannot be used is named.
 
 # %%
-from topwork.data.sources import Rules
+from topwork.data.samples import Rules
 
 manifest = topwork.scan(DATA, rules=Rules(label_regex=os.environ.get("LABEL_REGEX", script.LABEL_REGEX)))
 print(manifest.counts)

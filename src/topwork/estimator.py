@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin  # noqa: TID253 - loaded only for this name
 from sklearn.utils.validation import check_is_fitted  # noqa: TID253
 
+from topwork.data.folders import read_regular_file
 from topwork.data.images import decode
 from topwork.data.loader import in_order
-from topwork.data.sources import read_regular_file
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input
 from topwork.errors import ImageError, UsageError
 from topwork.evaluation.calibration import fit_temperature

@@ -15,7 +15,7 @@ from drawing import draw_folders
 from topwork.data import corrections as module
 from topwork.data.corrections import COLUMNS, REMOVED, Correction, Corrections, Journal, read_corrections
 from topwork.data.manifest import scan
-from topwork.data.sources import Rules
+from topwork.data.samples import Rules
 from topwork.errors import TopworkError, UsageError
 
 A, B = "a" * 64, "b" * 64

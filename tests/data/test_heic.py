@@ -13,7 +13,7 @@ from data.drawn import scene
 from topwork.data import raster
 from topwork.data.images import NO_HEIC, decode
 from topwork.data.loader import FactsStore, load_images
-from topwork.data.sources import Entry
+from topwork.data.samples import Entry
 from topwork.errors import ImageError
 
 pillow_heif = pytest.importorskip("pillow_heif")

@@ -13,8 +13,8 @@ import pytest
 from data.drawn import encoded, scene
 from topwork.data.images import decode
 from topwork.data.loader import FactsStore, in_order, load_images
+from topwork.data.samples import Entry
 from topwork.data.shards import append_shard, read_shards, shard_files
-from topwork.data.sources import Entry
 from topwork.data.traits import VIEW, TraitStore, traits_of
 from topwork.data.transforms import InputSpec, fit_to_input, resize
 from topwork.errors import ImageError, TopworkError

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topwork.data.groups import exact_duplicates, join_groups
-from topwork.data.manifest import Manifest, Sample
-from topwork.data.split import divided_as, split, split_record
+from topwork.data.manifest import Manifest
+from topwork.data.samples import Sample
+from topwork.data.split import divided_as, exact_duplicates, join_groups, split, split_record
 from topwork.errors import UsageError
 from topwork.text import natural_key
 

@@ -14,7 +14,8 @@ import pytest
 from data.layouts import embedded_parquet, saved_dataset
 from drawing import draw_folders
 from topwork.data.hub import list_saved_dataset
-from topwork.data.sources import Entry, Reject, Rules, list_data, read_image
+from topwork.data.listing import list_data, read_image
+from topwork.data.samples import Entry, Reject, Rules
 from topwork.errors import ImageError, UsageError
 
 
@@ -87,7 +88,7 @@ def test_paths_from_windows_and_with_blanks_and_every_spelling_of_a_file_once(tm
     listing = list_data(tmp_path / "x.csv")
     assert {e.path for e in listing.entries} == {"a/1.jpg", "a/2.jpg", "a/back\\slash.jpg", "blank .jpg "}
     assert listing.rejects == (Reject("a/2.jpg", "listed twice"),)
-    assert all(listing.read(entry) == b"abc" for entry in listing.entries)
+    assert all(read_image(listing.root, entry.path) == b"abc" for entry in listing.entries)
 
 
 def test_a_row_that_names_a_folder_or_nothing_is_an_image_error(tmp_path) -> None:
@@ -107,9 +108,9 @@ def test_a_root_of_its_own(tmp_path) -> None:
     (tmp_path / "images" / "a.jpg").write_bytes(b"abc")
     (tmp_path / "x.csv").write_text("path,label\na.jpg,cat\n")
     listing = list_data(tmp_path / "x.csv", root=tmp_path / "images")
-    assert listing.read(listing.entries[0]) == b"abc"
+    assert read_image(listing.root, listing.entries[0].path) == b"abc"
     with pytest.raises(ImageError, match="no such file"):
-        (beside := list_data(tmp_path / "x.csv")).read(beside.entries[0])
+        read_image(tmp_path, list_data(tmp_path / "x.csv").entries[0].path)
 
 
 def test_parquet_that_is_none(tmp_path) -> None:
@@ -125,10 +126,10 @@ def test_images_inside_parquet_without_bytes_are_named_and_no_path_is_followed(t
     pq.write_table(pa.table({"image": rows, "label": ["x", "y", "z"]}), tmp_path / "x.parquet")
     listing = list_data(tmp_path / "x.parquet")
     assert [e.path for e in listing.entries] == ["0", "1", "2"]
-    assert listing.read(listing.entries[0]) == b"one"
+    assert read_image(listing.root, listing.entries[0].path) == b"one"
     for entry in listing.entries[1:]:
         with pytest.raises(ImageError, match="holds no bytes"):
-            listing.read(entry)
+            read_image(listing.root, entry.path)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from data.drawn import encoded
-from topwork.data.groups import join_groups
 from topwork.data.manifest import Manifest, scan
+from topwork.data.split import join_groups
 from topwork.evaluation.shortcut import FACTS, ShortcutCheck, check_shortcuts
 
 

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from drawing import draw
-from topwork.data.groups import join_groups
 from topwork.data.manifest import Manifest, scan
-from topwork.data.split import split
+from topwork.data.split import join_groups, split
 from topwork.data.traits import VIEW, traits_of
 from topwork.data.transforms import resize
 from topwork.features import duplicates

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from topwork.commands.steps import near_pairs, scan_and_embed, timing
 from topwork.data.augment import Flip, pipeline
-from topwork.data.groups import join_groups
 from topwork.data.manifest import Manifest
-from topwork.data.split import Split, divided_as, leave_out, split, with_valid
+from topwork.data.split import Split, divided_as, join_groups, leave_out, split, with_valid
 from topwork.data.transforms import Mirror
 from topwork.errors import UsageError
 from topwork.features.backbone_selection import Choice, choose, names_of, subsample

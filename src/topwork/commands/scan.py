@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from topwork.commands.steps import near_pairs, rules_of, scan_and_embed
-from topwork.data.groups import join_groups
+from topwork.commands.steps import (
+    near_pairs,
+    rules_of,
+    scan_and_embed,
+)
 from topwork.data.manifest import Manifest, scan
-from topwork.data.split import split
+from topwork.data.split import join_groups, split
 from topwork.data.transforms import InputSpec
 from topwork.evaluation.dataset_summary import Overview, findings, overview
 from topwork.evaluation.shortcut import check_shortcuts

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest, scan
-from topwork.data.sources import Rules
+from topwork.data.samples import Rules
 from topwork.data.split import Split
 from topwork.errors import UsageError
 from topwork.evaluation.metrics import PartEvaluation, evaluate_part
@@ -61,7 +61,7 @@ def rules_of(settings: DataSettings) -> Rules:
 
 
 def near_pairs(near: NearDuplicates | None) -> list[tuple[int, int]]:
-    """Rows that show the same picture, for :func:`topwork.data.groups.join_groups`."""
+    """Rows that show the same picture, for :func:`topwork.data.split.join_groups`."""
     return [(pair.a, pair.b) for pair in near.pairs] if near else []
 
 

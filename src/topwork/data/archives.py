@@ -26,7 +26,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
-from topwork.data.sources import Reject, is_hidden
+from topwork.data.folders import is_hidden
+from topwork.data.samples import Reject
 from topwork.errors import ImageError, UsageError
 from topwork.files import error_reason
 from topwork.text import escape

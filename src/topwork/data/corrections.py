@@ -15,15 +15,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
-from topwork.data.sources import Reject
+from topwork.data.samples import Reject, Sample
 from topwork.errors import TopworkError, UsageError
 from topwork.files import flush_folder
 from topwork.text import escape
-
-if TYPE_CHECKING:
-    from topwork.data.manifest import Sample
 
 Decision = Literal["relabel", "keep", "remove", "undo"]
 COLUMNS = ("content_hash", "path", "was", "decision", "label", "time")

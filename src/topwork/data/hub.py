@@ -14,7 +14,7 @@ from typing import Any
 
 from topwork.data import tables
 from topwork.data.layouts import PART_NAMES
-from topwork.data.sources import Listing, Reject, Rules
+from topwork.data.samples import Listing, Reject, Rules
 from topwork.errors import UsageError
 from topwork.text import escape, first_names
 

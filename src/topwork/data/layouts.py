@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from topwork.data.sources import Entry, Listing, Reject, Rules
+from topwork.data.samples import LABEL_SEPARATOR, Entry, Listing, Reject, Rules
 from topwork.errors import UsageError
 from topwork.text import escape, first_names, natural_key
 
@@ -29,7 +29,6 @@ PART_NAMES = {
     "test_set": "test",
     "validation_set": "valid",
 }
-LABEL_SEPARATOR = "|"
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from topwork.data.images import DECODER_VERSION, NO_HEIC, OUT_OF_MEMORY, ImageFacts, decode
+from topwork.data.samples import Entry
 from topwork.data.shards import append_shard, read_shards
-from topwork.data.sources import Entry
 from topwork.data.traits import VIEW, Traits, TraitStore, traits_of
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input
 from topwork.errors import ImageError

@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from topwork.data.corrections import lay_over, read_corrections
-from topwork.data.layouts import LABEL_SEPARATOR
+from topwork.data.listing import list_data, read_image
 from topwork.data.loader import FactsStore, Loaded, Visitor, load_images
+from topwork.data.samples import LABEL_SEPARATOR, Listing, Reject, Rules, Sample
 from topwork.data.shards import read_parquet
-from topwork.data.sources import Listing, Reject, Rules, list_data, read_image
 from topwork.data.traits import TraitStore, TraitTable
 from topwork.errors import UsageError
 from topwork.files import atomic_file
@@ -35,35 +35,13 @@ from topwork.text import escape, natural_key
 FEW_IMAGES = 10  # a class with fewer training images than this is named before training
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image. ``path`` is relative to the manifest's root; width and height in pixels, upright.
-
-    Where an image may have several labels, ``label`` holds them all in natural order, joined by ``|``; "" where none.
-    """
-
-    path: str
-    label: str
-    part: str | None
-    group: str | None
-    domain: str | None
-    content_hash: str
-    n_bytes: int
-    format: str
-    mode: str
-    width: int
-    height: int
-    orientation: int
-    is_gray: bool = False
-
-
 @dataclass(frozen=True)
 class Manifest:
     """The images of a data set.
 
     Attributes:
         root: folder that the paths are relative to, or the archive or Parquet file that holds the images.
-        layout: how the data was laid out (see ``data/sources.py``).
+        layout: how the data was laid out (see ``data/samples.py``).
         classes: class names that have images, in natural order; a label is an index into them.
         notes: sentences the user should read before training.
         multi_label: an image may have several labels; then ``labels`` has no meaning, and ``label_matrix`` has.
@@ -160,7 +138,9 @@ def scan(
     samples: list[Sample] = []
     rejects = list(listing.rejects)
     try:
-        images = load_images(listing.entries, listing.read, facts, visitor, n_threads, traits)
+        images = load_images(
+            listing.entries, lambda entry: read_image(listing.root, entry.path), facts, visitor, n_threads, traits
+        )
         for n_done, loaded in enumerate(images, start=1):
             _remember(facts, traits, loaded)
             if loaded.facts is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topwork.data import layouts
-from topwork.data.sources import Entry, Listing, Reject, Rules
+from topwork.data.samples import LABEL_SEPARATOR, Entry, Listing, Reject, Rules
 from topwork.errors import ImageError, UsageError
 from topwork.files import error_reason
 from topwork.text import escape, first_names, natural_key
@@ -67,7 +67,7 @@ def rows_listing(root: Path, layout: str, rows: Iterable[Row], rules: Rules, rej
         name = row.get("path") or ""
         label = (take(name) if take else row.get("label")) or ""
         if rules.multi_label:
-            label = layouts.join_labels(label.split(layouts.LABEL_SEPARATOR))
+            label = layouts.join_labels(label.split(LABEL_SEPARATOR))
         if not name or not (label or (rules.multi_label and take is None)):
             missing = "the name does not match --label-regex" if take else "no label"
             rejects.append(Reject(name or "(row without a path)", missing if name else "no path"))
@@ -75,7 +75,7 @@ def rows_listing(root: Path, layout: str, rows: Iterable[Row], rules: Rules, rej
             part = layouts.part_named(row.get("split"), f"the row of {name}")
             entries[name] = Entry(name, label, part, row.get("group"), row.get("domain"))
         elif rules.multi_label:
-            both = layouts.join_labels([entries[name].label, *label.split(layouts.LABEL_SEPARATOR)])
+            both = layouts.join_labels([entries[name].label, *label.split(LABEL_SEPARATOR)])
             entries[name] = Entry(name, _flat(both), *_rest(entries[name]))
         else:
             same = entries[name].label == label
@@ -92,7 +92,7 @@ def rows_listing(root: Path, layout: str, rows: Iterable[Row], rules: Rules, rej
 
 
 def _flat(text: str) -> str:
-    return layouts.join_labels(text.split(layouts.LABEL_SEPARATOR))
+    return layouts.join_labels(text.split(LABEL_SEPARATOR))
 
 
 def _rest(entry: Entry) -> tuple[str | None, str | None, str | None]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest
-from topwork.data.sources import Rules
+from topwork.data.samples import Rules
 from topwork.errors import UsageError
 from topwork.files import error_reason
 from topwork.text import escape

@@ -1,7 +1,7 @@
 """Which images to look at: in go out-of-fold probabilities, labels and features, out come suspects with evidence.
 
 The probabilities of an image must come from a head that was not trained on it, or wrong labels hide themselves.
-Not here: changing a label (``web.review``), duplicates (``data.groups``), the mistakes of one part (``metrics``).
+Not here: changing a label (``web.review``), duplicates (``data.split``), the mistakes of one part (``metrics``).
 """
 
 from __future__ import annotations

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.data.groups import exact_duplicates
 from topwork.data.manifest import FEW_IMAGES, Manifest
-from topwork.data.split import Split
+from topwork.data.split import Split, exact_duplicates
 from topwork.data.traits import TraitTable
 from topwork.evaluation.shortcut import ShortcutCheck
 from topwork.features.duplicates import NearDuplicates

@@ -14,7 +14,7 @@ from math import exp, log
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from topwork.data.layouts import LABEL_SEPARATOR
+from topwork.data.samples import LABEL_SEPARATOR
 from topwork.evaluation.calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from topwork.evaluation.decisions import Decision
 from topwork.evaluation.predictions import Bools, Ints

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from topwork.data.sources import is_hidden
+from topwork.data.folders import is_hidden
 from topwork.errors import TopworkError, UsageError
 from topwork.export.predictor import Prediction, Predictor
 from topwork.files import atomic_file

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.data.layouts import LABEL_SEPARATOR
+from topwork.data.samples import LABEL_SEPARATOR
 from topwork.data.transforms import Pixels
 from topwork.errors import TopworkError
 from topwork.evaluation.label_sets import sigmoid

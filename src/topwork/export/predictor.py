@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.data.folders import read_regular_file
 from topwork.data.images import decode
 from topwork.data.loader import in_order
-from topwork.data.sources import read_regular_file
 from topwork.data.transforms import Pixels, fit_to_input
 from topwork.errors import ImageError
 from topwork.evaluation.decisions import Thresholds, decide

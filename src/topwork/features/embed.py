@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.data.listing import read_image
 from topwork.data.loader import FactsStore, load_images
 from topwork.data.manifest import Manifest
-from topwork.data.sources import Entry, read_image
+from topwork.data.samples import Entry
 from topwork.data.transforms import Pixels
 from topwork.errors import TopworkError
 from topwork.features.engine import BATCH, Batch, Engine, fingerprint, load_engine, with_resizer

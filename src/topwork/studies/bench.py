@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest, scan
-from topwork.data.sources import Rules
+from topwork.data.samples import Rules
 from topwork.data.split import split
 from topwork.data.transforms import Pixels
 from topwork.errors import UsageError

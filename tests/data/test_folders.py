@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topwork.data.sources import Reject, list_data, read_regular_file
+from topwork.data.folders import read_regular_file
+from topwork.data.listing import list_data, read_image
+from topwork.data.samples import Reject
 from topwork.errors import ImageError, UsageError
 from topwork.text import escape, natural_key
 
@@ -41,7 +43,7 @@ def test_classes_are_folders_and_nested_folders_belong_to_them(tmp_path) -> None
     ]
     assert listing.class_names == ("cat", "dog", "empty")
     assert listing.rejects == (Reject("stray.jpg", "not in a class folder"),)
-    assert listing.read(listing.entries[0]) == b"cat/1.jpg"
+    assert read_image(listing.root, listing.entries[0].path) == b"cat/1.jpg"
 
 
 def test_order_is_natural_and_does_not_depend_on_the_file_system(tmp_path, monkeypatch) -> None:
@@ -93,7 +95,7 @@ def test_any_name_the_file_system_allows(tmp_path) -> None:
     listing = list_data(tmp_path)
     assert {e.path for e in listing.entries} == {f"class {name}/{name}" for name in NAMES}
     assert {e.label for e in listing.entries} == {f"class {name}" for name in NAMES}
-    assert [listing.read(e).decode("utf-8", "surrogateescape") for e in listing.entries] == [
+    assert [read_image(listing.root, e.path).decode("utf-8", "surrogateescape") for e in listing.entries] == [
         e.path for e in listing.entries
     ]
     assert not any(c in escape(name) for name in NAMES for c in "\n\t\u202e\udcff")
@@ -184,7 +186,7 @@ def test_what_may_not_be_read_is_named(tmp_path) -> None:
         listing = list_data(tmp_path)
         assert "folder cannot be read: permission denied" in reasons(tmp_path)["dog/"]
         with pytest.raises(ImageError, match="permission denied"):
-            listing.read(listing.entries[1])
+            read_image(listing.root, listing.entries[1].path)
     finally:
         (tmp_path / "dog").chmod(0o700)
 
@@ -208,7 +210,7 @@ def test_files_that_go_or_grow_are_named(tmp_path) -> None:
     listing = list_data(tmp_path)
     (tmp_path / "cat" / "1.jpg").unlink()
     with pytest.raises(ImageError, match="no such file"):
-        listing.read(listing.entries[0])
+        read_image(listing.root, listing.entries[0].path)
     (tmp_path / "cat" / "1.jpg").write_bytes(bytes(2000))
     with pytest.raises(ImageError, match="larger than"):
         read_regular_file(tmp_path / "cat" / "1.jpg", max_bytes=1000)

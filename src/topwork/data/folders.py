@@ -1,0 +1,146 @@
+"""The files below a folder.
+
+In: a folder. Out: a :class:`Walk`: the names of its files and folders, and what is not used with the reason; and the bytes of a file.
+
+The rule for folders, the same everywhere: the first level names the class (or the part: train, valid, test), nested
+folders belong to it. Hidden files and folders (leading dot, or left by an operating system) are named and not read.
+Links are followed after everything real has been listed, and only to what has not been listed yet, so the walk ends
+and counts nothing twice. Only regular files are opened.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from topwork.data.samples import Reject
+from topwork.errors import ImageError
+from topwork.files import error_reason
+from topwork.text import natural_key
+
+_SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"}
+MAX_FILE_BYTES = 512 << 20  # its bytes count towards the 1 GB that one file may cost
+
+
+def read_regular_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a regular file; never waits on a pipe or device.
+
+    Raises:
+        ImageError: missing, unreadable, not a regular file, or larger than ``max_bytes``.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO that nobody writes to would otherwise hang for ever.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except (OSError, ValueError) as error:
+        raise ImageError(error_reason(error)) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):  # asked before Python wraps it, which fails on a folder
+            raise ImageError("not a regular file")
+        if status.st_size > max_bytes:
+            raise ImageError(f"larger than {max_bytes >> 20} MiB")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    except OSError as error:
+        raise ImageError(error_reason(error)) from None
+    finally:
+        os.close(descriptor)
+
+
+@dataclass
+class Walk:
+    """What one walk has collected; links wait until everything real has been seen."""
+
+    files: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    seen: set[tuple[int, int]] = field(default_factory=set)
+    linked: set[tuple[int, int]] = field(default_factory=set)
+
+
+def walk_folder(root: Path) -> Walk:
+    """Every file and folder below a folder, real ones before links."""
+    walk = Walk()
+    status = root.stat()
+    walk.seen.add((status.st_dev, status.st_ino))
+    _walk_folder(root, "", walk)
+    # Links last, in natural order, and again for links found behind links: what is real always wins.
+    while walk.links:
+        pending, walk.links = sorted(walk.links, key=natural_key), []
+        for name in pending:
+            _follow(root, name, walk)
+    return walk
+
+
+def _walk_folder(root: Path, relative: str, walk: Walk) -> None:
+    pending = [relative]
+    while pending:
+        folder = pending.pop()
+        try:
+            with os.scandir(root / folder) as scan:
+                found = sorted(scan, key=lambda item: natural_key(item.name))
+        except OSError as error:
+            walk.rejects.append(Reject(folder + "/", f"folder cannot be read: {error_reason(error)}"))
+            continue
+        for item in found:
+            name = f"{folder}/{item.name}" if folder else item.name
+            if is_hidden(item.name):
+                walk.rejects.extend(_hidden_rejects(root, name, item))
+            elif item.is_symlink():
+                walk.links.append(name)
+            elif item.is_dir(follow_symlinks=False):
+                status = item.stat(follow_symlinks=False)
+                if (status.st_dev, status.st_ino) not in walk.seen:  # a bind mount can show a folder twice
+                    walk.seen.add((status.st_dev, status.st_ino))
+                    walk.folders.append(name)
+                    pending.append(name)
+            else:
+                _take_file(name, item.stat(follow_symlinks=False), walk)
+
+
+def _take_file(name: str, status: os.stat_result, walk: Walk) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        walk.rejects.append(Reject(name, "not a regular file"))
+        return
+    walk.linked.add((status.st_dev, status.st_ino))
+    walk.files.append(name)
+
+
+def _follow(root: Path, name: str, walk: Walk) -> None:
+    try:
+        status = (root / name).stat()
+    except (OSError, RuntimeError) as error:
+        walk.rejects.append(Reject(name, f"broken link or link loop: {error_reason(error)}"))
+        return
+    identity = (status.st_dev, status.st_ino)
+    if stat.S_ISDIR(status.st_mode):
+        if identity in walk.seen:
+            walk.rejects.append(Reject(name, "link to a folder already listed"))
+            return
+        walk.seen.add(identity)
+        walk.folders.append(name)
+        _walk_folder(root, name, walk)
+    elif identity in walk.linked:
+        walk.rejects.append(Reject(name, "link to a file already listed"))
+    else:
+        _take_file(name, status, walk)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether the listing rule sets a file or folder of this name aside."""
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def _hidden_rejects(root: Path, name: str, item: os.DirEntry[str]) -> Iterator[Reject]:
+    if not item.is_dir(follow_symlinks=False):
+        yield Reject(name, "hidden or system file")
+    elif "/" not in name:  # .git and the like beside the class folders: one line is enough
+        yield Reject(name + "/", "hidden or system folder")
+    else:
+        for folder, _, files in os.walk(root / name):
+            for file in files:
+                yield Reject(os.path.relpath(Path(folder) / file, root), "in a hidden or system folder")

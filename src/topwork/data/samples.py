@@ -1,0 +1,103 @@
+"""The values that pass between the files of this folder: what may be an image, what is not used, and what the user asked.
+
+In: nothing. Out: types that every other file here may import; this one imports none of them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LABEL_SEPARATOR = "|"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file that may be an image.
+
+    Attributes:
+        path: relative to the root of the listing, with ``/``.
+        label: class name; where an image may have several, all of them in natural order, joined by ``|``.
+    """
+
+    path: str
+    label: str
+    part: str | None = None
+    group: str | None = None
+    domain: str | None = None
+
+
+@dataclass(frozen=True)
+class Reject:
+    """One file that is not used, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the user says about how a data set is to be read.
+
+    Attributes:
+        root: folder that the paths of a table are relative to; by default the table's own.
+        label_regex: takes the label from the file name (or from the path, if it contains ``/``).
+        group_by: a column of the table, or a regular expression on the path, that names images that belong together.
+        domain_by: a regular expression on the path that names the domain of an image.
+        limit_per_class: at most so many images of each class (in each given part), drawn by ``seed`` and name.
+        multi_label: an image may have several labels, separated by ``|`` or in rows of their own.
+        corrections: a file of corrected labels (see ``data/corrections.py``).
+    """
+
+    root: str | os.PathLike[str] | None = None
+    label_regex: str | None = None
+    group_by: str | None = None
+    domain_by: str | None = None
+    limit_per_class: int | None = None
+    multi_label: bool = False
+    seed: int = 0
+    corrections: str | os.PathLike[str] | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What was found under a path, before any image is opened.
+
+    Attributes:
+        root: the folder that the paths of the entries are relative to, or the file that holds the images.
+        layout: ``folders``, ``parts`` (train/valid/test folders), ``names`` (labels from file names), ``table`` or
+            ``hub`` (saved by Hugging Face datasets).
+        entries: in the order in which reading is fast: natural order, but for compressed archives that of the archive.
+        class_names: natural order; with empty classes, which have no entries.
+        notes: sentences the user should read.
+    """
+
+    root: Path
+    layout: str
+    entries: tuple[Entry, ...]
+    class_names: tuple[str, ...]
+    rejects: tuple[Reject, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image. ``path`` is relative to the manifest's root; width and height in pixels, upright.
+
+    Where an image may have several labels, ``label`` holds them all in natural order, joined by ``|``; "" where none.
+    """
+
+    path: str
+    label: str
+    part: str | None
+    group: str | None
+    domain: str | None
+    content_hash: str
+    n_bytes: int
+    format: str
+    mode: str
+    width: int
+    height: int
+    orientation: int
+    is_gray: bool = False
