@@ -65,6 +65,34 @@ def test_problems_side_by_side_do_not_touch_each_other():
         np.testing.assert_allclose(together.logits()[k], alone.logits()[0], atol=5e-3)
 
 
+def test_soft_targets_and_a_further_loss_reach_the_minimum_of_scipy():
+    """The further loss pulls the logits of the last rows, which have no label, to 1."""
+    from scipy.optimize import minimize
+    from scipy.special import logsumexp
+
+    x, y = blobs(60, 8)
+    x = x.astype(np.float64) - x.astype(np.float64).mean(0)
+    soft = 0.7 * np.eye(4)[y] + 0.3 / 4
+    weights = np.where(np.arange(60) < 40, 1.0, 0.0)
+    problem = SoftmaxRegression(x.astype(np.float32), soft, 4, weights[None])
+
+    def pull(logits):
+        gradient = np.zeros_like(logits)
+        gradient[40:] = (logits[40:] - 1) / 20
+        return float(np.square(logits[40:] - 1).sum() / 40), gradient
+
+    def objective(flat):
+        v = flat.reshape(9, 4)
+        logits = x @ v[:-1] + v[-1]
+        loss = (logsumexp(logits, 1) - (logits * soft).sum(1))[:40].mean()
+        return loss + pull(logits)[0] + 0.05 * np.square(v[:-1]).sum()
+
+    problem.extra_loss = pull
+    problem.solve(0.1, 1e-9, 400)
+    expected = minimize(objective, np.zeros(36)).x.reshape(9, 4)
+    np.testing.assert_allclose(problem.logits()[0], x @ expected[:-1] + expected[-1], atol=2e-2)
+
+
 def test_the_head_reproduces_its_own_training():
     x, y = blobs(spread=0.3)
     probe = fit_probe(ArrayFeatures(x), y, 4)

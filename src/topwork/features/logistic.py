@@ -1,7 +1,7 @@
 """The solvers behind linear heads: many regularized logistic regressions on the same rows, minimized side by side.
 
-In: columns, targets, weights of the rows. Out: weights and biases. :class:`SoftmaxRegression` is for one label an image,
-:class:`LogisticRegressions` for any number of labels: one class against the rest each.
+In: columns, targets, weights of the rows. Out: weights and biases. :class:`SoftmaxRegression` is for one label per image,
+or probabilities; :class:`LogisticRegressions` for any number of labels: one class against the rest each.
 
 The rows are first rotated onto the eigenvectors of their covariance, which leaves the penalty as it is and makes the
 curvature of the loss nearly diagonal (for each class about the covariance times the mean of p (1 - p); Böhning 1992,
@@ -11,6 +11,7 @@ problems are fitted at once, so the rows are read once a step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,15 @@ class SoftmaxRegression:
 
     Args:
         x: (N, D) float32, centered.
-        y: (N,) labels.
+        y: (N,) labels, or (N, C) probabilities (soft targets).
         sample_weights: (K, N), not negative; a zero leaves a row out of a problem.
+
+    Attributes:
+        extra_loss: a further term of every problem: from the (N, C) logits of all rows to its value and its gradient.
     """
 
     history = 8
+    extra_loss: Callable[[Floats], tuple[float, NDArray[Any]]] | None = None
 
     def __init__(self, x: Floats, y: NDArray[Any], n_classes: int, sample_weights: NDArray[np.float64]) -> None:
         self.z, self.back, self.variance = _rotated(x)
@@ -45,6 +50,8 @@ class SoftmaxRegression:
 
     def _targets(self, y: NDArray[Any]) -> Floats:
         """(N, 1, C) what the probabilities should be."""
+        if y.ndim == 2:
+            return np.asarray(y, np.float32)[:, None, :]
         target = np.zeros((len(y), 1, self.n_classes), np.float32)
         target[np.arange(len(y)), 0, y] = 1
         return target
@@ -127,6 +134,7 @@ class SoftmaxRegression:
         """(K,) losses and their gradient with respect to the preconditioned weights."""
         w = v * precondition
         logits = self._logits(w)
+        extra = [self.extra_loss(logits[:, k]) for k in range(self.n_problems)] if self.extra_loss else []
         logits -= logits.max(2, keepdims=True)
         own = (logits * self.target).sum(2)
         np.exp(logits, out=logits)
@@ -136,6 +144,9 @@ class SoftmaxRegression:
         logits /= total[:, :, None]
         logits -= self.target
         logits *= self.share
+        for k, (value, by_logits) in enumerate(extra):
+            loss[k] += value
+            logits[:, k] += by_logits
         gradient = np.empty_like(w)
         gradient[:-1] = (self.z.T @ logits.reshape(len(logits), -1)).reshape(w[:-1].shape) + penalty * w[:-1]
         gradient[-1] = logits.sum(0)
