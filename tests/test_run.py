@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from topwork.commands.fit import fit
 from topwork.data.split import split_record
 from topwork.errors import UsageError
 from topwork.export.predictor import Predictor
+from topwork.settings import FitSettings
 
 RUN_FILES = {
     "settings.json",
@@ -262,12 +264,21 @@ def test_a_prediction_imports_neither_torch_nor_timm(fitted, data):
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("verb", ["scan", "fit", "evaluate", "predict", "report", "models", "demo"])
-def test_every_verb_explains_itself(verb):
-    done = topwork(verb, "--help")
+@pytest.mark.parametrize("command", ["scan", "fit", "evaluate", "predict", "report", "models", "demo", "runs", "cache"])
+def test_every_command_explains_itself(command):
+    done = topwork(command, "--help-all")
     assert done.returncode == 0
     assert "--json" in done.stdout
-    assert "--seed" in done.stdout
+    # An option without effect is an error, so only what draws at random takes a seed.
+    assert ("--seed" in done.stdout) == (command in ("scan", "fit", "evaluate", "demo"))
+
+
+def test_the_help_of_fit_fits_one_screen_and_help_all_has_every_option():
+    short, long = topwork("fit", "--help").stdout, topwork("fit", "--help-all").stdout
+    assert len(short.splitlines()) <= 60
+    assert "--help-all" in short
+    for item in fields(FitSettings):
+        assert "--" + item.name.replace("_", "-") in long.replace("--no-", "--")
 
 
 # ---- wrong use and trouble

@@ -1,4 +1,4 @@
-"""The command line: every verb, in the order of the work. Parsing and showing only; the work is below.
+"""The command line: every command, grouped by task. Parsing and showing only; the work is in ``commands/``.
 
 Exit status: 0 done; 1 failed; 2 wrong use; 3 done, but more files were rejected than allowed; 128+n on signal n.
 With ``--json`` stdout holds one JSON object and nothing else.
@@ -12,14 +12,19 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+import attrs
+from cyclopts import App, Group, Parameter
+from cyclopts.help import DefaultFormatter, HelpPanel
 
 from topwork import __version__
+from topwork.console import Terminal
 from topwork.errors import Interrupted, TopworkError, UsageError
 from topwork.settings import (
     AdaptSettings,
@@ -30,129 +35,118 @@ from topwork.settings import (
     ServeSettings,
     StudySettings,
     is_launched,
+    option_group,
 )
 
 TOO_MANY_REJECTS = 3
 STDIN = "(stdin)"  # stands for a lone "-", which the parser would take for an option
+MANY_OPTIONS = 24  # a command with more shows only the everyday ones, unless --help-all is given
 
+
+class OptionsBySubject(DefaultFormatter):
+    """Help with the options grouped by subject; of a command with many options, the everyday ones."""
+
+    show_all = False
+
+    def __call__(self, console: Any, options: Any, panel: HelpPanel) -> None:
+        """Prints one panel, or one per subject."""
+        if panel.format != "parameter" or any(entry.positional_label for entry in panel.entries):
+            super().__call__(console, options, panel)
+            return
+        groups: dict[str, list[Any]] = {}
+        for entry in panel.entries:
+            title, is_everyday = option_group(entry.positive_names[0])
+            if is_everyday or self.show_all or len(panel.entries) <= MANY_OPTIONS:
+                # A flag is shown by the one name that changes something.
+                is_on = entry.default == "True"
+                shown: dict[str, Any] = (
+                    {"positive_names": ()} if is_on and entry.negative_names else {"negative_names": ()}
+                )
+                default = None if entry.default in ("True", "False") else entry.default
+                groups.setdefault(title, []).append(attrs.evolve(entry, default=default, **shown))
+        for title, entries in groups.items():
+            super().__call__(console, options, panel.copy(title=title, entries=entries))
+        n_more = len(panel.entries) - sum(map(len, groups.values()))
+        if n_more:
+            console.print(f"{n_more} more options for experts: --help-all", highlight=False)
+
+
+TRAIN = Group("Train", sort_key=1)
+UNDERSTAND = Group("Understand", sort_key=2)
+USE = Group("Use", sort_key=3)
+IMPROVE = Group("Improve", sort_key=4)
+LEARN = Group("Learn", sort_key=5)
+MANAGE = Group("Manage", sort_key=6)
+
+formatter = OptionsBySubject()
 app = App(
     name="topwork",
     version=__version__,
     help=(
         "From a folder of images to a classifier you can trust.\n\n"
-        "Start with: topwork fit FOLDER --out RUN (one folder a class). Then open RUN/report.html."
+        "Start with: topwork fit FOLDER --out RUN (one folder per class). Then open RUN/report.html."
     ),
     help_format="plaintext",
+    help_formatter=formatter,
     result_action="return_value",
 )
+app.register_install_completion_command(add_to_startup=False, help="Install tab completion for this shell.")
 
 
 @dataclass(frozen=True)
 class Common:
-    """What every verb takes."""
+    """What every command takes."""
 
     json: bool = field(default=False, metadata={"help": "Print one JSON object on stdout, nothing else."})
     quiet: bool = field(default=False, metadata={"help": "No progress and no notes on stderr."})
-    debug: bool = field(default=False, metadata={"help": "Show the whole traceback of an error."})
+    debug: bool = field(default=False, metadata={"help": "Show the full traceback of an error."})
 
 
 Flat = Parameter(name="*")
 CommonArgs = Annotated[Common, Flat]
+IMAGES = "A folder with one folder per class, or with train/valid/test folders; a CSV or Parquet table; a tar or zip archive."
+MODEL = "A run directory or its model/ folder."
+Model = Annotated[str, Parameter(help=MODEL)]
+Labeled = Annotated[str, Parameter(help=f"Labeled images. {IMAGES}")]
+Out = Annotated[str, Parameter(help="Output directory.")]
+Overwrite = Annotated[bool, Parameter(help="Replace what --out holds.")]
+Part = Annotated[
+    Literal["auto", "train", "valid", "test", "all"],
+    Parameter(help="Part to use if the data has train/valid/test. auto: test, else valid, else all."),
+]
 
 
-@app.command
-def scan(
-    path: str,
-    /,
-    *,
-    report: str | None = None,
-    settings: Annotated[ScanSettings, Flat] = ScanSettings(),
-    common: CommonArgs = Common(),
-) -> int:
-    """Look at the data before training: classes, rejects, duplicates, leaks, shortcuts, sizes and outliers.
-
-    Parameters
-    ----------
-    path
-        Folder with one folder a class, folder with train/valid/test folders, CSV or Parquet table, tar or zip archive.
-    report
-        Also write a page with plots and examples to this file.
-    """
-    from topwork.commands.scan import survey
-    from topwork.console import Terminal, overview_lines
-
-    with Terminal(common.quiet) as terminal:
-        surveyed = survey(path, settings, reporter=terminal)
-        manifest, found = surveyed.manifest, surveyed.overview
-        for note in (*manifest.notes, *surveyed.findings):
-            terminal.note(note)
-        if report is not None:
-            from topwork.report.scan_page import write_scan_page
-
-            terminal.step("report")
-            write_scan_page(surveyed, Path(report), settings.augment, settings.seed)
-        terminal.finish()
-    answer = {
-        "path": path,
-        "layout": manifest.layout,
-        "classes": manifest.counts,
-        "n_used": len(manifest.samples),
-        "n_rejected": len(manifest.rejects),
-        "rejects": [asdict(reject) for reject in manifest.rejects],
-        "parts": _part_counts(manifest.samples),
-        "digest": manifest.digest,
-        "notes": list(manifest.notes),
-        "findings": list(surveyed.findings),
-        **found.as_dict(manifest),
-    }
-    if common.json:
-        _print_json(answer)
-    else:
-        print("\n".join(overview_lines(found)))
-        print(f"\n{len(manifest.samples):,} images used, {len(manifest.rejects):,} files rejected.")
-        _print_rejects(manifest.rejects)
-        if report is not None:
-            print(f"Report: {report}")
-    return _reject_status(len(manifest.rejects), len(manifest.samples), settings)
+# ---- train
 
 
-@app.command
+@app.command(group=TRAIN)
 def fit(
-    path: str | None = None,
+    path: Annotated[str | None, Parameter(help=IMAGES)] = None,
     /,
     *,
-    out: str | None = None,
-    resume: str | None = None,
-    overwrite: bool = False,
+    out: Annotated[
+        str | None, Parameter(help="Output directory [default: runs/NAME-OF-PATH, then -2, -3 ...].")
+    ] = None,
+    resume: Annotated[str | None, Parameter(help="Continue this interrupted run with its own settings.")] = None,
+    overwrite: Overwrite = False,
+    open: Annotated[bool, Parameter(help="Open the report in a browser at the end.")] = False,
     settings: Annotated[FitSettings, Flat] = FitSettings(),
     common: CommonArgs = Common(),
 ) -> int:
-    """Train a classifier on the images below PATH, judge it honestly, and write a run folder with a report.
-
-    Parameters
-    ----------
-    path
-        Folder with one folder a class, folder with train/valid/test folders, or CSV or Parquet table.
-    out
-        The run folder to make; by default runs/NAME-OF-PATH.
-    resume
-        Continue the run in this folder with its own settings; needs nothing else.
-    overwrite
-        Replace the finished run that --out holds.
-    """
+    """Train a classifier on the images in PATH, evaluate it on held-out data and write a run directory with a report."""
     from topwork.commands.fit import fit as fit_run
     from topwork.commands.fit import follow
-    from topwork.console import Terminal, part_lines
+    from topwork.console import fit_lines
     from topwork.report.page import prepare, write_report
-    from topwork.run import resumed
+    from topwork.run import free_run_folder, resumed
 
     if resume is not None:
         path, out, settings, finished = resumed(resume)
         if finished:
-            raise UsageError(f"{resume}: is finished already; there is nothing to resume.")
+            raise UsageError(f"{resume}: this run is finished; there is nothing to resume.")
     if path is None:
         raise UsageError("fit needs the folder of images: topwork fit PATH --out RUN (or --resume RUN).")
-    folder = Path(out) if out else Path("runs") / (Path(path).resolve().stem or "data")
+    folder = Path(out) if out else free_run_folder(path)
     if is_launched():
         from topwork.training.distributed import processes
 
@@ -160,281 +154,378 @@ def fit(
             follow(path, folder, settings)
             return 0
     threading.Thread(target=prepare, daemon=True).start()
-    with Terminal(common.quiet) as terminal:
+    with _terminal(common) as terminal:
         fitted = fit_run(path, folder, settings, overwrite=overwrite, reporter=terminal)
         terminal.step("report")
         report_path = write_report(folder)
-        terminal.finish()
-    evaluation, manifest = fitted.evaluation, fitted.manifest
-    answer = {
-        "run": str(folder),
-        "valid": evaluation.get("valid"),
-        "test": evaluation.get("test"),
-        "timing": evaluation["timing"],
-        "n_used": len(manifest.samples),
-        "n_rejected": len(manifest.rejects),
-        "report": str(report_path),
-        "notes": terminal.notes,
-    }
-    if common.json:
-        _print_json(answer)
-    else:
-        chosen = fitted.recipe["head"]
-        print(f"{len(manifest.samples):,} images used, {len(manifest.rejects):,} rejected.")
-        _print_rejects(manifest.rejects)
-        print(f"Head: {chosen['reason']}")
-        for name in ("valid", "test"):
-            if name in evaluation:
-                print("\n".join(part_lines(name, evaluation[name])))
-        if "test" not in evaluation:
-            print(f"There is no test part. valid: {fitted.recipe['valid_used_for']}.")
-        print(f"Took {evaluation['timing']['seconds']['total']:.1f} s. Model: {folder / 'model'}")
-        print(f"Report: {report_path}")
-    return _reject_status(len(manifest.rejects), len(manifest.samples), settings)
+    _show(common, fitted.as_dict() | {"report": str(report_path), "notes": terminal.notes}, lambda: fit_lines(fitted))
+    if open:
+        _open(report_path)
+    return _reject_status(len(fitted.manifest.rejects), len(fitted.manifest.samples), settings)
 
 
-@app.command(name="lr-range")
+@app.command(name="lr-range", group=TRAIN)
 def lr_range(
-    path: str,
+    path: Labeled,
     /,
     *,
-    out: str | None = None,
-    steps: int = 100,
-    low: float = 1e-6,
-    high: float = 1.0,
+    out: Annotated[str | None, Parameter(help="Plot to write [default: runs/NAME-OF-PATH-lr-range.svg].")] = None,
+    steps: Annotated[int, Parameter(help="Training steps.")] = 100,
+    low: Annotated[float, Parameter(help="Learning rate of the first step.")] = 1e-6,
+    high: Annotated[float, Parameter(help="Learning rate of the last step; stops earlier if the loss diverges.")] = 1.0,
     settings: Annotated[FitSettings, Flat] = FitSettings(),
     common: CommonArgs = Common(),
 ) -> int:
-    """Find a learning rate for tuning: raise it from step to step, watch the loss, and suggest one with the reason.
-
-    Takes the options of fit, so that the network, its head and its stages are those that fit --mode tune would train.
-    Nothing is trained for keeps: weights and runs are left as they are.
-
-    Parameters
-    ----------
-    path
-        Labeled images, in any form that fit takes.
-    out
-        The plot to write, an SVG file; by default runs/NAME-OF-PATH-lr-range.svg.
-    steps
-        Steps of training.
-    low
-        The rate of the first step.
-    high
-        The rate of the last step; the test ends earlier when the loss explodes.
-    """
+    """Run a learning-rate range test and suggest a rate for fit --mode tune. No weights are saved."""
     from topwork.commands.lr_range import lr_range as find_rate
-    from topwork.console import Terminal, range_lines
+    from topwork.console import range_lines
     from topwork.report.lr_range_plot import write_range_plot
 
     plot = Path(out) if out else Path("runs") / f"{Path(path).resolve().stem or 'data'}-lr-range.svg"
     if plot.suffix != ".svg":
         raise UsageError(f"--out {plot}: the plot is an SVG file; give a name that ends in .svg.")
-    with Terminal(common.quiet) as terminal:
+    with _terminal(common) as terminal:
         found = find_rate(path, settings, n_steps=steps, lowest=low, highest=high, reporter=terminal)
         write_range_plot(found, plot)
-        terminal.finish()
-    if common.json:
-        _print_json(found.as_dict() | {"plot": str(plot)})
-    else:
-        print("\n".join(range_lines(found)))
-        print(f"Plot: {plot}")
+    _show(common, found.as_dict() | {"plot": str(plot)}, lambda: [*range_lines(found), f"Plot: {plot}"])
     return 0
 
 
-@app.command
-def evaluate(
-    model: str,
-    path: str,
+@app.command(group=TRAIN)
+def models(
+    name: Annotated[str | None, Parameter(help="A backbone; without it, list the names.")] = None,
     /,
     *,
-    part: Literal["auto", "train", "valid", "test", "all"] = "auto",
-    by: Literal["domain", "group", "part"] | None = None,
+    stages: Annotated[bool, Parameter(help="Show the table of stages.")] = False,
+    filter: Annotated[str, Parameter(help="List timm names that match this pattern, such as '*resnet18*'.")] = "",
+    settings: Annotated[ModelSettings, Flat] = ModelSettings(),
+    common: CommonArgs = Common(),
+) -> int:
+    """List backbones, or describe one: parameters, stages, trainable layers and their learning rates."""
+    from topwork.commands.models import describe, listed
+    from topwork.console import described_lines, model_list_lines
+
+    if name is None:
+        found = listed(filter)
+        _show(common, found, lambda: model_list_lines(found, filter))
+    else:
+        described = describe(name, settings)
+        _show(common, described.as_dict(), lambda: described_lines(described, settings.strategy, stages))
+    return 0
+
+
+@app.command(group=TRAIN)
+def demo(
+    folder: Annotated[str | None, Parameter(help="Where to write the images [default: in the cache].")] = None,
+    /,
+    *,
+    out: Out = "runs/demo",
+    overwrite: Overwrite = False,
+    open: Annotated[bool, Parameter(help="Open the report in a browser if there is a desktop.")] = True,
+    seed: Annotated[int, Parameter(help="Random seed.")] = 0,
+    common: CommonArgs = Common(),
+) -> int:
+    """Train on 2,624 real images of solar cells (needs the demo extra) and show the report."""
+    from topwork.commands.demo import LICENSE_NOTE, write_demo_data
+
+    if not common.quiet:
+        print(LICENSE_NOTE, file=sys.stderr)
+    table_path = write_demo_data(Path(folder) if folder else None, seed)
+    return fit(
+        str(table_path), out=out, overwrite=overwrite, open=open and not common.json and _has_desktop(),
+        settings=FitSettings(seed=seed), common=common,
+    )  # fmt: skip
+
+
+# ---- understand
+
+
+@app.command(group=UNDERSTAND)
+def scan(
+    path: Annotated[str, Parameter(help=IMAGES)],
+    /,
+    *,
+    report: Annotated[str | None, Parameter(help="Also write a page with plots and examples to this file.")] = None,
+    settings: Annotated[ScanSettings, Flat] = ScanSettings(),
+    common: CommonArgs = Common(),
+) -> int:
+    """Check the data before training: classes, rejects, duplicates, leaks, shortcuts, sizes and outliers."""
+    from topwork.commands.scan import survey
+    from topwork.console import scan_lines
+
+    with _terminal(common) as terminal:
+        surveyed = survey(path, settings, reporter=terminal)
+        for note in (*surveyed.manifest.notes, *surveyed.findings):
+            terminal.note(note)
+        if report is not None:
+            from topwork.report.scan_page import write_scan_page
+
+            terminal.step("report")
+            write_scan_page(surveyed, Path(report), settings.augment, settings.seed)
+    where = [f"Report: {report}"] if report is not None else []
+    _show(common, {"path": path, **surveyed.as_dict()}, lambda: [*scan_lines(surveyed), *where])
+    return _reject_status(len(surveyed.manifest.rejects), len(surveyed.manifest.samples), settings)
+
+
+@app.command(group=UNDERSTAND)
+def evaluate(
+    model: Model,
+    path: Labeled,
+    /,
+    *,
+    part: Part = "auto",
+    by: Annotated[
+        Literal["domain", "group", "part"] | None, Parameter(help="Also evaluate each domain, group or part.")
+    ] = None,
     settings: Annotated[DataSettings, Flat] = DataSettings(),
     common: CommonArgs = Common(),
 ) -> int:
-    """Judge a saved model on labeled images. Classes are matched by name.
-
-    Parameters
-    ----------
-    model
-        A run folder or its model/ folder.
-    path
-        Labeled images, in any form that fit takes.
-    part
-        Which part, when the data has train/valid/test; auto takes test, else valid, else all.
-    by
-        Also judge each domain, group or part by itself.
-    """
+    """Evaluate a saved model on labeled images. Classes are matched by name."""
     from topwork.commands.evaluate import evaluate as evaluate_model
-    from topwork.console import Terminal, by_lines, part_lines
+    from topwork.console import by_lines, part_lines
 
-    with Terminal(common.quiet) as terminal:
-        judged = evaluate_model(model, path, settings, part=part, by=by, reporter=terminal)
-        terminal.finish()
-    if common.json:
-        _print_json(judged)
-    else:
-        print("\n".join([*part_lines(str(path), judged), *by_lines(judged.get("by", {}))]))
-    return _reject_status(judged["n_unused"], judged["n"], settings)
+    with _terminal(common) as terminal:
+        evaluated = evaluate_model(model, path, settings, part=part, by=by, reporter=terminal)
+    _show(common, evaluated, lambda: [*part_lines(str(path), evaluated), *by_lines(evaluated.get("by", {}))])
+    return _reject_status(evaluated["n_unused"], evaluated["n"], settings)
 
 
-@app.command
+@app.command(group=UNDERSTAND)
+def examine(
+    model: Model,
+    path: Labeled,
+    /,
+    *,
+    out: Annotated[
+        str | None, Parameter(help="Page to write [default: examination.html beside the model folder].")
+    ] = None,
+    part: Part = "auto",
+    n_images: Annotated[int, Parameter(help="Use at most this many images.")] = 200,
+    settings: Annotated[DataSettings, Flat] = DataSettings(),
+    common: CommonArgs = Common(),
+) -> int:
+    """Test what a model relies on: re-evaluate it on perturbed images (grayscale, silhouette, masked background ...)."""
+    from topwork.commands.examine import examine_model
+    from topwork.console import examination_lines
+    from topwork.report.examine_page import default_page, write_examine_page
+
+    with _terminal(common) as terminal:
+        examined = examine_model(model, path, settings, part=part, n_images=n_images, reporter=terminal)
+        page = Path(out) if out else default_page(model)
+        terminal.step("report")
+        write_examine_page(examined, page)
+    found = examined.examination
+    answer = found.as_dict() | {"model": model, "path": path, "page": str(page)}
+    _show(common, answer, lambda: [*examination_lines(found), f"Page: {page}"])
+    return 0
+
+
+@app.command(group=UNDERSTAND)
+def compare(
+    runs: Annotated[list[str], Parameter(help="Run directories; each is compared with the first.")],
+    /,
+    *,
+    part: Annotated[
+        Literal["auto", "valid", "test"],
+        Parameter(help="Part to compare on. auto: test if every run has one, else valid."),
+    ] = "auto",
+    out: Annotated[str | None, Parameter(help="Also write a page with the images they disagree on.")] = None,
+    seed: Annotated[int, Parameter(help="Random seed of the bootstrap.")] = 0,
+    common: CommonArgs = Common(),
+) -> int:
+    """Test whether one run is better than another, paired on the same images."""
+    from topwork.commands.compare import compare_runs
+    from topwork.console import comparison_lines
+
+    with _terminal(common) as terminal:
+        part_name, compared = compare_runs(runs, part, seed=seed)
+        if out is not None:
+            from topwork.report.compare_page import write_compare_page
+
+            terminal.step("report")
+            write_compare_page(part_name, compared, Path(out))
+    lines = [line for found in compared for line in comparison_lines(found.sentence, found.as_dict())]
+    answer = {"part": part_name, "comparisons": [found.as_dict() for found in compared]}
+    _show(common, answer, lambda: [*lines, *([f"Page: {out}"] if out is not None else [])])
+    return 0
+
+
+@app.command(name="compare-domains", group=UNDERSTAND)
+def compare_domains(
+    a: Annotated[str, Parameter(help="Images of the first domain; without B, a table with a column domain.")],
+    b: Annotated[str | None, Parameter(help="Images of the second domain.")] = None,
+    /,
+    *,
+    model: Annotated[str | None, Parameter(help="A run trained on A: also predict its accuracy on B.")] = None,
+    out: Annotated[str, Parameter(help="Page to write.")] = "domains.html",
+    unlabeled: Annotated[bool, Parameter(help="The folders of B are not classes.")] = False,
+    settings: Annotated[DataSettings, Flat] = DataSettings(),
+    common: CommonArgs = Common(),
+) -> int:
+    """Measure the distribution shift between two datasets, per class, and the accuracy to expect."""
+    from topwork.commands.compare_domains import compare_domains as compare_both
+    from topwork.console import domain_lines
+    from topwork.report.domains_page import write_domains_page
+
+    with _terminal(common) as terminal:
+        compared = compare_both(a, b, settings, model=model, is_unlabeled=unlabeled, reporter=terminal)
+        terminal.step("report")
+        write_domains_page(compared, Path(out))
+    found = [one.as_dict() for one in compared]
+    lines = [line for one in found for line in domain_lines(one)]
+    _show(common, {"comparisons": found, "page": out}, lambda: [*lines, f"Page: {out}"])
+    return 0
+
+
+@app.command(group=UNDERSTAND)
+def report(
+    run: Annotated[str, Parameter(help="A run directory.")],
+    /,
+    *,
+    format: Annotated[
+        Literal["html", "md", "json"], Parameter(help="html: the page; md: text and tables; json: for programs.")
+    ] = "html",
+    common: CommonArgs = Common(),
+) -> int:
+    """Write RUN/report.html again from what the run holds, or the same as Markdown or JSON."""
+    from topwork.report.markdown import write_plain
+    from topwork.report.page import write_report
+
+    with _terminal(common) as terminal:
+        terminal.step("report")
+        path = write_report(Path(run)) if format == "html" else write_plain(Path(run), format)
+    _show(common, {"run": run, "report": str(path)}, lambda: [str(path)])
+    return 0
+
+
+@app.command(group=UNDERSTAND)
+def runs(
+    folder: Annotated[str, Parameter(help="Folder that holds run directories.")] = "runs",
+    /,
+    *,
+    common: CommonArgs = Common(),
+) -> int:
+    """List runs with their results, and say which is best on the same test images."""
+    from topwork.commands.runs import list_runs
+    from topwork.console import runs_lines
+
+    found = list_runs(Path(folder))
+    _show(common, found.as_dict(), lambda: runs_lines(found))
+    return 0
+
+
+# ---- use
+
+
+@app.command(group=USE)
 def predict(
-    model: str,
+    model: Model,
     images: Annotated[
-        list[str], Parameter(help="Files, folders, patterns in quotes, tar or zip archives, or - for a list on stdin.")
+        list[str], Parameter(help="Files, folders, quoted patterns, tar or zip archives, or - for a list on stdin.")
     ],
     /,
     *,
-    out: str | None = None,
-    top: int = 5,
-    tta: bool = False,
-    explain: str | None = None,
-    runtime: Literal["auto", "fastest", "openvino", "onnxruntime", "torch"] = "auto",
-    workers: int | None = None,
-    overwrite: bool = False,
-    seed: int = 0,
+    out: Annotated[str | None, Parameter(help="File to write: .csv, .jsonl or .parquet [default: print].")] = None,
+    top: Annotated[int, Parameter(help="Classes named per row.")] = 5,
+    tta: Annotated[bool, Parameter(help="Test-time augmentation with horizontal flip (2x slower).")] = False,
+    explain: Annotated[str | None, Parameter(help="Save a heatmap per image to this folder.")] = None,
+    runtime: Annotated[
+        Literal["auto", "fastest", "openvino", "onnxruntime", "torch"],
+        Parameter(
+            help="What runs the network. auto: OpenVINO if installed, else torch; fastest: measure once per model."
+        ),
+    ] = "auto",
+    workers: Annotated[int | None, Parameter(help="Threads that decode images [default: one per core].")] = None,
+    overwrite: Overwrite = False,
     common: CommonArgs = Common(),
 ) -> int:
-    """Name what is on each image: one row for each input, errors included, in input order.
-
-    Parameters
-    ----------
-    model
-        A run folder or its model/ folder.
-    out
-        File to write: .csv, .jsonl or .parquet. Without it the answers are printed.
-    top
-        How many classes each row names.
-    tta
-        Also look at each image mirrored and take the mean of the probabilities; twice the work.
-    explain
-        Folder to make: a picture for each image with where the model looked.
-    runtime
-        What runs the network. auto: OpenVINO where it is installed, else torch; fastest: measures all that are installed
-        on this machine, once a model, and auto takes the winner from then on.
-    workers
-        Threads that read and decode images; by default one a core.
-    overwrite
-        Replace the file that --out names.
-    seed
-        Accepted for uniformity; predicting draws nothing at random.
-    """
-    from topwork.console import Terminal, table
+    """Classify images: one result row per input, in input order, including failures."""
+    from topwork.console import table
     from topwork.export.batch import list_inputs, predict_to_file
     from topwork.export.predictor import Predictor
 
     inputs = list_inputs(sys.stdin.read().splitlines() if images == [STDIN] else images)
-    with Terminal(common.quiet) as terminal:
+    with _terminal(common) as terminal:
         terminal.step("predict")
         predictor = Predictor(model, n_top=top, tta=tta, runtime=runtime)
         on_row = _picture_writer(predictor, explain) if explain else None
         if out is not None:
             counts = predict_to_file(predictor, inputs, Path(out), overwrite, terminal.progress, workers, on_row)
-            terminal.finish()
-            if common.json:
-                _print_json({"out": out, "n": len(inputs), **counts})
-            else:
-                print(f"{len(inputs):,} rows in {out}, {counts['n_errors']:,} of them errors.")
-            return 0
-        predictions = list(predictor.stream(inputs, workers))
-        for number, prediction in enumerate(predictions, start=1):
-            if on_row:
-                on_row(number, prediction)
-        terminal.finish()
-    if common.json:
-        _print_json({"predictions": [asdict(p) | {"top": [list(pair) for pair in p.top]} for p in predictions]})
-    else:
-        rows = [(p.path, p.outcome, p.label or "", p.error or f"{p.probability:.3f}") for p in predictions]
-        print(table(rows, ("path", "outcome", "label", "probability")))
+        else:
+            predictions = list(predictor.stream(inputs, workers))
+            for number, prediction in enumerate(predictions, start=1):
+                if on_row:
+                    on_row(number, prediction)
+    if out is not None:
+        summary = f"{len(inputs):,} rows in {out}, {counts['n_errors']:,} of them errors."
+        _show(common, {"out": out, "n": len(inputs), **counts}, lambda: [summary])
+        return 0
+    rows = [(p.path, p.outcome, p.label or "", p.error or f"{p.probability:.3f}") for p in predictions]
+    answer = {"predictions": [asdict(p) | {"top": [list(pair) for pair in p.top]} for p in predictions]}
+    _show(common, answer, lambda: [table(rows, ("path", "outcome", "label", "probability"))])
     return 1 if predictions and all(p.outcome == "error" for p in predictions) else 0
 
 
-@app.command
+@app.command(group=USE)
 def export(
-    model: str,
+    model: Model,
     /,
     *,
-    to: Literal["onnx", "openvino", "pt2"],
-    out: str,
-    check: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
-    int8: bool = False,
-    calibrate: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
-    overwrite: bool = False,
-    seed: int = 0,
+    to: Annotated[
+        Literal["onnx", "openvino", "pt2"],
+        Parameter(help="onnx: one self-contained file; openvino: .xml and .bin; pt2: torch.export."),
+    ],
+    out: Annotated[str, Parameter(help="File to write: .onnx, .xml or .pt2.")],
+    check: Annotated[
+        list[str] | None,
+        Parameter(consume_multiple=True, help="Images to check with [default: the run's own held-out images]."),
+    ] = None,
+    int8: Annotated[
+        bool,
+        Parameter(help="Quantize to 8 bits: a third of the size, usually faster; the cost is measured and printed."),
+    ] = False,
+    calibrate: Annotated[
+        list[str] | None,
+        Parameter(consume_multiple=True, help="Calibration images of --int8 [default: training images of the run]."),
+    ] = None,
+    overwrite: Overwrite = False,
     common: CommonArgs = Common(),
 ) -> int:
-    """Write the model as one file for another runtime, with a parity certificate and a stand-alone predict.py.
+    """Export for another runtime, with a parity certificate and a stand-alone predict.py beside the file.
 
-    The file takes uint8 RGB pixels of the input's size and gives calibrated probabilities. It is run in its own runtime,
-    from image files on; if it names another class for any of them, the export fails and names the images.
-
-    Parameters
-    ----------
-    model
-        A run folder or its model/ folder.
-    to
-        onnx: one self-contained file; openvino: .xml and .bin; pt2: torch.export.
-    out
-        The file to write: .onnx, .xml or .pt2. The certificate and predict.py come beside it.
-    check
-        Images, folders or patterns to check with; by default the run's own held-out images.
-    int8
-        Eight-bit integers inside (onnx and openvino): a third of the size, usually faster. Some answers change; how
-        many, and what it costs in accuracy, is measured and printed.
-    calibrate
-        Images that --int8 measures ranges on; by default training images of the run.
-    overwrite
-        Replace what is there.
-    seed
-        Accepted for uniformity; exporting draws nothing at random.
+    The export takes uint8 RGB pixels and returns calibrated probabilities. It fails if it predicts another class than
+    the model for any image that it is checked with.
     """
-    from topwork.console import Terminal, certificate_lines
+    from topwork.console import certificate_lines
     from topwork.export.package import export_model
-    from topwork.export.targets import reference_decoder
 
-    with Terminal(common.quiet) as terminal:
+    with _terminal(common) as terminal:
         terminal.step("export")
         package = export_model(
             model, to, Path(out), check or (), int8=int8, calibrate=calibrate or (), overwrite=overwrite
         )
-        terminal.finish()
     answer = {
         "export": str(package.exported),
         "script": str(package.script),
         "certificate": str(package.certificate_path),
         **package.certificate.as_dict(),
     }
-    if common.json:
-        _print_json(answer)
-    else:
-        print("\n".join(certificate_lines(package.certificate)))
-        print(f"Wrote {package.exported}, {package.certificate_path} and {package.script}.")
-        print(
-            f"\nTo use it elsewhere, match this (from {package.script}); the model does the rest:\n\n{reference_decoder()}"
-        )
+    wrote = (
+        f"Wrote {package.exported}, {package.certificate_path} and {package.script} (shows how to use it elsewhere)."
+    )
+    _show(common, answer, lambda: [*certificate_lines(package.certificate), wrote])
     return 0
 
 
-@app.command
+@app.command(group=USE)
 def serve(
     models: Annotated[list[str], Parameter(help="Run or model folders, or NAME=FOLDER; the first answers /predict.")],
     /,
     *,
     settings: Annotated[ServeSettings, Flat] = ServeSettings(),
-    seed: int = 0,
     common: CommonArgs = Common(),
 ) -> int:
-    """Answer over HTTP, on this machine only unless told otherwise: a page at /, POST /predict, /docs, /metrics.
-
-    SIGINT or SIGTERM ends it once every accepted request has been answered.
-
-    Parameters
-    ----------
-    seed
-        Accepted for uniformity; serving draws nothing at random.
-    """
+    """Serve models over HTTP (localhost by default): a page at /, POST /predict, /docs, /metrics."""
     from topwork.export.predictor import Predictor
     from topwork.server.serve import is_loopback, named_models, open_socket
     from topwork.server.serve import serve as serve_models
@@ -446,7 +537,7 @@ def serve(
     if common.json:
         _print_json({"url": f"http://{host}:{port}", "models": list(predictors)})
     elif not common.quiet:
-        print(f"Serving {', '.join(predictors)} on http://{host}:{port} (Ctrl+C ends it)", file=sys.stderr)
+        print(f"Serving {', '.join(predictors)} on http://{host}:{port} (Ctrl+C to stop)", file=sys.stderr)
         if not is_loopback(listener):
             print("Other machines can reach it, and there is no password.", file=sys.stderr)
     sys.stdout.flush()
@@ -454,37 +545,63 @@ def serve(
     return 0
 
 
-@app.command
-def review(
-    run: str,
+@app.command(group=USE)
+def push(
+    model: Model,
+    repository: Annotated[str, Parameter(help="Such as user/insects; created if needed.")],
     /,
     *,
-    corrections: str | None = None,
-    port: int = 8001,
-    seed: int = 0,
+    private: Annotated[bool, Parameter(help="If the repository is created: only you can see it.")] = False,
     common: CommonArgs = Common(),
 ) -> int:
-    """Check the labels that a run doubts, in a browser: keep, change or set aside; then fit again and see what it brought.
+    """Upload a model folder to the Hugging Face Hub (log in first: hf auth login)."""
+    from topwork.export.hub import push as push_model
 
-    Decisions go to a corrections file, at once and for good; images, folders and the run stay as they are. The page
-    answers on this machine only. Ctrl+C ends it.
+    pushed = push_model(model, repository, is_private=private)
+    _show(common, asdict(pushed), lambda: [f"{pushed.url} (commit {pushed.commit})"])
+    return 0
 
-    Parameters
-    ----------
-    run
-        A run folder of topwork fit.
-    corrections
-        The file of decisions; by default the one the run was fitted with, else corrections.csv in the run. Others use it
-        by topwork fit PATH --corrections FILE.
-    port
-        Port to listen on; 0 takes a free one.
-    seed
-        Accepted for uniformity; a review draws nothing at random.
+
+@app.command(group=USE)
+def pull(
+    repository: Annotated[str, Parameter(help="Such as user/insects.")],
+    /,
+    *,
+    out: Out,
+    revision: Annotated[str | None, Parameter(help="Branch, tag or commit [default: the main branch].")] = None,
+    common: CommonArgs = Common(),
+) -> int:
+    """Download a model folder from the Hugging Face Hub and check it."""
+    from topwork.export.hub import pull as pull_model
+
+    pulled = pull_model(repository, out, revision=revision)
+    answer = {"folder": str(pulled.folder), "commit": pulled.commit}
+    _show(common, answer, lambda: [f"{pulled.folder} (commit {pulled.commit})"])
+    return 0
+
+
+# ---- improve
+
+
+@app.command(group=IMPROVE)
+def review(
+    run: Annotated[str, Parameter(help="A run directory of topwork fit.")],
+    /,
+    *,
+    corrections: Annotated[
+        str | None, Parameter(help="File of decisions [default: the one the run was trained with, else in the run].")
+    ] = None,
+    port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free one.")] = 8001,
+    common: CommonArgs = Common(),
+) -> int:
+    """Review likely label errors in the browser: keep, relabel or exclude; then retrain and compare.
+
+    Decisions are saved at once to a corrections file; images and run stay unchanged. The page listens on localhost only.
     """
     from topwork.commands.review import Review
     from topwork.server.review import serve_review
     from topwork.server.serve import open_socket
-    from topwork.text import escape
+    from topwork.text import count, escape
 
     reviewed = Review(run, corrections)
     listener = open_socket("127.0.0.1", port)
@@ -494,513 +611,163 @@ def review(
         _print_json({"url": url, "corrections": file, **tally})
     elif not common.quiet:
         print(
-            f"{tally['doubts']} labels to check, {tally['open']} of them open: {url} (Ctrl+C ends it)\n"
-            f"Decisions go to {escape(file)}",
+            f"{count(tally['doubts'], 'likely label error')}, {tally['open']} not yet reviewed: {url} (Ctrl+C to stop)\n"
+            f"Decisions are saved to {escape(file)}",
             file=sys.stderr,
         )
     sys.stdout.flush()
     serve_review(reviewed, listener)
     tally = reviewed.tally()
     if not common.json and not common.quiet and (tally["changed"] or tally["removed"]):
-        print(f"{tally['changed']} changed, {tally['removed']} set aside. To fit with them:", file=sys.stderr)
+        print(f"{tally['changed']} relabeled, {tally['removed']} excluded. To retrain:", file=sys.stderr)
         print(reviewed.command, file=sys.stderr)
     reviewed.close()
     return 0
 
 
-@app.command
-def examine(
-    model: str,
-    path: str,
-    /,
-    *,
-    out: str | None = None,
-    part: Literal["auto", "train", "valid", "test", "all"] = "auto",
-    n_images: int = 200,
-    settings: Annotated[DataSettings, Flat] = DataSettings(),
-    common: CommonArgs = Common(),
-) -> int:
-    """Find out what a model learned: ask it again without color, shape, middle, surround ... and say what that means.
-
-    Parameters
-    ----------
-    model
-        A run folder or its model/ folder.
-    path
-        Labeled images, in any form that fit takes.
-    out
-        The page to write, with pictures; by default examination.html in the run or model folder's parent.
-    part
-        Which part, when the data has train/valid/test; auto takes test, else valid, else all.
-    n_images
-        At most this many images, drawn by the seed.
-    """
-    from topwork.commands.examine import examine_model
-    from topwork.console import Terminal, examination_lines
-    from topwork.report.examine_page import default_page, write_examine_page
-
-    with Terminal(common.quiet) as terminal:
-        examined = examine_model(model, path, settings, part=part, n_images=n_images, reporter=terminal)
-        page = Path(out) if out else default_page(model)
-        terminal.step("report")
-        write_examine_page(examined, page)
-        terminal.finish()
-    if common.json:
-        _print_json(examined.examination.as_dict() | {"model": model, "path": path, "page": str(page)})
-    else:
-        print("\n".join(examination_lines(examined.examination)))
-        print(f"Page: {page}")
-    return 0
-
-
-@app.command
-def compare(
-    runs: Annotated[list[str], Parameter(help="Run folders; each is compared with the first.")],
-    /,
-    *,
-    part: Literal["auto", "valid", "test"] = "auto",
-    out: str | None = None,
-    seed: int = 0,
-    common: CommonArgs = Common(),
-) -> int:
-    """Say whether one run is better than another, from paired tests on the same images.
-
-    Parameters
-    ----------
-    part
-        The part both were judged on; auto takes test where every run has one, else valid.
-    out
-        Also write a page with the images they disagree on to this file.
-    seed
-        Of the bootstrap.
-    """
-    from topwork.commands.compare import compare_runs
-    from topwork.console import Terminal, comparison_lines
-
-    part_name, compared = compare_runs(runs, part, seed=seed)
-    with Terminal(common.quiet) as terminal:
-        if out is not None:
-            from topwork.report.compare_page import write_compare_page
-
-            terminal.step("report")
-            write_compare_page(part_name, compared, Path(out))
-            terminal.finish()
-    if common.json:
-        _print_json({"part": part_name, "comparisons": [found.as_dict() for found in compared]})
-    else:
-        for found in compared:
-            print("\n".join(comparison_lines(found.sentence, found.as_dict())))
-        if out is not None:
-            print(f"Page: {out}")
-    return 0
-
-
-@app.command(name="add-class")
+@app.command(name="add-class", group=IMPROVE)
 def add_class(
-    model: str,
-    path: str,
+    model: Annotated[str, Parameter(help="The run directory that holds the model.")],
+    path: Annotated[str, Parameter(help="A folder of images of one new class, or a folder with one folder per class.")],
     /,
     *,
-    out: str,
-    name: str | None = None,
-    overwrite: bool = False,
+    out: Out,
+    name: Annotated[str | None, Parameter(help="Name of the new class [default: that of the folder].")] = None,
+    overwrite: Overwrite = False,
     settings: Annotated[DataSettings, Flat] = DataSettings(),
     common: CommonArgs = Common(),
 ) -> int:
-    """Teach a model further classes; the old ones keep their weights, and the old images are not read again.
-
-    Parameters
-    ----------
-    model
-        The run folder that holds the model.
-    path
-        A folder of images of one new class, or a folder with one folder a class.
-    out
-        The run folder to make.
-    name
-        Name of the new class, where there is one; by default that of the folder.
-    overwrite
-        Replace the finished run that --out holds.
-    """
+    """Add classes to a trained model without changing the existing ones."""
     from topwork.commands.add_class import add_class as add_class_to
-    from topwork.console import Terminal, part_lines
+    from topwork.console import added_lines
     from topwork.report.page import write_report
-    from topwork.text import escape, percent_ci
 
-    with Terminal(common.quiet) as terminal:
+    with _terminal(common) as terminal:
         grown = add_class_to(model, path, out, settings, name=name, overwrite=overwrite, reporter=terminal)
         terminal.step("report")
         write_report(grown.folder)
-        terminal.finish()
-    if common.json:
-        parts = {key: grown.evaluation.get(key) for key in ("valid", "test", "old_classes", "timing")}
-        _print_json({"run": out, "added": list(grown.added), **parts})
-        return 0
-    print(f"Added {', '.join(escape(label) for label in grown.added)}.")
-    if grown.part is not None:
-        print(
-            f"Old classes, {grown.n_old} {grown.part} images: {percent_ci(grown.before)} before, {percent_ci(grown.after)} after."
-        )
-    for part in ("valid", "test"):
-        if part in grown.evaluation:
-            print("\n".join(part_lines(part, grown.evaluation[part])))
-    print(f"Model: {Path(out) / 'model'}")
+    parts = {key: grown.evaluation.get(key) for key in ("valid", "test", "old_classes", "timing")}
+    _show(common, {"run": out, "added": list(grown.added), **parts}, lambda: added_lines(grown))
     return 0
 
 
-@app.command(name="compare-domains")
-def compare_domains(
-    a: str,
-    b: str | None = None,
-    /,
-    *,
-    model: str | None = None,
-    out: str | None = None,
-    unlabeled: bool = False,
-    settings: Annotated[DataSettings, Flat] = DataSettings(),
-    common: CommonArgs = Common(),
-) -> int:
-    """Say how far two sets of images lie apart, which classes move, and what a model will still get right.
-
-    Parameters
-    ----------
-    a
-        Images of the first domain; with a column domain (or --domain-by) and no B, every domain against the first.
-    b
-        Images of the second domain: any folder, archive or table.
-    model
-        A run trained on the first domain: its features are compared and its accuracy on the second is predicted.
-    out
-        The page to write, with pictures of the farthest; by default domains.html.
-    unlabeled
-        The folders of B are not classes.
-    """
-    from topwork.commands.compare_domains import compare_domains as compare
-    from topwork.console import Terminal, domain_lines
-    from topwork.report.domains_page import write_domains_page
-
-    with Terminal(common.quiet) as terminal:
-        compared = compare(a, b, settings, model=model, is_unlabeled=unlabeled, reporter=terminal)
-        page = Path(out or "domains.html")
-        terminal.step("report")
-        write_domains_page(compared, page)
-        terminal.finish()
-    if common.json:
-        _print_json({"comparisons": [found.as_dict() for found in compared], "page": str(page)})
-    else:
-        for found in compared:
-            print("\n".join(domain_lines(found.as_dict())))
-        print(f"Page: {page}")
-    return 0
-
-
-@app.command
+@app.command(group=IMPROVE)
 def adapt(
-    run: str,
-    target: str,
+    run: Annotated[str, Parameter(help="The run directory that holds the model.")],
+    target: Annotated[
+        str, Parameter(help="Images of the new domain. Class folders are used to report, never to adapt.")
+    ],
     /,
     *,
-    out: str,
-    overwrite: bool = False,
+    out: Out,
+    overwrite: Overwrite = False,
     settings: Annotated[AdaptSettings, Flat] = AdaptSettings(),
     common: CommonArgs = Common(),
 ) -> int:
-    """Make a model answer for images that look different: another camera, drawings, X-rays; no label of them is needed.
+    """Adapt a model to images that look different (another camera, drawings, X-rays); no labels needed.
 
-    Several methods are tried on stored features in seconds, and guard rails choose among them without labels. When they
-    are unsure the model stays as it is. The new run knows both domains and reports on both.
-
-    Parameters
-    ----------
-    run
-        The run folder that holds the model.
-    target
-        Images of the new domain: any folder, archive or table. Class folders are used to report, never to adapt.
-    out
-        The run folder to make.
-    overwrite
-        Replace the finished run that --out holds.
+    Several methods are tried on stored features, and label-free checks choose among them. If they are unsure, the model
+    stays unchanged. The new run knows both domains and reports on both.
     """
     from topwork.commands.adapt import adapt as adapt_run
-    from topwork.console import Terminal, adaptation_lines
+    from topwork.console import adaptation_lines
     from topwork.report.page import write_report
 
-    with Terminal(common.quiet) as terminal:
+    with _terminal(common) as terminal:
         adapted = adapt_run(run, target, out, settings, overwrite=overwrite, reporter=terminal)
         terminal.step("report")
         report_path = write_report(adapted.folder)
-        terminal.finish()
-    evaluation, record = adapted.evaluation, adapted.record
-    choice = record["choice"]
-    answer = {
-        "run": out,
-        "outcome": choice["outcome"],
-        "method": choice["method"],
-        "reason": choice["reason"],
-        "domains": evaluation.get("domains"),
-        "target": evaluation.get("target"),
-        "predicted": record["predicted"],
-        "checks": choice["checks"],
-        "distance": choice["distance"],
-        "n_changed": record["n_changed"],
-        "asked": record["asked"],
-        "ask": str(adapted.ask_path) if adapted.ask_path else None,
-        "timing": evaluation["timing"],
-        "report": str(report_path),
-        "notes": terminal.notes,
-    }
-    if common.json:
-        _print_json(answer)
-    else:
-        print("\n".join(adaptation_lines(record, evaluation)))
-        if adapted.ask_path:
-            print(f"To label: {adapted.ask_path} (fill in the column label, then --labels {adapted.ask_path})")
-        print(f"Model: {Path(out) / 'model'}\nReport: {report_path}")
+    where = [f"Model: {Path(out) / 'model'}", f"Report: {report_path}"]
+    if adapted.ask_path:
+        where.insert(0, f"To label: {adapted.ask_path} (fill in the column label, then --labels {adapted.ask_path})")
+    _show(
+        common,
+        adapted.as_dict() | {"report": str(report_path), "notes": terminal.notes},
+        lambda: [*adaptation_lines(adapted.record, adapted.evaluation), *where],
+    )
     return _reject_status(adapted.n_rejected, adapted.n_used, settings)
 
 
-@app.command
-def push(
-    model: str,
-    repository: str,
-    /,
-    *,
-    private: bool = False,
-    seed: int = 0,
-    common: CommonArgs = Common(),
-) -> int:
-    """Upload a model folder to the Hugging Face Hub (log in before with: hf auth login).
-
-    Parameters
-    ----------
-    model
-        A run folder or its model/ folder.
-    repository
-        Such as user/insects; made if need be.
-    private
-        Where the repository is made: only you can see it.
-    seed
-        Accepted for uniformity.
-    """
-    from topwork.export.hub import push as push_model
-
-    pushed = push_model(model, repository, is_private=private)
-    if common.json:
-        _print_json(asdict(pushed))
-    else:
-        print(f"{pushed.url} (commit {pushed.commit})")
-    return 0
+# ---- learn
 
 
-@app.command
-def pull(
-    repository: str,
-    /,
-    *,
-    out: str,
-    revision: str | None = None,
-    seed: int = 0,
-    common: CommonArgs = Common(),
-) -> int:
-    """Download a model folder from the Hugging Face Hub and check it.
-
-    Parameters
-    ----------
-    repository
-        Such as user/insects.
-    out
-        The folder to make.
-    revision
-        Branch, tag or commit; by default the main branch.
-    seed
-        Accepted for uniformity.
-    """
-    from topwork.export.hub import pull as pull_model
-
-    pulled = pull_model(repository, out, revision=revision)
-    if common.json:
-        _print_json({"folder": str(pulled.folder), "commit": pulled.commit})
-    else:
-        print(f"{pulled.folder} (commit {pulled.commit})")
-    return 0
-
-
-@app.command
+@app.command(group=LEARN)
 def study(
-    name: str | None = None,
-    path: str | None = None,
+    name: Annotated[str | None, Parameter(help="The study, such as normalization, scratch or augmentation.")] = None,
+    path: Annotated[str | None, Parameter(help="Labeled images; without it, shapes are drawn.")] = None,
     /,
     *,
-    list: bool = False,
-    out: str = "runs/studies",
+    list: Annotated[bool, Parameter(help="Say what each study teaches, what it costs and its source.")] = False,
+    out: Annotated[str, Parameter(help="Folder for the page, the numbers and the plots.")] = "runs/studies",
     settings: Annotated[StudySettings, Flat] = StudySettings(),
     common: CommonArgs = Common(),
 ) -> int:
-    """Learn transfer learning by running it: one experiment of the tutorials on your own images, with plots and words.
+    """Learn transfer learning by running it: one experiment of the tutorials on your own images.
 
     Start with: topwork study --list. Then: topwork study normalization FOLDER
-
-    Parameters
-    ----------
-    name
-        The study, such as normalization, scratch, rates or augmentation.
-    path
-        Labeled images, in any form that fit takes; without it shapes are drawn.
-    list
-        Say what each study teaches, what it costs and where it comes from.
-    out
-        Folder for the page NAME.html, the numbers NAME.json and the plots.
     """
     from topwork.commands.study import run_study
-    from topwork.console import Terminal, studied_lines, study_list_lines
+    from topwork.console import studied_lines, study_list_lines
     from topwork.report.study_page import make_folder, write_study
     from topwork.studies.catalog import STUDIES
 
     if list or name is None:
-        if common.json:
-            _print_json({"studies": [asdict(known) for known in STUDIES]})
-        else:
-            print("\n".join(study_list_lines(STUDIES)))
+        _show(common, {"studies": [asdict(known) for known in STUDIES]}, lambda: study_list_lines(STUDIES))
         return 0
-    with Terminal(common.quiet) as terminal:
+    with _terminal(common) as terminal:
         make_folder(Path(out))
         studied = run_study(name, path, settings, reporter=terminal)
         terminal.step("report")
         page = write_study(studied, Path(out))
-        terminal.finish()
-    if common.json:
-        _print_json(studied.as_dict() | {"page": str(page)})
-    else:
-        print("\n".join(studied_lines(studied)))
-        print(f"Page: {page}")
+    _show(common, studied.as_dict() | {"page": str(page)}, lambda: [*studied_lines(studied), f"Page: {page}"])
     return 0
 
 
-@app.command
-def report(
-    run: str,
-    /,
+# ---- manage
+
+
+@app.command(group=MANAGE)
+def cache(
     *,
-    format: Literal["html", "md", "json"] = "html",
-    seed: int = 0,
+    clear: Annotated[
+        bool, Parameter(help="Delete features, prepared networks and facts; they are made again.")
+    ] = False,
     common: CommonArgs = Common(),
 ) -> int:
-    """Write RUN/report.html again from what the run holds, or the same as Markdown or JSON.
+    """Show where features and prepared networks are kept and how large they are, or delete them."""
+    from topwork.commands.cache import cache_contents, clear_cache
+    from topwork.console import cache_lines
 
-    Parameters
-    ----------
-    run
-        A run folder that fit made.
-    format
-        html: the page with pictures; md: text and tables; json: everything for programs.
-    seed
-        Picks the example images.
-    """
-    from topwork.console import Terminal
-    from topwork.report.markdown import write_plain
-    from topwork.report.page import write_report
+    found = clear_cache() if clear else cache_contents()
+    _show(common, found, lambda: cache_lines(found))
+    return 0
 
+
+# ---- showing
+
+
+@contextmanager
+def _terminal(common: Common) -> Iterator[Terminal]:
+    """The progress of a command on stderr, with its notes at the end."""
     with Terminal(common.quiet) as terminal:
-        terminal.step("report")
-        path = write_report(Path(run)) if format == "html" else write_plain(Path(run), format)
+        yield terminal
         terminal.finish()
+
+
+def _show(common: Common, answer: Mapping[str, Any], lines: Any) -> None:
+    """The answer as JSON, or as the lines for a person that ``lines()`` gives."""
     if common.json:
-        _print_json({"run": run, "report": str(path)})
+        _print_json(answer)
     else:
-        print(path)
-    return 0
+        print("\n".join(lines()))
 
 
-@app.command
-def models(
-    name: str | None = None,
-    /,
-    *,
-    stages: bool = False,
-    filter: str = "",
-    settings: Annotated[ModelSettings, Flat] = ModelSettings(),
-    seed: int = 0,
-    common: CommonArgs = Common(),
-) -> int:
-    """List backbones, or describe one: parameters, stages, which would move and at which rate. Downloads nothing.
-
-    Parameters
-    ----------
-    name
-        A backbone; without it the names are listed.
-    stages
-        Show the table of stages.
-    filter
-        List timm's names that match this pattern, such as '*resnet18*'.
-    seed
-        Accepted for uniformity.
-    """
-    from topwork.commands.models import describe, listed
-    from topwork.console import stage_lines
-
-    if name is None:
-        found = listed(filter)
-        if common.json:
-            _print_json(found)
-        else:
-            print("Embedded (no network needed): " + ", ".join(found["embedded"]))
-            more = "Any timm name works too: topwork models --filter '*resnet18*'"
-            print("\n".join(found["timm"]) if filter else more)
-        return 0
-    described = describe(name, settings)
-    if common.json:
-        _print_json(described.as_dict())
-        return 0
-    print(f"{described.name}: {described.architecture}, weights under {described.license or 'no stated license'}")
-    print(
-        f"{described.n_parameters:,} parameters, {described.n_trainable:,} of them would move (--strategy "
-        f"{settings.strategy}); the last layer sees {described.n_features} features"
-    )
-    if stages:
-        print("\n".join(stage_lines([vars(row) for row in described.stages])))
-    return 0
-
-
-@app.command
-def demo(
-    folder: str | None = None,
-    /,
-    *,
-    out: str | None = None,
-    overwrite: bool = False,
-    open_report: bool = True,
-    seed: int = 0,
-    common: CommonArgs = Common(),
-) -> int:
-    """Train on 2,624 real images of solar cells (needs the demo extra) and show the report.
-
-    Parameters
-    ----------
-    folder
-        Where the images and their table are written; by default a folder in the cache.
-    out
-        The run folder; by default runs/demo.
-    overwrite
-        Replace the finished run that --out holds.
-    open_report
-        Open the report in a browser when there is a desktop.
-    seed
-        Fixes the split and every other random choice.
-    """
-    from topwork.commands.demo import LICENSE_NOTE, write_demo_data
-
-    if not common.quiet:
-        print(LICENSE_NOTE, file=sys.stderr)
-    table_path = write_demo_data(Path(folder) if folder else None, seed)
-    run = out or "runs/demo"
-    status = fit(str(table_path), out=run, overwrite=overwrite, settings=FitSettings(seed=seed), common=common)
-    if open_report and not common.json:
-        _open(Path(run) / "report.html")
-    return status
+def _print_json(answer: Mapping[str, Any]) -> None:
+    print(json.dumps(answer, allow_nan=False))
 
 
 def _picture_writer(predictor: Any, folder: str) -> Any:
-    """Writes the pictures that predict --explain asks for."""
+    """Writes the heatmaps that predict --explain asks for."""
     from topwork.export.evidence import Evidence
 
     place, evidence = Path(folder), Evidence(predictor)
@@ -1008,69 +775,58 @@ def _picture_writer(predictor: Any, folder: str) -> Any:
     return lambda number, prediction: evidence.write(number, prediction, place)
 
 
-# ---- showing
-
-
-def _print_json(answer: dict[str, Any]) -> None:
-    print(json.dumps(answer, allow_nan=False))
-
-
-def _print_rejects(rejects: Any, n: int = 20) -> None:
-    from topwork.text import escape
-
-    for reject in rejects[:n]:
-        print(f"  rejected {escape(reject.path)}: {reject.reason}")
-    if len(rejects) > n:
-        print(f"  ... and {len(rejects) - n:,} more (all with --json, and in manifest.parquet of a run)")
-
-
-def _part_counts(samples: Any) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for sample in samples:
-        if sample.part:
-            counts[sample.part] = counts.get(sample.part, 0) + 1
-    return counts
-
-
 def _reject_status(n_rejected: int, n_used: int, settings: DataSettings) -> int:
     return TOO_MANY_REJECTS if n_rejected > settings.max_reject_fraction * (n_rejected + n_used) else 0
 
 
+def _has_desktop() -> bool:
+    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
 def _open(path: Path) -> None:
-    """Opens the report where there is a desktop; elsewhere its name has been printed."""
     import webbrowser
 
-    if sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-        webbrowser.open(path.resolve().as_uri())
+    webbrowser.open(path.resolve().as_uri())
 
 
 # ---- the process
 
 
-def main(tokens: list[str] | None = None) -> None:
+def main(tokens: Iterable[str] | None = None) -> None:
     """Runs the command line and ends the process with the promised status."""
     gc.set_threshold(
         50_000
     )  # imports make many objects and no garbage: looking for it costs a tenth of a short command
-    arguments = sys.argv[1:] if tokens is None else tokens
+    arguments = [*(sys.argv[1:] if tokens is None else tokens)]
+    formatter.show_all = "--help-all" in arguments
     _catch_signals()
     try:
-        status = app([STDIN if token == "-" else token for token in arguments])
+        status = app([{"-": STDIN, "--help-all": "--help"}.get(token, token) for token in arguments])
     except Interrupted as interrupted:
-        print(
-            f"topwork: ended by {signal.Signals(interrupted.signum).name}; what is done is kept: run it again, or --resume.",
-            file=sys.stderr,
-        )
+        name = signal.Signals(interrupted.signum).name
+        print(f"topwork: interrupted ({name}). Progress is saved; run it again, or pass --resume.", file=sys.stderr)
         status = 128 + interrupted.signum
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except Exception as error:  # noqa: BLE001 - the last place to turn a bug into one line
         status = _failed(error, arguments)
-    sys.exit(status or 0)
+    sys.exit(_flushed(status or 0))
 
 
-def _failed(error: Exception, arguments: list[str]) -> int:
+def _flushed(status: int) -> int:
+    """The status, or 1 if what was printed could not be written (a full disk)."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"topwork: stdout: {(error.strerror or str(error)).lower()}.", file=sys.stderr)
+        return status or 1
+    return status
+
+
+def _failed(error: Exception, arguments: Iterable[str]) -> int:
     if "--debug" in arguments:
         raise error
     known = isinstance(error, TopworkError)

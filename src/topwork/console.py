@@ -9,10 +9,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from topwork.progress import Reporter
-from topwork.text import escape, percent_ci
+from topwork.text import count, duration, escape, percent_ci
 
 PLAIN_SECONDS = 5.0
 MAX_CLASS_LINES = 60
@@ -77,7 +78,7 @@ class Terminal(Reporter):
             self._spoken = time.monotonic()
             rate = n_done / (self._spoken - self._started)
             left = (n_all - n_done) / rate if rate else 0.0
-            self.say(f"{self._text}: {n_done} of {n_all}, {rate:.1f}/s, {_seconds(left)} left")
+            self.say(f"{self._text}: {n_done} of {n_all}, {rate:.1f}/s, {duration(left)} left")
 
     def note(self, text: str) -> None:
         """A sentence to read at the end."""
@@ -149,10 +150,6 @@ def _live_bar() -> Any:
         TimeRemainingColumn(),
         console=Console(file=sys.stderr),
     )
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
 def part_lines(name: str, part: dict[str, Any]) -> list[str]:
@@ -391,7 +388,7 @@ def studied_lines(studied: Any) -> list[str]:
         if isinstance(part, Table):
             rows = [tuple(cell_text(cell) for cell in row) for row in part.rows]
             lines += ["", part.title, table(rows, part.columns)]
-    return [*lines, "", f"Took {_seconds(studied.seconds)}."]
+    return [*lines, "", f"Took {duration(studied.seconds)}."]
 
 
 def table(rows: Sequence[tuple[str, ...]], heads: tuple[str, ...]) -> str:
@@ -427,7 +424,7 @@ def overview_lines(found: Any) -> list[str]:
     near = found.near_duplicates
     looked = "not looked for" if near is None else f"{len(near):,} groups"
     lines.append(f"Exact duplicates: {len(found.duplicates):,} groups. Near duplicates: {looked}.")
-    lines.append(f"Suggested: --fit {found.advice.fit} ({found.advice.reason}).")
+    lines.append(f"Suggested: --resize {found.advice.fit} ({found.advice.reason}).")
     strongest = found.shortcuts.families[:3]
     if strongest:
         told = "; ".join(
@@ -442,3 +439,124 @@ def overview_lines(found: Any) -> list[str]:
 
 def _size(facts: Any) -> str:
     return f"{facts.width[1]:.0f} x {facts.height[1]:.0f}"
+
+
+# ---- lines of single commands
+
+
+def fit_lines(fitted: Any) -> list[str]:
+    """What ``topwork fit`` made: images, figures of the held-out parts, the classes that do worst, what to do next."""
+    evaluation, manifest = fitted.evaluation, fitted.manifest
+    lines = [
+        f"{len(manifest.samples):,} images used, {len(manifest.rejects):,} rejected.",
+        *reject_lines(manifest.rejects),
+    ]
+    lines.append(f"Head: {fitted.recipe['head']['reason']}")
+    parts = [name for name in ("valid", "test") if name in evaluation]
+    for name in parts:
+        lines += part_lines(name, evaluation[name])
+    if parts and "per_class" in evaluation[parts[-1]]:
+        lines += ["", *class_lines(evaluation[parts[-1]]["per_class"])]
+    if "test" not in evaluation:
+        lines.append(f"There is no test part. valid: {fitted.recipe['valid_used_for']}.")
+    run = escape(str(fitted.folder))
+    return [
+        *lines,
+        "",
+        f"Took {duration(evaluation['timing']['seconds']['total'])}.",
+        "Next:",
+        f"  open the report           {run}/report.html",
+        f"  classify new images       topwork predict {run} IMAGES --out predictions.csv",
+        f"  check the labels          topwork review {run}",
+        f"  try it in a browser       topwork serve {run}",
+    ]
+
+
+def class_lines(per_class: dict[str, dict[str, Any]], n: int = 20) -> list[str]:
+    """Images, precision and recall per class; of many classes those with the lowest recall."""
+    order = list(per_class.items())
+    if len(order) > n:
+        order = sorted(order, key=lambda item: (item[1]["recall"] is None, item[1]["recall"]))[:n]
+    rows = [
+        (
+            name,
+            f"{c['n_train']:,}" if c.get("n_train") is not None else "",
+            f"{c['n']:,}",
+            *map(percent_ci, (c["precision"], c["recall"])),
+        )
+        for name, c in order
+    ]
+    text = table(rows, ("class", "trained on", "tested on", "precision", "recall"))
+    more = len(per_class) - len(order)
+    return [text, *([f"... and {more} more classes with higher recall"] if more else [])]
+
+
+def reject_lines(rejects: Sequence[Any], n: int = 20) -> list[str]:
+    """The first rejected files with their reasons."""
+    lines = [f"  rejected {escape(reject.path)}: {reject.reason}" for reject in rejects[:n]]
+    if len(rejects) > n:
+        lines.append(f"  ... and {len(rejects) - n:,} more (all with --json, and in manifest.parquet of a run)")
+    return lines
+
+
+def scan_lines(surveyed: Any) -> list[str]:
+    """What ``topwork scan`` found."""
+    manifest = surveyed.manifest
+    used = f"\n{len(manifest.samples):,} images used, {len(manifest.rejects):,} files rejected."
+    return [*overview_lines(surveyed.overview), used, *reject_lines(manifest.rejects)]
+
+
+def added_lines(grown: Any) -> list[str]:
+    """What ``topwork add-class`` did."""
+    lines = [f"Added {', '.join(escape(label) for label in grown.added)}."]
+    if grown.part is not None:
+        lines.append(
+            f"Existing classes, {count(grown.n_old, f'{grown.part} image')}: accuracy {percent_ci(grown.before)} before, "
+            f"{percent_ci(grown.after)} after."
+        )
+    for part in ("valid", "test"):
+        if part in grown.evaluation:
+            lines += part_lines(part, grown.evaluation[part])
+    return [*lines, f"Model: {Path(grown.folder) / 'model'}"]
+
+
+def model_list_lines(found: dict[str, list[str]], pattern: str) -> list[str]:
+    """What ``topwork models`` lists."""
+    more = found["timm"] if pattern else ["Any timm name works too: topwork models --filter '*resnet18*'"]
+    return ["Embedded (no network needed): " + ", ".join(found["embedded"]), *more]
+
+
+def described_lines(described: Any, strategy: str, with_stages: bool) -> list[str]:
+    """What ``topwork models NAME`` says of a network."""
+    license_name = described.license or "no stated license"
+    lines = [
+        f"{described.name}: {described.architecture}, weights under {license_name}",
+        f"{described.n_parameters:,} parameters, {described.n_trainable:,} of them trainable (--strategy {strategy}); "
+        f"the last layer has {described.n_features} inputs",
+    ]
+    return [*lines, *(stage_lines([vars(row) for row in described.stages]) if with_stages else [])]
+
+
+def runs_lines(found: Any) -> list[str]:
+    """The table of ``topwork runs`` and which is best."""
+    rows = [
+        (
+            row.name,
+            row.backbone,
+            row.mode,
+            row.part or "",
+            f"{row.n:,}" if row.n else "",
+            percent_ci(row.accuracy) if row.part else "unfinished",
+        )
+        for row in found.runs
+    ]
+    return [table(rows, ("run", "backbone", "mode", "part", "images", "accuracy")), "", found.verdict]
+
+
+def cache_lines(found: dict[str, Any]) -> list[str]:
+    """What ``topwork cache`` says."""
+    rows = [(name, f"{size / 1e6:,.1f} MB") for name, size in found["bytes"].items()]
+    lines = [f"Cache: {escape(found['folder'])} (set TOPWORK_CACHE to use another)"]
+    if found.get("freed") is not None:
+        return [*lines, f"Freed {found['freed'] / 1e6:,.1f} MB. Features are computed again when needed."]
+    return [*lines, *([table(rows, ("holds", "size"))] if rows else ["It is empty."])]

@@ -55,6 +55,15 @@ def run_folder(folder: Path, overwrite: bool) -> Iterator[None]:
             folder.rmdir()
 
 
+def free_run_folder(path: str | os.PathLike[str]) -> Path:
+    """``runs/NAME`` for the images of a path, or ``runs/NAME-2``, ``-3`` ... if that is taken."""
+    name = Path(path).resolve().stem or "data"
+    folder, number = Path("runs") / name, 2
+    while (folder / "evaluation.json").exists() or (folder / "checkpoint").exists():
+        folder, number = Path("runs") / f"{name}-{number}", number + 1
+    return folder
+
+
 def _check_free(folder: Path, overwrite: bool) -> None:
     if (folder / "evaluation.json").exists():
         if not overwrite:

@@ -155,19 +155,13 @@ class TuneSettings:
 
 
 @dataclass(frozen=True)
-class FitSettings(TuneSettings, DataSettings):
-    """What ``topwork fit`` may be asked, beyond the data."""
+class NetworkSettings:
+    """The backbone, its input and the kind of head."""
 
     backbone: str = _setting(
         "auto",
         "auto, lite0, lite1, lite2, random, any timm name, or a local weights file as NAME=FILE. Several, joined by "
         "commas, are compared on a few training images, and the best for its cost is taken.",
-    )
-    split_of: str | None = _setting(
-        None, "A run folder: divide the images as that run did; images that it did not have are for training."
-    )
-    mode: Mode = _setting(
-        "probe", "probe: a head on frozen features; tune: then move the network too; auto: tune where it should pay."
     )
     head: HeadKind = _setting(
         "auto",
@@ -179,17 +173,15 @@ class FitSettings(TuneSettings, DataSettings):
     )
     pooling: Pooling | None = _setting(None, "How the last map is pooled; by default as the weights were trained.")
     drop_hidden: bool = _setting(False, "Without the hidden layers that VGG has before its last one.")
-    fit: Literal["auto", "squash", "crop", "pad"] = _setting("auto", "How an image is brought to the input's shape.")
+    resize: Literal["auto", "squash", "crop", "pad"] = _setting("auto", "Resize mode.")
     size: int | None = _setting(None, "Input side in pixels; by default the one the weights were trained at.")
     engine: Literal["auto", "openvino", "torch"] = _setting("auto", "What runs the network.")
-    leave_out: str | None = _setting(
-        None, "Train on all domains but this one, and make it the test part: how well does it do on a new domain?"
-    )
-    near_duplicates: bool = _setting(True, "Look for near duplicates and keep them on one side of the split.")
-    balance: Literal["auto", "none", "weights", "sampler"] = _setting(
-        "auto", "Classes of unequal size; auto: weights when the counts differ by more than a factor of 3."
-    )
-    views: int = _setting(2, "Augmented views of each training image for the probe, when --augment is not none.")
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """When a model answers with a label, ``ambiguous`` or ``unknown``."""
+
     coverage: float = _setting(
         0.975,
         "Share of images whose true class must be among those not ruled out; where that takes several, the answer is "
@@ -199,6 +191,26 @@ class FitSettings(TuneSettings, DataSettings):
         None, "Instead: answer only where the answers are right this often (such as 0.99); the rest is ambiguous."
     )
     unknown_false_alarms: float = _setting(0.01, "Share of images of known classes that may be called unknown.")
+
+
+@dataclass(frozen=True)
+class FitSettings(AnswerSettings, TuneSettings, NetworkSettings, DataSettings):
+    """What ``topwork fit`` may be asked, beyond the data."""
+
+    split_of: str | None = _setting(
+        None, "A run folder: divide the images as that run did; images that it did not have are for training."
+    )
+    mode: Mode = _setting(
+        "probe", "probe: a head on frozen features; tune: then move the network too; auto: tune where it should pay."
+    )
+    leave_out: str | None = _setting(
+        None, "Train on all domains but this one, and make it the test part: how well does it do on a new domain?"
+    )
+    near_duplicates: bool = _setting(True, "Look for near duplicates and keep them on one side of the split.")
+    balance: Literal["auto", "none", "weights", "sampler"] = _setting(
+        "auto", "Classes of unequal size; auto: weights when the counts differ by more than a factor of 3."
+    )
+    views: int = _setting(2, "Augmented views of each training image for the probe, when --augment is not none.")
 
 
 @dataclass(frozen=True)
@@ -339,3 +351,55 @@ def cache_folder() -> Path:
 def is_launched() -> bool:
     """Whether ``torchrun`` or ``accelerate launch`` started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE") or 1) > 1
+
+
+# ---- help
+
+
+# What a first-time user needs; the rest is shown by --help-all.
+EVERYDAY = frozenset(
+    [
+        "out",
+        "resume",
+        "overwrite",
+        "open",
+        "mode",
+        "backbone",
+        "size",
+        "epochs",
+        "time-budget",
+        "strategy",
+        "label-regex",
+        "group-by",
+        "multi-label",
+        "test-fraction",
+        "seed",
+        "json",
+        "quiet",
+        "device",
+        "dry-run",
+    ]
+)
+_SUBJECTS: dict[str, Any] = {
+    "Data": DataSettings,
+    "Model": NetworkSettings,
+    "Training": TuneSettings,
+    "Answers": AnswerSettings,
+}
+_COMMON = frozenset({"json", "quiet", "debug"})
+
+
+def option_group(flag: str) -> tuple[str, bool]:
+    """The heading of an option in the help, and whether it is an everyday one.
+
+    Args:
+        flag: such as ``--valid-fraction``.
+    """
+    name = flag.removeprefix("--")
+    if name in _COMMON:
+        return "Output", name in EVERYDAY
+    field_name = name.replace("-", "_")
+    for title, kind in _SUBJECTS.items():
+        if field_name in {item.name for item in fields(kind)}:
+            return title, name in EVERYDAY
+    return "Options", name in EVERYDAY

@@ -12,6 +12,7 @@ import pytest
 from drawing import draw_folders
 from topwork.commands.compare import compare_runs
 from topwork.commands.fit import fit
+from topwork.commands.runs import list_runs
 from topwork.errors import UsageError
 from topwork.settings import FitSettings
 
@@ -108,9 +109,20 @@ def test_examine_needs_images_of_known_classes(runs, tmp_path):
     assert "class that the model knows" in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["examine", "compare"])
-def test_the_verbs_explain_themselves(verb):
-    done = topwork(verb, "--help")
-    assert done.returncode == 0
-    assert "--json" in done.stdout
-    assert "--seed" in done.stdout
+def test_runs_are_listed_best_first_and_unfinished_ones_last(runs):
+    (runs / "stopped").mkdir(exist_ok=True)
+    (runs / "stopped" / "settings.json").write_text("{}")
+    found = list_runs(runs)
+    accuracies = [row.accuracy["value"] for row in found.runs if row.accuracy]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert {row.name for row in found.runs} >= {"good", "weak", "other-split"}
+    assert found.runs[-1].name == "stopped"
+    assert found.runs[-1].part is None
+    assert found.runs[0].name in found.verdict
+
+
+def test_a_folder_without_runs_is_named(tmp_path):
+    with pytest.raises(UsageError, match="no runs here"):
+        list_runs(tmp_path)
+    with pytest.raises(UsageError, match="no such folder"):
+        list_runs(tmp_path / "none")

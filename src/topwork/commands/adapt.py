@@ -69,6 +69,17 @@ class AdaptedRun:
     n_rejected: int
     n_used: int
 
+    def as_dict(self) -> dict[str, Any]:
+        """What ``adapt --json`` prints."""
+        choice, record = self.record["choice"], self.record
+        return {
+            "run": str(self.folder),
+            **{key: choice[key] for key in ("outcome", "method", "reason", "checks", "distance")},
+            **{key: self.evaluation.get(key) for key in ("domains", "target", "timing")},
+            **{key: record[key] for key in ("predicted", "n_changed", "asked")},
+            "ask": str(self.ask_path) if self.ask_path else None,
+        }
+
 
 def adapt(
     run: str | os.PathLike[str],

@@ -51,6 +51,17 @@ class Fitted:
     evaluation: dict[str, Any]
     recipe: dict[str, Any]
 
+    def as_dict(self) -> dict[str, Any]:
+        """What ``fit --json`` prints."""
+        return {
+            "run": str(self.folder),
+            "valid": self.evaluation.get("valid"),
+            "test": self.evaluation.get("test"),
+            "timing": self.evaluation["timing"],
+            "n_used": len(self.manifest.samples),
+            "n_rejected": len(self.manifest.rejects),
+        }
+
 
 def fit(
     path: str | os.PathLike[str],

@@ -91,7 +91,7 @@ def gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch
 
 def _backbone(name: str, settings: FitSettings) -> Backbone:
     backbone = load_backbone(name).changed(Changes(settings.pooling, settings.drop_hidden))
-    fit = None if settings.fit == "auto" else settings.fit
+    fit = None if settings.resize == "auto" else settings.resize
     return backbone.with_spec(height=settings.size, width=settings.size, fit=fit, mirror=_mirror(settings))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from topwork.commands.steps import (
     near_pairs,
@@ -36,6 +38,22 @@ class Surveyed:
     overview: Overview
     findings: tuple[str, ...]
     spec: InputSpec = field(default_factory=InputSpec)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``scan --json`` prints, but for the path."""
+        manifest = self.manifest
+        return {
+            "layout": manifest.layout,
+            "classes": manifest.counts,
+            "n_used": len(manifest.samples),
+            "n_rejected": len(manifest.rejects),
+            "rejects": [asdict(reject) for reject in manifest.rejects],
+            "parts": dict(Counter(sample.part for sample in manifest.samples if sample.part)),
+            "digest": manifest.digest,
+            "notes": list(manifest.notes),
+            "findings": list(self.findings),
+            **self.overview.as_dict(manifest),
+        }
 
 
 def survey(

@@ -1,0 +1,46 @@
+"""``topwork cache``: what the cache holds, and emptying it. Everything in it can be computed again."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from topwork.errors import TopworkError
+from topwork.files import error_reason
+from topwork.settings import cache_folder
+
+# What topwork writes there. Anything else is not ours: somebody may have set TOPWORK_CACHE to a folder of their own.
+OURS = ("archives", "backbones", "demo", "drawn-shapes", "facts", "features", "neighbors", "onnx", "traits")
+
+
+def cache_contents() -> dict[str, Any]:
+    """The cache folder and the bytes of each part that topwork keeps there, by name."""
+    folder = cache_folder()
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    parts = [part for part in found if part.is_dir() and re.sub(r"-\d+$", "", part.name) in OURS]
+    return {"folder": str(folder), "bytes": {part.name: _bytes_below(part) for part in parts}}
+
+
+def clear_cache() -> dict[str, Any]:
+    """Deletes what topwork keeps in the cache.
+
+    Returns:
+        What :func:`cache_contents` says afterwards, and ``freed`` bytes.
+
+    Raises:
+        TopworkError: something could not be deleted; named.
+    """
+    before = cache_contents()
+    for name in before["bytes"]:
+        path = cache_folder() / name
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            raise TopworkError(f"{error.filename or path}: {error_reason(error)}.") from None
+    return {**cache_contents(), "freed": sum(before["bytes"].values())}
+
+
+def _bytes_below(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
