@@ -41,7 +41,7 @@ from topwork.data.unlabeled import COLUMNS, read_labels, rules_without_labels
 from topwork.errors import UsageError
 from topwork.evaluation.predictions import Predictions, softmax
 from topwork.features.embed import Embedder, embed
-from topwork.features.engine import compiled_path
+from topwork.features.engine import compiled_form
 from topwork.files import atomic_file
 from topwork.models.classifier import COMPILED, Classifier, find_model, save_classifier
 from topwork.progress import Reporter, Stopwatch
@@ -300,8 +300,9 @@ def _write(
     save_predictions({"target": after}, target.manifest, folder / "target_predictions.parquet")
     shutil.copytree(find_model(source.run), folder / "source_model", dirs_exist_ok=True)
     # the source's own network comes with its compiled form; a moved one has it in the cache
-    places = (classifier.backbone.folder / COMPILED[0], compiled_path(classifier.backbone))
-    compiled = next((p for p in places if p.is_file()), None) if now.embedder.engine.kind == "openvino" else None
+    own = classifier.backbone.folder / COMPILED[0]
+    form = own if own.is_file() else compiled_form(classifier.backbone)
+    compiled = form if now.embedder.engine.kind == "openvino" else None
     save_classifier(classifier, folder / "model", compiled, model_card(classifier))
     insights = source.run / "insights.json"
     if insights.is_file() and not now.is_moved:  # they are about the network that the source's model has

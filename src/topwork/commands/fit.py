@@ -24,7 +24,7 @@ from topwork.evaluation.label_sets import LabelPredictions
 from topwork.evaluation.predictions import Predictions
 from topwork.features.blas import few_threads
 from topwork.features.embed import Features, embed
-from topwork.features.engine import compiled_path
+from topwork.features.engine import compiled_form
 from topwork.features.probe import Probe
 from topwork.features.views import Probed
 from topwork.models.classifier import Classifier
@@ -111,7 +111,7 @@ def fit(
         with clock("write"):
             reporter.step("write")
             history = [*map(asdict, probed.probe.trials), *(tuned.history if tuned else [])]
-            compiled = compiled_path(classifier.backbone) if data.embedder.engine.kind == "openvino" else None
+            compiled = compiled_form(classifier.backbone) if data.embedder.engine.kind == "openvino" else None
             write_run(folder, data.manifest, data.parts, classifier, judged.predictions, recipe, history, compiled)
         if not data.manifest.multi_label:
             with clock("insights"), few_threads(n_values):

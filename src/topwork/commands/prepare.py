@@ -64,6 +64,8 @@ def gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch
         backbones = [_backbone(name, settings) for name in names]
         backbone = backbones[0]
         embedder = embedder_of(backbone, settings)
+        if embedder.engine.note:
+            reporter.note(embedder.engine.note)
     with clock("scan_and_embed"):
         reporter.step("scan and embed")
         manifest, features = scan_and_embed(path, settings, embedder, reporter)

@@ -74,6 +74,8 @@ def survey(
         backbone = load_backbone(settings.backbone)
         spec = backbone.spec
         engine = load_engine(backbone)
+        if engine.note:
+            reporter.note(engine.note)
         backbone = with_resizer(backbone, engine)
         embedder = Embedder(backbone, engine)
         reporter.step("scan and embed")

@@ -24,7 +24,7 @@ from topwork.data.images import DECODER_VERSION, decode
 from topwork.data.loader import in_order
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input
 from topwork.errors import ImageError
-from topwork.features.engine import BATCH, Blocks, Engine, OpenVINOEngine, TorchEngine, compiled_path
+from topwork.features.engine import BATCH, Blocks, Engine, OpenVINOEngine, TorchEngine, compiled_form
 from topwork.features.store import BLOCKS, FeatureStore
 from topwork.models.backbone import Backbone
 from topwork.models.classifier import COMPILED, Classifier
@@ -163,7 +163,8 @@ def _batches(images: Iterator[Pixels]) -> Iterator[Pixels]:
 
 def _exact_engine(backbone: Backbone) -> Engine:
     """The network in f32 on the processor: its compiled form, if there is one."""
-    xml = next((p for p in (backbone.folder / COMPILED[0], compiled_path(backbone)) if p.is_file()), None)
+    own = backbone.folder / COMPILED[0]
+    xml = own if own.is_file() else compiled_form(backbone)
     if xml is not None:
         try:
             return OpenVINOEngine(xml, "f32")

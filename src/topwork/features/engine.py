@@ -4,9 +4,10 @@ In: uint8 (B, H, W, 3). Out: ``last`` (B, D), the pooled last map that timm's cl
 mean and maximum over the map at the end of each of the last stages; both rounded to float16, so that what comes from
 the store and what was just computed are the same numbers. Normalization is inside the graph.
 
-On the CPU the network is compiled by OpenVINO, in bf16 where the processor has it; the compiled form is kept beside
-the weights so that later processes need no torch. Each form is compared with torch fp32 on a few images when it is
-made, and refused when it is worse than the limits below. Elsewhere, and as the fallback, torch runs it.
+On the CPU the network is compiled by OpenVINO, in bf16 if the processor has it. The compiled form is kept beside the
+weights, so later processes need no torch; its files are checked by digest whenever they are loaded. Each form is compared
+with torch fp32 on a few images when it is made. If it cannot be made or is worse than the limits below, torch runs the
+network, and the engine's note says why. On a GPU torch runs it, too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import sys
 import threading
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -37,18 +38,20 @@ if TYPE_CHECKING:
 Batch = dict[str, NDArray[np.float16]]
 Blocks = dict[str, NDArray[np.float32]]
 
-FORMAT = 2  # bump when the meaning of the outputs changes, or the pixels they are made of
-BATCH = 16  # static: keeps the process near 1.1 GB, where dynamic shapes took 3.3 GB
+FORMAT = 3  # bump when the meaning of the outputs changes, or the pixels they are made of
+BATCH = 16  # compiled for this size and for 1: keeps the process near 1.1 GB, while free shapes took 3.3 GB
+TRACED_IMAGES = 2  # unlike BATCH and 1, so that a batch size baked into the graph shows in the check
 MAX_STAGES = 5
 # Least cosine similarity with torch fp32, over the check images. bf16 keeps 8 bits: 0.996 is usual for lite0.
 LEAST_COSINE = {"f32": 0.9999, "bf16": 0.98}
 
 
 class Engine(Protocol):
-    """Anything that turns input-sized images into features."""
+    """Anything that turns input-sized images into features; ``note`` is a sentence the user should read, if any."""
 
     kind: str
     precision: str
+    note: str | None
 
     def run(self, images: Pixels) -> Batch:
         """Features of uint8 (B, H, W, 3), any B."""
@@ -59,10 +62,19 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class EngineCheck:
-    """How close a form of the network comes to torch fp32: least cosine over images, for both outputs."""
+    """What is known of the compiled form of a network.
+
+    Attributes:
+        device: processor and OpenVINO version it was checked with.
+        cosine: by precision, the least cosine similarity with torch fp32 over the check images and both outputs.
+        files: SHA-256 of the compiled files, by suffix.
+        problem: why there is no compiled form; None if there is one.
+    """
 
     device: str
     cosine: dict[str, float]
+    files: dict[str, str] = field(default_factory=dict)
+    problem: str | None = None
 
 
 def fingerprint(backbone: Backbone, engine: Engine) -> str:
@@ -76,30 +88,36 @@ def load_engine(backbone: Backbone, kind: str = "auto", precision: str = "auto")
     """The fastest trustworthy way to run a backbone on this machine.
 
     Args:
-        kind: ``openvino``, ``torch`` or ``auto``: torch where there is a GPU, else OpenVINO, else torch.
-        precision: ``bf16``, ``f32`` or ``auto``: bf16 where the processor has it and the check allows it.
+        kind: ``openvino``, ``torch`` or ``auto``: torch if there is a GPU, else OpenVINO, else torch.
+        precision: ``bf16``, ``f32`` or ``auto``: bf16 if the processor has it and the check allows it.
 
     Raises:
-        UsageError: what was asked for by name is not to be had here.
+        UsageError: OpenVINO was asked for by name and does not run this network.
     """
     if kind == "torch" or (kind == "auto" and (_has_gpu() or not _has_openvino())):
         return TorchEngine(backbone, precision)
     xml = compiled_path(backbone)
-    check = _read_check(xml)
+    check, note = _read_check(xml), None
     if check is None:
+        if xml.with_suffix(".json").is_file():
+            note = f"{xml}: the compiled network was damaged or made elsewhere, so it was compiled again."
         check = _compile(backbone, xml)
     chosen = _choose_precision(check, precision)
-    if chosen is None:
-        if kind == "openvino":
-            raise UsageError(f"--engine openvino: it does not reproduce {backbone.name} ({check.cosine}); use torch.")
-        return TorchEngine(backbone, precision)
-    return OpenVINOEngine(xml, chosen)
+    if chosen is not None:
+        return OpenVINOEngine(xml, chosen, note)
+    reason = check.problem or f"its features differ from torch's: cosine {check.cosine}"
+    if kind == "openvino":
+        raise UsageError(f"{backbone.name}: OpenVINO cannot run this network ({reason}); use torch.")
+    return TorchEngine(
+        backbone, precision, note=f"{backbone.name}: OpenVINO cannot run this network ({reason}); using torch (slower)."
+    )
 
 
 def with_resizer(backbone: Backbone, engine: Engine) -> Backbone:
-    """The backbone with the resizer that fits the engine: in f32 only Pillow's pixels make the answers those of others.
+    """The backbone with the resizer that fits the engine: in f32 Pillow's, so that answers match other programs'.
 
-    Beside an f32 network Pillow's resize is a small cost; beside bf16, which moves answers more than it does, it is not.
+    Beside an f32 network Pillow's resize costs little. In bf16 it would cost much, and bf16 changes answers more than
+    the resizer does.
     """
     return backbone.with_spec(resizer="pillow" if engine.precision == "f32" else "quick")
 
@@ -109,8 +127,8 @@ class OpenVINOEngine:
 
     kind = "openvino"
 
-    def __init__(self, xml: Path, precision: str) -> None:
-        self.precision = precision
+    def __init__(self, xml: Path, precision: str, note: str | None = None) -> None:
+        self.precision, self.note = precision, note
         self._core = openvino_core()
         self._options = {"INFERENCE_PRECISION_HINT": precision}
         try:
@@ -126,7 +144,7 @@ class OpenVINOEngine:
         return rounded(self.run_unrounded(images))
 
     def run_unrounded(self, images: Pixels) -> Blocks:
-        """Whole batches in the static graph; a few left over one by one, which costs less than padding."""
+        """Whole batches; a few images left over run one by one, which costs less than padding."""
         whole = len(images) // BATCH * BATCH
         rest = len(images) - whole
         chunks = [self._infer(self._of_size(BATCH), images[start : start + BATCH]) for start in range(0, whole, BATCH)]
@@ -139,14 +157,11 @@ class OpenVINOEngine:
         return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in ("last", "stages")}
 
     def _of_size(self, n: int) -> Any:
-        """The network compiled for batches of n images, when the first of them comes: a refit from the store needs none."""
+        """The network compiled for batches of n images, once the first of them comes: a refit from the store needs none."""
         with self._lock:
             if n not in self._compiled:
-                model = self._model
-                if n != BATCH:
-                    model = model.clone()
-                    model.reshape([n, *model.input(0).shape[1:]])
                 try:
+                    model = with_batch(self._model, n)
                     self._compiled[n] = self._core.compile_model(model, "CPU", self._options)
                 except RuntimeError as error:
                     reason = str(error).splitlines()[0]
@@ -159,13 +174,16 @@ class OpenVINOEngine:
 
 
 class TorchEngine:
-    """The network run by torch: on a GPU in bf16, where it has it, on the CPU in f32."""
+    """The network run by torch: on a GPU in bf16 if it has it, on the CPU in f32."""
 
     kind = "torch"
 
-    def __init__(self, backbone: Backbone, precision: str = "auto", device: str | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, precision: str = "auto", device: str | None = None, note: str | None = None
+    ) -> None:
         import torch
 
+        self.note = note
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         on_gpu = self.device == "cuda" and gpu_has_bf16()
         self.precision = precision if precision != "auto" else ("bf16" if on_gpu else "f32")
@@ -190,7 +208,7 @@ class TorchEngine:
 
 
 def rounded(blocks: Blocks) -> Batch:
-    """Features as they are stored: in float16, what is too large for it at its limit."""
+    """Features as they are stored: float16, clipped to its range."""
     return {name: np.clip(values, -65504, 65504).astype(np.float16) for name, values in blocks.items()}
 
 
@@ -263,37 +281,73 @@ def feature_stages(backbone: Backbone) -> list[str]:
 
 
 def compiled_path(backbone: Backbone) -> Path:
-    """Where the OpenVINO form of a backbone with its present input spec is kept."""
+    """Where the OpenVINO form of a backbone with its present input spec is kept, once it was made."""
     spec = {name: value for name, value in backbone.spec.as_dict().items() if name != "resizer"}
     key = json.dumps([FORMAT, spec], sort_keys=True)
     return backbone.folder / f"openvino-{hashlib.sha256(key.encode()).hexdigest()[:12]}.xml"
 
 
+def compiled_form(backbone: Backbone) -> Path | None:
+    """The ``.xml`` of the compiled form, if it and the ``.bin`` beside it are those that were checked."""
+    xml = compiled_path(backbone)
+    check = _read_check(xml)
+    return xml if check is not None and check.problem is None else None
+
+
+def with_batch(model: Any, n: int) -> Any:
+    """An OpenVINO network for batches of n images."""
+    model = model.clone()
+    shape = model.input(0).get_partial_shape()
+    model.reshape([n, *(side.get_length() for side in list(shape)[1:])])
+    return model
+
+
 def _compile(backbone: Backbone, xml: Path) -> EngineCheck:
-    """Traces the network, writes the IR and the result of its check against torch fp32."""
+    """Writes the IR and how it compares with torch fp32, or why there is none."""
+    import torch
+
+    network, images = feature_network(backbone), drawn_images(backbone.spec)
+    with torch.inference_mode():
+        expected = [value.numpy() for value in network(torch.from_numpy(images))]
+    try:
+        model = _converted(network, backbone.spec)
+    except Exception as error:  # noqa: BLE001 tracing and conversion raise errors of all kinds
+        check = EngineCheck(_device(), {}, problem=_first_line(error))
+    else:
+        _write_ir(model, xml)
+        check = _compared(xml, images, expected)
+    with atomic_file(xml.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps(vars(check)))
+    return check
+
+
+def _converted(network: nn.Module, spec: InputSpec) -> Any:
+    """The network as an OpenVINO graph that takes batches of any size."""
     import warnings
 
     import torch
 
     ov = _openvino()
-    network = feature_network(backbone)
-    shape = [BATCH, backbone.spec.height, backbone.spec.width, 3]
-    images = drawn_images(backbone.spec)
+    example = torch.zeros(TRACED_IMAGES, spec.height, spec.width, 3, dtype=torch.uint8)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns about shapes that are constant for us
-        expected = [value.numpy() for value in network(torch.from_numpy(images))]
-        example = torch.zeros(shape, dtype=torch.uint8)
-        model = ov.convert_model(network, example_input=example, input=[(shape, ov.Type.u8)])
-    _write_ir(model, xml)
+        # not checked by torch, which takes as long again: the graph is compared with the network anyway
+        traced = torch.jit.trace(network, example, check_trace=False)
+        return ov.convert_model(traced, input=[([-1, spec.height, spec.width, 3], ov.Type.u8)])
+
+
+def _compared(xml: Path, images: Pixels, expected: list[NDArray[np.float32]]) -> EngineCheck:
+    """The check of files that were just written; the batch differs from the traced one."""
+    files = {suffix: _digest(xml.with_suffix(suffix)) for suffix in (".xml", ".bin")}
     cosine = {}
-    for precision in _precisions():
-        found = OpenVINOEngine(xml, precision).run(images)
-        pairs = zip(expected, (found["last"], found["stages"]), strict=True)
-        cosine[precision] = min(_least_cosine(a, b) for a, b in pairs if a.shape[1])
-    check = EngineCheck(_device(), cosine)
-    with atomic_file(xml.with_suffix(".json")) as partial:
-        partial.write_text(json.dumps(vars(check)))
-    return check
+    try:
+        for precision in _precisions():
+            found = OpenVINOEngine(xml, precision).run(images)
+            pairs = zip(expected, (found["last"], found["stages"]), strict=True)
+            cosine[precision] = min(_least_cosine(a, b) for a, b in pairs if a.shape[1])
+    except (ModelError, RuntimeError) as error:
+        return EngineCheck(_device(), {}, problem=_first_line(error))
+    return EngineCheck(_device(), cosine, files)
 
 
 def _write_ir(model: Any, xml: Path) -> None:
@@ -303,19 +357,34 @@ def _write_ir(model: Any, xml: Path) -> None:
         _openvino().save_model(model, partial, compress_to_fp16=False)
         for suffix in (".bin", ".xml"):
             os.replace(partial.with_suffix(suffix), xml.with_suffix(suffix))
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            f"{xml.parent}: the compiled network cannot be written ({_first_line(error)}): no space left, or no permission. "
+            "Set TOPWORK_CACHE to another folder."
+        ) from None
     finally:
         for suffix in (".bin", ".xml"):
             partial.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _read_check(xml: Path) -> EngineCheck | None:
-    """The stored check, if the compiled form is whole and was checked on a processor like this one."""
+    """The stored check, if the compiled files are those that were checked, on a processor like this one."""
     try:
         check = EngineCheck(**json.loads(xml.with_suffix(".json").read_text()))
-    except (OSError, ValueError, TypeError):
+        is_whole = all(_digest(xml.with_suffix(suffix)) == digest for suffix, digest in check.files.items())
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
-    whole = xml.is_file() and xml.with_suffix(".bin").is_file() and check.device == _device()
-    return check if whole else None
+    is_whole = is_whole and (check.problem is not None or set(check.files) == {".xml", ".bin"})
+    return check if is_whole and check.device == _device() else None
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _choose_precision(check: EngineCheck, wanted: str) -> str | None:

@@ -19,7 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.errors import ModelError
-from topwork.features.engine import BATCH, _openvino, compiled_path, feature_network, openvino_core, rounded
+from topwork.features.engine import (
+    BATCH,
+    _openvino,
+    compiled_form,
+    feature_network,
+    openvino_core,
+    rounded,
+    with_batch,
+)
 from topwork.models.backbone import Backbone
 from topwork.models.classifier import COMPILED
 
@@ -55,15 +63,14 @@ def open_network(backbone: Backbone, precision: str) -> OpenNetwork:
     Args:
         precision: ``bf16`` or ``f32``, as the classifier's features were made.
     """
-    own = (backbone.folder / COMPILED[0],) if backbone.spec.mirror == "none" else ()
+    own = backbone.folder / COMPILED[0]
+    has_own = own.is_file() and backbone.spec.mirror == "none"
     backbone = backbone.with_spec(mirror="none")
-    for xml in (*own, compiled_path(backbone)):
-        if xml.is_file():
-            try:
-                return OpenVINONetwork(xml, precision)
-            except ImportError:
-                break  # OpenVINO is not installed here
-    return TorchNetwork(backbone)
+    try:
+        xml = own if has_own else compiled_form(backbone)
+        return OpenVINONetwork(xml, precision) if xml is not None else TorchNetwork(backbone)
+    except ImportError:  # OpenVINO is not installed here
+        return TorchNetwork(backbone)
 
 
 class OpenVINONetwork:
@@ -73,18 +80,17 @@ class OpenVINONetwork:
         ov = _openvino()
         core = openvino_core()
         try:
-            model, self._is_channels_last = _opened(ov, core.read_model(xml))
+            model, self._is_channels_last = _opened(ov, with_batch(core.read_model(xml), BATCH))
             self._compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
         except RuntimeError as error:
             raise ModelError(f"{xml}: cannot be compiled: {str(error).splitlines()[0]}") from None
-        self._batch = int(model.input(0).shape[0])
 
     def run(self, images: Images) -> Opened:
-        """The last, incomplete batch is filled up: the graph has a fixed one."""
+        """The last, incomplete batch is filled up."""
         chunks = []
-        for start in range(0, len(images), self._batch):
-            some = images[start : start + self._batch]
-            padded = np.zeros((self._batch, *images.shape[1:]), np.float32)
+        for start in range(0, len(images), BATCH):
+            some = images[start : start + BATCH]
+            padded = np.zeros((BATCH, *images.shape[1:]), np.float32)
             padded[: len(some)] = some
             outputs = self._compiled.create_infer_request().infer({0: padded})
             chunks.append([np.array(outputs[number][: len(some)]) for number in range(len(self._compiled.outputs))])
