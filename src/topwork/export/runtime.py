@@ -92,7 +92,7 @@ class ONNXRuntimeEngine:
 
     kind = "onnxruntime"
     precision = "f32"
-    note = None
+    note: str | None = None
 
     def __init__(self, backbone: Backbone) -> None:
         import onnxruntime
