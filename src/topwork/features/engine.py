@@ -333,7 +333,8 @@ def _converted(network: nn.Module, spec: InputSpec) -> Any:
         warnings.simplefilter("ignore")  # tracing warns about shapes that are constant for us
         # not checked by torch, which takes as long again: the graph is compared with the network anyway
         traced: Any = torch.jit.trace(  # type: ignore[no-untyped-call]
-            network, example, check_trace=False)
+            network, example, check_trace=False
+        )
         return ov.convert_model(traced, input=[([-1, spec.height, spec.width, 3], ov.Type.u8)])
 
 
