@@ -430,11 +430,12 @@ def predict(
     tta: Annotated[bool, Parameter(help="Test-time augmentation with horizontal flip (2x slower).")] = False,
     explain: Annotated[str | None, Parameter(help="Save a heatmap per image to this folder.")] = None,
     runtime: Annotated[
-        Literal["auto", "fastest", "openvino", "onnxruntime", "torch"],
-        Parameter(
-            help="What runs the network. auto: OpenVINO if installed, else torch; fastest: measure once per model."
-        ),
+        Literal["auto", "openvino", "onnxruntime", "torch"],
+        Parameter(help="What runs the network. auto: OpenVINO if installed, else torch."),
     ] = "auto",
+    precision: Annotated[
+        Literal["f32", "bf16"], Parameter(help="bf16 is faster if the processor has it; close answers may change.")
+    ] = "f32",
     workers: Annotated[int | None, Parameter(help="Threads that decode images [default: one per core].")] = None,
     overwrite: Overwrite = False,
     common: CommonArgs = Common(),
@@ -447,7 +448,7 @@ def predict(
     inputs = list_inputs(sys.stdin.read().splitlines() if images == [STDIN] else images)
     with _terminal(common) as terminal:
         terminal.step("predict")
-        predictor = Predictor(model, n_top=top, tta=tta, runtime=runtime)
+        predictor = Predictor(model, n_top=top, tta=tta, runtime=runtime, precision=precision)
         on_row = _picture_writer(predictor, explain) if explain else None
         if out is not None:
             counts = predict_to_file(predictor, inputs, Path(out), overwrite, terminal.progress, workers, on_row)

@@ -15,12 +15,12 @@ from sklearn.utils.validation import check_is_fitted  # noqa: TID253
 from topwork.data.folders import read_regular_file
 from topwork.data.images import decode
 from topwork.data.loader import in_order
-from topwork.data.transforms import InputSpec, Pixels, fit_to_input
+from topwork.data.transforms import Pixels, fit_to_input
 from topwork.errors import ImageError, UsageError
 from topwork.evaluation.calibration import fit_temperature
 from topwork.evaluation.predictions import softmax
 from topwork.features.embed import Embedder, Features
-from topwork.features.engine import load_engine, with_resizer
+from topwork.features.engine import load_engine
 from topwork.features.probe import fit_probe
 from topwork.models.backbone import load_backbone
 from topwork.text import escape
@@ -102,12 +102,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _features(self, images: Sequence[Any]) -> Features:
         """Embeds what the store does not know yet."""
         backbone = load_backbone(self.backbone).with_spec(fit=self.fit_mode, height=self.size, width=self.size)
-        engine = load_engine(backbone)
-        backbone = with_resizer(backbone, engine)
-        embedder = Embedder(backbone, engine)
+        embedder = Embedder(backbone, load_engine(backbone, precision="f32"))
 
         def load(image: Any) -> tuple[str, Pixels | None]:
-            return _load(image, backbone.spec, embedder)
+            return _load(image, embedder)
 
         hashes = []
         try:
@@ -120,8 +118,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return Features(tuple(hashes), embedder.store)
 
 
-def _load(image: Any, spec: InputSpec, embedder: Embedder) -> tuple[str, Pixels | None]:
+def _load(image: Any, embedder: Embedder) -> tuple[str, Pixels | None]:
     """Content hash, and input-sized pixels when they are new."""
+    spec = embedder.spec
     if isinstance(image, (str, Path)):
         try:
             data = read_regular_file(Path(image))

@@ -137,7 +137,9 @@ class TuneSettings:
     tail_views: int | None = _setting(
         None, "Cache the frozen part for this many augmented views an image and train the rest from them."
     )
-    precision: Literal["auto", "bf16", "f32"] = _setting("auto", "auto: bf16 where the processor has it.")
+    precision: Literal["auto", "bf16", "f32"] = _setting(
+        "auto", "Of training features; auto: bf16 if the processor has it. Answers are computed in f32."
+    )
     track: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = _setting(
         None, "Also send the epochs to this tracker (its package must be installed); its files go to RUN/tracking."
     )

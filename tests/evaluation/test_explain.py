@@ -72,7 +72,7 @@ def test_the_cells_of_a_map_sum_to_the_logit(classifier, images):
 def test_the_opened_network_gives_the_features_of_the_engine(images):
     backbone = load_backbone("lite0")
     engine = load_engine(backbone, kind="openvino", precision="f32")
-    opened = open_network(backbone, "f32")
+    opened = open_network(backbone)
     assert isinstance(opened, OpenVINONetwork)
     found, expected = opened.run(images[:5]), engine.run(images[:5])
     for name in ("last", "stages"):
@@ -83,7 +83,7 @@ def test_the_opened_network_gives_the_features_of_the_engine(images):
 
 
 def test_pixels_between_the_levels_are_not_rounded(images):
-    opened = open_network(load_backbone("lite0"), "f32")
+    opened = open_network(load_backbone("lite0"))
     half = opened.run(images[:1].astype(np.float32) + 0.5).blocks["last"]
     low, high = (opened.run(images[:1].astype(np.float32) + d).blocks["last"] for d in (0, 1))
     assert (half != low).any()

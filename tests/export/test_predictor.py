@@ -1,4 +1,4 @@
-"""Predictor and predict: the second look, mirrored views, pictures, archives, bounded and repeatable."""
+"""Predictor and predict: f32 answers, flips, heatmaps, archives, bounded and repeatable."""
 
 from __future__ import annotations
 
@@ -8,35 +8,20 @@ import sys
 import tarfile
 import threading
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from topwork.commands.evaluate import evaluate
-from topwork.data.images import decode
-from topwork.data.transforms import InputSpec
+from topwork.commands.fit import fit
 from topwork.errors import UsageError
 from topwork.evaluation.predictions import softmax
 from topwork.export.batch import list_inputs
 from topwork.export.predictor import Predictor, read_image
-from topwork.features import careful
-from topwork.features.careful import (
-    LOGIT_ERROR,
-    SHRUNK_ERROR,
-    TOLERANCE,
-    CarefulNetwork,
-    careful_features,
-    careful_pixels,
-    is_shrunk,
-    needs_second_look,
-)
-from topwork.features.engine import TorchEngine
-from topwork.models.classifier import load_classifier, save_classifier
+from topwork.features.engine import OpenVINOEngine, TorchEngine
+from topwork.settings import FitSettings
 
 
 def topwork(*arguments):
@@ -44,57 +29,15 @@ def topwork(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def f32_model(run, folder):
-    """The model of a run, said to be f32 as it would be on a processor without bf16."""
-    classifier = load_classifier(run)
-    spec = replace(classifier.backbone.spec, resizer="pillow")
-    changed = replace(classifier, precision="f32", backbone=replace(classifier.backbone, spec=spec))
-    save_classifier(changed, folder / "model", run / "model" / "openvino.xml", "")
-    return folder / "model"
-
-
-# ---- the second look
-
-
-@pytest.mark.parametrize(
-    ("probabilities", "precision", "shrunk", "expected"),
-    [
-        ([0.99, 0.01], "bf16", False, False),  # 0.4 * 0.99 * 0.01 = 0.004
-        ([0.93, 0.07], "bf16", False, True),  # 0.4 * 0.93 * 0.07 = 0.026: off by more than a hundredth
-        ([0.6, 0.4], "f32", False, False),  # a lead of 0.41 in logits, against an error of 0.005
-        ([0.501, 0.499], "f32", False, True),  # a lead of 0.004
-        ([0.6, 0.4], "f32", True, True),  # 0.155 * 0.24 = 0.037
-        ([0.97, 0.03], "f32", True, False),  # 0.155 * 0.029 = 0.0045
-        ([0.3, 0.299, 0.401], "f32", False, False),  # the best and the second decide, wherever they stand
-        ([0.4, 0.2, 0.4], "f32", False, True),
-    ],
-)
-def test_the_second_look_is_for_close_answers(probabilities, precision, shrunk, expected):
-    assert needs_second_look([probabilities], precision, [shrunk]).tolist() == [expected]
-
-
-@given(
-    st.lists(st.floats(-6, 6), min_size=2, max_size=6),
-    st.integers(0, 2**32 - 1),
-    st.sampled_from(["f32", "bf16"]),
-    st.booleans(),
-)
-def test_what_gets_no_second_look_cannot_be_far_off(logits, seed, precision, shrunk):
-    """Against the definition: any change of the logits within the bounds leaves the best class and nearly all else."""
-    bound = LOGIT_ERROR[precision] + SHRUNK_ERROR * shrunk
-    moved = np.array(logits) + np.random.default_rng(seed).choice([-bound / 2, bound / 2], len(logits))
-    before, after = softmax(np.array([logits, moved]))
-    if not needs_second_look([before], precision, [shrunk])[0]:
-        assert before.argmax() == after.argmax()
-        assert np.abs(before - after).max() < 1.4 * TOLERANCE  # the bound is of first order
+# ---- f32
 
 
 @pytest.mark.parametrize("head", ["plain", "extended"])
-def test_f32_answers_are_those_of_pillows_pixels(runs, images, head, tmp_path):
+def test_answers_are_those_of_f32_on_pillows_pixels(runs, images, head):
     """Against torch, on pixels that Pillow resized: what any other program would do."""
-    predictor = Predictor(f32_model(runs[head], tmp_path), n_top=3)
-    classifier, spec = predictor.classifier, predictor.classifier.backbone.spec
-    assert (classifier.precision, spec.resizer) == ("f32", "pillow")
+    predictor = Predictor(runs[head], n_top=3)
+    classifier, spec = predictor.classifier, predictor.spec
+    assert (predictor.engine.precision, spec.resizer) == ("f32", "pillow")
     size = spec.width, spec.height
     pixels = [Image.open(path).convert("RGB").resize(size, Image.Resampling.BILINEAR) for path in images]
     blocks = TorchEngine(classifier.backbone, "f32").run_unrounded(np.stack([np.asarray(p) for p in pixels]))
@@ -104,51 +47,45 @@ def test_f32_answers_are_those_of_pillows_pixels(runs, images, head, tmp_path):
     assert (found.argmax(1) == expected.argmax(1)).all()
 
 
-@pytest.mark.parametrize("head", ["plain", "extended"])
-def test_the_second_look_is_that_of_f32_on_pillows_pixels(runs, images, head, monkeypatch):
-    """Every answer looked at again is exact, whatever the first look saw."""
-    predictor = Predictor(runs[head], n_top=3)
-    classifier = predictor.classifier
-    careful = CarefulNetwork(classifier.backbone).run(
-        np.stack([careful_pixels(Path(path).read_bytes(), classifier.backbone.spec) for path in images])
-    )
-    expected = softmax(classifier.head.logits(dict(careful)))
-    monkeypatch.setattr("topwork.export.predictor.unsure_rows", lambda _, p, *__: np.arange(len(p)) % 2 == 1)
-    monkeypatch.setattr(predictor, "_quick", lambda pixels: {k: v * 0 for k, v in predictor.engine.run(pixels).items()})
-    found = np.array([[dict(p.top)[name] for name in classifier.classes] for p in predictor.predict(images)])
-    np.testing.assert_allclose(found[1::2], expected[1::2], atol=1e-6)
-    assert np.abs(found[0::2] - expected[0::2]).max() > 0.01
-
-
-def test_the_second_look_does_not_depend_on_the_batch(runs, images):
-    network = CarefulNetwork(load_classifier(runs["extended"]).backbone)
-    pixels = np.stack([careful_pixels(Path(path).read_bytes(), network.backbone.spec) for path in images[:22]])
-    together = network.run(pixels)
+def test_an_answer_does_not_depend_on_the_batch(runs, images):
+    predictor = Predictor(runs["extended"])
+    pixels = np.stack([predictor.load(path, path).pixels for path in images[:22]])
+    together = predictor.engine.run_unrounded(pixels)
     for name, values in together.items():
-        np.testing.assert_array_equal(values, np.concatenate([network.run(p[None])[name] for p in pixels]))
+        alone = np.concatenate([predictor.engine.run_unrounded(p[None])[name] for p in pixels])
+        np.testing.assert_array_equal(values, alone)
 
 
-def test_only_the_images_that_need_it_are_read_again(runs, images, monkeypatch):
-    predictor = Predictor(runs["plain"], n_top=3)
-    seen: list[int] = []
-    run = CarefulNetwork.run
-    monkeypatch.setattr(CarefulNetwork, "run", lambda self, pixels: (seen.append(len(pixels)), run(self, pixels))[1])
-    monkeypatch.setattr("topwork.export.predictor.unsure_rows", lambda _, p, *__: np.zeros(len(p), np.bool_))
-    quick = predictor.predict(images)
-    limit = np.median([p.probability for p in quick])
-    monkeypatch.setattr("topwork.export.predictor.unsure_rows", lambda _, p, *__: p.max(1) < limit)
-    answers = predictor.predict(images)
-    assert 0 < sum(seen) < len(images)
-    for a, b in zip(answers, quick, strict=True):
-        assert a == b or b.probability <= limit
+class Bf16Engine(OpenVINOEngine):
+    """An engine in f32 that drops the last 16 bits of every feature and says so: bf16 for processors without."""
+
+    def run(self, images):
+        """Features as a network in bf16 gives them, roughly."""
+        blocks = self.run_unrounded(images)
+        return {
+            name: (values.view(np.uint32) & 0xFFFF0000).view(np.float32).astype(np.float16)
+            for name, values in blocks.items()
+        }
 
 
-def test_a_large_photograph_counts_as_shrunk_where_the_decoder_shrinks_it(tmp_path):
-    spec = InputSpec(height=32, width=32)
-    for side in (100, 127, 128, 129, 300):
-        Image.new("RGB", (side, side + 40)).save(tmp_path / "photo.jpg")
-        decoded = decode((tmp_path / "photo.jpg").read_bytes(), min_side=spec.min_side)
-        assert is_shrunk(side, side + 40, spec) == (decoded.pixels.shape[1] < side), side
+def test_figures_are_about_f32_answers_also_after_training_in_bf16(drawn, images, tmp_path, monkeypatch):
+    from topwork.features import engine
+
+    load = engine.load_engine
+
+    def load_engine(backbone, kind="auto", precision="auto"):
+        found = load(backbone, kind, "f32")
+        return found if precision == "f32" else Bf16Engine(engine.compiled_path(backbone), "bf16")
+
+    for module in ("topwork.features.embed", "topwork.commands.prepare"):
+        monkeypatch.setattr(f"{module}.load_engine", load_engine)
+    fitted = fit(drawn, tmp_path / "run", FitSettings(backbone="random:test_efficientnet", seed=3))
+    assert fitted.recipe["precision"] == fitted.classifier.precision == "bf16"
+    part = fitted.predictions["test"]
+    paths = [str(drawn / fitted.manifest.samples[row].path) for row in part.sample_indices]
+    answers = Predictor(tmp_path / "run", n_top=3).predict(paths)
+    stated = np.array([[dict(p.top)[name] for name in fitted.classifier.classes] for p in answers])
+    np.testing.assert_allclose(part.probabilities, stated, atol=1e-6)  # digits that a prediction has
 
 
 def test_evaluate_reports_what_predict_answers(runs, drawn, images):
@@ -156,39 +93,6 @@ def test_evaluate_reports_what_predict_answers(runs, drawn, images):
     answers = Predictor(runs["plain"]).predict(images)
     right = np.mean([answer.label == Path(answer.path).parent.name for answer in answers])
     assert judged["accuracy"]["value"] == right
-
-
-def test_careful_features_are_kept_and_exact(runs, images, tmp_path):
-    network = CarefulNetwork(load_classifier(runs["plain"]).backbone)
-    hashes = [f"hash {n}" for n in range(4)]
-    read: list[int] = []
-
-    def content(number):
-        read.append(number)
-        return Path(images[number]).read_bytes()
-
-    first = careful_features(network, tmp_path, hashes, content)
-    again = careful_features(network, tmp_path, hashes[::-1], content)
-    assert sorted(read) == [0, 1, 2, 3], "each is read once"
-    for name in first:
-        assert first[name].dtype == np.float32
-        np.testing.assert_array_equal(first[name], again[name][::-1])
-    alone = network.run(careful_pixels(content(2), network.backbone.spec)[None])
-    np.testing.assert_array_equal(alone["last"][0], first["last"][2])
-
-
-def absent(*_):
-    raise ImportError
-
-
-def test_torch_takes_over_where_there_is_no_compiled_form(runs, images, monkeypatch):
-    network = CarefulNetwork(load_classifier(runs["extended"]).backbone)
-    pixels = careful_pixels(Path(images[0]).read_bytes(), network.backbone.spec)[None]
-    expected = network.run(pixels)
-    monkeypatch.setattr(careful, "OpenVINOEngine", absent)
-    other = CarefulNetwork(network.backbone).run(pixels)
-    for name in expected:
-        np.testing.assert_allclose(other[name], expected[name], atol=1e-4)
 
 
 def test_an_image_that_vanished_in_between_keeps_its_pixels(runs, images, tmp_path):
@@ -204,23 +108,23 @@ def test_an_image_that_vanished_in_between_keeps_its_pixels(runs, images, tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter
-def test_every_runtime_answers_alike_and_the_fastest_is_remembered(runs, images, tmp_path, monkeypatch):
-    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))  # what is remembered here is nothing to other tests
+def test_every_runtime_answers_alike(runs, images, monkeypatch):
     answers = {
         name: Predictor(runs["plain"], runtime=name).predict(images[:20]) for name in ("auto", "onnxruntime", "torch")
     }
     reference = answers.pop("auto")
     for found in answers.values():
         assert [p.label for p in found] == [p.label for p in reference]
-        np.testing.assert_allclose([p.probability for p in found], [p.probability for p in reference], atol=TOLERANCE)
-    speeds = {"OpenVINOEngine": 3.0, "ONNXRuntimeEngine": 1.0, "TorchEngine": 2.0}
-    monkeypatch.setattr("topwork.export.runtime._seconds", lambda engine, _: speeds[type(engine).__name__])
-    assert Predictor(runs["plain"], runtime="fastest").engine.kind == "onnxruntime"
-    assert Predictor(runs["plain"]).engine.kind == "onnxruntime"
-    monkeypatch.setattr("topwork.export.runtime.is_there", lambda _, name: name != "onnxruntime")
-    assert Predictor(runs["plain"]).engine.kind == "openvino"
+        np.testing.assert_allclose([p.probability for p in found], [p.probability for p in reference], atol=1e-3)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert Predictor(runs["plain"]).engine.kind == "torch"
     with pytest.raises(UsageError, match="--runtime onnxruntime"):
         Predictor(runs["plain"], runtime="onnxruntime")
+
+
+def test_a_precision_that_is_not_available_is_refused(runs):
+    with pytest.raises(UsageError, match="--precision bf16: not available"):
+        Predictor(runs["plain"], runtime="onnxruntime", precision="bf16")
 
 
 # ---- asking

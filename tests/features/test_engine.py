@@ -204,7 +204,6 @@ assert sys.modules.get("openvino_telemetry") is None
 SIGNALLED = """
 import gc, signal
 import numpy as np
-from topwork.features.careful import CarefulNetwork
 from topwork.features.engine import load_engine
 from topwork.models.backbone import load_backbone
 
@@ -212,7 +211,7 @@ seen = []
 signal.signal(signal.SIGTERM, lambda *_: seen.append("signal"))
 backbone = load_backbone("random:test_efficientnet")
 images = np.zeros((1, backbone.spec.height, backbone.spec.width, 3), np.uint8)
-first, second = load_engine(backbone, "openvino"), CarefulNetwork(backbone)
+first, second = load_engine(backbone, "openvino"), load_engine(backbone, "openvino", "f32")
 first.run(images), second.run(images)
 del first  # in the order in which they were made: that leaves a thread with a freed signal stack
 gc.collect()

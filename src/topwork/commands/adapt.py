@@ -33,7 +33,6 @@ from topwork.commands.steps import (
     rules_of,
     scan_and_embed,
     timing,
-    with_second_look,
 )
 from topwork.data.manifest import Manifest, save_manifest
 from topwork.data.split import split, split_record
@@ -240,13 +239,10 @@ def _adapted(
 
 
 def _source_predictions(source: Source, classifier: Classifier) -> dict[str, Predictions]:
-    found = {
+    return {
         name: predict_features(classifier, source.features, rows, source.labels)
         for name, rows in source.parts.parts().items()
     }
-    for name in found.keys() - {"train"}:
-        found[name] = with_second_look(classifier, found[name], source.manifest, source.features)
-    return found
 
 
 # ---- writing

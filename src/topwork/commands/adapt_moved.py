@@ -136,15 +136,14 @@ def _seen_by(
 ) -> Adaptation:
     """The same images embedded by another network."""
     reporter.step("embed again")
-    engine = load_engine(backbone, precision=found.classifier.precision)
-    embedder = Embedder(backbone, engine)
+    embedder = Embedder(backbone, load_engine(backbone, precision="f32"))
 
     def embedded(manifest: Manifest) -> Any:
         return embed(
             backbone, manifest, embedder=embedder, n_threads=settings.workers, on_progress=reporter.progress
         )  # fmt: skip
 
-    classifier = replace(found.source.classifier, backbone=backbone, head=head, precision=engine.precision)
+    classifier = replace(found.source.classifier, backbone=backbone, head=head, precision="f32")
     source = replace(found.source, classifier=classifier, features=embedded(found.source.manifest))
     target = replace(found.target, features=embedded(found.target.manifest))
     return replace(

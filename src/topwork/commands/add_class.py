@@ -17,7 +17,6 @@ from topwork.commands.steps import (
     provenance,
     scan_and_embed,
     timing,
-    with_second_look,
 )
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split, split
@@ -91,8 +90,6 @@ def add_class(
             reporter.step("evaluate")
             labels = np.array(manifest.labels)
             predictions = {key: predict_features(grown, features, rows, labels) for key, rows in parts.parts().items()}
-            for key in predictions.keys() - {"train"}:
-                predictions[key] = with_second_look(grown, predictions[key], manifest, features)
             evaluation = evaluate_parts(grown, manifest, parts, predictions, settings.seed)
         added = tuple(name for name in manifest.classes if name not in classifier.classes)
         part, n_old, before, after = _before_and_after(classifier, grown, manifest, features, parts)
@@ -219,9 +216,7 @@ def _before_and_after(
         for classifier in (old, new):
             index = {label: number for number, label in enumerate(classifier.classes)}
             labels = np.array([index.get(sample.label, -1) for sample in manifest.samples])
-            found = with_second_look(
-                classifier, predict_features(classifier, features, rows, labels), manifest, features
-            )
+            found = predict_features(classifier, features, rows, labels)
             accuracies.append(float((found.predicted == found.labels).mean()))
         return name, len(rows), accuracies[0], accuracies[1]
     return None, 0, None, None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from topwork.commands.leaks import judge_leaks
 from topwork.commands.prepare import Gathered
-from topwork.commands.steps import evaluate_parts, predict_features, with_second_look
+from topwork.commands.steps import evaluate_parts, predict_features
 from topwork.evaluation.calibration import fit_temperature
 from topwork.evaluation.decisions import fit_ambiguous
 from topwork.evaluation.label_sets import LabelPredictions
@@ -50,10 +50,9 @@ def judge(data: Gathered, probe: Probe, tuned: TunedClassifier | None, clock: St
         reporter.step("evaluate")
         classifier = _probe_classifier(data, probe) if tuned is None else _tuned_classifier(data, tuned)
         predictions = {
-            name: predict_features(classifier, data.features, rows, labels) for name, rows in parts.parts().items()
+            name: predict_features(classifier, data.features_of(name), rows, labels)
+            for name, rows in parts.parts().items()
         }
-        for name in predictions.keys() - {"train"}:  # the figures are about what predict will answer
-            predictions[name] = with_second_look(classifier, predictions[name], data.manifest, data.features)
         evaluation = evaluate_parts(classifier, data.manifest, parts, predictions, settings.seed)
         evaluation |= judge_leaks(
             predictions, data.manifest, parts, lambda part: evaluate_part(part, seed=settings.seed).as_dict(), reporter
@@ -90,8 +89,9 @@ def _probe_classifier(data: Gathered, probe: Probe) -> Classifier:
 def _tuned_classifier(data: Gathered, tuned: TunedClassifier) -> Classifier:
     """Temperature and thresholds of a tuned network come from valid: it has learned the training images by heart."""
     settings, parts, labels, features = data.settings, data.parts, data.labels, data.features
-    held_out = features.block("last", parts.valid)
-    logits = tuned.head.logits(features.blocks(tuned.head.transform.blocks, parts.valid))
+    answers = data.features_of("valid")
+    held_out = answers.block("last", parts.valid)
+    logits = tuned.head.logits(answers.blocks(tuned.head.transform.blocks, parts.valid))
     temperature = fit_temperature(logits, labels[parts.valid])
     probabilities = softmax(logits / temperature)
     detector = fit_unknown(features.block("last", parts.train), labels[parts.train], settings.unknown_false_alarms)

@@ -25,7 +25,6 @@ from topwork.evaluation.domains import Distance, class_shifts, energy_distance, 
 from topwork.evaluation.intervals import wilson
 from topwork.evaluation.predictions import softmax
 from topwork.features.embed import Embedder, Features
-from topwork.features.engine import load_engine, with_resizer
 from topwork.models.backbone import load_backbone
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.progress import Reporter
@@ -110,7 +109,7 @@ def compare_domains(
     """
     settings, reporter = settings or DataSettings(), reporter or Reporter()
     classifier = load_classifier(model) if model is not None else None
-    embedder = model_embedder(classifier) if classifier else _embedder()
+    embedder = model_embedder(classifier) if classifier else Embedder(load_backbone())
     reporter.step("scan and embed")
     first = _sides(a, settings, embedder, reporter, False)
     others = _sides(b, settings, embedder, reporter, is_unlabeled) if b is not None else first[1:]
@@ -121,13 +120,6 @@ def compare_domains(
     base = first[0] if b is None else _whole(first)
     reporter.step("compare domains")
     return tuple(_compared(base, other, classifier, settings.seed) for other in ([_whole(others)] if b else others))
-
-
-def _embedder() -> Embedder:
-    backbone = load_backbone()
-    engine = load_engine(backbone)
-    backbone = with_resizer(backbone, engine)
-    return Embedder(backbone, engine)
 
 
 def _sides(

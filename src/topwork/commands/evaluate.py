@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.commands.label_sets import figures, predict_label_sets
-from topwork.commands.steps import model_embedder, part_rows, predict_features, scan_and_embed, with_second_look
+from topwork.commands.steps import model_embedder, part_rows, predict_features, scan_and_embed
 from topwork.data.manifest import Manifest
 from topwork.errors import UsageError
 from topwork.evaluation.metrics import evaluate_part
@@ -59,12 +59,11 @@ def evaluate(
     index = {name: number for number, name in enumerate(classifier.classes)}
     if classifier.multi_label:
         truth = _label_matrix(manifest, index)
-        sets = predict_label_sets(classifier, manifest, features, rows, truth, careful=True)
+        sets = predict_label_sets(classifier, features, rows, truth)
         judged = figures(sets, n_train or {}, settings.seed)
     else:
         labels = np.array([index.get(sample.label, -1) for sample in manifest.samples])
         predictions = predict_features(classifier, features, rows, labels)
-        predictions = with_second_look(classifier, predictions, manifest, features)
         judged = evaluate_part(predictions, n_train=n_train, seed=settings.seed).as_dict()
         if by is not None:
             judged["by"] = {by: _judged_by(by, predictions, manifest, n_train, settings.seed)}

@@ -14,7 +14,7 @@ from typing import Any
 
 from topwork.commands.assess import Judged, judge
 from topwork.commands.label_sets import check_settings, judge_label_sets
-from topwork.commands.prepare import Gathered, embedder_of, fitted_probe, gather
+from topwork.commands.prepare import Gathered, embedder_of, fitted_probe, gather, with_answers
 from topwork.commands.steps import probe_record, provenance, timing
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split
@@ -99,7 +99,7 @@ def fit(
             reporter.step("probe")
             probed = fitted_probe(data, clock, reporter)
         tuned, words = _tune(data, probed.probe, folder, clock, reporter)
-        seen = data if tuned is None else _embedded_again(data, tuned, clock, reporter)
+        seen = with_answers(data if tuned is None else _embedded_again(data, tuned, clock, reporter), reporter)
         with few_threads(n_values):
             judges = judge_label_sets if data.manifest.multi_label else judge
             judged = judges(seen, probed.probe, tuned, clock, reporter)

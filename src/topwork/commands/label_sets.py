@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from topwork.commands.assess import Judged, unknown_threshold
 from topwork.commands.leaks import judge_leaks
 from topwork.commands.prepare import Gathered
-from topwork.commands.steps import looked_again, n_train_of, parameters_of
-from topwork.data.manifest import Manifest
+from topwork.commands.steps import n_train_of, parameters_of
 from topwork.data.split import rarest_labels
 from topwork.errors import UsageError
 from topwork.evaluation.label_sets import LabelPredictions, fit_label_temperature, fit_label_thresholds, sigmoid
@@ -54,7 +53,7 @@ def judge_label_sets(
         reporter.step("evaluate")
         classifier = _classifier(data, probe, tuned)
         predictions = {
-            name: predict_label_sets(classifier, data.manifest, data.features, rows, truth, careful=name != "train")
+            name: predict_label_sets(classifier, data.features_of(name), rows, truth)
             for name, rows in parts.parts().items()
         }
         n_train = n_train_of(data.manifest, parts)
@@ -68,15 +67,9 @@ def judge_label_sets(
 
 
 def predict_label_sets(
-    classifier: Classifier,
-    manifest: Manifest,
-    features: Features,
-    rows: NDArray[np.int64],
-    truth: NDArray[np.bool_],
-    *,
-    careful: bool,
+    classifier: Classifier, features: Features, rows: NDArray[np.int64], truth: NDArray[np.bool_]
 ) -> LabelPredictions:
-    """Logits of some rows from stored features; with ``careful``, the second look that ``Predictor`` takes as well.
+    """Logits of some rows from stored features.
 
     Args:
         truth: (N, C) labels of all of the manifest's samples, columns as the classifier's classes.
@@ -87,8 +80,6 @@ def predict_label_sets(
         for start in range(0, len(rows), 4096)
     ]
     logits = np.concatenate(chunks) if chunks else np.zeros((0, len(classifier.classes)))
-    if careful:
-        logits = looked_again(classifier, logits, sigmoid(logits), rows, manifest, features)
     thresholds = np.asarray(classifier.thresholds["labels"], np.float64)
     return LabelPredictions(classifier.classes, rows, truth[rows], logits, thresholds)
 
@@ -139,7 +130,8 @@ def _classifier(data: Gathered, probe: Probe, tuned: TunedClassifier | None) -> 
     if tuned is None:
         head, logits, right = probe.head, probe.out_of_fold_logits, truth[parts.train][probe.rows]
     else:
-        head, logits = tuned.head, tuned.head.logits(features.blocks(tuned.head.transform.blocks, parts.valid))
+        answers = data.features_of("valid")
+        head, logits = tuned.head, tuned.head.logits(answers.blocks(tuned.head.transform.blocks, parts.valid))
         right = truth[parts.valid]
     temperature = fit_label_temperature(logits, right)
     limits = fit_label_thresholds(sigmoid(logits / temperature), right)
@@ -152,7 +144,7 @@ def _classifier(data: Gathered, probe: Probe, tuned: TunedClassifier | None) -> 
     )
     unknown = {"unknown": detector.threshold, "unknown_false_alarm_rate": detector.false_alarm_rate}
     if tuned is not None:
-        unknown = unknown_threshold(detector, features.block("last", parts.valid), settings)
+        unknown = unknown_threshold(detector, answers.block("last", parts.valid), settings)
     head = head.divided_by(temperature)
     return Classifier(
         data.backbone,

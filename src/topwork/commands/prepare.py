@@ -23,7 +23,7 @@ from topwork.errors import UsageError
 from topwork.features.backbone_selection import Choice, choose, names_of, subsample
 from topwork.features.duplicates import near_duplicates
 from topwork.features.embed import Embedder, Features, embed
-from topwork.features.engine import Engine, load_engine, with_resizer
+from topwork.features.engine import Engine, load_engine
 from topwork.features.probe import Probe, fit_probe
 from topwork.features.views import Probed, View, asked_views, buy_views, with_views
 from topwork.models.backbone import Backbone, load_backbone
@@ -38,7 +38,12 @@ MIN_CLASSES = 2
 
 @dataclass(frozen=True)
 class Gathered:
-    """What is known before anything is trained."""
+    """What is known before anything is trained.
+
+    Attributes:
+        features: of all images, in the precision of training.
+        answers: of the images that are held out, in f32, where ``features`` are not; see :func:`with_answers`.
+    """
 
     settings: FitSettings
     backbone: Backbone
@@ -49,6 +54,11 @@ class Gathered:
     parts: Split
     n_near: int | None
     choice: Choice | None = None
+    answers: Features | None = None
+
+    def features_of(self, part: str) -> Features:
+        """What the head reads for a part, by row: ``features`` for train, ``answers`` for what is held out."""
+        return self.features if part == "train" or self.answers is None else self.answers
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -140,9 +150,21 @@ def _with_chosen(data: Gathered, backbones: Sequence[Backbone], clock: Stopwatch
 
 def embedder_of(backbone: Backbone, settings: FitSettings) -> Embedder:
     """The backbone with its engine and its part of the feature store."""
-    engine = load_engine(backbone, settings.engine, settings.precision)
-    backbone = with_resizer(backbone, engine)
-    return Embedder(backbone, engine)
+    return Embedder(backbone, load_engine(backbone, settings.engine, settings.precision))
+
+
+def with_answers(data: Gathered, reporter: Reporter) -> Gathered:
+    """The same with features in f32 of the images that are held out: every figure is about what ``predict`` answers.
+
+    Where the features of the training images are in f32 already, they are those.
+    """
+    if data.embedder.engine.precision == "f32":
+        return data
+    exact = Embedder(data.backbone, load_engine(data.backbone, data.settings.engine, "f32"))
+    rows = np.concatenate([data.parts.valid, data.parts.test]).tolist()
+    held_out = replace(data.manifest, samples=tuple(data.manifest.samples[row] for row in rows))
+    embed(exact.backbone, held_out, embedder=exact, n_threads=data.settings.workers, on_progress=reporter.progress)
+    return replace(data, backbone=exact.backbone, answers=Features(data.features.hashes, exact.store))
 
 
 def fitted_probe(data: Gathered, clock: Stopwatch, reporter: Reporter) -> Probed:

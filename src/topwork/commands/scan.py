@@ -19,7 +19,6 @@ from topwork.evaluation.dataset_summary import Overview, findings, overview
 from topwork.evaluation.shortcut import check_shortcuts
 from topwork.features.duplicates import near_duplicates
 from topwork.features.embed import Embedder
-from topwork.features.engine import load_engine, with_resizer
 from topwork.models.backbone import load_backbone
 from topwork.progress import Reporter
 from topwork.settings import ScanSettings
@@ -73,11 +72,9 @@ def survey(
         reporter.step("backbone")
         backbone = load_backbone(settings.backbone)
         spec = backbone.spec
-        engine = load_engine(backbone)
-        if engine.note:
-            reporter.note(engine.note)
-        backbone = with_resizer(backbone, engine)
-        embedder = Embedder(backbone, engine)
+        embedder = Embedder(backbone)
+        if embedder.engine.note:
+            reporter.note(embedder.engine.note)
         reporter.step("scan and embed")
         manifest, features = scan_and_embed(path, settings, embedder, reporter)
         reporter.step("look")

@@ -6,7 +6,6 @@ In: paths and settings, or values of the layers below. Out: values. Nothing is w
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,13 @@ from topwork.data.split import Split
 from topwork.errors import UsageError
 from topwork.evaluation.metrics import PartEvaluation, evaluate_part
 from topwork.evaluation.predictions import Predictions
-from topwork.features.careful import CarefulNetwork, careful_features, is_shrunk, unsure_rows
 from topwork.features.duplicates import NearDuplicates
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.probe import Probe
 from topwork.models.classifier import Classifier
 from topwork.progress import Reporter, Stopwatch
 from topwork.run import versions
-from topwork.settings import DataSettings, cache_folder
+from topwork.settings import DataSettings
 from topwork.text import escape
 
 
@@ -84,39 +82,6 @@ def predict_features(
         chunks.append(classifier.head.logits(features.blocks(blocks, some)))
     logits = np.concatenate(chunks) if chunks else np.zeros((0, len(classifier.classes)))
     return Predictions(classifier.classes, rows, labels[rows], logits)
-
-
-def with_second_look(
-    classifier: Classifier, predictions: Predictions, manifest: Manifest, features: Features
-) -> Predictions:
-    """The predictions with those that may be off computed again, exactly as ``Predictor`` does it."""
-    logits, rows = predictions.logits.astype(np.float64), predictions.sample_indices
-    return replace(
-        predictions, logits=looked_again(classifier, logits, predictions.probabilities, rows, manifest, features)
-    )
-
-
-def looked_again(
-    classifier: Classifier,
-    logits: NDArray[np.float64],
-    probabilities: NDArray[np.float64],
-    rows: NDArray[np.int64],
-    manifest: Manifest,
-    features: Features,
-) -> NDArray[np.float64]:
-    """Quick (N, C) logits of some rows of a manifest, after the second look at those whose probabilities need it."""
-    samples = [manifest.samples[row] for row in rows.tolist()]
-    shrunk = [is_shrunk(sample.width, sample.height, classifier.backbone.spec) for sample in samples]
-    again = np.flatnonzero(unsure_rows(classifier, probabilities, shrunk)) if len(rows) else rows
-    some = rows[again].tolist()
-    hashes = [features.hashes[row] for row in some]
-    network = CarefulNetwork(classifier.backbone)
-    blocks = careful_features(network, cache_folder(), hashes, lambda number: manifest.read(some[number]))
-    if blocks is None or not some:
-        return logits
-    better = logits.copy()
-    better[again] = classifier.head.logits(dict(blocks))
-    return better
 
 
 def evaluate_parts(

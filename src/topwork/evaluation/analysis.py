@@ -229,7 +229,7 @@ def _explanations(
     if name is None:
         return empty
     part = predictions[name].labeled()
-    network = open_network(classifier.backbone, classifier.precision)
+    network = open_network(classifier.backbone)
     chosen = _to_explain(part, N_WRONG, N_RIGHT)
     if classifier.head.kind != "plain":
         chosen = _to_explain(part, N_COVERED // 2, N_COVERED // 2)

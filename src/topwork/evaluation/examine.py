@@ -96,7 +96,7 @@ def examine(
     fits_to_try = [fit for fit in ("squash", "crop") if fit != spec.fit]
     n_steps = 1 + len(PERTURBATIONS) + len(others) + len(fits_to_try) + 3
     progress = _Progress(on_progress, n_steps)
-    network = open_network(classifier.backbone, classifier.precision)
+    network = open_network(classifier.backbone)
     asker = _Asker(classifier, engine, network, labels, seed)
     asker.ask("unchanged", "", "As they are", images, "")
     progress.step()

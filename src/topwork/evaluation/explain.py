@@ -70,7 +70,7 @@ def find_evidence(
         network: the opened network; None opens it.
         engine: runs the covered images where they are needed; None uses the opened network.
     """
-    network = network or open_network(classifier.backbone, classifier.precision)
+    network = network or open_network(classifier.backbone)
     wanted = np.asarray(labels, np.int64)
     opened = network.run(images)
     logits = _centered(classifier.head.logits(dict(opened.blocks)))

@@ -164,7 +164,7 @@ def _append_rows(
 def _digest(predictor: Predictor, inputs: Sequence[str]) -> str:
     """Changes with the model, the number of classes named, and the list of inputs."""
     digest = hashlib.sha256((predictor.classifier.backbone.folder / FACTS).read_bytes())
-    digest.update(f"{predictor.n_top} {predictor.tta}".encode())
+    digest.update(f"{predictor.n_top} {predictor.tta} {predictor.engine.precision}".encode())
     for name in inputs:
         digest.update(os.fsencode(name) + b"\0")
     return digest.hexdigest()

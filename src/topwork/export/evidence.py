@@ -34,11 +34,11 @@ class Evidence:
         from topwork.features.feature_maps import open_network
 
         classifier = self.predictor.classifier
-        spec = classifier.backbone.spec
+        spec = self.predictor.spec
         pixels = decode(data, min_side=max(spec.min_side, PICTURE_SIDE)).pixels
         with self._lock:
             if self._network is None:
-                self._network = open_network(classifier.backbone, classifier.precision)
+                self._network = open_network(classifier.backbone)
             number = classifier.classes.index(label)
             found = find_evidence(
                 classifier, fit_to_input(pixels, spec)[None], [[number]], self._network, self.predictor.engine

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from topwork.data.transforms import Pixels
+from topwork.data.images import decode
+from topwork.data.transforms import Pixels, fit_to_input
 from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.export.batch import list_inputs
 from topwork.export.parity import Certificate, Checked, certify
 from topwork.export.predictor import read_image
 from topwork.export.quantize import N_IMAGES
 from topwork.export.targets import Format, check_ending, export_classifier, standalone_script
-from topwork.features.careful import careful_pixels
 from topwork.files import atomic_file
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.text import escape
@@ -125,10 +125,10 @@ def _of_run(run: Path, parts: Sequence[str]) -> list[tuple[str, str]]:
 def _calibration(model: str | os.PathLike[str], classifier: Classifier, calibrate: Sequence[str]) -> Pixels:
     """Input-sized images that eight-bit ranges are measured on, spread evenly over those there are."""
     names = list_inputs(calibrate) if calibrate else [path for path, _ in _of_run(Path(model), ("train",))]
-    found = []
+    found, spec = [], classifier.backbone.spec
     for number in np.unique(np.linspace(0, len(names) - 1, N_IMAGES).round().astype(int)) if names else ():
         with contextlib.suppress(ImageError):
-            found.append(careful_pixels(read_image(names[number]), classifier.backbone.spec))
+            found.append(fit_to_input(decode(read_image(names[number]), min_side=spec.min_side).pixels, spec))
     if not found:
         raise UsageError(
             "--int8 needs images like those that the model will see, to measure ranges on: give the run folder, or name "

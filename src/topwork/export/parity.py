@@ -30,11 +30,11 @@ from topwork.evaluation.predictions import softmax
 from topwork.export import standalone
 from topwork.export.predictor import Prediction, Predictor
 from topwork.export.quantize import Cost, cost
+from topwork.export.runtime import engine_of
 from topwork.export.targets import OPSET
-from topwork.features.careful import CarefulNetwork
 from topwork.models.classifier import Classifier
 
-TOLERANCE = 1e-2  # of probabilities, from image files: quick answers that are sure may differ by this
+TOLERANCE = 1e-2  # of probabilities, from image files
 GRAPH_TOLERANCE = 1e-4  # of probabilities, on equal pixels in f32
 TIE = 1e-4
 LEAST_SAME_INT8 = 0.9
@@ -146,7 +146,7 @@ def certify(
         format=_FORMATS[exported.suffix],
         sha256=_digest(exported),
         runtime=_runtime(exported),
-        precision_of_original=classifier.precision,
+        precision_of_original="f32",
         images=checked.words,
         n_images=len(ours),
         n_compared=len(gaps),
@@ -202,7 +202,7 @@ def _difference(mine: Prediction, other: str, classifier: Classifier) -> Differe
 def _graph_difference(classifier: Classifier, exported: Path, paths: Sequence[str]) -> float:
     """Largest difference of a probability on equal pixels."""
     pixels = _pixels(classifier, paths)
-    logits = classifier.head.logits(dict(CarefulNetwork(classifier.backbone).run(pixels)))
+    logits = classifier.head.logits(dict(engine_of(classifier).run_unrounded(pixels)))
     expected = sigmoid(logits) if classifier.multi_label else softmax(logits)
     found: NDArray[np.float32] = standalone.open_model(exported)(pixels)
     return float(np.abs(found - expected).max())
@@ -215,7 +215,7 @@ def _pixels(classifier: Classifier, paths: Sequence[str]) -> Pixels:
     spec, found = classifier.backbone.spec, []
     for path in paths:
         try:
-            found.append(standalone.fit(standalone.decode(path), spec.as_dict()))
+            found.append(standalone.prepare(path, spec.as_dict()))
         except (OSError, ValueError, SyntaxError, MemoryError):
             continue
         if len(found) == _GRAPH_IMAGES:

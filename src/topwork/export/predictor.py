@@ -1,20 +1,18 @@
-"""The one way to predict: used by the verb, the server and the pages.
+"""The one way to predict: used by the command, the server and the pages.
 
 In: a model folder, then images as files or bytes. Out: one :class:`Prediction` for each input, in order, errors included.
 Imports neither torch nor timm as long as OpenVINO runs the network.
 
-An answer that the quick way cannot vouch for gets a second look (``features/careful.py``), so that the best class is the
-same as that of the exports, of timm and of transformers, and does not depend on what ran the network or on the other
-images of a batch.
+Answers are computed in f32 from pixels that Pillow resized, so that the best class is that of the exports, of timm and of
+transformers, and does not depend on what ran the network or on the other images of a batch (docs/decisions/0042-f32-answers.md).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +26,8 @@ from topwork.evaluation.decisions import Thresholds, decide
 from topwork.evaluation.label_sets import join_names, label_sets_decision, sigmoid
 from topwork.evaluation.predictions import softmax
 from topwork.evaluation.unknown import UnknownDetector
-from topwork.export.runtime import Runtime, engine_of
-from topwork.features.careful import CarefulNetwork, careful_pixels, is_shrunk, unsure_rows
-from topwork.features.engine import BATCH
+from topwork.export.runtime import Precision, Runtime, engine_of
+from topwork.features.engine import BATCH, with_resizer
 from topwork.models.classifier import Classifier, load_classifier
 
 DIGITS = 6  # probabilities are rounded here, once, so that every way of asking gives the same text
@@ -62,18 +59,11 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """One input after reading: ``pixels`` of the input's size, or the reason why there are none.
-
-    Attributes:
-        image: where it came from, for the second look.
-        is_shrunk: it is a large photograph that was shrunk while it was decoded.
-    """
+    """One input after reading: ``pixels`` of the input's size, or the reason why there are none."""
 
     name: str
-    image: Image
     pixels: Pixels | None = None
     error: str | None = None
-    is_shrunk: bool = False
 
 
 class Predictor:
@@ -82,19 +72,25 @@ class Predictor:
     Args:
         model: a run or model folder, or a classifier already read.
         n_top: how many classes each prediction names.
-        tta: also look at each image mirrored, and take the mean of the probabilities; twice the work. A model that was
-            fitted with mirrored positions looks at them anyway.
-        runtime: what runs the network, see :func:`topwork.export.runtime.engine_of`.
+        tta: test-time augmentation: average the probabilities of each image and its horizontal flip (2x slower). A
+            model that was fitted with flips uses them anyway.
+        runtime, precision: what runs the network, see :func:`topwork.export.runtime.engine_of`.
     """
 
     def __init__(
-        self, model: str | Path | Classifier, n_top: int = 5, *, tta: bool = False, runtime: Runtime = "auto"
+        self,
+        model: str | Path | Classifier,
+        n_top: int = 5,
+        *,
+        tta: bool = False,
+        runtime: Runtime = "auto",
+        precision: Precision = "f32",
     ) -> None:
         self.classifier = model if isinstance(model, Classifier) else load_classifier(model, multi_label=True)
         self.n_top = n_top
         self.tta = tta and self.classifier.backbone.spec.mirror == "none"
-        self.engine = engine_of(self.classifier, runtime)
-        self._careful = CarefulNetwork(self.classifier.backbone, self.engine)
+        self.engine = engine_of(self.classifier, runtime, precision)
+        self.spec = with_resizer(self.classifier.backbone, self.engine).spec
         self._thresholds, self._detector = _decision_rule(self.classifier)
         self._label_thresholds = np.asarray(self.classifier.thresholds.get("labels", ()), np.float64)
         self._lock = threading.Lock()
@@ -120,23 +116,17 @@ class Predictor:
 
     def load(self, image: Image, name: str) -> Loaded:
         """Reads, decodes and resizes one image; whatever is wrong with it is in the value."""
-        spec = self.classifier.backbone.spec
         try:
-            decoded = decode(read_image(image), min_side=spec.min_side)
-            shrunk = is_shrunk(decoded.facts.width, decoded.facts.height, spec)
-            return Loaded(name, image, fit_to_input(decoded.pixels, spec), is_shrunk=shrunk)
+            return Loaded(name, fit_to_input(decode(read_image(image), min_side=self.spec.min_side).pixels, self.spec))
         except ImageError as error:
-            return Loaded(name, image, error=str(error))
+            return Loaded(name, error=str(error))
         except MemoryError:
-            return Loaded(name, image, error="not enough memory to decode it")
+            return Loaded(name, error="not enough memory to decode it")
 
     def answer_loaded(self, batch: Sequence[Loaded]) -> list[Prediction]:
         """Predictions for images already read, in order, errors included."""
-        good = [item for item in batch if item.pixels is not None]
-        if good:
-            pixels = np.stack([item.pixels for item in good if item.pixels is not None])
-            shrunk = [item.is_shrunk for item in good]
-            answers = iter(zip(*self.answer(pixels, shrunk, lambda row: self._reload(good[row])), strict=True))
+        good = [item.pixels for item in batch if item.pixels is not None]
+        answers = iter(zip(*self.answer(np.stack(good)), strict=True)) if good else iter(())
         return [
             Prediction(item.name, "error", error=item.error)
             if item.pixels is None
@@ -144,51 +134,25 @@ class Predictor:
             for item in batch
         ]
 
-    def answer(
-        self, pixels: Pixels, is_shrunk: Sequence[bool] = (), reload: Callable[[int], Pixels] | None = None
-    ) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
-        """Probabilities (B, C) and outcomes (B,) for input-sized uint8 (B, H, W, 3).
-
-        Args:
-            is_shrunk: for each image, as in :class:`Loaded`; none by default.
-            reload: gives the pixels of one row for the second look; by default they are those of the first.
-        """
-        probabilities, scores = self._look(pixels, self._quick)
-        shrunk = is_shrunk or np.zeros(len(pixels), np.bool_)
-        again = np.flatnonzero(unsure_rows(self.classifier, probabilities, shrunk))
-        if len(again):
-            better = pixels[again] if reload is None else np.stack([reload(row) for row in again.tolist()])
-            probabilities[again], careful_scores = self._look(better, self._careful.run)
-            if scores is not None and careful_scores is not None:
-                scores[again] = careful_scores
+    def answer(self, pixels: Pixels) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
+        """Probabilities (B, C) and outcomes (B,) for input-sized uint8 (B, H, W, 3)."""
+        probabilities, scores = self._scored(pixels)
         if self.classifier.multi_label:
             none_is_an_answer = bool(self.classifier.thresholds.get("none_is_an_answer"))
             limits, unknown = self._label_thresholds, self._thresholds.unknown
             return probabilities, label_sets_decision(probabilities, limits, scores, unknown, none_is_an_answer)
         return probabilities, decide(probabilities, scores, self._thresholds)
 
-    def _look(
-        self, pixels: Pixels, run: Callable[[Pixels], dict[str, Any]]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
+    def _scored(self, pixels: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
         """Probabilities and unknown scores, the mean over the views."""
         views = [pixels, np.ascontiguousarray(pixels[:, :, ::-1])] if self.tta else [pixels]
-        features = [run(view) for view in views]
+        with self._lock:
+            features = [self.engine.run(view) for view in views]
         stated = sigmoid if self.classifier.multi_label else softmax
         probabilities = np.mean([stated(self.classifier.head.logits(dict(f))) for f in features], axis=0)
         if self._detector is None:
             return probabilities, None
         return probabilities, np.mean([self._detector.score(f["last"]) for f in features], axis=0, dtype=np.float32)
-
-    def _quick(self, pixels: Pixels) -> dict[str, Any]:
-        with self._lock:
-            return dict(self.engine.run(pixels))
-
-    def _reload(self, item: Loaded) -> Pixels:
-        try:
-            return careful_pixels(read_image(item.image), self.classifier.backbone.spec)
-        except (ImageError, MemoryError):  # gone since it was read a moment ago
-            assert item.pixels is not None
-            return item.pixels
 
     def _load_numbered(self, numbered: tuple[int, Image]) -> Loaded:
         number, image = numbered

@@ -1,8 +1,7 @@
-"""What runs the network of a saved model: OpenVINO, onnxruntime or torch, whichever is fastest here.
+"""What runs the network of a saved model: OpenVINO, onnxruntime or torch, whichever is installed.
 
-In: a classifier. Out: an engine. Unless told otherwise it is OpenVINO where that is installed, and torch elsewhere: the order
-of speed on the processors that benchmarks/runtimes.py was run on (docs/lab-log.md). ``fastest`` measures all there are on
-this machine, some seconds once a model, and from then on ``auto`` takes the winner.
+In: a classifier. Out: an engine in f32, unless bf16 is asked for. That order is the order of speed on every processor
+that benchmarks/runtimes.py was run on (docs/lab-log.md).
 """
 
 from __future__ import annotations
@@ -10,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import time
 import warnings
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +25,7 @@ from topwork.features.engine import (
     Engine,
     OpenVINOEngine,
     TorchEngine,
-    drawn_images,
+    check_precision,
     feature_network,
     rounded,
 )
@@ -37,51 +35,34 @@ from topwork.models.backbone import Backbone
 from topwork.models.classifier import COMPILED, Classifier
 from topwork.settings import cache_folder
 
-Runtime = Literal["auto", "fastest", "openvino", "onnxruntime", "torch"]
-_ROUNDS = 3
+Runtime = Literal["auto", "openvino", "onnxruntime", "torch"]
+Precision = Literal["f32", "bf16"]
 _OPSET = 18
 
 
-def engine_of(classifier: Classifier, runtime: Runtime = "auto") -> Engine:
+def engine_of(classifier: Classifier, runtime: Runtime = "auto", precision: Precision = "f32") -> Engine:
     """The engine that answers for a classifier.
 
     Args:
-        runtime: ``auto``: what was found fastest here before, else OpenVINO, else torch; ``fastest``: measures first.
+        runtime: ``auto`` takes OpenVINO if it is installed and the model folder has its form, else torch.
+        precision: ``bf16`` is faster on processors and GPUs that have it, and may name another class for close answers.
 
     Raises:
-        UsageError: a runtime asked for by name is not installed.
+        UsageError: a runtime or precision asked for by name is not available.
     """
-    if runtime == "fastest":
-        runtime = _fastest(measure(classifier))
     if runtime == "auto":
-        runtime = _remembered(classifier) or ("openvino" if is_there(classifier, "openvino") else "torch")
-    if not is_there(classifier, runtime):
-        raise UsageError(f"--runtime {runtime}: is not installed, or the model has no form for it; try auto.")
+        runtime = "openvino" if _is_available(classifier, "openvino") else "torch"
+    elif not _is_available(classifier, runtime):
+        raise UsageError(f"--runtime {runtime}: not installed, or the model folder has no form for it; try auto.")
+    check_precision(runtime, precision)
     if runtime == "openvino":
-        return OpenVINOEngine(classifier.backbone.folder / COMPILED[0], classifier.precision)
+        return OpenVINOEngine(classifier.backbone.folder / COMPILED[0], precision)
     if runtime == "onnxruntime":
         return ONNXRuntimeEngine(classifier.backbone)
-    return TorchEngine(classifier.backbone, "f32")
+    return TorchEngine(classifier.backbone, precision)
 
 
-def measure(classifier: Classifier) -> dict[str, float]:
-    """Images a second of every runtime that is installed; remembered for ``auto``."""
-    pixels = np.concatenate([drawn_images(classifier.backbone.spec)] * 4)
-    rates = {}
-    for runtime in get_args(Runtime)[2:]:
-        if is_there(classifier, runtime):
-            engine = engine_of(classifier, runtime)
-            engine.run(pixels)
-            rates[runtime] = len(pixels) / min(_seconds(engine, pixels) for _ in range(_ROUNDS))
-    place = _memory(classifier)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(place) as partial:
-        partial.write_text(json.dumps(rates))
-    return rates
-
-
-def is_there(classifier: Classifier, runtime: str) -> bool:
-    """Whether a runtime is installed and the model has what it needs."""
+def _is_available(classifier: Classifier, runtime: str) -> bool:
     if importlib.util.find_spec(runtime) is None:
         return False
     return runtime != "openvino" or (classifier.backbone.folder / COMPILED[0]).is_file()
@@ -97,7 +78,9 @@ class ONNXRuntimeEngine:
     def __init__(self, backbone: Backbone) -> None:
         import onnxruntime
 
-        path = cache_folder() / "onnx" / f"{_key(backbone)}.onnx"
+        facts = [backbone.weights_digest, backbone.architecture, backbone.spec.as_dict()]
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+        path = cache_folder() / "onnx" / f"{key}.onnx"
         if not path.is_file():
             _export(backbone, path)
         self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -128,31 +111,3 @@ def _export(backbone: Backbone, path: Path) -> None:
             feature_network(backbone), (example,), str(partial), input_names=["images"], output_names=list(BLOCKS),
             dynamic_axes=batch, opset_version=_OPSET, dynamo=False,
         )  # fmt: skip
-
-
-def _seconds(engine: Engine, pixels: Pixels) -> float:
-    started = time.perf_counter()
-    engine.run(pixels)
-    return time.perf_counter() - started
-
-
-def _key(backbone: Backbone) -> str:
-    facts = [backbone.weights_digest, backbone.architecture, backbone.spec.as_dict()]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _memory(classifier: Classifier) -> Path:
-    return cache_folder() / "runtimes" / f"{_key(classifier.backbone)}-{classifier.precision}.json"
-
-
-def _remembered(classifier: Classifier) -> Any:
-    """The runtime that was fastest, if that was measured here and it is still installed."""
-    try:
-        fastest = _fastest(json.loads(_memory(classifier).read_text()))
-    except (OSError, ValueError, AttributeError, TypeError):
-        return None
-    return fastest if is_there(classifier, fastest) else None
-
-
-def _fastest(rates: dict[str, float]) -> Any:
-    return max(rates, key=lambda name: rates[name])

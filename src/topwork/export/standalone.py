@@ -28,9 +28,15 @@ SETTINGS: dict[str, Any] = {}
 # ---- reference decoder: match this, and the model does the rest
 
 
-def decode(path: str | Path) -> Image.Image:
-    """An upright RGB image: first frame, 16 bits scaled to 8, transparent pixels over white."""
+def decode(path: str | Path, min_side: int) -> Image.Image:
+    """An upright RGB image: first frame, 16 bits scaled to 8, transparent pixels over white.
+
+    Large JPEGs are shrunk by 2, 4 or 8 while they are decoded, as far as the short side keeps ``min_side`` pixels.
+    """
     file = Image.open(path)
+    factor = next((factor for factor in (8, 4, 2) if -(-min(file.size) // factor) >= min_side), 1)
+    if factor > 1:
+        file.draft("", (file.width // factor, file.height // factor))  # does nothing for other formats
     file.load()
     image: Image.Image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I"):
@@ -61,6 +67,11 @@ def fit(image: Image.Image, spec: dict[str, Any]) -> np.ndarray[Any, np.dtype[np
     canvas = Image.new("RGB", size, tuple(spec["background"]))
     canvas.paste(image.resize(inner, chosen), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
     return np.asarray(canvas)
+
+
+def prepare(path: str | Path, spec: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """From a file to uint8 (height, width, 3): what the model takes."""
+    return fit(decode(path, min_side=2 * max(spec["height"], spec["width"])), spec)
 
 
 # ---- the model
@@ -106,7 +117,7 @@ def main() -> int:
     n_bad = 0
     for name in names:
         try:
-            pixels = fit(decode(name), SETTINGS["preprocessing"])
+            pixels = prepare(name, SETTINGS["preprocessing"])
         except Exception as error:  # noqa: BLE001 - Pillow fails in many ways on files that are no images
             n_bad += 1
             print(json.dumps({"path": name, "error": str(error)}) if asked.json else f"{name}: {error}", flush=True)

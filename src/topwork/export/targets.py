@@ -6,7 +6,7 @@ several labels, sigmoids: their thresholds are in the metadata) are inside, in f
 its metadata. Whether it answers as the original does is ``parity.py``; eight-bit integers in place of f32 are
 ``quantize.py``.
 
-The features are not rounded to float16 as in topwork's store: the second look does not round either.
+The features are not rounded to float16 as in topwork's store.
 """
 
 from __future__ import annotations

@@ -48,16 +48,18 @@ class Features:
 
 
 class Embedder:
-    """Collects images, runs them through the engine in batches, and stores the features in shards."""
+    """Collects images, runs them through the engine in batches, and stores the features in shards.
+
+    Attributes:
+        backbone: as given, with the resizer that goes with the precision of the engine.
+    """
 
     def __init__(self, backbone: Backbone, engine: Engine | None = None, store: FeatureStore | None = None) -> None:
-        if engine is None:
-            engine = load_engine(backbone)
-            backbone = with_resizer(backbone, engine)
-        self.backbone, self.engine = backbone, engine
-        self.spec = backbone.spec
+        self.engine = load_engine(backbone) if engine is None else engine
+        self.backbone = with_resizer(backbone, self.engine)
+        self.spec = self.backbone.spec
         # an empty store is falsy: ask for None
-        self.store = FeatureStore(cache_folder(), fingerprint(backbone, self.engine)) if store is None else store
+        self.store = FeatureStore(cache_folder(), fingerprint(self.backbone, self.engine)) if store is None else store
         self.n_embedded = 0
         self.engine_seconds = 0.0
         self._taken: set[str] = set()

@@ -57,18 +57,14 @@ class OpenNetwork(Protocol):
         """Features and maps of (B, H, W, 3), uint8 or float32 in 0..255 and beyond, any B."""
 
 
-def open_network(backbone: Backbone, precision: str) -> OpenNetwork:
-    """The opened form of a backbone, or of the network in a model folder; of the image itself, without mirrored positions.
-
-    Args:
-        precision: ``bf16`` or ``f32``, as the classifier's features were made.
-    """
+def open_network(backbone: Backbone) -> OpenNetwork:
+    """The opened form of a backbone, or of the network in a model folder, in f32; without mirrored positions."""
     own = backbone.folder / COMPILED[0]
     has_own = own.is_file() and backbone.spec.mirror == "none"
     backbone = backbone.with_spec(mirror="none")
     try:
         xml = own if has_own else compiled_form(backbone)
-        return OpenVINONetwork(xml, precision) if xml is not None else TorchNetwork(backbone)
+        return OpenVINONetwork(xml) if xml is not None else TorchNetwork(backbone)
     except ImportError:  # OpenVINO is not installed here
         return TorchNetwork(backbone)
 
@@ -76,12 +72,12 @@ def open_network(backbone: Backbone, precision: str) -> OpenNetwork:
 class OpenVINONetwork:
     """The compiled form with a float input and the map as a third output."""
 
-    def __init__(self, xml: Path, precision: str) -> None:
+    def __init__(self, xml: Path) -> None:
         ov = _openvino()
         core = openvino_core()
         try:
             model, self._is_channels_last = _opened(ov, with_batch(core.read_model(xml), BATCH))
-            self._compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+            self._compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         except RuntimeError as error:
             raise ModelError(f"{xml}: cannot be compiled: {str(error).splitlines()[0]}") from None
 

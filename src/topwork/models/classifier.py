@@ -47,7 +47,8 @@ class Classifier:
         head: logits at temperature 1; the fitted temperature is folded in.
         classes: class names; the position is the label.
         temperature: what the head was divided by (for the record).
-        precision: ``bf16`` or ``f32``: how the features that the head was fitted on were computed.
+        precision: ``bf16`` or ``f32``: how the features that the head was fitted on were computed, for the record;
+            answers are always computed in f32.
         thresholds: numbers of the decision rule (see ``evaluation/decisions.py``).
         arrays: further arrays the decision rule needs, stored beside the weights.
         provenance: where the model comes from: data digest, settings, versions, figures.
@@ -293,14 +294,11 @@ def _read_tensors(path: Path, names: list[str] | None = None) -> dict[str, NDArr
         raise ModelError(f"{path}: not a whole safetensors file with the expected tensors: {error}") from None
 
 
-_RESIZERS = {"f32": "pillow"}  # of descriptions that name none
-
-
 def _from_facts(folder: Path, facts: dict[str, Any]) -> Classifier:
     backbone = Backbone(
         name=facts["backbone"],
         architecture=facts["architecture"],
-        spec=InputSpec.from_dict({"resizer": _RESIZERS.get(facts["precision"], "quick")} | facts["preprocessing"]),
+        spec=InputSpec.from_dict(facts["preprocessing"] | {"resizer": "pillow"}),  # that of every answer
         weights_digest=facts["weights_digest"],
         folder=folder,
         n_features=int(facts["n_features"]),

@@ -308,7 +308,7 @@ def _about(model: ServedModel) -> dict[str, Any]:
         "name": model.name,
         "classes": list(classifier.classes),
         "backbone": classifier.backbone.name,
-        "precision": classifier.precision,
+        "precision": model.predictor.engine.precision,
         "figures": classifier.provenance.get("figures"),
     }
 
