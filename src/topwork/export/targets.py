@@ -110,7 +110,7 @@ def description(classifier: Classifier, model: str) -> dict[str, Any]:
         "output": "probabilities: float32 (batch, classes), calibrated",
         "topwork": topwork.__version__,
         "backbone": classifier.backbone.name,
-        "license_of_weights": classifier.backbone.license,
+        "licence_of_weights": classifier.backbone.license,
     }
 
 

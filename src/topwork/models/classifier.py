@@ -229,7 +229,7 @@ def _facts(classifier: Classifier) -> dict[str, Any]:
         "n_parameters": backbone.n_parameters,
         "stages": [vars(stage) | {"parameters": list(stage.parameters)} for stage in backbone.stages],
         "pretrained_cfg": backbone.pretrained_cfg,
-        "license_of_weights": backbone.license,
+        "licence_of_weights": backbone.license,
         "provenance": classifier.provenance,
         **several,
     }
@@ -307,7 +307,7 @@ def _from_facts(folder: Path, facts: dict[str, Any]) -> Classifier:
             Stage(s["name"], s["module"], tuple(s["parameters"]), int(s["n_parameters"])) for s in facts["stages"]
         ),
         pretrained_cfg=facts["pretrained_cfg"],
-        license=facts["license_of_weights"],
+        license=facts["licence_of_weights"],
         changes=_changes(facts.get("changes", {}), folder),
     )
     return Classifier(
