@@ -31,9 +31,9 @@ from topwork.features.embed import Features
 from topwork.features.engine import load_engine
 from topwork.features.probe import fit_probe
 from topwork.models.backbone import load_backbone
-from topwork.training.batches import ImageStream
-from topwork.training.finetune import facts_of, trained_from, tune
-from topwork.training.loop import Surroundings
+from topwork.training.batches import ImageDataset
+from topwork.training.finetune import data_facts, trained_from, tune
+from topwork.training.loop import TrainerContext
 from topwork.training.recipe import TuneSettings, plan
 
 # Rates and epochs were chosen on a quarter of the training part of each fold (docs/lab-log.md, 2026-11-26). A cell has no left
@@ -133,21 +133,21 @@ def tuned(backbone, settings, pixels, labels, fold, split, start, quiet):
     """Logits of a tuned network on the test cells, without and with mirrored positions, and what it cost."""
     train, valid, test = split
     began, worked = time.perf_counter(), time.process_time()
-    facts = facts_of(labels[train], 2, len(valid), gray=True)
+    facts = data_facts(labels[train], 2, len(valid), gray=True)
     recipe = plan(settings, facts, [stage.name for stage in backbone.stages], fold)
-    train_stream = ImageStream(pixels[train], labels[train], backbone.spec, recipe.augmentation, fold)
-    valid_stream = ImageStream(pixels[valid], labels[valid], backbone.spec)
+    train_stream = ImageDataset(pixels[train], labels[train], backbone.spec, recipe.augmentation, fold)
+    valid_stream = ImageDataset(pixels[valid], labels[valid], backbone.spec)
 
     def show(record):
         if not quiet:
             print({k: round(v, 3) if isinstance(v, float) else v for k, v in record.items() if k in SHOWN}, flush=True)
 
-    spec, around = trained_from(start, settings), Surroundings(on_epoch=show)
-    done = tune(backbone, recipe, train_stream, valid_stream, head=spec, probe=start, around=around)
+    spec, context = trained_from(start, settings), TrainerContext(on_epoch=show)
+    done = tune(backbone, recipe, train_stream, valid_stream, head=spec, probe=start, context=context)
     seconds, work = time.perf_counter() - began, time.process_time() - worked
     moved, head = done.backbone_and_head()
     positions = [moved.with_spec(mirror=mirror) for mirror in ("none", "both")]
-    return [logits_of(one, head, pixels[test]) for one in positions], seconds, work, done.chosen.reason
+    return [logits_of(one, head, pixels[test]) for one in positions], seconds, work, done.selected.reason
 
 
 def paired(first, second):

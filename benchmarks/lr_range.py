@@ -18,11 +18,10 @@ import torch
 from topwork.commands.prepare import gather
 from topwork.progress import Reporter, Stopwatch
 from topwork.settings import FitSettings
-from topwork.training.finetune import make_network
+from topwork.training.finetune import TuningInputs, make_network, plan_tuning
 from topwork.training.loop import fit
 from topwork.training.lr_range import range_test
 from topwork.training.recipe import plan
-from topwork.training.tuning import Tuning, prepare
 
 RATES = [10 ** (exponent / 2) for exponent in range(-10, -1)]
 
@@ -51,8 +50,8 @@ def compare(folder, head, options):
     )  # fmt: skip
     data = gather(folder, settings, Stopwatch(), Reporter())
     probe = fit_probe(data.features, data.labels, len(data.manifest.classes), rows=data.parts.train, head="plain")
-    tuning = Tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings)
-    ready = prepare(tuning, lambda *_: None)
+    tuning = TuningInputs(data.backbone, data.manifest, data.features, data.parts, probe, settings)
+    ready = plan_tuning(tuning, lambda *_: None)
 
     def network(recipe):
         return make_network(data.backbone, ready.spec, recipe, ready.start)

@@ -18,8 +18,7 @@ import torch
 from topwork.commands.prepare import fitted_probe, gather
 from topwork.progress import Reporter, Stopwatch
 from topwork.settings import FitSettings
-from topwork.training.finetune import tune
-from topwork.training.tuning import Tuning, prepare
+from topwork.training.finetune import TuningInputs, plan_tuning, tune
 
 
 def figures(logits, labels):
@@ -35,12 +34,12 @@ def run(folder, settings):
     probe = fitted_probe(data, Stopwatch(), Reporter()).probe
     valid = data.parts.valid
     before = figures(probe.head.logits(data.features.blocks(probe.head.transform.blocks, valid)), data.labels[valid])
-    ready = prepare(
-        Tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings), lambda *_: None
+    ready = plan_tuning(
+        TuningInputs(data.backbone, data.manifest, data.features, data.parts, probe, settings), lambda *_: None
     )  # fmt: skip
     began = time.perf_counter()
     done = tune(data.backbone, ready.recipe, ready.train, ready.valid, head=ready.spec, probe=ready.start)
-    history = done.tuned.history
+    history = done.result.history
     best = min(history, key=lambda record: record["valid_loss"])
     return data, probe, before, best, history[-1], time.perf_counter() - began
 

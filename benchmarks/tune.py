@@ -18,9 +18,10 @@ import torch
 
 from topwork.models.backbone import load_backbone
 from topwork.models.head import HeadSpec
-from topwork.training.batches import ImageStream, InputNetwork
-from topwork.training.finetune import facts_of, make_network
-from topwork.training.loop import Loss, Prepared
+from topwork.training.batches import ImageDataset, InputNetwork
+from topwork.training.finetune import data_facts, make_network
+from topwork.training.loop import TrainableNetwork
+from topwork.training.losses import Loss
 from topwork.training.optimizer import clip_gradients, freeze, make_optimizer, train_mode
 from topwork.training.recipe import TuneSettings, plan
 
@@ -58,7 +59,10 @@ def plain_step(backbone, recipe, stream, batch, device):
 def our_step(backbone, recipe, stream, batch, device):
     """One step of the package's loop."""
     phase = recipe.phases[0]
-    net, loss_of = Prepared(make_network(backbone, HeadSpec(), recipe), recipe, stream, device), Loss(recipe, device)
+    net, loss_of = (
+        TrainableNetwork(make_network(backbone, HeadSpec(), recipe), recipe, stream, device),
+        Loss(recipe, device),
+    )
     freeze(net.core, phase)
     train_mode(net.core, phase)
     optimizer = make_optimizer(net.core, recipe, phase)
@@ -88,9 +92,9 @@ def main():
     side, batch = backbone.spec.height, options.batch
     pixels = np.random.default_rng(0).integers(0, 255, (batch, side, side, 3), np.uint8)
     labels = np.arange(batch) % 2
-    facts = facts_of(np.arange(1000) % 2, 2, 100)
+    facts = data_facts(np.arange(1000) % 2, 2, 100)
     recipe = plan(TuneSettings(augment="light", batch_size=batch), facts, [stage.name for stage in backbone.stages])
-    stream = ImageStream(pixels, labels, backbone.spec, recipe.augmentation)
+    stream = ImageDataset(pixels, labels, backbone.spec, recipe.augmentation)
     steps = {
         "plain loop": plain_step(backbone, recipe, stream, batch, options.device),
         "topwork": our_step(backbone, recipe, stream, batch, options.device),

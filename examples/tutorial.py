@@ -24,10 +24,10 @@ from topwork.models.modules import classifier_name
 from topwork.settings import TuneSettings
 from topwork.studies.words import compared
 from topwork.text import duration, percent
-from topwork.training.average import tuned_logits
-from topwork.training.finetune import facts_of, stage_names, streams_of
-from topwork.training.loop import Surroundings, fit
+from topwork.training.finetune import data_facts, image_datasets, stage_names
+from topwork.training.loop import TrainerContext, fit
 from topwork.training.recipe import plan
+from topwork.training.selection import tuned_logits
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ def train(
 ) -> Trained:
     """Trains a network on the train part, chooses the epoch on valid where there is one, and answers the test part."""
     labels = np.array(manifest.labels)
-    facts = facts_of(labels[parts.train], len(manifest.classes), len(parts.valid))
+    facts = data_facts(labels[parts.train], len(manifest.classes), len(parts.valid))
     # statistics of frozen batch norms rest unless the tutorial says otherwise
     policy = "frozen" if settings.batch_norm == "auto" else settings.batch_norm
     recipe = plan(replace(settings, batch_norm=policy, interpolate=False), facts, stage_names(network), seed)
-    learning, valid = streams_of(manifest, parts.train, parts.valid, backbone, recipe)
-    test, _ = streams_of(manifest, parts.test, parts.test[:0], backbone, replace(recipe, augmentation="none"))
+    learning, valid = image_datasets(manifest, parts.train, parts.valid, backbone, recipe)
+    test, _ = image_datasets(manifest, parts.test, parts.test[:0], backbone, replace(recipe, augmentation="none"))
     started = time.perf_counter()
-    tuned = fit(network, recipe, learning, valid, Surroundings(on_epoch=_tell))
+    tuned = fit(network, recipe, learning, valid, TrainerContext(on_epoch=_tell))
     logits = tuned_logits(network, tuned.best, recipe, test)
     if recipe.outputs == "binary":
         logits = np.concatenate([np.zeros_like(logits), logits], axis=1)  # sigmoid(z) = softmax(0, z)

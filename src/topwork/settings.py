@@ -117,8 +117,10 @@ class TuneSettings:
     cutmix: float | None = _setting(None, "Strength alpha of cutmix (1.0 is usual).")
     clip_norm: float | None = _setting(1.0, "Longer gradients are shortened to this length; 0: never.")
     ema: float | None = _setting(0.99, "Decay of the moving average of the weights that is judged and kept; 0: none.")
-    class_weights: Literal["auto", "on", "off"] = _setting(
-        "auto", "Weights inverse to the class counts; auto: when the counts differ by more than a factor of 3."
+    balance: Literal["auto", "none", "weights", "sampler"] = _setting(
+        "auto",
+        "Classes of unequal size: weights inverse to the class counts, or a sampler that draws every class equally often (the "
+        "same for a probe, which sees all images at once); auto: weights if one class is more than 3 times another.",
     )
     monitor: Literal["loss", "accuracy"] = _setting(
         "loss",
@@ -134,19 +136,11 @@ class TuneSettings:
         "Test-time augmentation: every answer of the model rests on the image and its mirror image (twice the work); with "
         "vertical-flip in --augment also on both upside down (four times).",
     )
-    tail_views: int | None = _setting(
-        None, "Cache the frozen part for this many augmented views an image and train the rest from them."
-    )
     precision: Literal["auto", "bf16", "f32"] = _setting(
         "auto", "Of training features; auto: bf16 if the processor has it. Answers are computed in f32."
     )
     track: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = _setting(
         None, "Also send the epochs to this tracker (its package must be installed); its files go to RUN/tracking."
-    )
-    fsdp: bool = _setting(
-        False,
-        "With several processes: each holds its part of weights, gradients and moments only (FSDP), for networks that do not "
-        "fit one device.",
     )
     compile: bool = _setting(False, "Compile the network first (torch.compile); pays in long runs on a GPU.")
 
@@ -209,9 +203,6 @@ class FitSettings(AnswerSettings, TuneSettings, NetworkSettings, DataSettings):
         None, "Train on all domains but this one, and make it the test part: how well does it do on a new domain?"
     )
     near_duplicates: bool = _setting(True, "Look for near duplicates and keep them on one side of the split.")
-    balance: Literal["auto", "none", "weights", "sampler"] = _setting(
-        "auto", "Classes of unequal size; auto: weights when the counts differ by more than a factor of 3."
-    )
     views: int = _setting(2, "Augmented views of each training image for the probe, when --augment is not none.")
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from topwork.adaptation import guards
 from topwork.adaptation.active_learning import images_to_label
-from topwork.adaptation.adapted_head import temperature_for
 from topwork.adaptation.align import Domains, answers, fit_head
 from topwork.adaptation.guards import choose, class_mix_entropy, predicted_accuracy
 
@@ -135,9 +134,6 @@ def test_images_to_label_are_unknown_ones_from_all_regions():
     assert len(images_to_label(labeled, choose(labeled, given), 10_000).rows) == len(truth) - 5
 
 
-def test_class_mix_entropy_and_temperature_by_hand():
+def test_class_mix_entropy_by_hand():
     assert class_mix_entropy(np.eye(2)[[0] * 50]) == 0
     assert class_mix_entropy(np.eye(2)[[0, 1] * 50]) == 1
-    logits = np.array([[4.0, 0.0], [3.0, 0.0]])
-    t = temperature_for(logits, 0.7)
-    assert np.mean(1 / (1 + np.exp(-logits[:, 0] / t))) == pytest.approx(0.7, abs=1e-3)

@@ -16,7 +16,7 @@ from topwork.adaptation.guards import choose
 from topwork.adaptation.network import SURE, beliefs, believed, moved_choice
 from topwork.errors import UsageError
 from topwork.models.backbone import load_backbone
-from topwork.training.batches import ImageStream
+from topwork.training.batches import ImageDataset
 from training.drawn import drawn_images
 
 SIDE = 64
@@ -97,7 +97,7 @@ def backbone(tmp_path_factory):
 def test_statistics_are_those_of_both_domains_alike(backbone, monkeypatch, tmp_path):
     monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))
     bright, dark = drawn_images(32, side=SIDE)[0] // 2 + 120, drawn_images(32, seed=1, side=SIDE)[0] // 4
-    domains = [ImageStream(pixels, np.zeros(32, np.int64), backbone.spec) for pixels in (bright, dark)]
+    domains = [ImageDataset(pixels, np.zeros(32, np.int64), backbone.spec) for pixels in (bright, dark)]
     moved = with_statistics_of(backbone, domains)
     assert moved.weights_digest != backbone.weights_digest
     before, after = backbone.module(), moved.module()
@@ -119,6 +119,6 @@ def test_statistics_are_those_of_both_domains_alike(backbone, monkeypatch, tmp_p
 
 def test_a_network_without_batch_norm_is_named():
     backbone = load_backbone("random:test_vit")
-    stream = ImageStream(drawn_images(4, side=160)[0], np.zeros(4, np.int64), backbone.spec)
+    stream = ImageDataset(drawn_images(4, side=160)[0], np.zeros(4, np.int64), backbone.spec)
     with pytest.raises(UsageError, match="no batch norms"):
         with_statistics_of(backbone, [stream])

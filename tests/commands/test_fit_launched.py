@@ -13,10 +13,8 @@ import pytest
 import torch
 
 from drawing import draw_folders
-from topwork.commands.fit import fit
 from topwork.errors import UsageError
-from topwork.settings import FitSettings
-from topwork.training.tracking import PACKAGES, check_tracker, tracking
+from topwork.training.tracking import check_tracker, tracking
 
 OPTIONS = (
     "--backbone", "random:test_efficientnet", "--size", "64", "--mode", "tune", "--epochs", "2", "--batch-size", "8",
@@ -24,10 +22,10 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def run(launcher, data, out, *options):
+def run(launcher, data, out):
     source = Path(__file__).parents[2] / "src"
     environment = os.environ | {"PYTHONPATH": str(source), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [*launcher, "-m", "topwork.cli", "fit", str(data), "--out", str(out), *OPTIONS, *options]
+    command = [*launcher, "-m", "topwork.cli", "fit", str(data), "--out", str(out), *OPTIONS]
     ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=400)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.count('"run"') == 1  # one process answers
@@ -36,26 +34,20 @@ def run(launcher, data, out, *options):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
-@pytest.mark.parametrize("options", [(), ("--fsdp",)], ids=["whole weights", "shared weights"])
-def test_two_processes_make_the_run_of_one(tmp_path, options):
+def test_two_processes_make_the_run_of_one(tmp_path):
     data = draw_folders(tmp_path / "data", n_each=15, shapes=("disc", "cross"))
     one = run([sys.executable], data, tmp_path / "one")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29631"]
-    two = run(launcher, data, tmp_path / "two", *options)
+    two = run(launcher, data, tmp_path / "two")
     assert [row["path"] for row in two] == [row["path"] for row in one]
     np.testing.assert_allclose([row["logits"] for row in two], [row["logits"] for row in one], rtol=2e-2, atol=2e-2)
     assert sorted(p.name for p in (tmp_path / "two").iterdir()) == sorted(p.name for p in (tmp_path / "one").iterdir())
 
 
-def test_sharing_weights_needs_several_processes(tmp_path):
-    with pytest.raises(UsageError, match="torchrun"):
-        fit(tmp_path, tmp_path / "run", FitSettings(mode="tune", fsdp=True))
-
-
 def test_a_tracker_that_is_not_installed_is_named():
     import importlib.util
 
-    missing = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package) is None]
+    missing = [name for name in ("tensorboard", "mlflow", "wandb", "trackio") if importlib.util.find_spec(name) is None]
     if not missing:
         pytest.skip("all trackers are installed")
     with pytest.raises(UsageError, match=f"pip install {missing[0]}"):

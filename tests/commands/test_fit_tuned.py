@@ -31,9 +31,9 @@ def data(tmp_path_factory):
     [
         ({"outputs": "binary"}, True, "plain"),
         ({"hidden": "16:0.4,8:0.2", "outputs": "binary", "pooling": "max"}, False, "plain"),
-        ({"head": "cosine", "strategy": "last", "last_stages": 1, "tail_views": 1}, False, "extended"),
+        ({"head": "cosine", "strategy": "last", "last_stages": 1}, False, "extended"),
         ({"head": "extended"}, False, "extended"),
-        ({"head": "extended", "strategy": "last", "last_stages": 1, "tail_views": 2}, False, "extended"),
+        ({"head": "extended", "strategy": "last", "last_stages": 1}, False, "extended"),
         ({"head": "plain", "tta": True, "augment": "flip+vertical-flip"}, False, "plain"),
     ],
 )
@@ -58,37 +58,23 @@ def test_a_tuned_head_predicts_and_exports_as_it_was_judged(data, tmp_path, sett
 def test_auto_says_what_it_decided_and_why(data, tmp_path):
     fitted = fit(data, tmp_path / "run", FitSettings(**SETTINGS | {"mode": "auto", "epochs": None, "lr": "auto"}))
     words = " ".join(fitted.recipe["words"])
-    assert "Where others tuned after a probe" in words or "too little to learn from" in words
+    assert "In published results" in words or "too little to learn from" in words
     if fitted.recipe["mode"] == "tune":
-        assert "The tuned network is kept" in words
+        assert "Kept the tuned network" in words
     else:
-        assert "not tuning" in words or "The probe is kept" in words
+        assert "not tuning" in words or "Kept the probe" in words
 
 
 def test_auto_does_not_begin_what_cannot_be_finished(data, tmp_path, monkeypatch):
-    from topwork.training import estimate, tuning
+    from topwork.training import finetune
 
-    monkeypatch.setattr(tuning, "TAIL_STAGES", 99)  # this network has fewer: no way out
-    monkeypatch.setattr(estimate, "training_rate", lambda *_: 3.0)
+    monkeypatch.setattr(finetune, "training_rate", lambda *_: 3.0)
     settings = SETTINGS | {"mode": "auto", "epochs": None, "time_budget": "9s"}
     fitted = fit(data, tmp_path / "run", FitSettings(**settings))
     assert fitted.recipe["mode"] == "probe"
     assert fitted.recipe["words"] == [
-        "Only 1 epoch would fit into the time there is, too little to learn from: not tuning."
+        "Only 1 epoch would fit into the time budget, too little to learn from: not tuning."
     ]
-
-
-def test_a_short_time_goes_to_the_upper_stages(data, tmp_path, monkeypatch):
-    from topwork.training import estimate, tuning
-
-    monkeypatch.setattr(tuning, "TAIL_STAGES", 1)
-    monkeypatch.setattr(estimate, "training_rate", lambda *_: 3.0)  # too slow for everything: six seconds an epoch
-    monkeypatch.setattr(estimate, "tail_rate", lambda *_: (100.0, 30.0))
-    settings = SETTINGS | {"epochs": None, "time_budget": "20s"}
-    fitted = fit(data, tmp_path / "run", FitSettings(**settings))
-    assert fitted.recipe["tuning"]["strategy"] == "last"
-    assert fitted.recipe["tuning"]["tail_views"] == 4
-    assert "from cached activations, so only those move" in fitted.recipe["words"][0]
 
 
 def test_a_description_with_unknown_changes_is_refused(data, tmp_path):

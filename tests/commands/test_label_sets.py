@@ -24,7 +24,7 @@ from topwork.models.classifier import FACTS, facts_digest, load_classifier
 from topwork.report.markdown import write_plain
 from topwork.report.page import write_report
 from topwork.settings import DataSettings, FitSettings
-from topwork.training.verdict import weigh_label_sets
+from topwork.training.selection import select_model
 
 SHAPES = ("disc", "square", "cross")
 SETTINGS = FitSettings(backbone="random:test_efficientnet", multi_label=True)
@@ -140,7 +140,7 @@ def test_a_copy_of_a_training_image_in_test_is_named_with_the_clean_figures(data
 
 @pytest.mark.parametrize("mode", ["tune", "auto"])
 def test_a_tuned_network_answers_as_it_was_judged(mode, data, tmp_path) -> None:
-    settings = replace(SETTINGS, mode=mode, size=64, epochs=2, batch_size=8, lr="1e-3", strategy="last", tail_views=1)
+    settings = replace(SETTINGS, mode=mode, size=64, epochs=2, batch_size=8, lr="1e-3", strategy="last")
     tuned = fit(data / "joined.csv", tmp_path / "run", settings)
     assert tuned.evaluation["n_parameters"] > tuned.evaluation["n_trainable"] > 0
     assert "validation images, probe and tuned network are right about every label in" in " ".join(
@@ -171,8 +171,8 @@ def test_the_verdict_counts_every_label() -> None:
         (good, poor, False, False),
         (good, poor, True, False),
     ]:
-        assert weigh_label_sets(before, after, truth, asked_for=asked_for).keeps_tuned == keeps
-    assert "right about every label in" in weigh_label_sets(poor, good, truth, asked_for=True).words
+        assert select_model(before, after, truth, asked_for=asked_for).keeps_tuned == keeps
+    assert "right about every label in" in select_model(poor, good, truth, asked_for=True).message
 
 
 @pytest.mark.parametrize("options", [{"balance": "weights"}, {"target_precision": 0.9}])

@@ -157,3 +157,15 @@ def test_shares_outside_0_to_1_are_refused(share):
         fit_conformal([[0.5, 0.5]], [0], share)
     with pytest.raises(UsageError, match="between 0 and 1"):
         target_precision_threshold([[0.5, 0.5]], [0], share)
+
+
+def test_shares_of_classes_and_weights_of_images_are_as_images_of_their_own():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 4, (300, 3))
+    labels = rng.integers(3, size=300)
+    of_labels = fit_temperature(logits, labels)
+    assert fit_temperature(logits, np.eye(3)[labels]) == pytest.approx(of_labels)
+    twice = np.arange(300) < 100
+    repeated = fit_temperature(np.concatenate([logits, logits[twice]]), np.concatenate([labels, labels[twice]]))
+    assert fit_temperature(logits, labels, 1.0 + twice) == pytest.approx(repeated, rel=1e-2)
+    assert fit_temperature(logits, np.full((300, 3), 1 / 3)) == pytest.approx(20, rel=1e-3)  # nothing is known

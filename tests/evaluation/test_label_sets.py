@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from topwork.evaluation.calibration import fit_temperature
 from topwork.evaluation.label_sets import (
     LabelPredictions,
-    fit_label_temperature,
     fit_label_thresholds,
     label_sets_decision,
     sigmoid,
@@ -24,15 +24,15 @@ def drawn(n: int, n_classes: int, scale: float = 1.0) -> tuple[np.ndarray, np.nd
 @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
 def test_the_temperature_undoes_a_scale(scale: float) -> None:
     logits, truth = drawn(4000, 3, scale)
-    assert fit_label_temperature(logits, truth) == pytest.approx(scale, rel=0.06)
+    assert fit_temperature(logits, truth) == pytest.approx(scale, rel=0.06)
 
 
 def test_perfect_answers_are_not_called_certain_and_nothing_gives_one() -> None:
     truth = np.eye(4, dtype=bool)[np.arange(40) % 4]
-    temperature = fit_label_temperature(np.where(truth, 5.0, -5.0), truth)
+    temperature = fit_temperature(np.where(truth, 5.0, -5.0), truth)
     assert temperature > 0.05
     assert sigmoid(5 / temperature) < 1 - 1e-4
-    assert fit_label_temperature(np.empty((0, 4)), np.empty((0, 4), bool)) == 1.0
+    assert fit_temperature(np.empty((0, 4)), np.empty((0, 4), bool)) == 1.0
 
 
 def test_a_large_class_has_the_threshold_of_its_best_f1() -> None:

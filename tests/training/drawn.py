@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from topwork.data.transforms import InputSpec
-from topwork.training.batches import ImageStream
+from topwork.training.batches import ImageDataset
 from topwork.training.recipe import DataFacts, Recipe, TuneSettings, plan
 
 SPEC = InputSpec(height=16, width=16)
@@ -58,7 +58,7 @@ def streams(n_train: int = 48, n_valid: int = 20, recipe: Recipe | None = None, 
     augmentation = recipe.augmentation if recipe else "none"
     pixels, labels = drawn_images(n_train, 1, n_classes)
     other, other_labels = drawn_images(n_valid, 2, n_classes)
-    return ImageStream(pixels, labels, SPEC, augmentation, seed=recipe.seed if recipe else 0), ImageStream(
+    return ImageDataset(pixels, labels, SPEC, augmentation, seed=recipe.seed if recipe else 0), ImageDataset(
         other, other_labels, SPEC
     )
 

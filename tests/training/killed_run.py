@@ -66,7 +66,7 @@ def train(folder, n_epochs, steps):
     import torch
 
     from topwork.models.backbone import weights_digest
-    from topwork.training.loop import Surroundings, fit
+    from topwork.training.loop import TrainerContext, fit
     from training.drawn import TinyNetwork, recipe_for, streams
 
     torch.set_num_threads(1)
@@ -86,8 +86,8 @@ def train(folder, n_epochs, steps):
         return False
 
     network, data = TinyNetwork(), streams(32, 12, recipe)
-    around = Surroundings(folder=folder, resume=True, stop=stop, checkpoint_seconds=0.0)
-    tuned = fit(network, recipe, *data, around)
+    context = TrainerContext(folder=folder, resume=True, stop=stop, checkpoint_seconds=0.0)
+    tuned = fit(network, recipe, *data, context)
     states = {
         f"{kind}.{name}": value.numpy()
         for kind in ("best", "last", "start")

@@ -10,10 +10,9 @@ from topwork.features.engine import TorchEngine
 from topwork.models.backbone import load_backbone
 from topwork.models.head import Changes, HeadSpec, parse_head
 from topwork.settings import FitSettings
-from topwork.training.adoption import adopt
-from topwork.training.finetune import make_network, stage_names
+from topwork.training.finetune import head_spec, make_network, stage_names
 from topwork.training.recipe import DataFacts, TuneSettings, plan
-from topwork.training.tuning import head_spec
+from topwork.training.tuned_head import adopt
 
 SIDE = 64
 

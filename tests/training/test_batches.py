@@ -16,43 +16,43 @@ from topwork.data.images import decode
 from topwork.data.transforms import fit_to_input
 from topwork.errors import TopworkError
 from topwork.training import batches as module
-from topwork.training.batches import ImageStream, ahead, batches_of, decode_all, epoch_order, loading_threads
+from topwork.training.batches import ImageDataset, ahead, batches_of, decode_all, epoch_order, loading_threads
 from training.drawn import SPEC, drawn_images
 
 
 @pytest.mark.parametrize("name", list(PIPELINES))
 def test_a_view_depends_on_seed_epoch_and_key_only(name):
     pixels, labels = drawn_images(12)
-    stream = ImageStream(pixels, labels, SPEC, name, seed=3)
+    stream = ImageDataset(pixels, labels, SPEC, name, seed=3)
     together = stream.load(np.arange(12), 5)
     one_by_one = np.concatenate([stream.load(np.array([row]), 5) for row in reversed(range(12))])[::-1]
     assert np.array_equal(together, one_by_one)
     # other rows, same keys: the sample is what counts
     order = np.random.default_rng(0).permutation(12)
-    shuffled = ImageStream(pixels[order], labels[order], SPEC, name, seed=3, keys=order)
+    shuffled = ImageDataset(pixels[order], labels[order], SPEC, name, seed=3, keys=order)
     assert np.array_equal(shuffled.load(np.arange(12), 5), together[order])
 
 
 @pytest.mark.parametrize("name", [name for name in PIPELINES if name != "none"])
 def test_epochs_seeds_and_samples_differ(name):
     pixels, labels = drawn_images(12)
-    stream = ImageStream(pixels, labels, SPEC, name, seed=3)
+    stream = ImageDataset(pixels, labels, SPEC, name, seed=3)
     rows = np.arange(12)
     assert not np.array_equal(stream.load(rows, 0), stream.load(rows, 1))
-    other = ImageStream(pixels, labels, SPEC, name, seed=4)
+    other = ImageDataset(pixels, labels, SPEC, name, seed=4)
     assert not np.array_equal(stream.load(rows, 0), other.load(rows, 0))
 
 
 def test_nothing_asked_changes_nothing():
     pixels, labels = drawn_images(4)
-    stream = ImageStream(pixels, labels, SPEC)
+    stream = ImageDataset(pixels, labels, SPEC)
     assert np.array_equal(stream.load(np.arange(4), 0), pixels)
     assert np.array_equal(stream.load(np.arange(4), None), pixels)
 
 
 def test_flips_are_mirror_images_about_half_the_time():
     pixels, labels = drawn_images(1)
-    stream = ImageStream(pixels, labels, SPEC, "flip")
+    stream = ImageDataset(pixels, labels, SPEC, "flip")
     views = [stream.view(0, epoch) for epoch in range(200)]
     flipped = [np.array_equal(view, pixels[0][:, ::-1]) for view in views]
     assert all(np.array_equal(v, pixels[0]) or f for v, f in zip(views, flipped, strict=True))
@@ -61,7 +61,7 @@ def test_flips_are_mirror_images_about_half_the_time():
 
 def test_an_input_that_was_cut_out_is_not_cut_a_second_time():
     pixels, labels = drawn_images(2)
-    stream = ImageStream(pixels, labels, replace(SPEC, fit="crop", crop_fraction=0.5), "flip")
+    stream = ImageDataset(pixels, labels, replace(SPEC, fit="crop", crop_fraction=0.5), "flip")
     views = {stream.view(0, epoch).tobytes() for epoch in range(20)}
     assert views == {pixels[0].tobytes(), pixels[0][:, ::-1].tobytes()}
 
@@ -113,7 +113,7 @@ def test_an_image_that_vanished_is_named():
 
 def test_batches_come_in_order_and_are_the_same_from_several_threads(monkeypatch):
     """As beside a GPU; one thread prepares fewer images a second than it trains on."""
-    stream = ImageStream(*drawn_images(40), SPEC, "standard")
+    stream = ImageDataset(*drawn_images(40), SPEC, "standard")
     batches = batches_of(epoch_order(40, 0, 0), 4)
     one = list(ahead(lambda rows: stream.load(rows, 0), batches))
     names = set()

@@ -13,12 +13,12 @@ from topwork.errors import UsageError
 from topwork.models.backbone import load_backbone
 from topwork.models.head import FeatureTransform, LinearHead, parse_head
 from topwork.models.modules import count_parameters
-from topwork.training.average import tuned_logits
-from topwork.training.batches import ImageStream
-from topwork.training.finetune import SIX_BLOCKS, check_resumable, facts_of, make_network, streams_of, tune
-from topwork.training.interruption import Interruption
-from topwork.training.loop import Surroundings, fit
+from topwork.training.batches import ImageDataset
+from topwork.training.checkpoint import load_checkpoint
+from topwork.training.finetune import SIX_BLOCKS, data_facts, image_datasets, make_network, tune
+from topwork.training.loop import Interruption, TrainerContext, fit
 from topwork.training.recipe import TuneSettings, plan
+from topwork.training.selection import tuned_logits
 from training.drawn import TinyNetwork, drawn_images, recipe_for, streams
 
 SIDE = 64
@@ -33,16 +33,16 @@ def backbone(tmp_path_factory):
 
 def data(spec, n=24, seed=0):
     pixels, labels = drawn_images(n, seed=seed, side=SIDE)
-    return ImageStream(pixels, labels, spec)
+    return ImageDataset(pixels, labels, spec)
 
 
 def recipe_of(backbone, **settings):
-    facts = facts_of(np.arange(24) % 2, 2, 8)
+    facts = data_facts(np.arange(24) % 2, 2, 8)
     settings = {"epochs": 1, "batch_size": 8, "augment": "none", "precision": "f32"} | settings
     return plan(TuneSettings(**settings), facts, [stage.name for stage in backbone.stages])
 
 
-@pytest.mark.parametrize("settings", [{}, {"strategy": "last", "last_stages": 1, "tail_views": 2}])
+@pytest.mark.parametrize("settings", [{}, {"strategy": "last", "last_stages": 1}])
 def test_the_result_is_a_timm_network(backbone, settings):
     recipe = recipe_of(backbone, **settings)
     train, valid = data(backbone.spec), data(backbone.spec, 8, 1)
@@ -96,7 +96,7 @@ def test_images_of_a_manifest_become_streams(shared_data, monkeypatch, tmp_path,
     recipe = recipe_of(backbone, augment="light")
     rows = np.arange(len(manifest.samples))
     done = []
-    train, valid = streams_of(
+    train, valid = image_datasets(
         manifest, rows[:6], rows[6:10], backbone, recipe, on_progress=lambda n, total: done.append((n, total))
     )
     assert train.pixels.shape == (6, 74, 74, 3)
@@ -115,19 +115,14 @@ def test_a_signal_saves_and_ends_and_the_second_is_not_held_back(tmp_path):
             if record["epoch"] == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        around = Surroundings(folder=tmp_path, stop=interruption.stopped, on_epoch=on_epoch)
-        tuned = fit(TinyNetwork(), recipe, *streams(recipe=recipe), around)
+        context = TrainerContext(folder=tmp_path, stop=interruption.stopped, on_epoch=on_epoch)
+        tuned = fit(TinyNetwork(), recipe, *streams(recipe=recipe), context)
         assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM] == signal.SIG_DFL
     assert interruption.signal == signal.SIGTERM
     assert tuned.ending == "interrupted"
     assert len(tuned.history) == 2
-    check_resumable(tmp_path)
+    assert load_checkpoint(tmp_path).values["epoch"] == 2
     assert {kind: signal.getsignal(kind) for kind in Interruption.kinds} == before
-
-
-def test_nothing_to_resume_is_named(tmp_path):
-    with pytest.raises(UsageError, match="no checkpoint"):
-        check_resumable(tmp_path)
 
 
 def test_fine_tune_in_python_with_a_head_of_ones_own(shared_data, monkeypatch, tmp_path):
@@ -157,4 +152,4 @@ def test_a_gpu_that_only_emulates_bf16_is_not_given_it(has_bf16, monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has_bf16
     )
-    assert facts_of(np.arange(24) % 2, 2, 8).has_bf16 is has_bf16
+    assert data_facts(np.arange(24) % 2, 2, 8).has_bf16 is has_bf16

@@ -11,14 +11,17 @@ import torch.nn.functional as F
 
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.calibration import fit_temperature
-from topwork.training.batches import ImageStream
-from topwork.training.loop import Loss, Prepared, Surroundings, fit, judge, mix, predict
-from training.drawn import SPEC, TinyNetwork, drawn_images, recipe_for, streams
+from topwork.progress import Reporter
+from topwork.training.batches import ImageDataset, epoch_order
+from topwork.training.loop import TrainableNetwork, TrainerContext, evaluate, fit, predict
+from topwork.training.losses import Loss, mix
+from topwork.training.recipe import DataFacts, TuneSettings, plan
+from training.drawn import SPEC, STAGES, TinyNetwork, drawn_images, recipe_for, streams
 
 
-def run(network=None, around=None, data=None, **settings):
+def run(network=None, context=None, data=None, **settings):
     recipe = recipe_for(**settings)
-    return fit(network or TinyNetwork(), recipe, *(data or streams(recipe=recipe)), around)
+    return fit(network or TinyNetwork(), recipe, *(data or streams(recipe=recipe)), context)
 
 
 def test_it_learns_and_keeps_the_epoch_that_valid_likes_best():
@@ -42,7 +45,7 @@ def test_best_weights_give_the_recorded_figures_when_loaded_again():
     plain = dataclasses.replace(
         recipe, phases=tuple(dataclasses.replace(phase, batch_norm="frozen") for phase in recipe.phases)
     )
-    judged = judge(Prepared(network, plain, valid, "cpu"), valid, recipe)
+    judged = evaluate(TrainableNetwork(network, plain, valid, "cpu"), valid, recipe)
     record = tuned.history[tuned.best_epoch - 1]
     assert judged.loss == pytest.approx(record["valid_loss"], rel=1e-4)
     assert judged.calibrated_loss == pytest.approx(record["valid_calibrated_loss"], rel=1e-4)
@@ -50,18 +53,18 @@ def test_best_weights_give_the_recorded_figures_when_loaded_again():
 
 
 def test_the_calibrated_loss_is_the_loss_at_the_best_temperature():
-    """Weights twenty times as large answer the same, far too sure: only the plain loss minds."""
+    """Weights 20 times as large answer the same, overconfidently: only the plain loss rises."""
     recipe = recipe_for(epochs=4, augment="none", precision="f32")
     train, valid = streams(recipe=recipe)
     network, judged = TinyNetwork(), []
-    network.load_state_dict(fit(TinyNetwork(), recipe, train, valid).best)
+    network.load_state_dict(fit(TinyNetwork(), recipe, train, valid).last)
     for factor in (1.0, 20.0):
         with torch.no_grad():
             network.classifier.weight *= factor
             network.classifier.bias *= factor
-        net = Prepared(copy.deepcopy(network), recipe, valid, "cpu")
-        judged.append(judge(net, valid, recipe))
-        logits = torch.cat([part for _, part in predict(net, valid)]).numpy()
+        net = TrainableNetwork(copy.deepcopy(network), recipe, valid, "cpu")
+        judged.append(evaluate(net, valid, recipe))
+        logits = predict(net, valid)
         scaled = torch.from_numpy(logits / fit_temperature(logits, valid.labels))
         best = float(F.cross_entropy(scaled, torch.from_numpy(valid.labels)))
         assert judged[-1].calibrated_loss == pytest.approx(best, rel=0.02)
@@ -97,7 +100,7 @@ def test_sigmoid_outputs_learn(outputs):
 def test_from_scratch_with_three_classes_and_every_option_on():
     recipe = recipe_for(
         n_classes=3, strategy="scratch", epochs=2, mixup=0.2, cutmix=1.0, label_smoothing=0.1, clip_norm=0.5, ema=0.9,
-        class_weights="on", augment="standard", precision="bf16", schedule="step", average_best=2,
+        balance="weights", augment="standard", precision="bf16", schedule="step", average_best=2,
     )  # fmt: skip
     tuned = fit(TinyNetwork(3), recipe, *streams(recipe=recipe, n_classes=3))
     assert len(tuned.best_epochs) == 2
@@ -153,7 +156,7 @@ class NaNLater(TinyNetwork):
 def test_a_loss_that_is_not_finite_is_named_and_never_the_best(tmp_path):
     with pytest.raises(TopworkError, match=r"not finite in epoch 1, step 3.*--lr"):
         run(NaNLater(2), batch_norm="frozen")
-    tuned = run(NaNLater(8), Surroundings(folder=tmp_path), batch_norm="frozen")
+    tuned = run(NaNLater(8), TrainerContext(folder=tmp_path), batch_norm="frozen")
     assert tuned.ending == "loss not finite"
     assert "epoch 2, step 3" in tuned.message
     assert tuned.best_epoch == 1
@@ -195,19 +198,32 @@ def test_one_image_and_moving_statistics_are_refused():
     pixels, labels = drawn_images(1)
     recipe = recipe_for(batch_norm="train", n_valid=0)
     with pytest.raises(UsageError, match="--batch-norm frozen"):
-        fit(TinyNetwork(), recipe, ImageStream(pixels, labels, SPEC))
+        fit(TinyNetwork(), recipe, ImageDataset(pixels, labels, SPEC))
 
 
 def test_records_hold_curves_rates_and_speed():
     seen, done = [], []
-    around = Surroundings(on_epoch=seen.append, on_progress=lambda n, total: done.append((n, total)))
-    tuned = run(around=around)
+    reporter = Reporter()
+    reporter.progress = lambda n, total: done.append((n, total))
+    tuned = run(context=TrainerContext(on_epoch=seen.append, reporter=reporter))
     assert seen == tuned.history
     record = seen[0]
     assert [round(x, 3) for x, _, _ in record["curve"]] == [0, 0.167, 0.333, 0.5, 0.667, 0.833]
     assert all(0 <= factor <= 1 for _, _, factor in record["curve"])
     assert record["images_per_second"] > 0
     assert done[-1] == (144, 144)
+
+
+def test_a_sampler_draws_every_class_equally_often():
+    labels = np.repeat([0, 1], [270, 30])
+    recipe = plan(TuneSettings(balance="sampler"), DataFacts((270, 30), 10), STAGES)
+    assert recipe.class_weights is None
+    order = epoch_order(300, 0, 1, recipe.draw_weights(labels))
+    assert len(order) == 300
+    assert np.bincount(labels[order]) == pytest.approx([150, 150], abs=30)
+    pixels, _ = drawn_images(300)
+    tuned = fit(TinyNetwork(), recipe, ImageDataset(pixels, labels, SPEC))
+    assert 0.3 < tuned.history[0]["train_accuracy"] < 0.99  # of draws, half of them of the rare class
 
 
 def test_loss_is_torchs_cross_entropy():
@@ -226,7 +242,7 @@ def test_loss_is_torchs_cross_entropy():
 
 def test_mixup_mixes_images_and_labels_in_the_same_share():
     recipe = dataclasses.replace(recipe_for(), mixup=1.0)
-    images = np.stack([np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 200, np.uint8)])
+    images = torch.stack([torch.zeros(4, 4, 3), torch.full((4, 4, 3), 200)]).byte()
     targets = torch.eye(2)
     for seed in range(8):
         mixed, p = mix(images, targets, recipe, np.random.default_rng(seed))
@@ -236,7 +252,7 @@ def test_mixup_mixes_images_and_labels_in_the_same_share():
 
 def test_cutmix_labels_follow_the_area():
     recipe = dataclasses.replace(recipe_for(), cutmix=1.0)
-    images = np.stack([np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 200, np.uint8)])
+    images = torch.stack([torch.zeros(16, 16, 3), torch.full((16, 16, 3), 200)]).byte()
     for seed in range(8):
         mixed, p = mix(images, torch.eye(2), recipe, np.random.default_rng(seed))
-        np.testing.assert_allclose((mixed == 200).mean((1, 2, 3)), p[:, 1].numpy(), atol=1e-6)
+        np.testing.assert_allclose((mixed == 200).float().mean((1, 2, 3)), p[:, 1].numpy(), atol=1e-6)

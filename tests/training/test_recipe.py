@@ -30,7 +30,7 @@ def test_every_setting_has_help():
 
 
 def test_a_recipe_survives_json():
-    recipe = planned(strategy="gradual", augment="trivial", class_weights="on", mixup=0.2)
+    recipe = planned(strategy="gradual", augment="trivial", balance="weights", mixup=0.2)
     written = json.loads(json.dumps(recipe.as_dict()))
     assert recipe.is_written_as(written)
     assert not recipe.is_written_as(written | {"seed": 1})
@@ -44,7 +44,7 @@ def test_nothing_in_a_recipe_is_auto():
 def test_head_only_moves_only_the_head():
     recipe = planned(strategy="head")
     assert [stage for stage, rate in rates(recipe).items() if rate] == ["classifier"]
-    assert recipe.frozen_throughout == set(STAGES) - {"classifier"}
+    assert recipe.phases[0].frozen == set(STAGES) - {"classifier"}
 
 
 def test_last_stages_come_with_what_follows_them():
@@ -107,7 +107,7 @@ def test_a_time_budget_plans_fewer_epochs_and_says_so():
 def test_class_weights_when_a_class_is_more_than_three_times_another():
     assert planned(DataFacts((100, 300), 10)).class_weights is None
     assert planned(DataFacts((100, 301), 10)).class_weights == pytest.approx((401 / 200, 401 / 602))
-    assert planned(DataFacts((100, 301), 10), class_weights="off").class_weights is None
+    assert planned(DataFacts((100, 301), 10), balance="none").class_weights is None
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 from topwork.errors import ModelError, TopworkError, UsageError
 from topwork.training import checkpoint as disk
-from topwork.training.loop import Surroundings, fit
+from topwork.training.loop import TrainerContext, fit
 from training.drawn import TinyNetwork, recipe_for, streams
 
 SCRIPT = Path(__file__).with_name("killed_run.py")
@@ -39,13 +39,13 @@ def stop_after(n):
 def test_stopped_mid_epoch_and_resumed_gives_the_same_bits(tmp_path, optimizer):
     recipe = recipe_for(optimizer=optimizer, augment="light", cutmix=1.0)
     whole = fit(TinyNetwork(), recipe, *streams(recipe=recipe))
-    around = Surroundings(folder=tmp_path, resume=True, stop=stop_after(8))
-    first = fit(TinyNetwork(), recipe, *streams(recipe=recipe), around)
+    context = TrainerContext(folder=tmp_path, resume=True, stop=stop_after(8))
+    first = fit(TinyNetwork(), recipe, *streams(recipe=recipe), context)
     assert first.ending == "interrupted"
     assert len(first.history) == 1
     # the resumed process starts from another network: everything has to come from the checkpoint
-    around = Surroundings(folder=tmp_path, resume=True)
-    resumed = fit(TinyNetwork(seed=5), recipe, *streams(recipe=recipe), around)
+    context = TrainerContext(folder=tmp_path, resume=True)
+    resumed = fit(TinyNetwork(seed=5), recipe, *streams(recipe=recipe), context)
     for kind in ("best", "last", "start"):
         for name, value in getattr(whole, kind).items():
             assert torch.equal(value, getattr(resumed, kind)[name]), (kind, name)
@@ -55,18 +55,18 @@ def test_stopped_mid_epoch_and_resumed_gives_the_same_bits(tmp_path, optimizer):
 
 def test_resuming_a_finished_run_trains_no_more(tmp_path):
     recipe = recipe_for(epochs=1)
-    done = fit(TinyNetwork(), recipe, *streams(), Surroundings(folder=tmp_path))
+    done = fit(TinyNetwork(), recipe, *streams(), TrainerContext(folder=tmp_path))
     seen = []
-    again = fit(TinyNetwork(), recipe, *streams(), Surroundings(folder=tmp_path, resume=True, on_epoch=seen.append))
+    again = fit(TinyNetwork(), recipe, *streams(), TrainerContext(folder=tmp_path, resume=True, on_epoch=seen.append))
     assert not seen
     assert again.ending == "finished"
     assert all(torch.equal(value, again.best[name]) for name, value in done.best.items())
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
-    fit(TinyNetwork(), recipe_for(epochs=1), *streams(), Surroundings(folder=tmp_path))
+    fit(TinyNetwork(), recipe_for(epochs=1), *streams(), TrainerContext(folder=tmp_path))
     with pytest.raises(UsageError, match="another recipe"):
-        fit(TinyNetwork(), recipe_for(epochs=2), *streams(), Surroundings(folder=tmp_path, resume=True))
+        fit(TinyNetwork(), recipe_for(epochs=2), *streams(), TrainerContext(folder=tmp_path, resume=True))
 
 
 def saved(folder):
@@ -113,7 +113,7 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint_and_says_so(tmp_path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(disk.Path, "write_bytes", full)
-    with pytest.raises(TopworkError, match="No space left"):
+    with pytest.raises(TopworkError, match="no space left"):
         disk.save_checkpoint(tmp_path, {"a": torch.zeros(2)}, {"epoch": 2})
     monkeypatch.undo()
     assert disk.load_checkpoint(tmp_path).values["epoch"] == 1

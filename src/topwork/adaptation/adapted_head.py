@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.adaptation.align import Domains, Ints, Rows, Shares, clamped, distil, trust_in
-from topwork.adaptation.guards import Choice, predicted_accuracy
-from topwork.evaluation.calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE, fit_temperature
+from topwork.adaptation.guards import Choice
+from topwork.evaluation.calibration import fit_temperature
 from topwork.evaluation.decisions import fit_ambiguous
 from topwork.evaluation.predictions import softmax
 from topwork.evaluation.unknown import fit_unknown
 from topwork.models.classifier import Classifier
 from topwork.models.head import LinearHead
+from topwork.paired import Gain, paired
 
 LARGEST_DROP = 0.02  # of accuracy on held-out images of the source; more than that is no adaptation but a trade
 
@@ -48,29 +49,26 @@ def adapted_head(head: LinearHead, domains: Domains, choice: Choice, penalty: fl
     return replace(head, weight=np.ascontiguousarray(found[:-1].T), bias=found[-1].copy())
 
 
-def source_drop(
-    before: LinearHead, after: LinearHead, held_out: HeldOut, moved: HeldOut | None = None
-) -> tuple[float, float]:
-    """Accuracy lost on held-out images of the source, and the standard error of that; 0 where there are none.
+def source_drop(before: LinearHead, after: LinearHead, held_out: HeldOut, moved: HeldOut | None = None) -> Gain:
+    """Accuracy lost on held-out images of the source, and its standard error; 0 if there are none.
 
     Args:
         moved: the same images as the network of the second head sees them, where it is another.
     """
     if not len(held_out.labels):
-        return 0.0, 0.0
+        return Gain(0.0, 0.0)
     seen = ((before, held_out), (after, moved or held_out))
     right = [(score(head, images.columns).argmax(1) == images.labels).astype(float) for head, images in seen]
-    lost = right[0] - right[1]
-    return float(lost.mean()), float(lost.std() / np.sqrt(len(lost)))
+    return paired(*right)
 
 
 def loss_on_source(
     before: LinearHead, after: LinearHead, held_out: HeldOut, moved: HeldOut | None = None
 ) -> str | None:
     """Why a head is no adaptation but a trade: its drop is beyond ``LARGEST_DROP`` and two standard errors; else None."""
-    drop, error = source_drop(before, after, held_out, moved)
-    if drop > LARGEST_DROP + 2 * error:
-        return f"would lose {100 * drop:.1f} points on held-out images of the source"
+    drop = source_drop(before, after, held_out, moved)
+    if drop.mean > LARGEST_DROP + 2 * drop.error:
+        return f"would lose {100 * drop.mean:.1f} points on held-out images of the source"
     return None
 
 
@@ -88,8 +86,7 @@ def adapted_classifier(
         last: last features of the source's training images and of the target's, for the unknown score.
     """
     target_logits = score(head, domains.target)
-    wanted = predicted_accuracy(target_logits.argmax(1), choice.consensus)
-    temperature = temperature_for(target_logits, wanted)
+    temperature = fit_temperature(target_logits, choice.consensus)
     if len(held_out.labels):
         temperature = max(temperature, fit_temperature(score(head, held_out.columns), held_out.labels))
     head = head.divided_by(temperature)
@@ -105,16 +102,6 @@ def adapted_classifier(
     return replace(
         classifier, head=head, temperature=classifier.temperature * temperature, thresholds=thresholds, arrays=arrays
     )
-
-
-def temperature_for(logits: Shares, accuracy: float) -> float:
-    """The temperature at which the mean confidence is the accuracy that is expected, as far as one can reach it."""
-    low, high = np.log(LOWEST_TEMPERATURE), np.log(HIGHEST_TEMPERATURE)
-    for _ in range(40):
-        middle = (low + high) / 2
-        too_sure = softmax(logits / np.exp(middle)).max(1).mean() > accuracy
-        low, high = (middle, high) if too_sure else (low, middle)
-    return float(np.exp((low + high) / 2))
 
 
 def score(head: LinearHead, columns: Rows) -> Shares:

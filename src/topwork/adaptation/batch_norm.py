@@ -12,13 +12,13 @@ from torch import nn
 
 from topwork.errors import UsageError
 from topwork.models.backbone import Backbone, adopt_weights
-from topwork.training.batches import ImageStream, InputNetwork
+from topwork.training.batches import ImageDataset, InputNetwork
 
 MAX_IMAGES = 1024  # of each domain; statistics over more positions are the same
 BATCH = 32
 
 
-def with_statistics_of(backbone: Backbone, domains: list[ImageStream], seed: int = 0) -> Backbone:
+def with_statistics_of(backbone: Backbone, domains: list[ImageDataset], seed: int = 0) -> Backbone:
     """The backbone with the running statistics of every batch norm taken over these images, each domain alike.
 
     Raises:

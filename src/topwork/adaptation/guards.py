@@ -44,6 +44,7 @@ from topwork.adaptation.align import (
     standardized,
 )
 from topwork.evaluation.domains import Distance, energy_distance
+from topwork.paired import paired
 
 MIN_IMAGES = 20
 MIN_PER_CLASS = 3.0
@@ -196,15 +197,15 @@ def _decided(domains: Domains, aligned: Domains, given: Shares, distance: Distan
     )
     reason = ""
     for name in order:
-        gain = agreement[name] - before
+        gain = paired(agreement[name], before)
         least_gain = min(LEAST_GAIN, LEAST_OF_ROOM * (1 - float(before.mean())))
-        asked = max(least_gain, GAIN_ERRORS * float(gain.std()) / float(np.sqrt(len(gain))))
+        asked = max(least_gain, GAIN_ERRORS * gain.error)
         if name == "same class mix" and is_crowded:
             asked = max(asked, CLEAR_GAIN)
-        checks[f"gain ({name})"], checks[f"asked ({name})"] = float(gain.mean()), asked
-        if gain.mean() >= asked:
+        checks[f"gain ({name})"], checks[f"asked ({name})"] = gain.mean, asked
+        if gain.mean >= asked:
             reason = (
-                f"neighboring images are given one class more often: {100 * (before.mean() + gain.mean()):.0f} % instead "
+                f"neighboring images are given one class more often: {100 * (before.mean() + gain.mean):.0f} % instead "
                 f"of {100 * before.mean():.0f} %."
             )
             votes = [given, *(same if name == "same class mix" else other).values()]

@@ -20,8 +20,9 @@ from topwork.adaptation.guards import GAIN_ERRORS, Choice
 from topwork.data.manifest import Manifest
 from topwork.models.backbone import Backbone
 from topwork.models.head import LinearHead
-from topwork.training.finetune import facts_of, stage_names, trained_from, training_stream, tune
-from topwork.training.loop import Surroundings
+from topwork.paired import is_clearly_better, paired
+from topwork.training.finetune import data_facts, stage_names, trained_from, training_dataset, tune
+from topwork.training.loop import TrainerContext
 from topwork.training.losses import TargetTerms
 from topwork.training.recipe import TuneSettings, plan
 
@@ -77,7 +78,7 @@ def move_network(
     epochs: int,
     seed: int = 0,
     n_threads: int | None = None,
-    around: Surroundings | None = None,
+    context: TrainerContext | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MovedNetwork:
     """Fine-tunes on both domains from the head that answers for both: labels of the source, beliefs about the target.
@@ -89,9 +90,9 @@ def move_network(
     """
     n_classes = len(head.bias)
     settings = TuneSettings(strategy="lp-ft", epochs=epochs, interpolate=False)
-    recipe = plan(settings, facts_of(source.wanted, n_classes, 0), stage_names(backbone.skeleton(n_classes)), seed)
+    recipe = plan(settings, data_facts(source.wanted, n_classes, 0), stage_names(backbone.skeleton(n_classes)), seed)
     train, other = (
-        training_stream(images.manifest, images.rows, images.wanted, backbone, recipe, n_threads, on_progress)
+        training_dataset(images.manifest, images.rows, images.wanted, backbone, recipe, n_threads, on_progress)
         for images in (source, target)
     )
     done = tune(
@@ -101,11 +102,11 @@ def move_network(
         None,
         head=trained_from(head, settings),
         probe=head,
-        around=around,
+        context=context,
         target=TargetTerms(other, recipe.batch_size, confusion=CONFUSION),
     )
     moved, tuned_head = done.backbone_and_head()
-    return MovedNetwork(moved, tuned_head, done.tuned.history, done.tuned.ending)
+    return MovedNetwork(moved, tuned_head, done.result.history, done.result.ending)
 
 
 def believed(before: Domains, choice: Choice, after: Domains, answers: Shares) -> Belief:
@@ -122,14 +123,13 @@ def believed(before: Domains, choice: Choice, after: Domains, answers: Shares) -
     old, new = choice.probabilities.argmax(1), answers.argmax(1)
     then, now = (nearest(standardized(domains).target) for domains in (before, after))
     old_then, old_now, new_now = (neighbor_agreement(*pair) for pair in ((old, then), (old, now), (new, now)))
-    gain = new_now - old_now
-    asked = GAIN_ERRORS * float(gain.std()) / float(np.sqrt(len(gain)))
+    gain = paired(new_now, old_now)
     checks = {
         "moved: agreement": float(new_now.mean()),
         "moved: agreement of the earlier answers": float(old_now.mean()),
         "moved: agreement before": float(old_then.mean()),
     }
-    is_kept = float(gain.mean()) > asked and new_now.mean() > old_then.mean()
+    is_kept = is_clearly_better(gain, GAIN_ERRORS) and new_now.mean() > old_then.mean()
     words = (
         f"among the neighbors that the moved network sees, {100 * new_now.mean():.0f} % get one class, with the earlier "
         f"answers {100 * old_now.mean():.0f} %; {100 * old_then.mean():.0f} % before it was moved"

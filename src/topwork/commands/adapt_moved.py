@@ -81,19 +81,18 @@ def moved(found: Adaptation, settings: AdaptSettings, reporter: Reporter) -> Ada
 def _trained(found: Adaptation, settings: AdaptSettings, reporter: Reporter) -> tuple[Adaptation, Shares, LinearHead]:
     """Fine-tuned on the labels of the source and on what is believed of the target."""
     from topwork.adaptation.network import Images, beliefs, move_network
-    from topwork.training.interruption import Interruption
-    from topwork.training.loop import Surroundings
+    from topwork.training.loop import Interruption, TrainerContext
 
     source, target = found.source, found.target
     start = adapted_head(source.classifier.head, found.domains, found.choice, penalty_of(source.run))
     with Interruption() as interruption:
-        around = Surroundings(on_epoch=reporter.epoch, on_progress=reporter.progress, stop=interruption.stopped)
+        context = TrainerContext(reporter=reporter, stop=interruption.stopped)
         done = move_network(
             source.classifier.backbone,
             start,
             Images(source.manifest, found.own, found.domains.labels),
             Images(target.manifest, found.rows, beliefs(found.choice, found.domains.known)),
-            epochs=settings.epochs, seed=settings.seed, n_threads=settings.workers, around=around,
+            epochs=settings.epochs, seed=settings.seed, n_threads=settings.workers, context=context,
             on_progress=reporter.progress,
         )  # fmt: skip
     if done.ending == "interrupted" and interruption.signal is not None:
@@ -111,7 +110,7 @@ def _re_estimated(
         UsageError: the network has no batch norm; nothing is believed on the new features.
     """
     from topwork.adaptation.batch_norm import with_statistics_of
-    from topwork.training.batches import ImageStream
+    from topwork.training.batches import ImageDataset
     from topwork.training.finetune import decode_rows
 
     source, spec = found.source, found.source.classifier.backbone.spec
@@ -119,7 +118,7 @@ def _re_estimated(
     streams = []
     for manifest, rows in sides:
         pixels = decode_rows(manifest, rows, spec, n_threads=settings.workers, on_progress=reporter.progress)
-        streams.append(ImageStream(pixels, np.zeros(len(rows), np.int64), spec))
+        streams.append(ImageDataset(pixels, np.zeros(len(rows), np.int64), spec))
     backbone = with_statistics_of(source.classifier.backbone, streams, settings.seed)
     other = _seen_by(found, backbone, source.classifier.head, settings, reporter)
     domains, eye, penalty = other.domains, np.eye(found.domains.n_classes), penalty_of(source.run)

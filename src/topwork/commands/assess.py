@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,9 @@ from topwork.features.probe import Probe
 from topwork.models.classifier import Classifier
 from topwork.progress import Reporter, Stopwatch
 from topwork.settings import FitSettings
-from topwork.training.tuning import TunedClassifier
+
+if TYPE_CHECKING:
+    from topwork.training.finetune import TunedClassifier
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from topwork.commands.assess import Judged, judge
 from topwork.commands.label_sets import check_settings, judge_label_sets
@@ -18,7 +18,6 @@ from topwork.commands.prepare import Gathered, embedder_of, fitted_probe, gather
 from topwork.commands.steps import probe_record, provenance, timing
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split
-from topwork.errors import UsageError
 from topwork.evaluation.analysis import find_insights
 from topwork.evaluation.label_sets import LabelPredictions
 from topwork.evaluation.predictions import Predictions
@@ -31,9 +30,11 @@ from topwork.models.classifier import Classifier
 from topwork.progress import Reporter, Stopwatch
 from topwork.run import asked, run_folder, write_json, write_run
 from topwork.settings import FitSettings, as_dict, is_launched
+from topwork.training.recipe import head_spec
 from topwork.training.tracking import check_tracker, tracking
-from topwork.training.tuning import TunedClassifier, Tuning, head_spec, tune_classifier
-from topwork.training.verdict import weigh, weigh_label_sets
+
+if TYPE_CHECKING:
+    from topwork.training.finetune import TunedClassifier
 
 VALID_OF_TUNING = "choosing the epoch, the mixture of weights, the temperature and the thresholds; its figures flatter"
 
@@ -85,8 +86,6 @@ def fit(
     folder = Path(out)
     head_spec(settings)  # what cannot be is named before the work begins
     check_tracker(settings.track)
-    if settings.fsdp and not is_launched():
-        raise UsageError("--fsdp shares weights between processes; start several with torchrun or accelerate launch.")
     if settings.multi_label:
         check_settings(settings)
     with run_folder(folder, overwrite):
@@ -136,8 +135,10 @@ def follow(path: str | os.PathLike[str], out: str | os.PathLike[str], settings: 
     _meet()
     data = gather(path, settings, clock, reporter)
     probed = fitted_probe(data, clock, reporter)
-    tuning = Tuning(data.backbone, data.manifest, data.features, data.parts, probed.probe, settings, Path(out))
-    tune_classifier(tuning, reporter.progress, reporter.epoch, reporter.note)
+    from topwork.training.finetune import TuningInputs, tune_classifier
+
+    inputs = TuningInputs(data.backbone, data.manifest, data.features, data.parts, probed.probe, settings, Path(out))
+    tune_classifier(inputs, reporter, reporter.note)
 
 
 def _meet() -> None:
@@ -162,18 +163,16 @@ def _tune(
 
     if settings.mode == "probe":
         return None, words
+    from topwork.training.finetune import TuningInputs, tune_classifier
+    from topwork.training.selection import select_model
+
     with clock("tune"):
         reporter.step("tune")
         if is_launched():
             _meet()
-        tuning = Tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings, folder)
+        inputs = TuningInputs(data.backbone, data.manifest, data.features, data.parts, probe, settings, folder)
         with tracking(settings.track, folder, asdict(settings)) as track:
-
-            def on_epoch(record: dict[str, Any]) -> None:
-                reporter.epoch(record)
-                track(record)
-
-            tuned = tune_classifier(tuning, reporter.progress, on_epoch, say, reporter.stages)
+            tuned = tune_classifier(inputs, reporter, say, track)
     if tuned is None or settings.hidden is not None or settings.head == "cosine":  # a head that was asked for is kept
         return tuned, words
     with clock("embed_again"):
@@ -186,10 +185,9 @@ def _tune(
         )  # fmt: skip
     before = probe.head.logits(data.features.blocks(probe.head.transform.blocks, valid))
     after = tuned.head.logits(features.blocks(tuned.head.transform.blocks))
-    judged_by = weigh_label_sets if data.manifest.multi_label else weigh
-    verdict = judged_by(before, after, data.labels[valid], asked_for=settings.mode == "tune")
-    say(verdict.words)
-    return (tuned if verdict.keeps_tuned else None), words
+    selection = select_model(before, after, data.labels[valid], asked_for=settings.mode == "tune")
+    say(selection.message)
+    return (tuned if selection.keeps_tuned else None), words
 
 
 def _embedded_again(data: Gathered, tuned: TunedClassifier, clock: Stopwatch, reporter: Reporter) -> Gathered:

@@ -5,7 +5,7 @@ A temperature and a threshold for each class from held-out answers, then the fig
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ from topwork.commands.prepare import Gathered
 from topwork.commands.steps import n_train_of, parameters_of
 from topwork.data.split import rarest_labels
 from topwork.errors import UsageError
-from topwork.evaluation.label_sets import LabelPredictions, fit_label_temperature, fit_label_thresholds, sigmoid
+from topwork.evaluation.calibration import fit_temperature
+from topwork.evaluation.label_sets import LabelPredictions, fit_label_thresholds, sigmoid
 from topwork.evaluation.multilabel import evaluate_multilabel
 from topwork.evaluation.unknown import fit_unknown
 from topwork.features.embed import Features
@@ -24,7 +25,9 @@ from topwork.features.probe import Probe
 from topwork.models.classifier import Classifier
 from topwork.progress import Reporter, Stopwatch
 from topwork.settings import FitSettings
-from topwork.training.tuning import TunedClassifier
+
+if TYPE_CHECKING:
+    from topwork.training.finetune import TunedClassifier
 
 ONLY_ONE_LABEL = {  # settings that need one label an image, and their defaults
     "balance": "auto",
@@ -133,7 +136,7 @@ def _classifier(data: Gathered, probe: Probe, tuned: TunedClassifier | None) -> 
         answers = data.features_of("valid")
         head, logits = tuned.head, tuned.head.logits(answers.blocks(tuned.head.transform.blocks, parts.valid))
         right = truth[parts.valid]
-    temperature = fit_label_temperature(logits, right)
+    temperature = fit_temperature(logits, right)
     limits = fit_label_thresholds(sigmoid(logits / temperature), right)
     # One label an image is enough to find typical images with; those without any make up a class of their own.
     detector = fit_unknown(

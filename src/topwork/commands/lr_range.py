@@ -13,7 +13,6 @@ from topwork.commands.label_sets import check_settings
 from topwork.commands.prepare import fitted_probe, gather
 from topwork.progress import Reporter, Stopwatch
 from topwork.settings import FitSettings
-from topwork.training.tuning import Tuning, prepare
 
 if TYPE_CHECKING:
     from topwork.training.lr_range import RangeTest
@@ -68,7 +67,7 @@ def lr_range(
     Raises:
         UsageError: nothing to train on, or settings that contradict each other.
     """
-    from topwork.training.finetune import make_network
+    from topwork.training.finetune import TuningInputs, make_network, plan_tuning
     from topwork.training.lr_range import range_test
     from topwork.training.optimizer import stage_table
 
@@ -79,7 +78,8 @@ def lr_range(
     reporter.step("probe")
     probe = fitted_probe(data, Stopwatch(), reporter).probe
     reporter.step("prepare")
-    ready = prepare(Tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings), reporter.progress)
+    inputs = TuningInputs(data.backbone, data.manifest, data.features, data.parts, probe, settings)
+    ready = plan_tuning(inputs, reporter.progress)
     reporter.step("range test")
     network = make_network(data.backbone, ready.spec, ready.recipe, ready.start)
     test = range_test(network, ready.recipe, ready.train, n_steps, lowest, highest, reporter.progress)

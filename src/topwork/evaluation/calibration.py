@@ -8,6 +8,7 @@ thresholds into answers (``decisions``).
 from __future__ import annotations
 
 from math import exp, floor, log
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,33 +22,31 @@ _MADE_UP_IMAGES = 0.5
 _LARGEST_FIT_VALUES = 4_000_000  # logits looked at: one parameter is known to 1 % long before that
 
 
-def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
-    """The temperature that logits are divided by so that their softmax is calibrated (Guo et al. 2017, 1706.04599).
+def fit_temperature(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """The temperature that logits are divided by so that their probabilities are calibrated (Guo et al. 2017, 1706.04599).
 
     Minimizes the summed cross-entropy. To the N images ours adds half a made-up one, whose true class is the runner-up:
-    where every held-out image is right, cross-entropy alone is lowest at T = 0 and would promise certainty; with the
-    half image, N perfect images leave a probability of error of about 1/(2N). T still scales with the logits.
+    if every held-out image is right, cross-entropy alone is lowest at T = 0 and would promise certainty; with the half
+    image, N perfect images leave a probability of error of about 1/(2N). T still scales with the logits.
 
     Args:
         logits: (N, C) held-out logits.
-        labels: (N,) their labels; -1 is left out.
+        labels: (N,) class indices, -1 is left out; (N, C) probabilities of the classes; or (N, C) booleans, which labels
+            each image has: then each pair of image and label is a case of its own, with a sigmoid in place of the softmax.
+        weights: (N,) of the images.
 
     Returns:
-        T between 0.05 and 20; 1 where there is nothing to fit.
+        T between 0.05 and 20; 1 if there is nothing to fit.
     """
-    scores, truth = _labeled(logits, labels)
-    if len(truth) == 0 or scores.shape[1] < 2:
+    relative, weight = _relative_logits(np.asarray(logits), np.asarray(labels), weights)
+    if len(relative) == 0 or relative.shape[1] < 2:
         return 1.0
-    stride = max(1, scores.size // _LARGEST_FIT_VALUES)
-    truth = truth[::stride]
-    relative = scores[::stride].astype(np.float64)
-    relative -= relative[np.arange(len(truth)), truth][:, None]  # the true class at 0: the loss is log(sum(exp))
     runner_up = np.partition(relative, -2, axis=1)[:, -2]
     low, high = log(LOWEST_TEMPERATURE), log(HIGHEST_TEMPERATURE)
     position = 0.0
     # Newton's method on the slope, kept inside a bracket that shrinks with every step.
     for _ in range(60):
-        slope, curvature = _loss_slope(relative, runner_up, position)
+        slope, curvature = _loss_slope(relative, weight, runner_up, position)
         if abs(slope) < 1e-9:
             break
         low, high = (position, high) if slope < 0 else (low, position)
@@ -59,8 +58,24 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     return exp(position)
 
 
+def _relative_logits(
+    scores: NDArray[Any], labels: NDArray[Any], weights: ArrayLike | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logits less that of the true class (the mean one, for probabilities), and weights, of the images that are looked at."""
+    weight = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
+    stride = max(1, scores.size // _LARGEST_FIT_VALUES)
+    scores, labels, weight = scores[::stride].astype(np.float64), labels[::stride], weight[::stride]
+    if labels.dtype == np.bool_:  # a label that is there or not: two classes, the logit of one of them 0
+        pairs = np.where(labels, -scores, scores).reshape(-1, 1)
+        return np.concatenate([np.zeros_like(pairs), pairs], 1), np.repeat(weight, scores.shape[1])
+    if labels.ndim == 2:
+        return scores - (labels * scores).sum(1, keepdims=True), weight
+    scores, truth = _labeled(scores, labels)
+    return scores - scores[np.arange(len(truth)), truth][:, None], weight[labels >= 0]
+
+
 def _loss_slope(
-    relative: NDArray[np.float64], runner_up: NDArray[np.float64], log_temperature: float
+    relative: NDArray[np.float64], weight: NDArray[np.float64], runner_up: NDArray[np.float64], log_temperature: float
 ) -> tuple[float, float]:
     """First and second derivative by log T of the loss of ``fit_temperature``.
 
@@ -68,13 +83,13 @@ def _loss_slope(
     ``E_p[z] - z_y + Var_p[z]``; in ``relative`` every z_y is 0.
     """
     scaled = relative * exp(-log_temperature)
-    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    weights /= weights.sum(axis=1, keepdims=True)
-    mean = np.einsum("nc,nc->n", weights, scaled)
-    variance = np.einsum("nc,nc,nc->n", weights, scaled, scaled) - mean**2
-    made_up = _MADE_UP_IMAGES * (mean - runner_up * exp(-log_temperature)).mean()
-    slope = -mean.sum() - made_up
-    curvature = mean.sum() + variance.sum() + made_up + _MADE_UP_IMAGES * variance.mean()
+    p = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    mean = np.einsum("nc,nc->n", p, scaled)
+    variance = np.einsum("nc,nc,nc->n", p, scaled, scaled) - mean**2
+    made_up = _MADE_UP_IMAGES * (weight * (mean - runner_up * exp(-log_temperature))).mean()
+    slope = -(weight * mean).sum() - made_up
+    curvature = (weight * (mean + variance)).sum() + made_up + _MADE_UP_IMAGES * (weight * variance).mean()
     return float(slope), float(curvature)
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, log
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from topwork.data.samples import LABEL_SEPARATOR
-from topwork.evaluation.calibration import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from topwork.evaluation.decisions import Decision
 from topwork.evaluation.predictions import Bools, Ints
 
@@ -104,36 +102,6 @@ def label_sets_decision(
 
 
 # ---- fitted on held-out logits
-
-
-def fit_label_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
-    """The one temperature that calibrates all sigmoids together: least binary cross-entropy over (image, class) pairs.
-
-    As Guo et al. 2017 (1706.04599), with sigmoids in place of the softmax. Half a made-up pair on the wrong side of the
-    usual logit keeps it from promising certainty where every held-out pair is right.
-
-    Args:
-        logits: (N, C) held-out logits.
-        truth: (N, C) which labels each image has.
-
-    Returns:
-        T between 0.05 and 20; 1 where there is nothing to fit.
-    """
-    signed = np.where(np.asarray(truth, np.bool_), 1.0, -1.0) * np.asarray(logits, np.float64)
-    if not signed.size:
-        return 1.0
-    signed = np.append(signed.ravel(), -np.median(np.abs(signed)))
-    weights = np.append(np.ones(len(signed) - 1), 0.5)
-
-    def loss(log_temperature: float) -> float:
-        return float(weights @ np.logaddexp(0, -signed * exp(-log_temperature)))
-
-    low, high = log(LOWEST_TEMPERATURE), log(HIGHEST_TEMPERATURE)
-    ratio = (5**0.5 - 1) / 2
-    while high - low > 1e-4:  # golden section: the loss has one minimum in 1/T, so also in log T
-        a, b = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, b) if loss(a) < loss(b) else (a, high)
-    return exp((low + high) / 2)
 
 
 def fit_label_thresholds(probabilities: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from topwork.features.embed import Features
 from topwork.features.engine import BATCH, Engine
 from topwork.features.probe import Probe, fit_probe
 from topwork.models.backbone import Backbone
+from topwork.paired import is_clearly_better, paired
 
 MAX_IMAGES = 500
 
@@ -113,11 +114,7 @@ def decide(candidates: Sequence[Candidate], right: Sequence[NDArray[np.bool_]]) 
         right: (N,) for each candidate: which of the same images it got right out of fold.
     """
     best = max(range(len(candidates)), key=lambda n: (candidates[n].accuracy, -candidates[n].cross_entropy))
-    good = []
-    for number, own in enumerate(right):
-        difference = right[best].astype(float) - own
-        if difference.mean() <= difference.std() / np.sqrt(len(difference)):
-            good.append(number)
+    good = [number for number, own in enumerate(right) if not is_clearly_better(paired(right[best], own))]
     chosen = max(good, key=lambda n: candidates[n].images_per_second)
     marked = tuple(replace(candidate, chosen=number == chosen) for number, candidate in enumerate(candidates))
     return Choice(candidates[chosen].name, marked, _words(marked, best, chosen))

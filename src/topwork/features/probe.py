@@ -21,6 +21,7 @@ from topwork.errors import UsageError
 from topwork.features.embed import Features
 from topwork.features.logistic import LogisticRegressions, SoftmaxRegression
 from topwork.models.head import FeatureTransform, Floats, LinearHead, Power, powered
+from topwork.paired import is_clearly_better, paired
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)  # strong to weak, on the mean loss
 BALANCE_RATIO = 3.0  # class weights when the largest class is more than this many times the smallest
@@ -133,7 +134,7 @@ def fit_probe(
     if not data.has_stages:
         candidates = [c for c in candidates if "stages" not in c.blocks]
     folds, chosen_rows = _folds(strata, group, n_classes, data.width(candidates[0]), seed)
-    weights = class_weights(y, n_classes, balance) if y.ndim == 1 else None
+    weights = class_weights(np.bincount(y, minlength=n_classes), balance) if y.ndim == 1 else None
     search = _Search(data, y, n_classes, chosen_rows, folds, weights)
     for number, candidate in enumerate(candidates):
         search.try_candidate(candidate)
@@ -148,13 +149,15 @@ def fit_probe(
     return Probe(fitted, search.trials(best), chosen_rows, best.logits, weights, reason)
 
 
-def class_weights(y: NDArray[np.int64], n_classes: int, balance: str = "auto") -> NDArray[np.float64] | None:
-    """(C,) weights inverse to the class counts, or None when ``auto`` finds the classes balanced well enough."""
-    counts = np.bincount(y, minlength=n_classes)
+def class_weights(counts: NDArray[np.int64], balance: str = "auto") -> NDArray[np.float64] | None:
+    """(C,) weights inverse to the class counts, or None: for ``none``, and for ``auto`` if no class is 3 times another.
+
+    One rule for probe and tuning. Their mean over the images is 1.
+    """
     present = counts[counts > 0]
     if balance == "none" or (balance == "auto" and present.max() <= BALANCE_RATIO * present.min()):
         return None
-    return np.where(counts > 0, len(y) / (len(present) * np.maximum(counts, 1)), 0.0)
+    return np.where(counts > 0, counts.sum() / (len(present) * np.maximum(counts, 1)), 0.0)
 
 
 # ---- choosing
@@ -251,13 +254,10 @@ class _Search:
         best = min(others, key=lambda t: t.cross_entropy)
         if head == "extended":
             return best, f"Extended head ({best.candidate.name}), as asked for."
-        gain, error = paired(plain.losses - best.losses)
-        ahead, _ = paired(best.correct.astype(float) - plain.correct)
-        way = "lower" if gain >= 0 else "higher"
-        numbers = (
-            f"cross-entropy {way} by {abs(gain):.4f}, standard error {error:.4f}; accuracy {100 * ahead:+.2f} points"
-        )
-        if gain > STANDARD_ERRORS * error and ahead > 0:
+        gain, ahead = paired(plain.losses, best.losses), paired(best.correct, plain.correct).mean
+        way = "lower" if gain.mean >= 0 else "higher"
+        numbers = f"cross-entropy {way} by {abs(gain.mean):.4f}, standard error {gain.error:.4f}; accuracy {100 * ahead:+.2f} points"
+        if is_clearly_better(gain, STANDARD_ERRORS) and ahead > 0:
             return (
                 best,
                 f"Extended head ({best.candidate.name}): ahead of the best plain one in cross-validation: {numbers}.",
@@ -299,11 +299,6 @@ def cross_entropies(logits: NDArray[np.float64], y: NDArray[Any]) -> NDArray[np.
     shifted = logits - logits.max(1, keepdims=True)
     losses: NDArray[np.float64] = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(y)), y]
     return losses
-
-
-def paired(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """Mean of paired differences and its standard error."""
-    return float(differences.mean()), float(differences.std() / np.sqrt(len(differences)))
 
 
 def _folds(

@@ -26,7 +26,8 @@ from topwork.data.manifest import Manifest
 from topwork.data.transforms import Pixels
 from topwork.errors import ImageError, TopworkError
 from topwork.features.embed import Embedder, Features
-from topwork.features.probe import Probe, cross_entropies, paired
+from topwork.features.probe import Probe, cross_entropies
+from topwork.paired import Gain, paired
 from topwork.text import escape
 
 
@@ -122,14 +123,14 @@ def buy_views(
     return Probed(best.probe, best.views, tuple(tried))
 
 
-def _gain(first: Probe, second: Probe, labels: NDArray[Any]) -> tuple[float, float]:
+def _gain(first: Probe, second: Probe, labels: NDArray[Any]) -> Gain:
     """By how much the second has the lower out-of-fold cross-entropy on images that both judged, and its error."""
     rows, one, two = np.intersect1d(first.rows, second.rows, return_indices=True)
     before, after = (
         cross_entropies(probe.out_of_fold_logits[chosen], labels[rows])
         for probe, chosen in ((first, one), (second, two))
     )
-    return paired(before - after)
+    return paired(before, after)
 
 
 def with_views(

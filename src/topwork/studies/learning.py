@@ -23,9 +23,9 @@ from topwork.models.backbone import Backbone
 from topwork.models.head import HeadSpec, LinearHead
 from topwork.models.modules import build_classifier, count_parameters, set_linear
 from topwork.studies.bench import Bench, Bools, Ints
-from topwork.training.batches import ImageStream, Stream
-from topwork.training.finetune import facts_of, stage_names
-from topwork.training.loop import Surroundings, fit
+from topwork.training.batches import Dataset, ImageDataset
+from topwork.training.finetune import data_facts, stage_names
+from topwork.training.loop import TrainerContext, fit
 from topwork.training.optimizer import freeze
 from topwork.training.recipe import Phase, Recipe, TuneSettings, plan
 
@@ -44,13 +44,13 @@ class Task:
     n_classes: int
     seed: int = 0
 
-    def stream(self, recipe: Recipe) -> Stream:
+    def stream(self, recipe: Recipe) -> Dataset:
         """The training images, augmented by the recipe."""
-        return ImageStream(self.train, self.train_labels, self.spec, recipe.augmentation, recipe.seed)
+        return ImageDataset(self.train, self.train_labels, self.spec, recipe.augmentation, recipe.seed)
 
     def inputs(self, network: nn.Module) -> nn.Module:
         """The network as a module that takes what ``held_out`` holds."""
-        wrapped: nn.Module = ImageStream(self.held_out, self.held_out_labels, self.spec).wrap(network)
+        wrapped: nn.Module = ImageDataset(self.held_out, self.held_out_labels, self.spec).wrap(network)
         return wrapped
 
     def first(self, n_train: int) -> Task:
@@ -62,7 +62,7 @@ class Task:
 class FeatureTask(Task):
     """The same with frozen features (N, D) float32 in place of images: only a head is trained."""
 
-    def stream(self, recipe: Recipe) -> Stream:  # noqa: ARG002
+    def stream(self, recipe: Recipe) -> Dataset:  # noqa: ARG002
         """The training features."""
         return _FeatureStream(self.train, self.train_labels)
 
@@ -149,7 +149,7 @@ def learn(
         rates: peak rate by stage instead of the plan's; 0 rests.
         on_epoch: called with the network after each epoch.
     """
-    facts = facts_of(task.train_labels, task.n_classes, 0)
+    facts = data_facts(task.train_labels, task.n_classes, 0)
     recipe = plan(replace(settings, ema=None, patience=None), facts, stage_names(network), task.seed)
     if rates is not None:
         phases = tuple(replace(phase, rates=tuple(rates.items()), batch_norm="frozen") for phase in recipe.phases)
@@ -167,7 +167,7 @@ def learn(
         if on_epoch is not None:
             on_epoch(network)
 
-    fit(network, recipe, task.stream(recipe), None, Surroundings(on_epoch=judge))
+    fit(network, recipe, task.stream(recipe), None, TrainerContext(on_epoch=judge))
     return Learned(name, tuple(epochs), last[0], n_parameters, n_trainable)
 
 

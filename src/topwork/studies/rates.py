@@ -11,7 +11,7 @@ from topwork.studies.learning import Learned, learn, pretrained, task_of
 from topwork.studies.study import Bars, Findings, Measured, Plot, Series, Table
 from topwork.studies.words import compared, difference
 from topwork.text import points
-from topwork.training.finetune import facts_of, stage_names
+from topwork.training.finetune import data_facts, stage_names
 from topwork.training.lr_range import range_test
 from topwork.training.recipe import TuneSettings, plan
 from topwork.training.schedule import rate_schedule
@@ -32,7 +32,7 @@ def run(bench: Bench) -> Findings:
     backbone = bench.scaled(side)
     base = TuneSettings(strategy="all", epochs=epochs, augment="none", ema=None, batch_size=16)
     network = pretrained(backbone, task.n_classes, None, bench.seed)
-    recipe = plan(_at(base, 1.0), facts_of(task.train_labels, task.n_classes, 0), stage_names(network), bench.seed)
+    recipe = plan(_at(base, 1.0), data_facts(task.train_labels, task.n_classes, 0), stage_names(network), bench.seed)
     bench.say("rates: the range test")
     test = range_test(network, recipe, task.stream(recipe), QUICK_STEPS if bench.quick else STEPS)
     best = min(0.1, test.suggestion)

@@ -2,8 +2,7 @@
 
 In: images and labels. Out: for any rows and epoch, the input of the network, uint8 (B, H, W, 3). What happens to a
 sample depends on (seed, epoch, key of the sample) only: not on workers, on batch size, on other samples, or on where a
-run was interrupted. The training loop asks for nothing but what :class:`Stream` says; cached activations
-(``training/tail.py``) are another stream.
+run was interrupted. The training loop asks for nothing but what :class:`Dataset` says.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +34,7 @@ AHEAD = 4  # batches prepared while the network is busy
 MAX_LOADING_THREADS = 8
 
 
-class Stream(Protocol):
+class Dataset(Protocol):
     """N samples with labels, (N,) classes or (N, C) zeros and ones.
 
     Attributes:
@@ -52,7 +51,7 @@ class Stream(Protocol):
         """Inputs of some rows as training sees them in an epoch; as judging sees them for None."""
 
 
-class ImageStream:
+class ImageDataset:
     """Decoded images that are cropped, turned and colored on the way to the network.
 
     Args:
@@ -76,12 +75,6 @@ class ImageStream:
         self._whole = replace(spec, fit="squash")  # what decode_all made has the input's shape already
         self.keys = np.arange(len(pixels)) if keys is None else keys
         self.shape = (3, spec.height, spec.width)
-
-    def some(self, rows: NDArray[np.int64]) -> ImageStream:
-        """The stream of some of the samples."""
-        part = ImageStream(self.pixels[rows], self.labels[rows], self.spec, "none", self.seed, self.keys[rows])
-        part.augmentation = self.augmentation
-        return part
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network with normalization in front."""
@@ -156,7 +149,8 @@ def decode_all(
         except (ImageError, OSError) as error:
             raise TopworkError(f"{name(row)}: was fine when scanned, and now: {error}. Scan again.") from None
 
-    result = _room((len(rows), larger.height, larger.width, 3))
+    shape = (len(rows), larger.height, larger.width, 3)
+    result = np.empty(shape, np.uint8) if math.prod(shape) <= IN_MEMORY_BYTES else in_file(shape)
     for n_done, pixels in enumerate(in_order(load, [int(row) for row in rows], n_threads)):
         result[n_done] = pixels
         if on_progress:
@@ -164,27 +158,20 @@ def decode_all(
     return result
 
 
-def _room(shape: tuple[int, ...]) -> Pixels:
-    """An array in memory, or in an unnamed file where it is large."""
-    if math.prod(shape) <= IN_MEMORY_BYTES:
-        return np.empty(shape, np.uint8)
-    return in_file(shape, np.uint8)
-
-
-def in_file(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+def in_file(shape: tuple[int, ...]) -> Pixels:
     """An array in a temporary file of the cache folder, gone when the process ends, however it ends.
 
     Raises:
         TopworkError: no room for it.
     """
     folder: Path = cache_folder()
-    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    n_bytes = math.prod(shape)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             if hasattr(file, "fileno"):
                 _reserve(file.fileno(), n_bytes)
-            return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
+            return np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
     except OSError as error:
         raise TopworkError(
             f"{folder}: no room for {n_bytes / 1e9:.1f} GB of prepared images: {error.strerror or error}. "
@@ -214,9 +201,10 @@ def loading_threads() -> int:
     return max(1, min(MAX_LOADING_THREADS, (os.cpu_count() or 1) // n_here))
 
 
-def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of the samples in an epoch."""
-    return np.random.default_rng([seed, epoch, n]).permutation(n)
+def epoch_order(n: int, seed: int, epoch: int, weights: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
+    """The order of the samples in an epoch; with (N,) weights as many draws with replacement (``--balance sampler``)."""
+    rng = np.random.default_rng([seed, epoch, n])
+    return rng.permutation(n) if weights is None else rng.choice(n, n, p=weights / weights.sum())
 
 
 def batches_of(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
@@ -230,7 +218,7 @@ def batches_of(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int
 
 def ahead(
     load: Callable[[NDArray[np.int64]], Any], batches: Sequence[NDArray[np.int64]]
-) -> Iterator[tuple[NDArray[np.int64], Any]]:
+) -> Generator[tuple[NDArray[np.int64], Any]]:
     """(rows, load(rows)) in order, a few batches ahead."""
     n_threads = loading_threads()
     with ThreadPoolExecutor(n_threads, thread_name_prefix="batches") as pool:

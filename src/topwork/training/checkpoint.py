@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from topwork.errors import ModelError, TopworkError
-from topwork.files import atomic_file
-from topwork.training.distributed import shared_like
+from topwork.files import atomic_file, error_reason
 
 FORMAT = 1
 INDEX = "checkpoint.json"
@@ -39,7 +38,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], values: dict
     """
     from safetensors.torch import save
 
-    # one storage a tensor: safetensors refuses views of a shared one
+    # one storage per tensor: safetensors refuses views of a shared one
     data = save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
     number = 1 + max((_number(path) for path in folder.glob("weights-*.safetensors")), default=0)
     final = folder / f"weights-{number:06d}.safetensors"
@@ -52,12 +51,13 @@ def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], values: dict
             partial.write_text(json.dumps(body | {"digest": _digest(body)}))
         _remove_older(folder, final)
     except OSError as error:
-        reason = error.strerror or error
-        raise TopworkError(f"{folder}: the checkpoint could not be saved: {reason}. The last one is intact.") from None
+        raise TopworkError(
+            f"{folder}: the checkpoint could not be saved: {error_reason(error)}. The last one is intact."
+        ) from None
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint, or None where none was finished.
+    """The newest checkpoint, or None if none was finished.
 
     Raises:
         ModelError: there is one, but it is damaged, altered or of a later version.
@@ -115,20 +115,20 @@ def restore_optimizer(
         parameter = parameters[int(number)]
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
             moment = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
-            moment.copy_(shared_like(value, parameter))
+            moment.copy_(value)
             state.setdefault(int(number), {})[key] = moment
         else:
             state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
-def with_prefix(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors under names that start with ``prefix/``."""
-    return {f"{prefix}/{name}": value for name, value in tensors.items()}
+def joined(states: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """All tensors of several states, under names that start with ``STATE/``."""
+    return {f"{prefix}/{name}": value for prefix, state in states.items() for name, value in state.items()}
 
 
 def below_prefix(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What :func:`with_prefix` put under a prefix."""
+    """The state that :func:`joined` put under a prefix."""
     start = f"{prefix}/"
     return {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
 

@@ -1,8 +1,9 @@
-"""Fine-tuning from end to end: backbone, images and a recipe in, weights for a timm network out.
+"""Fine-tuning from end to end: backbone, images and settings in, a tuned network and head out.
 
-In: a Backbone, a Recipe from ``recipe.plan``, streams of images, and the probe's head where there is one. Out:
-:class:`FineTuned`: a state dict that ``timm.create_model(backbone.architecture, num_classes=...)`` loads when the head
-is linear. Here the pieces meet and nothing is decided: see ``recipe.py`` for what and ``loop.py`` for how.
+:func:`tune_classifier` is what ``topwork fit`` calls: from manifest, split and probe to a :class:`TunedClassifier`, a backbone
+with the tuned weights, prepared like any other, so that engine, store, model folder and exports need to know nothing of
+tuning. :func:`fine_tune` does the same in Python for any head. Both end in :func:`tune`. Here the pieces meet: what is done
+is decided in ``recipe.py``, how in ``loop.py``, and what is kept in ``selection.py``.
 """
 
 from __future__ import annotations
@@ -22,30 +23,204 @@ from topwork.data.augment import pipeline
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split
 from topwork.data.transforms import InputSpec, Pixels
-from topwork.errors import UsageError
+from topwork.errors import Interrupted, UsageError
+from topwork.features.embed import Features
 from topwork.features.engine import gpu_has_bf16
+from topwork.features.probe import Probe, fit_probe
 from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.head import HeadSpec, LinearHead, parse_head
-from topwork.models.modules import (
-    SixBlockNetwork,
-    build_classifier,
-    count_parameters,
-    n_outputs,
-    set_linear,
-)
-from topwork.training.adoption import adopt
-from topwork.training.average import Chosen, choose_weights
-from topwork.training.batches import ImageStream, decode_all
-from topwork.training.checkpoint import INDEX
-from topwork.training.extended import put_extended
-from topwork.training.folding import State
-from topwork.training.loop import Surroundings, Tuned, fit
+from topwork.models.modules import SixBlockNetwork, build_classifier, count_parameters, n_outputs, set_linear
+from topwork.progress import Reporter
+from topwork.settings import FitSettings
+from topwork.text import count
+from topwork.training.batches import ImageDataset, decode_all
+from topwork.training.cpu import State
+from topwork.training.distributed import processes
+from topwork.training.loop import Interruption, TrainerContext, TrainingResult, fit
 from topwork.training.losses import TargetTerms
 from topwork.training.optimizer import StageRow, freeze, stage_table, stages_of
-from topwork.training.recipe import DataFacts, Recipe, TuneSettings, plan
-from topwork.training.tail import tail_streams
+from topwork.training.recipe import DataFacts, Recipe, TuneSettings, head_spec, plan
+from topwork.training.selection import DEFAULT_MINUTES, SelectedWeights, estimate, select_weights, training_rate
+from topwork.training.tuned_head import adopt, put_extended
 
 SIX_BLOCKS = "six-blocks"  # a name for the backbone setting: the small network of models/modules.py, from scratch
+CHECKPOINTS = "checkpoint"
+LEAST_EPOCHS = 3  # with fewer, auto mode does not begin
+
+
+# ---- for fit: from the probe to a classifier
+
+
+@dataclass(frozen=True)
+class TunedClassifier:
+    """A tuned network as backbone and head.
+
+    Attributes:
+        trained_head: what was trained as the head, in the words of ``--hidden``.
+        recipe: of the tuning, as plain JSON values.
+        history: one record per epoch.
+        stages: (stage, parameters, trainable, rate) of the network.
+    """
+
+    backbone: Backbone
+    head: LinearHead
+    trained_head: str
+    recipe: dict[str, Any]
+    history: list[dict[str, Any]]
+    stages: list[dict[str, Any]]
+    n_parameters: int
+    n_trainable: int
+
+
+@dataclass(frozen=True)
+class TuningInputs:
+    """What tuning needs from the run so far."""
+
+    backbone: Backbone
+    manifest: Manifest
+    features: Features
+    parts: Split
+    probe: Probe
+    settings: FitSettings
+    folder: Path | None = None
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """(N,) class index of every sample; (N, C) which classes it has, if it may have several."""
+        return self.manifest.targets
+
+    @property
+    def stage_names(self) -> list[str]:
+        """The stages that a plan gives rates to, the classifier last."""
+        return stage_names(self.backbone.skeleton(len(self.manifest.classes)))
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """What training starts from: the recipe, the head, the decoded images."""
+
+    recipe: Recipe
+    spec: HeadSpec
+    start: LinearHead
+    facts: DataFacts
+    train: ImageDataset
+    valid: ImageDataset | None
+
+    @property
+    def head_is_fitted(self) -> bool:
+        """Whether the head starts from the probe's."""
+        return self.spec.starts_from_probe
+
+
+def plan_tuning(inputs: TuningInputs, on_progress: Callable[[int, int], None]) -> TuningPlan:
+    """Plans and decodes.
+
+    Raises:
+        UsageError: settings that contradict each other or the data.
+    """
+    settings, parts, manifest = inputs.settings, inputs.parts, inputs.manifest
+    start, spec = _starting_head(inputs)
+    gray = all(sample.mode in ("1", "L", "LA", "I;16") for sample in manifest.samples)
+    facts = data_facts(inputs.labels[parts.train], len(manifest.classes), len(parts.valid), gray=gray)
+    recipe = plan(settings, facts, inputs.stage_names, settings.seed, head_is_fitted=spec.starts_from_probe)
+    train, valid = image_datasets(
+        manifest, parts.train, parts.valid, inputs.backbone, recipe, settings.workers, on_progress
+    )
+    return TuningPlan(recipe, spec, start, facts, train, valid)
+
+
+def tune_classifier(
+    inputs: TuningInputs,
+    reporter: Reporter,
+    say: Callable[[str], None],
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> TunedClassifier | None:
+    """Tunes the network, or returns None if auto mode finds that it would not pay; ``say`` hears what was decided.
+
+    Raises:
+        UsageError: settings that contradict each other or the data.
+        TopworkError: training failed, with the cause; the last checkpoint is kept.
+        Interrupted: a signal came; a checkpoint was saved, and resuming continues from it.
+    """
+    planned = plan_tuning(inputs, reporter.progress)
+    recipe, messages = processes().agree(_within_time(inputs, planned))  # rates differ between processes
+    for message in messages:
+        say(message)
+    if recipe is None:
+        return None
+    folder = inputs.folder / CHECKPOINTS if inputs.folder is not None else None
+    with Interruption() as interruption:
+        context = TrainerContext(
+            folder=folder, resume=True, reporter=reporter, on_epoch=on_epoch, stop=interruption.stopped
+        )
+        done = tune(
+            inputs.backbone,
+            recipe,
+            planned.train,
+            planned.valid,
+            head=planned.spec,
+            probe=planned.start,
+            context=context,
+        )
+    if done.result.ending == "interrupted" and interruption.signal is not None:
+        raise Interrupted(interruption.signal)
+    backbone, head = done.backbone_and_head()
+    for message in (done.result.message, done.selected.reason, *done.result.notes, *recipe.notes):
+        say(message)
+    return TunedClassifier(
+        backbone=backbone,
+        head=head,
+        trained_head=str(planned.spec),
+        recipe=recipe.as_dict() | {"tried": [vars(candidate) for candidate in done.selected.tried]},
+        history=done.result.history,
+        stages=[vars(row) for row in done.stages],
+        n_parameters=done.n_parameters,
+        n_trainable=done.n_trainable,
+    )
+
+
+def _starting_head(inputs: TuningInputs) -> tuple[LinearHead, HeadSpec]:
+    """What tuning starts from and what it trains; if an extended probe cannot be kept, a plain one is fitted."""
+    probe, spec = inputs.probe.head, head_spec(inputs.settings)
+    if spec == HeadSpec():
+        spec = trained_from(probe, inputs.settings)
+    if probe.kind == "plain" or spec.kind == "extended":
+        return probe, spec
+    rows, n_classes, settings = inputs.parts.train, len(inputs.manifest.classes), inputs.settings
+    plain = fit_probe(
+        inputs.features, inputs.labels, n_classes, rows=rows, head="plain", seed=settings.seed, balance=settings.balance
+    )
+    return plain.head, spec
+
+
+def _within_time(inputs: TuningInputs, planned: TuningPlan) -> tuple[Recipe | None, tuple[str, ...]]:
+    """Fits the plan into the time there is; in auto mode, decides whether it pays at all."""
+    settings, facts = inputs.settings, planned.facts
+    budget = settings.time_budget_seconds
+    if settings.mode != "auto" and budget is None:
+        return planned.recipe, ()
+    network = make_network(inputs.backbone, planned.spec, planned.recipe, planned.start)
+    rate = training_rate(network, planned.recipe, planned.train)
+    recipe = plan(
+        replace(settings, time_budget=f"{budget or 60 * DEFAULT_MINUTES:g}s"),
+        replace(facts, images_per_second=rate),
+        inputs.stage_names,
+        settings.seed,
+        head_is_fitted=planned.head_is_fitted,
+    )
+    if settings.mode != "auto":
+        return recipe, ()
+    if recipe.n_epochs < min(LEAST_EPOCHS, planned.recipe.n_epochs):
+        fits = count(recipe.n_epochs, "epoch")
+        return None, (f"Only {fits} would fit into the time budget, too little to learn from: not tuning.",)
+    chosen = next(trial for trial in inputs.probe.trials if trial.chosen)
+    expected = estimate(
+        chosen.accuracy, chosen.n_images, facts.n_train, recipe, rate, None if budget is None else budget / 60
+    )
+    return (recipe if expected.worth_it else None), (expected.message,)
+
+
+# ---- in Python: any head, any network
 
 
 @dataclass(frozen=True)
@@ -60,8 +235,8 @@ class FineTuned:
     state: State
     recipe: Recipe
     head: HeadSpec | nn.Module
-    tuned: Tuned
-    chosen: Chosen
+    result: TrainingResult
+    selected: SelectedWeights
     stages: list[StageRow]
     n_parameters: int
     n_trainable: int
@@ -78,7 +253,7 @@ class FineTuned:
         """The tuned network in the form that embedding, model folders and exports know.
 
         Raises:
-            UsageError: a head, or a network, of one's own, which no model folder can describe.
+            UsageError: a head, or a network, of your own, which no model folder can describe.
         """
         if isinstance(self.head, nn.Module) or isinstance(self.backbone, str):
             raise UsageError(
@@ -95,7 +270,7 @@ def fine_tune(
     *,
     head: HeadSpec | nn.Module | str = "linear",
     probe: LinearHead | None = None,
-    around: Surroundings | None = None,
+    context: TrainerContext | None = None,
     seed: int = 0,
     n_threads: int | None = None,
 ) -> FineTuned:
@@ -105,7 +280,7 @@ def fine_tune(
         head: as ``linear``, ``cosine``, ``256:0.4,128:0.2``; or a module of your own, from (B, D) features to logits.
         probe: head of a fitted probe, which a linear head starts from (an extended one with all that it reads); without
             it the head is first trained alone.
-        around: checkpoints, callbacks, stopping.
+        context: checkpoints, callbacks, stopping.
 
     Raises:
         UsageError: settings that contradict each other or the data.
@@ -116,16 +291,42 @@ def fine_tune(
     if probe is not None and spec == HeadSpec():
         spec = trained_from(probe, settings)
     is_fitted = probe is not None and isinstance(spec, HeadSpec) and spec.starts_from_probe
-    facts = facts_of(labels[parts.train], n_classes, len(parts.valid))
+    facts = data_facts(labels[parts.train], n_classes, len(parts.valid))
     recipe = plan(settings, facts, stage_names(backbone.skeleton(n_classes)), seed, head_is_fitted=is_fitted)
-    train, valid = streams_of(manifest, parts.train, parts.valid, backbone, recipe, n_threads)
-    return tune(backbone, recipe, train, valid, head=spec, probe=probe, around=around)
+    train, valid = image_datasets(manifest, parts.train, parts.valid, backbone, recipe, n_threads)
+    return tune(backbone, recipe, train, valid, head=spec, probe=probe, context=context)
 
 
-def trained_from(probe: LinearHead, settings: TuneSettings) -> HeadSpec:
-    """What a probe is tuned as: an extended head as it is, where the recipe has one row a class and a pretrained network."""
-    is_possible = settings.outputs != "binary" and settings.strategy != "scratch"
-    return HeadSpec("extended" if probe.kind == "extended" and is_possible else "linear")
+def tune(
+    backbone: Backbone | str,
+    recipe: Recipe,
+    train: ImageDataset,
+    valid: ImageDataset | None,
+    *,
+    head: HeadSpec | nn.Module | None = None,
+    probe: LinearHead | None = None,
+    context: TrainerContext | None = None,
+    target: TargetTerms | None = None,
+) -> FineTuned:
+    """Trains by a recipe and keeps the best weights.
+
+    Args:
+        target: further terms of the loss, on images of another domain.
+
+    Raises:
+        TopworkError: training failed, with the cause.
+    """
+    head, context = head or HeadSpec(), context or TrainerContext()
+    network = make_network(backbone, head, recipe, probe)
+    table = stage_table(network, recipe)
+    freeze(network, replace(recipe.phases[0], rates=tuple((row.stage, row.rate) for row in table)))
+    n_parameters, n_trainable = count_parameters(network)
+    if context.processes.is_main:
+        context.reporter.stages([vars(row) for row in table])
+    result = fit(network, recipe, train, valid, context, target)
+    fresh = make_network(backbone, head, recipe, probe)
+    selected = select_weights(fresh, result, recipe, valid, context.processes)
+    return FineTuned(selected.state, recipe, head, result, selected, table, n_parameters, n_trainable, backbone, probe)
 
 
 def make_network(
@@ -160,99 +361,10 @@ def make_network(
     return network
 
 
-def tune(
-    backbone: Backbone | str,
-    recipe: Recipe,
-    train: ImageStream,
-    valid: ImageStream | None,
-    *,
-    head: HeadSpec | nn.Module | None = None,
-    probe: LinearHead | None = None,
-    around: Surroundings | None = None,
-    target: TargetTerms | None = None,
-) -> FineTuned:
-    """Trains by a recipe and keeps the best weights.
-
-    Args:
-        target: further terms of the loss, on images of another domain.
-
-    Raises:
-        TopworkError: training failed, with the cause.
-    """
-    head, around = head or HeadSpec(), around or Surroundings()
-    network = make_network(backbone, head, recipe, probe)
-    table = stage_table(network, recipe)
-    moving = replace(recipe.phases[0], rates=tuple((row.stage, row.rate) for row in table))
-    freeze(network, moving)
-    n_parameters, n_trainable = count_parameters(network)
-    if around.on_stages and around.processes.is_main:
-        around.on_stages([vars(row) for row in table])
-    if recipe.tail_views is not None:
-        assert target is None, "cached activations are of the training images only"
-        cached = tail_streams(network, recipe, train, valid, around.on_progress)
-        tuned = fit(network, recipe, cached[0], cached[1], around)
-    else:
-        tuned = fit(network, recipe, train, valid, around, target)
-    fresh = make_network(backbone, head, recipe, probe)
-    chosen = choose_weights(fresh, tuned, recipe, valid, around.processes)
-    return FineTuned(chosen.state, recipe, head, tuned, chosen, table, n_parameters, n_trainable, backbone, probe)
-
-
-def streams_of(
-    manifest: Manifest,
-    train_rows: NDArray[np.int64],
-    valid_rows: NDArray[np.int64],
-    backbone: Backbone,
-    recipe: Recipe,
-    n_threads: int | None = None,
-    on_progress: Any = None,
-) -> tuple[ImageStream, ImageStream | None]:
-    """Decodes the images of a manifest once, for training and for validation."""
-    labels, n_train = manifest.targets, len(train_rows)
-
-    def from_row(before: int) -> Callable[[int, int], None]:
-        return lambda n_done, _: on_progress(before + n_done, n_train + len(valid_rows)) if on_progress else None
-
-    train = training_stream(manifest, train_rows, labels[train_rows], backbone, recipe, n_threads, from_row(0))
-    if not len(valid_rows):
-        return train, None
-    pixels = decode_rows(manifest, valid_rows, backbone.spec, n_threads=n_threads, on_progress=from_row(n_train))
-    return train, ImageStream(pixels, labels[valid_rows], backbone.spec)
-
-
-def training_stream(
-    manifest: Manifest,
-    rows: NDArray[np.int64],
-    labels: NDArray[Any],
-    backbone: Backbone,
-    recipe: Recipe,
-    n_threads: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> ImageStream:
-    """Decoded images of some rows, augmented as the recipe says, with any labels."""
-    margin = pipeline(recipe.augmentation).margin
-    pixels = decode_rows(manifest, rows, backbone.spec, margin=margin, n_threads=n_threads, on_progress=on_progress)
-    # named by content: the same images in another order or layout are augmented in the same way
-    keys = np.array([int(manifest.samples[row].content_hash[:15], 16) for row in rows], np.int64)
-    return ImageStream(pixels, labels, backbone.spec, recipe.augmentation, recipe.seed, keys)
-
-
-def decode_rows(manifest: Manifest, rows: NDArray[np.int64], spec: InputSpec, **options: Any) -> Pixels:
-    """:func:`topwork.training.batches.decode_all` for rows of a manifest, which is what names the images."""
-    return decode_all(manifest.read, rows, spec, name=lambda row: manifest.samples[row].path, **options)
-
-
-def facts_of(labels: NDArray[Any], n_classes: int, n_valid: int, gray: bool = False) -> DataFacts:
-    """What :func:`topwork.training.recipe.plan` wants to know, about these training labels and this machine.
-
-    Args:
-        labels: (N,) classes, or (N, C) zeros and ones where an image may have several.
-    """
-    several = labels.ndim == 2
-    counts = tuple(int(n) for n in (labels.sum(0) if several else np.bincount(labels, minlength=n_classes)))
-    has_gpu = torch.cuda.is_available()
-    has_bf16 = gpu_has_bf16() if has_gpu else _has_bf16()
-    return DataFacts(counts, n_valid, len(labels), has_gpu, has_bf16=has_bf16, gray=gray, multilabel=several)
+def trained_from(probe: LinearHead, settings: TuneSettings) -> HeadSpec:
+    """What a probe is tuned as: an extended head stays one if the recipe has one row per class and a pretrained network."""
+    is_possible = settings.outputs != "binary" and settings.strategy != "scratch"
+    return HeadSpec("extended" if probe.kind == "extended" and is_possible else "linear")
 
 
 def stage_names(network: nn.Module) -> list[str]:
@@ -260,16 +372,70 @@ def stage_names(network: nn.Module) -> list[str]:
     return [stage.name for stage in stages_of(network)]
 
 
-def _has_bf16() -> bool:
-    """Whether the processor multiplies in bf16; where it only emulates it, training would be slower."""
+# ---- images and facts
+
+
+def image_datasets(
+    manifest: Manifest,
+    train_rows: NDArray[np.int64],
+    valid_rows: NDArray[np.int64],
+    backbone: Backbone,
+    recipe: Recipe,
+    n_threads: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[ImageDataset, ImageDataset | None]:
+    """Decodes the images of a manifest once, for training and for validation."""
+    labels, n_train = manifest.targets, len(train_rows)
+
+    def from_row(before: int) -> Callable[[int, int], None]:
+        return lambda n_done, _: on_progress(before + n_done, n_train + len(valid_rows)) if on_progress else None
+
+    train = training_dataset(manifest, train_rows, labels[train_rows], backbone, recipe, n_threads, from_row(0))
+    if not len(valid_rows):
+        return train, None
+    pixels = decode_rows(manifest, valid_rows, backbone.spec, n_threads=n_threads, on_progress=from_row(n_train))
+    return train, ImageDataset(pixels, labels[valid_rows], backbone.spec)
+
+
+def training_dataset(
+    manifest: Manifest,
+    rows: NDArray[np.int64],
+    labels: NDArray[Any],
+    backbone: Backbone,
+    recipe: Recipe,
+    n_threads: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ImageDataset:
+    """Decoded images of some rows, augmented as the recipe says, with any labels."""
+    margin = pipeline(recipe.augmentation).margin
+    pixels = decode_rows(manifest, rows, backbone.spec, margin=margin, n_threads=n_threads, on_progress=on_progress)
+    # named by content: the same images in another order or layout are augmented in the same way
+    keys = np.array([int(manifest.samples[row].content_hash[:15], 16) for row in rows], np.int64)
+    return ImageDataset(pixels, labels, backbone.spec, recipe.augmentation, recipe.seed, keys)
+
+
+def decode_rows(manifest: Manifest, rows: NDArray[np.int64], spec: InputSpec, **options: Any) -> Pixels:
+    """:func:`topwork.training.batches.decode_all` for rows of a manifest, which is what names the images."""
+    return decode_all(manifest.read, rows, spec, name=lambda row: manifest.samples[row].path, **options)
+
+
+def data_facts(labels: NDArray[Any], n_classes: int, n_valid: int, gray: bool = False) -> DataFacts:
+    """What :func:`topwork.training.recipe.plan` wants to know, about these training labels and this machine.
+
+    Args:
+        labels: (N,) classes, or (N, C) zeros and ones if an image may have several.
+    """
+    several = labels.ndim == 2
+    counts = tuple(int(n) for n in (labels.sum(0) if several else np.bincount(labels, minlength=n_classes)))
+    has_gpu = torch.cuda.is_available()
+    has_bf16 = gpu_has_bf16() if has_gpu else _cpu_has_bf16()
+    return DataFacts(counts, n_valid, len(labels), has_gpu, has_bf16=has_bf16, gray=gray, multilabel=several)
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the processor multiplies in bf16; if it only emulates it, training would be slower."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
     return any(name in flags for name in ("avx512_bf16", "amx_bf16", " bf16"))
-
-
-def check_resumable(folder: Path) -> None:
-    """Raises UsageError where there is nothing to resume from."""
-    if not (folder / INDEX).is_file():
-        raise UsageError(f"{folder}: no checkpoint to resume from. Start the run without --resume.")

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from topwork.errors import UsageError
-from topwork.training.batches import Stream, ahead, batches_of, epoch_order
+from topwork.training.batches import Dataset, ahead, batches_of, epoch_order
 from topwork.training.distributed import processes
-from topwork.training.loop import Loss, Prepared
+from topwork.training.loop import TrainableNetwork
+from topwork.training.losses import Loss
 from topwork.training.optimizer import clip_gradients, freeze, make_optimizer, train_mode
 from topwork.training.recipe import Recipe
 
@@ -54,7 +55,7 @@ class RangeTest:
 def range_test(
     network: nn.Module,
     recipe: Recipe,
-    train: Stream,
+    train: Dataset,
     n_steps: int = 100,
     lowest: float = LOWEST,
     highest: float = HIGHEST,
@@ -81,13 +82,13 @@ def range_test(
 def _rise(
     network: nn.Module,
     recipe: Recipe,
-    train: Stream,
+    train: Dataset,
     rates: NDArray[np.float64],
     on_progress: Callable[[int, int], None],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     phase = recipe.phases[-1]
-    untouched = Prepared(copy.deepcopy(network), recipe, train, processes().device)
-    net = Prepared(network, recipe, train, processes().device)
+    untouched = TrainableNetwork(copy.deepcopy(network), recipe, train, processes().device)
+    net = TrainableNetwork(network, recipe, train, processes().device)
     loss_of = Loss(recipe, net.device)
     for each in (untouched, net):
         freeze(each.core, phase)
@@ -98,8 +99,8 @@ def _rise(
     changes: list[float] = []
     for inputs, targets in _batches(recipe, train, loss_of, len(rates)):
 
-        def loss_with(one: Prepared, inputs: Any = inputs, targets: torch.Tensor = targets) -> torch.Tensor:
-            return loss_of(one.logits(inputs), targets).sum() / loss_of.weights(targets).sum()
+        def loss_with(one: TrainableNetwork, inputs: Any = inputs, targets: torch.Tensor = targets) -> torch.Tensor:
+            return loss_of.mean(one.logits(one.inputs(inputs)), targets)
 
         for group in optimizer.param_groups:
             group["lr"] = rates[len(changes)] * group["peak"] / top
@@ -120,12 +121,14 @@ def _rise(
     return rates[: len(changes)], np.array(changes) + (float(np.mean(before)) if before else 0.0)
 
 
-def _batches(recipe: Recipe, train: Stream, loss_of: Loss, n_steps: int) -> Iterator[tuple[Any, torch.Tensor]]:
+def _batches(recipe: Recipe, train: Dataset, loss_of: Loss, n_steps: int) -> Iterator[tuple[Any, torch.Tensor]]:
     """(inputs, targets) of so many steps, epoch after epoch."""
     n_done = epoch = 0
     while n_done < n_steps:
-        batches = batches_of(epoch_order(len(train.labels), recipe.seed, epoch), recipe.batch_size)[: n_steps - n_done]
-        loading = ahead(lambda rows, epoch=epoch: train.load(rows, epoch), batches)  # type: ignore[misc]
+        batches = batches_of(
+            epoch_order(len(train.labels), recipe.seed, epoch, recipe.draw_weights(train.labels)), recipe.batch_size
+        )[: n_steps - n_done]
+        loading = ahead(lambda rows, epoch=epoch: train.load(rows, epoch), batches)
         try:
             for rows, inputs in loading:
                 yield inputs, loss_of.targets(train.labels[rows])

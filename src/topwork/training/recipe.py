@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from topwork.data.augment import pipeline
 from topwork.errors import UsageError
-from topwork.settings import BatchNorm, OptimizerName, Outputs, ScheduleName, Strategy
+from topwork.features.probe import class_weights
+from topwork.models.head import HeadSpec, parse_head
+from topwork.settings import BatchNorm, FitSettings, OptimizerName, Outputs, ScheduleName, Strategy
 from topwork.settings import TuneSettings as TuneSettings
 
 HEAD = "classifier"
-BALANCE_RATIO = 3.0  # as for the probe: class weights when the largest class is more than this many times the smallest
 # Peak rates for weights that are good already; the first stage gets a tenth of it. Measured with AdamW on ELPV, last three
 # stages from the probe's head, 4 epochs, loss on valid: 0.317 at 1e-4, 0.345 at 3e-4, 0.41 at 1e-3.
 TUNE_RATE = {"adamw": 1e-4, "adam": 1e-4, "sgd": 1e-3}
@@ -81,6 +85,8 @@ class Recipe:
 
     Attributes:
         augmentation: name of a pipeline of ``data/augment.py``.
+        class_weights: weight of each class in the loss.
+        sampling: how often an image of each class is drawn, up to a factor; None: each image once per epoch.
     """
 
     strategy: Strategy
@@ -94,6 +100,7 @@ class Recipe:
     augmentation: str = "none"
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
+    sampling: tuple[float, ...] | None = None
     mixup: float | None = None
     cutmix: float | None = None
     clip_norm: float | None = 1.0
@@ -102,9 +109,7 @@ class Recipe:
     patience: int | None = None
     interpolate: bool = False
     average_best: int | None = None
-    tail_views: int | None = None
     precision: Literal["bf16", "f32"] = "f32"
-    fsdp: bool = False
     compile: bool = False
     time_budget_seconds: float | None = None
     seed: int = 0
@@ -120,10 +125,16 @@ class Recipe:
         """Whether batch norms are folded into convolutions for training."""
         return all(phase.batch_norm == "folded" for phase in self.phases)
 
-    @property
-    def frozen_throughout(self) -> frozenset[str]:
-        """Stages that move in no phase."""
-        return frozenset.intersection(*(phase.frozen for phase in self.phases))
+    def phases_with_epochs(self) -> Iterator[tuple[Phase, range]]:
+        """Each phase with the numbers of its epochs, from 0 on."""
+        first = 0
+        for phase in self.phases:
+            yield phase, range(first, first + phase.n_epochs)
+            first += phase.n_epochs
+
+    def draw_weights(self, labels: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """(N,) how often each sample is drawn in relation to others; None: each once per epoch."""
+        return None if self.sampling is None else np.array(self.sampling)[labels]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -150,6 +161,7 @@ def plan(
         UsageError: settings that contradict each other or the data.
     """
     _check(settings, facts)
+    balance = _balance(settings, facts)
     strategy: Strategy = "lp-ft" if settings.strategy == "auto" else settings.strategy
     batch_size = settings.batch_size or _batch_size(facts)
     n_epochs, notes = _n_epochs(settings, facts, strategy)
@@ -170,7 +182,8 @@ def plan(
         weight_decay=settings.weight_decay,
         augmentation=_augmentation(settings, facts),
         label_smoothing=settings.label_smoothing,
-        class_weights=_class_weights(settings, facts, outputs),
+        class_weights=None if settings.balance == "sampler" else balance,
+        sampling=balance if settings.balance == "sampler" else None,
         mixup=settings.mixup,
         cutmix=settings.cutmix,
         clip_norm=settings.clip_norm or None,  # on the command line 0 stands for off
@@ -179,9 +192,7 @@ def plan(
         patience=settings.patience if facts.n_valid else None,
         interpolate=settings.interpolate and strategy not in ("scratch", "head") and facts.n_valid > 0,
         average_best=settings.average_best if facts.n_valid else None,
-        tail_views=settings.tail_views,
         precision=("bf16" if facts.has_bf16 else "f32") if settings.precision == "auto" else settings.precision,
-        fsdp=settings.fsdp,
         compile=settings.compile,
         time_budget_seconds=settings.time_budget_seconds,
         seed=seed,
@@ -291,14 +302,12 @@ def _augmentation(settings: TuneSettings, facts: DataFacts) -> str:
     return "flip" if facts.gray else "light"
 
 
-def _class_weights(settings: TuneSettings, facts: DataFacts, outputs: str) -> tuple[float, ...] | None:
-    present = [count for count in facts.class_counts if count]
-    wanted = settings.class_weights == "on" or (
-        settings.class_weights == "auto" and max(present) > BALANCE_RATIO * min(present)
-    )
-    if not wanted or outputs == "multilabel":
+def _balance(settings: TuneSettings, facts: DataFacts) -> tuple[float, ...] | None:
+    """Weights inverse to the class counts, if the classes are to be balanced."""
+    if facts.multilabel or settings.outputs == "multilabel":
         return None
-    return tuple(facts.n_train / (len(present) * count) if count else 0.0 for count in facts.class_counts)
+    weights = class_weights(np.array(facts.class_counts), settings.balance)
+    return None if weights is None else tuple(weights.tolist())
 
 
 def _check(settings: TuneSettings, facts: DataFacts) -> None:
@@ -314,11 +323,28 @@ def _check(settings: TuneSettings, facts: DataFacts) -> None:
         (settings.outputs != "binary" or len(facts.class_counts) == 2, "--outputs binary needs exactly two classes."),
         (settings.patience is None or facts.n_valid > 0, "--patience needs validation images."),
         (facts.n_train > 0, "Training needs images."),
-        (
-            not (settings.fsdp and settings.tail_views is not None),
-            "--fsdp is for networks that are too large, --tail-views for time that is too short; use one of them.",
-        ),
     ]
     for good, message in rules:
         if not good:
             raise UsageError(message)
+
+
+def head_spec(settings: FitSettings) -> HeadSpec:
+    """The head that tuning trains.
+
+    Raises:
+        UsageError: two kinds at once, or one that a probe cannot have.
+    """
+    if settings.hidden is None and settings.head != "cosine":
+        return HeadSpec()
+    if settings.mode == "probe":
+        option = "--hidden" if settings.hidden is not None else "--head cosine"
+        raise UsageError(f"{option}: a head that has to be trained needs --mode tune.")
+    if settings.hidden is None:
+        return HeadSpec("cosine")
+    spec = parse_head(settings.hidden)
+    if settings.head != "auto" or not spec.hidden:
+        raise UsageError(
+            "--hidden gives the widths of hidden layers, such as 256:0.4,128:0.2, and goes without --head."
+        )
+    return spec

@@ -1,69 +1,17 @@
-"""Epochs sent to an experiment tracker, through accelerate: TensorBoard, MLflow, Weights & Biases, Trackio.
+"""Epochs sent to an experiment tracker: TensorBoard, MLflow, Weights & Biases or Trackio.
 
 In: the tracker's name and the records of the loop. Nothing else in topwork knows of trackers, and none is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from topwork.errors import UsageError
-
-PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb", "trackio": "trackio"}
-
-
-class Track(Protocol):
-    """Takes the record of an epoch."""
-
-    def __call__(self, record: dict[str, Any]) -> None:
-        """Sends it."""
-
-
-def check_tracker(name: str | None) -> None:
-    """Raises UsageError where the tracker's package is not installed; called before the work begins."""
-    import importlib.util
-
-    if name is not None and importlib.util.find_spec(PACKAGES[name]) is None:
-        raise UsageError(
-            f"--track {name}: the package {PACKAGES[name]} is not installed (pip install {PACKAGES[name]})."
-        )
-
-
-@contextmanager
-def tracking(name: str | None, folder: Path, settings: dict[str, Any]) -> Iterator[Track]:
-    """Starts a tracker and ends it; without a name nothing is sent.
-
-    Args:
-        folder: the run; local trackers write to ``tracking`` in it, and its name is the name of the run.
-    """
-    if name is None:
-        yield lambda _: None
-        return
-    from accelerate import PartialState
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    PartialState(cpu=True)  # accelerate's trackers ask it which process they are in
-    kind = LOGGER_TYPE_TO_CLASS[name]
-    place = folder / "tracking"
-    place.mkdir(parents=True, exist_ok=True)
-    options = {"logging_dir": str(place)} if kind.requires_logging_directory else {}
-    tracker = kind(folder.name or "topwork", **options)
-    tracker.start()
-    tracker.store_init_configuration({key: value for key, value in settings.items() if value is not None})
-
-    def send(record: dict[str, Any]) -> None:
-        values = {key: record[key] for key in SENT if record.get(key) is not None}
-        values |= {f"rate/{stage}": rate * _factor(record) for stage, rate in record.get("rates", {}).items()}
-        tracker.log(values, step=record["epoch"])
-
-    try:
-        yield send
-    finally:
-        tracker.finish()
-
 
 SENT = (
     "train_loss",
@@ -74,9 +22,82 @@ SENT = (
     "images_per_second",
     "seconds",
 )
+Send = Callable[[dict[str, float], int], Any]  # values by name, epoch
+
+
+def check_tracker(name: str | None) -> None:
+    """Raises UsageError if the tracker's package is not installed; called before the work begins."""
+    if name is not None and importlib.util.find_spec(name) is None:
+        raise UsageError(f"--track {name}: the package {name} is not installed (pip install {name}).")
+
+
+@contextmanager
+def tracking(name: str | None, folder: Path, settings: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Starts a tracker and ends it; gives a function that takes the record of an epoch. Without a name nothing is sent.
+
+    Args:
+        folder: the run; local trackers write to ``tracking`` in it, and its name is the name of the run.
+    """
+    if name is None:
+        yield lambda _: None
+        return
+    place = folder / "tracking"
+    place.mkdir(parents=True, exist_ok=True)
+    asked = {key: value for key, value in settings.items() if value is not None}
+    send, close = _START[name](folder.name or "topwork", place, asked)
+
+    def track(record: dict[str, Any]) -> None:
+        values = {key: record[key] for key in SENT if record.get(key) is not None}
+        values |= {f"rate/{stage}": rate * _factor(record) for stage, rate in record.get("rates", {}).items()}
+        send(values, record["epoch"])
+
+    try:
+        yield track
+    finally:
+        close()
+
+
+def _tensorboard(run: str, place: Path, settings: dict[str, Any]) -> tuple[Send, Callable[[], Any]]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(place / run))
+    writer.add_text("settings", "\n".join(f"- {key}: {value}" for key, value in settings.items()))
+
+    def send(values: dict[str, float], epoch: int) -> None:
+        for key, value in values.items():
+            writer.add_scalar(key, value, epoch)
+
+    return send, writer.close
+
+
+def _mlflow(run: str, place: Path, settings: dict[str, Any]) -> tuple[Send, Callable[[], Any]]:
+    import os
+
+    import mlflow
+
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
+    mlflow.set_experiment("topwork")
+    mlflow.start_run(run_name=run)
+    mlflow.log_params(settings)
+    return mlflow.log_metrics, mlflow.end_run
+
+
+def _wandb(run: str, place: Path, settings: dict[str, Any], package: str = "wandb") -> tuple[Send, Callable[[], Any]]:
+    tracker = importlib.import_module(package)  # trackio has the same functions
+    where = {"dir": str(place)} if package == "wandb" else {}
+    tracker.init(project="topwork", name=run, config=settings, **where)
+    return lambda values, epoch: tracker.log(values, step=epoch), tracker.finish
+
+
+def _trackio(run: str, place: Path, settings: dict[str, Any]) -> tuple[Send, Callable[[], Any]]:
+    return _wandb(run, place, settings, "trackio")
+
+
+_START = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb, "trackio": _trackio}
 
 
 def _factor(record: dict[str, Any]) -> float:
-    """Where the schedule was at the last noted step of the epoch."""
+    """The schedule's factor at the last recorded step of the epoch."""
     curve = record.get("curve")
     return float(curve[-1][2]) if curve else 1.0

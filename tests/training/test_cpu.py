@@ -6,8 +6,7 @@ import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
-from topwork.training.depthwise import FastDepthwise, use_fast_depthwise
-from topwork.training.folding import fold_batch_norm
+from topwork.training.cpu import FastDepthwise, fold_batch_norm, use_fast_depthwise
 
 
 def with_lived_in_norms(network, seed=0):

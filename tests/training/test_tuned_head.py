@@ -9,14 +9,12 @@ import torch
 from topwork.features.engine import TorchEngine
 from topwork.models.backbone import load_backbone
 from topwork.models.head import FeatureTransform, HeadSpec, LinearHead
-from topwork.training.average import tuned_logits
-from topwork.training.batches import ImageStream
-from topwork.training.extended import ExtendedHead
-from topwork.training.finetune import facts_of, make_network, trained_from, tune
-from topwork.training.folding import fold_batch_norm
-from topwork.training.loop import fit
+from topwork.training.batches import ImageDataset
+from topwork.training.cpu import fold_batch_norm
+from topwork.training.finetune import data_facts, make_network, trained_from, tune
 from topwork.training.recipe import TuneSettings, plan
-from topwork.training.tail import tail_streams
+from topwork.training.selection import tuned_logits
+from topwork.training.tuned_head import ExtendedHead
 from training.drawn import drawn_images
 
 SIDE = 64
@@ -31,7 +29,7 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(backbone):
-    return ImageStream(*drawn_images(24, side=SIDE), backbone.spec)
+    return ImageDataset(*drawn_images(24, side=SIDE), backbone.spec)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +55,7 @@ def head_on(blocks, names, power, n_classes=2):
 
 def recipe_of(backbone, **settings):
     settings = {"epochs": 1, "batch_size": 8, "augment": "none", "precision": "f32"} | settings
-    return plan(TuneSettings(**settings), facts_of(np.arange(24) % 2, 2, 8), [s.name for s in backbone.stages])
+    return plan(TuneSettings(**settings), data_facts(np.arange(24) % 2, 2, 8), [s.name for s in backbone.stages])
 
 
 @pytest.mark.parametrize(
@@ -107,22 +105,6 @@ def test_the_tuned_network_and_head_are_a_backbone_with_an_extended_head(backbon
     after = TorchEngine(tuned, "f32").run_unrounded(train.pixels)
     expected = tuned_logits(done.network(), done.state, recipe, train)
     np.testing.assert_allclose(head.logits(after), expected, rtol=2e-3, atol=2e-3)
-
-
-def test_cached_activations_train_the_same_stages(backbone, train, probe):
-    """The frozen stages' pooled columns are cached with the map; half precision is the only difference."""
-    settings = {"strategy": "last", "last_stages": 2, "ema": None, "lr": "1e-5", "epochs": 2}
-    runs = []
-    for n_views in (None, 1):
-        recipe = recipe_of(backbone, **settings, tail_views=n_views)
-        network = make_network(backbone, EXTENDED, recipe, probe)
-        data = (train, train) if n_views is None else tail_streams(network, recipe, train, train)
-        runs.append(fit(network, recipe, *data))
-    plain, cached = runs
-    for kind in ("train_loss", "valid_loss"):
-        found, expected = ([record[kind] for record in run.history] for run in (cached, plain))
-        assert found == pytest.approx(expected, rel=0.01)
-    assert torch.equal(cached.best["blocks.2.0.conv_pw.weight"], cached.start["blocks.2.0.conv_pw.weight"])
 
 
 def test_an_extended_probe_is_kept_where_it_can_be(probe, blocks):

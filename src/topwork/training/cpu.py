@@ -1,0 +1,258 @@
+"""Training faster on CPUs: batch norm folded into convolutions, and depthwise convolutions with a fast backward pass.
+
+In: a network. Out: one that computes the same values and gradients in less time; :class:`Folding` gives back the state
+dict that the original network would load.
+
+With frozen statistics a batch norm is a scale and a shift per channel, so it can be part of the convolution's weight and
+bias, which are then what is trained. Measured with EfficientNet-Lite0 on two cores (fp32, channels-last): 13 images per
+second with separate norms, 24 with folded ones.
+
+oneDNN's own backward pass of depthwise convolutions takes most of a training step of an EfficientNet. Measured on two
+cores, batch 32, bf16, channels-last: gradient of the input at stride 2, 144 channels, 56 px: 97 ms, here 8; gradient of a
+5×5 weight, 240 channels, 28 px: 87 ms, here 20. Two identities help:
+
+* The gradient of the input at stride s is the one at stride 1 of the output gradient with s - 1 zeros between its
+  elements, and that is a forward convolution with the flipped weight, which is fast.
+* The gradient of a 5×5 weight is four gradients of 3×3 weights on shifted windows, for which there is a fast kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from topwork.models.modules import replace_module
+
+State = dict[str, torch.Tensor]
+TOLERANCE = 1e-3  # of the spread of the outputs; folding only reorders products of float32 numbers
+
+
+@dataclass(frozen=True)
+class Folding:
+    """Which norm went into which convolution.
+
+    Attributes:
+        pairs: (name of convolution, name of norm).
+        epsilons: of each norm.
+        template: the state of the network before; gives names, shapes and everything that was not folded.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+    epsilons: tuple[float, ...]
+    template: State
+
+    def unfold(self, state: State) -> State:
+        """The state dict for the original network that computes the same as the folded one.
+
+        Each norm gets mean 0, variance 1 and scale sqrt(1 + eps), so that it only adds its bias: dividing the weights by
+        the old scale instead would lose precision where that scale is near zero.
+        """
+        result = {name: state.get(name, value) for name, value in self.template.items()}
+        for (conv, norm), epsilon in zip(self.pairs, self.epsilons, strict=True):
+            bias = state[f"{conv}.bias"]
+            result[f"{norm}.running_mean"] = torch.zeros_like(bias)
+            result[f"{norm}.running_var"] = torch.ones_like(bias)
+            result[f"{norm}.weight"] = torch.full_like(bias, 1 + epsilon).sqrt()
+            if f"{conv}.bias" in self.template:
+                result[f"{conv}.bias"] = torch.zeros_like(bias)
+            result[f"{norm}.bias"] = bias
+        return {name: value.detach().clone() for name, value in result.items()}
+
+
+def fold_batch_norm(network: nn.Module, shape: tuple[int, ...]) -> Folding | None:
+    """Folds every batch norm of a network in place.
+
+    Args:
+        shape: (C, H, W) of an input to try it with.
+
+    Returns:
+        What undoes it; None, and an untouched network, when some norm does not directly follow a convolution.
+    """
+    template = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    norms = {name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    if not norms:
+        return None
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    was_training = network.training
+    network.eval()
+    with torch.no_grad():
+        pairs = _pairs(network, images)
+        if {norm for _, norm in pairs} != norms or len(pairs) != len(norms):
+            network.train(was_training)
+            return None
+        expected = network(images)
+        folding = Folding(tuple(pairs), tuple(float(_get(network, n).eps) for _, n in pairs), template)
+        removed = [_fold(network, conv, norm) for conv, norm in pairs]
+        error = (network(images) - expected).abs().max()
+    if not error <= TOLERANCE * expected.std().clamp_min(1e-3):
+        for (name, weight, bias), (norm, module) in removed:
+            conv = _get(network, name)
+            conv.weight, conv.bias = weight, bias
+            replace_module(network, norm, module)
+        network.train(was_training)
+        return None
+    network.train(was_training)
+    return folding
+
+
+def _get(network: nn.Module, name: str) -> Any:
+    return network.get_submodule(name)
+
+
+def _pairs(network: nn.Module, images: torch.Tensor) -> list[tuple[str, str]]:
+    """(convolution, norm) where the very output of the one is the input of the other."""
+    outputs: list[tuple[torch.Tensor, str]] = []
+    pairs: list[tuple[str, str]] = []
+
+    def watch(name: str, module: nn.Module) -> Any:
+        if isinstance(module, nn.Conv2d):
+            return module.register_forward_hook(lambda _m, _i, output: outputs.append((output, name)))
+
+        def seen(_module: nn.Module, inputs: Any) -> None:
+            pairs.extend((conv, name) for output, conv in outputs[-1:] if output is inputs[0])
+
+        return module.register_forward_pre_hook(seen)
+
+    hooks = [watch(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    try:
+        network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return pairs
+
+
+def _fold(network: nn.Module, conv_name: str, norm_name: str) -> tuple[tuple[str, Any, Any], tuple[str, nn.Module]]:
+    """Folds one pair; returns what would undo it."""
+    conv, norm = _get(network, conv_name), _get(network, norm_name)
+    before = (conv_name, conv.weight, conv.bias), (norm_name, norm)
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    conv.weight.requires_grad_(True)
+    conv.bias.requires_grad_(True)
+    # timm's norms may carry their activation and dropout along
+    rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
+    replace_module(network, norm_name, nn.Sequential(*rest) if rest else nn.Identity())
+    return before
+
+
+def use_fast_depthwise(network: nn.Module) -> int:
+    """Replaces the depthwise convolutions of a network in place; returns how many."""
+    found = [(name, module) for name, module in network.named_modules() if _is_depthwise(module)]
+    for name, module in found:
+        assert isinstance(module, nn.Conv2d)
+        replace_module(network, name, FastDepthwise(module))
+    return len(found)
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and not isinstance(module, FastDepthwise)
+        and module.groups == module.in_channels == module.out_channels > 1
+        and module.kernel_size in ((3, 3), (5, 5))
+        and module.stride in ((1, 1), (2, 2))
+        and module.dilation == (1, 1)
+        and module.padding_mode == "zeros"
+        and (type(module) is nn.Conv2d or type(module).__name__ == "Conv2dSame")
+        and not isinstance(module.padding, str)
+    )
+
+
+class FastDepthwise(nn.Conv2d):
+    """Takes over the parameters of a depthwise convolution, TensorFlow's "same" padding included."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        nn.Module.__init__(self)
+        for name in (
+            "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "transposed",
+            "output_padding", "groups", "padding_mode",
+        ):  # fmt: skip
+            setattr(self, name, getattr(conv, name))
+        self.weight, self.bias = conv.weight, conv.bias
+        self.pads_same = type(conv).__name__ == "Conv2dSame"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H', W')."""
+        stride, padding = self.stride[0], int(self.padding[0])
+        if self.pads_same:
+            before, after = zip(
+                *(_same_padding(size, self.kernel_size[0], stride) for size in x.shape[2:]), strict=True
+            )
+            if before == after and before[0] == before[1]:
+                padding = before[0]
+            else:
+                x, padding = F.pad(x, (before[1], after[1], before[0], after[0])), 0
+        weight, bias = self.weight, self.bias
+        if torch.is_autocast_enabled(x.device.type):
+            kind = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
+        result: Tensor = _Depthwise.apply(x, weight, bias, stride, padding)
+        return result
+
+
+def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    missing = max((-(size // -stride) - 1) * stride + kernel - size, 0)
+    return missing // 2, missing - missing // 2
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
+        return F.conv2d(x, weight, bias, stride, padding, groups=weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        x, weight = ctx.saved_tensors
+        gradient = gradients[0]
+        by_x = by_weight = by_bias = None
+        if ctx.needs_input_grad[0]:
+            by_x = _by_input(gradient, x, weight, ctx.stride, ctx.padding)
+        if ctx.needs_input_grad[1]:
+            by_weight = _by_weight(gradient, x, weight, ctx.stride, ctx.padding)
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            by_bias = gradient.sum((0, 2, 3))
+        return by_x, by_weight, by_bias, None, None
+
+
+def _by_input(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    kernel = weight.shape[-1]
+    if stride > 1:
+        full = [size + 2 * padding - kernel + 1 for size in x.shape[2:]]
+        spread = torch.zeros(
+            (*gradient.shape[:2], *full), dtype=gradient.dtype, device=x.device,
+        ).contiguous(memory_format=torch.channels_last)  # fmt: skip
+        spread[:, :, ::stride, ::stride] = gradient
+        gradient = spread
+    return F.conv2d(gradient, weight.flip(2, 3), None, 1, kernel - 1 - padding, groups=weight.shape[0])
+
+
+def _by_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    if weight.shape[-1] == 3:
+        return _one_by_weight(gradient, x, weight, stride, padding)
+    padded = F.pad(x, (padding,) * 4)
+    high, wide = ((size - 1) * stride + 3 for size in gradient.shape[2:])
+    result = torch.empty_like(weight)
+    for top in (0, 2):
+        for left in (0, 2):  # row and column 2 are computed twice, with the same result
+            window = padded[:, :, top : top + high, left : left + wide].contiguous(memory_format=torch.channels_last)
+            part = _one_by_weight(gradient, window, weight[:, :, :3, :3].contiguous(), stride, 0)
+            result[:, :, top : top + 3, left : left + 3] = part
+    return result
+
+
+def _one_by_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """What autograd itself would do."""
+    channels = weight.shape[0]
+    by_weight: Tensor = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], channels, [False, True, False]
+    )[1]
+    return by_weight

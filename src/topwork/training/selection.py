@@ -1,0 +1,282 @@
+"""Which weights, and which model, are kept: everything that is chosen by comparing results on validation images.
+
+Three questions, in the order in which they come up. :func:`estimate`: is tuning worth its time here (auto mode)?
+:func:`select_weights`: the last epoch, another one, or a mixture? :func:`select_model`: the tuned network or the probe?
+
+Weights on a line between a good start and a tuned end are often better than both, under a shift of the data most of all
+(WiSE-FT: Wortsman et al. 2021, arXiv 2109.01903, eq. 1: theta = (1 - alpha) theta_start + alpha theta_tuned). Ours differs in
+that the start already has the probe's head.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from topwork.evaluation.calibration import fit_temperature
+from topwork.features.probe import cross_entropies
+from topwork.paired import is_clearly_better, paired
+from topwork.text import count, percent
+from topwork.training.batches import Dataset
+from topwork.training.cpu import State
+from topwork.training.distributed import Processes, processes
+from topwork.training.loop import EvalResult, TrainableNetwork, TrainingResult, evaluate, predict
+from topwork.training.losses import Loss
+from topwork.training.optimizer import freeze, make_optimizer, train_mode
+from topwork.training.recipe import Recipe
+
+# ---- is tuning worth its time?
+
+# Errors in percent before and after for ResNet-18 (Salman et al. 2020, arXiv 2007.08489, tables of
+# microsoft/robust-models-transfer): Caltech-101, Caltech-256, Pets, Flowers, DTD, CIFAR-10, SUN397, Birdsnap, Food-101,
+# Aircraft, Cars
+_FROZEN = np.array([10.5, 21.6, 10.2, 8.6, 32.9, 8.4, 48.2, 54.1, 39.7, 58.1, 54.3])
+_TUNED = np.array([7.9, 19.8, 8.0, 3.8, 27.8, 2.9, 40.4, 31.5, 15.9, 19.1, 11.8])
+REMOVED = 1 - _TUNED / _FROZEN
+DEFAULT_MINUTES = 10.0  # what auto mode spends unasked
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected gain in accuracy (points, quartiles of published results), minutes, decision, and why."""
+
+    gain_low: float
+    gain_high: float
+    minutes: float
+    worth_it: bool
+    message: str
+
+
+def estimate(
+    accuracy: float,
+    n_evaluated: int,
+    n_train: int,
+    recipe: Recipe,
+    images_per_second: float,
+    budget_minutes: float | None,
+) -> Estimate:
+    """Compares what tuning may add with its time.
+
+    The gain is not predicted from this data set, because nothing cheap does that well; it is what tuning after a frozen
+    network removed elsewhere, applied to the errors that are left.
+
+    Args:
+        accuracy: of the probe, cross-validated, in [0, 1].
+        n_evaluated: images that the accuracy comes from.
+        images_per_second: of training, from :func:`training_rate`.
+        budget_minutes: what the user grants; by default ten minutes.
+    """
+    error = 100 * (1 - accuracy)
+    shares = [float(np.quantile(REMOVED, q)) for q in (0.25, 0.75)]
+    low, high = (share * error for share in shares)
+    minutes = recipe.n_epochs * n_train / images_per_second / 60
+    allowed = DEFAULT_MINUTES if budget_minutes is None else budget_minutes
+    noise = 100 * float(np.sqrt(max(accuracy * (1 - accuracy), 1e-4) / max(n_evaluated, 1)))
+    facts = (
+        f"The probe's cross-validated accuracy is {percent(accuracy)}. In published results, fine-tuning removed "
+        f"{100 * shares[0]:.0f} to {100 * shares[1]:.0f}% of the errors of a frozen network (middle half): here "
+        f"+{low:.1f} to +{high:.1f} points, in about {_minutes(minutes)}."
+    )
+    if high < noise:
+        return Estimate(low, high, minutes, False, f"{facts} That is less than the noise (±{noise:.1f}): not tuning.")
+    if minutes > allowed:
+        advice = (
+            f"--mode tune --time-budget {60 * allowed:.0f}s does as much as fits"
+            if budget_minutes is None
+            else "a longer --time-budget allows it"
+        )
+        return Estimate(
+            low, high, minutes, False, f"{facts} That is longer than {_minutes(allowed)}: not tuning; {advice}."
+        )
+    return Estimate(low, high, minutes, True, f"{facts} Tuning.")
+
+
+def training_rate(network: nn.Module, recipe: Recipe, train: Dataset, seconds: float = 3.0) -> float:
+    """Images per second of training steps by this recipe on this machine, measured; the network is used up."""
+    phase = recipe.phases[-1]
+    net = TrainableNetwork(network, recipe, train, processes().device)
+    loss_of = Loss(recipe, net.device)
+    freeze(net.core, phase)
+    train_mode(net.core, phase)
+    optimizer = make_optimizer(net.core, recipe, phase)
+    rows = np.arange(min(recipe.batch_size, len(train.labels)))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = loss_of.mean(net.logits(net.inputs(train.load(rows, 0))), loss_of.targets(train.labels[rows]))
+        loss.backward()  # type: ignore[no-untyped-call]
+        if torch.isfinite(loss.detach()):
+            optimizer.step()
+
+    step()  # the first one prepares kernels and memory
+    n_steps, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds or n_steps == 0:
+        step()
+        n_steps += 1
+    return n_steps * len(rows) / (time.perf_counter() - began)
+
+
+def _minutes(minutes: float) -> str:
+    return f"{60 * minutes:.0f} s" if minutes < 1.5 else f"{minutes:.0f} min"
+
+
+# ---- which weights?
+
+COEFFICIENTS = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights that may be kept: a name, the share of tuned weights, and valid's figures at the best temperature."""
+
+    name: str
+    coefficient: float
+    loss: float
+    accuracy: float
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class SelectedWeights:
+    """The weights that are kept, and what they were chosen from."""
+
+    state: State
+    tried: tuple[Candidate, ...]
+    reason: str
+
+
+def select_weights(
+    network: nn.Module, result: TrainingResult, recipe: Recipe, valid: Dataset | None, group: Processes | None = None
+) -> SelectedWeights:
+    """The last epoch, unless another candidate is clearly better on valid: the best epoch, mixtures, a mean of epochs.
+
+    Clearly: by more than one standard error of the paired difference. Rates have come down when the last epoch ends, so it
+    is where training leads, while the best of many epochs on a few hundred images is mostly luck. A training that ended
+    early has no such end: there the best epoch comes first.
+
+    Args:
+        network: of the same kind as the tuned one; its weights are used up.
+    """
+    candidates = list(_candidates(result, recipe))
+    if valid is None or len(candidates) == 1:
+        name, _, state = candidates[0]
+        return SelectedWeights(state, (), f"Kept {name}." if valid is None else f"Kept {name}, the only candidate.")
+    group = group or Processes()
+    net = TrainableNetwork(network, _unfolded(recipe), valid, group.device)
+    found: list[EvalResult] = []
+    for _, _, state in candidates:
+        net.load(state)
+        found.append(evaluate(net, valid, recipe, group))
+    best = min(range(len(found)), key=lambda place: found[place].rank(recipe.monitor))
+    by_loss = recipe.monitor == "loss"
+    scores = [-one.losses if by_loss else one.correct for one in (found[best], found[0])]
+    gain = paired(scores[0], scores[1], found[0].weights if by_loss else None)
+    kept = best if is_clearly_better(gain) else 0
+    tried = tuple(
+        Candidate(name, coefficient, one.calibrated_loss, one.accuracy, place == kept)
+        for place, ((name, coefficient, _), one) in enumerate(zip(candidates, found, strict=True))
+    )
+    difference = f"validation {recipe.monitor} by {gain.mean:.3f} ± {gain.error:.3f}"
+    reason = f"Kept {tried[kept].name}: "
+    if kept:
+        reason += f"clearly better than {tried[0].name} ({difference})."
+    elif best:
+        reason += f"{tried[best].name} is better only within the error ({difference})."
+    else:
+        reason += f"it has the best validation {recipe.monitor}."
+    return SelectedWeights(candidates[kept][2], tried, reason)
+
+
+def interpolate(start: State, tuned: State, coefficient: float) -> State:
+    """(1 - coefficient) · start + coefficient · tuned; whole numbers (counters of batch norms) are the tuned ones."""
+    return {
+        name: torch.lerp(start[name], value, coefficient) if value.is_floating_point() else value
+        for name, value in tuned.items()
+    }
+
+
+def mean_of(states: list[State]) -> State:
+    """The mean of several weights, as in model soups (Wortsman et al. 2022, arXiv 2203.05482)."""
+    return {
+        name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value
+        for name, value in states[0].items()
+    }
+
+
+def _candidates(result: TrainingResult, recipe: Recipe) -> Iterator[tuple[str, float, State]]:
+    """(name, share of tuned weights, state); first the one that is kept if in doubt."""
+    last = result.history[-1]["epoch"] if result.history else 0
+    is_annealed = result.ending == "finished" and last > 0
+    first = result.end if is_annealed else result.best
+    yield f"epoch {last if is_annealed else result.best_epoch}", 1.0, first
+    if is_annealed and result.best_epoch != last:
+        yield f"epoch {result.best_epoch}", 1.0, result.best
+    if recipe.interpolate:
+        yield "the original weights", 0.0, result.start
+        for coefficient in COEFFICIENTS:
+            name = f"a blend of {100 * coefficient:g}% fine-tuned and {100 - 100 * coefficient:g}% original weights"
+            yield name, coefficient, interpolate(result.start, first, coefficient)
+    if len(result.best_epochs) > 1:
+        epochs = ", ".join(str(epoch) for epoch, _, _ in result.best_epochs)
+        yield f"the mean of epochs {epochs}", 1.0, mean_of([state for _, _, state in result.best_epochs])
+
+
+def _unfolded(recipe: Recipe) -> Recipe:
+    """The same recipe for evaluating weights that come under the network's own names."""
+    return replace(recipe, phases=tuple(replace(phase, batch_norm="frozen") for phase in recipe.phases), compile=False)
+
+
+def tuned_logits(network: nn.Module, state: State, recipe: Recipe, data: Dataset) -> NDArray[np.float32]:
+    """(N, C) logits of weights that come under the network's own names."""
+    net = TrainableNetwork(network, _unfolded(recipe), data, processes().device)
+    net.load(state)
+    return predict(net, data)
+
+
+# ---- the tuned network or the probe?
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Whether the tuned network is kept, and why."""
+
+    keeps_tuned: bool
+    message: str
+
+
+def select_model(probe: ArrayLike, tuned: ArrayLike, labels: NDArray[Any], *, asked_for: bool) -> Selection:
+    """Which of the two is kept, by their answers on the same validation images.
+
+    The score is cross-entropy, each at the temperature that suits it best; a difference counts when it is more than one
+    standard error and accuracy does not say the opposite. If in doubt, the one that was asked for is kept, else the probe:
+    valid has already chosen the epoch and the mixture of weights, so it favors the tuned network a little.
+
+    Args:
+        probe, tuned: (N, C) logits.
+        labels: (N,) class indices, or (N, C) booleans: which labels each image has.
+        asked_for: tuning was asked for (``--mode tune``), not just considered.
+    """
+    losses, correct = [], []
+    for logits in (np.asarray(probe, np.float64), np.asarray(tuned, np.float64)):
+        losses.append(cross_entropies(logits / fit_temperature(logits, labels), labels))
+        correct.append(logits.argmax(1) == labels if labels.ndim == 1 else ((logits > 0) == labels).all(1))
+    gain, ahead = paired(*losses), paired(correct[1], correct[0]).mean
+    if asked_for:
+        keeps = not (is_clearly_better(paired(*reversed(losses))) and ahead < 0)
+    else:
+        keeps = is_clearly_better(gain) and ahead >= 0
+    accuracies = " and ".join(percent(float(part.mean())) for part in correct)
+    measure = "accuracy" if labels.ndim == 1 else "exact match"
+    return Selection(
+        keeps,
+        f"Kept the {'tuned network' if keeps else 'probe'}: on {count(len(labels), 'validation image')}, {measure} of the probe "
+        f"and the tuned network is {accuracies}, and cross-entropy {'falls' if gain.mean > 0 else 'rises'} by "
+        f"{abs(gain.mean):.3f} (standard error {gain.error:.3f}).",
+    )

@@ -1,0 +1,141 @@
+"""The probe's head inside the network that is tuned, and the tuned network as a backbone and a head again.
+
+:func:`put_extended` puts a probe's extended head (square roots, maps of earlier stages) in place of the classifier of a
+timm network: before the first step it answers what the probe answers. If a probe gains from earlier stages, a tuned network
+with a plain head has to learn again what it threw away (docs/lab-log.md, 2026-11-26).
+
+:func:`adopt` goes the other way: a :class:`Backbone` with the tuned weights and a :class:`LinearHead`. Every head ends in one
+row per class: hidden layers before it become part of the network, one sigmoid for two classes becomes two rows whose softmax
+says the same, and cosine logits are linear ones on features of unit length. So engine, store, model folder, export and
+server need to know nothing of tuning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from topwork.errors import TopworkError, UsageError
+from topwork.features.engine import feature_stages, pool_map
+from topwork.models.backbone import Backbone, adopt_weights
+from topwork.models.head import FeatureTransform, Floats, HeadSpec, LinearHead, Power
+from topwork.models.modules import classifier_name, powered, replace_module
+from topwork.training.cpu import State
+
+LEAST_ROOT = 1e-6  # below it the square root is taken as flat: its slope at zero is infinite
+
+
+class ExtendedHead(nn.Module):
+    """Pooled features and the maps of the stages it watches to logits: (B, D) to (B, C), as ``LinearHead.logits``."""
+
+    def __init__(self, head: LinearHead) -> None:
+        super().__init__()
+        self.blocks, self.power = head.transform.blocks, head.transform.power
+        self.weight, self.bias = (nn.Parameter(torch.from_numpy(value.copy())) for value in (head.weight, head.bias))
+        self.mean: Tensor
+        self.scale: Tensor
+        for name in ("mean", "scale"):
+            self.register_buffer(name, torch.from_numpy(getattr(head.transform, name).copy()))
+        self.watched: list[str] = []
+        self.pooled: dict[str, Tensor] = {}
+
+    def watch(self, network: nn.Module, stages: list[str]) -> None:
+        """Pools the maps of these modules into ``pooled`` whenever they run."""
+        self.watched = stages
+        channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+        for name in stages:
+            network.get_submodule(name).register_forward_hook(_Keep(self.pooled, name, channels_last))
+
+    def forward(self, last: Tensor) -> Tensor:
+        """Called by the network, whose stages have run by then."""
+        values = {"last": last.float()}
+        if "stages" in self.blocks:
+            values["stages"] = torch.cat([self.pooled[name] for name in self.watched], 1)
+        self.pooled.clear()  # or the graph of this batch would live until the next
+        joined = torch.cat([values[name] for name in self.blocks], 1)
+        columns = (powered(joined, self.power, LEAST_ROOT) - self.mean) / self.scale
+        with torch.autocast(columns.device.type, enabled=False):
+            logits: Tensor = nn.functional.linear(columns, self.weight, self.bias)
+        return logits
+
+
+class _Keep:
+    """A hook that is copied with what it writes to, as a closure would not be."""
+
+    def __init__(self, pooled: dict[str, Tensor], name: str, channels_last: bool) -> None:
+        self._pooled, self._name, self._channels_last = pooled, name, channels_last
+
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._pooled[self._name] = pool_map(output.float(), self._channels_last)
+
+
+def put_extended(network: nn.Module, backbone: Backbone, head: LinearHead) -> nn.Module:
+    """Puts an extended head in place of the classifier of a timm network, which is changed in place and returned."""
+    module = ExtendedHead(head)
+    replace_module(network, classifier_name(network), module)
+    if "stages" in head.transform.blocks:
+        module.watch(network, feature_stages(backbone))
+    return network
+
+
+def adopt(
+    backbone: Backbone, state: State, head: HeadSpec, n_classes: int, probe: LinearHead | None = None
+) -> tuple[Backbone, LinearHead]:
+    """The tuned network as a backbone of its own, and its last layer as a head.
+
+    Args:
+        probe: what an extended head started from; it still reads the same columns.
+
+    Raises:
+        TopworkError: the weights are not those of such a network.
+        UsageError: the last layer of this network is none that topwork knows.
+    """
+    classifier = replace(backbone, changes=replace(backbone.changes, hidden=None)).classifier_name
+    is_sequence = bool(head.hidden or head.dropout)
+    last = f"{classifier}.{head.last_index}." if is_sequence else f"{classifier}."
+    rows = {key.removeprefix(last): value for key, value in state.items() if key.startswith(last)}
+    if "weight" not in rows or rows["weight"].ndim != 2:
+        raise UsageError(f"--backbone {backbone.name}: its classifier is not one linear layer; topwork cannot tune it.")
+    if head.kind == "extended":
+        assert probe is not None, "an extended head is the probe's own"
+        linear = replace(probe, weight=_floats(rows["weight"].float()), bias=_floats(rows["bias"].float()))
+    else:
+        linear = _cosine_head(rows) if head.kind == "cosine" else _linear_head(rows)
+    below = f"{classifier}." if not head.hidden else last
+    rest = {key: value for key, value in state.items() if not key.startswith(below)}
+    changes = replace(backbone.changes, hidden=str(head) if head.hidden else None)
+    network = replace(backbone, changes=changes).skeleton()
+    missing, unexpected = network.load_state_dict(rest, strict=False)
+    if missing or unexpected or len(linear.weight) != n_classes:
+        raise TopworkError(f"{backbone.name}: the tuned weights do not fit the network: {missing or unexpected}")
+    name = f"{backbone.name.removesuffix(' (tuned)')} (tuned)"
+    return adopt_weights(backbone, network, changes=changes, name=name), linear
+
+
+def _linear_head(rows: dict[str, Tensor]) -> LinearHead:
+    weight = rows["weight"].float()
+    bias = rows["bias"].float() if "bias" in rows else torch.zeros(len(weight))
+    return _head(weight, bias, "none")
+
+
+def _cosine_head(rows: dict[str, Tensor]) -> LinearHead:
+    """Scale · cos(f, w) = (scale · w/|w| / √D) · (√D · f/|f|); ``unit`` features have length √D."""
+    unit = torch.nn.functional.normalize(rows["weight"].float(), dim=1)
+    weight = rows["scale"].float() * unit / unit.shape[1] ** 0.5
+    return _head(weight, torch.zeros(len(weight)), "unit")
+
+
+def _head(weight: Tensor, bias: Tensor, power: Power) -> LinearHead:
+    if len(weight) == 1:  # sigmoid(s) = softmax(0, s)
+        weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
+    n = weight.shape[1]
+    transform = FeatureTransform(("last",), power, np.zeros(n, np.float32), np.ones(n, np.float32))
+    return LinearHead(transform, _floats(weight), _floats(bias))
+
+
+def _floats(values: Tensor) -> Floats:
+    return np.ascontiguousarray(values.numpy(), np.float32)
