@@ -12,7 +12,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -125,15 +127,11 @@ def _batches(recipe: Recipe, train: Dataset, loss_of: Loss, n_steps: int) -> Ite
     """(inputs, targets) of so many steps, epoch after epoch."""
     n_done = epoch = 0
     while n_done < n_steps:
-        batches = batches_of(
-            epoch_order(len(train.labels), recipe.seed, epoch, recipe.draw_weights(train.labels)), recipe.batch_size
-        )[: n_steps - n_done]
-        loading = ahead(lambda rows, epoch=epoch: train.load(rows, epoch), batches)
-        try:
+        order = epoch_order(len(train.labels), recipe.seed, epoch, recipe.draw_weights(train.labels))
+        batches = batches_of(order, recipe.batch_size)[: n_steps - n_done]
+        with closing(ahead(partial(train.load, epoch=epoch), batches)) as loading:
             for rows, inputs in loading:
                 yield inputs, loss_of.targets(train.labels[rows])
-        finally:
-            loading.close()  # type: ignore[attr-defined]
         n_done, epoch = n_done + len(batches), epoch + 1
 
 
