@@ -153,43 +153,14 @@ def _live_bar() -> Any:
 
 
 def part_lines(name: str, part: dict[str, Any]) -> list[str]:
-    """The figures of one part, as lines for a person."""
-    intervals = part.get("intervals", {})
+    """The metrics of one part, as lines for a person."""
+    from topwork.evaluation.metrics import metrics_of  # numpy stays out of --help
 
-    def with_interval(metric: str) -> str:
-        return percent_ci({"value": part[metric], **intervals[metric]} if metric in intervals else part[metric])
-
-    if part.get("multi_label"):
-        return _label_set_lines(name, part)
-    lines = [f"{name}: {part['n']} images", f"  accuracy           {percent_ci(part['accuracy'])}"]
-    lines.append(f"  balanced accuracy  {with_interval('balanced_accuracy')}")
-    if len(part["classes"]) > 5:
-        lines.append(f"  top-5 accuracy     {with_interval('top5_accuracy')}")
-    lines.append(f"  macro F1           {with_interval('macro_f1')}")
-    if part.get("roc_auc") is not None:
-        auc = intervals.get("roc_auc", {})
-        span = f" ({auc['low']:.3f} to {auc['high']:.3f})" if auc.get("low") is not None else ""
-        lines.append(f"  area under ROC     {part['roc_auc']:.3f}{span}")
-    if part["cross_entropy"] is not None:
-        lines.append(f"  cross-entropy      {part['cross_entropy']:.3f}   calibration error {percent_ci(part['ece'])}")
-    return lines
-
-
-def _label_set_lines(name: str, part: dict[str, Any]) -> list[str]:
-    """The figures of a part where an image may have several labels."""
-    intervals = part["intervals"]
-
-    def with_interval(metric: str) -> str:
-        return percent_ci({"value": part[metric], **intervals[metric]} if metric in intervals else part[metric])
-
-    return [
-        f"{name}: {part['n']} images with {part['n_labels_per_image']} labels each on average",
-        f"  every label right       {percent_ci(part['accuracy'])}",
-        f"  mean average precision  {with_interval('mean_average_precision')}",
-        f"  micro F1                {with_interval('micro_f1')}",
-        f"  macro F1                {with_interval('macro_f1')}",
-        f"  wrong labels            {with_interval('hamming_loss')}   calibration error {percent_ci(part['calibration_error'])}",
-    ]
+    metrics = list(metrics_of(part))
+    labels = part.get("n_labels_per_image")
+    head = f"{name}: {count(part['n'], 'image')}" + (f", {labels:.1f} labels per image" if labels is not None else "")
+    width = max((len(metric.title) for metric in metrics), default=0)
+    return [head, *(f"  {metric.title:{width}}  {metric.text_ci(part)}" for metric in metrics)]
 
 
 def range_lines(found: Any, n: int = 12) -> list[str]:

@@ -26,7 +26,6 @@ from topwork.data.manifest import Manifest, save_manifest
 from topwork.data.shards import read_parquet
 from topwork.data.split import Split, split_record
 from topwork.errors import TopworkError, UsageError
-from topwork.evaluation.label_sets import LabelPredictions
 from topwork.evaluation.predictions import Predictions
 from topwork.files import atomic_file
 from topwork.models.classifier import Classifier, save_classifier
@@ -85,7 +84,7 @@ def write_run(
     manifest: Manifest,
     parts: Split,
     classifier: Classifier,
-    predictions: Mapping[str, Predictions | LabelPredictions],
+    predictions: Mapping[str, Predictions],
     recipe: dict[str, Any],
     history: Sequence[dict[str, Any]],
     compiled: Path | None,
@@ -106,7 +105,7 @@ def write_run(
     save_classifier(classifier, folder / "model", compiled, model_card(classifier))
 
 
-def save_predictions(predictions: Mapping[str, Predictions | LabelPredictions], manifest: Manifest, path: Path) -> None:
+def save_predictions(predictions: Mapping[str, Predictions], manifest: Manifest, path: Path) -> None:
     """One row an image of every part: truth, answer (several labels joined by ``|``), probability and logits."""
     import pyarrow as pa
     import pyarrow.parquet as pq

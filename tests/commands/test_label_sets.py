@@ -110,7 +110,7 @@ def test_labels_the_model_does_not_know_and_labels_without_images_are_said(fitte
 
 def test_the_reports_name_every_label_and_load_nothing(fitted) -> None:
     page = write_report(fitted.folder).read_text()
-    assert "Every label right on test" in page
+    assert "Exact match" in page
     assert all(page.count(f">{shape}<") >= 3 for shape in SHAPES)
     assert "Confusion matrix" not in page
     text = write_plain(fitted.folder, "md").read_text()

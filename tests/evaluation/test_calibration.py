@@ -8,11 +8,12 @@ from topwork.errors import UsageError
 from topwork.evaluation.calibration import (
     fit_conformal,
     fit_temperature,
+    fit_thresholds,
     prediction_sets,
     target_precision_threshold,
 )
 from topwork.evaluation.curves import calibration_error
-from topwork.evaluation.predictions import log_softmax, softmax
+from topwork.evaluation.predictions import log_softmax, sigmoid, softmax
 
 
 def draw(n, n_classes, seed, scale=3.0):
@@ -97,8 +98,8 @@ def test_conformal_threshold_known_by_thought():
     stated = np.stack([own, 1 - own], axis=1)
     assert fit_conformal(stated, np.zeros(9, int), 0.9) == pytest.approx(0.1)
     assert fit_conformal(stated, np.zeros(9, int), 0.8) == pytest.approx(0.2)
-    # eight cannot promise 90 %: every class is in every set
-    assert fit_conformal(stated[:8], np.zeros(8, int), 0.9) == 0
+    # eight cannot promise 90%
+    assert fit_conformal(stated[:8], np.zeros(8, int), 0.9) is None
     assert prediction_sets(stated[:3], 0.0).all()
 
 
@@ -169,3 +170,49 @@ def test_shares_of_classes_and_weights_of_images_are_as_images_of_their_own():
     repeated = fit_temperature(np.concatenate([logits, logits[twice]]), np.concatenate([labels, labels[twice]]))
     assert fit_temperature(logits, labels, 1.0 + twice) == pytest.approx(repeated, rel=1e-2)
     assert fit_temperature(logits, np.full((300, 3), 1 / 3)) == pytest.approx(20, rel=1e-3)  # nothing is known
+
+
+# ---- several labels per image
+
+
+def drawn_labels(n, n_classes, scale=1.0):
+    """Logits ``scale`` times too large, and labels drawn from their probabilities."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(-1, 2, (n, n_classes))
+    return scale * logits, rng.random((n, n_classes)) < sigmoid(logits)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+def test_one_temperature_undoes_a_scale_of_several_labels(scale):
+    assert fit_temperature(*drawn_labels(4000, 3, scale)) == pytest.approx(scale, rel=0.06)
+
+
+def test_perfect_labels_are_not_called_certain_and_nothing_gives_one():
+    truth = np.eye(4, dtype=bool)[np.arange(40) % 4]
+    temperature = fit_temperature(np.where(truth, 5.0, -5.0), truth)
+    assert temperature > 0.05
+    assert sigmoid(5 / temperature) < 1 - 1e-4
+    assert fit_temperature(np.empty((0, 4)), np.empty((0, 4), bool)) == 1.0
+
+
+def test_a_large_class_has_the_threshold_of_its_best_f1():
+    logits, truth = drawn_labels(20_000, 1)
+    stated = sigmoid(logits)
+    found = fit_thresholds(stated, truth)[0]
+
+    def f1(threshold):
+        given = stated >= threshold
+        return float(2 * (given & truth).sum() / (given.sum() + truth.sum()))
+
+    assert f1(found) == pytest.approx(max(f1(t) for t in np.arange(0.02, 0.98, 0.01)), abs=1e-3)
+    assert found == pytest.approx(f1(found) / 2, abs=0.04)  # Lipton et al. 2014: half of the best F1
+
+
+def test_a_class_with_one_image_takes_the_threshold_of_the_others():
+    logits, truth = drawn_labels(3000, 4)
+    truth[:, 3] = False
+    truth[0, 3], logits[0, 3] = True, 9.0  # by itself it would take anything below 1
+    found = fit_thresholds(sigmoid(logits), truth)
+    assert np.ptp(found[:3]) < 0.1
+    assert found.min() >= 0.02
+    assert found.max() <= 0.98

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from topwork.evaluation.decisions import Decision, Thresholds, decide
+from topwork.evaluation.decisions import Decision, Thresholds, decide, fit_ambiguous, too_few_sentence
+from topwork.evaluation.predictions import Task
 
 STATED = np.array([[0.9, 0.1], [0.6, 0.4], [0.55, 0.45], [0.9, 0.1]])
 SCORES = np.array([0.1, 0.1, 0.1, 0.7])
@@ -47,8 +48,6 @@ def test_every_outcome_is_a_decision():
 
 
 def test_ambiguous_thresholds_say_what_was_asked_and_what_was_met():
-    from topwork.evaluation.decisions import fit_ambiguous
-
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.5, 1.0, 2000)
     labels = (rng.uniform(size=2000) > confidence).astype(int)  # class 0 is right as often as it says
@@ -64,3 +63,21 @@ def test_ambiguous_thresholds_say_what_was_asked_and_what_was_met():
     assert fit_ambiguous(stated[:30], labels[:30], 0.9, 0.999)["target_precision_met"] in ("about", "no")
     never = fit_ambiguous(np.array([[0.9, 0.1]] * 20), np.ones(20, int), 0.9, 0.95)
     assert (never["confidence"], never["target_precision_met"]) == (1.0, "no")
+
+
+def test_no_label_is_an_answer_only_if_training_had_images_without():
+    stated, scores = np.array([[0.9, 0.1], [0.2, 0.1], [0.2, 0.1]]), np.array([0.0, 0.0, 1.0])
+    task = Task("sigmoid", np.array([0.5, 0.5]))
+    rule = Thresholds(unknown=0.5, task=task)
+    assert decide(stated, scores, rule).tolist() == ["label", "ambiguous", "unknown"]
+    assert decide(stated, None, Thresholds(task=task, none_is_an_answer=True)).tolist() == ["label"] * 3
+
+
+def test_too_few_images_to_promise_a_coverage_are_answered_with_labels():
+    stated, labels = np.array([[0.99, 0.01]] * 38), np.zeros(38, int)
+    found = fit_ambiguous(stated, labels, 0.975)
+    assert decide(stated, None, Thresholds(set_probability=found["set_probability"])).tolist() == ["label"] * 38
+    assert "at least 39" in too_few_sentence(found)
+    enough = fit_ambiguous(np.array([[0.99, 0.01]] * 39), np.zeros(39, int), 0.975)
+    assert enough["set_probability"] == 0.5
+    assert too_few_sentence(enough) is None

@@ -9,12 +9,14 @@ from sklearn import metrics as sk
 from topwork.errors import UsageError
 from topwork.evaluation.metrics import (
     LARGEST_DENSE_CONFUSION,
+    METRICS,
     accuracy_by_class_size,
     evaluate_part,
+    metrics_of,
     most_confused,
     top_losses,
 )
-from topwork.evaluation.predictions import Predictions
+from topwork.evaluation.predictions import Predictions, Task
 
 PART_KEYS = {
     "n", "n_unknown_class", "accuracy", "balanced_accuracy", "top5_accuracy", "cross_entropy", "ece", "macro_f1",
@@ -80,7 +82,7 @@ def test_roc_auc_only_for_two_classes():
 def test_auc_of_saturated_probabilities_still_sees_the_order():
     p = Predictions(("a", "b"), np.arange(3), np.array([0, 1, 1]), np.array([[0, 50.0], [0, 60.0], [0, 70.0]]))
     assert (p.probabilities[:, 1] == p.probabilities[2, 1]).sum() > 1  # the probabilities do tie
-    assert evaluate_part(p).roc_auc == 1.0
+    assert evaluate_part(p)["roc_auc"] == 1.0
 
 
 @settings(max_examples=40, deadline=None)
@@ -90,20 +92,20 @@ def test_equal_to_scikit_learn(n, n_classes, seed):
     p = drawn(n, n_classes, seed)
     part = evaluate_part(p, n_resamples=0)
     present = np.unique(p.labels)
-    assert part.accuracy == pytest.approx(sk.accuracy_score(p.labels, p.predicted))
+    assert part["accuracy"] == pytest.approx(sk.accuracy_score(p.labels, p.predicted))
     recall = sk.recall_score(p.labels, p.predicted, labels=present, average="macro", zero_division=0)
-    assert part.balanced_accuracy == pytest.approx(recall)
+    assert part["balanced_accuracy"] == pytest.approx(recall)
     f1 = sk.f1_score(p.labels, p.predicted, labels=present, average="macro", zero_division=0)
-    assert part.macro_f1 == pytest.approx(f1)
+    assert part["macro_f1"] == pytest.approx(f1)
     np.testing.assert_array_equal(
         part.confusion, sk.confusion_matrix(p.labels, p.predicted, labels=np.arange(n_classes))
     )
-    assert part.cross_entropy == pytest.approx(sk.log_loss(p.labels, p.probabilities, labels=np.arange(n_classes)))
+    assert part["cross_entropy"] == pytest.approx(sk.log_loss(p.labels, p.probabilities, labels=np.arange(n_classes)))
     if n_classes > 5:
         top = sk.top_k_accuracy_score(p.labels, p.logits, k=5, labels=np.arange(n_classes))
-        assert part.top5_accuracy == pytest.approx(top)
+        assert part["top5_accuracy"] == pytest.approx(top)
     if n_classes == 2 and len(present) == 2:
-        assert part.roc_auc == pytest.approx(sk.roc_auc_score(p.labels, p.probabilities[:, 1]))
+        assert part["roc_auc"] == pytest.approx(sk.roc_auc_score(p.labels, p.probabilities[:, 1]))
     precision, recalls, f1s, _ = sk.precision_recall_fscore_support(
         p.labels, p.predicted, labels=np.arange(n_classes), zero_division=0
     )
@@ -111,7 +113,7 @@ def test_equal_to_scikit_learn(n, n_classes, seed):
         for ours, theirs in ((scores.precision, precision[i]), (scores.recall, recalls[i]), (scores.f1, f1s[i])):
             assert ours is None or ours == pytest.approx(theirs)
     if len(present) == n_classes:
-        assert part.balanced_accuracy == pytest.approx(sk.balanced_accuracy_score(p.labels, p.predicted))
+        assert part["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(p.labels, p.predicted))
 
 
 @settings(max_examples=40, deadline=None)
@@ -144,7 +146,7 @@ def test_neither_the_order_of_images_nor_that_of_classes_matters(n, n_classes, s
     )
     a, b = evaluate_part(p, n_resamples=0), evaluate_part(q, n_resamples=0)
     for name in ("accuracy", "balanced_accuracy", "top5_accuracy", "cross_entropy", "ece", "macro_f1"):
-        assert getattr(a, name) == pytest.approx(getattr(b, name))
+        assert a[name] == pytest.approx(b[name])
     assert a.per_class == b.per_class
     for name, interval in a.intervals.items():
         if name not in ("roc_auc", "average_precision"):  # they are about the second class
@@ -170,14 +172,14 @@ def test_images_of_unknown_class_are_counted_and_left_out():
 
 def test_one_image():
     part = evaluate_part(answers([1], [1], 2))
-    assert (part.accuracy, part.balanced_accuracy, part.macro_f1, part.roc_auc) == (1.0, 1.0, 1.0, None)
+    assert (part["accuracy"], part["balanced_accuracy"], part["macro_f1"], part["roc_auc"]) == (1.0, 1.0, 1.0, None)
     assert part.intervals["balanced_accuracy"].low < 0.5
     assert "cross_entropy" not in part.intervals
 
 
 def test_one_class_present():
     part = evaluate_part(answers([2, 2, 2, 2], [2, 2, 0, 2], 4))
-    assert part.accuracy == part.balanced_accuracy == 0.75
+    assert part["accuracy"] == part["balanced_accuracy"] == 0.75
     assert part.per_class["a"].precision == 0.0
     assert part.per_class["a"].recall is None
 
@@ -194,8 +196,10 @@ def test_a_thousand_classes():
     p = drawn(10_000, 1_000)
     part = evaluate_part(p)
     assert part.confusion.shape == (1000, 1000)
-    assert part.accuracy == p.correct.mean()
-    assert part.intervals["balanced_accuracy"].low < part.balanced_accuracy < part.intervals["balanced_accuracy"].high
+    assert part["accuracy"] == p.correct.mean()
+    assert (
+        part.intervals["balanced_accuracy"].low < part["balanced_accuracy"] < part.intervals["balanced_accuracy"].high
+    )
     json.dumps(part.as_dict(), allow_nan=False)
 
 
@@ -260,3 +264,102 @@ def test_accuracy_by_class_size_without_variation_or_counts():
     assert effect.rank_correlation is None
     with pytest.raises(UsageError, match="n_train"):
         accuracy_by_class_size(evaluate_part(p))
+
+
+def test_metrics_shown_follow_from_the_table():
+    assert [m.key for m in metrics_of(evaluate_part(drawn(60, 2)).as_dict())] == [
+        "accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "average_precision", "ece", "cross_entropy",
+    ]  # fmt: skip
+    assert "top5_accuracy" in [m.key for m in metrics_of(evaluate_part(drawn(60, 6)).as_dict())]
+    assert len({(m.key, m.title) for m in METRICS}) == len(METRICS)
+
+
+def test_metrics_read_well():
+    part = evaluate_part(drawn(60, 2, seed=1)).as_dict()
+    texts = {m.key: m.text_ci(part) for m in metrics_of(part)}
+    assert texts["accuracy"] == "95.0% (95% CI 86.3–98.3)"
+    assert texts["roc_auc"].startswith("0.9")
+    assert "(95% CI 0." in texts["roc_auc"]
+
+
+# ---- several labels per image
+
+
+def several(labels, probabilities, classes=None, thresholds=None):
+    stated = np.clip(np.asarray(probabilities, float), 1e-9, 1 - 1e-9)
+    classes = classes or tuple(f"c{i}" for i in range(stated.shape[1]))
+    limits = np.full(stated.shape[1], 0.5) if thresholds is None else np.asarray(thresholds)
+    logits = np.log(stated / (1 - stated))
+    return Predictions(classes, np.arange(len(stated)), labels, logits, Task("sigmoid", limits))
+
+
+def test_three_images_with_several_labels_known_by_thought():
+    part = evaluate_part(
+        several([[1, 0], [1, 1], [0, 0]], [[0.9, 0.6], [0.4, 0.7], [0.51, 0.1]], ("a", "b")), {"a": 5}
+    ).as_dict()
+    # a: given to images 0 and 2; ranked 0, 2, 1 -> AP = (1 + 2/3) / 2; b: given to 0 and 1; ranked 1, 0 -> AP = 1
+    assert part["per_class"]["a"] == {
+        "n_train": 5, "n": 2, "average_precision": pytest.approx(5 / 6), "precision": 0.5, "recall": 0.5, "f1": 0.5,
+        "threshold": 0.5,
+    }  # fmt: skip
+    assert part["per_class"]["b"]["average_precision"] == 1
+    assert part["mean_average_precision"] == pytest.approx(11 / 12)
+    assert part["macro_f1"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert part["micro_f1"] == pytest.approx(2 * 2 / (3 + 4))
+    assert part["accuracy"]["value"] == 0
+    assert part["hamming_loss"] == pytest.approx(3 / 6)
+    assert (part["n_labels_per_image"], part["n_labels_given_per_image"]) == (1.0, 1.333)
+    assert part["multi_label"] is True
+    assert [m.title for m in metrics_of(part)][:2] == ["Exact match", "Mean average precision"]
+    json.dumps(part, allow_nan=False)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 6), st.integers(0, 10**6), st.booleans())
+def test_several_labels_equal_to_scikit_learn(n, n_classes, seed, ties):
+    rng = np.random.default_rng(seed)
+    labels = rng.random((n, n_classes)) < 0.4
+    scores = np.clip(labels * 0.2 + rng.random((n, n_classes)) * 0.8, 0.01, 0.99)
+    p = several(labels, scores.round(1).clip(0.1, 0.9) if ties else scores, None, rng.uniform(0.3, 0.7, n_classes))
+    part = evaluate_part(p, n_resamples=3)
+    scores, present = p.probabilities, labels.any(axis=0)
+    given_labels = scores >= p.task.thresholds
+    for i, (name, found) in enumerate(part.per_class.items()):
+        precision = part.labels["per_class"][name]["average_precision"]
+        if present[i]:
+            assert precision == pytest.approx(sk.average_precision_score(labels[:, i], scores[:, i]))
+            assert found.f1 == pytest.approx(sk.f1_score(labels[:, i], given_labels[:, i], zero_division=0))
+        else:
+            assert precision is None
+    if labels.any() or given_labels.any():
+        counted = (labels & given_labels).sum(), labels.sum() + given_labels.sum()
+        assert part["micro_f1"] == pytest.approx(2 * counted[0] / counted[1])
+    assert part["accuracy"] == pytest.approx((labels == given_labels).all(axis=1).mean())
+    assert part["hamming_loss"] == pytest.approx(sk.hamming_loss(labels, given_labels))
+    for name, interval in part.intervals.items():
+        assert 0 <= interval.low <= part[name] <= interval.high <= 1
+    json.dumps(part.as_dict(), allow_nan=False)
+
+
+def test_nothing_to_measure_with_several_labels():
+    part = evaluate_part(several(np.empty((0, 2)), np.empty((0, 2))))
+    assert part.n == 0
+    assert set(part.values.values()) == {None}
+    assert part.intervals == {}
+    part = evaluate_part(several(np.zeros((3, 2)), np.zeros((3, 2))))
+    assert [part[k] for k in ("mean_average_precision", "micro_f1", "macro_f1", "accuracy")] == [None, None, None, 1]
+
+
+def test_intervals_of_several_labels_cover():
+    rng = np.random.default_rng(0)
+
+    def draw(n):
+        labels = rng.random((n, 3)) < [0.5, 0.3, 0.15]
+        return several(labels, 1 / (1 + np.exp(-(2.5 * labels + rng.normal(size=(n, 3)) - 1.2))))
+
+    names = ("mean_average_precision", "micro_f1", "macro_f1")
+    truth, hits = evaluate_part(draw(100_000), n_resamples=0), np.zeros(3)
+    for _ in range(120):
+        intervals = evaluate_part(draw(150), n_resamples=40).intervals
+        hits += [intervals[k].low <= truth[k] <= intervals[k].high for k in names]
+    assert (hits / 120 > 0.90).all(), hits / 120

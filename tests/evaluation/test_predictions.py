@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 
 from topwork.errors import UsageError
 from topwork.evaluation import predictions as module
-from topwork.evaluation.predictions import Predictions, log_softmax, softmax
+from topwork.evaluation.predictions import Predictions, Task, log_softmax, softmax
 
 
 def make(logits, labels, classes=None):
@@ -94,3 +94,29 @@ def test_logits_are_left_as_they_were():
 def test_what_cannot_be_right_is_refused(classes, indices, labels, logits, words):
     with pytest.raises(UsageError, match=words):
         Predictions(classes, np.array(indices), np.array(labels), np.array(logits))
+
+
+def test_several_labels_are_joined_and_confidence_is_that_of_the_least_sure_label():
+    stated = np.array([[0.9, 0.6, 0.1], [0.2, 0.3, 0.1]])
+    truth = np.array([[True, True, False], [False, True, False]])
+    task = Task("sigmoid", np.full(3, 0.5))
+    found = Predictions(("a", "b", "c"), np.arange(2), truth, np.log(stated / (1 - stated)), task)
+    assert found.answers == ["a|b", ""]
+    assert found.correct.tolist() == [True, False]
+    assert found.rank.tolist() == [0, 1]
+    np.testing.assert_allclose(found.confidence, [0.6, 0.3])
+    np.testing.assert_allclose(found.loss, [-np.log(0.9 * 0.6 * 0.9), -np.log(0.8 * 0.3 * 0.9)])
+    assert found.take(np.array([False, True])).answers == [""]
+    assert found.labeled() is found
+    with pytest.raises(UsageError, match="sample indices"):
+        Predictions(("a", "b"), [0], [0], [[1.0, 2.0]], task)
+
+
+def test_thresholds_of_two_classes_move_the_answer():
+    logits = np.log([[0.85, 0.15], [0.95, 0.05], [0.5, 0.5]])
+    found = Predictions(("no", "yes"), np.arange(3), [1, 0, 1], logits, Task("softmax", np.array([0.9, 0.1])))
+    assert found.answers == ["yes", "no", "yes"]
+    assert found.correct.all()
+    assert (found.given == found.task.given(found.probabilities)).all()
+    np.testing.assert_allclose(found.confidence, [0.15, 0.95, 0.5])
+    np.testing.assert_allclose(found.loss, -np.log([0.15, 0.95, 0.5]))

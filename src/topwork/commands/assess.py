@@ -1,7 +1,7 @@
-"""From a fitted head to a classifier that can be trusted, and its figures: temperature, decisions, answers, evaluation.
+"""From a fitted head to a classifier one can trust: temperature, decision rule, answers and evaluation.
 
-In: what was gathered, the probe, the tuned network where there is one. Out: :class:`Judged`. Where an image may have
-several labels, ``commands/label_sets.py`` does the same.
+In: the prepared data, the probe, the tuned network if there is one. Out: :class:`Assessed`. One label per image and several
+differ only in how thresholds are fitted.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from topwork.commands.leaks import judge_leaks
 from topwork.commands.prepare import Gathered
 from topwork.commands.steps import evaluate_parts, predict_features
-from topwork.evaluation.calibration import fit_temperature
-from topwork.evaluation.decisions import fit_ambiguous
-from topwork.evaluation.label_sets import LabelPredictions
-from topwork.evaluation.metrics import evaluate_part
-from topwork.evaluation.predictions import Predictions, softmax
+from topwork.data.split import rarest_labels
+from topwork.errors import UsageError
+from topwork.evaluation.calibration import fit_temperature, fit_thresholds
+from topwork.evaluation.decisions import fit_ambiguous, too_few_sentence
+from topwork.evaluation.predictions import Predictions, sigmoid, softmax
 from topwork.evaluation.unknown import UnknownDetector, fit_unknown
 from topwork.features.probe import Probe
 from topwork.models.classifier import Classifier
@@ -31,93 +31,99 @@ from topwork.settings import FitSettings
 if TYPE_CHECKING:
     from topwork.training.finetune import TunedClassifier
 
+ONLY_ONE_LABEL = {"balance": "auto", "target_precision": None}
+"""Settings that need exactly one label per image, with their defaults."""
+
 
 @dataclass(frozen=True)
-class Judged:
-    """A classifier, its answers for every part, and the figures of the parts held back."""
+class Assessed:
+    """A classifier, its answers for every part, and the metrics of the held-out parts."""
 
     classifier: Classifier
-    predictions: Mapping[str, Predictions | LabelPredictions]
+    predictions: Mapping[str, Predictions]
     evaluation: dict[str, Any]
 
 
-def judge(data: Gathered, probe: Probe, tuned: TunedClassifier | None, clock: Stopwatch, reporter: Reporter) -> Judged:
-    """Calibrates the classifier and has it answer for every part.
+def check_labels(settings: FitSettings) -> None:
+    """The one rule about settings that do not go with several labels per image.
+
+    Raises:
+        UsageError: one of those settings was given with ``--multi-label``.
+    """
+    for name, default in ONLY_ONE_LABEL.items():
+        if settings.multi_label and getattr(settings, name) != default:
+            option = f"--{name.replace('_', '-')} {getattr(settings, name)}"
+            raise UsageError(f"{option}: not with --multi-label, which fits a threshold for each label.")
+
+
+def assess(
+    data: Gathered, probe: Probe, tuned: TunedClassifier | None, clock: Stopwatch, reporter: Reporter
+) -> Assessed:
+    """Calibrates the classifier, has it answer for every part, and evaluates the held-out parts.
 
     Args:
-        data: with the backbone and the features that the head reads, so those of the tuned network where there is one.
+        data: with the backbone and the features that the head reads: those of the tuned network if there is one.
     """
-    settings, parts, labels = data.settings, data.parts, data.labels
+    parts, seed = data.parts, data.settings.seed
     with clock("evaluate"):
         reporter.step("evaluate")
-        classifier = _probe_classifier(data, probe) if tuned is None else _tuned_classifier(data, tuned)
+        classifier = _classifier(data, probe, tuned)
         predictions = {
-            name: predict_features(classifier, data.features_of(name), rows, labels)
+            name: predict_features(classifier, data.features_of(name), rows, data.labels)
             for name, rows in parts.parts().items()
         }
-        evaluation = evaluate_parts(classifier, data.manifest, parts, predictions, settings.seed)
-        evaluation |= judge_leaks(
-            predictions, data.manifest, parts, lambda part: evaluate_part(part, seed=settings.seed).as_dict(), reporter
-        )
-    return Judged(classifier, predictions, evaluation)
+        evaluation = evaluate_parts(classifier, data.manifest, parts, predictions, seed)
+        evaluation |= judge_leaks(predictions, data.manifest, parts, seed, reporter)
+    said = too_few_sentence(classifier.thresholds)
+    if said is not None:
+        reporter.note(said)
+    return Assessed(classifier, predictions, evaluation)
 
 
-def _probe_classifier(data: Gathered, probe: Probe) -> Classifier:
-    """Temperature (folded into the head) and thresholds of a probe come from out-of-fold values of the train part."""
-    settings, train = data.settings, data.parts.train
-    labels = data.labels[train]
-    temperature = fit_temperature(probe.out_of_fold_logits, labels[probe.rows])
-    probabilities = softmax(probe.out_of_fold_logits / temperature)
-    detector = fit_unknown(
-        data.features.block("last", train), labels, settings.unknown_false_alarms, groups=np.asarray(data.groups)[train]
-    )
-    thresholds = {
-        "unknown": detector.threshold,
-        "unknown_false_alarm_rate": detector.false_alarm_rate,
-        **fit_ambiguous(probabilities, labels[probe.rows], settings.coverage, settings.target_precision),
-    }
-    head = probe.head.divided_by(temperature)
+def _classifier(data: Gathered, probe: Probe, tuned: TunedClassifier | None) -> Classifier:
+    """Head with the temperature folded in, thresholds and unknown detector.
+
+    They come from out-of-fold answers of train for a probe, and from valid for a tuned network, which has overfitted train.
+    """
+    settings, features, parts, labels = data.settings, data.features, data.parts, data.labels
+    answers = data.features_of("valid")
+    if tuned is None:
+        head, logits, truth = probe.head, probe.out_of_fold_logits, labels[parts.train][probe.rows]
+    else:
+        head, logits = tuned.head, tuned.head.logits(answers.blocks(tuned.head.transform.blocks, parts.valid))
+        truth = labels[parts.valid]
+    temperature, several = fit_temperature(logits, truth), data.manifest.multi_label
+    # One label per image is enough to find typical images with; those without any make up a class of their own.
+    trained = rarest_labels(labels[parts.train]) if several else labels[parts.train]
+    groups = np.asarray(data.groups)[parts.train] if tuned is None else None
+    detector = fit_unknown(features.block("last", parts.train), trained, settings.unknown_false_alarms, groups=groups)
+    unknown = {"unknown": detector.threshold, "unknown_false_alarm_rate": detector.false_alarm_rate}
+    if tuned is not None:
+        unknown = unknown_threshold(detector, answers.block("last", parts.valid), settings)
+    if several:
+        limits = [round(float(limit), 4) for limit in fit_thresholds(sigmoid(logits / temperature), truth)]
+        rule = {"labels": limits, "none_is_an_answer": bool((~labels[parts.train].any(axis=1)).any())}
+    else:
+        rule = fit_ambiguous(softmax(logits / temperature), truth, settings.coverage, settings.target_precision)
+    head = head.divided_by(temperature)
     return Classifier(
         data.backbone,
         head.folded() if head.kind == "plain" else head,
         data.manifest.classes,
         temperature,
         data.embedder.engine.precision,
-        thresholds,
-        {"unknown_centres": detector.centers},
-    )
-
-
-def _tuned_classifier(data: Gathered, tuned: TunedClassifier) -> Classifier:
-    """Temperature and thresholds of a tuned network come from valid: it has learned the training images by heart."""
-    settings, parts, labels, features = data.settings, data.parts, data.labels, data.features
-    answers = data.features_of("valid")
-    held_out = answers.block("last", parts.valid)
-    logits = tuned.head.logits(answers.blocks(tuned.head.transform.blocks, parts.valid))
-    temperature = fit_temperature(logits, labels[parts.valid])
-    probabilities = softmax(logits / temperature)
-    detector = fit_unknown(features.block("last", parts.train), labels[parts.train], settings.unknown_false_alarms)
-    thresholds = {
-        **unknown_threshold(detector, held_out, settings),
-        **fit_ambiguous(probabilities, labels[parts.valid], settings.coverage, settings.target_precision),
-    }
-    return Classifier(
-        data.backbone,
-        tuned.head.divided_by(temperature),
-        data.manifest.classes,
-        temperature,
-        data.embedder.engine.precision,
-        thresholds,
-        {"unknown_centres": detector.centers},
+        thresholds={**unknown, **rule},
+        arrays={"unknown_centres": detector.centers},
+        multi_label=several,
     )
 
 
 def unknown_threshold(
     detector: UnknownDetector, held_out: NDArray[np.float16], settings: FitSettings
 ) -> dict[str, float]:
-    """The threshold of *unknown* for a tuned network: no lower than what as many images of valid stay below as was asked.
+    """The threshold of *unknown* for a tuned network: at least the score that the known images of valid stay below.
 
-    Its training images lie closer together than any new ones will.
+    The training images of a tuned network lie closer together than new ones will.
     """
     scores = np.sort(detector.score(held_out))
     rank = min(len(scores), math.ceil((len(scores) + 1) * (1 - settings.unknown_false_alarms))) - 1

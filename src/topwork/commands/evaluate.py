@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.commands.label_sets import figures, predict_label_sets
 from topwork.commands.steps import model_embedder, part_rows, predict_features, scan_and_embed
 from topwork.data.manifest import Manifest
 from topwork.errors import UsageError
 from topwork.evaluation.metrics import evaluate_part
-from topwork.evaluation.predictions import Predictions
+from topwork.evaluation.predictions import UNKNOWN_CLASS, Predictions
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.progress import Reporter
 from topwork.settings import DataSettings
@@ -45,8 +44,6 @@ def evaluate(
     """
     settings, reporter = settings or DataSettings(), reporter or Reporter()
     classifier = load_classifier(model, multi_label=True)
-    if classifier.multi_label and by is not None:
-        raise UsageError(f"--by {by}: models of several labels an image are judged as a whole only.")
     if classifier.multi_label:  # the model knows what kind of data it is for
         settings = replace(settings, multi_label=True)
     embedder = model_embedder(classifier)
@@ -56,17 +53,10 @@ def evaluate(
     reporter.step("evaluate")
     n_train = classifier.provenance.get("n_train")
     notes = [*manifest.notes, *_vocabulary_notes(classifier, manifest)]
-    index = {name: number for number, name in enumerate(classifier.classes)}
-    if classifier.multi_label:
-        truth = _label_matrix(manifest, index)
-        sets = predict_label_sets(classifier, features, rows, truth)
-        judged = figures(sets, n_train or {}, settings.seed)
-    else:
-        labels = np.array([index.get(sample.label, -1) for sample in manifest.samples])
-        predictions = predict_features(classifier, features, rows, labels)
-        judged = evaluate_part(predictions, n_train=n_train, seed=settings.seed).as_dict()
-        if by is not None:
-            judged["by"] = {by: _judged_by(by, predictions, manifest, n_train, settings.seed)}
+    predictions = predict_features(classifier, features, rows, labels_for(classifier, manifest))
+    judged = evaluate_part(predictions, n_train=n_train, seed=settings.seed).as_dict()
+    if by is not None:
+        judged["by"] = {by: _judged_by(by, predictions, manifest, n_train, settings.seed)}
     for note in notes:
         reporter.note(note)
     return judged | {
@@ -76,8 +66,11 @@ def evaluate(
     }
 
 
-def _label_matrix(manifest: Manifest, index: dict[str, int]) -> NDArray[np.bool_]:
-    """(N, C) labels of the samples in the columns of the model; labels that it does not know have none."""
+def labels_for(classifier: Classifier, manifest: Manifest) -> NDArray[Any]:
+    """(N,) label of each sample among the model's classes, -1 if it has none of them; (N, C) for several labels."""
+    index = {name: number for number, name in enumerate(classifier.classes)}
+    if not classifier.multi_label:
+        return np.array([index.get(sample.label, UNKNOWN_CLASS) for sample in manifest.samples], np.int64)
     matrix = np.zeros((len(manifest.samples), len(index)), np.bool_)
     known = [name for name in manifest.classes if name in index]
     own = {name: number for number, name in enumerate(manifest.classes)}

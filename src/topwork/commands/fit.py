@@ -12,14 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topwork.commands.assess import Judged, judge
-from topwork.commands.label_sets import check_settings, judge_label_sets
+from topwork.commands.assess import Assessed, assess, check_labels
 from topwork.commands.prepare import Gathered, embedder_of, fitted_probe, gather, with_answers
 from topwork.commands.steps import probe_record, provenance, timing
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split
 from topwork.evaluation.analysis import find_insights
-from topwork.evaluation.label_sets import LabelPredictions
 from topwork.evaluation.predictions import Predictions
 from topwork.features.blas import few_threads
 from topwork.features.embed import Features, embed
@@ -48,7 +46,7 @@ class Fitted:
     split: Split
     classifier: Classifier
     probe: Probe
-    predictions: Mapping[str, Predictions | LabelPredictions]
+    predictions: Mapping[str, Predictions]
     evaluation: dict[str, Any]
     recipe: dict[str, Any]
 
@@ -86,8 +84,7 @@ def fit(
     folder = Path(out)
     head_spec(settings)  # what cannot be is named before the work begins
     check_tracker(settings.track)
-    if settings.multi_label:
-        check_settings(settings)
+    check_labels(settings)
     with run_folder(folder, overwrite):
         write_json(folder / "settings.json", asked(path, settings))
         data = gather(path, settings, clock, reporter)
@@ -100,25 +97,26 @@ def fit(
         tuned, words = _tune(data, probed.probe, folder, clock, reporter)
         seen = with_answers(data if tuned is None else _embedded_again(data, tuned, clock, reporter), reporter)
         with few_threads(n_values):
-            judges = judge_label_sets if data.manifest.multi_label else judge
-            judged = judges(seen, probed.probe, tuned, clock, reporter)
-        recipe = _recipe(data, probed, tuned, judged.classifier) | ({"words": words} if words else {})
-        evaluation = judged.evaluation
+            assessed = assess(seen, probed.probe, tuned, clock, reporter)
+        recipe = _recipe(data, probed, tuned, assessed.classifier) | ({"words": words} if words else {})
+        evaluation = assessed.evaluation
         if tuned is not None:
             evaluation |= {"n_parameters": tuned.n_parameters, "n_trainable": tuned.n_trainable}
-        classifier = replace(judged.classifier, provenance=provenance(data.manifest, data.parts, evaluation, settings))
+        classifier = replace(
+            assessed.classifier, provenance=provenance(data.manifest, data.parts, evaluation, settings)
+        )
         with clock("write"):
             reporter.step("write")
             history = [*map(asdict, probed.probe.trials), *(tuned.history if tuned else [])]
             compiled = compiled_form(classifier.backbone) if data.embedder.engine.kind == "openvino" else None
-            write_run(folder, data.manifest, data.parts, classifier, judged.predictions, recipe, history, compiled)
+            write_run(folder, data.manifest, data.parts, classifier, assessed.predictions, recipe, history, compiled)
         if not data.manifest.multi_label:
             with clock("insights"), few_threads(n_values):
                 reporter.step("insights")
-                _write_insights(folder, path, data, seen.features, probed.probe, judged, tuned is not None, clock)
+                _write_insights(folder, path, data, seen.features, probed.probe, assessed, tuned is not None, clock)
         evaluation |= {"timing": timing(clock, data.embedder)}
         write_json(folder / "evaluation.json", evaluation)
-    return Fitted(folder, data.manifest, data.parts, classifier, probed.probe, judged.predictions, evaluation, recipe)
+    return Fitted(folder, data.manifest, data.parts, classifier, probed.probe, assessed.predictions, evaluation, recipe)
 
 
 def follow(path: str | os.PathLike[str], out: str | os.PathLike[str], settings: FitSettings) -> None:
@@ -208,21 +206,20 @@ def _write_insights(
     data: Gathered,
     features_judged: Features,
     probe: Probe,
-    judged: Judged,
+    assessed: Assessed,
     is_tuned: bool,
     clock: Stopwatch,
 ) -> None:
-    predictions = {name: part for name, part in judged.predictions.items() if isinstance(part, Predictions)}
     insights = find_insights(
         data.manifest,
         data.parts,
         data.groups,
         probe,
         data.features,
-        judged.classifier,
+        assessed.classifier,
         features_judged,
-        predictions,
-        leaks=judged.evaluation.get("leaks"),
+        dict(assessed.predictions),
+        leaks=assessed.evaluation.get("leaks"),
         is_tuned=is_tuned,
         embedding_rate=timing(clock, data.embedder)["images_per_second"],
         path=str(Path(path).absolute()),

@@ -5,46 +5,25 @@ In: answers by part and the leaks that the split found. Out: plain values for ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split
-from topwork.evaluation.predictions import Bools
+from topwork.evaluation.metrics import evaluate_part
+from topwork.evaluation.predictions import Predictions
 from topwork.progress import Reporter
+from topwork.text import count, percent
 
 KEPT = ("n", "accuracy", "balanced_accuracy", "mean_average_precision", "micro_f1")
 
 
-class Answers(Protocol):
-    """Answers for some rows of the manifest: ``Predictions`` or ``LabelPredictions``."""
-
-    @property
-    def sample_indices(self) -> NDArray[np.int64]:
-        """(N,) rows of the manifest."""
-
-    def take(self, chosen: Bools) -> Any:
-        """The answers for some of the images."""
-
-
-A = TypeVar("A", bound=Answers)
-
-
 def judge_leaks(
-    predictions: Mapping[str, A],
-    manifest: Manifest,
-    parts: Split,
-    judge: Callable[[A], dict[str, Any]],
-    reporter: Reporter,
+    predictions: Mapping[str, Predictions], manifest: Manifest, parts: Split, seed: int, reporter: Reporter
 ) -> dict[str, Any]:
-    """``leaks`` of ``evaluation.json``, or {} where there are none.
-
-    Args:
-        judge: gives the figures of a part.
-    """
+    """``leaks`` of ``evaluation.json``, or {} where there are none."""
     leaked = dict(parts.leaks)
     found: dict[str, Any] = {}
     for name in ("valid", "test"):
@@ -55,7 +34,7 @@ def judge_leaks(
         if clean.all():
             continue
         both = {"with": part, "without": part.take(clean)} if clean.any() else {"with": part}
-        judged = {key: judge(some) for key, some in both.items()}
+        judged = {key: evaluate_part(some, seed=seed).as_dict() for key, some in both.items()}
         figures = {key: {k: values[k] for k in KEPT if k in values} for key, values in judged.items()}
         pairs = [(row, leaked[row]) for row in part.sample_indices[~clean].tolist()]
         paths = [[manifest.samples[a].path, manifest.samples[b].path] for a, b in pairs]
@@ -66,11 +45,10 @@ def judge_leaks(
 
 def leak_note(name: str, n_leaked: int, figures: dict[str, Any]) -> str:
     """One sentence on the leaks of a part."""
-    images = "1 image" if n_leaked == 1 else f"{n_leaked} images"
-    text = f"{images} of {name} leaked: the same picture, or one of the same group, is in train."
+    text = f"{count(n_leaked, 'image')} of {name} leaked: the same picture, or one of the same group, is in train."
     if "without" not in figures:
         return f"{text} Nothing is left of {name} without them: its figures mean little."
     accuracy, clean = figures["with"]["accuracy"]["value"], figures["without"]["accuracy"]["value"]
     if accuracy is None or clean is None:
         return text
-    return f"{text} Accuracy {100 * accuracy:.1f} % with them, {100 * clean:.1f} % without."
+    return f"{text} Accuracy {percent(accuracy)} with them, {percent(clean)} without."

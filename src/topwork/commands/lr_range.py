@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from topwork.commands.label_sets import check_settings
+from topwork.commands.assess import check_labels
 from topwork.commands.prepare import fitted_probe, gather
 from topwork.progress import Reporter, Stopwatch
 from topwork.settings import FitSettings
@@ -72,8 +72,7 @@ def lr_range(
     from topwork.training.optimizer import stage_table
 
     settings, reporter = replace(settings or FitSettings(), mode="tune", near_duplicates=False), reporter or Reporter()
-    if settings.multi_label:
-        check_settings(settings)
+    check_labels(settings)
     data = gather(path, settings, Stopwatch(), reporter)
     reporter.step("probe")
     probe = fitted_probe(data, Stopwatch(), reporter).probe

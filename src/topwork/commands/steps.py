@@ -16,7 +16,7 @@ from topwork.data.samples import Rules
 from topwork.data.split import Split
 from topwork.errors import UsageError
 from topwork.evaluation.metrics import PartEvaluation, evaluate_part
-from topwork.evaluation.predictions import Predictions
+from topwork.evaluation.predictions import Predictions, Task
 from topwork.features.duplicates import NearDuplicates
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.probe import Probe
@@ -72,16 +72,20 @@ def model_embedder(classifier: Classifier) -> Embedder:
 
 
 def predict_features(
-    classifier: Classifier, features: Features, rows: NDArray[np.int64], labels: NDArray[np.int64]
+    classifier: Classifier, features: Features, rows: NDArray[np.int64], labels: NDArray[Any]
 ) -> Predictions:
-    """Logits of some rows from stored features, a bounded number at a time."""
+    """Logits of some rows from stored features, a bounded number at a time.
+
+    Args:
+        labels: of all of the manifest's samples, for the classifier's classes: (N,), or (N, C) for several labels.
+    """
     blocks = classifier.head.transform.blocks
     chunks = []
     for start in range(0, len(rows), 4096):
         some = rows[start : start + 4096]
         chunks.append(classifier.head.logits(features.blocks(blocks, some)))
     logits = np.concatenate(chunks) if chunks else np.zeros((0, len(classifier.classes)))
-    return Predictions(classifier.classes, rows, labels[rows], logits)
+    return Predictions(classifier.classes, rows, labels[rows], logits, Task.of(classifier))
 
 
 def evaluate_parts(

@@ -23,12 +23,11 @@ from topwork.data.transforms import Pixels, fit_to_input
 from topwork.errors import ImageError
 from topwork.evaluation.advice import Advice, ClassRecord, Situation, advise
 from topwork.evaluation.audit import Outlier, SuspectedLabel, outliers, suspected_labels
-from topwork.evaluation.decisions import Decision, Thresholds, decide
+from topwork.evaluation.decisions import Decision, Thresholds, decide, unknown_detector
 from topwork.evaluation.explain import find_evidence, nearest_images
 from topwork.evaluation.intervals import wilson
 from topwork.evaluation.learning_curve import LearningCurve, learning_curve
 from topwork.evaluation.predictions import Ints, Predictions, softmax
-from topwork.evaluation.unknown import UnknownDetector
 from topwork.features.embed import Features
 from topwork.features.feature_maps import open_network
 from topwork.features.probe import Probe
@@ -191,17 +190,13 @@ def _duplicates(groups: Sequence[int], predictions: dict[str, Predictions]) -> d
 def _decisions(classifier: Classifier, features: Features, predictions: dict[str, Predictions]) -> dict[str, Any]:
     """How often each outcome comes on the judged parts, and how right the answers are that stay."""
     stored = classifier.thresholds
-    centers = classifier.arrays.get("unknown_centres")
-    thresholds = Thresholds(**{key: stored.get(key) for key in ("unknown", "confidence", "set_probability")})
+    thresholds, detector = Thresholds.of(classifier), unknown_detector(classifier)
     found: dict[str, Any] = {"thresholds": dict(stored), "parts": {}}
     for name in JUDGED:
         if name not in predictions:
             continue
         part = predictions[name].labeled()
-        scores = None
-        if centers is not None and thresholds.unknown is not None:
-            detector = UnknownDetector(centers, thresholds.unknown, float(stored["unknown_false_alarm_rate"]), 0)
-            scores = detector.score(features.block("last", part.sample_indices))
+        scores = detector.score(features.block("last", part.sample_indices)) if detector else None
         outcomes = decide(part.probabilities, scores, thresholds)
         answered = outcomes == Decision.LABEL.value
         n_right, n = int(part.correct[answered].sum()), int(answered.sum())

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from topwork.evaluation.intervals import Interval, wilson
-from topwork.evaluation.predictions import Ints, Predictions
+from topwork.evaluation.predictions import Bools, Ints, Predictions
 
 N_BINS = 15
 
@@ -164,6 +164,48 @@ def precision_recall_curve(is_positive: ArrayLike, scores: ArrayLike) -> Precisi
     precision, recall = true / (true + false), true / true[-1]
     average = float((np.diff(recall, prepend=0.0) * precision).sum())
     return PrecisionRecallCurve(precision, recall, thresholds, average)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelRanking:
+    """Images sorted once by the probability of each label, so that any weighting of them is a few passes over (N, C).
+
+    Attributes:
+        truth: (N, C) which labels each image has.
+        given: (N, C) which labels each image was given.
+        order: (N, C) image at each place of the label's ranking, highest probability first.
+        last_tie: (N, C) last place that holds the same probability.
+    """
+
+    truth: Bools
+    given: Bools
+    order: Ints
+    last_tie: Ints
+
+    @staticmethod
+    def of(truth: Bools, probabilities: NDArray[np.float64], given: Bools) -> LabelRanking:
+        """Sort (N, C) probabilities."""
+        order = np.argsort(-probabilities, axis=0, kind="stable")
+        ranked = np.take_along_axis(probabilities, order, axis=0)
+        places = np.broadcast_to(np.arange(len(ranked))[:, None], ranked.shape)
+        ends = np.ones(ranked.shape, dtype=np.bool_)
+        ends[:-1] = ranked[1:] != ranked[:-1]
+        last = np.where(ends, places, len(ranked))
+        return LabelRanking(truth, given, order, np.minimum.accumulate(last[::-1], axis=0)[::-1])
+
+    def average_precision(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(C,) average precision with these (N,) image weights; NaN if no image has the label."""
+        ranked = weights[self.order]
+        relevant = ranked * np.take_along_axis(self.truth, self.order, axis=0)
+        positives, everything = np.cumsum(relevant, axis=0), np.cumsum(ranked, axis=0)
+        precision = np.divide(positives, everything, out=np.zeros_like(positives), where=everything > 0)
+        total = relevant.sum(axis=0)
+        found = (relevant * np.take_along_axis(precision, self.last_tie, axis=0)).sum(axis=0)
+        return np.asarray(np.divide(found, total, out=np.full(total.shape, np.nan), where=total > 0))
+
+    def counts(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(3, C) weight of the images that have the label, were given it, and both."""
+        return np.stack([weights @ self.truth, weights @ self.given, weights @ (self.truth & self.given)])
 
 
 def mean_ranks(values: NDArray[Any]) -> NDArray[np.float64]:

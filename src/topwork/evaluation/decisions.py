@@ -1,19 +1,25 @@
 """What is answered for an image: in go probabilities and unknown scores, out comes label, ambiguous or unknown.
 
 Not here: the algorithms behind the thresholds (``calibration``, ``unknown``), and images that could not be read, whose
-outcome is an error (``shipping``).
+outcome is an error (``export``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from math import ceil
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from topwork.evaluation.calibration import fit_conformal, prediction_sets, target_precision_threshold
+from topwork.evaluation.predictions import ONE_LABEL, Task
+from topwork.evaluation.unknown import UnknownDetector
+
+if TYPE_CHECKING:
+    from topwork.models.classifier import Classifier
 
 
 class Decision(StrEnum):
@@ -26,36 +32,57 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where the answers part; None switches a rule off.
+    """The decision rule of a model; None switches a rule off.
 
     Attributes:
         unknown: An unknown score above this means unknown (``UnknownDetector.threshold``).
         confidence: A best probability below this means ambiguous (``target_precision_threshold``).
         set_probability: Classes from this probability on form the prediction set (``fit_conformal``); any number of
             classes but one means ambiguous, none included: then not even the best class is likely enough.
+        task: One label or several, and from which probability on a label is given.
+        none_is_an_answer: Of several labels, an image may have none; else none means ambiguous.
     """
 
     unknown: float | None = None
     confidence: float | None = None
     set_probability: float | None = None
+    task: Task = field(default=ONE_LABEL)
+    none_is_an_answer: bool = False
+
+    @staticmethod
+    def of(classifier: Classifier) -> Thresholds:
+        """The rule that is stored in a model."""
+        stored = classifier.thresholds
+        values = {key: stored.get(key) for key in ("unknown", "confidence", "set_probability")}
+        return Thresholds(**values, task=Task.of(classifier), none_is_an_answer=bool(stored.get("none_is_an_answer")))
+
+
+def unknown_detector(classifier: Classifier) -> UnknownDetector | None:
+    """The detector that is stored in a model, if it has one."""
+    stored, centers = classifier.thresholds, classifier.arrays.get("unknown_centres")
+    if centers is None or stored.get("unknown") is None:
+        return None
+    return UnknownDetector(centers, float(stored["unknown"]), float(stored["unknown_false_alarm_rate"]), 0)
 
 
 def decide(probabilities: ArrayLike, unknown_scores: ArrayLike | None, thresholds: Thresholds) -> NDArray[np.str_]:
     """The answer to each image.
 
     Unknown goes before ambiguous, and ambiguous before label: an image that looks like none of the classes is unknown
-    however sure the head is, because the head has to share 100 % among the classes it has.
+    however sure the head is, because the head has to share 100% among the classes it has.
 
     Args:
         probabilities: (N, C) calibrated probabilities.
-        unknown_scores: (N,) higher = more unknown, or None where there is no detector.
-        thresholds: Where the answers part.
+        unknown_scores: (N,) higher = more unknown, or None without a detector.
+        thresholds: The decision rule.
 
     Returns:
         (N,) strings: the values of ``Decision``.
     """
     stated = np.asarray(probabilities)
     ambiguous = np.zeros(len(stated), dtype=np.bool_)
+    if thresholds.task.multi_label:
+        ambiguous |= ~thresholds.task.given(stated).any(axis=1) & np.bool_(not thresholds.none_is_an_answer)
     if thresholds.confidence is not None:
         ambiguous |= stated.max(axis=1) < thresholds.confidence
     if thresholds.set_probability is not None:
@@ -72,21 +99,25 @@ def fit_ambiguous(
     """The thresholds between label and ambiguous, from held-out answers, with what was asked for, as stored in a model.
 
     With a target precision the confidence alone decides, so that no more is left open than the target takes: first by
-    the cautious threshold (its lower limit meets the target), and where images are too few for that, by the plain one.
+    the cautious threshold (its lower limit meets the target), and if images are too few for that, by the plain one.
+    With too few images to promise the coverage, nothing is called ambiguous; ``set_needs`` then says how many it takes.
 
     Args:
         probabilities: (N, C) held-out calibrated probabilities.
         labels: (N,) their labels.
         coverage: share of prediction sets that shall hold the truth.
-        target_precision: share of right answers among those given; None leaves the decision to the sets.
+        target_precision: share of correct answers among those given; None leaves the decision to the sets.
 
     Raises:
         UsageError: a share is not between 0 and 1.
     """
-    # A class more likely than all others together is never ruled out; a lower threshold only covers more.
-    sets = min(0.5, fit_conformal(probabilities, labels, coverage))
     if target_precision is None:
-        return {"set_probability": sets, "set_coverage": coverage, "confidence": None}
+        found = fit_conformal(probabilities, labels, coverage)
+        if found is None:
+            needed = ceil(1 / (1 - coverage) - 1 - 1e-9)
+            return {"set_probability": None, "set_coverage": None, "confidence": None, "set_needs": needed}
+        # A class more likely than all others together is never ruled out; a lower threshold only covers more.
+        return {"set_probability": min(0.5, found), "set_coverage": coverage, "confidence": None}
     cautious = target_precision_threshold(probabilities, labels, target_precision, cautious=True)
     plain = target_precision_threshold(probabilities, labels, target_precision)
     found = cautious if cautious is not None else plain
@@ -97,3 +128,18 @@ def fit_ambiguous(
         "target_precision": target_precision,
         "target_precision_met": "surely" if cautious is not None else "about" if plain is not None else "no",
     }
+
+
+def too_few_sentence(thresholds: dict[str, Any]) -> str | None:
+    """What to say if there were too few images to calibrate the promised coverage; None if there were enough.
+
+    Args:
+        thresholds: as a model stores them.
+    """
+    needed = thresholds.get("set_needs")
+    if needed is None:
+        return None
+    return (
+        f"Too few images to calibrate when an answer is ambiguous (it takes at least {needed}), so every image of a known "
+        "class is answered with a label."
+    )

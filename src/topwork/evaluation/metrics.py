@@ -1,24 +1,27 @@
-"""How good the answers are: in go predictions, out come numbers with 95 % intervals.
+"""How good the answers are: in go predictions, out come metrics with 95% confidence intervals.
 
-``evaluate_part`` gives everything that ``evaluation.json`` holds about one part of a split; the other functions give
-the mistakes to look at. Images whose true class the model does not have (label -1) are counted and left
-out of every number. A number that cannot be measured is None, never NaN.
+``METRICS`` is the table of all metrics, for one label per image and for several: evaluation, terminal, reports and help
+read it, so a new metric is one entry. ``evaluate_part`` gives everything that ``evaluation.json`` holds about one part of
+a split; the other functions find the mistakes to look at. Images whose true class the model does not have (label -1)
+are counted and left out of every number. A number that cannot be measured is None, never NaN.
 
-Not here: the intervals themselves (``intervals``), curves and calibration error (``curves``), several labels per
-image (``multilabel``), comparing two models (``compare``).
+Not here: the intervals themselves (``intervals``), curves and calibration error (``curves``), comparing two models
+(``compare``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topwork.errors import UsageError
 from topwork.evaluation.curves import (
+    LabelRanking,
     calibration_error,
     calibration_error_interval,
     mean_ranks,
@@ -31,20 +34,275 @@ from topwork.evaluation.intervals import (
     average_precision_interval,
     balanced_accuracy_interval,
     f1_interval,
+    interval_from_variance,
     macro_f1_interval,
     mean_interval,
     wilson,
 )
 from topwork.evaluation.predictions import Bools, Ints, Predictions
+from topwork.text import decimal, percent, percent_ci
 
 TOP_K = 5
 LARGEST_DENSE_CONFUSION = 2_000
 """With more classes than this the confusion matrix is kept as its cells only: 10,000 classes would take 800 MB."""
+_RESAMPLES_OF_RANKINGS = 200  # intervals come from the variance (``interval_from_variance``): a few hundred are plenty
+
+
+# ---- the table of metrics
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        key: Its name in ``evaluation.json``.
+        title: Its name for people.
+        hint: What it measures, in half a sentence.
+        unit: ``percent`` for shares, ``number`` for other scores from 0 to 1, ``nats`` for losses.
+        value: Computes it; None if there is nothing to measure.
+        interval: Computes its 95% confidence interval; None if there is none.
+        task: The kind of labels it is for; None for both.
+        min_classes: Not shown with fewer classes than this.
+        max_classes: Not measured with more classes than this.
+    """
+
+    key: str
+    title: str
+    hint: str
+    unit: Literal["percent", "number", "nats"]
+    value: Callable[[Measured], float | None]
+    interval: Callable[[Measured], Interval | None]
+    task: Literal["softmax", "sigmoid"] | None = "softmax"
+    min_classes: int = 0
+    max_classes: int | None = None
+
+    def applies(self, multi_label: bool, n_classes: int) -> bool:
+        """Whether it is measured for this kind of labels and this number of classes."""
+        is_of_task = self.task is None or (self.task == "sigmoid") == multi_label
+        return is_of_task and (self.max_classes is None or n_classes <= self.max_classes)
+
+    def text(self, value: float | None) -> str:
+        """A value as people read it."""
+        return percent(value) if self.unit == "percent" else decimal(value)
+
+    def figure(self, part: Mapping[str, Any]) -> dict[str, float | None]:
+        """Its ``value``, ``low`` and ``high`` in a part of an ``evaluation.json``."""
+        if self.key == "accuracy":
+            return dict(part["accuracy"])
+        interval = (part.get("intervals") or {}).get(self.key) or {}
+        return {"value": part.get(self.key), "low": interval.get("low"), "high": interval.get("high")}
+
+    def text_ci(self, part: Mapping[str, Any]) -> str:
+        """``94.8% (95% CI 91.2–97.0)`` or ``0.981 (95% CI 0.970–0.990)``."""
+        figure = self.figure(part)
+        if self.unit == "percent" or figure["value"] is None:
+            return percent_ci(figure)
+        span = "" if figure["low"] is None else f" (95% CI {decimal(figure['low'])}–{decimal(figure['high'])})"
+        return decimal(figure["value"]) + span
+
+
+def metrics_of(part: Mapping[str, Any]) -> Iterator[Metric]:
+    """The metrics to show for a part of an ``evaluation.json``, in their order."""
+    n_classes = len(part["classes"])
+    for metric in METRICS:
+        is_shown = metric.applies(bool(part.get("multi_label")), n_classes) and n_classes >= metric.min_classes
+        if is_shown and metric.figure(part)["value"] is not None:
+            yield metric
+
+
+class Measured:
+    """A part with what several metrics need of it, each computed once and only if it is asked for."""
+
+    def __init__(self, predictions: Predictions, n_resamples: int = 1000, seed: int = 0) -> None:
+        self.known, self.n_resamples, self.seed = predictions.labeled(), n_resamples, seed
+
+    @cached_property
+    def cells(self) -> Ints:
+        """(M, 3) true label, predicted label and count, for the cells of the confusion matrix above 0."""
+        # By pairs that occur and not by matrix, so that the cost depends on the images and not on the classes squared.
+        known, n_classes = self.known, self.known.n_classes
+        pairs, count = np.unique(known.labels * n_classes + known.predicted, return_counts=True)
+        return np.stack([pairs // n_classes, pairs % n_classes, count], axis=1).astype(np.int64)
+
+    @cached_property
+    def counts(self) -> _Counts:
+        """Images of each class, given it, and both."""
+        known = self.known
+        if known.multi_label:
+            return _Counts(known.truth.sum(0), known.given.sum(0), (known.truth & known.given).sum(0))
+        return _Counts.of(self.cells, known.n_classes)
+
+    @cached_property
+    def positive(self) -> tuple[Bools, NDArray[np.float64]]:
+        """Of two classes: see :func:`positive_scores`."""
+        return positive_scores(self.known)
+
+    @cached_property
+    def ranking(self) -> LabelRanking:
+        """Of several labels: the images in the order of each label's probability."""
+        return LabelRanking.of(self.known.truth, self.known.probabilities, self.known.given)
+
+    @cached_property
+    def average_precisions(self) -> NDArray[np.float64]:
+        """(C,) average precision of each label; NaN for labels without images."""
+        return self.ranking.average_precision(np.ones(len(self.known)))
+
+    @cached_property
+    def resampled(self) -> dict[str, float]:
+        """Of several labels: variances of mean average precision and F1 over resamples of images."""
+        n, rng = len(self.known), np.random.default_rng(self.seed)
+        drawn = []
+        for _ in range(min(self.n_resamples, _RESAMPLES_OF_RANKINGS) if n else 0):
+            weights = np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64)
+            counts = _Counts(*self.ranking.counts(weights))
+            precision = self.ranking.average_precision(weights)
+            drawn.append((_mean(precision[counts.n > 0]), counts.micro_f1, counts.macro_f1))
+        keys = ("mean_average_precision", "micro_f1", "macro_f1")
+        seen = {
+            key: [v for v in values if v is not None]
+            for key, values in zip(keys, zip(*drawn, strict=True), strict=False)
+        }
+        return {key: float(np.var(values)) for key, values in seen.items() if len(values) > 1}
+
+    def interval_of_resampled(self, key: str, value: float | None) -> Interval | None:
+        """The interval of one of these."""
+        if value is None or key not in self.resampled:
+            return None
+        return interval_from_variance(value, self.resampled[key], len(self.known))
+
+    @cached_property
+    def pairs(self) -> tuple[NDArray[np.float64], Bools]:
+        """Of several labels: probability of each (image, class) pair, and whether the image has the label."""
+        stated, right = self.known.probabilities.ravel(), self.known.truth.ravel()
+        order = np.lexsort((right, stated))  # so that no sum depends on the order of the images
+        return stated[order], right[order]
+
+
+def _balanced_interval(m: Measured) -> Interval:
+    present = m.counts.n > 0
+    return balanced_accuracy_interval(m.counts.n_correct[present], m.counts.n[present])
+
+
+def _macro_f1_interval(m: Measured) -> Interval | None:
+    if m.known.multi_label:
+        return m.interval_of_resampled("macro_f1", m.counts.macro_f1)
+    return macro_f1_interval(m.cells, m.counts.n_correct, m.counts.n, m.counts.n_predicted)
+
+
+def _entropy_interval(m: Measured) -> Interval | None:
+    found = mean_interval(m.known.loss)  # a single image has no spread
+    return None if found is None else Interval(max(0.0, found.low), found.high)
+
+
+def _roc_interval(m: Measured) -> Interval | None:
+    area = roc_auc(*m.positive)
+    return None if area is None else auc_interval(area, int(m.counts.n[1]), int(m.counts.n[0]))
+
+
+def _average_precision(m: Measured) -> float | None:
+    curve = precision_recall_curve(*m.positive)
+    return curve.average_precision if curve is not None and roc_auc(*m.positive) is not None else None
+
+
+def _average_precision_interval(m: Measured) -> Interval | None:
+    value = _average_precision(m)
+    return None if value is None else average_precision_interval(value, int(m.counts.n[1]))
+
+
+def _ece_interval(m: Measured) -> Interval | None:
+    if not m.n_resamples:
+        return None
+    return calibration_error_interval(m.known.confidence, m.known.correct, m.n_resamples, m.seed)
+
+
+def _mean_average_precision(m: Measured) -> float | None:
+    return _mean(m.average_precisions[m.counts.n > 0])
+
+
+def _hamming_interval(m: Measured) -> Interval | None:
+    wrong = (m.known.truth != m.known.given).mean(axis=1)
+    n = len(wrong)
+    return interval_from_variance(float(wrong.mean()), float(wrong.var()) / n, n) if n > 1 else None
+
+
+def _no_interval(_: Measured) -> None:
+    return None
+
+
+def _accuracy(m: Measured) -> float | None:
+    return _mean(m.known.correct)
+
+
+def _accuracy_interval(m: Measured) -> Interval:
+    return wilson(float(m.known.correct.mean()), len(m.known))
+
+
+METRICS = (
+    Metric(
+        "accuracy", "Accuracy", "share of correct answers", "percent", _accuracy, _accuracy_interval,
+    ),
+    Metric(
+        "accuracy", "Exact match", "share of images with every label correct", "percent",
+        _accuracy, _accuracy_interval, "sigmoid",
+    ),
+    Metric(
+        "balanced_accuracy", "Balanced accuracy", "mean recall over the classes, whatever their size", "percent",
+        lambda m: m.counts.mean_recall, _balanced_interval,
+    ),
+    Metric(
+        "top5_accuracy", "Top-5 accuracy", "the true class is among the five most probable", "percent",
+        lambda m: _mean(m.known.rank < TOP_K),
+        lambda m: wilson(float((m.known.rank < TOP_K).mean()), len(m.known)), min_classes=TOP_K + 1,
+    ),
+    Metric(
+        "mean_average_precision", "Mean average precision", "how well each label ranks the images, at any threshold",
+        "percent", _mean_average_precision,
+        lambda m: m.interval_of_resampled("mean_average_precision", _mean_average_precision(m)), "sigmoid",
+    ),
+    Metric(
+        "micro_f1", "Micro F1", "precision and recall combined, over all labels of all images", "percent",
+        lambda m: m.counts.micro_f1, lambda m: m.interval_of_resampled("micro_f1", m.counts.micro_f1), "sigmoid",
+    ),
+    Metric(
+        "macro_f1", "Macro F1", "precision and recall combined, mean over the classes", "percent",
+        lambda m: m.counts.macro_f1, _macro_f1_interval, None,
+    ),
+    Metric(
+        "roc_auc", "ROC AUC", "area under the ROC curve: 0.5 is chance, 1 is perfect", "number",
+        lambda m: roc_auc(*m.positive), _roc_interval, min_classes=2, max_classes=2,
+    ),
+    Metric(
+        "average_precision", "Average precision", "area under the precision-recall curve", "number",
+        _average_precision, _average_precision_interval, min_classes=2, max_classes=2,
+    ),
+    Metric(
+        "ece", "Calibration error", "mean gap between confidence and accuracy; lower is better", "percent",
+        lambda m: calibration_error(m.known.confidence, m.known.correct), _ece_interval,
+    ),
+    Metric(
+        "calibration_error", "Calibration error",
+        "mean gap between probability and share of images with the label; lower is better", "percent",
+        lambda m: calibration_error(*m.pairs), _no_interval, "sigmoid",
+    ),
+    Metric(
+        "cross_entropy", "Cross-entropy", "mean of −log(probability of the true class), in nats; lower is better",
+        "nats", lambda m: _mean(m.known.loss), _entropy_interval,
+    ),
+    Metric(
+        "hamming_loss", "Hamming loss", "share of all yes-or-no answers that are wrong; lower is better", "percent",
+        lambda m: _mean((m.known.truth != m.known.given).ravel()), _hamming_interval, "sigmoid",
+    ),
+)  # fmt: skip
+"""Every metric, in the order in which they are shown."""
+
+
+# ---- one part of a split
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """The scores of one class; None where there is nothing to measure.
+    """The scores of one class; None if there is nothing to measure.
 
     ``precision`` needs an image that was given the class, ``recall`` and ``f1`` an image that is of the class.
     """
@@ -58,43 +316,33 @@ class ClassScores:
 
 @dataclass(frozen=True, eq=False)
 class PartEvaluation:
-    """Everything measured on one part (valid or test) of a split.
+    """Everything measured on one part (valid or test) of a split; ``evaluation["macro_f1"]`` is one of the metrics.
 
     Attributes:
         n: Images behind the numbers.
         n_unknown_class: Images left out because their true class is not one of the model's.
-        accuracy: Share of right answers.
-        accuracy_interval: Its Wilson interval.
-        balanced_accuracy: Mean recall of the classes present in the part.
-        top5_accuracy: Share of images with the true class among the best five (all, where there are fewer).
-        cross_entropy: Mean of -log(probability of the true class), in nats.
-        ece: Expected calibration error, see ``calibration_error``.
-        macro_f1: Mean F1 of the classes present in the part.
+        values: The metrics by their key in ``METRICS``.
+        intervals: Their 95% confidence intervals, by the same keys, if there is one.
         per_class: Scores by class name, in the order of ``classes``.
-        confusion_cells: (M, 3) true label, predicted label, count, where the count is not 0.
+        class_intervals: 95% confidence intervals of precision, recall and F1 by class name, if they were measured.
+        confusion_cells: (M, 3) true label, predicted label, count, if the count is not 0; empty for several labels.
         classes: The C class names.
-        roc_auc: Area under the ROC curve; two classes only, the second being the positive one.
-        average_precision: Area under the steps of the precision-recall curve, likewise.
-        intervals: 95 % intervals of the numbers beside accuracy, by name.
-        class_intervals: 95 % intervals of precision, recall and F1 by class name, where they were measured.
+        labels: Facts about several labels, as ``evaluation.json`` holds them; None for one label per image.
     """
 
     n: int
     n_unknown_class: int
-    accuracy: float | None
-    accuracy_interval: Interval | None
-    balanced_accuracy: float | None
-    top5_accuracy: float | None
-    cross_entropy: float | None
-    ece: float | None
-    macro_f1: float | None
+    values: dict[str, float | None]
+    intervals: dict[str, Interval]
     per_class: dict[str, ClassScores]
+    class_intervals: dict[str, dict[str, Interval]]
     confusion_cells: Ints
     classes: tuple[str, ...]
-    roc_auc: float | None
-    average_precision: float | None
-    intervals: dict[str, Interval]
-    class_intervals: dict[str, dict[str, Interval]]
+    labels: dict[str, Any] | None = field(default=None)
+
+    def __getitem__(self, key: str) -> float | None:
+        """The value of one metric."""
+        return self.values[key]
 
     @property
     def confusion(self) -> Ints:
@@ -108,37 +356,34 @@ class PartEvaluation:
         return _most_confused(self.confusion_cells, self.classes, n)
 
     def as_dict(self) -> dict[str, Any]:
-        """The part as ``evaluation.json`` holds it: plain values, None where nothing was measured.
+        """The part as ``evaluation.json`` holds it: plain values, None if nothing was measured.
 
         With more than 2,000 classes ``confusion`` is None and ``confusion_cells`` holds its [true, predicted, count].
         """
-        accuracy = {"value": self.accuracy, "low": None, "high": None}
-        if self.accuracy_interval is not None:
-            accuracy |= self.accuracy_interval.as_dict()
-        part: dict[str, Any] = {
-            "n": self.n,
-            "n_unknown_class": self.n_unknown_class,
-            "accuracy": accuracy,
-            "balanced_accuracy": self.balanced_accuracy,
-            "top5_accuracy": self.top5_accuracy,
-            "cross_entropy": self.cross_entropy,
-            "ece": self.ece,
-            "macro_f1": self.macro_f1,
+        interval = self.intervals.get("accuracy")
+        part: dict[str, Any] = {"n": self.n} if self.labels is None else {"multi_label": True, "n": self.n}
+        part |= {"n_unknown_class": self.n_unknown_class} if self.labels is None else {}
+        part |= self.values | {
+            "accuracy": {
+                "value": self.values["accuracy"],
+                "low": interval.low if interval else None,
+                "high": interval.high if interval else None,
+            },
+            "intervals": {key: found.as_dict() for key, found in self.intervals.items() if key != "accuracy"},
             "per_class": {name: asdict(scores) for name, scores in self.per_class.items()},
-            "classes": list(self.classes),
-            "intervals": {name: interval.as_dict() for name, interval in self.intervals.items()},
             "per_class_intervals": {
                 name: {key: interval.as_dict() for key, interval in found.items()}
                 for name, found in self.class_intervals.items()
             },
+            "classes": list(self.classes),
         }
-        if len(self.classes) == 2:
-            part |= {"roc_auc": self.roc_auc, "average_precision": self.average_precision}
+        if self.labels is not None:
+            for name, more in self.labels["per_class"].items():
+                part["per_class"][name] |= more
+            return part | {key: value for key, value in self.labels.items() if key != "per_class"}
         is_dense = len(self.classes) <= LARGEST_DENSE_CONFUSION
         part["confusion"] = self.confusion.tolist() if is_dense else None
-        if not is_dense:
-            part["confusion_cells"] = self.confusion_cells.tolist()
-        return part
+        return part if is_dense else part | {"confusion_cells": self.confusion_cells.tolist()}
 
 
 def evaluate_part(
@@ -147,45 +392,60 @@ def evaluate_part(
     """Measure one part of a split.
 
     Args:
-        predictions: The model's answers, with calibrated logits where the probabilities are to count.
+        predictions: The model's answers, with calibrated logits if the probabilities are to count.
         n_train: Training images by class name, if known; a class that is not named had none.
-        n_resamples: Resamples behind the interval of the calibration error; the other intervals need none.
-            0 leaves that interval out.
+        n_resamples: Resamples behind the intervals that need them (calibration error; several labels: average precision
+            and F1). 0 leaves them out.
         seed: Of those resamples.
     """
-    known = predictions.labeled()
-    cells = _confusion_cells(known)
-    counts = _Counts.of(cells, known.n_classes)
-    present = counts.n > 0
-    areas = _areas_of(known)
-    has_any = len(known) > 0
+    measured = Measured(_sorted(predictions), n_resamples, seed)
+    known, has_any = measured.known, len(measured.known) > 0
+    metrics = [m for m in METRICS if m.applies(known.multi_label, known.n_classes)]
+    metrics = [m for m in metrics if m.max_classes is None or known.n_classes >= m.min_classes]
+    intervals = {m.key: found for m in metrics if has_any and (found := m.interval(measured)) is not None}
     return PartEvaluation(
         n=len(known),
         n_unknown_class=len(predictions) - len(known),
-        accuracy=_mean(known.correct),
-        accuracy_interval=wilson(float(known.correct.mean()), len(known)) if has_any else None,
-        balanced_accuracy=_mean(counts.n_correct[present] / counts.n[present]),
-        top5_accuracy=_mean(known.rank < TOP_K),
-        cross_entropy=_mean(known.loss),
-        ece=calibration_error(known.confidence, known.correct),
-        macro_f1=_mean(counts.f1[present]),
-        per_class=_per_class(known.classes, counts, n_train),
-        confusion_cells=cells,
+        values={m.key: m.value(measured) if has_any else None for m in metrics},
+        intervals=intervals,
+        per_class=_per_class(known.classes, measured.counts, n_train),
+        class_intervals=_class_intervals(known.classes, measured.counts),
+        confusion_cells=np.empty((0, 3), np.int64) if known.multi_label else measured.cells,
         classes=known.classes,
-        roc_auc=areas[0],
-        average_precision=areas[1],
-        intervals=_intervals(known, cells, counts, areas, n_resamples, seed) if has_any else {},
-        class_intervals=_class_intervals(known.classes, counts),
+        labels=_facts_of_several(measured) if known.multi_label else None,
     )
+
+
+def _sorted(predictions: Predictions) -> Predictions:
+    """Of several labels, the images in an order that does not depend on theirs, so that no figure does."""
+    if not predictions.multi_label or not len(predictions):
+        return predictions
+    return predictions.take(np.lexsort(np.hstack([predictions.truth, predictions.probabilities]).T))
+
+
+def _facts_of_several(m: Measured) -> dict[str, Any]:
+    known, n = m.known, len(m.known)
+    precision, limits = m.average_precisions, known.task.limits(known.n_classes)
+    return {
+        "n_labels_per_image": round(float(known.truth.sum(1).mean()), 3) if n else None,
+        "n_labels_given_per_image": round(float(known.given.sum(1).mean()), 3) if n else None,
+        "per_class": {
+            name: {
+                "average_precision": float(precision[i]) if m.counts.n[i] else None,
+                "threshold": round(float(limits[i]), 4),
+            }
+            for i, name in enumerate(known.classes)
+        },
+    }
 
 
 @dataclass(frozen=True, eq=False)
 class _Counts:
-    """(C,) images per class: of it, given it, and both."""
+    """(C,) images (or their weights) per class: of it, given it, and both."""
 
-    n: Ints
-    n_predicted: Ints
-    n_correct: Ints
+    n: NDArray[Any]
+    n_predicted: NDArray[Any]
+    n_correct: NDArray[Any]
 
     @staticmethod
     def of(cells: Ints, n_classes: int) -> _Counts:
@@ -198,19 +458,26 @@ class _Counts:
         )
 
     @property
-    def f1(self) -> NDArray[np.float64]:
-        """(C,) F1; 0 where the class is absent and was given to no image."""
-        return np.asarray(2 * self.n_correct / np.maximum(self.n + self.n_predicted, 1))
+    def mean_recall(self) -> float | None:
+        """Mean recall of the classes present."""
+        present = self.n > 0
+        return _mean(self.n_correct[present] / self.n[present])
+
+    @property
+    def macro_f1(self) -> float | None:
+        """Mean F1 of the classes present."""
+        present = self.n > 0
+        return _mean(2 * self.n_correct[present] / (self.n + self.n_predicted)[present])
+
+    @property
+    def micro_f1(self) -> float | None:
+        """F1 over all classes together; None without any label, had or given."""
+        pairs = float(self.n.sum() + self.n_predicted.sum())
+        return 2 * float(self.n_correct.sum()) / pairs if pairs else None
 
 
 def _sums(labels: Ints, count: Ints, n_classes: int) -> Ints:
     return np.bincount(labels, weights=count, minlength=n_classes).astype(np.int64)
-
-
-def _confusion_cells(predictions: Predictions) -> Ints:
-    # By pairs that occur and not by matrix, so that the cost depends on the images and not on the classes squared.
-    pairs, count = np.unique(predictions.labels * predictions.n_classes + predictions.predicted, return_counts=True)
-    return np.stack([pairs // predictions.n_classes, pairs % predictions.n_classes, count], axis=1).astype(np.int64)
 
 
 def _per_class(classes: tuple[str, ...], counts: _Counts, n_train: Mapping[str, int] | None) -> dict[str, ClassScores]:
@@ -225,32 +492,6 @@ def _per_class(classes: tuple[str, ...], counts: _Counts, n_train: Mapping[str, 
             f1=2 * n_correct / (n + n_predicted) if n else None,
         )
     return scores
-
-
-def _intervals(
-    known: Predictions,
-    cells: Ints,
-    counts: _Counts,
-    areas: tuple[float | None, float | None],
-    n_resamples: int,
-    seed: int,
-) -> dict[str, Interval]:
-    present = counts.n > 0
-    intervals = {
-        "balanced_accuracy": balanced_accuracy_interval(counts.n_correct[present], counts.n[present]),
-        "top5_accuracy": wilson(float((known.rank < TOP_K).mean()), len(known)),
-        "macro_f1": macro_f1_interval(cells, counts.n_correct, counts.n, counts.n_predicted),
-    }
-    if n_resamples > 0:
-        intervals["ece"] = calibration_error_interval(known.confidence, known.correct, n_resamples, seed)
-    entropy = mean_interval(known.loss)
-    if entropy is not None:  # a single image has no spread
-        intervals["cross_entropy"] = Interval(max(0.0, entropy.low), entropy.high)
-    if areas[0] is not None:
-        intervals["roc_auc"] = auc_interval(areas[0], int(counts.n[1]), int(counts.n[0]))
-    if areas[1] is not None:
-        intervals["average_precision"] = average_precision_interval(areas[1], int(counts.n[1]))
-    return intervals
 
 
 def _class_intervals(classes: tuple[str, ...], counts: _Counts) -> dict[str, dict[str, Interval]]:
@@ -275,17 +516,11 @@ def positive_scores(known: Predictions) -> tuple[Bools, NDArray[np.float64]]:
     return np.asarray(known.labels == 1), logits[:, 1] - logits[:, 0]
 
 
-def _areas_of(known: Predictions) -> tuple[float | None, float | None]:
-    """Areas under the ROC and the precision-recall curve, of two classes."""
-    if known.n_classes != 2:
-        return None, None
-    is_positive, scores = positive_scores(known)
-    area, drawn = roc_auc(is_positive, scores), precision_recall_curve(is_positive, scores)
-    return area, drawn.average_precision if drawn and area is not None else None
-
-
 def _mean(values: NDArray[Any]) -> float | None:
     return float(values.mean()) if len(values) else None
+
+
+# ---- mistakes
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,28 @@
-"""What a model said about a set of images: in go its logits, out come probabilities, answers and losses per image.
+"""What a model says about a set of images: in go its logits, out come probabilities, answers and losses per image.
 
-The network runs once; everything in ``evaluation/`` works on these arrays. Not here: reading and writing them
-(``run``), choosing the temperature (``calibration``), judging them (``metrics``).
+The network runs once; everything in ``evaluation/`` works on these arrays. An image has exactly one label or any number of
+them; :class:`Task` is that difference as a value, and the only place that knows it. Not here: reading and writing
+predictions (``run``), choosing the temperature and the thresholds (``calibration``), metrics (``metrics``).
 
-Facts per image are worked out block by block, so that 10,000 images of 10,000 classes never need a second
+Values per image are computed block by block, so that 10,000 images of 10,000 classes never need a second
 array of the size of the logits.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from topwork.data.samples import LABEL_SEPARATOR
 from topwork.errors import UsageError
+
+if TYPE_CHECKING:
+    from topwork.models.classifier import Classifier
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Ints: TypeAlias = NDArray[np.int64]
@@ -29,15 +35,62 @@ _BLOCK_VALUES = 4_000_000  # 32 MB of float64 at a time
 
 
 @dataclass(frozen=True, eq=False)
+class Task:
+    """Whether an image has exactly one label or any number of them, and when a label is given.
+
+    Attributes:
+        activation: ``softmax``: exactly one label; ``sigmoid``: any number of labels, each with a probability of its own.
+        thresholds: (C,) between 0 and 1, or None. With the sigmoid a label is given from its threshold on (None: 0.5).
+            With the softmax the class with the highest ratio of probability to threshold is given (None: the most
+            probable one); of two classes with the thresholds 1 - t and t, the second is given from probability t on.
+    """
+
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    thresholds: NDArray[np.float64] | None = None
+
+    @staticmethod
+    def of(classifier: Classifier) -> Task:
+        """The task of a model."""
+        if classifier.multi_label:
+            return Task("sigmoid", np.asarray(classifier.thresholds["labels"], np.float64))
+        return ONE_LABEL
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of labels."""
+        return self.activation == "sigmoid"
+
+    def probabilities(self, logits: ArrayLike) -> NDArray[np.float64]:
+        """(N, C) probabilities of (N, C) logits."""
+        return sigmoid(logits) if self.multi_label else softmax(logits)
+
+    def limits(self, n_classes: int) -> NDArray[np.float64]:
+        """(C,) the thresholds; those that None stands for are all alike."""
+        return np.full(n_classes, 0.5) if self.thresholds is None else self.thresholds
+
+    def given(self, probabilities: ArrayLike) -> Bools:
+        """(N, C) the labels that are given to each image."""
+        stated = np.asarray(probabilities, np.float64)
+        limits = self.limits(stated.shape[1])
+        if self.multi_label:
+            return np.asarray(stated >= limits)
+        return np.asarray(np.arange(stated.shape[1]) == (stated / limits).argmax(axis=1)[:, None])
+
+
+ONE_LABEL = Task()
+
+
+@dataclass(frozen=True, eq=False)
 class Predictions:
     """The logits of one model for N images, with what the images are.
 
     Attributes:
         classes: The C class names; label c means ``classes[c]``.
         sample_indices: (N,) row of each image in the manifest.
-        labels: (N,) true label, or -1 where the class is unknown to the model or not given.
-        logits: (N, C) finite scores; probabilities are their softmax. Divide by the temperature first to have
-            calibrated ones.
+        labels: (N,) true label, or -1 if the class is unknown to the model or not given. If an image may have several
+            labels: (N, C) which of them it has.
+        logits: (N, C) finite scores. Divide by the temperature first to have calibrated probabilities.
+        task: One label per image (the default) or several.
 
     Raises:
         UsageError: The shapes do not fit together, a label is out of range, a logit is not finite, or a class
@@ -46,17 +99,19 @@ class Predictions:
 
     classes: tuple[str, ...]
     sample_indices: Ints
-    labels: Ints
+    labels: NDArray[Any]
     logits: Floats
+    task: Task = field(default=ONE_LABEL)
 
     def __post_init__(self) -> None:
         """Bring the arrays to their types, and refuse what cannot be right."""
         logits = np.asarray(self.logits)
         if logits.dtype.kind != "f":
             logits = logits.astype(np.float64)
+        kind = np.bool_ if self.task.multi_label else np.int64
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "sample_indices", np.asarray(self.sample_indices, dtype=np.int64))
-        object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64))
+        object.__setattr__(self, "labels", np.asarray(self.labels, dtype=kind))
         object.__setattr__(self, "logits", logits)
         _check(self)
 
@@ -69,59 +124,91 @@ class Predictions:
         """The number of classes the model can answer."""
         return len(self.classes)
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of labels."""
+        return self.task.multi_label
+
     @cached_property
     def probabilities(self) -> NDArray[np.float64]:
-        """(N, C) softmax of the logits."""
-        return softmax(self.logits)
+        """(N, C) probabilities of the classes."""
+        return self.task.probabilities(self.logits)
+
+    @cached_property
+    def truth(self) -> Bools:
+        """(N, C) the labels that each image has."""
+        if self.multi_label:
+            return self.labels
+        return np.asarray(np.arange(self.n_classes) == self.labels[:, None])
+
+    @cached_property
+    def given(self) -> Bools:
+        """(N, C) the labels that are given to each image."""
+        if self.multi_label:
+            return self.task.given(self.probabilities)
+        return np.asarray(np.arange(self.n_classes) == self.predicted[:, None])
 
     @property
     def answers(self) -> list[str]:
-        """The class name given to each image."""
+        """The class name given to each image; several are joined as in tables."""
+        if self.multi_label:
+            return [join_labels(self.classes, row) for row in self.given]
         return [self.classes[label] for label in self.predicted.tolist()]
 
     @property
     def predicted(self) -> Ints:
-        """(N,) label with the highest logit; the first of equals."""
+        """(N,) label that is given; the first of equals. Of several, the one with the highest ratio to its threshold."""
         return self._facts.predicted
 
     @property
     def confidence(self) -> NDArray[np.float64]:
-        """(N,) probability of the predicted label."""
+        """(N,) probability of the predicted label; of several, that of the least probable label that is given.
+
+        If none is given, that of the most probable label.
+        """
         return self._facts.confidence
 
     @property
     def loss(self) -> NDArray[np.float64]:
-        """(N,) cross-entropy of each image in nats; NaN where the true label is -1."""
+        """(N,) cross-entropy of each image in nats, of several labels their sum; NaN if the true label is -1."""
         return self._facts.loss
 
     @property
     def rank(self) -> Ints:
-        """(N,) how many classes the model puts before the true one (0 = right); C where the true label is -1."""
+        """(N,) how many classes the model puts before the true one (0 = right); C if the true label is -1.
+
+        Of several labels: how many of the C answers are wrong.
+        """
         return self._facts.rank
 
     @property
     def correct(self) -> Bools:
-        """(N,) whether the predicted label is the true one; False where the true label is -1."""
-        return np.asarray(self.predicted == self.labels)
+        """(N,) whether the predicted label is the true one (of several: every label); False if the true label is -1."""
+        return np.asarray(self.rank == 0)
 
     def take(self, positions: ArrayLike) -> Predictions:
         """The predictions at these positions (integers or a mask), in that order."""
         chosen = np.asarray(positions)
-        return Predictions(self.classes, self.sample_indices[chosen], self.labels[chosen], self.logits[chosen])
+        rows, labels, logits = self.sample_indices[chosen], self.labels[chosen], self.logits[chosen]
+        return Predictions(self.classes, rows, labels, logits, self.task)
 
     def labeled(self) -> Predictions:
         """Only the images whose true class the model knows."""
-        known = self.labels >= 0
-        return self if known.all() else self.take(known)
+        if self.multi_label or (known := self.labels >= 0).all():
+            return self
+        return self.take(known)
 
     @cached_property
     def _facts(self) -> _Facts:
         n, n_classes = self.logits.shape
+        if self.multi_label:
+            return _facts_of_several(self)
         facts = _Facts.empty(n)
         step = max(1, _BLOCK_VALUES // n_classes)
+        shift = None if self.task.thresholds is None else -np.log(self.task.thresholds)
         for start in range(0, n, step):
             rows = slice(start, start + step)
-            _fill_facts(facts, rows, self.logits[rows].astype(np.float64), self.labels[rows])
+            _fill_facts(facts, rows, self.logits[rows].astype(np.float64), self.labels[rows], shift)
         return facts
 
 
@@ -139,9 +226,19 @@ def log_softmax(logits: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True)))
 
 
+def sigmoid(logits: ArrayLike) -> NDArray[np.float64]:
+    """1 / (1 + exp(-x)) in float64, without overflow."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * np.asarray(logits, dtype=np.float64))))
+
+
+def join_labels(classes: Sequence[str], chosen: Bools) -> str:
+    """The class names for which ``chosen`` (C,) is true, joined as in tables."""
+    return LABEL_SEPARATOR.join(classes[number] for number in np.flatnonzero(chosen).tolist())
+
+
 @dataclass(frozen=True, eq=False)
 class _Facts:
-    """What is worked out once per image; see the properties of ``Predictions`` of the same names."""
+    """What is computed once per image; see the properties of ``Predictions`` of the same names."""
 
     predicted: Ints
     confidence: NDArray[np.float64]
@@ -153,21 +250,40 @@ class _Facts:
         return _Facts(np.empty(n, np.int64), np.empty(n), np.empty(n), np.empty(n, np.int64))
 
 
-def _fill_facts(facts: _Facts, rows: slice, scores: NDArray[np.float64], labels: Ints) -> None:
-    """Work out one block of rows; ``scores`` (B, C) is scratch space and is overwritten."""
+def _fill_facts(
+    facts: _Facts, rows: slice, scores: NDArray[np.float64], labels: Ints, shift: NDArray[np.float64] | None
+) -> None:
+    """Work out one block of rows; ``scores`` (B, C) is scratch space and is overwritten.
+
+    Args:
+        shift: (C,) added to the scores before they are ranked, -log of the thresholds; None ranks the scores alone.
+    """
     n, n_classes = scores.shape
-    predicted = scores.argmax(axis=1)
     scores -= scores.max(axis=1, keepdims=True)
-    known = labels >= 0
-    own = np.where(known, scores[np.arange(n), np.maximum(labels, 0)], np.nan)
+    ranked = scores if shift is None else scores + shift
+    predicted = ranked.argmax(axis=1)
+    known, every = labels >= 0, np.arange(n)
+    true = np.maximum(labels, 0)
     # Of equal scores the lower label comes first, as in argmax, so that rank 0 and "correct" are the same thing.
-    before = (scores > own[:, None]).sum(axis=1)
-    before += ((scores == own[:, None]) & (np.arange(n_classes) < labels[:, None])).sum(axis=1)
+    own = ranked[every, true][:, None]
+    before = (ranked > own).sum(axis=1) + ((ranked == own) & (np.arange(n_classes) < labels[:, None])).sum(axis=1)
+    own_score, best_score = scores[every, true], scores[every, predicted]
     total = np.exp(scores, out=scores).sum(axis=1)
     facts.predicted[rows] = predicted
-    facts.confidence[rows] = 1.0 / total
-    facts.loss[rows] = np.log(total) - own
+    facts.confidence[rows] = np.exp(best_score) / total
+    facts.loss[rows] = np.where(known, np.log(total) - own_score, np.nan)
     facts.rank[rows] = np.where(known, before, n_classes)
+
+
+def _facts_of_several(predictions: Predictions) -> _Facts:
+    stated, given = predictions.probabilities, predictions.given
+    least = np.where(given, stated, np.inf).min(axis=1, initial=np.inf)
+    return _Facts(
+        predicted=(stated / predictions.task.limits(predictions.n_classes)).argmax(axis=1),
+        confidence=np.where(given.any(axis=1), least, stated.max(axis=1, initial=0.0)),
+        loss=np.logaddexp(0, np.where(predictions.truth, -1.0, 1.0) * predictions.logits).sum(axis=1),
+        rank=(given != predictions.labels).sum(axis=1),
+    )
 
 
 def _check(predictions: Predictions) -> None:
@@ -179,9 +295,14 @@ def _check(predictions: Predictions) -> None:
     if predictions.logits.shape != (n, n_classes):
         found = predictions.logits.shape
         raise UsageError(f"predictions hold {n} labels and {n_classes} classes, but logits of shape {found}")
-    if predictions.sample_indices.shape != (n,) or predictions.labels.ndim != 1:
+    shape = (n, n_classes) if predictions.multi_label else (n,)
+    if predictions.sample_indices.shape != (n,) or predictions.labels.shape != shape:
         raise UsageError(f"predictions hold {n} labels but {predictions.sample_indices.size} sample indices")
-    if n and not (predictions.labels.min() >= UNKNOWN_CLASS and predictions.labels.max() < n_classes):
+    if n and not predictions.multi_label and not _in_range(predictions.labels, n_classes):
         raise UsageError(f"predictions hold a label outside -1 … {n_classes - 1}")
     if not np.isfinite(predictions.logits).all():
         raise UsageError("predictions hold a logit that is not a finite number; the model or its features are damaged")
+
+
+def _in_range(labels: Ints, n_classes: int) -> bool:
+    return bool(labels.min() >= UNKNOWN_CLASS and labels.max() < n_classes)

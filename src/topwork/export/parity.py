@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from topwork.data.samples import LABEL_SEPARATOR
 from topwork.data.transforms import Pixels
 from topwork.errors import TopworkError
-from topwork.evaluation.label_sets import sigmoid
-from topwork.evaluation.predictions import softmax
+from topwork.evaluation.predictions import Task
 from topwork.export import standalone
 from topwork.export.predictor import Prediction, Predictor
 from topwork.export.quantize import Cost, cost
@@ -203,7 +202,7 @@ def _graph_difference(classifier: Classifier, exported: Path, paths: Sequence[st
     """Largest difference of a probability on equal pixels."""
     pixels = _pixels(classifier, paths)
     logits = classifier.head.logits(dict(engine_of(classifier).run_unrounded(pixels)))
-    expected = sigmoid(logits) if classifier.multi_label else softmax(logits)
+    expected = Task.of(classifier).probabilities(logits)
     found: NDArray[np.float32] = standalone.open_model(exported)(pixels)
     return float(np.abs(found - expected).max())
 

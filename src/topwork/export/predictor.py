@@ -22,10 +22,8 @@ from topwork.data.images import decode
 from topwork.data.loader import in_order
 from topwork.data.transforms import Pixels, fit_to_input
 from topwork.errors import ImageError
-from topwork.evaluation.decisions import Thresholds, decide
-from topwork.evaluation.label_sets import join_names, label_sets_decision, sigmoid
-from topwork.evaluation.predictions import softmax
-from topwork.evaluation.unknown import UnknownDetector
+from topwork.evaluation.decisions import Thresholds, decide, unknown_detector
+from topwork.evaluation.predictions import join_labels
 from topwork.export.runtime import Precision, Runtime, engine_of
 from topwork.features.engine import BATCH, with_resizer
 from topwork.models.classifier import Classifier, load_classifier
@@ -91,8 +89,7 @@ class Predictor:
         self.tta = tta and self.classifier.backbone.spec.mirror == "none"
         self.engine = engine_of(self.classifier, runtime, precision)
         self.spec = with_resizer(self.classifier.backbone, self.engine).spec
-        self._thresholds, self._detector = _decision_rule(self.classifier)
-        self._label_thresholds = np.asarray(self.classifier.thresholds.get("labels", ()), np.float64)
+        self._thresholds, self._detector = Thresholds.of(self.classifier), unknown_detector(self.classifier)
         self._lock = threading.Lock()
 
     @property
@@ -137,10 +134,6 @@ class Predictor:
     def answer(self, pixels: Pixels) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
         """Probabilities (B, C) and outcomes (B,) for input-sized uint8 (B, H, W, 3)."""
         probabilities, scores = self._scored(pixels)
-        if self.classifier.multi_label:
-            none_is_an_answer = bool(self.classifier.thresholds.get("none_is_an_answer"))
-            limits, unknown = self._label_thresholds, self._thresholds.unknown
-            return probabilities, label_sets_decision(probabilities, limits, scores, unknown, none_is_an_answer)
         return probabilities, decide(probabilities, scores, self._thresholds)
 
     def _scored(self, pixels: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
@@ -148,7 +141,7 @@ class Predictor:
         views = [pixels, np.ascontiguousarray(pixels[:, :, ::-1])] if self.tta else [pixels]
         with self._lock:
             features = [self.engine.run(view) for view in views]
-        stated = sigmoid if self.classifier.multi_label else softmax
+        stated = self._thresholds.task.probabilities
         probabilities = np.mean([stated(self.classifier.head.logits(dict(f))) for f in features], axis=0)
         if self._detector is None:
             return probabilities, None
@@ -162,9 +155,9 @@ class Predictor:
         order = np.argsort(-probabilities, kind="stable")[: self.n_top]
         top = tuple((self.classes[i], round(float(probabilities[i]), DIGITS)) for i in order)
         if self.classifier.multi_label:
-            given = probabilities >= self._label_thresholds
+            given = self._thresholds.task.given(probabilities[None])[0]
             sureness = float(probabilities[given].min() if given.any() else probabilities.max())
-            return Prediction(name, str(outcome), join_names(self.classes, given), round(sureness, DIGITS), top)
+            return Prediction(name, str(outcome), join_labels(self.classes, given), round(sureness, DIGITS), top)
         return Prediction(name, str(outcome), top[0][0], top[0][1], top)
 
 
@@ -193,12 +186,3 @@ def read_image(image: Image) -> bytes:
             if f"{archive}/{reject.path}" == str(image):
                 raise ImageError(reject.reason) from None
         raise
-
-
-def _decision_rule(classifier: Classifier) -> tuple[Thresholds, UnknownDetector | None]:
-    """What the model folder says about when an answer is a label."""
-    stored, centers = classifier.thresholds, classifier.arrays.get("unknown_centres")
-    thresholds = Thresholds(**{key: stored.get(key) for key in ("unknown", "confidence", "set_probability")})
-    if centers is None or thresholds.unknown is None:
-        return thresholds, None
-    return thresholds, UnknownDetector(centers, thresholds.unknown, float(stored["unknown_false_alarm_rate"]), 0)

@@ -9,30 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from topwork.evaluation.label_sets import LabelPredictions
+from topwork.evaluation.metrics import metrics_of
+from topwork.evaluation.predictions import Predictions
 from topwork.report.pictures import MISTAKE, Album
-from topwork.report.results import MAX_CLASSES, N_OPEN, bar_of, figure
+from topwork.report.results import MAX_CLASSES, N_OPEN, bar_of, metric_figure
 from topwork.report.run_data import Record
-from topwork.report.summary import interval_of
 from topwork.text import count, decimal, escape, percent, quoted
 
 MAX_MISTAKES = 200  # pictures
-FIGURES = (
-    ("mean_average_precision", "Mean average precision", "how well each label ranks the images; no threshold in it"),
-    ("micro_f1", "Micro F1", "precision and recall in one, over all labels of all images"),
-    ("macro_f1", "Macro F1", "the same for each label, mean over the labels, large and small alike"),
-    ("hamming_loss", "Wrong labels", "share of all yes-or-no answers that are wrong; smaller is better"),
-    (
-        "calibration_error",
-        "Calibration error",
-        "mean gap between stated probability and share of images with the label",
-    ),
-)
 
 
 def summary(record: Record, _album: Album) -> dict[str, Any]:
     """The sentences, and the figures of the part that counts most."""
-    part = next(iter(record.label_sets), None)
+    part = next(iter(record.predictions), None)
     return {
         "sentences": sentences(record),
         "part": part,
@@ -43,7 +32,7 @@ def summary(record: Record, _album: Album) -> dict[str, Any]:
 
 def sentences(record: Record) -> list[str]:
     """What was trained, how good it is, where it is weak, what the parts were used for."""
-    part = next(iter(record.label_sets), None)
+    part = next(iter(record.predictions), None)
     n_train = int((record.part_of == "train").sum())
     backbone = escape(str(record.recipe.get("architecture", "a backbone")))
     labels = count(len(record.manifest.classes), "label")
@@ -77,21 +66,20 @@ def _weakest(judged: dict[str, Any]) -> list[str]:
 
 def figures(record: Record, part: str) -> list[dict[str, Any]]:
     """The metrics of a part with intervals, bars and a hint; first the share of images with every label right."""
-    judged, truth = record.evaluation[part], record.label_sets[part].truth
+    judged, truth = record.evaluation[part], record.predictions[part].truth
     sets, n_alike = np.unique(truth, axis=0, return_counts=True)
     base = float(n_alike.max() / len(truth)) if len(sets) else None
-    first = figure("Every label right", judged["accuracy"]["value"], interval_of(judged, "accuracy"))
-    first |= {"baseline": base, "hint": f"always answering the most frequent set of labels: {percent(base)}"}
-    rows = [figure(label, judged[name], interval_of(judged, name), hint) for name, label, hint in FIGURES]
-    return [first, *rows]
+    rows = [metric_figure(metric, judged) for metric in metrics_of(judged)]
+    rows[0] |= {"baseline": base, "hint": f"always answering the most frequent set of labels: {percent(base)}"}
+    return rows
 
 
 def results(record: Record, _album: Album) -> dict[str, Any]:
     """The figures of every judged part, and of every label."""
-    return {"parts": [_part(record, name, sets) for name, sets in record.label_sets.items()]}
+    return {"parts": [_part(record, name, sets) for name, sets in record.predictions.items()]}
 
 
-def _part(record: Record, name: str, sets: LabelPredictions) -> dict[str, Any]:
+def _part(record: Record, name: str, sets: Predictions) -> dict[str, Any]:
     judged = record.evaluation[name]
     rows = _label_rows(judged, sets)
     return {
@@ -104,7 +92,7 @@ def _part(record: Record, name: str, sets: LabelPredictions) -> dict[str, Any]:
     }
 
 
-def _label_rows(judged: dict[str, Any], sets: LabelPredictions) -> list[dict[str, Any]]:
+def _label_rows(judged: dict[str, Any], sets: Predictions) -> list[dict[str, Any]]:
     """One row a label, the lowest F1 first; labels without images in the part last."""
     missed, added = (sets.truth & ~sets.given).sum(0).tolist(), (sets.given & ~sets.truth).sum(0).tolist()
     rows = []
@@ -134,7 +122,7 @@ def mistakes(record: Record, album: Album) -> dict[str, Any]:
     """Images with a label missed or one too many, those first whose worst label is furthest from its threshold."""
     cards: list[dict[str, Any]] = []
     n_all = 0
-    for part, sets in record.label_sets.items():
+    for part, sets in record.predictions.items():
         wrong = np.flatnonzero(~sets.correct)
         n_all += len(wrong)
         cards += [_card(record, part, sets, position) for position in wrong.tolist()]
@@ -142,10 +130,10 @@ def mistakes(record: Record, album: Album) -> dict[str, Any]:
     cards = cards[:MAX_MISTAKES]
     for card in cards:
         album.want(card["row"], MISTAKE)
-    return {"cards": cards, "n_open": N_OPEN, "n_all": n_all, "n_parts": len(record.label_sets)}
+    return {"cards": cards, "n_open": N_OPEN, "n_all": n_all, "n_parts": len(record.predictions)}
 
 
-def _card(record: Record, part: str, sets: LabelPredictions, position: int) -> dict[str, Any]:
+def _card(record: Record, part: str, sets: Predictions, position: int) -> dict[str, Any]:
     row = int(sets.sample_indices[position])
     truth, given, stated = sets.truth[position], sets.given[position], sets.probabilities[position]
 
@@ -158,7 +146,7 @@ def _card(record: Record, part: str, sets: LabelPredictions, position: int) -> d
     return {
         "row": row,
         "part": part,
-        "gap": float(np.abs(stated - sets.thresholds)[truth != given].max()),
+        "gap": float(np.abs(stated - sets.task.limits(sets.n_classes))[truth != given].max()),
         "right": named(truth & given),
         "missed": named(truth & ~given),
         "added": named(given & ~truth),

@@ -14,6 +14,7 @@ from typing import Any
 
 from topwork.evaluation.advice import times
 from topwork.evaluation.analysis import advice_of
+from topwork.evaluation.predictions import join_labels
 from topwork.report import label_sets
 from topwork.report.examine_page import write_page
 from topwork.report.results import figures
@@ -59,7 +60,7 @@ def markdown(record: Record) -> str:
     """The report in GitHub's Markdown."""
     insights = record.insights
     lines = [f"# {_escaped(record.name)}", "", *(_said(text) + "\n" for text in _sentences(record))]
-    for part in record.predictions or record.label_sets:
+    for part in record.predictions:
         lines += _part(record, part)
     lines += _mistakes(record) + _advice(insights) + _suspects(insights, record) + _reproduce(record)
     return "\n".join(lines).rstrip() + "\n"
@@ -71,7 +72,7 @@ def _sentences(record: Record) -> list[str]:
 
 def _part(record: Record, part: str) -> list[str]:
     judged = record.evaluation[part]
-    measured = label_sets.figures(record, part) if part in record.label_sets else figures(record, part)
+    measured = (label_sets.figures if record.manifest.multi_label else figures)(record, part)
     rows = [(row["label"], row["value"], f"{row['low']} to {row['high']}" if row["low"] else "") for row in measured]
     lines = [f"## {part}: {judged['n']:,} images", "", *_table(("figure", "value", "95 % interval"), rows)]
     scores = sorted(judged["per_class"].items(), key=lambda item: (item[1]["recall"] is None, item[1]["recall"] or 0))
@@ -99,8 +100,8 @@ def _mistakes(record: Record) -> list[str]:
     rows = [
         (
             _escaped(record.manifest.samples[int(predictions.sample_indices[i])].path),
-            _escaped(predictions.classes[predictions.labels[i]]),
-            _escaped(predictions.classes[predictions.predicted[i]]),
+            _escaped(join_labels(predictions.classes, predictions.truth[i])),
+            _escaped(join_labels(predictions.classes, predictions.given[i])),
             percent(float(predictions.confidence[i])),
             f"{predictions.loss[i]:.2f}",
         )

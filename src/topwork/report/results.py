@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from topwork.evaluation.curves import precision_recall_curve, reliability_bins, roc_curve
-from topwork.evaluation.metrics import positive_scores
+from topwork.evaluation.metrics import Metric, metrics_of, positive_scores
 from topwork.evaluation.predictions import Floats, Predictions
 from topwork.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, Scale, line_plot, tick_percent
 from topwork.report.pictures import MISTAKE, RIGHT_ANSWER, Album
 from topwork.report.run_data import Record
-from topwork.report.summary import CONFIDENT, interval_of, majority_share, recall_interval
+from topwork.report.summary import CONFIDENT, majority_share, recall_interval
 from topwork.text import decimal, escape, percent, quoted
 
 MAX_MATRIX = 40  # classes in the matrix; with more, those with most mistakes
@@ -58,45 +58,28 @@ def _part(record: Record, name: str, predictions: Predictions, album: Album) -> 
 def figures(record: Record, part: str) -> list[dict[str, Any]]:
     """The metrics of a part with intervals, bars and a hint; accuracy first, cross-entropy last."""
     judged = record.evaluation[part]
+    rows = {metric.key: metric_figure(metric, judged) for metric in metrics_of(judged)}
     baseline = majority_share(record, part)
-    rows = [figure("Accuracy", judged["accuracy"]["value"], interval_of(judged, "accuracy"))]
-    rows[0] |= {"baseline": baseline, "hint": f"always answering the largest class: {percent(baseline)}"}
-    names = [("balanced_accuracy", "Balanced accuracy", "the mean over the classes, large and small alike")]
-    if len(judged["classes"]) > 5:
-        names.append(("top5_accuracy", "Top-5 accuracy", "the right class is among the first five"))
-    names.append(("macro_f1", "Macro F1", "precision and recall in one, mean over the classes"))
-    rows += [figure(label, judged[name], interval_of(judged, name), hint) for name, label, hint in names]
-    if judged.get("roc_auc") is not None:
-        hint = "area under the ROC curve: 0.5 is chance, 1 is perfect"
-        rows.append(figure("ROC AUC", judged["roc_auc"], interval_of(judged, "roc_auc"), hint, as_percent=False))
-    if judged.get("average_precision") is not None:
+    rows["accuracy"] |= {"baseline": baseline, "hint": f"always answering the largest class: {percent(baseline)}"}
+    if "average_precision" in rows:
         name = judged["classes"][1]
-        share = judged["per_class"][name]["n"] / judged["n"]
-        hint = f"area under the precision-recall curve of {quoted(name, 24)}; chance gives {decimal(share, 2)}"
-        interval = interval_of(judged, "average_precision")
-        rows.append(figure("Average precision", judged["average_precision"], interval, hint, as_percent=False))
-    hint = "mean gap between stated probability and share of right answers; smaller is better"
-    rows.append(figure("Calibration error", judged["ece"], interval_of(judged, "ece"), hint))
-    hint = "mean of −log(probability of the true class), in nats; smaller is better"
-    rows.append(
-        figure("Cross-entropy", judged["cross_entropy"], interval_of(judged, "cross_entropy"), hint, as_percent=False)
-        | {"bar": None}
-    )
-    return rows
+        chance = decimal(judged["per_class"][name]["n"] / judged["n"], 2)
+        rows["average_precision"]["hint"] += f" of {quoted(name, 24)}; chance gives {chance}"
+    return list(rows.values())
 
 
-def figure(
-    label: str, value: float | None, interval: tuple[float, float] | None, hint: str = "", as_percent: bool = True
-) -> dict[str, Any]:
+def metric_figure(metric: Metric, judged: dict[str, Any]) -> dict[str, Any]:
     """One metric: its text, interval, bar and hint."""
-    text = percent if as_percent else decimal
+    found = metric.figure(judged)
+    value, low, high = found["value"], found["low"], found["high"]
+    interval = (low, high) if low is not None and high is not None else None
     return {
-        "label": label,
-        "value": text(value),
-        "low": text(interval[0]) if interval else None,
-        "high": text(interval[1]) if interval else None,
-        "bar": bar_of(value, interval),
-        "hint": hint,
+        "label": metric.title,
+        "value": metric.text(value),
+        "low": metric.text(low) if interval else None,
+        "high": metric.text(high) if interval else None,
+        "bar": None if metric.unit == "nats" else bar_of(value, interval),
+        "hint": metric.hint,
         "baseline": None,
     }
 

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest, load_manifest
 from topwork.errors import TopworkError, UsageError
-from topwork.evaluation.label_sets import LabelPredictions
-from topwork.evaluation.predictions import Predictions
+from topwork.evaluation.predictions import Predictions, Task
 from topwork.run import read_logits
 from topwork.text import escape
 
@@ -37,7 +36,6 @@ class Record:
         history: one record a line of ``history.jsonl``: trials of the cross-validation, or epochs.
         part_of: (N,) ``train``, ``valid``, ``test`` or "" for each sample of the manifest.
         predictions: answers by part, for the judged parts that hold images.
-        label_sets: the same where an image may have several labels; ``predictions`` is empty then.
     """
 
     folder: Path
@@ -50,7 +48,6 @@ class Record:
     manifest: Manifest
     part_of: NDArray[np.str_]
     predictions: dict[str, Predictions]
-    label_sets: dict[str, LabelPredictions]
 
     @property
     def name(self) -> str:
@@ -102,7 +99,6 @@ def read_record(run: Path) -> Record:
         manifest = load_manifest(run / "manifest.parquet")
         evaluation = read_json(run / "evaluation.json")
         part_of, tables = _read_predictions(run / "predictions.parquet", manifest, evaluation)
-        several = manifest.multi_label
         history = (run / "history.jsonl").read_text().splitlines()
         model = run / "model" / "topwork.json"
         return Record(
@@ -115,8 +111,7 @@ def read_record(run: Path) -> Record:
             history=tuple(json.loads(line) for line in history if line),
             manifest=manifest,
             part_of=part_of,
-            predictions={} if several else {name: _single(manifest, *table) for name, table in tables.items()},
-            label_sets={n: _several(manifest, evaluation[n], *t) for n, t in tables.items()} if several else {},
+            predictions={name: _predictions(manifest, evaluation[name], *table) for name, table in tables.items()},
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
         raise TopworkError(f"{escape(str(run))}: the run is damaged ({type(error).__name__}: {error}).") from error
@@ -145,23 +140,19 @@ def _read_predictions(
     return part_of, tables
 
 
-def _single(
-    manifest: Manifest, classes: tuple[str, ...], rows: NDArray[np.int64], logits: NDArray[np.float32]
-) -> Predictions:
-    index = {name: number for number, name in enumerate(classes)}
-    labels = np.array([index.get(manifest.samples[row].label, -1) for row in rows.tolist()], dtype=np.int64)
-    return Predictions(classes, rows, labels, logits).labeled()
-
-
-def _several(
+def _predictions(
     manifest: Manifest,
     judged: dict[str, Any],
     classes: tuple[str, ...],
     rows: NDArray[np.int64],
     logits: NDArray[np.float32],
-) -> LabelPredictions:
-    thresholds = np.array([judged["per_class"][name]["threshold"] for name in classes], np.float64)
-    return LabelPredictions(classes, rows, manifest.label_matrix[rows], logits.astype(np.float64), thresholds)
+) -> Predictions:
+    if manifest.multi_label:
+        thresholds = np.array([judged["per_class"][name]["threshold"] for name in classes], np.float64)
+        return Predictions(classes, rows, manifest.label_matrix[rows], logits, Task("sigmoid", thresholds))
+    index = {name: number for number, name in enumerate(classes)}
+    labels = np.array([index.get(manifest.samples[row].label, -1) for row in rows.tolist()], dtype=np.int64)
+    return Predictions(classes, rows, labels, logits).labeled()
 
 
 def _confusion_cells(judged: dict[str, Any]) -> dict[tuple[int, int], int]:

@@ -7,7 +7,6 @@ there is no evidence. Not here: how the sentences look.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -193,15 +192,6 @@ def majority_share(record: Record, part: str) -> float:
     for (true, _), k in record.confusion(part).items():
         n[true] = n.get(true, 0) + k
     return max(n.values()) / sum(n.values())
-
-
-def interval_of(judged: dict[str, Any], metric: str) -> tuple[float, float] | None:
-    """The 95 % interval of one metric of a part, where it was measured."""
-    if metric == "accuracy":
-        low, high = judged["accuracy"]["low"], judged["accuracy"]["high"]
-        return None if low is None else (low, high)
-    found = judged.get("intervals", {}).get(metric)
-    return (found["low"], found["high"]) if found and found.get("low") is not None else None
 
 
 def recall_interval(recall: float, n: int) -> tuple[float, float]:
