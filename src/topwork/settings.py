@@ -241,13 +241,13 @@ class AdaptSettings(DataSettings):
         None, "CSV with the columns path and label for some images of the target; rows without a label are skipped."
     )
     unlabeled: bool = _setting(
-        False, "The folders of the target are not classes; by default their names are used to report, never to adapt."
+        False, "Folder names of the target are not labels; by default they are used for the report, never to adapt."
     )
-    mode: Literal["features", "batch-norm", "tune"] = _setting(
+    mode: Literal["features", "tune"] = _setting(
         "features",
-        "What may move. features: the head alone, in seconds; tune: then the whole network, on the labels of the source and on "
-        "the adapted answers that the methods agree on; batch-norm: its statistics, taken again over both domains. A moved "
-        "network is kept only where it is believed without labels.",
+        "What is trained. features: the head alone, in seconds; tune: then the whole network, on the labels of the source and "
+        "on the adapted predictions that the methods agree on. It is kept only if it is better as far as one can tell "
+        "without labels.",
     )
     epochs: int = _setting(4, "Passes over the source's images with --mode tune.")
     ask: int = _setting(0, "Name this many images most worth labeling, in a CSV to fill in for --labels.")

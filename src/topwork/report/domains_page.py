@@ -1,4 +1,4 @@
-"""The page of ``topwork compare-domains``: distances, classes that move, expected accuracy, pictures of the farthest.
+"""The page of ``topwork compare-domains``: distances, classes that shift, expected accuracy, the farthest images.
 
 In: comparisons. Out: one self-contained file without a script, in the look of the report.
 """
@@ -49,21 +49,21 @@ def _pair(found: ComparedDomains) -> dict[str, Any]:
         "sentence": values["sentence"],
         "notes": values["notes"],
         "figures": [
-            ("Energy distance", f"{found.distance.energy:.3f}", f"sets from one source: {found.distance.expected:.3f}"),
-            ("Chance of such a distance", f"{found.distance.p_value:.3f}", "by shuffling who belongs where"),
-            ("Told apart by a line", f"{found.distance.auc:.2f}", "area under ROC; 0.5 is not at all"),
+            ("Energy distance", f"{found.distance.energy:.3f}", f"{found.distance.expected:.3f} expected by chance"),
+            ("p-value", f"{found.distance.p_value:.3f}", "permutation test"),
+            ("Linear separability", f"{found.distance.auc:.2f}", "AUC; 0.5: not separable"),
             *(
                 [("Expected accuracy", _figure(values["expected_accuracy"]), "of the model, without labels")]
                 if found.expected
                 else []
             ),
-            *([("Measured accuracy", _figure(values["accuracy"]), "where labels are")] if found.measured else []),
+            *([("Measured accuracy", _figure(values["accuracy"]), "on the labeled images")] if found.measured else []),
         ],
         "classes": [
             row
             | {
                 "shift": "–" if row["shift"] is None else f"{row['shift']:.2f}",
-                "moves": "–" if row["moves"] is None else "yes" if row["moves"] else "not clearly",
+                "moves": "–" if row["moves"] is None else "yes" if row["moves"] else "not significant",
                 "expected": _figure(row["expected"]),
                 "accuracy": _figure(row["accuracy"]),
             }
@@ -79,5 +79,5 @@ def _figure(figure: dict[str, float] | None) -> str:
     return (
         "–"
         if not figure
-        else f"{percent(figure['value'], 0)} ({percent(figure['low'], 0)} to {percent(figure['high'], 0)})"
+        else f"{percent(figure['value'], 0)} ({percent(figure['low'], 0).rstrip('%')}–{percent(figure['high'], 0).rstrip('%')})"
     )

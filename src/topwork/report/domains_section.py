@@ -18,7 +18,7 @@ from topwork.text import escape, percent
 SIDE, MARGIN = 360, 12  # of a map, in the units of its SVG
 N_COLORS = 6
 MAX_CLASSES = 200
-OUTCOMES = {"adapted": "Adapted", "unchanged": "Left as it was", "refused": "Refused to relabel"}
+OUTCOMES = {"adapted": "Adapted", "unchanged": "Unchanged", "refused": "Not adapted"}
 
 
 def is_adapted(record: Record) -> bool:
@@ -27,7 +27,7 @@ def is_adapted(record: Record) -> bool:
 
 
 def domains(record: Record, album: Album) -> dict[str, Any]:
-    """What was chosen and why, both domains before and after, by class, the maps, and images that changed."""
+    """What was chosen and why, both domains before and after, by class, a map, and images that changed."""
     del album  # its pictures are of the source's images; those of the target are made here
     found = read_json(record.folder / "domains.json")
     target = load_manifest(record.folder / "target.parquet")
@@ -55,10 +55,7 @@ def domains(record: Record, album: Album) -> dict[str, Any]:
         ],
         "classes": [_class_row(row) for row in found["per_class"][:MAX_CLASSES]],
         "has_truth": any(row["n"] for row in found["per_class"]),
-        "maps": [
-            {"title": title, **_map(found["map"][key])}
-            for key, title in (("as_seen", "As the network sees them"), ("aligned", "Each domain centered by itself"))
-        ],
+        "map": _map(found["map"]),
         "names": [(escape(name), 1 + number % N_COLORS) for number, name in enumerate(record.model.get("classes", []))],
         "cards": [
             card
@@ -90,16 +87,16 @@ def _figures(record: Record, found: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _with_interval(figure: dict[str, float]) -> str:
-    return f"{percent(figure['value'])} ({percent(figure['low'], 0)} to {percent(figure['high'], 0)})"
+    low, high = (percent(figure[key], 0).rstrip("%") for key in ("low", "high"))
+    return f"{percent(figure['value'])} ({low}–{high})"
 
 
 def _distance(distance: dict[str, Any]) -> str:
-    chance = "less than 1 in 100" if distance["p_value"] < 0.01 else f"{percent(distance['p_value'], 0)}"
-    clear = "clearly differ" if distance["p_value"] < 0.01 else "do not clearly differ"
+    chance = "below 0.01" if distance["p_value"] < 0.01 else f"{distance['p_value']:.2f}"
+    differ = "differ significantly" if distance["p_value"] < 0.01 else "do not differ significantly"
     return (
-        f"The domains {clear}: energy distance {distance['energy']:.3f}, where sets from one source have "
-        f"{distance['expected']:.3f} (chance of such a distance: {chance}); a straight line tells them apart with an area "
-        f"under ROC of {distance['auc']:.2f}."
+        f"The domains {differ}: energy distance {distance['energy']:.3f}; {distance['expected']:.3f} would be expected by "
+        f"chance (p-value: {chance}). Linear separability: AUC {distance['auc']:.2f}."
     )
 
 
@@ -122,7 +119,7 @@ def _class_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _map(points: dict[str, list[list[float]]]) -> dict[str, Any]:
-    """Positions in an SVG of SIDE x SIDE: dots of the source, rings of the target."""
+    """Positions in an SVG of SIDE x SIDE: dots for the source, rings for the target."""
     everything = [*points["source"], *points["target"]]
     xs, ys = [p[0] for p in everything], [p[1] for p in everything]
     x = Scale(min(xs), max(xs), MARGIN, SIDE - MARGIN)
