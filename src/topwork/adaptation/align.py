@@ -213,7 +213,7 @@ class AlignedHead:
 def _known_weights(domains: Domains) -> Shares:
     is_known = domains.known >= 0
     n_known = int(is_known.sum())
-    return is_known * (trust_in(n_known, domains.n_classes) / max(n_known, 1))
+    return np.where(is_known, trust_in(n_known, domains.n_classes) / max(n_known, 1), 0.0)
 
 
 def trust_in(n_known: int, n_classes: int) -> float:
