@@ -528,11 +528,12 @@ def serve(
 ) -> int:
     """Serve models over HTTP (localhost by default): a page at /, POST /predict, /docs, /metrics."""
     from topwork.export.predictor import Predictor
-    from topwork.server.serve import is_loopback, named_models, open_socket
+    from topwork.server.serve import is_loopback, named_models, open_socket, read_token
     from topwork.server.serve import serve as serve_models
 
-    predictors = {name: Predictor(folder, n_top=100) for name, folder in named_models(models).items()}
     listener = open_socket(settings.host, settings.port)
+    token = read_token(settings, listener)
+    predictors = {name: Predictor(folder, n_top=100) for name, folder in named_models(models).items()}
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     if common.json:
@@ -540,9 +541,10 @@ def serve(
     elif not common.quiet:
         print(f"Serving {', '.join(predictors)} on http://{host}:{port} (Ctrl+C to stop)", file=sys.stderr)
         if not is_loopback(listener):
-            print("Other machines can reach it, and there is no password.", file=sys.stderr)
+            needed = "only with the token" if token else "without a password"
+            print(f"Other machines can use it {needed}.", file=sys.stderr)
     sys.stdout.flush()
-    serve_models(predictors, settings, listener)
+    serve_models(predictors, settings, listener, token)
     return 0
 
 

@@ -267,12 +267,16 @@ class ServeSettings:
 
     host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in.")
     port: int = _setting(8000, "Port to listen on; 0 takes a free one.")
-    workers: int | None = _setting(None, "Threads that decode images; by default one a core.")
+    token_file: str | None = _setting(None, "File with a token that every request must carry (Authorization: Bearer).")
+    auth: bool = _setting(True, "--no-auth lets other machines in without a token.")
+    allow_host: tuple[str, ...] = _setting((), "Further host name that requests may come under; * allows all.")
+    examples: str | None = _setting(None, "Folder of images that the page offers to try.")
+    workers: int | None = _setting(None, "Threads that decode images [default: one per core].")
     max_body_mb: float = _setting(20.0, "Largest request in MB; larger ones get 413.")
     max_images: int = _setting(64, "Most images in one request; more get 413.")
     max_queue: int = _setting(1024, "Most images that wait for an answer; beyond it, 503.")
     max_held_mb: float = _setting(512.0, "Most MB of requests in memory at a time; beyond it, 503.")
-    header_seconds: float = _setting(10.0, "Time a client has for the head of a request.")
+    idle_seconds: float = _setting(10.0, "Time after which an idle connection is closed.")
     body_seconds: float = _setting(30.0, "Time a client has for the body; then 408.")
     request_seconds: float = _setting(60.0, "Time after which a request that is not answered gets 504.")
 
