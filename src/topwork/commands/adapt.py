@@ -42,7 +42,7 @@ from topwork.files import atomic_file
 from topwork.models.classifier import COMPILED, Classifier, find_model, save_classifier
 from topwork.progress import Reporter, Stopwatch
 from topwork.run import read_evaluation, run_folder, save_predictions, versions, write_json
-from topwork.settings import AdaptSettings, DataSettings, as_dict
+from topwork.settings import AdaptSettings, DataSettings, as_dict, check
 from topwork.text import escape, first_names, percent
 
 ASK_FILE = "ask.csv"
@@ -148,6 +148,7 @@ def adapt(
         UsageError: no run, no usable image, labels for images or classes that do not exist.
     """
     settings, reporter, clock = settings or AdaptSettings(), reporter or Reporter(), Stopwatch()
+    check(settings)
     folder, run = Path(out), Path(run)
     with run_folder(folder, overwrite):
         started = {"path": str(Path(target).absolute()), "adapted_from": str(run.absolute())}

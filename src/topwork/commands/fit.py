@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from topwork.commands.assess import Assessed, assess, check_labels
 from topwork.commands.prepare import Gathered, embedder_of, fitted_probe, gather, with_answers
 from topwork.commands.steps import probe_record, provenance, timing
+from topwork.data.augment import pipeline
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split
 from topwork.evaluation.analysis import find_insights
@@ -27,7 +28,7 @@ from topwork.features.views import Probed
 from topwork.models.classifier import Classifier
 from topwork.progress import Reporter, Stopwatch
 from topwork.run import asked, run_folder, write_json, write_run
-from topwork.settings import FitSettings, as_dict, is_launched
+from topwork.settings import FitSettings, as_dict, check, is_launched
 from topwork.training.recipe import head_spec
 from topwork.training.tracking import check_tracker, tracking
 
@@ -82,7 +83,9 @@ def fit(
     """
     settings, reporter, clock = settings or FitSettings(), reporter or Reporter(), Stopwatch()
     folder = Path(out)
-    head_spec(settings)  # what cannot be is named before the work begins
+    check(settings)  # what cannot be is named before the work begins
+    head_spec(settings)
+    pipeline("none" if settings.augment == "auto" else settings.augment)
     check_tracker(settings.track)
     check_labels(settings)
     with run_folder(folder, overwrite):
