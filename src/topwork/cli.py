@@ -138,12 +138,10 @@ def fit(
     from topwork.commands.fit import follow
     from topwork.console import fit_lines
     from topwork.report.page import prepare, write_report
-    from topwork.run import free_run_folder, resumed
+    from topwork.run import free_run_folder, interrupted
 
     if resume is not None:
-        path, out, settings, finished = resumed(resume)
-        if finished:
-            raise UsageError(f"{resume}: this run is finished; there is nothing to resume.")
+        (path, settings), out, overwrite = interrupted(resume), resume, True
     if path is None:
         raise UsageError("fit needs the folder of images: topwork fit PATH --out RUN (or --resume RUN).")
     folder = Path(out) if out else free_run_folder(path)

@@ -71,7 +71,7 @@ def adapted(run, negatives, tmp_path_factory):
 
 def test_an_adapted_run_holds_all_that_a_run_holds(adapted, run, negatives):
     names = {p.name for p in adapted.folder.iterdir()}
-    assert {p.name for p in run.iterdir()} - {"report.html", ".lock"} <= names
+    assert {p.name for p in run.iterdir()} - {"report.html"} <= names
     assert {"domains.json", "target.parquet", "target_predictions.parquet", "source_model", "ask.csv"} <= names
     evaluation = json.loads((adapted.folder / "evaluation.json").read_text())
     assert evaluation["domains"]["source"]["part"] == "test"

@@ -149,8 +149,8 @@ def adapt(
     """
     settings, reporter, clock = settings or AdaptSettings(), reporter or Reporter(), Stopwatch()
     check(settings)
-    folder, run = Path(out), Path(run)
-    with run_folder(folder, overwrite):
+    run = Path(run)
+    with run_folder(Path(out), overwrite) as folder:
         started = {"path": str(Path(target).absolute()), "adapted_from": str(run.absolute())}
         write_json(folder / "settings.json", started | {"settings": as_dict(settings), "versions": versions()})
         with clock("scan_and_embed"):
@@ -192,7 +192,7 @@ def adapt(
     for note in record["notes"]:
         reporter.note(note)
     n_rejected, n_used = len(found.manifest.rejects), len(found.manifest.samples)
-    return AdaptedRun(folder, now.choice, evaluation, record, ask_path, n_rejected, n_used)
+    return AdaptedRun(Path(out), now.choice, evaluation, record, ask_path, n_rejected, n_used)
 
 
 # ---- reading

@@ -71,8 +71,7 @@ def add_class(
         UsageError: no run, a class that the model has, images in an archive.
     """
     settings, reporter, clock = settings or DataSettings(), reporter or Reporter(), Stopwatch()
-    folder = Path(out)
-    with run_folder(folder, overwrite):
+    with run_folder(Path(out), overwrite) as folder:
         write_json(
             folder / "settings.json", {"path": str(Path(path).absolute()), "grown_from": str(Path(run).absolute())}
         )
@@ -102,7 +101,7 @@ def add_class(
         evaluation["timing"] = timing(clock, embedder)
         evaluation["old_classes"] = {"part": part, "n": n_old, "accuracy_before": before, "accuracy_after": after}
         write_json(folder / "evaluation.json", evaluation)
-    return GrownRun(folder, added, part, n_old, before, after, evaluation)
+    return GrownRun(Path(out), added, part, n_old, before, after, evaluation)
 
 
 def stored_run(run: Path, verb: str) -> tuple[Classifier, Manifest, dict[str, str]]:

@@ -27,7 +27,7 @@ from topwork.features.probe import Probe
 from topwork.features.views import Probed
 from topwork.models.classifier import Classifier
 from topwork.progress import Reporter, Stopwatch
-from topwork.run import asked, run_folder, write_json, write_run
+from topwork.run import asked, is_finished, replacement_of, run_folder, write_json, write_run
 from topwork.settings import FitSettings, as_dict, check, is_launched
 from topwork.training.recipe import head_spec
 from topwork.training.tracking import check_tracker, tracking
@@ -88,16 +88,17 @@ def fit(
     pipeline("none" if settings.augment == "auto" else settings.augment)
     check_tracker(settings.track)
     check_labels(settings)
-    with run_folder(folder, overwrite):
-        write_json(folder / "settings.json", asked(path, settings))
+    wanted = asked(path, settings)
+    with run_folder(folder, overwrite, wanted) as work:
+        write_json(work / "settings.json", wanted)
         data = gather(path, settings, clock, reporter)
         if data.choice is not None:  # what is resumed must not choose again: rates differ from time to time
-            write_json(folder / "settings.json", asked(path, settings) | {"backbones": data.choice.as_dict()})
+            write_json(work / "settings.json", wanted | {"backbones": data.choice.as_dict()})
         n_values = len(data.manifest.samples) * data.backbone.n_features
         with clock("probe"), few_threads(n_values):
             reporter.step("probe")
             probed = fitted_probe(data, clock, reporter)
-        tuned, words = _tune(data, probed.probe, folder, clock, reporter)
+        tuned, words = _tune(data, probed.probe, work, clock, reporter)
         seen = with_answers(data if tuned is None else _embedded_again(data, tuned, clock, reporter), reporter)
         with few_threads(n_values):
             assessed = assess(seen, probed.probe, tuned, clock, reporter)
@@ -112,13 +113,13 @@ def fit(
             reporter.step("write")
             history = [*map(asdict, probed.probe.trials), *(tuned.history if tuned else [])]
             compiled = compiled_form(classifier.backbone) if data.embedder.engine.kind == "openvino" else None
-            write_run(folder, data.manifest, data.parts, classifier, assessed.predictions, recipe, history, compiled)
+            write_run(work, data.manifest, data.parts, classifier, assessed.predictions, recipe, history, compiled)
         if not data.manifest.multi_label:
             with clock("insights"), few_threads(n_values):
                 reporter.step("insights")
-                _write_insights(folder, path, data, seen.features, probed.probe, assessed, tuned is not None, clock)
+                _write_insights(work, path, folder, data, seen.features, probed.probe, assessed, tuned is not None, clock)
         evaluation |= {"timing": timing(clock, data.embedder)}
-        write_json(folder / "evaluation.json", evaluation)
+        write_json(work / "evaluation.json", evaluation)
     return Fitted(folder, data.manifest, data.parts, classifier, probed.probe, assessed.predictions, evaluation, recipe)
 
 
@@ -132,13 +133,14 @@ def follow(path: str | os.PathLike[str], out: str | os.PathLike[str], settings: 
     """
     if settings.mode == "probe":
         return
-    reporter, clock = Reporter(), Stopwatch()
+    reporter, clock, folder = Reporter(), Stopwatch(), Path(out)
+    work = replacement_of(folder) if is_finished(folder) else folder
     _meet()
     data = gather(path, settings, clock, reporter)
     probed = fitted_probe(data, clock, reporter)
     from topwork.training.finetune import TuningInputs, tune_classifier
 
-    inputs = TuningInputs(data.backbone, data.manifest, data.features, data.parts, probed.probe, settings, Path(out))
+    inputs = TuningInputs(data.backbone, data.manifest, data.features, data.parts, probed.probe, settings, work)
     tune_classifier(inputs, reporter, reporter.note)
 
 
@@ -204,8 +206,9 @@ def _embedded_again(data: Gathered, tuned: TunedClassifier, clock: Stopwatch, re
 
 
 def _write_insights(
-    folder: Path,
+    work: Path,
     path: str | os.PathLike[str],
+    folder: Path,
     data: Gathered,
     features_judged: Features,
     probe: Probe,
@@ -230,7 +233,7 @@ def _write_insights(
         settings=as_dict(data.settings),
         seed=data.settings.seed,
     )
-    write_json(folder / "insights.json", insights.as_dict())
+    write_json(work / "insights.json", insights.as_dict())
 
 
 def _recipe(data: Gathered, probed: Probed, tuned: TunedClassifier | None, classifier: Classifier) -> dict[str, Any]:
