@@ -117,7 +117,9 @@ def fit(
         if not data.manifest.multi_label:
             with clock("insights"), few_threads(n_values):
                 reporter.step("insights")
-                _write_insights(work, path, folder, data, seen.features, probed.probe, assessed, tuned is not None, clock)
+                _write_insights(
+                    work, path, folder, data, seen.features, probed.probe, assessed, tuned is not None, clock
+                )
         evaluation |= {"timing": timing(clock, data.embedder)}
         write_json(work / "evaluation.json", evaluation)
     return Fitted(folder, data.manifest, data.parts, classifier, probed.probe, assessed.predictions, evaluation, recipe)
