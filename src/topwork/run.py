@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest, save_manifest
 from topwork.data.shards import read_parquet
-from topwork.data.split import Split, split_record
+from topwork.data.split import Split, n_train_of, split_record
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.predictions import Predictions
 from topwork.files import atomic_file, error_reason, flush_folder, locked
 from topwork.models.classifier import Classifier, save_classifier
-from topwork.settings import FitSettings, as_dict
+from topwork.settings import DataSettings, FitSettings, as_dict
 from topwork.text import as_text, escape
 
 
@@ -292,3 +292,17 @@ def _read_json(path: Path, missing: str) -> dict[str, Any]:
         raise UsageError(missing) from None
     except (OSError, ValueError) as error:
         raise TopworkError(f"{escape(str(path.parent))}: the run is damaged ({error}).") from None
+
+
+def provenance(manifest: Manifest, parts: Split, evaluation: dict[str, Any], settings: DataSettings) -> dict[str, Any]:
+    """What a model folder says about where the model comes from."""
+    judged = "test" if "test" in evaluation else "valid" if "valid" in evaluation else None
+    kept = ("n", "accuracy", "balanced_accuracy", "mean_average_precision", "micro_f1")
+    return {
+        "data_digest": manifest.digest,
+        "n_train": n_train_of(manifest, parts),
+        "judged_on": judged,
+        "figures": {key: evaluation[judged][key] for key in kept if key in evaluation[judged]} if judged else None,
+        "seed": settings.seed,
+        "versions": versions(),
+    }

@@ -22,26 +22,21 @@ from topwork.adaptation.align import Domains, Ints, Rows
 from topwork.adaptation.expected import domains_record, target_figures
 from topwork.adaptation.guards import Choice, choose
 from topwork.commands.add_class import stored_run
-from topwork.commands.steps import (
-    evaluate_parts,
-    model_embedder,
-    predict_features,
-    provenance,
-    rules_of,
-    scan_and_embed,
-    timing,
-)
+from topwork.commands.assess import evaluate_parts
+from topwork.commands.prepare import scan_and_embed, timing
 from topwork.data.manifest import Manifest, save_manifest
+from topwork.data.samples import rules_of
 from topwork.data.split import Split, split, split_record
 from topwork.data.unlabeled import COLUMNS, read_labels, rules_without_labels, without_labels
 from topwork.errors import Interrupted, UsageError
-from topwork.evaluation.predictions import Predictions, softmax
+from topwork.evaluation.predictions import Predictions, predict_features, softmax
+from topwork.export.runtime import model_embedder
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import compiled_form, load_engine
 from topwork.files import atomic_file
 from topwork.models.classifier import COMPILED, Classifier, find_model, save_classifier
 from topwork.progress import Reporter, Stopwatch
-from topwork.run import read_evaluation, run_folder, save_predictions, versions, write_json
+from topwork.run import provenance, read_evaluation, run_folder, save_predictions, versions, write_json
 from topwork.settings import AdaptSettings, DataSettings, as_dict, check
 from topwork.text import escape, first_names, percent
 

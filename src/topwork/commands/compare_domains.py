@@ -21,13 +21,13 @@ from topwork.adaptation.align import Domains, Ints
 from topwork.adaptation.expected import MODEL_ERROR, expected_accuracy, expected_recall, share_record
 from topwork.adaptation.guards import SIGNIFICANCE, Choice, choose
 from topwork.commands.adapt import scan_target
-from topwork.commands.steps import model_embedder
 from topwork.data.manifest import Manifest
 from topwork.data.unlabeled import NO_LABEL
 from topwork.errors import UsageError
 from topwork.evaluation.domains import ClassShift, Distance, class_shifts, energy_distance, farthest
 from topwork.evaluation.intervals import wilson
 from topwork.evaluation.predictions import softmax
+from topwork.export.runtime import model_embedder
 from topwork.features.embed import Embedder, Features
 from topwork.models.backbone import load_backbone
 from topwork.models.classifier import Classifier, load_classifier

@@ -13,21 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topwork.commands.assess import Assessed, assess, check_labels
-from topwork.commands.prepare import Gathered, embedder_of, fitted_probe, gather, with_answers
-from topwork.commands.steps import probe_record, provenance, timing
+from topwork.commands.prepare import Gathered, embedder_of, fitted_probe, prepare_data, timing, with_answers
 from topwork.data.augment import pipeline
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split
 from topwork.evaluation.analysis import find_insights
 from topwork.evaluation.predictions import Predictions
 from topwork.features.blas import few_threads
-from topwork.features.embed import Features, embed
+from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import compiled_form
 from topwork.features.probe import Probe
 from topwork.features.views import Probed
 from topwork.models.classifier import Classifier
 from topwork.progress import Reporter, Stopwatch
-from topwork.run import asked, is_finished, replacement_of, run_folder, write_json, write_run
+from topwork.run import asked, is_finished, provenance, replacement_of, run_folder, write_json, write_run
 from topwork.settings import FitSettings, as_dict, check, is_launched
 from topwork.training.recipe import head_spec
 from topwork.training.tracking import check_tracker, tracking
@@ -91,7 +90,7 @@ def fit(
     wanted = asked(path, settings)
     with run_folder(folder, overwrite, wanted) as work:
         write_json(work / "settings.json", wanted)
-        data = gather(path, settings, clock, reporter)
+        data = prepare_data(path, settings, clock, reporter)
         if data.choice is not None:  # what is resumed must not choose again: rates differ from time to time
             write_json(work / "settings.json", wanted | {"backbones": data.choice.as_dict()})
         n_values = len(data.manifest.samples) * data.backbone.n_features
@@ -138,7 +137,7 @@ def follow(path: str | os.PathLike[str], out: str | os.PathLike[str], settings: 
     reporter, clock, folder = Reporter(), Stopwatch(), Path(out)
     work = replacement_of(folder) if is_finished(folder) else folder
     _meet()
-    data = gather(path, settings, clock, reporter)
+    data = prepare_data(path, settings, clock, reporter)
     probed = fitted_probe(data, clock, reporter)
     from topwork.training.finetune import TuningInputs, tune_classifier
 
@@ -270,3 +269,28 @@ def _recipe(data: Gathered, probed: Probed, tuned: TunedClassifier | None, class
         }
         recipe |= {"temperature_fitted_on": "valid", "valid_used_for": VALID_OF_TUNING}
     return recipe
+
+
+def probe_record(classifier: Classifier, probe: Probe, embedder: Embedder) -> dict[str, Any]:
+    """What a recipe says of a probe: the network, how it ran, the head that was chosen and by what."""
+    chosen = next(trial for trial in probe.trials if trial.chosen)
+    return {
+        "backbone": classifier.backbone.name,
+        "architecture": classifier.backbone.architecture,
+        "preprocessing": classifier.backbone.spec.as_dict(),
+        "engine": embedder.engine.kind,
+        "precision": embedder.engine.precision,
+        "head": {
+            "kind": classifier.head.kind,
+            "candidate": chosen.candidate,
+            "penalty": chosen.penalty,
+            "n_features": int(classifier.head.weight.shape[1]),
+            "reason": probe.reason,
+        },
+        "cross_validation": {
+            "n_folds": chosen.n_folds,
+            "n_images": chosen.n_images,
+            "accuracy": chosen.accuracy,
+            "standard_error": chosen.standard_error,
+        },
+    }
