@@ -19,7 +19,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
 
-import attrs
 from cyclopts import App, Group, Parameter
 from cyclopts.help import DefaultFormatter, HelpPanel
 
@@ -63,7 +62,7 @@ class OptionsBySubject(DefaultFormatter):
                     {"positive_names": ()} if is_on and entry.negative_names else {"negative_names": ()}
                 )
                 default = None if entry.default in ("True", "False") else entry.default
-                groups.setdefault(title, []).append(attrs.evolve(entry, default=default, **shown))
+                groups.setdefault(title, []).append(entry.copy(default=default, **shown))
         for title, entries in groups.items():
             super().__call__(console, options, panel.copy(title=title, entries=entries))
         n_more = len(panel.entries) - sum(map(len, groups.values()))
