@@ -9,7 +9,6 @@
 PYTHON ?= python3
 TORCH ?=
 ARGS ?=
-COVERAGE ?= 80
 
 BIN := .venv/bin
 TESTS = $(BIN)/pytest -q $(ARGS)
@@ -29,13 +28,12 @@ demo: $(BIN)/.demo-is-installed ## train a classifier on real images, write its 
 test: $(BIN)/.dev-is-installed ## run the tests but the slow ones (first call: installs)
 	$(TESTS)
 
-check: $(BIN)/.dev-is-installed ## style, types, layers, dependencies, then the tests with coverage: what CI runs
+check: $(BIN)/.dev-is-installed ## style, types, layers, then the tests: all of it must pass
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/deptry .
-	$(TESTS) -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=$(COVERAGE)
+	$(TESTS)
 
 format: $(BIN)/.dev-is-installed ## repair what ruff can repair
 	$(BIN)/ruff check --fix .

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
 
+import attrs
 from cyclopts import App, Group, Parameter
 from cyclopts.help import DefaultFormatter, HelpPanel
 
@@ -62,7 +63,7 @@ class OptionsBySubject(DefaultFormatter):
                     {"positive_names": ()} if is_on and entry.negative_names else {"negative_names": ()}
                 )
                 default = None if entry.default in ("True", "False") else entry.default
-                groups.setdefault(title, []).append(entry.copy(default=default, **shown))
+                groups.setdefault(title, []).append(attrs.evolve(entry, default=default, **shown))
         for title, entries in groups.items():
             super().__call__(console, options, panel.copy(title=title, entries=entries))
         n_more = len(panel.entries) - sum(map(len, groups.values()))
@@ -136,11 +137,14 @@ def fit(
     from topwork.commands.fit import fit as fit_run
     from topwork.commands.fit import follow
     from topwork.console import fit_lines
-    from topwork.report.page import prepare, write_report
-    from topwork.run import free_run_folder, interrupted
+    from topwork.report.page import prepare
+    from topwork.report.run_page import write_report
+    from topwork.run import free_run_folder, resumed
 
     if resume is not None:
-        (path, settings), out, overwrite = interrupted(resume), resume, True
+        path, out, settings, finished = resumed(resume)
+        if finished:
+            raise UsageError(f"{resume}: this run is finished; there is nothing to resume.")
     if path is None:
         raise UsageError("fit needs the folder of images: topwork fit PATH --out RUN (or --resume RUN).")
     folder = Path(out) if out else free_run_folder(path)
@@ -176,7 +180,7 @@ def lr_range(
     """Run a learning-rate range test and suggest a rate for fit --mode tune. No weights are saved."""
     from topwork.commands.lr_range import lr_range as find_rate
     from topwork.console import range_lines
-    from topwork.report.lr_range_plot import write_range_plot
+    from topwork.report.other_pages import write_range_plot
 
     plot = Path(out) if out else Path("runs") / f"{Path(path).resolve().stem or 'data'}-lr-range.svg"
     if plot.suffix != ".svg":
@@ -337,7 +341,7 @@ def compare(
     with _terminal(common) as terminal:
         part_name, compared = compare_runs(runs, part, seed=seed)
         if out is not None:
-            from topwork.report.compare_page import write_compare_page
+            from topwork.report.other_pages import write_compare_page
 
             terminal.step("report")
             write_compare_page(part_name, compared, Path(out))
@@ -362,7 +366,7 @@ def compare_domains(
     """Measure the distribution shift between two datasets, per class, and the accuracy to expect."""
     from topwork.commands.compare_domains import compare_domains as compare_both
     from topwork.console import domain_lines
-    from topwork.report.domains_page import write_domains_page
+    from topwork.report.other_pages import write_domains_page
 
     with _terminal(common) as terminal:
         compared = compare_both(a, b, settings, model=model, is_unlabeled=unlabeled, reporter=terminal)
@@ -386,7 +390,7 @@ def report(
 ) -> int:
     """Write RUN/report.html again from what the run holds, or the same as Markdown or JSON."""
     from topwork.report.markdown import write_plain
-    from topwork.report.page import write_report
+    from topwork.report.run_page import write_report
 
     with _terminal(common) as terminal:
         terminal.step("report")
@@ -525,12 +529,11 @@ def serve(
 ) -> int:
     """Serve models over HTTP (localhost by default): a page at /, POST /predict, /docs, /metrics."""
     from topwork.export.predictor import Predictor
-    from topwork.server.serve import is_loopback, named_models, open_socket, read_token
+    from topwork.server.serve import is_loopback, named_models, open_socket
     from topwork.server.serve import serve as serve_models
 
-    listener = open_socket(settings.host, settings.port)
-    token = read_token(settings, listener)
     predictors = {name: Predictor(folder, n_top=100) for name, folder in named_models(models).items()}
+    listener = open_socket(settings.host, settings.port)
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     if common.json:
@@ -538,10 +541,9 @@ def serve(
     elif not common.quiet:
         print(f"Serving {', '.join(predictors)} on http://{host}:{port} (Ctrl+C to stop)", file=sys.stderr)
         if not is_loopback(listener):
-            needed = "only with the token" if token else "without a password"
-            print(f"Other machines can use it {needed}.", file=sys.stderr)
+            print("Other machines can reach it, and there is no password.", file=sys.stderr)
     sys.stdout.flush()
-    serve_models(predictors, settings, listener, token)
+    serve_models(predictors, settings, listener)
     return 0
 
 
@@ -640,7 +642,7 @@ def add_class(
     """Add classes to a trained model without changing the existing ones."""
     from topwork.commands.add_class import add_class as add_class_to
     from topwork.console import added_lines
-    from topwork.report.page import write_report
+    from topwork.report.run_page import write_report
 
     with _terminal(common) as terminal:
         grown = add_class_to(model, path, out, settings, name=name, overwrite=overwrite, reporter=terminal)
@@ -671,7 +673,7 @@ def adapt(
     """
     from topwork.commands.adapt import adapt as adapt_run
     from topwork.console import adaptation_lines
-    from topwork.report.page import write_report
+    from topwork.report.run_page import write_report
 
     with _terminal(common) as terminal:
         adapted = adapt_run(run, target, out, settings, overwrite=overwrite, reporter=terminal)
@@ -708,7 +710,7 @@ def study(
     """
     from topwork.commands.study import run_study
     from topwork.console import studied_lines, study_list_lines
-    from topwork.report.study_page import make_folder, write_study
+    from topwork.report.other_pages import make_folder, write_study
     from topwork.studies.catalog import STUDIES
 
     if list or name is None:

@@ -22,7 +22,7 @@ from topwork.export.package import export_model
 from topwork.export.predictor import Predictor
 from topwork.models.classifier import FACTS, facts_digest, load_classifier
 from topwork.report.markdown import write_plain
-from topwork.report.page import write_report
+from topwork.report.run_page import write_report
 from topwork.settings import DataSettings, FitSettings
 from topwork.training.selection import select_model
 

@@ -1,10 +1,14 @@
-"""A finished run made in a moment: drawn images, a real scan and split, and answers set by hand. No network is run."""
+"""A finished run made in a moment: drawn images, a real scan and split, and answers set by hand. No network is run.
+
+And a browser that opens pages and complains about whatever they log or load.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from topwork.data.manifest import save_manifest, scan
 from topwork.data.split import split, split_record
 from topwork.evaluation.metrics import evaluate_part
 from topwork.evaluation.predictions import Predictions
+from topwork.report.run_data import read_record
 from topwork.run import save_predictions, write_json
 from topwork.settings import FitSettings, as_dict
 
@@ -131,3 +136,87 @@ def _trials() -> list[dict[str, Any]]:
         | {"candidate": name, "penalty": penalty, "accuracy": 0.9, "cross_entropy": 0.2 + penalty, "chosen": chosen}
         for name, penalty, chosen in (("raw", 0.1, True), ("raw", 0.3, False), ("z-score", 0.1, False))
     ]
+
+
+def add_insights(run: Path, n_suspects: int = 3) -> Path:
+    """An insights.json as a fit writes it, with values that can be told apart."""
+    record = read_record(run)
+    part = record.predictions["test"]
+    rows = part.sample_indices.tolist()
+    train = np.flatnonzero(record.part_of == "train").tolist()
+    right = np.zeros((7, 7))
+    right[1, 1] = 2.0
+    images = [
+        {"row": rows[i], "predicted": int(part.predicted[i]), "label": int(part.labels[i]), "probability": 0.9,
+         "maps": [right.tolist(), (-right).tolist()], "logits": [2.0, -2.0], "nearest": train[:4], "similarity": [0.9] * 4}
+        for i in (0, len(rows) - 1)
+    ]  # fmt: skip
+    suspects = [
+        {"row": row, "path": "p", "label": "l", "suggested": record.manifest.classes[0], "score": 0.9, "is_confident": True,
+         "label_probability": 0.04, "suggested_probability": 0.96, "neighbors": train[:3], "neighbor_agreement": 0.0}
+        for row in rows[:n_suspects]
+    ]  # fmt: skip
+    outcome = {"n": 12, "n_label": 9, "n_ambiguous": 2, "n_unknown": 1, "accuracy": 0.75, "wrong_left_open": 2, "n_wrong": 3,
+               "accuracy_of_labels": {"value": 8 / 9, "low": 0.56, "high": 0.98}}  # fmt: skip
+    points = [
+        {"n": n, "accuracy": a, "low": a - 0.03, "high": a + 0.02} for n, a in ((25, 0.8), (50, 0.85), (100, 0.9))
+    ]
+    insights = {
+        "suspects": suspects,
+        "n_suspects": n_suspects,
+        "n_audited": len(record.manifest.samples),
+        "outliers": [{"row": rows[0], "distance": 0.7, "neighbors": train[:2]}],
+        "duplicates": {"test": {"n_repeated": 2, "n_without": 10, "accuracy": 0.75,
+                                "accuracy_without": {"value": 0.7, "low": 0.4, "high": 0.9}}},
+        "decisions": {"thresholds": {"unknown": 0.5, "unknown_false_alarm_rate": 0.01, "set_probability": 0.2,
+                                     "set_coverage": 0.975, "confidence": None}, "parts": {"test": outcome}},
+        "explanations": {"method": "activation", "part": "test", "images": images},
+        "learning_curve": {"points": points, "forecasts": [{"n": n, "accuracy": a, "low": a - 0.02, "high": a + 0.02}
+                           for n, a in ((125, 0.91), (250, 0.93), (500, 0.94))], "gain": [0.02, 0.005, 0.04],
+                           "floor": 0.02, "scale": 1.0, "exponent": 0.5, "line": [[25, 0.8], [125, 0.91], [500, 0.94]]},
+        "advice": [{"name": "images", "title": "More images", "text": "Twice the images bring +2.0 points.",
+                    "gain": [0.02, 0.005, 0.04], "basis": "curve", "minutes": 0.0, "person_minutes": 21.0, "command": None}],
+    }  # fmt: skip
+    write_json(run / "insights.json", insights)
+    return run
+
+
+# ---- a browser
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, driven by Playwright."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not Path(CHROMIUM).exists():
+        pytest.skip("there is no Chromium on this machine")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Any]:
+    """``open_page(path, width=..., scheme=...)``; the test fails if the page logs anything or loads anything."""
+    complaints: list[str] = []
+    contexts = []
+
+    def open_one(path: Path, width: int = 1280, scheme: str = "light", script: bool = True) -> Any:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=script
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)
+        page.goto(path.as_uri())
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert complaints == []

@@ -1,20 +1,21 @@
-"""The report in a real browser: widths, themes, keyboard, filters, contrast, and no word from the console."""
+"""Pages in a real browser: widths, themes, keyboard, filters, contrast, accessibility, and no word from the console."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from topwork.report.page import write_report
+from topwork.blocks import Picture, Section
+from topwork.report.page import render_page, write_page
+from topwork.report.run_page import write_report
 
-from .conftest import HOSTILE_CLASSES, HOSTILE_FILES, MakeRun
+from .conftest import HOSTILE_CLASSES, HOSTILE_FILES, MakeRun, add_insights
+from .test_page import every_block
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+MAX_WORDS = 1200  # that a reader sees of the report of two classes
 
 # Every visible piece of text whose contrast with the ground behind it is below WCAG AA.
 FAINT_TEXT = """() => {
@@ -44,60 +45,45 @@ FAINT_TEXT = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not Path(CHROMIUM).exists():
-        pytest.skip("there is no Chromium on this machine")
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[Any]:
-    """``open_page(path, width=..., scheme=...)``; the test fails if the page logs anything or loads anything."""
-    complaints: list[str] = []
-    contexts = []
-
-    def open_one(path: Path, width: int = 1280, scheme: str = "light", script: bool = True) -> Any:
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=script
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)
-        page.goto(path.as_uri())
-        return page
-
-    yield open_one
-    for context in contexts:
-        context.close()
-    assert complaints == []
-
-
 @pytest.fixture
 def report(make_run: MakeRun) -> Path:
-    rejects = ["bad <script>window.pwned=1.jpg", "other.jpg"]
-    return write_report(make_run(HOSTILE_CLASSES, n_each=10, names=HOSTILE_FILES, rejects=rejects))
+    rejects = ["bad <script>window.pwned=1.jpg", *(f"other {number}.jpg" for number in range(9))]
+    return write_report(add_insights(make_run(HOSTILE_CLASSES, n_each=10, names=HOSTILE_FILES, rejects=rejects)))
+
+
+def faults(page: Any) -> list[str]:
+    """What axe-core calls serious or critical."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    found = axe.Axe().run(page).response["violations"]
+    return [
+        f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found if one["impact"] in ("serious", "critical")
+    ]
+
+
+def open_all(page: Any) -> None:
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_fits_reads_well_and_is_harmless(open_page: Any, report: Path, width: int, scheme: str) -> None:
     page = open_page(report, width, scheme)
+    open_all(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("window.pwned") is None
-    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
     assert page.evaluate(FAINT_TEXT) == []
+    assert faults(page) == []
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.locator("#theme").click()  # light
     page.locator("#theme").click()  # dark
     assert (page.evaluate("getComputedStyle(document.body).backgroundColor") == ground) == (scheme == "dark")
     assert page.evaluate(FAINT_TEXT) == []
+
+
+def test_a_report_of_two_classes_is_short(open_page: Any, make_run: MakeRun) -> None:
+    page = open_page(write_report(add_insights(make_run(n_each=60, n_wrong=4))))
+    assert page.evaluate("document.body.innerText.split(/\\s+/).filter(Boolean).length") <= MAX_WORDS
+    assert page.locator("details[open]").count() == 0
 
 
 def test_matrix_by_mouse_and_keyboard(open_page: Any, report: Path) -> None:
@@ -110,11 +96,12 @@ def test_matrix_by_mouse_and_keyboard(open_page: Any, report: Path) -> None:
     assert page.evaluate(
         "[...document.querySelectorAll('.cell-images img')].every((i) => i.complete && i.naturalWidth)"
     )
+    before = box.locator(".cell-title").inner_text()
     page.keyboard.press("ArrowLeft")
     assert page.evaluate("document.activeElement.dataset.cell") == "1,1"
-    assert "answered right" not in box.locator(".cell-title").inner_text()  # moving alone chooses nothing
+    assert box.locator(".cell-title").inner_text() == before  # moving alone chooses nothing
     page.keyboard.press("Enter")
-    assert "answered right" in box.locator(".cell-title").inner_text()
+    assert box.locator(".cell-title").inner_text() != before
     assert box.locator(".cell-images img").count() > 0
     page.keyboard.press("ArrowUp")
     page.keyboard.press("ArrowUp")  # stays inside
@@ -122,24 +109,26 @@ def test_matrix_by_mouse_and_keyboard(open_page: Any, report: Path) -> None:
     page.keyboard.press("End")
     assert page.evaluate("document.activeElement.dataset.cell") == "0,7"
     assert box.locator("td[tabindex='0']").count() == 1  # one stop of the Tab key
-    page.locator("tr[data-pair] button").first.click()
-    chosen = page.locator("tr[data-pair]").first.get_attribute("data-pair")
+    page.locator("tr[data-key] button").first.click()
+    chosen = page.locator("tr[data-key]").first.get_attribute("data-key")
     assert box.locator("td[aria-selected=true]").get_attribute("data-cell") == chosen
 
 
 def test_filters_and_sorting(open_page: Any, report: Path) -> None:
     page = open_page(report)
-    cards = page.locator("#mistake-cards .card:not([hidden])")
+    cards = page.locator("#mistakes-test .card:not([hidden])")
     n_all = cards.count()
-    page.locator("[data-mistakes=class]").select_option("0")
+    bar = page.locator("[data-filters=mistakes-test]")
+    bar.locator("select[data-key=true]").select_option("0")
     assert 0 < cards.count() < n_all
-    page.locator("[data-mistakes=class]").select_option("")
-    page.locator("[data-mistakes=text]").fill("nothing is called so")
+    bar.locator("select[data-key=true]").select_option("")
+    bar.locator("input").fill("nothing is called so")
     assert cards.count() == 0
-    assert page.locator("[data-count=mistakes]").inner_text() == f"0 of {n_all}"
-    page.locator("[data-filter=rejects]").fill("other")
+    assert bar.locator("[role=status]").inner_text() == f"0 of {n_all}"
+    open_all(page)
+    page.locator("[data-filter=rejects]").fill("bad")
     assert page.locator("#rejects tbody tr:not([hidden])").count() == 1
-    table = page.locator("table.per-class").first
+    table = page.locator("#errors table.sortable").first
     by_class = table.locator("thead button", has_text="Class")
     by_class.click()
     ascending = table.locator("tbody th").all_inner_texts()
@@ -149,11 +138,48 @@ def test_filters_and_sorting(open_page: Any, report: Path) -> None:
     assert table.locator("th[aria-sort]").count() == 1
 
 
+def test_images_enlarge_by_click_and_key(open_page: Any, report: Path) -> None:
+    page = open_page(report)
+    images = page.locator("#mistakes-test .tile img")
+    images.first.click()
+    zoom = page.locator("#zoom")
+    assert zoom.is_visible()
+    assert zoom.locator("img").get_attribute("src") == images.first.get_attribute("src")
+    assert zoom.locator("img").bounding_box()["width"] > 2 * images.first.bounding_box()["width"]
+    page.keyboard.press("ArrowRight")
+    assert zoom.locator("img").get_attribute("src") == images.nth(1).get_attribute("src")
+    page.keyboard.press("Escape")
+    assert zoom.is_hidden()
+    images.nth(1).press("Enter")
+    assert zoom.is_visible()
+
+
+def test_points_have_tooltips(open_page: Any, report: Path) -> None:
+    page = open_page(report)
+    point = page.locator("#confidence svg.chart circle[data-tip]").first
+    point.scroll_into_view_if_needed()
+    point.hover()
+    tip = page.locator(".tip")
+    assert tip.is_visible()
+    assert tip.inner_text() == point.get_attribute("data-tip")
+    page.mouse.move(5, 5)
+    assert tip.is_hidden()
+
+
+def test_commands_are_copied(open_page: Any, report: Path) -> None:
+    page = open_page(report)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    box = page.locator("#settings .code").first
+    box.locator("button").click()
+    assert box.locator("button").inner_text() in ("Copied", "Selected")  # a file may not have a clipboard
+    assert "topwork predict" in box.locator("code").inner_text()
+
+
 def test_numbers_without_script(open_page: Any, report: Path) -> None:
     page = open_page(report, script=False)
     assert page.locator(".matrix td[data-cell='1,1']").first.is_visible()
-    assert page.locator("table.per-class").first.is_visible()
-    assert page.locator("#mistake-cards .card").first.is_visible()
+    assert page.locator("#errors table.sortable").first.is_visible()
+    assert page.locator("#mistakes-test .card").first.is_visible()
     assert page.locator("#theme").is_hidden()
 
 
@@ -170,3 +196,12 @@ def test_prints(open_page: Any, report: Path) -> None:
     assert page.locator(".rail").is_hidden()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_every_kind_of_block_is_accessible(open_page: Any, tmp_path: Path) -> None:
+    blocks = every_block("a name")
+    page = open_page(
+        write_page(tmp_path / "page.html", render_page("Title", "test", [Section("one", "One", blocks)], pictures={0: Picture(None, problem="gone")}))
+    )  # fmt: skip
+    open_all(page)
+    assert faults(page) == []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.report.test_browser import FAINT_TEXT
-from tests.report.test_browser import browser as browser
+from tests.report.conftest import browser as browser
 
 from drawing import draw, draw_folders
 from topwork.commands.fit import fit

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from topwork.blocks import as_cell
 from topwork.studies import normalization, rates, residual, scratch
 from topwork.studies.learning import Epoch, Learned
 from topwork.studies.study import Measured
-from topwork.studies.words import best_of, cell_text, compared, difference, share
+from topwork.studies.words import best_of, compared, difference, share
 from topwork.text import join_names, points
 
 
@@ -25,7 +26,7 @@ def test_a_measured_share_has_wilsons_interval():
     found = Measured.of(right(95))
     assert (found.value, found.n) == (0.95, 100)
     assert (round(found.low, 3), round(found.high, 3)) == (0.888, 0.978)
-    assert share(found) == "95.0 % (88.8 to 97.8)"
+    assert share(found) == "95.0% (88.8–97.8)"
     assert Measured.of(right(50)).overlaps(Measured.of(right(55)))
     assert not Measured.of(right(50)).overlaps(Measured.of(right(90)))
 
@@ -44,13 +45,13 @@ def test_the_numbers_of_a_sentence_are_those_of_the_answers():
     found = difference(right(60), right(90))
     text = compared("a", right(60), "b", right(90))
     assert found.value == pytest.approx(0.3)
-    for part in ("90.0 %", "60.0 %", "+30.0", points(found.low), points(found.high)):
+    for part in ("90.0%", "60.0%", "+30.0", points(found.low), points(found.high)):
         assert part in text
 
 
 def test_the_best_of_several_is_told_from_those_it_can_be_told_from():
     text = best_of({"one": right(90), "two": right(89), "three": right(50)})
-    assert text.startswith("One has the most right: 90.0 %")
+    assert text.startswith("One has the most right: 90.0%")
     assert "two cannot be told from it" in text
     assert "three clearly can" in text
     assert "no clear difference" in best_of({"one": right(90), "two": right(89)})
@@ -58,7 +59,7 @@ def test_the_best_of_several_is_told_from_those_it_can_be_told_from():
 
 
 def test_cells_and_lists_are_written_plainly():
-    assert [cell_text(cell) for cell in (1234, 0.00012345, None, "x")] == ["1,234", "0.0001234", "–", "x"]
+    assert [as_cell(cell).text for cell in (1234, 0.00012345, None, "x")] == ["1,234", "0.0001234", "–", "x"]
     assert join_names(["a", "b", "c"]) == "a, b and c"
 
 
@@ -74,8 +75,8 @@ def table(with_unit: int, with_bytes: int, unit_unit: int):
 def test_normalization_says_what_it_costs_or_that_nothing_is_clear():
     first, second, third = normalization._sentences(table(95, 55, 94))
     assert "no clear difference" in first
-    assert "95.0 %" in second
-    assert "55.0 %" in second
+    assert "95.0%" in second
+    assert "55.0%" in second
     assert "costs 40.0 points" in second
     assert "no clear difference from normalization in both" in third
     first, _, third = normalization._sentences(table(60, 55, 60))

@@ -9,8 +9,6 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from topwork.settings import DataSettings
-
 LABEL_SEPARATOR = "|"
 
 
@@ -103,17 +101,3 @@ class Sample:
     height: int
     orientation: int
     is_gray: bool = False
-
-
-def rules_of(settings: DataSettings) -> Rules:
-    """What the settings say about how the data is to be read."""
-    return Rules(
-        root=settings.root,
-        label_regex=settings.label_regex,
-        group_by=settings.group_by,
-        domain_by=settings.domain_by,
-        limit_per_class=settings.limit_per_class,
-        multi_label=settings.multi_label,
-        seed=settings.seed,
-        corrections=settings.corrections,
-    )

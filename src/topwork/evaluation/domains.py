@@ -157,3 +157,24 @@ def farthest(a: NDArray[Any], b: NDArray[Any], k: int = 5) -> NDArray[np.int64]:
         ]
     )
     return np.argsort(closeness, kind="stable").astype(np.int64)
+
+
+def joint_map(
+    a: NDArray[Any], labels_a: NDArray[np.int64], b: NDArray[Any], labels_b: NDArray[np.int64], n: int = 400
+) -> dict[str, list[list[float]]]:
+    """Both sets on the two main axes of all: (x, y, label) of at most ``n`` images each, as ``source`` and ``target``."""
+    rng = np.random.default_rng(19)
+    rows = {name: np.sort(rng.permutation(len(x))[:n]) for name, x in (("source", a), ("target", b))}
+    parts = {"source": a[rows["source"]].astype(np.float64), "target": b[rows["target"]].astype(np.float64)}
+    together = np.concatenate([parts["source"], parts["target"]])
+    _, _, directions = np.linalg.svd(together - together.mean(0), full_matrices=False)
+    axes = np.zeros((together.shape[1], 2))
+    axes[:, : min(2, len(directions))] = directions[:2].T
+    labels = {"source": labels_a, "target": labels_b}
+    return {
+        name: [
+            [round(float(x), 3), round(float(y), 3), int(label)]
+            for (x, y), label in zip((part - together.mean(0)) @ axes, labels[name][rows[name]], strict=True)
+        ]
+        for name, part in parts.items()
+    }

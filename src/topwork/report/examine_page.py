@@ -1,68 +1,55 @@
-"""The page of ``topwork examine``: what the model learned, in sentences, numbers and pictures.
+"""The page of ``topwork examine``: what the model relies on, one verdict on top, then numbers and pictures.
 
-In: an examination and its images. Out: one self-contained file without a script, in the look of the report. Numbers and
-sentences come from ``evaluation/examine.py``; here they get positions and pictures. Every text that comes from the data
-goes through ``shown``; the template escapes it.
+In: an examination and its images. Out: one page. Numbers and sentences come from ``evaluation/examine.py``.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import simplejpeg
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
-from topwork import __version__
+from topwork.blocks import (
+    Bars,
+    Beside,
+    Block,
+    Card,
+    Findings,
+    Gallery,
+    Heading,
+    Picture,
+    Section,
+    Share,
+    Table,
+    Text,
+    Tile,
+)
 from topwork.commands.examine import Examined
 from topwork.data.images import decode
-from topwork.data.transforms import InputSpec, Pixels, fit_to_input, resize
-from topwork.errors import ImageError, TopworkError
+from topwork.data.transforms import InputSpec, Pixels, fit_to_input
+from topwork.errors import ImageError
 from topwork.evaluation.findings import Effect
 from topwork.evaluation.fixed_regions import FixedPlace
 from topwork.evaluation.perturb import PERTURBATIONS
 from topwork.evaluation.preprocessing import USUAL, renormalized
-from topwork.files import atomic_file
 from topwork.models.classifier import find_model
-from topwork.report.pictures import Picture
-from topwork.text import count, escape, percent
+from topwork.report.page import render_page, write_page
+from topwork.report.pictures import encoded
+from topwork.text import count, escape, percent, points
 
-HERE = Path(__file__).parent
-SIDE = 144
-QUALITY = 72
-N_TILES = 6  # of a fixed place
+SIDE = 160
+N_TILES = 6  # of a fixed region
 GROUPS = {
     "color": "Color",
     "detail": "Detail",
     "shape": "Shape and texture",
     "place": "Object and background",
-    "view": "View",
-    "quality": "Quality",
-    "preprocessing": "Preprocessing",
+    "view": "Rotation and crop",
+    "quality": "Image quality",
+    "preprocessing": "Resize mode",
     "normalization": "Normalization",
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One effect as the template shows it."""
-
-    title: str
-    sentence: str
-    accuracy: str
-    low: str
-    high: str
-    confidence: str
-    difference: str
-    bar: dict[str, float]
-    is_clear: bool
-    examples: list[dict[str, Any]]
 
 
 def default_page(model: str | os.PathLike[str]) -> Path:
@@ -79,100 +66,83 @@ def write_examine_page(examined: Examined, path: Path) -> None:
     write_page(path, render(examined))
 
 
-def write_page(path: Path, page: str) -> None:
-    """Writes a page, whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as partial:
-            partial.write_text(page, encoding="utf-8", newline="\n")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise TopworkError(f"{escape(str(path))}: cannot be written: {reason}.") from None
-
-
 def render(examined: Examined) -> str:
     """The page as text."""
-    found, spec = examined.examination, examined.classifier.backbone.spec
-    style = style_of("report.css", "insights.css", "examine.css")
-    images = _inputs(examined, found.example_rows, spec)
-    names = [escape(examined.manifest.samples[int(examined.rows[row])].label) for row in found.example_rows]
-
-    def row(effect: Effect) -> Row:
-        return _row(effect, _changed(effect, examined, images))
-
-    groups = [
-        {"name": title, "rows": [row(effect) for effect in found.effects if effect.group == name]}
-        for name, title in GROUPS.items()
-    ]
-    return (
-        page_environment()
-        .get_template("examine.html")
-        .render(
-            title=escape(examined.model.resolve().name),
-            data=escape(examined.path),
-            version=__version__,
-            policy=policy_of(style),
-            style=Markup(style),
-            n=count(found.n, "image"),
-            guess=percent(found.guess),
-            findings=[{"kind": f.kind, "topic": f.topic, "text": escape(f.text)} for f in found.findings],
-            unchanged=row(found.unchanged),
-            names=names,
-            groups=[group for group in groups if group["rows"]],
-            places=[_place(place, examined) for place in found.places],
-            fits=[
-                {"name": fit.normalization.name, "misfit": f"{fit.misfit:.3g}", "is_declared": fit.is_declared}
-                for fit in found.fits
-            ],
-            randomized=[(step.part, f"{step.agreement:+.2f}") for step in found.randomized],
-            border=[percent(value) for value in found.border] if found.border else None,
-            baseline=round(100 * found.unchanged.accuracy, 2),
+    found = examined.examination
+    images = _inputs(examined, found.example_rows, examined.classifier.backbone.spec)
+    sections = [Section("verdict", "Verdict", _verdict(examined)), Section("effects", "Effects", [_chart(examined)])]
+    if found.places:
+        sections.append(
+            Section("regions", "Fixed regions", [block for p in found.places for block in _place(p, examined)])
         )
+    for name, title in GROUPS.items():
+        effects = [effect for effect in found.effects if effect.group == name]
+        if effects:
+            blocks = [block for effect in effects for block in _effect(effect, examined, images)]
+            sections.append(Section(f"group-{name}", title, blocks))
+    sections.append(Section("checks", "Checks", _checks(examined)))
+    note = "95% confidence intervals. An effect is significant if McNemar's exact test says so, corrected for the number of effects."
+    subtitle = f"{count(found.n, 'image')} of {escape(examined.path)}"
+    return render_page(examined.model.resolve().name, "examine", sections, subtitle=subtitle, footer=[note])
+
+
+def verdict(examined: Examined) -> str:
+    """The most important finding in one sentence."""
+    found = examined.examination
+    warnings = [finding for finding in found.findings if finding.kind == "warning"]
+    if warnings:
+        topics = list(dict.fromkeys(finding.topic for finding in warnings))
+        return f"{count(len(warnings), 'warning')}: {', '.join(topics)}. The model may rely on something other than the objects."
+    significant = [effect for effect in found.effects if effect.is_clear and effect.difference < 0]
+    if not significant:
+        return "No warnings: nothing that was changed lowers the accuracy significantly."
+    worst = min(significant, key=lambda effect: effect.difference)
+    return f"No warnings. The largest effect: {worst.title.lower()} ({points(worst.difference)} points)."
+
+
+def _verdict(examined: Examined) -> list[Block]:
+    found = examined.examination
+    unchanged = found.unchanged
+    share = Share(unchanged.accuracy, unchanged.low, unchanged.high, found.n)
+    return [
+        Text(verdict(examined), "lead"),
+        Text(f"Accuracy on the unchanged images: {share}. Always predicting the most frequent class: {percent(found.guess)}."),
+        Findings(tuple((f.kind, f.topic, escape(f.text)) for f in found.findings)),
+    ]  # fmt: skip
+
+
+def _chart(examined: Examined) -> Bars:
+    found = examined.examination
+    effects = [effect for effect in found.effects if effect.name != "unchanged"]
+    rows = tuple(
+        (effect.title, Share(effect.difference, effect.difference_low, effect.difference_high))
+        for effect in sorted(effects, key=lambda effect: effect.difference)
     )
+    return Bars("Change in accuracy", "points", rows, "Against the unchanged images, with 95% CI.", is_difference=True)
 
 
-def style_of(*names: str) -> str:
-    """The style sheets of a page, joined."""
-    return "".join((HERE / "static" / name).read_text(encoding="utf-8") for name in names)
-
-
-def policy_of(style: str) -> str:
-    """Allows this style and pictures inside the page; no script at all."""
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
-    return f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-
-
-def page_environment() -> Environment:
-    """Templates that escape everything."""
-    return Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def _effect(effect: Effect, examined: Examined, images: Pixels | None) -> list[Block]:
+    share = Share(effect.accuracy, effect.low, effect.high)
+    difference = "" if effect.name == "unchanged" else f", {points(effect.difference)} points"
+    said = (
+        f"{effect.sentence} Accuracy {share}{difference}; mean confidence {percent(effect.confidence)}."
+        if effect.is_clear
+        else effect.sentence
     )
-
-
-def _row(effect: Effect, changed: Pixels | None) -> Row:
-    examples = []
+    changed = _changed(effect, examined, images)
+    names = [examined.manifest.samples[int(examined.rows[row])].label for row in examined.examination.example_rows]
+    cards = []
     for number, (answer, probability) in enumerate(effect.examples):
-        source = picture(changed[number]) if changed is not None else None
-        examples.append({"answer": escape(answer), "probability": percent(probability), "picture": source})
-    return Row(
-        title=effect.title,
-        sentence=effect.sentence,
-        accuracy=percent(effect.accuracy),
-        low=percent(effect.low),
-        high=percent(effect.high),
-        confidence=percent(effect.confidence),
-        difference=f"{100 * effect.difference:+.1f}".replace("-", "−") if effect.name != "unchanged" else "",
-        bar={
-            name: round(100 * getattr(effect, key), 2)
-            for name, key in (("value", "accuracy"), ("low", "low"), ("high", "high"))
-        },
-        is_clear=effect.is_clear,
-        examples=examples,
-    )
+        if changed is None:
+            picture = Picture(None, problem="the file is gone")
+        else:
+            picture = encoded(changed[number], SIDE)
+        style = "" if answer == names[number] else "bad"
+        tile = Tile(
+            picture, f"{effect.title}: {escape(names[number])}", f"{escape(answer)} {percent(probability)}", style
+        )
+        cards.append(Card((tile,)))
+    return [Heading(effect.title), Text(said), Gallery(tuple(cards), "s")]
 
 
 def _changed(effect: Effect, examined: Examined, images: Pixels | None) -> Pixels | None:
@@ -180,9 +150,9 @@ def _changed(effect: Effect, examined: Examined, images: Pixels | None) -> Pixel
     if images is None or effect.name == "unchanged":
         return images
     spec = examined.classifier.backbone.spec
-    for some in PERTURBATIONS:
-        if some.name == effect.name:
-            return some.make(images)
+    for one in PERTURBATIONS:
+        if one.name == effect.name:
+            return one.make(images)
     for other in USUAL:
         if other.name == effect.title:
             return np.clip(renormalized(images, spec, other), 0, 255).astype(np.uint8)
@@ -191,7 +161,7 @@ def _changed(effect: Effect, examined: Examined, images: Pixels | None) -> Pixel
 
 
 def _inputs(examined: Examined, positions: tuple[int, ...], spec: InputSpec) -> Pixels | None:
-    """The example images as the network sees them; None where a file is gone."""
+    """The example images as the network sees them; None if a file is gone."""
     try:
         return np.stack([_input(examined, position, spec) for position in positions])  # all of one size
     except (ImageError, OSError, ValueError):
@@ -203,16 +173,16 @@ def _input(examined: Examined, position: int, spec: InputSpec) -> Pixels:
     return fit_to_input(decode(data, min_side=spec.min_side).pixels, spec)
 
 
-def _place(place: FixedPlace, examined: Examined) -> dict[str, Any]:
-    """The place marked on some images of the class."""
-    spec = examined.classifier.backbone.spec
-    tiles = []
+def _place(place: FixedPlace, examined: Examined) -> list[Block]:
+    """The region marked on some images of the class."""
+    spec, cards = examined.classifier.backbone.spec, []
     for position in place.rows[:N_TILES]:
         try:
-            tiles.append(picture(_marked(_input(examined, position, spec), place.box)))
+            picture = encoded(_marked(_input(examined, position, spec), place.box), SIDE)
         except (ImageError, OSError, ValueError):
-            tiles.append(Picture(None, problem="the file is gone"))
-    return {"label": escape(place.label), "where": place.where, "tiles": tiles}
+            picture = Picture(None, problem="the file is gone")
+        cards.append(Card((Tile(picture, f"image of {escape(place.label)} with the region marked"),)))
+    return [Heading(f"{escape(place.label)}: {place.where}"), Gallery(tuple(cards), "s")]
 
 
 def _marked(image: Pixels, box: tuple[int, int, int, int]) -> Pixels:
@@ -228,12 +198,20 @@ def _marked(image: Pixels, box: tuple[int, int, int, int]) -> Pixels:
     return marked
 
 
-def picture(pixels: Pixels) -> Picture:
-    """A small JPEG inside the page."""
-    scale = min(1.0, SIDE / max(pixels.shape[:2]))
-    small = resize(np.ascontiguousarray(pixels), *(max(1, round(n * scale)) for n in pixels.shape[:2]))
-    jpeg = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(small), quality=QUALITY, colorspace="RGB", colorsubsampling="420"
-    )
-    source = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
-    return Picture(source, small.shape[1], small.shape[0])
+def _checks(examined: Examined) -> list[Block]:
+    found = examined.examination
+    fits: list[Block] = [Text("The network has no batch norm to check the normalization with.", "muted")]
+    if found.fits:
+        rows = tuple((fit.normalization.name, f"{fit.misfit:.3g}") for fit in found.fits)
+        declared = tuple(n for n, fit in enumerate(found.fits) if fit.is_declared)
+        note = "Distance between the statistics of the first batch norm in training and now; 0 is perfect. The stored normalization is in bold."  # fmt: skip
+        fits = [Table("Normalization", ("Normalization", "Misfit"), rows, note, chosen=declared)]
+    maps: list[Block] = [Text("The heatmaps come from covering parts of the image.", "muted")]
+    if found.randomized:
+        rows = tuple((step.part, f"{step.agreement:+.2f}") for step in found.randomized)
+        note = "Rank correlation of the heatmaps with those of a model whose part has random weights; it should be near 0."  # fmt: skip
+        maps = [Table("Heatmaps", ("Randomized", "Correlation"), rows, note)]
+    if found.border:
+        share, area = map(percent, found.border)
+        maps.append(Text(f"{share} of the evidence is within a tenth of the border, which is {area} of the area.", "small"))  # fmt: skip
+    return [Beside((fits, maps))]

@@ -1,16 +1,14 @@
-"""``RUN/report.html``: one self-contained file about a run, from what its folder holds.
+"""Pages: one self-contained HTML file from sections of blocks, the same frame, look and script for each of them.
 
-In: a run folder, and the images where they still are. Out: a page that needs no network, shows every number without its
-script, and runs nothing but its own script (by hash, under a strict content policy). A new section is a function in
-``sections``, a template of the same name, and a line in ``SECTIONS``.
+In: :class:`~topwork.blocks.Section`. Out: a page that needs no network, shows every number without its script, and runs
+nothing but its own script (by hash, under a strict content policy). All text is escaped by the templates.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,110 +17,100 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from topwork import __version__
+from topwork.blocks import Picture, Section, as_cell
 from topwork.errors import TopworkError
-from topwork.files import atomic_file
-from topwork.report import analysis_sections, domains_section, label_sets, results, sections
-from topwork.report.pictures import Album, Picture, problems
-from topwork.report.run_data import Record, read_record
+from topwork.files import atomic_file, error_reason
+from topwork.report import charts
+from topwork.report.pictures import encoded, problems
 from topwork.text import escape
 
 HERE = Path(__file__).parent
+SCRIPT = "page.js"
+STYLES = ("chart.css", "page.css")
+TILE_SIDE = 144  # of a picture in a grid
 
 
-@dataclass(frozen=True)
-class Section:
-    """One section of the report; ``name`` is also its anchor and its template."""
+def render_page(
+    title: str,
+    kind: str,
+    sections: Sequence[Section],
+    *,
+    subtitle: str = "",
+    pictures: Mapping[int, Picture] | None = None,
+    footer: Sequence[str] = (),
+    for_script: Mapping[str, Any] | None = None,
+) -> str:
+    """The page as text.
 
-    name: str
-    title: str
-    values: Callable[[Record, Album], dict[str, Any]]
-
-
-SECTIONS = (
-    Section("summary", "Summary", sections.summary),
-    Section("data", "Data", sections.data),
-    Section("training", "Training", sections.training),
-    Section("domains", "Domains", domains_section.domains),
-    Section("results", "Results", results.results),
-    Section("mistakes", "Mistakes", results.mistakes),
-    Section("looks", "What it looks at", analysis_sections.looks),
-    Section("knows", "What it knows", analysis_sections.knows),
-    Section("labels", "Labels to check", analysis_sections.labels),
-    Section("advice", "Advice", analysis_sections.advice),
-    Section("reproduce", "Reproduce", sections.reproduce),
-)
-SECTIONS_OF_SEVERAL_LABELS = (
-    Section("summary", "Summary", label_sets.summary),
-    Section("data", "Data", sections.data),
-    Section("training", "Training", sections.training),
-    Section("label_results", "Results", label_sets.results),
-    Section("label_mistakes", "Mistakes", label_sets.mistakes),
-    Section("reproduce", "Reproduce", sections.reproduce),
-)
-
-
-def write_report(run: Path) -> Path:
-    """Writes ``report.html`` into a run folder and returns its path.
-
-    Raises:
-        UsageError: no finished run there.
-        TopworkError: the run is damaged, or the report cannot be written.
+    Args:
+        kind: what the page is, beside the name of the program: "report", "scan".
+        pictures: of the rows that tiles name; tiles may also hold their pictures.
+        for_script: data that the script of the confusion matrix needs.
     """
-    run = Path(run)
-    page = render(read_record(run))
-    final = run / "report.html"
-    try:
-        with atomic_file(final) as partial:
-            partial.write_text(page, encoding="utf-8", newline="\n")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise TopworkError(f"{escape(str(final))}: cannot be written: {reason}.") from None
-    return final
-
-
-def render(record: Record) -> str:
-    """The page as text."""
-    album = Album()
-    sections_of_kind: tuple[Section, ...] = SECTIONS_OF_SEVERAL_LABELS if record.manifest.multi_label else SECTIONS
-    chosen = tuple(s for s in sections_of_kind if s.name != "domains" or domains_section.is_adapted(record))
-    values = {section.name: section.values(record, album) for section in chosen}
-    pictures = album.make(record.manifest)
-    style, script = _static("report.css") + _static("insights.css") + _static("domains.css"), _static("report.js")
+    script, style = _static(SCRIPT), "".join(_static(name) for name in STYLES)
+    missing = [
+        f"{n:,} {'picture is' if n == 1 else 'pictures are'} not shown: {reason}."
+        for reason, n in problems(pictures or {}).items()
+    ]
     return (
-        _environment()
-        .get_template("report.html")
+        environment()
+        .get_template("page.html")
         .render(
-            pictures={row: asdict(picture) for row, picture in pictures.items()},
-            title=escape(record.name),
-            started=escape(str(record.settings.get("started", "")))[:10],
-            backbone=escape(str(record.recipe.get("architecture", ""))),
+            title=escape(title),
+            kind_of_page=kind,
+            subtitle=subtitle,
+            sections=sections,
+            pictures=pictures or {},
+            footer=[*footer, *missing],
             version=__version__,
             policy=_policy(style, script),
             style=Markup(style),
             script=Markup(script),
-            sections=chosen,
-            values=values,
-            missing=problems(pictures),
-            for_script=_for_script(record, values, album, pictures),
+            for_script=for_script,
         )
     )
 
 
+def write_page(path: Path, page: str) -> Path:
+    """Writes a text file, whole or not at all, and makes its folder.
+
+    Raises:
+        TopworkError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as partial:
+            partial.write_text(page, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise TopworkError(f"{escape(str(path))}: cannot be written: {error_reason(error)}.") from None
+    return path
+
+
 def prepare() -> None:
     """Compiles the templates, a third of a second; the command line does it on a thread while the network runs."""
-    for name in ("macros.html", "report.html", *(f"sections/{section.name}.html" for section in SECTIONS)):
-        _environment().get_template(name)
+    for name in environment().list_templates():
+        environment().get_template(name)
 
 
 @lru_cache
-def _environment() -> Environment:
-    return Environment(
+def environment() -> Environment:
+    """The templates of the report, with the filters that they use."""
+    found = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters |= {
+        "kind": lambda value: type(value).__name__,
+        "cell": as_cell,
+        "draw": charts.draw,
+        "legend": charts.legend,
+        "key": charts.key,
+        "encoded": lambda pixels: encoded(pixels, TILE_SIDE),
+    }
+    return found
 
 
 def _static(name: str) -> str:
@@ -139,24 +127,3 @@ def _policy(style: str, script: str) -> str:
         f"default-src 'none'; img-src data:; style-src 'sha256-{digest(style)}'; "
         f"script-src 'sha256-{digest(script)}'; base-uri 'none'; form-action 'none'"
     )
-
-
-def _for_script(
-    record: Record, values: dict[str, dict[str, Any]], album: Album, pictures: dict[int, Picture]
-) -> dict[str, Any]:
-    """What the matrix needs to show the images of a cell; pictures that are in the page already are found there."""
-    parts: dict[str, Any] = {}
-    images: dict[int, list[Any]] = {}
-    for part in values["results"]["parts"] if "results" in values else ():
-        predictions = record.predictions[part["name"]]
-        position = {int(row): index for index, row in enumerate(predictions.sample_indices.tolist())}
-        shown_rows = {cell: [row for row in rows if row in pictures] for cell, rows in part["gallery"].items()}
-        parts[part["name"]] = shown_rows
-        for rows in shown_rows.values():
-            for row in rows:
-                source = None if row in album.in_page else pictures[row].source
-                confidence = round(float(predictions.confidence[position[row]]), 5)
-                images[row] = [escape(Path(record.manifest.samples[row].path).name), confidence, source]
-    main = record.main_part
-    names = [escape(name) for name in record.predictions[main].classes] if main else []
-    return {"classes": names, "parts": parts, "images": images}

@@ -1,4 +1,4 @@
-"""Small pictures inside a page: in go rows of a manifest, out come JPEG data URIs of bounded size and number.
+"""Small pictures inside a page: in go rows of a manifest or pixels, out come JPEG data URIs of bounded size and number.
 
 Sections ask an :class:`Album` for what they will show; it is made once, on threads, the important ones first. An image
 that is gone, has changed since the run, or no longer fits the page becomes a :class:`Picture` with the reason instead.
@@ -11,30 +11,20 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import simplejpeg
 
+from topwork.blocks import Picture
 from topwork.data.images import decode
 from topwork.data.loader import in_order
 from topwork.data.manifest import Manifest
-from topwork.data.transforms import resize
+from topwork.data.transforms import Pixels, resize
 from topwork.errors import ImageError
 
-SIDE = 144  # pixels of the long side; shown at 72 CSS pixels or more
-SIDE_OF_MANY = 112
-MANY = 500
+SIDES = ((120, 320), (400, 208), (10**9, 120))  # long side in pixels of each picture, by how many there are
 QUALITY = 70
 MISTAKE, EXAMPLE, RIGHT_ANSWER = 0, 1, 2  # importance
-MAX_CHARACTERS = 10_000_000  # of all data URIs together: a page stays under 15 MB
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A small picture: ``source`` is a data URI, or None with the ``problem``. Width and height in pixels."""
-
-    source: str | None
-    width: int = 0
-    height: int = 0
-    problem: str = ""
+MAX_CHARACTERS = 6_000_000  # of all data URIs together: a page stays below 10 MB
 
 
 @dataclass
@@ -42,11 +32,11 @@ class Album:
     """The pictures a page asks for.
 
     Attributes:
-        in_page: rows shown by the page's own HTML; others are only for its script.
+        uses: how often the page's own HTML shows each row; 0 if only its script does.
         order: rows by how early they were wanted (the lower, the more important).
     """
 
-    in_page: set[int] = field(default_factory=set)
+    uses: dict[int, int] = field(default_factory=dict)
     order: dict[int, int] = field(default_factory=dict)
 
     def want(self, row: int, importance: int, in_page: bool = True) -> int:
@@ -56,30 +46,35 @@ class Album:
             importance: rows with a lower number are kept when the page would grow too large.
         """
         self.order[row] = min(importance, self.order.get(row, importance))
-        if in_page:
-            self.in_page.add(row)
+        self.uses[row] = self.uses.get(row, 0) + in_page
         return row
 
     def make(self, manifest: Manifest, max_characters: int = MAX_CHARACTERS) -> dict[int, Picture]:
         """Every picture asked for, by row."""
         rows = sorted(self.order, key=lambda row: (self.order[row], row))
-        side = SIDE if len(rows) <= MANY else SIDE_OF_MANY
+        side = next(side for n, side in SIDES if len(rows) <= n)
         pictures: dict[int, Picture] = {}
         n_characters = 0
         for row, picture in zip(rows, in_order(lambda row: make_picture(manifest, row, side), rows), strict=True):
-            n_characters += len(picture.source or "")
+            n_characters += len(picture.source or "") * max(1, self.uses[row])
             fits = n_characters <= max_characters
             pictures[row] = picture if fits else Picture(None, problem="left out to keep this page small")
         return pictures
 
 
-def make_picture(manifest: Manifest, row: int, side: int = SIDE) -> Picture:
+def make_picture(manifest: Manifest, row: int, side: int = SIDES[1][1]) -> Picture:
     """The picture of one image, its long side at most ``side`` pixels; never raises for what is wrong with a file."""
     try:
-        jpeg, width, height = small_jpeg(manifest, row, side)
+        return _as_picture(*small_jpeg(manifest, row, side))
     except ImageError as error:
         return Picture(None, problem=str(error))
-    return Picture("data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii"), width, height)
+
+
+def encoded(pixels: Pixels, side: int, quality: int = QUALITY) -> Picture:
+    """Pixels (H, W, 3) as a picture whose long side has at most ``side`` pixels."""
+    scale = min(1.0, side / max(pixels.shape[:2]))
+    small = resize(np.ascontiguousarray(pixels), *(max(1, round(n * scale)) for n in pixels.shape[:2]))
+    return _as_picture(jpeg_of(small, quality), small.shape[1], small.shape[0])
 
 
 def small_jpeg(manifest: Manifest, row: int, side: int, quality: int = QUALITY) -> tuple[bytes, int, int]:
@@ -103,8 +98,7 @@ def small_jpeg(manifest: Manifest, row: int, side: int, quality: int = QUALITY) 
     height, width = pixels.shape[:2]
     scale = min(1.0, side / max(height, width))
     small = resize(pixels, max(1, round(height * scale)), max(1, round(width * scale)))
-    jpeg = simplejpeg.encode_jpeg(small, quality=quality, colorspace="RGB", colorsubsampling="420")
-    return jpeg, small.shape[1], small.shape[0]
+    return jpeg_of(small, quality), small.shape[1], small.shape[0]
 
 
 def problems(pictures: Mapping[int, Picture]) -> dict[str, int]:
@@ -114,3 +108,15 @@ def problems(pictures: Mapping[int, Picture]) -> dict[str, int]:
         if picture.source is None:
             found[picture.problem] = found.get(picture.problem, 0) + 1
     return found
+
+
+def jpeg_of(pixels: Pixels, quality: int = QUALITY) -> bytes:
+    """Pixels (H, W, 3) as a JPEG."""
+    jpeg: bytes = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels), quality=quality, colorspace="RGB", colorsubsampling="420"
+    )
+    return jpeg
+
+
+def _as_picture(jpeg: bytes, width: int, height: int) -> Picture:
+    return Picture("data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii"), width, height)

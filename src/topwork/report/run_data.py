@@ -77,6 +77,12 @@ class Record:
         except (OSError, ValueError):
             return {}
 
+    @cached_property
+    def domains(self) -> dict[str, Any] | None:
+        """The content of ``domains.json``; None for a run that ``topwork adapt`` did not make."""
+        path = self.folder / "domains.json"
+        return read_json(path) if path.is_file() else None
+
     def confusion(self, part: str) -> dict[tuple[int, int], int]:
         """Count of each (true, predicted) pair of labels that occurs."""
         return self._confusions[part]
@@ -160,6 +166,3 @@ def _confusion_cells(judged: dict[str, Any]) -> dict[tuple[int, int], int]:
         return {(true, predicted): n for true, predicted, n in judged["confusion_cells"]}
     matrix = np.asarray(judged["confusion"], dtype=np.int64)
     return {(int(t), int(p)): int(matrix[t, p]) for t, p in zip(*np.nonzero(matrix), strict=True)}
-
-
-# ---- figures as text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from topwork.blocks import Bars, Grid, Table
 from topwork.data.augment import pipeline, stream
 from topwork.data.images import decode
 from topwork.data.transforms import Pixels, fit_to_input
@@ -16,7 +17,7 @@ from topwork.features.engine import load_engine
 from topwork.features.views import asked_views, with_views
 from topwork.models.backbone import Backbone
 from topwork.studies.bench import Bench, Bools
-from topwork.studies.study import Bars, Findings, Grid, Measured, Table
+from topwork.studies.study import Findings, Measured
 from topwork.studies.words import difference
 from topwork.text import join_names, points
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from topwork.blocks import Bars, Chart, Series, Table
 from topwork.errors import DownloadError, UsageError
 from topwork.models.backbone import EMBEDDED, load_backbone
 from topwork.studies.bench import Bench, Bools
-from topwork.studies.study import Bars, Findings, Measured, Part, Plot, Series, Table
+from topwork.studies.study import Findings, Measured, Part
 from topwork.studies.words import best_of
 from topwork.text import join_names
 
@@ -157,10 +158,10 @@ def _accuracy_parts(sizes: list[Size], answers: dict[str, Bools]) -> list[Part]:
     return [Bars("Accuracy of a fitted head", "accuracy on held-out images", rows)] if rows else []
 
 
-def _speed_plot(sizes: list[Size]) -> Plot:
+def _speed_plot(sizes: list[Size]) -> Chart:
     ordered = sorted(sizes, key=lambda size: size.multiply_adds)
     points = tuple((size.multiply_adds / 1e9, size.images_per_second) for size in ordered)
-    return Plot(
+    return Chart(
         "Multiply-adds and speed", "billion multiply-adds an image", "images per second", (Series("networks", points),),
         x_scale="log", y_scale="log",
         note="From left to right: " + ", ".join(size.name for size in ordered) + ".",

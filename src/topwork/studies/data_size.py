@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from topwork.blocks import Chart, Series, Table
 from topwork.evaluation.learning_curve import LearningCurve, learning_curve
 from topwork.features.embed import Features
 from topwork.features.probe import Probe, fit_probe
 from topwork.studies.bench import Bench, Bools
-from topwork.studies.study import Findings, Measured, Plot, Series, Table
+from topwork.studies.study import Findings, Measured
 from topwork.studies.words import compared, difference, share
 from topwork.text import percent, points
 
@@ -67,7 +68,7 @@ def _law(bench: Bench, features: Features, probe: Probe) -> LearningCurve | None
     )  # fmt: skip
 
 
-def _plot(shares: dict[int, Measured], curve: LearningCurve | None) -> Plot:
+def _plot(shares: dict[int, Measured], curve: LearningCurve | None) -> Chart:
     measured = Series(
         "measured on held-out images", tuple((float(n), s.value) for n, s in shares.items()),
         tuple((s.low, s.high) for s in shares.values()),
@@ -76,8 +77,8 @@ def _plot(shares: dict[int, Measured], curve: LearningCurve | None) -> Plot:
     if curve:
         expected = tuple((float(f.n), f.accuracy) for f in curve.forecasts)
         spans = tuple((f.low, f.high) for f in curve.forecasts)
-        series.append(Series("expected, from training images alone", expected, spans, dashed=True))
-    return Plot(
+        series.append(Series("expected, from training images alone", expected, spans, kind="dashed"))
+    return Chart(
         "Accuracy against training images", "training images", "accuracy", tuple(series), x_scale="log", y_is_share=True,
         note="Whiskers are 95 % intervals.",
     )  # fmt: skip

@@ -13,14 +13,14 @@ import numpy as np
 
 from topwork.adaptation.adapted_head import adapted_head
 from topwork.adaptation.align import Domains, Rows
-from topwork.adaptation.expected import predicted_accuracy
-from topwork.adaptation.guards import Choice, choose
+from topwork.adaptation.guards import Choice, choose, predicted_accuracy
+from topwork.blocks import AnyCell, Bars, Grid, Table
 from topwork.data.transforms import Pixels
 from topwork.evaluation.perturb import PERTURBATIONS
 from topwork.evaluation.predictions import softmax
 from topwork.models.head import LinearHead
 from topwork.studies.bench import Bench, Bools, Ints
-from topwork.studies.study import Bars, Cell, Findings, Grid, Measured, Part, Table
+from topwork.studies.study import Findings, Measured, Part
 from topwork.studies.words import difference
 from topwork.text import percent, points
 
@@ -50,7 +50,7 @@ def run(bench: Bench) -> Findings:
     side = bench.side(SIDE, QUICK_SIDE)
     named = sorted({sample.domain for sample in bench.manifest.samples if sample.domain})
     shifts, grid = _between_domains(bench, side, named) if len(named) > 1 else _changed(bench, side)
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[AnyCell, ...]] = []
     for shift in shifts:
         measured = {way: Measured.of(right[shift.judged]) for way, right in shift.right.items()}
         before, after = (Measured.of(right) for right in shift.source)
@@ -159,7 +159,7 @@ def _shift(
         right[way] = _logits(found, target).argmax(1) == truth
         choices.append(choice)
         heads.append(found)
-    votes = predicted_accuracy(answers.argmax(1).astype(np.int64), choices[0].votes)
+    votes = predicted_accuracy(answers.argmax(1).astype(np.int64), choices[0].consensus)
     before, after = (_logits(h, source[n:]).argmax(1) == labels[n:] for h in (head, heads[0]))
     expected = (votes + float(answers.max(1).mean())) / 2
     return Shift(name, truth, right, given < 0, choices[0], expected, (before, after))

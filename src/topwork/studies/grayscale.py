@@ -11,12 +11,13 @@ from functools import partial
 import numpy as np
 from torch import nn
 
+from topwork.blocks import Bars, Chart, Grid, Series, Table
 from topwork.evaluation.perturb import gray
 from topwork.models.head import LinearHead
 from topwork.models.small_networks import FirstChannel, LearnedColors, fold_first_convolution
 from topwork.studies.bench import Bench, Bools
 from topwork.studies.learning import Learned, Task, learn, logits_of, pretrained, seeded, task_of
-from topwork.studies.study import Bars, Findings, Grid, Measured, Plot, Series, Table
+from topwork.studies.study import Findings, Measured
 from topwork.studies.words import compared, difference
 from topwork.text import count, percent, points
 from topwork.training.recipe import TuneSettings
@@ -71,7 +72,7 @@ def run(bench: Bench) -> Findings:
                 "Ways to use gray images", "accuracy on held-out images",
                 tuple((name, Measured.of(found)) for name, found in answers.items()),
             ),
-            Plot(
+            Chart(
                 "Learning three colors", "epoch", "accuracy on held-out images",
                 tuple(
                     Series(name, tuple((float(e.number), float(e.correct.mean())) for e in found.epochs))

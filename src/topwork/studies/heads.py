@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from topwork.blocks import Bars, Chart, Series, Table
 from topwork.features.embed import Features
 from topwork.models.head import HeadSpec, parse_head
 from topwork.models.modules import make_head
 from topwork.studies.bench import Bench, Bools, Ints
 from topwork.studies.learning import FeatureTask, Learned, learn, seeded
-from topwork.studies.study import Bars, Findings, Measured, Plot, Series, Table
+from topwork.studies.study import Findings, Measured
 from topwork.studies.words import best_of, compared, share, upper
 from topwork.text import count
 from topwork.training.recipe import TuneSettings
@@ -86,7 +87,7 @@ def run(bench: Bench) -> Findings:
                 f"{task.train.shape[1]} features; {count(epochs, 'epoch')} of AdamW with one-cycle rates; the fitted head is solved, "
                 "its penalty chosen by cross-validation.",
             ),
-            Plot(
+            Chart(
                 "Loss by epoch", "epoch", "cross-entropy on held-out images",
                 tuple(Series(run.name, tuple((float(e.number), e.loss) for e in run.epochs)) for run in runs.values()),
             ),

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from topwork.blocks import Bars, Grid, Table
 from topwork.data.transforms import Pixels
 from topwork.evaluation.preprocessing import (
     BYTES,
@@ -23,7 +24,7 @@ from topwork.evaluation.preprocessing import (
 )  # fmt: skip
 from topwork.models.backbone import Backbone
 from topwork.studies.bench import Bench, Bools
-from topwork.studies.study import Bars, Findings, Grid, Measured, Table
+from topwork.studies.study import Findings, Measured
 from topwork.studies.words import difference
 from topwork.text import percent, points
 

@@ -6,9 +6,10 @@ and thirty times of it, and with two schedules and two ways of spreading it over
 
 from __future__ import annotations
 
+from topwork.blocks import Bars, Chart, Series, Table
 from topwork.studies.bench import Bench
 from topwork.studies.learning import Learned, learn, pretrained, task_of
-from topwork.studies.study import Bars, Findings, Measured, Plot, Series, Table
+from topwork.studies.study import Findings, Measured
 from topwork.studies.words import compared, difference
 from topwork.text import points
 from topwork.training.finetune import data_facts, stage_names
@@ -50,13 +51,13 @@ def run(bench: Bench) -> Findings:
     return Findings(
         sentences=(f"Range test: {test.reason[0].lower()}{test.reason[1:]}", *_sentences(runs, bench.seed)),
         parts=(
-            Plot(
+            Chart(
                 "Range test",
                 "learning rate",
                 "training loss, smoothed",
                 (
                     Series("loss", tuple(zip(test.rates.tolist(), test.losses.tolist(), strict=True))),
-                    Series("suggestion", ((best, float(test.losses.min())), (best, float(test.losses[0]))), dashed=True),
+                    Series("suggestion", ((best, float(test.losses.min())), (best, float(test.losses[0]))), kind="dashed"),
                 ),
                 x_scale="log",
             ),
@@ -65,7 +66,7 @@ def run(bench: Bench) -> Findings:
                 "After training", "accuracy on held-out images",
                 tuple((name, Measured.of(run.correct)) for name, run in runs.items()),
             ),
-            Plot(
+            Chart(
                 "Accuracy by epoch", "epoch", "accuracy on held-out images",
                 tuple(Series(run.name, tuple((float(e.number), float(e.correct.mean())) for e in run.epochs)) for run in runs.values()),
                 y_is_share=True,
@@ -93,13 +94,13 @@ def _at(base: TuneSettings, rate: float, schedule: str = ONE_CYCLE, lr: str | No
     return replace(base, lr=lr or f"{rate:.3g}", schedule=schedule)  # type: ignore[arg-type]
 
 
-def _schedules() -> Plot:
+def _schedules() -> Chart:
     """The factor on the rate over a phase."""
     series = []
     for name in (ONE_CYCLE, FLAT, "cosine", "step"):
         factor = rate_schedule(name)  # type: ignore[arg-type]
         series.append(Series(name, tuple((n / 60, factor(n / 60)) for n in range(61))))
-    return Plot("Schedules", "share of the training done", "factor on the rate", tuple(series))
+    return Chart("Schedules", "share of the training done", "factor on the rate", tuple(series))
 
 
 def _row(name: str, settings: TuneSettings, run: Learned) -> tuple[str, float, float, str, Measured, float]:

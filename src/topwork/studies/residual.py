@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from topwork.blocks import Chart, Series, Table
 from topwork.models.modules import count_parameters
 from topwork.models.small_networks import Bottleneck, DeepNetwork, ResNet9, SameConv, layer_gradients
 from topwork.studies.bench import Bench
 from topwork.studies.learning import Learned, Task, learn, seeded, task_of
-from topwork.studies.study import Findings, Measured, Plot, Series, Table
+from topwork.studies.study import Findings, Measured
 from topwork.text import count
 from topwork.training.recipe import TuneSettings
 
@@ -109,14 +110,14 @@ def _gradients(network: nn.Module, task: Task) -> list[float]:
     return layer_gradients(copied, copied.layers(), loss)[1:]  # type: ignore[operator]
 
 
-def _plot(title: str, found: list[Measurement], when: str) -> Plot:
+def _plot(title: str, found: list[Measurement], when: str) -> Chart:
     series = [
         Series(f"{m.kind}, {m.depth} layers", tuple(
             (n / max(1, m.depth - 1), max(value, 1e-12)) for n, value in enumerate(getattr(m, when))
-        ), dashed=m.kind == "residual")
+        ), kind="dashed" if m.kind == "residual" else "line")
         for m in found
     ]  # fmt: skip
-    return Plot(
+    return Chart(
         title, "place of the layer: 0 is next to the image, 1 next to the classifier", "gradient (root mean square)",
         tuple(series), y_scale="log", note="Values below 1e-12 are drawn at 1e-12.",
     )  # fmt: skip

@@ -12,12 +12,13 @@ from dataclasses import replace
 
 from torch import nn
 
+from topwork.blocks import Bars, Chart, Series, Table
 from topwork.models.backbone import load_backbone
 from topwork.models.modules import SixBlockNetwork
 from topwork.models.small_networks import DeepNetwork, ResNet9
 from topwork.studies.bench import Bench
 from topwork.studies.learning import Learned, Task, learn, pretrained, seeded, task_of
-from topwork.studies.study import Bars, Findings, Measured, Plot, Series, Table
+from topwork.studies.study import Findings, Measured
 from topwork.studies.words import difference
 from topwork.text import count, join_names, percent, points
 from topwork.training.recipe import TuneSettings
@@ -53,7 +54,7 @@ def run(bench: Bench) -> Findings:
         parts=(
             _bars("At equal epochs", tuned, equal_epochs),
             _bars("At equal time", tuned, equal_time),
-            Plot(
+            Chart(
                 "Accuracy against time of training",
                 "seconds",
                 "accuracy on held-out images",

@@ -12,11 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from topwork.blocks import Bars, Grid, Table
 from topwork.data.transforms import Pixels
 from topwork.evaluation.perturb import edges
 from topwork.studies.bench import Bench, Bools
 from topwork.studies.learning import Epoch, Learned, Task, learn, pretrained, task_of
-from topwork.studies.study import Bars, Findings, Grid, Measured, Table
+from topwork.studies.study import Findings, Measured
 from topwork.studies.words import best_of, difference
 from topwork.text import count, points
 from topwork.training.recipe import TuneSettings

@@ -2,18 +2,18 @@
 
 A study is a module of this folder with one function ``run(bench) -> Findings`` and a row in ``catalog.py``. In: a
 :class:`~topwork.studies.bench.Bench`. Out: :class:`Findings`: sentences that follow from the measured values, and the
-tables, plots and pictures that show them. Drawing is in ``report/study_page.py``; nothing here prints or writes.
+tables, charts and pictures (``blocks``) that show them. Pages are in ``report/other_pages.py``; nothing here prints or writes.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from topwork.data.transforms import Pixels
+from topwork.blocks import Bars, Chart, Grid, Share, Table
 from topwork.evaluation.intervals import wilson
 
 
@@ -37,8 +37,8 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A share, 0 to 1, of ``n`` images with its 95 % interval (Wilson)."""
+class Measured(Share):
+    """A share, 0 to 1, of ``n`` images with its 95% interval (Wilson)."""
 
     value: float
     low: float
@@ -52,73 +52,8 @@ class Measured:
         interval = wilson(float(right.mean()), len(right))
         return cls(float(right.mean()), interval.low, interval.high, len(right))
 
-    def overlaps(self, other: Measured) -> bool:
-        """Whether the two intervals have anything in common."""
-        return self.low <= other.high and other.low <= self.high
 
-
-Cell = str | int | float | Measured | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells; a float is a plain number, a share is :class:`Measured`, None was not measured."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line of a plot: (x, y) from left to right; ``spans`` are the (low, high) of each y, or nothing.
-
-    Attributes:
-        dashed: what is expected rather than measured.
-    """
-
-    name: str
-    points: tuple[tuple[float, float], ...]
-    spans: tuple[tuple[float, float], ...] = ()
-    dashed: bool = False
-
-
-@dataclass(frozen=True)
-class Plot:
-    """Lines over two axes. ``y_is_share`` writes per cent on the y axis."""
-
-    title: str
-    x_label: str
-    y_label: str
-    series: tuple[Series, ...]
-    x_scale: Literal["linear", "log"] = "linear"
-    y_scale: Literal["linear", "log"] = "linear"
-    y_is_share: bool = False
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Bars:
-    """A share for each of several names, with whiskers."""
-
-    title: str
-    label: str
-    rows: tuple[tuple[str, Measured], ...]
-    note: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Rows of small pictures: (name of the row, uint8 (H, W, 3) each); ``columns`` names the pictures of a row."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[Pixels, ...]], ...]
-    note: str = ""
-
-
-Part = Table | Plot | Bars | Grid
+Part = Table | Chart | Bars | Grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +62,7 @@ class Findings:
 
     Attributes:
         sentences: the meaning, the most important first; each follows from measured values.
-        parts: tables, plots and pictures in the order of reading.
+        parts: tables, charts and pictures in the order of reading.
         values: the measured values by name, as plain JSON values, for programs and tests.
         facts: on what it was measured: images, network, size, epochs.
     """
@@ -145,6 +80,6 @@ class Findings:
                 rows = [{"name": name, "n_pictures": len(pictures)} for name, pictures in part.rows]
                 kinds["grids"].append({"title": part.title, "columns": list(part.columns), "rows": rows})
             else:
-                kind = {Table: "tables", Plot: "plots", Bars: "bars"}[type(part)]
+                kind = {Table: "tables", Chart: "plots", Bars: "bars"}[type(part)]
                 kinds[kind].append(asdict(part))
         return {"sentences": list(self.sentences), "values": self.values, "facts": self.facts, **kinds}

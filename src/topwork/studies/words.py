@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from topwork.evaluation.compare import accuracy_difference_interval, mcnemar
-from topwork.studies.study import Cell, Measured
+from topwork.studies.study import Measured
 from topwork.text import join_names, percent, points
 
 SIGNIFICANCE = 0.05
@@ -75,19 +75,8 @@ def best_of(answers: dict[str, ArrayLike], seed: int = 0) -> str:
 
 
 def share(value: Measured) -> str:
-    """``94.8 % (91.2 to 97.0)``."""
-    return f"{percent(value.value)} ({100 * value.low:.1f} to {100 * value.high:.1f})"
-
-
-def cell_text(cell: Cell) -> str:
-    """A cell of a table: a share with its interval, a plain number with few digits, a dash for what was not measured."""
-    if isinstance(cell, Measured):
-        return share(cell)
-    if isinstance(cell, int):
-        return f"{cell:,}"
-    if isinstance(cell, float):
-        return f"{cell:.4g}"
-    return "–" if cell is None else cell
+    """``94.8% (91.2–97.0)``."""
+    return str(value)
 
 
 def upper(text: str) -> str:

@@ -1,0 +1,103 @@
+"""``RUN/report.html``: the report of a run, from what its folder holds.
+
+In: a run folder, and the images if they are still there. A new section is a function in a file of ``sections`` that returns
+blocks, and a line in ``SECTIONS``; the page and the Markdown report both render it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from topwork.blocks import Block, Fold, Picture, Section, Special
+from topwork.report.page import render_page, write_page
+from topwork.report.pictures import Album
+from topwork.report.run_data import Record, read_record
+from topwork.report.sections.confidence import confidence
+from topwork.report.sections.data import data
+from topwork.report.sections.domains import domains
+from topwork.report.sections.errors import errors
+from topwork.report.sections.heatmaps import heatmaps
+from topwork.report.sections.labels import label_errors
+from topwork.report.sections.next_steps import next_steps
+from topwork.report.sections.settings import settings
+from topwork.report.sections.summary import summary
+from topwork.report.sections.training import training
+from topwork.text import escape
+
+SECTIONS: tuple[tuple[str, str, Callable[[Record, Album], list[Block]]], ...] = (
+    ("result", "Result", summary),
+    ("domains", "Domains", domains),
+    ("errors", "Errors", errors),
+    ("heatmaps", "Heatmaps", heatmaps),
+    ("confidence", "Confidence", confidence),
+    ("labels", "Label errors", label_errors),
+    ("next", "Next steps", next_steps),
+    ("data", "Data", data),
+    ("training", "Training", training),
+    ("settings", "Settings", settings),
+)
+
+
+def write_report(run: Path) -> Path:
+    """Writes ``report.html`` into a run folder and returns its path.
+
+    Raises:
+        UsageError: no finished run there.
+        TopworkError: the run is damaged, or the report cannot be written.
+    """
+    return write_page(Path(run) / "report.html", render(read_record(Path(run))))
+
+
+def render(record: Record) -> str:
+    """The page as text."""
+    album = Album()
+    sections = sections_of(record, album)
+    pictures = album.make(record.manifest)
+    started = escape(str(record.settings.get("started", "")))[:10]
+    backbone = escape(str(record.recipe.get("architecture", "")))
+    return render_page(
+        record.name,
+        "report",
+        sections,
+        subtitle=f"{backbone} · {started}" if started else backbone,
+        pictures=pictures,
+        for_script=_for_script(record, sections, album, pictures),
+    )
+
+
+def sections_of(record: Record, album: Album) -> list[Section]:
+    """The sections that have something to say about this run."""
+    found = [Section(name, title, make(record, album)) for name, title, make in SECTIONS]
+    return [section for section in found if section.blocks]
+
+
+def _for_script(
+    record: Record, sections: Sequence[Section], album: Album, pictures: Mapping[int, Picture]
+) -> dict[str, Any]:
+    """What the matrix needs to show the images of a cell; pictures that are in the page already are found there."""
+    parts: dict[str, Any] = {}
+    images: dict[int, list[Any]] = {}
+    for values in _matrices([block for section in sections for block in section.blocks]):
+        predictions = record.predictions[values["part"]]
+        position = {int(row): index for index, row in enumerate(predictions.sample_indices.tolist())}
+        shown = {cell: [row for row in rows if row in pictures] for cell, rows in values["gallery"].items()}
+        parts[values["part"]] = shown
+        for row in (row for rows in shown.values() for row in rows):
+            source = None if album.uses[row] else pictures[row].source
+            confidence = round(float(predictions.confidence[position[row]]), 5)
+            images[row] = [escape(Path(record.manifest.samples[row].path).name), confidence, source]
+    part = record.main_part
+    names = [escape(name) for name in record.predictions[part].classes] if part else []
+    return {"classes": names, "parts": parts, "images": images}
+
+
+def _matrices(blocks: Sequence[Block]) -> list[Mapping[str, Any]]:
+    found = []
+    for block in blocks:
+        if isinstance(block, Special) and block.template == "matrix":
+            found.append(block.values)
+        elif isinstance(block, Fold):
+            found += _matrices(block.blocks)
+    return found

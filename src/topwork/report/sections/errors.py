@@ -1,0 +1,246 @@
+"""Errors: which classes are confused, every metric by class, and the images that were predicted wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from topwork.blocks import (
+    Bar,
+    Block,
+    Card,
+    Cell,
+    Fold,
+    Gallery,
+    Heading,
+    Line,
+    Share,
+    Special,
+    Table,
+    Text,
+    Tile,
+)
+from topwork.evaluation.predictions import Predictions
+from topwork.report.pictures import MISTAKE, RIGHT_ANSWER, Album
+from topwork.report.run_data import Record
+from topwork.report.sections.summary import CONFIDENT, figures_of, recall_share
+from topwork.text import count, decimal, escape, percent
+
+MAX_MATRIX = 40  # classes in the matrix; with more, those with most errors
+MAX_CLASSES = 1000  # in the table of classes
+MAX_MISTAKES = (300, 100)  # pictures of errors of the part that comes first, and of the other
+MAX_PAIRS = 8
+MAX_IN_CELL = 60
+N_OPEN = 8  # errors that are open at first
+
+
+def errors(record: Record, album: Album) -> list[Block]:
+    """The part that counts most, then the other behind a fold."""
+    blocks: list[Block] = []
+    for number, part in enumerate(record.predictions):
+        make = _part_of_several_labels if record.manifest.multi_label else _part
+        found = make(record, part, album, MAX_MISTAKES[min(number, 1)])
+        blocks += found if number == 0 else [Fold(f"The same for {part}", found)]
+    return blocks
+
+
+def _part(record: Record, part: str, album: Album, most: int) -> list[Block]:
+    evaluation, cells, predictions = record.evaluation[part], record.confusion(part), record.predictions[part]
+    wrong = np.flatnonzero(~predictions.correct)
+    unknown = evaluation.get("n_unknown_class", 0)
+    blocks: list[Block] = [_lead(part, predictions, wrong)]
+    if unknown:
+        blocks.append(Text(f"{count(unknown, 'image')} of classes the model does not have: not counted.", "muted"))
+    blocks += [_matrix(record, part, album), *_pairs(evaluation["classes"], cells), _class_table(evaluation, part)]
+    others = figures_of(record, part)
+    if part != record.main_part:
+        rows = tuple((figure.label, Cell(figure.value), Cell(figure.interval, style="muted")) for figure in others)
+        blocks.insert(1, Table("Metrics", ("", "", ""), rows, heading=False))
+    if len(wrong):
+        blocks += [Heading("Wrong predictions"), _mistakes(record, part, album, wrong, most)]
+    return blocks
+
+
+def _lead(part: str, predictions: Predictions, wrong: Any) -> Text:
+    if not len(wrong):
+        return Text(f"No errors on {count(len(predictions), f'{part} image')}.", "lead")
+    confident = int((predictions.confidence[wrong] >= CONFIDENT).sum())
+    sure = f", {confident:,} of them with a probability of {percent(CONFIDENT, 0)} or more" if confident else ""
+    return Text(f"{len(wrong):,} of {count(len(predictions), f'{part} image')} predicted wrong{sure}.", "lead")
+
+
+# ---- the confusion matrix
+
+
+def _matrix(record: Record, part: str, album: Album) -> Special:
+    evaluation, cells = record.evaluation[part], record.confusion(part)
+    classes = evaluation["classes"]
+    values = matrix_values(classes, cells) | {"part": part, "gallery": _in_cells(record.predictions[part], album)}
+    names = tuple(values["names"])
+    rows = tuple((row["name"], *(cell["n"] for cell in row["cells"])) for row in values["rows"])
+    plain = Table("Confusion matrix", ("true ↓ predicted →", *names), rows)
+    return Special("matrix", values, [plain])
+
+
+def matrix_values(classes: Sequence[str], cells: dict[tuple[int, int], int]) -> dict[str, Any]:
+    """Rows of the matrix; with many classes, only those in most errors."""
+    n_true: Counter[int] = Counter()
+    n_mistakes: Counter[int] = Counter()
+    for (true, predicted), n in cells.items():
+        n_true[true] += n
+        if true != predicted:
+            n_mistakes[true] += n
+            n_mistakes[predicted] += n
+    labels = sorted(sorted(range(len(classes)), key=lambda label: (-n_mistakes[label], label))[:MAX_MATRIX])
+    names = [escape(classes[label]) for label in labels]
+    size = "s" if len(labels) <= 4 else "m" if len(labels) <= 12 else "l" if len(labels) <= 24 else "xl"
+    inside = set(labels)
+    n_outside = sum(n for (t, p), n in cells.items() if t != p and not (t in inside and p in inside))
+    rows = [
+        {"name": name, "cells": [_cell(t, p, cells.get((t, p), 0), n_true[t]) for p in labels]}
+        for t, name in zip(labels, names, strict=True)
+    ]
+    return {"rows": rows, "names": names, "size": size, "n_all": len(classes), "n_outside": n_outside}
+
+
+def _cell(true: int, predicted: int, n: int, n_true: int) -> dict[str, Any]:
+    """One cell: its count, share of the true class, and color: ``d`` right or ``e`` wrong with a level 1..8."""
+    share = n / n_true if n_true else 0.0
+    strength = share if true == predicted else share**0.5  # rare errors must still be seen
+    color = f"{'d' if true == predicted else 'e'}{max(1, round(8 * strength))}" if n else "z"
+    return {"true": true, "predicted": predicted, "n": n, "share": percent(share), "color": color}
+
+
+def _in_cells(predictions: Predictions, album: Album) -> dict[str, list[int]]:
+    """Rows of the manifest to show for each cell, ``"true,predicted"``; the most confident answers first."""
+    n_classes = predictions.n_classes
+    n_each = 12 if n_classes <= 4 else 6 if n_classes <= 20 else 3 if n_classes <= 60 else 1
+    chosen: dict[str, list[int]] = {}
+    for position in np.argsort(-predictions.confidence, kind="stable").tolist():
+        true, predicted = int(predictions.labels[position]), int(predictions.predicted[position])
+        rows = chosen.setdefault(f"{true},{predicted}", [])
+        row = int(predictions.sample_indices[position])
+        if true == predicted and len(rows) < n_each:
+            rows.append(album.want(row, RIGHT_ANSWER, in_page=False))
+        elif true != predicted and len(rows) < MAX_IN_CELL:
+            rows.append(row)  # its picture is asked for by the gallery of wrong predictions
+    return chosen
+
+
+def _pairs(classes: Sequence[str], cells: dict[tuple[int, int], int]) -> list[Block]:
+    """The most confused pairs, if there are more classes than the matrix shows at a glance."""
+    n_true: Counter[int] = Counter()
+    for (true, _), n in cells.items():
+        n_true[true] += n
+    wrong = sorted((-n, -n / n_true[t], t, p) for (t, p), n in cells.items() if t != p)[:MAX_PAIRS]
+    if len(classes) < 3 or not wrong:
+        return []
+    rows = tuple(
+        (escape(classes[t]), escape(classes[p]), -n, Cell(percent(-share), -share)) for n, share, t, p in wrong
+    )
+    keys = tuple(f"{t},{p}" for _, _, t, p in wrong)
+    return [Table("Most confused pairs", ("True", "Predicted", "Images", "Share of the true class"), rows,
+                  text_columns=(1,), keys=keys)]  # fmt: skip
+
+
+# ---- classes
+
+
+def _class_table(evaluation: dict[str, Any], part: str) -> Block:
+    """One row per class, the lowest recall first; classes without images in the part last."""
+    spans, rows = evaluation.get("per_class_intervals", {}), []
+    for name, scores in evaluation["per_class"].items():
+        recall, found = recall_share(scores["recall"], scores["n"]), spans.get(name, {})
+        precision = Share(scores["precision"], **(found.get("precision") or {}))
+        rows.append((escape(name), scores["n_train"], scores["n"], recall, Bar(recall), precision, Share(scores["f1"])))
+    rows.sort(key=lambda row: (row[3].value is None, row[3].value or 0.0, -row[2]))
+    n = len(rows)
+    note = (
+        f"The {MAX_CLASSES:,} classes with the lowest recall, of {n:,}; all are in evaluation.json."
+        if n > MAX_CLASSES
+        else ""
+    )
+    columns = ("Class", "Train", part.capitalize(), "Recall (95% CI)", "", "Precision (95% CI)", "F1")
+    return Table(f"Classes, {part}", columns, tuple(rows[:MAX_CLASSES]), note, is_sortable=True, sorted_by=3)  # fmt: skip
+
+
+# ---- wrong predictions
+
+
+def _mistakes(record: Record, part: str, album: Album, wrong: Any, most: int) -> Gallery:
+    """Wrong predictions, the highest loss first."""
+    predictions = record.predictions[part]
+    order = wrong[np.argsort(-predictions.loss[wrong], kind="stable")][:most]
+    cards = tuple(_card(record, predictions, position, album) for position in order.tolist())
+    names = sorted({(card.keys[key], escape(predictions.classes[int(card.keys[key])])) for card in cards for key in ("true", "predicted")}, key=lambda item: item[1])  # fmt: skip
+    filters = (("true", "True class", tuple(names)), ("predicted", "Predicted", tuple(names)))
+    return Gallery(cards, n_open=N_OPEN, noun="wrong prediction", name=f"mistakes-{part}", filters=filters)
+
+
+def _card(record: Record, predictions: Predictions, position: int, album: Album) -> Card:
+    true, predicted = int(predictions.labels[position]), int(predictions.predicted[position])
+    row = int(predictions.sample_indices[position])
+    names = escape(predictions.classes[true]), escape(predictions.classes[predicted])
+    lines = (
+        Line("", names[1], percent(float(predictions.confidence[position])), "bad"),
+        Line("true", names[0], percent(float(np.exp(-predictions.loss[position])))),
+    )
+    tile = Tile(album.want(row, MISTAKE), f"{names[0]}, predicted as {names[1]}")
+    path = escape(record.manifest.samples[row].path)
+    return Card((tile,), lines, path, keys={"true": str(true), "predicted": str(predicted)})
+
+
+# ---- several labels
+
+
+def _part_of_several_labels(record: Record, part: str, album: Album, most: int) -> list[Block]:
+    evaluation, predictions = record.evaluation[part], record.predictions[part]
+    wrong = np.flatnonzero(~predictions.correct)
+    n = count(len(predictions), f"{part} image")
+    lead = f"{len(wrong):,} of {n} with a missed or a wrong label." if len(wrong) else f"No errors on {n}."
+    per_image = f"An image has {evaluation['n_labels_per_image']:.1f} labels on average and gets {evaluation['n_labels_given_per_image']:.1f}."  # fmt: skip
+    blocks: list[Block] = [Text(f"{lead} {per_image}", "lead"), _label_table(evaluation, predictions, part)]
+    if len(wrong):
+        gaps = [_gap(predictions, position) for position in wrong.tolist()]
+        order = wrong[np.argsort(-np.array(gaps), kind="stable")][:most]
+        cards = tuple(_card_of_labels(record, predictions, position, album) for position in order.tolist())
+        blocks += [Heading("Wrong predictions"), Gallery(cards, n_open=N_OPEN, noun="image", name=f"mistakes-{part}")]
+    return blocks
+
+
+def _label_table(evaluation: dict[str, Any], predictions: Predictions, part: str) -> Table:
+    truth, given = predictions.truth, predictions.given
+    missed, added = (truth & ~given).sum(0).tolist(), (given & ~truth).sum(0).tolist()
+    rows = []
+    for number, (name, s) in enumerate(evaluation["per_class"].items()):
+        precision = Share(s["average_precision"])
+        rows.append((
+            escape(name), s["n_train"], s["n"], precision, Bar(precision), Share(s["f1"]), Share(s["precision"]), Share(s["recall"]),
+            missed[number], added[number], Cell(decimal(s["threshold"], 2), s["threshold"]),
+        ))  # fmt: skip
+    rows.sort(key=lambda row: (row[5].value is None, row[5].value or 0.0, -row[2]))
+    columns = ("Label", "Train", part.capitalize(), "Average precision", "", "F1", "Precision", "Recall", "Missed", "Wrong", "Threshold")  # fmt: skip
+    note = f"The {MAX_CLASSES:,} labels with the lowest F1, of {len(rows):,}." if len(rows) > MAX_CLASSES else ""
+    return Table(f"Labels, {part}", columns, tuple(rows[:MAX_CLASSES]), note, is_sortable=True, sorted_by=5)
+
+
+def _gap(predictions: Predictions, position: int) -> float:
+    """How far the worst label is on the wrong side of its threshold."""
+    stated = predictions.probabilities[position]
+    is_wrong = predictions.truth[position] != predictions.given[position]
+    return float(np.abs(stated - predictions.task.limits(predictions.n_classes))[is_wrong].max())
+
+
+def _card_of_labels(record: Record, predictions: Predictions, position: int, album: Album) -> Card:
+    row = int(predictions.sample_indices[position])
+    truth, given, stated = predictions.truth[position], predictions.given[position], predictions.probabilities[position]
+    lines = [
+        Line(word, escape(predictions.classes[label]), percent(float(stated[label]), 0), style)
+        for word, chosen, style in (("missed", truth & ~given, "bad"), ("wrong", given & ~truth, "bad"), ("right", truth & given, ""))
+        for label in np.flatnonzero(chosen).tolist()
+    ]  # fmt: skip
+    tile = Tile(album.want(row, MISTAKE), "image with a missed or wrong label")
+    return Card((tile,), tuple(lines), escape(record.manifest.samples[row].path))

@@ -1,0 +1,349 @@
+"""Result: the figure that counts most, what it means in a few sentences, and what to do next.
+
+A class is called weak and a pair confused only if chance alone would hardly do it; otherwise the sentence says so.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from topwork.blocks import Bar, Block, Figure, Figures, Fold, Share, Special, Text, as_share
+from topwork.data.manifest import FEW_IMAGES
+from topwork.evaluation.advice import Advice
+from topwork.evaluation.analysis import advice_of
+from topwork.evaluation.intervals import wilson
+from topwork.evaluation.metrics import metrics_of
+from topwork.report.pictures import Album
+from topwork.report.run_data import Record
+from topwork.text import count, decimal, escape, percent, points, quoted
+
+SIGNIFICANCE = 0.05  # a weak class or a confused pair is named if chance gives one as extreme less often than this
+CONFIDENT = 0.9  # a mistake stated with at least this probability is a confident one
+WORTHWHILE = 0.005  # expected gain in accuracy from which advice becomes the next step
+WIDE_INTERVAL = 0.06  # an accuracy known to less than plus or minus three points asks for more test images
+MORE = ("Cross-entropy", "Average precision", "Hamming loss")  # metrics behind the fold
+OUTCOMES = {
+    "adapted": "The model was adapted",
+    "unchanged": "The model is unchanged",
+    "refused": "The model was not adapted",
+}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The figure on top: its name, the share with its interval, what the interval is, what to compare it with."""
+
+    label: str
+    share: Share
+    basis: str
+    hint: str = ""
+    base: float | None = None
+
+
+def summary(record: Record, _album: Album) -> list[Block]:
+    """Headline, sentences, further metrics."""
+    headline, said = headline_of(record), sentences(record)
+    if headline is None:
+        return [Text(text, "lead" if number == 0 else "") for number, text in enumerate(said)]
+    values = {"headline": headline, "bar": Bar(headline.share, headline.base), "sentences": said}
+    shown = Figure(headline.label, percent(headline.share.value), _interval(headline), headline.hint)
+    blocks: list[Block] = [Special("hero", values, [*map(Text, said), Figures((shown,))])]
+    part = record.main_part
+    if part is not None:
+        figures = figures_of(record, part)[1:]
+        blocks.append(Figures(tuple(figure for figure in figures if figure.label not in MORE)))
+        more = tuple(figure for figure in figures if figure.label in MORE)
+        if more:
+            blocks.append(Fold("More metrics", [Figures(more)]))
+    return blocks
+
+
+def _interval(headline: Headline) -> str:
+    return headline.share.interval("95% CI {}")
+
+
+def headline_of(record: Record) -> Headline | None:
+    """Of an adapted run the target's accuracy; else that of the main part, without leaked images if there are any."""
+    domains = record.domains
+    if domains is not None:
+        measured = record.evaluation.get("domains", {}).get("target")
+        if measured:
+            share = as_share(measured["after"]["accuracy"])
+            before = percent(measured["before"]["accuracy"]["value"])
+            basis = f"measured on {count(measured['after']['n'], 'labeled target image')}"
+            return Headline("Accuracy on the target", share, basis, f"Before adaptation: {before}")
+        before, after = (domains["predicted"][key] for key in ("before", "after"))
+        hint = f"Expected before adaptation: {percent(before['value'], 0)}"
+        share = Share(after["value"], after["low"], after["high"])
+        return Headline("Expected accuracy on the target", share, "estimated without target labels", hint)
+    part = record.main_part
+    if part is None:
+        return None
+    label = "Exact match" if record.manifest.multi_label else "Accuracy"
+    clean = without_leaks(record, part)
+    if clean is not None:
+        share = as_share(clean["accuracy"])
+        hint = f"With the leaked images: {percent(record.evaluation[part]['accuracy']['value'])}"
+        return Headline(f"{label} on {part} without leaked images", share, _basis(clean["n"]), hint)
+    evaluation = record.evaluation[part]
+    base = baseline(record, part)
+    hint = "" if base is None else f"Always predicting the most frequent {_noun(record)}: {percent(base)}"
+    return Headline(f"{label} on {part}", as_share(evaluation["accuracy"]), _basis(evaluation["n"]), hint, base)
+
+
+def _basis(n: int) -> str:
+    return f"on {count(n, 'image')}"
+
+
+def _noun(record: Record) -> str:
+    return "set of labels" if record.manifest.multi_label else "class"
+
+
+def without_leaks(record: Record, part: str) -> dict | None:  # type: ignore[type-arg]
+    """The figures of a part without the images that train has, too; None if there are none or nothing is left."""
+    found = record.evaluation.get(f"{part}_without_leaks") or record.evaluation.get("leaks", {}).get(part, {}).get(
+        "without"
+    )
+    return found if found and found.get("n") and found["accuracy"]["value"] is not None else None
+
+
+def figures_of(record: Record, part: str) -> list[Figure]:
+    """The metrics of a part with their intervals; accuracy first."""
+    evaluation = record.evaluation[part]
+    rows = []
+    for metric in metrics_of(evaluation):
+        found = metric.figure(evaluation)
+        value, low, high = found["value"], found["low"], found["high"]
+        interval = (
+            ""
+            if low is None or high is None
+            else f"95% CI {metric.text(low).rstrip('%')}–{metric.text(high).rstrip('%')}"
+        )
+        bar = (
+            None
+            if metric.unit == "nats"
+            else Bar(Share(value, low, high), baseline(record, part) if metric.key == "accuracy" else None)
+        )
+        rows.append(Figure(metric.title, metric.text(value), interval, _hint(metric.key, metric.hint, evaluation), bar))
+    return rows  # fmt: skip
+
+
+def _hint(key: str, hint: str, evaluation: dict) -> str:  # type: ignore[type-arg]
+    if key != "average_precision":
+        return hint
+    name = evaluation["classes"][1]
+    chance = decimal(evaluation["per_class"][name]["n"] / evaluation["n"], 2)
+    return f"{hint} of {quoted(name, 24)}; chance: {chance}"
+
+
+# ---- sentences
+
+
+def sentences(record: Record) -> list[str]:
+    """What was trained, where it is weak, what the parts were used for, what to do next."""
+    part = record.main_part
+    if part is None:
+        missing = "There is no test or validation part, so the accuracy is unknown."
+        return [_trained(record), missing, "Next: run fit again with --test-fraction 0.2 to hold out some images."]
+    said = [_adapted(record), _trained(record), _leaked(record, part), _perfect(record, part)]
+    if record.manifest.multi_label:
+        said.append(_weakest_label(record, part))
+    else:
+        said.append(" ".join(filter(None, [_weakest_class(record, part), _confused_pair(record, part)])))
+        said.append(_abstentions(record, part))
+    said.append(_used_for(record))
+    following = next_step(record, part)
+    return [text for text in [*said, f"Next: {following}" if following else ""] if text]
+
+
+def _adapted(record: Record) -> str:
+    if record.domains is None:
+        return ""
+    choice = record.domains["choice"]
+    method = f" ({escape(choice['method'])})" if choice["outcome"] == "adapted" else ""
+    source = ""
+    measured = record.evaluation.get("domains", {}).get("source") or {}
+    if measured.get("after"):
+        before, after = (percent(measured[key]["accuracy"]["value"]) for key in ("before", "after"))
+        source = f" On the source it has {before} before and {after} after."
+    return f"{OUTCOMES[choice['outcome']]}{method}: {escape(choice['reason'])}{source}"
+
+
+def _trained(record: Record) -> str:
+    recipe, classes = record.recipe, record.manifest.classes
+    n_train = int((record.part_of == "train").sum())
+    names = f" ({', '.join(quoted(name, 24) for name in classes)})" if len(classes) <= 4 else ""
+    is_probe = recipe.get("mode", "probe") == "probe" and not recipe.get("adapted", {}).get("network_moved")
+    backbone = escape(str(recipe.get("architecture") or recipe.get("backbone", "a backbone")))
+    what = f"A linear classifier on frozen features of {backbone}" if is_probe else f"A fine-tuned {backbone}"
+    kind = count(len(classes), "label") if record.manifest.multi_label else count(len(classes), "class", "classes")
+    return f"{what}, trained on {count(n_train, 'image')} of {kind}{names}."
+
+
+def _leaked(record: Record, part: str) -> str:
+    leaks = record.evaluation.get("leaks", {}).get(part)
+    if not leaks:
+        return ""
+    text = f"{count(leaks['n_leaked'], 'image')} of {part} {'is' if leaks['n_leaked'] == 1 else 'are'} also in train"
+    if without_leaks(record, part) is None:
+        return f"{text}, and nothing is left without them: this accuracy says little about new images."
+    return f"{text}; the accuracy without them is the one to trust."
+
+
+def _perfect(record: Record, part: str) -> str:
+    accuracy = record.evaluation[part]["accuracy"]
+    if accuracy["value"] != 1 or accuracy["low"] is None:
+        return ""
+    n = count(record.evaluation[part]["n"], f"{part} image")
+    return f"With {n}, an error rate of up to {percent(1 - accuracy['low'])} cannot be ruled out."
+
+
+def _weakest_label(record: Record, part: str) -> str:
+    scored = [
+        (s["f1"], name, s["n"]) for name, s in record.evaluation[part]["per_class"].items() if s["f1"] is not None
+    ]
+    if len(scored) < 2:
+        return ""
+    f1, name, n = min(scored)
+    few = " So few images say little." if n < 20 else ""
+    return f"Lowest F1: {quoted(name)} with {percent(f1)}, on {count(n, 'image')}.{few}"  # fmt: skip
+
+
+def _weakest_class(record: Record, part: str) -> str:
+    found = weakest_class(record, part)
+    if found is None:
+        return "No errors."
+    name, n_right, n, chance = found
+    if chance < SIGNIFICANCE:
+        return f"Weakest class: {quoted(name)} with {percent(n_right / n)} ({n_right:,} of {n:,})."
+    return "No class is clearly weaker than the others."
+
+
+def weakest_class(record: Record, part: str) -> tuple[str, int, int, float] | None:
+    """The class with the least likely number of right answers, if all classes were as good as the others together.
+
+    Returns:
+        name, images right, images, and the chance that any of the classes comes out this low; None without a mistake.
+    """
+    classes, cells = record.evaluation[part]["classes"], record.confusion(part)
+    n, n_right = np.zeros(len(classes), np.int64), np.zeros(len(classes), np.int64)
+    for (true, predicted), k in cells.items():
+        n[true] += k
+        n_right[true] += k if true == predicted else 0
+    all_n, all_right = int(n.sum()), int(n_right.sum())
+    if all_n == all_right:
+        return None
+    rows = []
+    for label in np.flatnonzero(n).tolist():
+        n_others = all_n - int(n[label])
+        # Laplace's rule: others without a mistake are not perfect.
+        share = (all_right - int(n_right[label]) + 1) / (n_others + 2)
+        rows.append((_at_most(int(n_right[label]), int(n[label]), share), int(n_right[label]) / int(n[label]), label))
+    chance, _, label = min(rows)
+    return classes[label], int(n_right[label]), int(n[label]), min(1.0, chance * len(rows))
+
+
+def _confused_pair(record: Record, part: str) -> str:
+    wrong = {pair: k for pair, k in record.confusion(part).items() if pair[0] != pair[1]}
+    classes, n_wrong = record.evaluation[part]["classes"], sum(wrong.values())
+    if not wrong:
+        return ""
+    (true, predicted), k = max(wrong.items(), key=lambda item: (item[1], item[0]))
+    first = f"{count(k, 'image')} of {quoted(classes[true])} {'was' if k == 1 else 'were'} predicted as {quoted(classes[predicted])}"
+    if len(classes) == 2:
+        back = wrong.get((predicted, true), 0)
+        return f"{first}, {back or 'none'} the other way round."
+    n_pairs = len(classes) * (len(classes) - 1)
+    if k > 1 and n_pairs * _at_least(k, n_wrong, 1 / n_pairs) < SIGNIFICANCE:
+        return f"Most frequent error: {first}."
+    return ""
+
+
+def _abstentions(record: Record, part: str) -> str:
+    found = (record.insights.get("decisions") or {}).get("parts", {}).get(part)
+    if not found or not found["n"]:
+        return ""
+    ambiguous, unknown = (found[f"n_{kind}"] / found["n"] for kind in ("ambiguous", "unknown"))
+    if not ambiguous + unknown:
+        return ""
+    text = f"With abstention, {percent(ambiguous)} of the answers are “ambiguous” and {percent(unknown)} “unknown”"
+    right = found["accuracy_of_labels"]
+    return f"{text}; the rest are {percent(right['value'])} correct." if right else f"{text}."
+
+
+def _used_for(record: Record) -> str:
+    chosen = "Hyperparameters were chosen by cross-validation on train"
+    if record.recipe.get("mode", "probe") != "probe":
+        chosen = "The model was trained on train"
+    if "test" in record.predictions:
+        return f"{chosen}; test was used once, for this report."
+    use = str(record.recipe.get("valid_used_for", ""))
+    return (
+        f"{chosen}. There is no test part; valid was used for {escape(use[:1].lower() + use[1:]) or 'these figures'}."
+    )
+
+
+def next_step(record: Record, part: str) -> str:
+    """What would help most: files that could not be used, then the best advice, then simple rules."""
+    evaluation, n_rejected = record.evaluation[part], len(record.manifest.rejects)
+    if n_rejected > 0.1 * (n_rejected + len(record.manifest.samples)):
+        return f"see why {count(n_rejected, 'file')} could not be used (listed under Data)."
+    best = next((item for item in advice_of(record.insights) if item.gain and item.gain[0] >= WORTHWHILE), None)
+    if best is not None:
+        return f"{escape(best.title[:1].lower() + best.title[1:])}; {expected_gain(best)}."
+    predictions = record.predictions[part]
+    n_confident = int((~predictions.correct & (predictions.confidence >= CONFIDENT)).sum())
+    if n_confident and not record.manifest.multi_label:
+        return f"check the {count(n_confident, 'confident error')} below; sometimes the label is wrong."
+    accuracy = evaluation["accuracy"]
+    if accuracy["low"] is not None and accuracy["high"] - accuracy["low"] > WIDE_INTERVAL:
+        width = f"{100 * (accuracy['high'] - accuracy['low']) / 2:.0f}"
+        return f"add test images; with {evaluation['n']:,}, the accuracy is uncertain by ±{width} points."
+    name, n = min(record.manifest.counts.items(), key=lambda item: item[1])
+    if n < FEW_IMAGES:
+        return f"add images of the smallest class, {quoted(name)} ({count(n, 'image')})."
+    return "try it on images from where it will be used."
+
+
+def expected_gain(advice: Advice) -> str:
+    """``+3.0 points expected (+1.0 to +5.0)`` of advice that has a gain."""
+    assert advice.gain is not None
+    value, low, high = map(points, advice.gain)
+    return f"up to {high} points" if advice.basis == "bound" else f"{value} points expected ({low} to {high})"
+
+
+# ---- chance
+
+
+def baseline(record: Record, part: str) -> float | None:
+    """Accuracy of always predicting the most frequent class, or set of labels, of the part."""
+    truth = record.predictions[part].labels
+    if not len(truth):
+        return None
+    _, n = np.unique(truth, axis=0, return_counts=True)
+    return float(n.max() / len(truth))
+
+
+def recall_share(recall: float | None, n: int) -> Share:
+    """A share of ``n`` images with Wilson's 95% interval."""
+    if recall is None:
+        return Share(None)
+    found = wilson(recall, n)
+    return Share(recall, found.low, found.high, n)
+
+
+def _at_most(k: int, n: int, share: float) -> float:
+    return sum(_binomial(i, n, share) for i in range(k + 1)) if k < n else 1.0
+
+
+def _at_least(k: int, n: int, share: float) -> float:
+    return min(1.0, sum(_binomial(i, n, share) for i in range(k, n + 1)))
+
+
+def _binomial(k: int, n: int, share: float) -> float:
+    """Probability of k successes in n trials; share strictly between 0 and 1."""
+    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return math.exp(ways + k * math.log(share) + (n - k) * math.log1p(-share))

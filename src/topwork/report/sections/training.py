@@ -1,0 +1,175 @@
+"""Training: the curves of fine-tuning, the layers that were trained, and the classifiers that were tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from topwork.blocks import Beside, Block, Chart, Fold, Series, Share, Table, Text
+from topwork.report.pictures import Album
+from topwork.report.run_data import Record
+from topwork.text import count, decimal, escape
+
+MAX_ROWS = 500  # of the trials
+VISIBLE = 0.05  # of the height of a chart
+CHOSEN = {
+    "plain": "Used the simple classifier; nothing more complex was clearly better in cross-validation.",
+    "extended": "Used an extended classifier; it was clearly better in cross-validation than the simple one.",
+}
+
+
+def training(record: Record, _album: Album) -> list[Block]:
+    """Fine-tuning first if there was any; the search for the classifier behind a fold."""
+    curves = epoch_charts(record.history)
+    blocks: list[Block] = [Text(text) for text in _decided(record)]
+    if curves:
+        blocks.append(Beside(tuple([chart] for chart in curves)))
+    if record.recipe.get("stages"):
+        blocks.append(Fold("Trainable layers", [stage_table(record.recipe["stages"])]))
+    return blocks + _search(record)
+
+
+def _decided(record: Record) -> list[str]:
+    decided = [str(text) for text in record.recipe.get("words", [])] or [
+        CHOSEN.get(head_of(record).get("kind", ""), "")
+    ]
+    return [escape(text[:1].upper() + text[1:]) for text in decided if text]
+
+
+def head_of(record: Record) -> dict[str, Any]:
+    """What the recipe says about the classifier on top of the network."""
+    found: dict[str, Any] = record.recipe.get("head") or {}
+    return found
+
+
+def stage_table(stages: Sequence[dict[str, Any]]) -> Table:
+    """What fine-tuning trained, at which peak rate."""
+    rows = tuple(
+        (escape(str(row["stage"])), row["n_parameters"], "yes" if row["trainable"] else "no", f"{row['rate']:.1e}" if row["rate"] else None)
+        for row in stages
+    )  # fmt: skip
+    return Table("Trainable layers", ("Stage", "Parameters", "Trained", "Peak learning rate"), rows, heading=False, text_columns=(2,))  # fmt: skip
+
+
+# ---- the search
+
+
+def _search(record: Record) -> list[Block]:
+    trials = [line for line in record.history if "candidate" in line]
+    if not trials:
+        return []
+    best = _best(trials)
+    rows = tuple(_trial_row(trial) for trial in best)
+    columns = ("Features", "Accuracy (± standard error)", "Cross-entropy", "Regularization")
+    note = f"{trials[0]['n_folds']}-fold cross-validation on {count(trials[0]['n_images'], 'training image')}, each at its best regularization."  # fmt: skip
+    blocks: list[Block] = [Table("Classifiers", columns, rows, note, heading=False, chosen=(0,) if best[0]["chosen"] else ())]  # fmt: skip
+    charts = trial_charts(trials)
+    if charts:
+        blocks.append(Beside(tuple([chart] for chart in charts)))
+    if len(trials) > len(best):
+        blocks.append(
+            Table("All trials", columns, tuple(_trial_row(trial) for trial in trials[:MAX_ROWS]), is_sortable=True)
+        )
+    reason = str(head_of(record).get("reason", ""))
+    if reason:
+        blocks.append(Text(escape(reason[:1].upper() + reason[1:]), "small"))
+    return [Fold(f"Classifiers tried: {count(len(trials), 'setting')}", blocks)]
+
+
+def _best(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each candidate at its best penalty; the chosen one first."""
+    best: dict[str, dict[str, Any]] = {}
+    for trial in trials:
+        old = best.get(trial["candidate"])
+        if old is None or (trial["chosen"], -trial["cross_entropy"]) > (old["chosen"], -old["cross_entropy"]):
+            best[trial["candidate"]] = trial
+    return sorted(best.values(), key=lambda trial: (not trial["chosen"], trial["cross_entropy"]))
+
+
+def _trial_row(trial: dict[str, Any]) -> tuple[Any, ...]:
+    name = escape(str(trial["candidate"])) + ("" if trial["plain"] else " (extended)")
+    error = f"{Share(trial['accuracy'])} ± {100 * trial['standard_error']:.1f}"
+    return name, error, decimal(trial["cross_entropy"]), float(trial["penalty"])
+
+
+def trial_charts(trials: Sequence[dict[str, Any]]) -> list[Chart]:
+    """Accuracy and cross-entropy against the penalty, a line for each candidate; nothing if there is one trial."""
+    if len({trial["penalty"] for trial in trials}) < 2:
+        return []
+    return [
+        Chart(title, "regularization", label, tuple(_trial_series(trials, key)), "log", y_is_share=key == "accuracy")
+        for title, key, label in (
+            ("Accuracy in cross-validation", "accuracy", "accuracy"),
+            ("Cross-entropy in cross-validation", "cross_entropy", "cross-entropy"),
+        )
+    ]
+
+
+def _trial_series(trials: Sequence[dict[str, Any]], key: str) -> list[Series]:
+    by_candidate: dict[str, list[dict[str, Any]]] = {}
+    for trial in trials:
+        by_candidate.setdefault(trial["candidate"], []).append(trial)
+    series, color = [], 1
+    for candidate, tried in by_candidate.items():
+        chosen = next((trial for trial in tried if trial["chosen"]), None)
+        color += chosen is None
+        points = tuple(sorted((float(trial["penalty"]), float(trial[key])) for trial in tried))
+        mark = (float(chosen["penalty"]), float(chosen[key])) if chosen else None
+        series.append(Series(escape(candidate), points, mark=mark, color=1 if chosen else color, is_strong=chosen is not None))  # fmt: skip
+    return sorted(series, key=lambda one: one.is_strong)  # the chosen one is drawn last, over the others
+
+
+# ---- epochs
+
+
+def epoch_charts(history: Sequence[dict[str, Any]]) -> list[Chart]:
+    """Curves of fine-tuning: losses, accuracy and learning rate, as far as the records hold them.
+
+    Args:
+        history: records with ``epoch`` and any of ``train_loss``, ``valid_loss``, ``valid_calibrated_loss``,
+            ``valid_accuracy``, ``rate``; records without ``epoch`` are skipped.
+    """
+    charts = []
+    for title, names, label in (
+        ("Loss", ("train_loss", "valid_loss", "valid_calibrated_loss"), "cross-entropy"),
+        ("Accuracy on valid", ("valid_accuracy",), "accuracy"),
+        ("Learning rate", ("rate",), "learning rate"),
+    ):
+        series = [_epoch_series(history, name, number) for number, name in enumerate(names, start=1)]
+        if title == "Learning rate":
+            series = _step_series(history) or series
+        drawn = tuple(one for one in series if one.points)
+        if drawn:
+            charts.append(Chart(title, "epoch", label, drawn, y_is_share=names[0] == "valid_accuracy"))
+    return charts
+
+
+def _epoch_series(history: Sequence[dict[str, Any]], name: str, color: int) -> Series:
+    points = [(float(r["epoch"]), float(r[name])) for r in history if "epoch" in r and r.get(name) is not None]
+    finite = tuple(point for point in points if np.isfinite(point).all())
+    return Series(name.replace("_", " "), finite, color=color, is_strong=name.startswith("valid"))
+
+
+def _step_series(history: Sequence[dict[str, Any]]) -> list[Series]:
+    """The schedule as it was: the rate over the steps, of the stage with the highest and the one with the lowest rate.
+
+    Records hold ``curve``: (position in epochs, loss, factor on the rates), and ``rates``: the peak rate of each stage.
+    """
+    peaks = {stage: rate for record in history for stage, rate in record.get("rates", {}).items() if rate}
+    if not peaks:
+        return []
+    highest, lowest = (pick(peaks, key=lambda stage: peaks[stage]) for pick in (max, min))
+    # a line at a hundredth of the axis shows nothing; the table of layers has its number
+    ends = dict.fromkeys([highest, lowest] if peaks[lowest] > VISIBLE * peaks[highest] else [highest])
+    series = []
+    for number, stage in enumerate(ends, start=1):
+        points = tuple(
+            (float(position), factor * record["rates"][stage])
+            for record in history
+            for position, _, factor in record.get("curve", [])
+            if record["rates"].get(stage) is not None
+        )
+        series.append(Series(escape(stage), points, color=number, is_strong=number == 1))
+    return [one for one in series if one.points]
