@@ -7,6 +7,8 @@ import re
 import numpy as np
 import pytest
 import simplejpeg
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from data.drawn import (
@@ -20,6 +22,7 @@ from data.drawn import (
     with_segment,
 )
 from topwork.data.images import Decoded, decode
+from topwork.data.jpeg import orientation_of
 from topwork.errors import ImageError
 
 SCENE = scene(96, 80)
@@ -249,3 +252,30 @@ def test_a_tall_jpeg_is_what_it_is_made_to_be() -> None:
     assert (
         np.abs(found - np.concatenate([strip, strip, strip])[:40].astype(int)).mean() < 3
     )  # colors blend at the seams
+
+
+# ---- EXIF
+
+
+@pytest.mark.parametrize("kind", [3, 4])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_read_from_exif(orientation: int, order: str, kind: int) -> None:
+    block = exif(orientation, order, kind)
+    assert orientation_of(block) == orientation
+    assert orientation_of(b"Exif\0\0" + block) == orientation
+
+
+@given(st.binary(max_size=60), st.sampled_from([b"", b"II*\0", b"MM\0*", b"MM\0*\0\0\0\x08\0\x01"]))
+def test_any_other_bytes_are_an_orientation_too(tail: bytes, head: bytes) -> None:
+    assert orientation_of(head + tail) in range(1, 9)
+
+
+@pytest.mark.parametrize("n_bytes", range(26))
+def test_a_cut_exif_block_means_as_it_is(n_bytes: int) -> None:
+    assert orientation_of(exif(6)[: min(n_bytes, 21)]) == 1
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 1000])
+def test_an_orientation_that_does_not_exist_means_as_it_is(orientation: int) -> None:
+    assert orientation_of(exif(orientation)) == 1

@@ -1,6 +1,6 @@
 """JPEG: libjpeg-turbo for nearly every file, at full size or shrunk while decoding; Pillow for odd samplings.
 
-In: the bytes of a file that starts like a JPEG. Out: :class:`~topwork.data.raster.Decoded`.
+In: the bytes of a file that starts like a JPEG. Out: its header, and the pixels as stored (``images.py`` turns them upright).
 
 libjpeg never fails on damaged pixels: it warns, and fills what is missing with gray. In its strict mode simplejpeg
 turns the first warning into an error, which costs nothing on sound files. The few warnings that do not concern pixels
@@ -16,17 +16,22 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from struct import Struct, error
 from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 
-from topwork.data.exif import orientation_of
-from topwork.data.raster import MAX_PARTS, Decoded, ImageFacts, Pixels, check_memory, check_size, turned
 from topwork.errors import ImageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Pixels = NDArray[np.uint8]
+
+MAX_MEMORY_BYTES = 1_000_000_000  # what one file of any format may cost, its own bytes and the finished pixels included
+MAX_PARTS = 500_000  # segments, chunks or strips of one file; each costs about a microsecond of Python
 
 _SOI, _EOI, _SOS, _APP0, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame, all processes
@@ -49,8 +54,18 @@ _MAX_COMPARED_PIXELS = 20_000_000  # two decodings are compared at full size up 
 _MAX_RETRY_PIXELS = 200_000_000  # decoded in all while looking for stray bytes
 
 
+_BYTE_ORDERS = {
+    b"II": (Struct("<I"), Struct("<H"), Struct("<HHI4s")),
+    b"MM": (Struct(">I"), Struct(">H"), Struct(">HHI4s")),
+}
+_ORIENTATION = 0x0112
+_BYTE, _SHORT, _LONG = 1, 3, 4
+
+
 @dataclass(frozen=True, slots=True)
-class _Header:
+class Header:
+    """The header of a JPEG; sizes in pixels as stored, orientation 1..8 as EXIF has it."""
+
     frame: int  # marker, which says the coding process
     width: int
     height: int
@@ -60,7 +75,13 @@ class _Header:
 
     @property
     def n_components(self) -> int:
+        """Color channels as stored."""
         return len(self.components) // 3
+
+    @property
+    def mode(self) -> str:
+        """Colors as stored, in Pillow's words."""
+        return _MODES[self.n_components]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +93,8 @@ class _Size:
     factor: int = 1
 
 
-def decode(data: bytes, min_side: int | None) -> Decoded:
-    """Decodes a JPEG; see :func:`topwork.data.images.decode`."""
-    header = _read_header(data)
+def decode(data: bytes, header: Header, min_side: int | None) -> Pixels:
+    """The pixels as stored, uint8 (H, W, 3) RGB; see :func:`topwork.data.images.decode`."""
     size = _least_size(header, min_side)
     _check(header, data, size)
     try:
@@ -84,10 +104,13 @@ def decode(data: bytes, min_side: int | None) -> Decoded:
         pixels = _decode_cleaned(data, header, size, error)
     if header.frame in _ARITHMETIC:
         _check_complete(pixels, _decode(_padded(data), size, strict=False))
-    shown = (header.height, header.width) if header.orientation >= 5 else (header.width, header.height)
-    mode = _MODES[header.n_components]
-    facts = ImageFacts("JPEG", shown[0], shown[1], mode, header.orientation, False, mode == "L")
-    return Decoded(turned(pixels, header.orientation), facts)
+    return pixels
+
+
+def check_memory(n_bytes: int) -> None:
+    """Raises ImageError if decoding would hold more than one file may cost."""
+    if n_bytes > MAX_MEMORY_BYTES:
+        raise ImageError(f"too large: decoding it would take {n_bytes / 1e9:.1f} GB of memory, and the limit is 1 GB")
 
 
 def _decode(data: bytes, size: _Size, *, strict: bool = True) -> Pixels:
@@ -116,7 +139,8 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     raise ImageError("damaged: too many segments")
 
 
-def _read_header(data: bytes) -> _Header:
+def read_header(data: bytes) -> Header:
+    """Size, colors, orientation and the place of the first scan."""
     frame, orientation = None, 0
     try:
         for marker, start, end in _segments(data):
@@ -131,7 +155,7 @@ def _read_header(data: bytes) -> _Header:
     raise ImageError("truncated: there is no image data")
 
 
-def _header(data: bytes, marker: int, start: int, orientation: int, scan: int) -> _Header:
+def _header(data: bytes, marker: int, start: int, orientation: int, scan: int) -> Header:
     bits, n_components = data[start + 4], data[start + 9]
     if bits != 8:
         raise ImageError(f"JPEG with {bits} bits a sample is not supported, only 8")
@@ -139,10 +163,10 @@ def _header(data: bytes, marker: int, start: int, orientation: int, scan: int) -
         raise ImageError(f"JPEG with {n_components} color components is not supported, only 1, 3 or 4")
     height, width = data[start + 5] << 8 | data[start + 6], data[start + 7] << 8 | data[start + 8]
     components = data[start + 10 : start + 10 + 3 * n_components]
-    return _Header(marker, width, height, components, orientation, scan)
+    return Header(marker, width, height, components, orientation, scan)
 
 
-def _least_size(header: _Header, min_side: int | None) -> _Size:
+def _least_size(header: Header, min_side: int | None) -> _Size:
     """The size at 1/2, 1/4 or 1/8 that keeps ``min_side``: libjpeg-turbo has no fast code for the eighths between.
 
     Measured on a 12 megapixel photo with colors at half resolution: 1/1 36 ms, 7/8 99, 5/8 28, 1/2 16, 3/8 23, 1/4 17.
@@ -155,9 +179,8 @@ def _least_size(header: _Header, min_side: int | None) -> _Size:
     return _Size()
 
 
-def _check(header: _Header, data: bytes, size: _Size) -> None:
+def _check(header: Header, data: bytes, size: _Size) -> None:
     """Raises ImageError if decoding would cost too much, or if scans are missing."""
-    check_size(header.width, header.height)
     if header.frame in _ARITHMETIC and len(data) > _MAX_ARITHMETIC_BYTES:
         raise ImageError("too costly to decode: too much arithmetic coding")
     n_pixels = header.width * header.height
@@ -170,7 +193,7 @@ def _check(header: _Header, data: bytes, size: _Size) -> None:
     check_memory(memory)
 
 
-def _n_coefficients(header: _Header) -> int:
+def _n_coefficients(header: Header) -> int:
     samplings = [(value >> 4, value & 15) for value in header.components[1::3]]
     across, down = max(s[0] for s in samplings), max(s[1] for s in samplings)
     if not across or not down:
@@ -178,7 +201,7 @@ def _n_coefficients(header: _Header) -> int:
     return sum(-(-header.width * s[0] // across) * -(-header.height * s[1] // down) for s in samplings)
 
 
-def _check_scans(header: _Header, data: bytes, n_pixels: int) -> None:
+def _check_scans(header: Header, data: bytes, n_pixels: int) -> None:
     """Raises ImageError unless the scans bring every coefficient of every component, in a bearable number."""
     missing = dict.fromkeys(header.components[0::3], _ALL_COEFFICIENTS)
     n_scans = 0
@@ -212,10 +235,36 @@ def _markers(data: bytes, start: int) -> Iterator[tuple[int, int]]:
         start += 2 if data[start + 1] in _ALONE else 2 + int.from_bytes(data[start + 2 : start + 4], "big")
 
 
+def orientation_of(exif: bytes) -> int:
+    """The orientation 1..8 that an EXIF block (a TIFF header and its first directory) asks for, else 1.
+
+    Broken metadata is no reason to lose sound pixels: it means 1.
+    """
+    if exif.startswith(b"Exif\0\0"):
+        exif = exif[6:]
+    layout = _BYTE_ORDERS.get(exif[:2])
+    if layout is None:
+        return 1
+    long, short, entry = layout
+    try:
+        (start,) = long.unpack_from(exif, 4)
+        (n_entries,) = short.unpack_from(exif, start)
+        end = min(start + 2 + 12 * n_entries, len(exif) - (len(exif) - start - 2) % 12)
+        for tag, kind, _count, value in entry.iter_unpack(exif[start + 2 : end]):
+            if tag == _ORIENTATION:
+                found = {_BYTE: value[0], _SHORT: short.unpack_from(value)[0], _LONG: long.unpack(value)[0]}.get(
+                    kind, 1
+                )
+                return found if 1 <= found <= 8 else 1
+    except error:
+        pass
+    return 1
+
+
 # ---- files that strict decoding refuses
 
 
-def _decode_cleaned(data: bytes, header: _Header, size: _Size, first_error: ValueError) -> Pixels:
+def _decode_cleaned(data: bytes, header: Header, size: _Size, first_error: ValueError) -> Pixels:
     """Decodes a copy without metadata, and if need be without stray bytes, or raises ImageError with the reason."""
     message = str(first_error)
     if not _LOSS.search(message):
@@ -236,7 +285,7 @@ def _decode_cleaned(data: bytes, header: _Header, size: _Size, first_error: Valu
     raise ImageError(f"damaged image data ({message.removeprefix('Corrupt JPEG data: ')})") from first_error
 
 
-def _without_metadata(data: bytes, header: _Header) -> bytes:
+def _without_metadata(data: bytes, header: Header) -> bytes:
     """The file with only the segments its pixels need, and those in a form that libjpeg does not warn about."""
     kept = [b"\xff\xd8"]
     for marker, start, end in _segments(data):
@@ -263,7 +312,7 @@ def _without_stray(data: bytes, n_stray: int, marker: int, n_pixels: int) -> Ite
         yield data[: start - n_stray] + data[start:]
 
 
-def _decode_with_pillow(data: bytes, header: _Header, size: _Size) -> Pixels:
+def _decode_with_pillow(data: bytes, header: Header, size: _Size) -> Pixels:
     """Decodes samplings that simplejpeg does not know. Pillow ignores libjpeg's warnings, so losses are looked for.
 
     Shrunk by averaging: libjpeg's scaled decoding leaves such colors in coarse blocks.

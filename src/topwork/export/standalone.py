@@ -31,19 +31,30 @@ SETTINGS: dict[str, Any] = {}
 def decode(path: str | Path, min_side: int) -> Image.Image:
     """An upright RGB image: first frame, 16 bits scaled to 8, transparent pixels over white.
 
-    Large JPEGs are shrunk by 2, 4 or 8 while they are decoded, as far as the short side keeps ``min_side`` pixels.
+    Large images are shrunk by 2, 4, 8 ..., as far as the short side keeps ``min_side`` pixels, JPEGs while decoding.
     """
-    file = Image.open(path)
-    factor = next((factor for factor in (8, 4, 2) if -(-min(file.size) // factor) >= min_side), 1)
-    if factor > 1:
-        file.draft("", (file.width // factor, file.height // factor))  # does nothing for other formats
-    file.load()
-    image: Image.Image = ImageOps.exif_transpose(file)
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+    with Image.open(path, formats=("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")) as file:
+        is_jpeg, factor = file.format in ("JPEG", "MPO"), 1
+        while -(-min(file.size) // (2 * factor)) >= max(min_side, 32) and not (is_jpeg and factor == 8):
+            factor *= 2
+        if is_jpeg and factor > 1:
+            file.draft("", (file.width // factor, file.height // factor))
+        file.load()
+        is_white_zero = getattr(file, "tag_v2", {}).get(262) == 0
+        image = rgb(ImageOps.exif_transpose(file), is_white_zero)
+    return image if is_jpeg else image.reduce(factor)
+
+
+def rgb(image: Image.Image, is_white_zero: bool) -> Image.Image:
+    """Any mode as RGB; ``is_white_zero`` for a TIFF of 16-bit gray whose zero is white."""
+    if image.mode in ("I", "F"):
+        raise ValueError("signed, floating or wider than 16 bits: there is no agreed brightness for such samples")
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
         # Cameras put 8, 10 or 12 bits into 16 without scaling: the range then ends at 255, 511, 1023 ...
         top = 65535 if values.max() >= 8192 else max(255, (1 << int(values.max()).bit_length()) - 1)
-        image = Image.fromarray(((values * 255 + top // 2) // top).clip(0, 255).astype(np.uint8))
+        gray = np.minimum((values * 255 + top // 2) // top, 255).astype(np.uint8)
+        return Image.fromarray(255 - gray if is_white_zero else gray).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, (255, 255, 255))
