@@ -163,7 +163,7 @@ def fit(
     _show(common, fitted.as_dict() | {"report": str(report_path), "notes": terminal.notes}, lambda: fit_lines(fitted))
     if open:
         _open(report_path)
-    return _reject_status(len(fitted.manifest.rejects), len(fitted.manifest.samples), settings)
+    return _reject_status(fitted.manifest.n_failed, len(fitted.manifest.samples), settings)
 
 
 @app.command(name="lr-range", group=TRAIN)
@@ -266,7 +266,7 @@ def scan(
             write_scan_page(surveyed, Path(report), settings.augment, settings.seed)
     where = [f"Report: {report}"] if report is not None else []
     _show(common, {"path": path, **surveyed.as_dict()}, lambda: [*scan_lines(surveyed), *where])
-    return _reject_status(len(surveyed.manifest.rejects), len(surveyed.manifest.samples), settings)
+    return _reject_status(surveyed.manifest.n_failed, len(surveyed.manifest.samples), settings)
 
 
 @app.command(group=UNDERSTAND)

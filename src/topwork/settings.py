@@ -40,28 +40,42 @@ def _setting(default: Any, help: str) -> Any:
 class DataSettings:
     """Which images, and how they are divided."""
 
-    root: str | None = _setting(None, "Folder that the paths of a CSV or Parquet table are relative to.")
+    root: str | None = _setting(None, "Folder that the paths in a table are relative to [default: the table's own].")
+    path_column: str | None = _setting(None, "Table column with the image file [default: found by name and content].")
+    label_column: str | None = _setting(None, "Table column with the label [default: found by name and content].")
+    split_column: str | None = _setting(None, "Table column with train, valid or test [default: found by name].")
+    encoding: str | None = _setting(None, "Text encoding of a table, such as cp1252 [default: the first that fits].")
+    class_names: str | None = _setting(
+        None, "Text or JSON file with the name of each class number [default: looked for beside the table]."
+    )
     label_regex: str | None = _setting(
         None, "Takes the label from each file name: group 1, the group 'label', or the name of the group that matches."
     )
+    multi_label: bool = _setting(
+        False, "Images may have several labels: in one cell, in rows, or in columns of 0 and 1."
+    )
+    label_separator: str | None = _setting(
+        None, "Separates several labels in one cell, with --multi-label [default: found by content]."
+    )
     group_by: str | None = _setting(
-        None, "Images that belong together (same patient, same burst): a column, or a regular expression on the path."
+        None,
+        "Keeps images together in a split (same patient, same burst): a column, or a regular expression on the path.",
     )
     domain_by: str | None = _setting(
-        None,
-        "Where images come from (camera, hospital, style): a regular expression on the path; tables have a column.",
+        None, "Source of an image (camera, hospital, style): a regular expression on the path; tables have a column."
     )
-    limit_per_class: int | None = _setting(None, "Use at most this many images of each class, drawn by the seed.")
-    multi_label: bool = _setting(False, "Images may have several labels: separated by | or in rows of their own.")
+    limit_per_class: int | None = _setting(None, "Use at most this many images per class, drawn by --seed.")
     corrections: str | None = _setting(
         None,
-        "A CSV of corrected labels (path,label), such as topwork review writes: laid over the labels of the images.",
+        "CSV of corrected labels (path,label), such as topwork review writes; replaces the labels of those images.",
     )
-    valid_fraction: float = _setting(0.2, "Share of the images kept for validation when the data has no split.")
-    test_fraction: float = _setting(0.2, "Share of the images kept for the test when the data has no split.")
-    max_reject_fraction: float = _setting(0.1, "More rejected files than this share end the command with status 3.")
-    workers: int | None = _setting(None, "Threads that read and decode images; by default one a core.")
-    seed: int = _setting(0, "Fixes the split, the cross-validation folds and every other random choice.")
+    valid_fraction: float = _setting(0.2, "Fraction held out for validation if the data has no split.")
+    test_fraction: float = _setting(
+        0.2, "Fraction held out for the test if the data has no split or only a train part; 0: none."
+    )
+    max_reject_fraction: float = _setting(0.1, "Exit with status 3 if a larger fraction of the files was rejected.")
+    workers: int | None = _setting(None, "Threads that read and decode images [default: one per core].")
+    seed: int = _setting(0, "Random seed: split, cross-validation folds and every other random choice.")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 
@@ -18,6 +19,11 @@ def escape(text: str) -> str:
 def as_text(name: str) -> str:
     """A name as JSON and Parquet can hold it: bytes that are not valid Unicode become escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def canonical(name: str) -> str:
+    """A name in the one Unicode form by which names are compared: macOS decomposes accents, tables compose them."""
+    return unicodedata.normalize("NFC", name)
 
 
 def quoted(name: str, longest: int = 48) -> str:

@@ -94,7 +94,10 @@ def test_any_name_the_file_system_allows(tmp_path) -> None:
     touch(tmp_path, *[f"class {name}/{name}" for name in NAMES])
     listing = list_data(tmp_path)
     assert {e.path for e in listing.entries} == {f"class {name}/{name}" for name in NAMES}
-    assert {e.label for e in listing.entries} == {f"class {name}" for name in NAMES}
+    composed = f"class {NAMES[5]}"  # the two that look the same are one class
+    expected = {f"class {name}" for name in NAMES if name != NAMES[6]}
+    assert {composed if e.label == f"class {NAMES[6]}" else e.label for e in listing.entries} == expected
+    assert "differ only in Unicode form" in listing.notes[0]
     assert [read_image(listing.root, e.path).decode("utf-8", "surrogateescape") for e in listing.entries] == [
         e.path for e in listing.entries
     ]
@@ -164,17 +167,49 @@ def test_links_are_followed_once_and_loops_end(tmp_path) -> None:
     assert paths(data) == ["cat/1.jpg", "dog/2.jpg", "dog/single.jpg", "far/1.jpg"]
     found = reasons(data)
     assert found["cat/up"] == "link to a folder already listed"
-    assert found["cat/again.jpg"] == "link to a file already listed"
-    assert found["dog/single_2.jpg"] == "link to a file already listed"
+    assert found["cat/again.jpg"] == "link to a file already used: dog/2.jpg"
+    assert found["dog/single_2.jpg"] == "link to a file already used: dog/single.jpg"
     assert "broken link" in found["dog/broken.jpg"]
     assert "broken link or link loop" in found["dog/self.jpg"]
     assert len(found) == 5
 
 
 def test_what_is_real_wins_over_a_link_that_comes_first(tmp_path) -> None:
-    touch(tmp_path, "z/1.jpg")
+    touch(tmp_path, "z/1.jpg", "z/2.jpg")
     (tmp_path / "a").symlink_to(tmp_path / "z")
-    assert paths(tmp_path) == ["z/1.jpg"]
+    assert paths(tmp_path) == ["z/1.jpg", "z/2.jpg"]
+    assert reasons(tmp_path)["a/1.jpg"] == "link to a file already used: z/1.jpg"
+
+
+@pytest.mark.parametrize("kind", ["files", "folders"])
+@pytest.mark.parametrize("has_parts", [True, False])
+def test_links_into_a_store_are_the_layout(kind, has_parts, tmp_path) -> None:
+    touch(tmp_path, *[f"store/{label}/{n}.jpg" for label in ("cat", "dog") for n in range(3)])
+    for label in ("cat", "dog"):
+        folder = tmp_path / ("train" if has_parts else ".") / label
+        folder.parent.mkdir(exist_ok=True)
+        if kind == "folders":
+            folder.symlink_to(tmp_path / "store" / label)
+        else:
+            folder.mkdir()
+            for n in range(3):
+                (folder / f"{n}.jpg").symlink_to(tmp_path / "store" / label / f"{n}.jpg")
+    listing = list_data(tmp_path)
+    assert {(e.path, e.label, e.part) for e in listing.entries} == {
+        (f"{'train/' if has_parts else ''}{label}/{n}.jpg", label, "train" if has_parts else None)
+        for label in ("cat", "dog")
+        for n in range(3)
+    }
+    assert any("store" in note for note in listing.notes)
+    assert all(reject.expected for reject in listing.rejects)
+
+
+def test_chains_of_links_end(tmp_path) -> None:
+    for n in range(30):  # followed without a bound, they would make 2**30 files
+        touch(tmp_path, f"{n}/x.jpg")
+        for name in "ab":
+            (tmp_path / f"{n}" / name).symlink_to(tmp_path / f"{n + 1}")
+    assert len(paths(tmp_path)) == 30
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
@@ -228,16 +263,9 @@ def test_what_is_no_data_set_is_named_with_what_to_try(make, tmp_path) -> None:
     message = {
         "missing": "no such file",
         "empty": "no images",
-        "flat": "2 files were set aside",
+        "flat": "2 files are not used",
         "text": "neither a folder",
     }
     with pytest.raises(UsageError, match=message[make]) as caught:
         list_data(path)
     assert "\n" not in str(caught.value)
-
-
-def test_a_folder_of_domains_is_noticed(tmp_path) -> None:
-    touch(tmp_path, "photo/cat/1.jpg", "photo/dog/2.jpg", "art/cat/3.jpg")
-    listing = list_data(tmp_path)
-    assert listing.class_names == ("art", "photo")
-    assert "only nested folders do" in listing.notes[0]

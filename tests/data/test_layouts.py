@@ -163,9 +163,15 @@ def test_a_limit_keeps_as_many_as_there_are(labels, limit) -> None:
 def test_every_name_becomes_an_entry_or_a_reject(names) -> None:
     files = sorted({re.sub("/+", "/", name.strip("/")) for name in names} - {""})
     parents = {"/".join(pieces[:n]) for name in files if (pieces := name.split("/")) for n in range(1, len(pieces))}
-    for wrapped in (False, True):
-        listing = arrange(Path(), Found(files, sorted(parents), [], wrapped), Rules())
-        assert sorted([e.path for e in listing.entries] + [r.path for r in listing.rejects]) == files
+    try:
+        listing = arrange(Path(), Found(files, sorted(parents), []), Rules())
+    except UsageError:
+        return  # two readings
+    named = [entry.path for entry in listing.entries] + [reject.path for reject in listing.rejects]
+    folders = tuple(name for name in named if name.endswith("/"))
+    assert sorted(name for name in named if name not in folders) == [
+        f for f in files if not f.startswith(folders or "?")
+    ]
 
 
 def test_several_labels_per_image(images, tmp_path) -> None:

@@ -154,7 +154,7 @@ def adapt(
         write_json(folder / "evaluation.json", evaluation)
     for note in record["notes"]:
         reporter.note(note)
-    n_rejected, n_used = len(found.manifest.rejects), len(found.manifest.samples)
+    n_rejected, n_used = found.manifest.n_failed, len(found.manifest.samples)
     return AdaptedRun(folder, choice, evaluation, record, ask_path, n_rejected, n_used)
 
 

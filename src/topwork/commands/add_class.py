@@ -144,6 +144,7 @@ def _joined(
     old: Manifest, old_parts: dict[str, str], new: Manifest, classifier: Classifier, settings: DataSettings
 ) -> tuple[Manifest, Split]:
     """Both sets of images under one root; the old parts stay, the new images are divided in the same way."""
+    new = new.named_like(classifier.classes)
     known = [name for name in new.classes if name in classifier.classes]
     if known:
         raise UsageError(f"the model has the class {escape(known[0])} already; add-class takes new ones only.")

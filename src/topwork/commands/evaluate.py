@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from topwork.evaluation.predictions import UNKNOWN_CLASS, Predictions
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.progress import Reporter
 from topwork.settings import DataSettings
-from topwork.text import escape
+from topwork.text import count, escape, first_names, natural_key
 
 
 def evaluate(
@@ -49,10 +49,11 @@ def evaluate(
     embedder = model_embedder(classifier)
     reporter.step("scan and embed")
     manifest, features = scan_and_embed(path, settings, embedder, reporter)
+    manifest = manifest.named_like(classifier.classes)
     rows = part_rows(manifest, part)
     reporter.step("evaluate")
     n_train = classifier.provenance.get("n_train")
-    notes = [*manifest.notes, *_vocabulary_notes(classifier, manifest)]
+    notes = [*manifest.notes, *_vocabulary_notes(classifier, manifest, rows)]
     predictions = predict_features(classifier, features, rows, labels_for(classifier, manifest))
     judged = evaluate_part(predictions, n_train=n_train, seed=settings.seed).as_dict()
     if by is not None:
@@ -61,8 +62,8 @@ def evaluate(
         reporter.note(note)
     return judged | {
         "notes": notes,
-        "rejects": [asdict(reject) for reject in manifest.rejects],
-        "n_unused": len(manifest.rejects),
+        "rejects": [reject.as_dict() for reject in manifest.rejects],
+        "n_unused": manifest.n_failed + _n_unknown(classifier, manifest, rows),
     }
 
 
@@ -95,12 +96,22 @@ def _judged_by(
     return found
 
 
-def _vocabulary_notes(classifier: Classifier, manifest: Manifest) -> list[str]:
+def _n_unknown(classifier: Classifier, manifest: Manifest, rows: NDArray[np.int64]) -> int:
+    """Images that cannot be evaluated, because the model knows none of their classes."""
+    known = set(classifier.classes)
+    names = [manifest.names_of(manifest.samples[row]) for row in rows.tolist()]
+    return sum(bool(own) and not known.intersection(own) for own in names)
+
+
+def _vocabulary_notes(classifier: Classifier, manifest: Manifest, rows: NDArray[np.int64]) -> list[str]:
     known, found = set(classifier.classes), set(manifest.classes)
     notes = []
     if found - known:
-        names = ", ".join(escape(name) for name in sorted(found - known)[:8])
-        notes.append(f"Classes the model does not know, left out of the figures: {names}.")
+        n_left = _n_unknown(classifier, manifest, rows)
+        names = first_names(sorted(found - known, key=natural_key), 8)
+        notes.append(
+            f"Not evaluated: {n_left:,} of {count(len(rows), 'image')}, because the model does not know their class ({names})."
+        )
     if known - found:
         names = ", ".join(escape(name) for name in sorted(known - found)[:8])
         notes.append(f"Classes of the model without images here, not measured: {names}.")

@@ -90,6 +90,11 @@ def gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch
             parts = leave_out(manifest, settings.leave_out, settings.valid_fraction, settings.seed, groups)
         else:
             parts = split(manifest, settings.valid_fraction, settings.test_fraction, settings.seed, groups)
+        if manifest.is_train_only and len(parts.test):
+            reporter.note(
+                f"Only a train part was given: held out {settings.test_fraction:.0%} of its images for the test and "
+                f"{settings.valid_fraction:.0%} for validation. To train on all of them: --test-fraction 0."
+            )
         if settings.mode != "probe" and not len(parts.valid):
             parts = with_valid(parts, manifest, settings.valid_fraction, groups)
         if manifest.multi_label:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from topwork.commands.steps import (
@@ -46,7 +46,7 @@ class Surveyed:
             "classes": manifest.counts,
             "n_used": len(manifest.samples),
             "n_rejected": len(manifest.rejects),
-            "rejects": [asdict(reject) for reject in manifest.rejects],
+            "rejects": [reject.as_dict() for reject in manifest.rejects],
             "parts": dict(Counter(sample.part for sample in manifest.samples if sample.part)),
             "digest": manifest.digest,
             "notes": list(manifest.notes),
@@ -80,8 +80,7 @@ def survey(
         reporter.step("look")
         near = near_duplicates(manifest, features, embedder)
     groups = join_groups(manifest, near_pairs(near))
-    given = any(sample.part for sample in manifest.samples)
-    parts = split(manifest, groups=groups) if given else None
+    parts = split(manifest, groups=groups) if manifest.has_parts else None
     traits = manifest.traits()
     shortcuts = check_shortcuts(manifest, traits, groups, settings.seed)
     found = overview(manifest, traits, near, parts, shortcuts, min(spec.height, spec.width))

@@ -6,6 +6,7 @@ In: paths and settings, or values of the layers below. Out: values. Nothing is w
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -46,16 +47,7 @@ def scan_and_embed(
 
 def rules_of(settings: DataSettings) -> Rules:
     """What the settings say about how the data is to be read."""
-    return Rules(
-        root=settings.root,
-        label_regex=settings.label_regex,
-        group_by=settings.group_by,
-        domain_by=settings.domain_by,
-        limit_per_class=settings.limit_per_class,
-        multi_label=settings.multi_label,
-        seed=settings.seed,
-        corrections=settings.corrections,
-    )
+    return Rules(**{item.name: getattr(settings, item.name) for item in fields(Rules)})
 
 
 def near_pairs(near: NearDuplicates | None) -> list[tuple[int, int]]:

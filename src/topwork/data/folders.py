@@ -4,8 +4,8 @@ In: a folder. Out: a :class:`Walk`: the names of its files and folders, and what
 
 The rule for folders, the same everywhere: the first level names the class (or the part: train, valid, test), nested
 folders belong to it. Hidden files and folders (leading dot, or left by an operating system) are named and not read.
-Links are followed after everything real has been listed, and only to what has not been listed yet, so the walk ends
-and counts nothing twice. Only regular files are opened.
+Links are followed after everything real has been listed. What they lead to counts where the link is, so that folders of
+links into a store are a layout like any other; loops are not followed, and no image is used twice. Only regular files are opened.
 """
 
 from __future__ import annotations
@@ -52,31 +52,38 @@ def read_regular_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
 
 @dataclass
 class Walk:
-    """What one walk has collected; links wait until everything real has been seen."""
+    """What one walk has collected; links wait until everything real has been seen.
+
+    Attributes:
+        links: for a file that is a link or lies behind one, the name under which the same file was listed first.
+    """
 
     files: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)
-    seen: set[tuple[int, int]] = field(default_factory=set)
-    linked: set[tuple[int, int]] = field(default_factory=set)
+    links: dict[str, str] = field(default_factory=dict)
+    pending: list[str] = field(default_factory=list)
+    seen: dict[tuple[int, int], str] = field(default_factory=dict)
+    listed: dict[tuple[int, int], str] = field(default_factory=dict)
 
 
 def walk_folder(root: Path) -> Walk:
     """Every file and folder below a folder, real ones before links."""
     walk = Walk()
     status = root.stat()
-    walk.seen.add((status.st_dev, status.st_ino))
+    walk.seen[status.st_dev, status.st_ino] = ""
     _walk_folder(root, "", walk)
     # Links last, in natural order, and again for links found behind links: what is real always wins.
-    while walk.links:
-        pending, walk.links = sorted(walk.links, key=natural_key), []
+    is_first = True
+    while walk.pending:
+        pending, walk.pending = sorted(walk.pending, key=natural_key), []
         for name in pending:
-            _follow(root, name, walk)
+            _follow(root, name, walk, is_first)
+        is_first = False
     return walk
 
 
-def _walk_folder(root: Path, relative: str, walk: Walk) -> None:
+def _walk_folder(root: Path, relative: str, walk: Walk, *, is_again: bool = False) -> None:
     pending = [relative]
     while pending:
         folder = pending.pop()
@@ -91,43 +98,48 @@ def _walk_folder(root: Path, relative: str, walk: Walk) -> None:
             if is_hidden(item.name):
                 walk.rejects.extend(_hidden_rejects(root, name, item))
             elif item.is_symlink():
-                walk.links.append(name)
+                if not is_again:  # its target was listed with the folder itself
+                    walk.pending.append(name)
             elif item.is_dir(follow_symlinks=False):
                 status = item.stat(follow_symlinks=False)
-                if (status.st_dev, status.st_ino) not in walk.seen:  # a bind mount can show a folder twice
-                    walk.seen.add((status.st_dev, status.st_ino))
+                if is_again or (status.st_dev, status.st_ino) not in walk.seen:  # a bind mount can show a folder twice
+                    walk.seen.setdefault((status.st_dev, status.st_ino), name)
                     walk.folders.append(name)
                     pending.append(name)
             else:
-                _take_file(name, item.stat(follow_symlinks=False), walk)
+                _take_file(name, item.stat(follow_symlinks=False), walk, is_link=is_again)
 
 
-def _take_file(name: str, status: os.stat_result, walk: Walk) -> None:
+def _take_file(name: str, status: os.stat_result, walk: Walk, *, is_link: bool = False) -> None:
     if not stat.S_ISREG(status.st_mode):
         walk.rejects.append(Reject(name, "not a regular file"))
         return
-    walk.linked.add((status.st_dev, status.st_ino))
+    first = walk.listed.setdefault((status.st_dev, status.st_ino), name)
+    if is_link and first != name:
+        walk.links[name] = first
     walk.files.append(name)
 
 
-def _follow(root: Path, name: str, walk: Walk) -> None:
+def _follow(root: Path, name: str, walk: Walk, is_first: bool) -> None:
+    """Takes what a link leads to: new files and folders, and those listed already under the name of the link as well.
+
+    A folder that holds the link itself would be a loop. Folders that were listed are walked again only for links that do
+    not lie behind other links, so the walk ends.
+    """
     try:
         status = (root / name).stat()
     except (OSError, RuntimeError) as error:
         walk.rejects.append(Reject(name, f"broken link or link loop: {error_reason(error)}"))
         return
-    identity = (status.st_dev, status.st_ino)
-    if stat.S_ISDIR(status.st_mode):
-        if identity in walk.seen:
-            walk.rejects.append(Reject(name, "link to a folder already listed"))
-            return
-        walk.seen.add(identity)
-        walk.folders.append(name)
-        _walk_folder(root, name, walk)
-    elif identity in walk.linked:
-        walk.rejects.append(Reject(name, "link to a file already listed"))
-    else:
-        _take_file(name, status, walk)
+    if not stat.S_ISDIR(status.st_mode):
+        _take_file(name, status, walk, is_link=True)
+        return
+    first = walk.seen.setdefault((status.st_dev, status.st_ino), name)
+    if first != name and (not is_first or f"{name}/".startswith(f"{first}/".lstrip("/"))):
+        walk.rejects.append(Reject(name, "link to a folder already listed", expected=True))
+        return
+    walk.folders.append(name)
+    _walk_folder(root, name, walk, is_again=first != name)
 
 
 def is_hidden(name: str) -> bool:
@@ -137,10 +149,10 @@ def is_hidden(name: str) -> bool:
 
 def _hidden_rejects(root: Path, name: str, item: os.DirEntry[str]) -> Iterator[Reject]:
     if not item.is_dir(follow_symlinks=False):
-        yield Reject(name, "hidden or system file")
+        yield Reject(name, "hidden or system file", expected=True)
     elif "/" not in name:  # .git and the like beside the class folders: one line is enough
-        yield Reject(name + "/", "hidden or system folder")
+        yield Reject(name + "/", "hidden or system folder", expected=True)
     else:
         for folder, _, files in os.walk(root / name):
             for file in files:
-                yield Reject(os.path.relpath(Path(folder) / file, root), "in a hidden or system folder")
+                yield Reject(os.path.relpath(Path(folder) / file, root), "in a hidden or system folder", expected=True)

@@ -8,13 +8,16 @@ left out.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from topwork.data import tables
+from topwork.data.columns import Row, listing_of
+from topwork.data.embedded import image_bytes, image_column
 from topwork.data.layouts import PART_NAMES
 from topwork.data.samples import Listing, Reject, Rules
+from topwork.data.tables import cells_of
 from topwork.errors import UsageError
 from topwork.text import escape, first_names
 
@@ -34,33 +37,35 @@ def list_saved_dataset(folder: Path, rules: Rules) -> Listing:
     Raises:
         UsageError: damaged, or without an image or a label column.
     """
-    rows: list[tables.Row] = []
+    rows: list[Row] = []
     rejects: list[Reject] = []
     for part in _parts(folder):
         if part and PART_NAMES.get(part.lower()) is None:
             rejects.append(Reject(f"{part}/", "a split that is neither train, valid nor test"))
             continue
         rows += _part_rows(folder, part, rules)
-    return tables.rows_listing(folder, "hub", rows, rules, rejects)
+    listing = listing_of(folder, "hub", rows, rules)
+    return replace(listing, rejects=(*listing.rejects, *rejects))
 
 
 def read_row(root: Path, path: str) -> bytes:
     """The bytes of one image."""
     part, _, number = path.rpartition("/")
     table = _table(root / part, (root / part / "state.json").stat().st_mtime_ns)
-    return tables.image_bytes(table[_IMAGE][int(number)].as_py())
+    return image_bytes(table[_IMAGE][int(number)].as_py())
 
 
-def _part_rows(folder: Path, part: str, rules: Rules) -> list[tables.Row]:
+def _part_rows(folder: Path, part: str, rules: Rules) -> list[Row]:
     inner = folder / part
     table = _table(inner, (inner / "state.json").stat().st_mtime_ns)
-    used = {} if rules.label_regex else {"label": _LABEL}
-    if rules.group_by is not None and rules.group_by in table.column_names:
-        used["group"] = rules.group_by
-    names = {_LABEL: found} if (found := _class_names(inner)) else {}
-    found_rows = tables.table_rows(table, used, names) if used else ({} for _ in range(table.num_rows))
+    none: list[Any] = [None] * table.num_rows
+    labels = cells_of(table[_LABEL], _class_names(inner)) if not rules.label_regex else none
+    has_group = rules.group_by is not None and rules.group_by in table.column_names
+    groups = cells_of(table[rules.group_by], None) if has_group else none
+    part_name = PART_NAMES[part.lower()] if part else None
     return [
-        row | {"path": f"{part}/{n}" if part else str(n), "split": part or None} for n, row in enumerate(found_rows)
+        Row(f"{part}/{n}" if part else str(n), (str(label),) if label is not None else (), part_name, group)
+        for n, (label, group) in enumerate(zip(labels, groups, strict=True))
     ]
 
 
@@ -125,7 +130,7 @@ def _table(folder: Path, _version: int) -> Any:
     image = next(
         (n for n, kind in _features(folder).items() if isinstance(kind, dict) and kind.get("_type") == "Image"), None
     )
-    image = image if image in table.column_names else tables.image_column(table.schema)
+    image = image if image in table.column_names else image_column(table.schema)
     if image is None:
         raise UsageError(f"{escape(str(folder))}: no image column; found: {first_names(table.column_names)}.")
     label = _label_column(folder)

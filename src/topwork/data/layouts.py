@@ -1,34 +1,61 @@
 """How the names of files become labels, parts and groups.
 
-In: the names that a folder or an archive holds, and the user's :class:`Rules`. Out: a :class:`Listing`. Whether the names
-come from a disk or from an archive makes no difference, so the same images give the same data set either way.
+In: the names that a folder or an archive holds, and the user's :class:`Rules`. Out: a :class:`Listing`. Whether the names come
+from a disk or from an archive makes no difference, so the same images give the same data set either way.
+
+The class folders are found wherever they are: folders around them are looked through, and train, valid and test folders
+are known by their usual names. Where the names allow two readings, both are printed with the command for each, and nothing
+is guessed. Only names are looked at here; that a file is an image is known when it is decoded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 
-from topwork.data.samples import LABEL_SEPARATOR, Entry, Listing, Reject, Rules
+from topwork.data.samples import Entry, Listing, Reject, Rules
 from topwork.errors import UsageError
-from topwork.text import escape, first_names, natural_key
+from topwork.text import canonical, count, escape, first_names, natural_key
 
 PART_NAMES = {
     "train": "train",
     "training": "train",
-    "training_set": "train",
     "valid": "valid",
     "validation": "valid",
+    "validate": "valid",
     "val": "valid",
     "dev": "valid",
     "test": "test",
     "testing": "test",
-    "test_set": "test",
-    "validation_set": "valid",
+    "eval": "test",
+    "evaluation": "test",
 }
+_UNLABELED_NAMES = {"pred", "predict", "prediction", "unlabeled", "unlabelled"}
+# A folder of such a name holds images, but says nothing about what is on them.
+CONTAINER_NAMES = {
+    "images",
+    "image",
+    "imgs",
+    "img",
+    "photos",
+    "pictures",
+    "pics",
+    "files",
+    "jpg",
+    "jpeg",
+    "png",
+    "data",
+}
+_IMAGE_ENDINGS = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".dcm",
+)  # fmt: skip
+_OUTSIDE = "not in a class folder"
 
 
 @dataclass(frozen=True)
@@ -36,35 +63,91 @@ class Found:
     """Names below a root, with ``/``.
 
     Attributes:
-        wrapped: a single folder around everything is usual (archives), and is looked through.
+        links: for a file that is a link, or lies behind one, the name under which the same file was listed first.
+        read: the bytes of a file, for tables among them.
+        in_given_order: the order of ``files`` is the one in which they can be read quickly.
     """
 
     files: Sequence[str]
     folders: Sequence[str]
     rejects: Sequence[Reject]
-    wrapped: bool = False
+    links: Mapping[str, str] = field(default_factory=dict)
+    read: Callable[[str], bytes] | None = None
+    in_given_order: bool = False
 
 
-def arrange(root: Path, found: Found, rules: Rules, *, in_given_order: bool = False) -> Listing:
+@dataclass
+class Folder:
+    """A folder with its images, counted by name: ``n_direct`` lie in it, ``n_images`` at any depth."""
+
+    name: str  # from the root, with a slash at the end; "" for the root
+    n_direct: int = 0
+    n_images: int = 0
+    children: dict[str, Folder] = field(default_factory=dict)
+
+    @property
+    def full(self) -> dict[str, Folder]:
+        """The folders in it that hold images at any depth, in natural order."""
+        found = [(own, child) for own, child in self.children.items() if child.n_images]
+        return dict(sorted(found, key=lambda item: natural_key(item[0])))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder whose folders are the classes, and the part it stands for."""
+
+    part: str | None
+    folder: Folder
+
+
+def looks_like_image(name: str) -> bool:
+    """Whether a file name has an ending that images have."""
+    return name.lower().endswith(_IMAGE_ENDINGS)
+
+
+def tree_of(found: Found) -> Folder:
+    """The folders with their images; if no name has the ending of an image, every file counts as one."""
+    root = Folder("")
+    for name in found.folders:
+        _reach(root, name.split("/"))
+    images = [name for name in found.files if looks_like_image(name)] or found.files
+    for name in images:
+        *folders, _ = name.split("/")
+        root.n_images += 1
+        for folder in (path := _reach(root, folders)):
+            folder.n_images += 1
+        (path[-1] if path else root).n_direct += 1
+    return root
+
+
+def _reach(root: Folder, pieces: Sequence[str]) -> list[Folder]:
+    path, folder = [], root
+    for piece in pieces:
+        if piece not in folder.children:
+            folder.children[piece] = Folder(f"{folder.name}{piece}/")
+        folder = folder.children[piece]
+        path.append(folder)
+    return path
+
+
+def arrange(root: Path, found: Found, rules: Rules) -> Listing:
     """Gives each file its label, part and group by its place and name.
 
-    Args:
-        in_given_order: keep the order of ``found.files``, in which they can be read quickly.
+    Raises:
+        UsageError: the names can be read in two ways.
     """
-    prefix = _wrapper(found)
-    top = sorted({name.split("/", 1)[0] for name in _below(prefix, found.folders)}, key=natural_key)
-    has_parts = _are_parts(top, _below(prefix, found.files))
+    tree = look_through(tree_of(found))
+    places, aside = places_of(tree)
     if rules.label_regex is not None:
-        listing = _by_name(root, found, prefix, has_parts, label_taker(rules.label_regex))
-    elif has_parts:
-        listing = _by_part(root, found, prefix, top)
+        listing = _by_name(root, found, places, label_taker(rules.label_regex))
     else:
-        listing = _by_class(root, found, prefix)
+        listing = _by_folder(root, found, tree, places, aside)
+    listing = without_copies(merged_forms(listing), found)
     if rules.group_by is not None:
         listing = with_groups(listing, rules.group_by)
     if rules.domain_by is not None:
         listing = with_domains(listing, rules.domain_by)
-    return listing if in_given_order else replace(listing, entries=_sorted(listing.entries))
+    return listing if found.in_given_order else replace(listing, entries=_sorted(listing.entries))
 
 
 def make_listing(
@@ -87,122 +170,330 @@ def make_listing(
     )
 
 
+# ---- which folders are the classes
+
+
+def look_through(folder: Folder) -> Folder:
+    """The folder whose folders are the classes or the parts: a single folder around them is passed, with what lies beside it."""
+    while len(folder.full) == 1:
+        ((name, inner),) = folder.full.items()
+        holds_classes = inner.full and _is_stray(inner) and not _is_part(name, inner)
+        if not holds_classes or not _is_stray(folder):
+            break
+        folder = inner
+    return folder
+
+
+def _is_stray(folder: Folder) -> bool:
+    """Whether the images directly in a folder are few beside those in its folders."""
+    sizes = [child.n_images for child in folder.full.values()]
+    return not folder.n_direct or 2 * folder.n_direct <= median(sizes or [0]) or 100 * folder.n_direct <= sum(sizes)
+
+
+def places_of(tree: Folder) -> tuple[list[Place], list[Folder]]:
+    """Where the class folders are: one place, or one for each part; and folders beside the parts."""
+    parts = parts_among(tree.full)
+    if not parts:
+        return [Place(None, tree)], []
+    places = [Place(part, _inside(tree.full[name])) for name, part in parts.items()]
+    return places, [child for name, child in tree.full.items() if name not in parts]
+
+
+def _inside(folder: Folder) -> Folder:
+    """The folder of class folders inside a part, where the part often holds a folder of its own name."""
+    while len(folder.full) == 1 and _is_stray(folder):
+        (inner,) = folder.full.values()
+        own, outer = (name.rstrip("/").rsplit("/", 1)[-1].lower() for name in (inner.name, folder.name))
+        if not inner.full and own != outer and own not in CONTAINER_NAMES:
+            break
+        if inner.full and not _is_stray(inner):
+            break
+        folder = inner
+    return folder
+
+
+def _is_part(name: str, folder: Folder) -> bool:
+    """Whether a folder that stands alone is a part: it is called so and holds class folders, no images."""
+    return name.lower() in PART_NAMES and bool(folder.full) and _is_stray(folder)
+
+
+def parts_among(folders: Mapping[str, Folder]) -> dict[str, str]:
+    """The part of each folder that stands for one: ``train``, ``valid``, ``test``, or ``unlabeled``; {} if they are classes.
+
+    ``train`` and ``val`` are known as well as ``seg_train`` and ``seg_test``, where the rest of the name is the same.
+    """
+    families: dict[str, dict[str, str]] = {}
+    for name in folders:
+        if (split := _split_name(name)) is not None:
+            families.setdefault(split[1], {})[name] = split[0]
+    for _, family in sorted(families.items(), key=lambda item: (item[0] != "", -len(item[1]))):
+        kinds = set(family.values()) - {"unlabeled"}
+        if len(kinds) > 1 and ("train" in kinds or not any(folders[name].n_direct for name in family)):
+            return family
+        if kinds and all(_is_part(name, folders[name]) for name in family if family[name] != "unlabeled"):
+            return family
+    return {}
+
+
+def _split_name(name: str) -> tuple[str, str] | None:
+    """(part, the rest of the name) of a folder name with exactly one word for a part in it."""
+    pieces = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^A-Za-z]+", name)
+    words = [piece.lower() for piece in pieces]
+    known = [n for n, word in enumerate(words) if word in PART_NAMES or word in _UNLABELED_NAMES]
+    if len(known) != 1:
+        return None
+    rest = "".join(words[: known[0]] + words[known[0] + 1 :]).strip("_- .")
+    return PART_NAMES.get(words[known[0]], "unlabeled"), "" if rest in ("set", "data") else rest
+
+
+def part_of_name(name: str) -> str | None:
+    """The part that a file stands for by its own name or by its folder's: ``train.csv``, ``valid/_classes.csv``."""
+    *folders, own = name.split("/")
+    for piece in (own.rsplit(".", 1)[0], *reversed(folders)):
+        split = _split_name(piece)
+        if split is not None and split[0] != "unlabeled":
+            return split[0]
+    return None
+
+
 def part_named(value: str | None, where: str) -> str | None:
     """``train``, ``valid`` or ``test`` for any of their usual names; raises UsageError for others."""
     if value is None or not value.strip():
         return None
-    part = PART_NAMES.get(value.strip().lower())
-    if part is None:
+    split = _split_name(value.strip())
+    if split is None or split[0] == "unlabeled":
         raise UsageError(f"{escape(where)}: split is {escape(value)!r}; use train, valid or test (or leave it empty).")
-    return part
+    return split[0]
 
 
-def join_labels(labels: Iterable[str]) -> str:
-    """Several labels as one text, whatever their order."""
-    return LABEL_SEPARATOR.join(sorted({label.strip() for label in labels if label.strip()}, key=natural_key))
+# ---- from class folders
 
 
-# ---- folders
-
-
-def _by_class(root: Path, found: Found, prefix: str) -> Listing:
-    entries, rejects = [], list(found.rejects)
+def _by_folder(root: Path, found: Found, tree: Folder, places: list[Place], aside: list[Folder]) -> Listing:
+    labeled = [place for place in places if _has_classes(place)]
+    aside = aside + [place.folder for place in places if place not in labeled and place.part]
+    inner_parts = _parts_in_classes(places) if len(places) == 1 else {}
+    nested: list[str] = []
+    copies: list[Folder] = []
+    if not inner_parts and labeled:
+        nested, copies = _nested_classes(root, found, labeled)
+    takers = [(place.folder.name, place.part) for place in labeled]
+    entries: list[Entry] = []
+    rejects = list(found.rejects)
+    outside: Counter[str] = Counter()
+    left_out = sorted([*aside, *copies], key=lambda folder: -len(folder.name))
     for name in found.files:
-        label, slash, _ = name.removeprefix(prefix).partition("/")
-        if slash and name.startswith(prefix):
-            entries.append(Entry(name, label))
+        folder = next((folder.name for folder in left_out if name.startswith(folder.name)), None)
+        if folder is not None:
+            outside[folder] += 1
+            continue
+        prefix, part = next(((own, part) for own, part in takers if name.startswith(own)), (None, None))
+        label, slash, rest = name.removeprefix(prefix or "").partition("/")
+        if prefix is None or not slash:
+            rejects.append(Reject(name, _OUTSIDE, expected=not looks_like_image(name) or _is_stray(tree)))
         else:
-            rejects.append(Reject(name, "not in a class folder"))
-    class_names = {name for name in _below(prefix, found.folders) if "/" not in name}
-    notes = _nesting_notes(root, prefix, entries, class_names)
-    return make_listing(root, "folders", entries, class_names, rejects, notes)
+            own = rest.split("/", 1)[0] if inner_parts else ""
+            entries.append(Entry(name, label, inner_parts.get(own, part)))
+    rejects += [
+        Reject(name, f"{count(n, 'file')} beside the class folders", expected=True) for name, n in outside.items()
+    ]
+    class_names = {name for place in labeled for name, child in place.folder.children.items() if child not in copies}
+    notes = [
+        *_notes_on_nesting(nested),
+        *_notes_on_parts(root, places, labeled, outside),
+        *_notes_on_rest(aside, copies, places),
+    ]
+    layout = "parts" if places[0].part or inner_parts else "folders"
+    return make_listing(root, layout, entries, class_names, rejects, notes)
 
 
-def _by_part(root: Path, found: Found, prefix: str, top: list[str]) -> Listing:
-    entries, rejects = [], list(found.rejects)
-    for name in found.files:
-        pieces = name.removeprefix(prefix).split("/")
-        part = PART_NAMES.get(pieces[0].lower()) if name.startswith(prefix) else None
-        if part is None:
-            reason = "not in a train, valid or test folder" if len(pieces) > 1 else "not in a class folder"
-            rejects.append(Reject(name, reason))
-        elif len(pieces) < 3:
-            rejects.append(Reject(name, "not in a class folder"))
-        else:
-            entries.append(Entry(name, pieces[1], part))
-    pairs = [name.split("/") for name in _below(prefix, found.folders) if name.count("/") == 1]
-    class_names = {pieces[1] for pieces in pairs if pieces[0].lower() in PART_NAMES}
-    others = [name for name in top if name.lower() not in PART_NAMES]
-    notes = (
-        [f"Left out, because train/valid/test folders were found beside them: {first_names(others)}."] if others else []
-    )
-    return make_listing(root, "parts", entries, class_names, rejects, notes)
+def _has_classes(place: Place) -> bool:
+    """Whether a place has class folders: a single one called ``images`` is none."""
+    names = {name.lower() for name in place.folder.full}
+    return place.part != "unlabeled" and bool(names) and not (len(names) == 1 and names <= CONTAINER_NAMES)
 
 
-def _are_parts(top: list[str], files: Sequence[str]) -> bool:
-    """Whether the top folders are train, valid and test rather than classes that are called so."""
-    named = [name for name in top if name.lower() in PART_NAMES]
-    parts = {PART_NAMES[name.lower()] for name in named}
-    if "train" in parts:
-        return len(parts) > 1 or len(named) == len(top)
-    # Only valid and test: then they hold class folders and no images themselves.
-    return bool(named) and len(named) == len(top) and not any(name.count("/") == 1 for name in files)
+def _parts_in_classes(places: list[Place]) -> dict[str, str]:
+    """{folder name: part} if every class folder holds train and test folders."""
+    tops = list(places[0].folder.full.values())
+    found: dict[str, str] = {}
+    for top in tops:
+        parts = parts_among(top.full)
+        if top.n_direct or set(parts) != set(top.full) or len(set(parts.values())) < 2:
+            return {}
+        found |= parts
+    return found if len(tops) > 1 and "unlabeled" not in found.values() else {}
 
 
-def _wrapper(found: Found) -> str:
-    """The single folder around everything, with its slash; "" where there is none.
+def _nested_classes(root: Path, found: Found, labeled: list[Place]) -> tuple[list[str], list[Folder]]:
+    """Class folders that hold images only in folders of their own; and folders that repeat their neighbors.
 
-    In an archive it is looked through whenever it holds only folders. On a disk only when those are train, valid and
-    test: a folder with one class in it is a data set, too (for ``evaluate``).
+    Raises:
+        UsageError: most images lie so deep that the inner folders may be the classes.
     """
-    prefix = ""
-    while True:
-        files, folders = _below(prefix, found.files), _below(prefix, found.folders)
-        top = {name.split("/", 1)[0] for name in folders}
-        if len(top) != 1 or any("/" not in name for name in files):
-            return prefix
-        inner = f"{next(iter(top))}/"
-        inside = sorted({name.removeprefix(inner).split("/", 1)[0] for name in folders if name.startswith(inner)})
-        holds_files = any("/" not in name.removeprefix(inner) for name in files)
-        has_parts = _are_parts(inside, _below(inner, files)) and not _are_parts(list(top), files)
-        if not inside or not (has_parts or (found.wrapped and not holds_files and not _are_parts(list(top), files))):
-            return prefix
-        prefix += inner
+    tops: dict[str, list[Folder]] = {}
+    for place in labeled:
+        for name, child in place.folder.full.items():
+            tops.setdefault(name, []).append(child)
+    deep = {name: nodes for name, nodes in tops.items() if not any(node.n_direct for node in nodes)}
+    if len(labeled) == 1 and len(tops) > 1:
+        copies = [folder for name in deep if _repeats(folder := tops[name][0], tops, found)]
+    else:
+        copies = []
+    for folder in copies:
+        del deep[folder.name.rstrip("/").rsplit("/", 1)[-1]]
+    inner = {name for nodes in deep.values() for node in nodes for name in node.full}
+    n_deep = sum(node.n_images for nodes in deep.values() for node in nodes)
+    n_all = sum(node.n_images for nodes in tops.values() for node in nodes) - sum(f.n_images for f in copies)
+    if len(inner) > 1 and 2 * n_deep > n_all:
+        raise UsageError(_two_readings(root, labeled, tops, deep, inner))
+    return sorted(deep, key=natural_key) if len(inner) > 1 else [], copies
 
 
-def _below(prefix: str, names: Sequence[str]) -> list[str]:
-    return [name.removeprefix(prefix) for name in names if name.startswith(prefix) and name != prefix]
+def _repeats(folder: Folder, tops: Mapping[str, list[Folder]], found: Found) -> bool:
+    """Whether a folder is a copy of the class folders beside it, as some archives hold their content twice."""
+    if len(set(folder.full) & set(tops)) < 2:
+        return False
+    outer = folder.name.rstrip("/").rpartition("/")[0]
+    prefix, files = f"{outer}/" if outer else "", set(found.files)
+    return all(prefix + name.removeprefix(folder.name) in files for name in found.files if name.startswith(folder.name))
 
 
-def _nesting_notes(root: Path, prefix: str, entries: list[Entry], class_names: set[str]) -> list[str]:
-    """A folder of domains or of wrapped data sets looks like class folders: say so when no class holds files itself."""
-    direct = {entry.label for entry in entries if entry.path.removeprefix(prefix).count("/") == 1}
-    if entries and class_names and not direct:
-        example = min(class_names, key=natural_key)
-        return [
-            f"No class folder holds images itself, only nested folders do. If the folders inside {escape(example)} are the "
-            f"classes, give {escape(str(root / prefix / example))} instead."
-        ]
-    return []
+def _two_readings(
+    root: Path, labeled: list[Place], tops: Mapping[str, object], deep: Mapping[str, list[Folder]], inner: set[str]
+) -> str:
+    """The error that shows both readings, each with its command."""
+    n_above = {place.folder.name.count("/") for place in labeled}
+    above = "[^/]+/" * min(n_above)
+    path = shlex.quote(str(root))
+    nodes = [node for found in deep.values() for node in found]
+    repeated = len(nodes) > len(deep) or sum(len(node.full) for node in nodes) > len(inner)
+    lines = [f"{escape(str(root))}: two readings are possible; choose one (the same options work with every command):"]
+    if len(n_above) == 1 and len(tops) > 1:
+        lines.append(
+            f"- The classes are {first_names(list(tops), 4)}: topwork fit {path} --label-regex '^{above}([^/]+)/'"
+        )
+    domain = f" --domain-by '^{above}([^/]+)/'" if repeated and len(n_above) == 1 and len(tops) > 1 else ""
+    lines.append(
+        f"- The classes are the innermost folders, {first_names(sorted(inner, key=natural_key), 4)}: "
+        f"topwork fit {path} --label-regex '([^/]+)/[^/]+$'{domain}"
+    )
+    alone = next((node for node in nodes if len(node.full) > 1), None)
+    if alone is not None and labeled[0].part is None:
+        lines.append(f"- Only one of the folders: topwork fit {shlex.quote(str(root / alone.name))}")
+    return "\n".join(lines)
+
+
+def _notes_on_nesting(nested: list[str]) -> list[str]:
+    return [f"Nested folders count as the class folder they are in: {first_names(nested)}."] if nested else []
+
+
+def _notes_on_parts(root: Path, places: list[Place], labeled: list[Place], outside: Mapping[str, int]) -> list[str]:
+    notes = []
+    for place in places:
+        if place.part and place not in labeled and place.folder.n_images:
+            where = root / place.folder.name if root.is_dir() else root
+            notes.append(
+                f"{escape(place.folder.name)} has no class folders, so its {count(outside[place.folder.name], 'image')} "
+                f"are not used. Classify them with: topwork predict RUN {shlex.quote(str(where))}"
+            )
+    return notes
+
+
+def _notes_on_rest(aside: list[Folder], copies: list[Folder], places: list[Place]) -> list[str]:
+    own = [place.folder for place in places]
+    others = [folder.name for folder in aside if folder not in own]
+    notes = [f"Left out, because train/valid/test folders are beside them: {first_names(others)}."] if others else []
+    if copies:
+        notes.append(f"Left out as copies of the class folders beside them: {first_names([f.name for f in copies])}.")
+    return notes
 
 
 def _sorted(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     return tuple(sorted(entries, key=lambda entry: natural_key(entry.path)))
 
 
+# ---- what stands there twice
+
+
+def merged_forms(listing: Listing) -> Listing:
+    """Class names that differ only in Unicode form (macOS decomposes accents) become one, the more frequent of them."""
+    forms: dict[str, Counter[str]] = {}
+    for name in listing.class_names:
+        forms.setdefault(canonical(name), Counter())[name] += 0
+    double = {form for form, found in forms.items() if len(found) > 1}
+    if not double:
+        return listing
+    for entry in listing.entries:
+        forms[canonical(entry.label)][entry.label] += 1
+    chosen = {name: found.most_common(1)[0][0] for found in forms.values() for name in found}
+    entries = tuple(replace(entry, label=chosen[entry.label]) for entry in listing.entries)
+    names = first_names([chosen[next(iter(forms[form]))] for form in sorted(double, key=natural_key)])
+    note = f"Class names that differ only in Unicode form, read as one class: {names}."
+    class_names = tuple(name for name in listing.class_names if chosen[name] == name)
+    return replace(listing, entries=entries, class_names=class_names, notes=(*listing.notes, note))
+
+
+def without_copies(listing: Listing, found: Found) -> Listing:
+    """Drops links to files that are used already; a folder that only stores what links in two others lead to is no class."""
+    if not found.links:
+        return listing
+    stores = _stores(listing.entries, found.links)
+    kept = [entry for entry in listing.entries if entry.label not in stores or entry.path in found.links]
+    used = {entry.path for entry in kept if entry.path not in found.links}
+    entries, rejects = [], list(listing.rejects)
+    for entry in sorted(kept, key=lambda entry: natural_key(entry.path)):
+        real = found.links.get(entry.path)
+        if real is None or real not in used:
+            used.add(real or entry.path)
+            entries.append(entry)
+        else:
+            rejects.append(Reject(entry.path, f"link to a file already used: {escape(real)}", expected=True))
+    rejects += [Reject(f"{name}/", "only stores the files that links lead to", expected=True) for name in stores]
+    notes = [f"Left out, because links lead to its files: {first_names(sorted(stores))}."] if stores else []
+    class_names = tuple(name for name in listing.class_names if name not in stores)
+    return replace(
+        listing, entries=tuple(entries), class_names=class_names, rejects=tuple(rejects), notes=(*listing.notes, *notes)
+    )
+
+
+def _stores(entries: Sequence[Entry], links: Mapping[str, str]) -> set[str]:
+    label_of = {entry.path: entry.label for entry in entries}
+    linked_from: dict[str, set[str]] = {}
+    targets: dict[str, set[str]] = {}
+    for name, real in links.items():
+        if name in label_of and real in label_of and label_of[name] != label_of[real]:
+            linked_from.setdefault(label_of[real], set()).add(label_of[name])
+            targets.setdefault(label_of[real], set()).add(real)
+    n_real = Counter(entry.label for entry in entries if entry.path not in links)
+    return {
+        label for label, others in linked_from.items() if len(others) > 1 and 2 * len(targets[label]) > n_real[label]
+    }
+
+
 # ---- labels from names
 
 
-def _by_name(root: Path, found: Found, prefix: str, has_parts: bool, take: Callable[[str], str | None]) -> Listing:
+def _by_name(root: Path, found: Found, places: list[Place], take: Callable[[str], str | None]) -> Listing:
     entries, rejects = [], list(found.rejects)
+    parts = [(place.folder.name, place.part) for place in places if place.part not in (None, "unlabeled")]
     for name in found.files:
         label = take(name)
-        first = name.removeprefix(prefix).split("/", 1)[0]
         if label:
-            entries.append(Entry(name, label, PART_NAMES.get(first.lower()) if has_parts else None))
+            part = next((part for prefix, part in parts if name.startswith(prefix)), None)
+            entries.append(Entry(name, label, part))
         else:
-            rejects.append(Reject(name, "the name does not match --label-regex"))
+            rejects.append(Reject(name, "the name does not match --label-regex", expected=not looks_like_image(name)))
     return make_listing(root, "names", entries, set(), rejects, [])
+
+
+def regex_for_names(names: Sequence[str]) -> str | None:
+    r"""A pattern for ``--label-regex`` if file names look like ``cat.12.jpg`` or ``great_dane_3.jpg``; else None."""
+    pattern = r"^(.*?[^\W\d_])[ ._-]*\(?\d+\)?\.\w+$"
+    labels = Counter(match[1] for name in names if (match := re.match(pattern, name.rsplit("/", 1)[-1])))
+    n_matched = sum(labels.values())
+    is_usual = 2 <= len(labels) <= max(2, n_matched / 3) and 2 * n_matched > len(names)
+    return pattern if is_usual else None
 
 
 def label_taker(pattern: str) -> Callable[[str], str | None]:

@@ -1,80 +1,322 @@
 """Which files make up a data set, in whatever form the user has it, and the bytes of each.
 
 In: a path. Out: a :class:`Listing`: entries (path, label, part, ...) in reading order and what is not used with the reason.
-Nothing is decoded here. How names become labels and parts is in ``layouts.py``; folders, tables, archives and saved Hugging
-Face data sets have files of their own.
+Nothing is decoded here. How names become labels is in ``layouts.py``, how tables do in ``tables.py`` and ``columns.py``.
+A folder or an archive with both, class folders and a table, is read by its folders if the two agree.
 """
 
 from __future__ import annotations
 
 import os
+import posixpath
+import shlex
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from topwork.data import archives, hub, layouts, tables
+from topwork.data import archives, arrays, embedded, hub, layouts
+from topwork.data.columns import Files, Row, listing_of, meaning_of, rows_of
 from topwork.data.folders import read_regular_file, walk_folder
-from topwork.data.samples import Listing, Rules
+from topwork.data.layouts import CONTAINER_NAMES, Found, arrange, limited, look_through, looks_like_image, tree_of
+from topwork.data.samples import Listing, Reject, Rules
+from topwork.data.tables import ENDINGS, LIST_ENDINGS, Table, read_table
 from topwork.errors import ImageError, UsageError
 from topwork.files import error_reason
-from topwork.text import escape
+from topwork.text import escape, first_names
 
-_TABLE_ENDINGS = {".csv", ".tsv", ".parquet"}
+_MAX_TABLE_BYTES = 1 << 30
 
 
 def list_data(
     path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, rules: Rules | None = None
 ) -> Listing:
-    """Finds the images below a folder, in an archive, or those named by a CSV or Parquet file.
+    """Finds the images below a folder, in an archive, or those named by a table.
 
     Args:
-        path: folder of class folders; folder with train/valid/test folders; tar or zip archive of either; folder that
-            ``datasets.save_to_disk`` wrote; ``.csv``/``.tsv``/``.parquet`` file with the columns ``path`` (or, in
-            Parquet, ``image`` with the bytes) and ``label`` and optionally ``split``, ``group``, ``domain``.
+        path: folder of class folders; folder with train/valid/test folders; folder of images with a table; tar or zip archive
+            of any of these, or a folder or table in it; table (CSV, TSV, text list, JSON, JSON Lines, Parquet, CVAT XML);
+            Parquet or NumPy file that holds the images; folder that ``datasets.save_to_disk`` wrote.
         root: same as ``rules.root``.
 
     Raises:
-        UsageError: no such path, no class folders, missing columns, nothing that could be an image.
+        UsageError: no such path, two ways to read it, missing columns, nothing that could be an image.
     """
     rules = rules or Rules(root)
     source = Path(path)
-    listing = layouts.limited(_list(source, rules), rules)
+    listing = limited(_list(source, rules), rules)
     if not listing.entries:
-        n_aside, is_table = len(listing.rejects), listing.layout == "table"
-        noun = ("row was" if is_table else "file was") if n_aside == 1 else "rows were" if is_table else "files were"
-        first = f"; {escape(listing.rejects[0].path)}: {listing.rejects[0].reason}" if n_aside else ""
-        looked = f" ({n_aside} {noun} set aside{first})" if n_aside else ""
-        if is_table:
-            raise UsageError(f"{escape(str(source))}: no row names an image and its label{looked}.")
-        raise UsageError(
-            f"{escape(str(source))}: no images in class folders here{looked}. "
-            "Expected one folder a class with the images in it, or train/ and valid/ folders of those; "
-            "where file names hold the labels, add --label-regex."
-        )
+        raise UsageError(_nothing_there(source, listing))
     return listing
+
+
+def _nothing_there(source: Path, listing: Listing) -> str:
+    n_aside, is_table = len(listing.rejects), listing.layout == "table"
+    noun = ("row" if is_table else "file") + (" is" if n_aside == 1 else "s are")
+    first = f"; {escape(listing.rejects[0].path)}: {listing.rejects[0].reason}" if n_aside else ""
+    looked = f" ({n_aside} {noun} not used{first})" if n_aside else ""
+    if is_table:
+        return f"{escape(str(source))}: no row names an image and its label{looked}."
+    message = f"{escape(str(source))}: no images in class folders here{looked}. "
+    if listing.layout == "flat":
+        pattern = layouts.regex_for_names([reject.path for reject in listing.rejects if looks_like_image(reject.path)])
+        if pattern is not None:
+            path = shlex.quote(str(source))
+            return f"{message}If the file names hold the labels: topwork fit {path} --label-regex '{pattern}'"
+    return (
+        f"{message}Expected one folder per class with the images in it, train/ and valid/ folders of those, or a table that "
+        "names the images; if file names hold the labels, add --label-regex."
+    )
 
 
 def _list(source: Path, rules: Rules) -> Listing:
     try:
         mode = source.stat().st_mode
+    except NotADirectoryError as error:
+        archive = next((place for place in source.parents if place.is_file()), source)
+        if archive == source or not archives.is_archive(archive):
+            raise UsageError(f"{escape(str(source))}: {error_reason(error)}.") from None
+        return _list_archive(archive, source.relative_to(archive).as_posix(), rules)
     except (OSError, ValueError) as error:
         reason = error_reason(error)
-        raise UsageError(f"{escape(str(source))}: {reason}. Give a folder of class folders or a CSV file.") from None
+        raise UsageError(f"{escape(str(source))}: {reason}. Give a folder of class folders or a table.") from None
     if stat.S_ISDIR(mode):
         if hub.is_saved_dataset(source):
             return hub.list_saved_dataset(source, rules)
-        walk = walk_folder(source)
-        return layouts.arrange(source, layouts.Found(walk.files, walk.folders, walk.rejects), rules)
-    if stat.S_ISREG(mode) and source.suffix.lower() in _TABLE_ENDINGS:
-        return tables.list_table(source, rules)
+        return _list_names(source, _found_below(source), rules)
+    if stat.S_ISREG(mode) and source.suffix.lower() == ".npz":
+        return arrays.list_arrays(source, rules)
+    if stat.S_ISREG(mode) and source.suffix.lower() in ENDINGS:
+        if source.suffix.lower() == ".parquet" and embedded.holds_images(source):
+            return embedded.list_embedded(source, rules)
+        return _list_table(source, rules)
     if stat.S_ISREG(mode) and archives.is_archive(source):
-        archive = archives.open_archive(source)
-        found = layouts.Found(archive.names, archive.folders, archive.rejects, wrapped=True)
-        return layouts.arrange(source, found, rules, in_given_order=archive.is_sequential)
+        return _list_archive(source, "", rules)
     raise UsageError(
-        f"{escape(str(source))}: neither a folder, a tar or zip archive, nor a .csv, .tsv or .parquet file. "
-        "Give a folder with one folder a class, or a table with the columns path and label."
+        f"{escape(str(source))}: neither a folder, a tar or zip archive, nor a table ({', '.join(ENDINGS)}, .npz). "
+        "Give a folder with one folder per class, or a table with the columns path and label."
     )
+
+
+def _found_below(folder: Path) -> Found:
+    walk = walk_folder(folder)
+    return Found(
+        walk.files, walk.folders, walk.rejects, walk.links,
+        read=lambda name: read_regular_file(folder / name, _MAX_TABLE_BYTES),
+    )  # fmt: skip
+
+
+def _list_archive(path: Path, inner: str, rules: Rules) -> Listing:
+    archive = archives.open_archive(path)
+    found = Found(
+        archive.names, archive.folders, archive.rejects,
+        read=lambda name: archives.read_member(path, name), in_given_order=archive.is_sequential,
+    )  # fmt: skip
+    if inner in archive.members:
+        files = _files_of(found, posixpath.dirname(inner))
+        return _listing_of_table(path, read_table(inner, _bytes(found, inner), rules.encoding), files, rules)
+    if inner:
+        below = f"{inner}/"
+        found = replace(
+            found,
+            files=[name for name in found.files if name.startswith(below)],
+            folders=[name for name in found.folders if name.startswith(below)],
+        )
+        if not found.files:
+            raise UsageError(f"{escape(str(path))}: the archive has no folder or table {escape(inner)}.")
+    return _list_names(path, found, rules)
+
+
+# ---- a folder or an archive: class folders, a table, or both
+
+
+def _list_names(root: Path, found: Found, rules: Rules) -> Listing:
+    if rules.label_regex is not None:
+        return arrange(root, found, rules)
+    by_table = _table_among(root, found, rules)
+    try:
+        by_folder = arrange(root, found, rules)
+    except UsageError:
+        if by_table is None or not by_table.covers_most:
+            raise
+        return by_table.listing
+    if not by_folder.entries:
+        return by_table.listing if by_table is not None else replace(by_folder, layout="flat")
+    if by_table is None or not by_table.covers_most or _agree(by_folder, by_table.listing):
+        return by_folder
+    if _are_containers(by_folder.class_names):
+        return by_table.listing
+    path = str(root)
+    raise UsageError(
+        f"{escape(path)}: two readings are possible, which do not agree; choose one:\n"
+        f"- The labels of the table: topwork fit {shlex.quote(str(root / by_table.name))}\n"
+        f"- The class folders {first_names(by_folder.class_names, 4)}: topwork fit {shlex.quote(path)} "
+        "--label-regex '([^/]+)/[^/]+$'"
+    )
+
+
+@dataclass(frozen=True)
+class _ByTable:
+    """What the tables in a folder say. ``covers_most``: they name most of the images."""
+
+    name: str
+    listing: Listing
+    covers_most: bool
+
+
+def _table_among(root: Path, found: Found, rules: Rules) -> _ByTable | None:
+    """The table of a folder that labels its images, or the tables of its parts; None if there is none.
+
+    Raises:
+        UsageError: several tables could be meant.
+    """
+    names = [name for name in _names_of_tables(found) if "submission" not in name.lower()]
+    asked = any(value is not None for value in (rules.path_column, rules.label_column))
+    usable: list[tuple[str, list[Row], list[str]]] = []
+    failed: list[UsageError] = []
+    for name in names:
+        try:
+            files = _files_of(found, posixpath.dirname(name))
+            table = read_table(name, _bytes(found, name), rules.encoding)
+            rows, notes = rows_of(table, meaning_of(table, files, rules), files, rules)
+        except UsageError as error:
+            failed.append(error)
+            continue
+        known = set(files.names)
+        if 2 * sum(row.path in known for row in rows) >= len(rows) > 0 and any(row.labels for row in rows):
+            usable.append((name, rows, notes))
+    if not usable:
+        if failed and (asked or (len(failed) == 1 and "several" in str(failed[0]))):
+            raise failed[0]
+        return None
+    if len(usable) > 1:
+        usable = _parts_of_tables(root, usable)
+    rows = [row for _, own, _ in usable for row in own]
+    notes = [note for _, _, own in usable for note in own]
+    listing = listing_of(root, "table", _with_parts_of_folders(found, rows), rules, notes)
+    images = set(_files_of(found, "").names)
+    listed = {entry.path for entry in listing.entries}
+    aside = [Reject(name, reason, expected=True) for name, reason in _not_listed(images, listed)]
+    listing = replace(listing, rejects=(*listing.rejects, *found.rejects, *aside))
+    return _ByTable(usable[0][0], listing, 10 * len(listed & images) >= 8 * len(images))
+
+
+def _names_of_tables(found: Found) -> list[str]:
+    """Files with the ending of a table beside the folders of images or in the folders of the parts."""
+    tree = tree_of(found)
+    top = look_through(tree)
+    parts = [folder.name for folder in top.full.values() if folder.n_direct]
+    folders = {"", top.name, *parts, *(f"{folder}/" for folder in found.folders if "/" not in folder)}
+    candidates = [
+        n for n in found.files if n.lower().endswith(ENDINGS) and f"{posixpath.dirname(n)}/".lstrip("/") in folders
+    ]
+    return [name for name in candidates if not _is_class_file(name)]
+
+
+def _is_class_file(name: str) -> bool:
+    own = posixpath.basename(name).lower()
+    return own.endswith(LIST_ENDINGS) and any(
+        word in own for word in ("class", "readme", "license", "licence", "names")
+    )
+
+
+def _parts_of_tables(
+    root: Path, usable: list[tuple[str, list[Row], list[str]]]
+) -> list[tuple[str, list[Row], list[str]]]:
+    """Tables that stand for train, valid and test by their own names or by their folders; else the one with most rows."""
+    parts = [layouts.part_of_name(name) for name, _, _ in usable]
+    if all(parts) and len(set(parts)) > 1:
+        return [
+            (name, [replace(row, part=row.part or part) for row in rows], notes)
+            for (name, rows, notes), part in zip(usable, parts, strict=True)
+        ]
+    sizes = sorted((len({row.path for row in rows}) for _, rows, _ in usable), reverse=True)
+    if sizes[0] < 1.5 * sizes[1]:
+        lines = [f"- topwork fit {shlex.quote(str(root / name))}" for name, _, _ in usable]
+        raise UsageError(f"{escape(str(root))}: several tables label the images; choose one:\n" + "\n".join(lines))
+    return [max(usable, key=lambda item: len({row.path for row in item[1]}))]
+
+
+def _with_parts_of_folders(found: Found, rows: list[Row]) -> list[Row]:
+    """Rows without a part get that of the folder of their image, if the images lie in several parts."""
+    if any(row.part for row in rows):
+        return rows
+    top = look_through(tree_of(found))
+    parts = {top.full[name].name: part for name, part in layouts.parts_among(top.full).items() if part != "unlabeled"}
+    of_row = [next((part for folder, part in parts.items() if row.path.startswith(folder)), None) for row in rows]
+    if len({part for part, row in zip(of_row, rows, strict=True) if part and row.labels}) < 2:
+        return rows
+    return [replace(row, part=part) for row, part in zip(rows, of_row, strict=True)]
+
+
+def _not_listed(images: set[str], listed: set[str]) -> list[tuple[str, str]]:
+    """Images that no row names, by folder."""
+    counts: dict[str, int] = {}
+    for name in sorted(images - listed):
+        folder = f"{posixpath.dirname(name)}/".lstrip("/") or "./"
+        counts[folder] = counts.get(folder, 0) + 1
+    return [(folder, f"{n:,} images that the table does not name") for folder, n in counts.items()]
+
+
+def _agree(by_folder: Listing, by_table: Listing) -> bool:
+    """Whether each folder has one label in the table and each label one folder."""
+    label_of = {entry.path: entry.label for entry in by_table.entries}
+    pairs = {(entry.label, label_of[entry.path]) for entry in by_folder.entries if entry.path in label_of}
+    return len({folder for folder, _ in pairs}) == len(pairs) == len({label for _, label in pairs})
+
+
+def _are_containers(names: Sequence[str]) -> bool:
+    """Whether folder names only number what they hold, as images_part_1 and images_part_2."""
+    stems = {name.strip("0123456789").rstrip("_- .").lower() for name in names}
+    return len(stems) == 1 or stems <= CONTAINER_NAMES
+
+
+# ---- a table by itself
+
+
+def _list_table(source: Path, rules: Rules) -> Listing:
+    root = Path(rules.root) if rules.root else source.parent
+    try:
+        data = read_regular_file(source, _MAX_TABLE_BYTES)
+    except ImageError as error:
+        raise UsageError(f"{escape(str(source))}: cannot be read: {error}.") from None
+    beside = [path.name for path in source.parent.iterdir()] if source.parent.is_dir() else []
+    files = Files(
+        exists=lambda name: os.path.lexists(root / name),
+        list_all=lambda: walk_folder(root).files,
+        read=lambda name: read_regular_file(source.parent / name, _MAX_TABLE_BYTES),
+        beside=[name for name in beside if name != source.name],
+    )
+    table = read_table(source.name, data, rules.encoding)
+    return _listing_of_table(root, table, files, rules)
+
+
+def _listing_of_table(root: Path, table: Table, files: Files, rules: Rules) -> Listing:
+    rows, notes = rows_of(table, meaning_of(table, files, rules), files, rules)
+    return listing_of(root, "table", rows, rules, notes)
+
+
+def _files_of(found: Found, folder: str) -> Files:
+    names = set(found.files)
+    beside = [name for name in found.files if posixpath.dirname(name) == folder]
+    return Files(
+        exists=names.__contains__,
+        list_all=lambda: found.files,
+        read=lambda name: _bytes(found, name),
+        folder=f"{folder}/" if folder else "",
+        beside=beside,
+    )
+
+
+def _bytes(found: Found, name: str) -> bytes:
+    assert found.read is not None
+    try:
+        return found.read(name)
+    except ImageError as error:
+        raise UsageError(f"{escape(name)}: cannot be read: {error}.") from None
+
+
+# ---- bytes
 
 
 def read_image(root: Path, path: str) -> bytes:
@@ -91,11 +333,12 @@ def read_image(root: Path, path: str) -> bytes:
 
 
 def _reader(root: Path, is_folder: bool) -> Callable[[Path, str], bytes]:
-    if is_folder and not (root / "dataset_info.json").exists() and not (root / "dataset_dict.json").exists():
-        return _read_below
     if is_folder:
         return hub.read_row if hub.is_saved_dataset(root) else _read_below
-    return tables.read_row if root.suffix.lower() == ".parquet" else archives.read_member
+    ending = root.suffix.lower()
+    return (
+        embedded.read_row if ending == ".parquet" else arrays.read_array if ending == ".npz" else archives.read_member
+    )
 
 
 def _read_below(root: Path, path: str) -> bytes:

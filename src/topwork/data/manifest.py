@@ -30,7 +30,7 @@ from topwork.data.traits import TraitStore, TraitTable
 from topwork.errors import UsageError
 from topwork.files import atomic_file
 from topwork.settings import cache_folder
-from topwork.text import escape, natural_key
+from topwork.text import canonical, escape, natural_key
 
 FEW_IMAGES = 10  # a class with fewer training images than this is named before training
 
@@ -60,6 +60,33 @@ class Manifest:
         """Number of images of each class."""
         found = Counter(name for sample in self.samples for name in self.names_of(sample))
         return {name: found[name] for name in self.classes}
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the user divided the images: a train part alone leaves that to the split."""
+        return any(sample.part not in (None, "train") for sample in self.samples)
+
+    @property
+    def is_train_only(self) -> bool:
+        """Whether a train part was given and nothing to evaluate on."""
+        return not self.has_parts and any(sample.part for sample in self.samples)
+
+    @property
+    def n_failed(self) -> int:
+        """Files that someone would expect to be used and that are not; counts toward ``--max-reject-fraction``."""
+        return sum(not reject.expected for reject in self.rejects)
+
+    def named_like(self, classes: Iterable[str]) -> Manifest:
+        """The same images with the class names of a model, where these differ only in Unicode form."""
+        known = {canonical(name): name for name in classes}
+        names = {name: known.get(canonical(name), name) for name in self.classes}
+        if all(name == other for name, other in names.items()):
+            return self
+        samples = []
+        for sample in self.samples:
+            own = sorted((names[name] for name in self.names_of(sample)), key=natural_key)
+            samples.append(replace(sample, label=LABEL_SEPARATOR.join(own)))
+        return replace(self, samples=tuple(samples), classes=tuple(sorted(set(names.values()), key=natural_key)))
 
     def names_of(self, sample: Sample) -> list[str]:
         """The class names of one sample."""

@@ -30,10 +30,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Reject:
-    """One file that is not used, and why."""
+    """One file that is not used, and why; or a whole folder, whose name ends in ``/``.
+
+    Attributes:
+        expected: nobody would take it for an image of the data set (a readme, a folder beside the class folders), so it does
+            not count toward ``--max-reject-fraction``.
+    """
 
     path: str
     reason: str
+    expected: bool = field(default=False, compare=False)
+
+    def as_dict(self) -> dict[str, str]:
+        """As it is written to JSON."""
+        return {"path": self.path, "reason": self.reason}
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,12 @@ class Rules:
         group_by: a column of the table, or a regular expression on the path, that names images that belong together.
         domain_by: a regular expression on the path that names the domain of an image.
         limit_per_class: at most so many images of each class (in each given part), drawn by ``seed`` and name.
-        multi_label: an image may have several labels, separated by ``|`` or in rows of their own.
+        multi_label: an image may have several labels, in one cell, in rows of their own, or in a column per class.
         corrections: a file of corrected labels (see ``data/corrections.py``).
+        path_column, label_column, split_column: columns of a table; by default found by name and content.
+        label_separator: what stands between several labels in one cell; by default found by content.
+        class_names: a text or JSON file with the name of each class number.
+        encoding: of a table; by default the first that fits.
     """
 
     root: str | os.PathLike[str] | None = None
@@ -58,6 +72,12 @@ class Rules:
     multi_label: bool = False
     seed: int = 0
     corrections: str | os.PathLike[str] | None = None
+    path_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    label_separator: str | None = None
+    class_names: str | os.PathLike[str] | None = None
+    encoding: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +86,8 @@ class Listing:
 
     Attributes:
         root: the folder that the paths of the entries are relative to, or the file that holds the images.
-        layout: ``folders``, ``parts`` (train/valid/test folders), ``names`` (labels from file names), ``table`` or
-            ``hub`` (saved by Hugging Face datasets).
+        layout: ``folders``, ``parts`` (train/valid/test folders), ``names`` (labels from file names), ``table``,
+            ``arrays`` (a NumPy file) or ``hub`` (saved by Hugging Face datasets).
         entries: in the order in which reading is fast: natural order, but for compressed archives that of the archive.
         class_names: natural order; with empty classes, which have no entries.
         notes: sentences the user should read.

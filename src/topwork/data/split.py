@@ -54,8 +54,9 @@ def split(
 ) -> Split:
     """Divides the samples into train, valid and test.
 
-    Given parts are kept; rows without one join train. Otherwise each class gives about the asked shares, whole groups
-    at a time, and every class keeps at least one group for training.
+    Given parts are kept; rows without one join train. Otherwise, or if only a train part was given, each class gives about
+    these fractions, whole groups at a time, and keeps at least one group for training. With a test fraction of 0 a lone train
+    part stays whole.
 
     Args:
         groups: (N,) group number of each row; by default exact duplicates and the manifest's own groups.
@@ -69,9 +70,9 @@ def split(
             "both must be at least 0 and leave something for training."
         )
     group_numbers = list(groups) if groups is not None else join_groups(manifest)
-    given = [sample.part for sample in manifest.samples]
-    if any(given):
-        assigned = [part or "train" for part in given]
+    given = manifest.has_parts or (manifest.is_train_only and not test_fraction)
+    if given:
+        assigned = [sample.part or "train" for sample in manifest.samples]
         leaks = _leaks(group_numbers, assigned)
     else:
         assigned = _draw(manifest, group_numbers, {"test": test_fraction, "valid": valid_fraction}, seed)
@@ -79,7 +80,7 @@ def split(
     rows = {name: _rows(manifest, assigned, name) for name in PARTS}
     if not len(rows["train"]):
         raise UsageError(f"{manifest.root}: no training images. A split needs a train part.")
-    return Split(**rows, given=any(given), seed=seed, leaks=leaks)
+    return Split(**rows, given=given, seed=seed, leaks=leaks)
 
 
 def with_valid(chosen: Split, manifest: Manifest, fraction: float, groups: Sequence[int]) -> Split:

@@ -1,317 +1,258 @@
-"""Data sets described by a table: CSV, TSV, or Parquet, also Parquet that holds the images themselves.
+"""Tables of images as people have them: CSV, TSV, text lists, JSON, JSON Lines, Parquet, and what annotation tools export.
 
-In: a file and the user's :class:`Rules`. Out: a :class:`Listing`. A table has a row for each image with its path (or, in
-Parquet, its bytes), its label, and optionally split, group and domain. Paths are the user's own and may be absolute.
+In: the name and the bytes of a file. Out: a :class:`Table`, columns of text. What the columns mean is in ``columns.py``.
+COCO, Label Studio and CVAT become the columns ``path`` and ``label``.
 """
 
 from __future__ import annotations
 
 import csv
+import io
+import json
+import locale
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from xml.etree import ElementTree
 
-from topwork.data import layouts
-from topwork.data.samples import LABEL_SEPARATOR, Entry, Listing, Reject, Rules
-from topwork.errors import ImageError, UsageError
-from topwork.files import error_reason
-from topwork.text import escape, first_names, natural_key
+from topwork.data.layouts import looks_like_image
+from topwork.errors import UsageError
+from topwork.text import escape
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-COLUMNS = {
-    "path": ("path", "file_name", "filename", "filepath", "file", "image_path", "image_name", "image"),
-    "label": ("label", "labels", "class", "class_name", "category"),
-    "split": ("split", "part"),
-    "group": ("group",),
-    "domain": ("domain",),
-}
-Row = dict[str, str | None]
+Cell = str | list[str] | None
+LIST_ENDINGS = (".txt", ".lst", ".list")
+ENDINGS = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson", ".xml", *LIST_ENDINGS)
+_LARGEST_CELL = 1 << 28  # the csv module refuses whole files for one cell above its own limit of 128 kB
 
 
-def list_table(path: Path, rules: Rules) -> Listing:
-    """The images that a table names.
+@dataclass(frozen=True)
+class Table:
+    """Columns of equal length by name, in the order of the file.
+
+    Attributes:
+        encoding: of its text; None if the format fixes it.
+        class_names: by column, if the file itself holds them.
+    """
+
+    name: str
+    columns: Mapping[str, Sequence[Cell]]
+    encoding: str | None = None
+    class_names: Mapping[str, Sequence[str]] | None = None
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return len(next(iter(self.columns.values()), ()))
+
+
+def read_table(name: str, data: bytes, encoding: str | None = None) -> Table:
+    """The columns of a table, by the ending of its name.
 
     Raises:
-        UsageError: unreadable, or without the columns it needs.
+        UsageError: it cannot be read, with the reason.
     """
-    if path.suffix.lower() == ".parquet":
-        if holds_images(path):
-            return rows_listing(path, "table", _embedded_rows(path, rules), rules, [])
-        rows = _read_parquet(path, rules)
+    ending = Path(name).suffix.lower()
+    try:
+        if ending == ".parquet":
+            return _parquet(name, data)
+        if ending == ".xml":
+            return _from_rows(name, _cvat(data))
+        text, used = decoded(name, data, encoding)
+        if ending == ".json":
+            return _from_rows(name, _json_rows(json.loads(text)))
+        if ending in (".jsonl", ".ndjson"):
+            return _from_rows(name, (json.loads(line) for line in text.splitlines() if line.strip()))
+        columns = _list_columns(text) if ending in LIST_ENDINGS else _csv_columns(text)
+        return Table(name, columns, used)
+    except (
+        csv.Error,
+        ElementTree.ParseError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].lower()
+        raise UsageError(f"{escape(name)}: cannot be read as {ending.strip('.').upper()}: {reason}.") from None
+
+
+def decoded(name: str, data: bytes, encoding: str | None = None) -> tuple[str, str]:
+    """The text of a file and its encoding: UTF-8 or, by its mark, UTF-16; else the platform's; else Windows-1252.
+
+    Raises:
+        UsageError: none of them fits, or the one that was asked for does not.
+    """
+    if encoding is not None:
+        tried = [encoding]
+    elif data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        tried = ["utf-16"]
+    elif data[1:2] == b"\0" and data[3:4] == b"\0":
+        tried = ["utf-16-le"]
     else:
-        rows = _read_csv(path, rules)
-    root = Path(rules.root) if rules.root else path.parent
-    return rows_listing(root, "table", (row | {"path": _as_written(root, row.get("path"))} for row in rows), rules, [])
-
-
-def _as_written(root: Path, name: str | None) -> str | None:
-    """A path as this system spells it: one spelling a file, and that of Windows or with blanks where nothing else is."""
-    if name is None:
-        return None
-    absolute = "/" if name.startswith("/") else ""
-    name = absolute + "/".join(piece for piece in name.split("/") if piece not in ("", ".")) or name
-    if ("\\" in name or name != name.strip()) and not os.path.lexists(root / name):
-        return name.strip().replace("\\", "/")
-    return name
-
-
-def rows_listing(root: Path, layout: str, rows: Iterable[Row], rules: Rules, rejects: list[Reject]) -> Listing:
-    """A listing from rows with ``path``, ``label`` and so on; rows without either, and repeated rows, are named."""
-    take = layouts.label_taker(rules.label_regex) if rules.label_regex is not None else None
-    entries: dict[str, Entry] = {}
-    for row in rows:
-        name = row.get("path") or ""
-        label = (take(name) if take else row.get("label")) or ""
-        if rules.multi_label:
-            label = layouts.join_labels(label.split(LABEL_SEPARATOR))
-        if not name or not (label or (rules.multi_label and take is None)):
-            missing = "the name does not match --label-regex" if take else "no label"
-            rejects.append(Reject(name or "(row without a path)", missing if name else "no path"))
-        elif name not in entries:
-            part = layouts.part_named(row.get("split"), f"the row of {name}")
-            entries[name] = Entry(name, label, part, row.get("group"), row.get("domain"))
-        elif rules.multi_label:
-            both = layouts.join_labels([entries[name].label, *label.split(LABEL_SEPARATOR)])
-            entries[name] = Entry(name, _flat(both), *_rest(entries[name]))
-        else:
-            same = entries[name].label == label
-            reason = "listed twice" if same else f"listed twice, also as {escape(entries[name].label)}"
-            rejects.append(Reject(name, reason))
-    in_order = sorted(entries.values(), key=lambda entry: natural_key(entry.path))
-    listing = layouts.make_listing(root, layout, in_order, set(), rejects, [])
-    # A column was taken as it was read; everything else is a regular expression on the path.
-    if rules.group_by is not None and entries and all(entry.group is None for entry in in_order):
-        listing = layouts.with_groups(listing, rules.group_by)
-    if rules.domain_by is not None and entries:
-        listing = layouts.with_domains(listing, rules.domain_by)
-    return listing
-
-
-def _flat(text: str) -> str:
-    return layouts.join_labels(text.split(LABEL_SEPARATOR))
-
-
-def _rest(entry: Entry) -> tuple[str | None, str | None, str | None]:
-    return entry.part, entry.group, entry.domain
+        tried = ["utf-8-sig", locale.getpreferredencoding(False), "cp1252"]
+    for one in tried:
+        try:
+            return data.decode(one), one
+        except UnicodeDecodeError:
+            continue
+        except LookupError:
+            raise UsageError(
+                f"--encoding {escape(one)}: no such encoding. Usual ones: utf-8, cp1252, shift_jis."
+            ) from None
+    names = ", ".join(dict.fromkeys(one.upper().removesuffix("-SIG") for one in tried))
+    raise UsageError(
+        f"{escape(name)}: cannot be read as text in {names}. Name its encoding, such as --encoding shift_jis."
+    )
 
 
 # ---- text
 
 
-def _read_csv(path: Path, rules: Rules) -> Iterator[Row]:
-    try:
-        with open(path, encoding=_encoding(path), errors="surrogateescape", newline="") as file:
-            header = file.readline()
-            delimiter = max(",;\t", key=header.count)
-            file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter, strict=False)
-            columns = [name.strip().lower() for name in next(reader, [])]
-            used = _used_columns(columns, path, rules)
-            for cells in reader:
-                row = dict(zip(columns, cells, strict=False))
-                if any(cells):
-                    yield {key: _cell(key, row.get(column)) for key, column in used.items()}
-    except (OSError, csv.Error, UnicodeError) as error:
-        raise UsageError(f"{escape(str(path))}: cannot be read as CSV: {error_reason(error)}") from None
+def _csv_columns(text: str) -> dict[str, list[Cell]]:
+    csv.field_size_limit(_LARGEST_CELL)
+    first = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=first.count)
+    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(row)]
+    return _columns_of_rows(rows)
 
 
-def _encoding(path: Path) -> str:
-    """UTF-8, with or without its mark, unless the file starts with the mark of UTF-16, as Excel's Unicode text does."""
-    with open(path, "rb") as file:
-        return "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+def _columns_of_rows(rows: list[list[str]]) -> dict[str, list[Cell]]:
+    """Columns under the names in the first row; if that names an image already, under numbers."""
+    header = [name.strip() for name in rows[0]] if rows else []
+    if any(looks_like_image(name) for name in header):
+        header = [f"column {number + 1}" for number in range(len(header))]
+    else:
+        rows = rows[1:]
+    own = [name or f"column {number + 1}" for number, name in enumerate(header)]
+    return {
+        name: [row[number] if number < len(row) else None for row in rows]
+        for number, name in enumerate(own)
+        if name not in own[:number]
+    }
 
 
-def _cell(key: str, value: str | None) -> str | None:
-    """Text without the blanks around it, which only in a path may be meant."""
+def _list_columns(text: str) -> dict[str, list[Cell]]:
+    """Lines of a path and its label or labels, as Caffe, darknet, timm and torchvision write them; or of a path alone."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if lines and any(delimiter in lines[0] for delimiter in ",;\t"):
+        return _csv_columns("\n".join(lines))
+    paths: list[Cell] = []
+    labels: list[Cell] = []
+    for line in lines:
+        named = re.match(r"(.+?\.\w{3,4})\s+(\S.*)$", line)
+        if named and looks_like_image(named[1]):
+            path, label = named[1], named[2]
+        elif looks_like_image(line):
+            path, label = line, ""
+        else:
+            path, _, label = line.partition(" ")
+            label = label.strip().split(" ")[0]
+        paths.append(path)
+        labels.append(label or None)
+    return {"path": paths, "label": labels} if any(labels) else {"path": paths}
+
+
+# ---- JSON and XML
+
+
+def _from_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> Table:
+    found = list(rows)
+    names = dict.fromkeys(key for row in found for key in row)
+    return Table(name, {str(key): [_cell(row.get(key)) for row in found] for key in names})
+
+
+def _cell(value: Any) -> Cell:
     if value is None:
         return None
-    return (value if key == "path" else value.strip()) or None
+    if isinstance(value, (list, tuple)):
+        return [text for item in value if isinstance(text := _cell(item), str)]
+    if isinstance(value, dict):
+        return _cell(value.get("choices", value.get("name", value.get("label"))))
+    return os.fsdecode(value) if isinstance(value, bytes) else str(value)
 
 
-def _used_columns(columns: list[str], path: Path, rules: Rules, *, needs_path: bool = True) -> dict[str, str]:
-    """The column for each thing a row may say.
+def _json_rows(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Rows of COCO, of Label Studio, of a list of objects, or of one object from path to label."""
+    if isinstance(value, dict) and "images" in value and "annotations" in value:
+        yield from _coco(value)
+    elif isinstance(value, dict):
+        yield from ({"path": path, "label": label} for path, label in value.items())
+    else:
+        for item in value:
+            data = item.get("data") if isinstance(item.get("data"), dict) else None
+            if data is None:
+                yield item
+            else:
+                path = data.get("image") or next((v for v in data.values() if isinstance(v, str)), None)
+                yield {"path": path, "label": list(_chosen(item))}
 
-    Raises:
-        UsageError: no path or label.
-    """
-    used = {}
-    for key, names in COLUMNS.items():
-        found = next((name for name in names if name in columns), None)
-        if found is not None:
-            used[key] = found
-    if rules.group_by is not None:
-        wanted = rules.group_by.strip().lower()
-        used.pop("group", None)
-        if wanted in columns:
-            used["group"] = wanted
-    needed = [*(["path"] if needs_path else []), *([] if rules.label_regex else ["label"])]
-    missing = [name for name in needed if name not in used]
-    if missing:
-        raise UsageError(
-            f"{escape(str(path))}: no column {' and no column '.join(missing)}; found: {first_names(columns) or 'none'}. "
-            "The table needs the columns path and label, and may have split, group and domain."
-        )
-    return used
+
+def _coco(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    names = {item["id"]: str(item["name"]) for item in value.get("categories", ())}
+    labels: dict[Any, list[str]] = {}
+    for item in value["annotations"]:
+        name = names.get(item["category_id"], str(item["category_id"]))
+        labels.setdefault(item["image_id"], []).append(name)
+    for image in value["images"]:
+        yield {"path": image["file_name"], "label": list(dict.fromkeys(labels.get(image["id"], ())))}
+
+
+def _chosen(task: Mapping[str, Any]) -> Iterator[str]:
+    """The choices of the last annotation of a Label Studio task that was not cancelled."""
+    made = [one for one in task.get("annotations") or task.get("completions") or () if not one.get("was_cancelled")]
+    for result in made[-1]["result"] if made else ():
+        if result.get("type") in ("choices", "labels", "taxonomy"):
+            yield from (str(name) for name in result["value"].get("choices", ()))
+
+
+def _cvat(data: bytes) -> Iterator[Mapping[str, Any]]:
+    """Images and their tags in "CVAT for images" XML."""
+    root = ElementTree.fromstring(data)
+    if root.tag != "annotations":
+        raise ValueError("no CVAT export: the outer element is not <annotations>")
+    for image in root.iter("image"):
+        labels = [tag.get("label") for tag in image.iter("tag")]
+        yield {"path": image.get("name"), "label": labels, "split": image.get("subset")}
 
 
 # ---- Parquet
 
 
-def _read_parquet(path: Path, rules: Rules) -> Iterator[Row]:
-    table = _lower(_parquet(path, None))
-    used = _used_columns(table.column_names, path, rules)
-    yield from table_rows(table, used, class_names_of(table.schema))
-
-
-def holds_images(path: Path) -> bool:
-    """Whether a Parquet file has a column ``image`` with the bytes of image files."""
+def _parquet(name: str, data: bytes) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        schema = pq.read_schema(path)
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
     except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from None
-    return image_column(schema) is not None
+        raise ValueError(str(error)) from None
+    names = class_names_of(table.schema)
+    return Table(name, {column: cells_of(table[column], names.get(column)) for column in table.column_names})
 
 
-def image_column(schema: pa.Schema) -> str | None:
-    """The column that holds image files: bytes, or, as Hugging Face stores them, bytes with a path."""
-    import pyarrow as pa
+def cells_of(column: Any, names: Sequence[str] | None) -> list[Cell]:
+    """An Arrow column as text; class numbers become names if these are known, and None if they are out of range."""
 
-    for field in schema:
-        inner = (
-            field.type.field("bytes").type if pa.types.is_struct(field.type) and _has_bytes(field.type) else field.type
-        )
-        if (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)) and field.name.lower() in (
-            "image",
-            "img",
-            "jpg",
-        ):
-            return str(field.name)
-    return None
+    def cell(value: Any) -> Cell:
+        if names is None or isinstance(value, (str, bytes)) or value is None:
+            return _cell(value)
+        if isinstance(value, list):
+            return [text for item in value if isinstance(text := cell(item), str)]
+        return names[value] if 0 <= value < len(names) else None
+
+    return [cell(value) for value in column.to_pylist()]
 
 
-def _has_bytes(kind: Any) -> bool:
-    return any(kind.field(number).name == "bytes" for number in range(kind.num_fields))
-
-
-def class_names_of(schema: pa.Schema) -> dict[str, list[str]]:
-    """Class names by column, as Hugging Face datasets keeps them in the schema; {} where there are none."""
-    import json
-
+def class_names_of(schema: Any) -> dict[str, list[str]]:
+    """Class names by column, as Hugging Face datasets keeps them in the schema; {} if there are none."""
     try:
-        info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = info["info"]["features"]
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         return {
             name: list(map(str, kind["names"])) for name, kind in features.items() if kind.get("_type") == "ClassLabel"
         }
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def table_rows(table: pa.Table, used: Mapping[str, str], class_names: Mapping[str, list[str]]) -> Iterator[Row]:
-    """Rows of an Arrow table as text; class numbers become names where the names are known."""
-    for batch in table.select(list(dict.fromkeys(used.values()))).to_batches():
-        for row in batch.to_pylist():
-            yield {key: _text(row[column], class_names.get(column)) for key, column in used.items()}
-
-
-def _text(value: Any, names: list[str] | None) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, list):
-        return layouts.join_labels(text for item in value if (text := _text(item, names)))
-    if names is not None and isinstance(value, int):
-        return names[value] if 0 <= value < len(names) else None
-    return os.fsdecode(value) if isinstance(value, bytes) else str(value)
-
-
-def _embedded_rows(path: Path, rules: Rules) -> Iterator[Row]:
-    """Rows of a Parquet file with images; the path of a row is its number, and its own name if it has one."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(path)
-    columns = [name for name in file.schema_arrow.names if name != image_column(file.schema_arrow)]
-    lower = [name.lower() for name in columns]
-    used = _used_columns(lower, path, rules, needs_path=False)
-    used = {key: columns[lower.index(column)] for key, column in used.items()}
-    names = class_names_of(file.schema_arrow)
-    number = 0
-    try:
-        for batch in file.iter_batches(columns=list(dict.fromkeys(used.values()))):
-            for row in table_rows(pa.Table.from_batches([batch]), used, names):
-                own = row.get("path")
-                yield row | {"path": f"{number}/{own}" if own else str(number)}
-                number += 1
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from None
-
-
-def read_row(root: Path, path: str) -> bytes:
-    """The bytes of one image of a Parquet file that holds images."""
-    status = root.stat()
-    return image_bytes(_row_group_of(root, (status.st_mtime_ns, status.st_size), int(path.split("/", 1)[0])))
-
-
-def _row_group_of(root: Path, version: tuple[int, int], number: int) -> Any:
-    starts = _starts(root, version)
-    group = max(index for index, start in enumerate(starts) if start <= number)
-    return _row_group(root, version, group)[number - starts[group]].as_py()
-
-
-@lru_cache(maxsize=8)
-def _starts(root: Path, _version: tuple[int, int]) -> list[int]:
-    """Number of the first row of each row group."""
-    import pyarrow.parquet as pq
-
-    metadata = pq.read_metadata(root)
-    counts = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-    return [sum(counts[:index]) for index in range(len(counts))]
-
-
-@lru_cache(maxsize=3)
-def _row_group(root: Path, _version: tuple[int, int], group: int) -> Any:
-    """The image column of a row group; a few are kept, since neighboring rows are read one after the other."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(root)
-        column = image_column(file.schema_arrow)
-        return file.read_row_group(group, columns=[column])[column]
-    except (OSError, pa.ArrowException) as error:
-        raise ImageError(f"cannot be read from the Parquet file: {str(error).splitlines()[0]}") from None
-
-
-def image_bytes(value: Any) -> bytes:
-    """The bytes of one cell of an image column."""
-    inner = value.get("bytes") if isinstance(value, dict) else value
-    if inner is None:
-        # A path in foreign data is not followed: it could lead anywhere.
-        raise ImageError("the table holds no bytes for this image")
-    return bytes(inner)
-
-
-def _parquet(path: Path, columns: list[str] | None) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path, columns=columns, memory_map=True)
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from None
-
-
-def _lower(table: pa.Table) -> pa.Table:
-    return table.rename_columns([name.strip().lower() for name in table.column_names])
-
-
-def _unreadable(path: Path, error: Exception) -> UsageError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return UsageError(f"{escape(str(path))}: cannot be read as Parquet: {reason}")

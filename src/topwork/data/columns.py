@@ -1,0 +1,601 @@
+"""What the columns of a table mean, and which file each row names.
+
+In: a :class:`Table`, the names of the files around it, and the user's :class:`Rules`. Out: rows with a path, a label, and
+what else is known, and one sentence that says what was assumed. Columns are found by the user's word, else by their usual
+names, else by what is in them. Files are found by path, else by name, else by name without ending, and always by the
+canonical Unicode form.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from topwork.data.layouts import (
+    PART_NAMES,
+    label_taker,
+    looks_like_image,
+    make_listing,
+    merged_forms,
+    part_named,
+    with_domains,
+    with_groups,
+)
+from topwork.data.samples import LABEL_SEPARATOR, Entry, Listing, Reject, Rules
+from topwork.data.tables import Cell, Table, decoded
+from topwork.errors import UsageError
+from topwork.files import error_reason
+from topwork.text import canonical, count, escape, first_names, natural_key
+
+# Names are compared without case, blanks and punctuation; the order is that of preference.
+_PATH_NAMES = (
+    "path", "filename", "filepath", "filenames", "filepaths", "file", "files", "fname", "imagepath", "imagename", "imagefile",
+    "imagefilename", "image", "images", "imageid", "imageindex", "img", "imgpath", "imgname", "imgid", "idcode", "id", "photo",
+    "photoid", "picture", "name", "url",
+)  # fmt: skip
+_LABEL_NAMES = (
+    "label", "labels", "class", "classname", "classlabel", "classes", "category", "categoryname", "categories", "target", "breed",
+    "diagnosis", "dx", "species", "variety", "cultivar", "disease", "findinglabels", "tags", "tag", "choice", "choices", "grade",
+    "level", "y",
+)  # fmt: skip
+_SPLIT_NAMES = ("split", "part", "partition", "subset", "dataset", "datasplit", "set", "fold")
+_FLAGS = {
+    "isvalid": ("valid", "train"),
+    "isval": ("valid", "train"),
+    "isvalidation": ("valid", "train"),
+    "istest": ("test", "train"),
+    "istrain": ("train", "test"),
+    "istraining": ("train", "test"),
+    "istrainingimage": ("train", "test"),
+}
+_TRUE, _FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "-1", "-1.0", "false", "no", ""}
+_NUMBERED_PARTS = {"0": "train", "1": "valid", "2": "test"}
+_CLASS_FILES = re.compile(r"(class|label|name|synset|categor).*\.(txt|names|json)$|\.names$", re.IGNORECASE)
+_LONGEST_PATH, _LONGEST_LABEL = 4096, 1000
+_SAMPLE = 200
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row of a table says. ``labels`` are several only if the image may have several."""
+
+    path: str
+    labels: tuple[str, ...] = ()
+    part: str | None = None
+    group: str | None = None
+    domain: str | None = None
+    reason: str | None = None  # why the row cannot be used
+
+
+@dataclass
+class Files:
+    """The files that a table may name.
+
+    Attributes:
+        exists: whether there is a file of this name; asked before all files are listed, which may take long.
+        list_all: all names below the root.
+        folder: where the table lies, relative to the root, with a slash at the end.
+        beside: the files in that folder, among which may be one of class names; ``read`` gives their bytes.
+    """
+
+    exists: Callable[[str], bool]
+    list_all: Callable[[], Sequence[str]]
+    read: Callable[[str], bytes]
+    folder: str = ""
+    beside: Sequence[str] = ()
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The files that may be images: those with such an ending, or all but tables and texts."""
+        every = self.list_all()
+        return [name for name in every if looks_like_image(name)] or [
+            name for name in every if not name.lower().endswith((".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xml"))
+        ]
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        return _index(self.names, lambda name: _key(posixpath.basename(name)))
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        return _index(self.names, lambda name: _key(posixpath.splitext(posixpath.basename(name))[0]))
+
+    def named(self, path: str) -> list[str]:
+        """The files that a path may mean, the most literal reading that finds one."""
+        wanted = _key(path.replace("\\", "/").strip().removeprefix("./"))
+        own = posixpath.basename(wanted)
+        if not own:
+            return []
+        same = self._by_name.get(own, [])
+        stem = self._by_stem.get(own, [])
+        uploaded = re.match(r"[0-9a-f]{8}-(.+)", own)  # what Label Studio puts before the names of uploads
+        readings = (
+            [name for name in same if _key(name) == _key(self.folder) + wanted],
+            [name for name in same if f"/{_key(name)}".endswith(f"/{wanted}")],
+            [name for name in stem if f"/{posixpath.splitext(_key(name))[0]}".endswith(f"/{wanted}")],
+            same if "/" in wanted else [],
+            self._by_name.get(uploaded[1], []) if uploaded else [],
+        )
+        return next((found for found in readings if found), [])
+
+
+def _index(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(key(name), []).append(name)
+    return found
+
+
+def _key(name: str) -> str:
+    return canonical(name).casefold()
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """Which column says what; ``one_hot`` are columns of 0 and 1 whose names are the classes."""
+
+    path: str
+    label: str | None
+    one_hot: tuple[str, ...] = ()
+    split: str | None = None
+    group: str | None = None
+    domain: str | None = None
+
+
+# ---- which column says what
+
+
+def meaning_of(table: Table, files: Files, rules: Rules) -> Meaning:
+    """Finds the columns.
+
+    Raises:
+        UsageError: none or several could be the path or the label.
+    """
+    group = _asked(table, rules.group_by, None) if rules.group_by else _first(table, ("group",))
+    domain = _first(table, ("domain",))
+    path = _asked(table, rules.path_column, "--path-column") or _path_column(table, files)
+    split = _asked(table, rules.split_column, "--split-column") or _split_column(table, path)
+    label = _asked(table, rules.label_column, "--label-column")
+    one_hot: tuple[str, ...] = ()
+    rest = [name for name in table.columns if name not in (path, split, group, domain)]
+    if label is None:
+        label = _first(table, _LABEL_NAMES, rest)
+    if label is None:
+        one_hot = tuple(name for name in rest if _is_binary(table.columns[name]) and _normal(name) not in _FLAGS)
+        one_hot = one_hot if len(one_hot) > 1 else ()
+    if label is None and not one_hot and path is not None and not rules.label_regex:
+        label = _label_by_content(table, rest)
+    missing = [what for what, name in (("path", path), ("label", label or one_hot or rules.label_regex)) if not name]
+    if missing:
+        options = " or ".join(f"--{what}-column" for what in missing)
+        raise UsageError(
+            f"{escape(table.name)}: no column {' and no column '.join(missing)}; found: "
+            f"{first_names(list(table.columns)) or 'none'}. If another column says it, name it with {options}."
+        )
+    assert path is not None
+    return Meaning(path, label, one_hot, split, group, domain)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def _asked(table: Table, wanted: str | None, option: str | None) -> str | None:
+    """The column that the user named; for ``--group-by``, which may be a pattern as well, None if there is none."""
+    if wanted is None:
+        return None
+    found = next((name for name in table.columns if name.strip().casefold() == wanted.strip().casefold()), None)
+    if found is None and option is not None:
+        raise UsageError(
+            f"{option} {escape(wanted)}: {escape(table.name)} has no such column; found: {first_names(list(table.columns), 12)}."
+        )
+    return found
+
+
+def _first(table: Table, names: Sequence[str], among: Sequence[str] | None = None) -> str | None:
+    normal = {_normal(name): name for name in reversed(list(among if among is not None else table.columns))}
+    return next((normal[name] for name in names if name in normal), None)
+
+
+def _some(cells: Sequence[T]) -> Sequence[T]:
+    """A sample of a column from its whole length."""
+    return cells[:: max(1, len(cells) // _SAMPLE)][:_SAMPLE]
+
+
+def _path_column(table: Table, files: Files) -> str | None:
+    by_name = [name for wanted in _PATH_NAMES for name in table.columns if _normal(name) == wanted]
+    for find in (files.exists, lambda path: bool(files.named(path))):
+        for name in [*by_name, *(name for name in table.columns if name not in by_name)]:
+            cells = [cell for cell in _some(table.columns[name]) if isinstance(cell, str) and cell]
+            if cells and 2 * sum(find(cell) for cell in cells) >= len(cells):
+                return name
+    endings = [
+        n for n, cells in table.columns.items() if any(isinstance(c, str) and looks_like_image(c) for c in _some(cells))
+    ]
+    return next((name for name in by_name if name in endings), None) or next(iter(endings or by_name), None)
+
+
+def _split_column(table: Table, path: str | None) -> str | None:
+    for wanted in (*_SPLIT_NAMES, *_FLAGS):
+        name = _first(table, (wanted,))
+        if name is None or name == path:
+            continue
+        values = {str(cell).strip().lower() for cell in table.columns[name] if cell}
+        is_flag = wanted in _FLAGS and values <= _TRUE | _FALSE
+        is_number = {value.removesuffix(".0") for value in values} <= set(_NUMBERED_PARTS) and 1 < len(values) < 4
+        if wanted in ("split", "part") or is_flag or (is_number and wanted != "fold") or values <= set(PART_NAMES):
+            return name
+    return None
+
+
+def _is_binary(cells: Sequence[Cell]) -> bool:
+    values = {cell.strip().lower() if isinstance(cell, str) else cell for cell in cells}
+    return (
+        None not in values - {None}
+        and values - {None} <= _TRUE | _FALSE
+        and bool(values & _TRUE | values & {"0", "0.0"})
+    )
+
+
+def _label_by_content(table: Table, rest: Sequence[str]) -> str | None:
+    """The one column that groups the rows: at least two values, each of them for several rows.
+
+    Raises:
+        UsageError: several do.
+    """
+    found = []
+    for name in rest:
+        cells = [cell for cell in table.columns[name] if isinstance(cell, str) and cell.strip()]
+        values = set(cells)
+        is_measure = (
+            sum(bool(re.fullmatch(r"-?\d+\.\d*[1-9]\d*|\d{4}-\d\d.*", value)) for value in values) > len(values) / 2
+        )
+        if 2 <= len(values) <= max(2, len(cells) / 2) and 2 * len(cells) > table.n_rows and not is_measure:
+            found.append(name)
+    if len(found) > 1:
+        raise UsageError(
+            f"{escape(table.name)}: several columns could be the label: {first_names(found, 8)}. Name one with --label-column."
+        )
+    return found[0] if found else None
+
+
+# ---- rows
+
+
+def rows_of(table: Table, meaning: Meaning, files: Files | None, rules: Rules) -> tuple[list[Row], list[str]]:
+    """The rows with the files that they name, and sentences on what was assumed.
+
+    Args:
+        files: None if the paths are no file names.
+
+    Raises:
+        UsageError: a part that is none; several labels for one image without ``--multi-label``.
+    """
+    paths = [cell if isinstance(cell, str) else "" for cell in table.columns[meaning.path]]
+    placed, where = _located(table, paths, files) if files is not None else (paths, "")
+    labels, said = _labels(table, meaning, rules, files)
+    parts = _parts(table, meaning)
+    rows = []
+    for number, path in enumerate(placed):
+        group, domain = (_text(table, column, number) for column in (meaning.group, meaning.domain))
+        rows.append(_row(path, labels[number], parts[number], group, domain, number))
+    if meaning.label is None and not meaning.one_hot:
+        return rows, [f"Read {escape(table.name)}: {_paths_said(meaning, where)}."]
+    encoding = f" as {table.encoding}" if table.encoding not in (None, "utf-8-sig", "utf-8", "UTF-8") else ""
+    what = (
+        f"classes from {len(meaning.one_hot)} columns of 0 and 1 ({first_names(meaning.one_hot, 3)})"
+        if meaning.one_hot
+        else f"labels from column {escape(str(meaning.label))}{said}"
+    )
+    split = f", parts from column {escape(meaning.split)}" if meaning.split else ""
+    return rows, [f"Read {escape(table.name)}{encoding}: {_paths_said(meaning, where)}, {what}{split}."]
+
+
+def _paths_said(meaning: Meaning, where: str) -> str:
+    return f"paths from column {escape(meaning.path)}{where}"
+
+
+def _row(
+    path: str, labels: tuple[str, ...], part: str | None, group: str | None, domain: str | None, number: int
+) -> Row:
+    if len(path) > _LONGEST_PATH or any(len(label) > _LONGEST_LABEL for label in labels):
+        longest = max(len(path), *(len(label) for label in labels), 0)
+        return Row(
+            f"{path[:100]}…" if len(path) > 100 else path, reason=f"row {number + 1}: a cell of {longest:,} characters"
+        )
+    return Row(path, labels, part, group, domain)
+
+
+def _text(table: Table, column: str | None, number: int) -> str | None:
+    cell = table.columns[column][number] if column is not None else None
+    text = ", ".join(cell) if isinstance(cell, list) else cell
+    return (text.strip() or None) if text else None
+
+
+# ---- files
+
+
+def _located(table: Table, paths: Sequence[str], files: Files) -> tuple[list[str], str]:
+    """The file of each row, as it was written if there is none; and where they were found, for the sentence."""
+    written = [_as_written(path) for path in paths]
+    sample = [path for path in _some(written) if path]
+    if all(files.exists(files.folder + path) for path in sample):
+        suspects = {n for n, path in enumerate(written) if not path.isascii() or "\\" in path or path != path.strip()}
+    else:
+        suspects = set(range(len(written)))
+    found = [files.folder + path if path and not path.startswith("/") else path for path in written]
+    several: dict[int, list[str]] = {}
+    completed = set()
+    for number in suspects:
+        path = written[number]
+        if not path or files.exists(found[number]):
+            continue
+        names = files.named(path) or _in_bytes(path, table.encoding, files)
+        if len(names) > 1:
+            several[number] = names
+        elif names:
+            found[number] = names[0]
+            completed.add(names[0] if posixpath.splitext(path)[1] != posixpath.splitext(names[0])[1] else "")
+    folders = Counter(posixpath.dirname(name) for n, name in enumerate(found) if n not in several)
+    own = posixpath.splitext(posixpath.basename(table.name))[0].lower()
+    for number, names in several.items():
+        found[number] = max(
+            names, key=lambda name: (_part_word(name) == _part_word(own) is not None, folders[posixpath.dirname(name)])
+        )
+    return found, _where(found, completed, suspects, files)
+
+
+def _part_word(name: str) -> str | None:
+    words = re.findall(r"[a-z]+", posixpath.dirname(name).lower() or name)
+    return next((PART_NAMES[word] for word in words if word in PART_NAMES), None)
+
+
+def _where(found: Sequence[str], completed: set[str], suspects: set[int], files: Files) -> str:
+    if len(suspects) < len(found):
+        return ""
+    n_there = sum(bool(path) and files.exists(path) for path in found)
+    folders = sorted({posixpath.dirname(path) + "/" for path in found if path and files.exists(path)}, key=natural_key)
+    endings = sorted({posixpath.splitext(name)[1] for name in completed if name})
+    ending = f" with {' or '.join(endings)} added" if endings else ""
+    if not n_there:
+        return ""
+    return f"{ending} (files of {n_there:,} of {count(len(found), 'row')} found in {first_names(folders, 3)})"
+
+
+def _as_written(path: str) -> str:
+    """One spelling of a path, whether or not it starts at the root."""
+    absolute = "/" if path.startswith("/") else ""
+    return absolute + "/".join(piece for piece in path.split("/") if piece not in ("", ".")) or path
+
+
+def _in_bytes(path: str, encoding: str | None, files: Files) -> list[str]:
+    """File names keep the bytes that they were made with, on whatever system that was."""
+    try:
+        raw = files.folder + os.fsdecode(path.encode(encoding or "utf-8"))
+    except UnicodeError:
+        return []
+    return [raw] if files.exists(raw) else []
+
+
+# ---- labels
+
+
+def _labels(table: Table, meaning: Meaning, rules: Rules, files: Files | None) -> tuple[list[tuple[str, ...]], str]:
+    """The labels of each row, and words on how they were read."""
+    if meaning.one_hot:
+        marked = [
+            tuple(
+                name.strip()
+                for name in meaning.one_hot
+                if str(table.columns[name][number] or "").strip().lower() in _TRUE
+            )
+            for number in range(table.n_rows)
+        ]
+        return _single(table, marked, rules, f"columns such as {first_names(meaning.one_hot, 2)}"), ""
+    if meaning.label is None:
+        return [()] * table.n_rows, ""
+    cells = [_parsed(cell) for cell in table.columns[meaning.label]]
+    separator, said = _separator(cells, rules)
+    split = [
+        tuple(dict.fromkeys(piece.strip() for piece in _pieces(cell, separator) if piece.strip())) for cell in cells
+    ]
+    split = _single(table, split, rules, f"column {escape(meaning.label)}")
+    named, source = named_labels(split, rules, files)
+    return named, said + source
+
+
+def _parsed(cell: Cell) -> Cell:
+    """A list, if the cell holds one in brackets; whole numbers without the ``.0`` that a data frame gives them."""
+    if not isinstance(cell, str):
+        return cell
+    text = cell.strip()
+    if text.startswith("[") and text.endswith("]"):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                value = read(text)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+            if isinstance(value, list):
+                return [str(item) for item in value]
+    if text.startswith("{") and '"choices"' in text:
+        return [str(item) for item in json.loads(text)["choices"]]
+    return text[:-2] if re.fullmatch(r"\d+\.0", text) else text
+
+
+def _pieces(cell: Cell, separator: str | None) -> list[str]:
+    if cell is None:
+        return []
+    return cell if isinstance(cell, list) else cell.split(separator) if separator else [cell]
+
+
+def _separator(cells: Sequence[Cell], rules: Rules) -> tuple[str | None, str]:
+    """What stands between several labels in one cell, and words on it."""
+    texts = {cell for cell in cells if isinstance(cell, str)}
+    if rules.label_separator is not None:
+        return rules.label_separator, ""
+    likely = next((sign for sign in ("|", ";", ",", " ") if _separates(sign, texts, rules.multi_label)), None)
+    if likely is None:
+        blank = next((text for text in sorted(texts) if " " in text), None)
+        unsure = f", such as {escape(blank)!r}, taken as one class each (else: --label-separator ' ')" if blank else ""
+        return None, unsure if rules.multi_label else ""
+    if rules.multi_label:
+        return likely, f", separated by {'blanks' if likely == ' ' else likely!r}"
+    example = next(text for text in sorted(texts) if likely in text)
+    return None, f", each taken as one class (if {escape(example)!r} names several, add --multi-label)"
+
+
+def _separates(sign: str, texts: set[str], is_asked: bool) -> bool:
+    """Whether a sign separates labels: it does if its pieces are also found alone or with others.
+
+    With ``--multi-label`` a sign that class names hardly hold needs no such evidence.
+    """
+    several = [text for text in texts if sign in text.strip()]
+    if not several or (is_asked and sign in "|;,"):
+        return bool(several)
+    pieces = Counter(piece.strip() for text in texts for piece in set(text.split(sign)) if piece.strip())
+    own = {piece.strip() for text in several for piece in text.split(sign) if piece.strip()}
+    return 2 * sum(pieces[piece] > 1 for piece in own) > len(own)
+
+
+def _single(table: Table, labels: list[tuple[str, ...]], rules: Rules, where: str) -> list[tuple[str, ...]]:
+    several = [number for number, own in enumerate(labels) if len(own) > 1]
+    if several and not rules.multi_label:
+        raise UsageError(
+            f"{escape(table.name)}: {where}: {count(len(several), 'row')} of {len(labels):,} "
+            f"{'names' if len(several) == 1 else 'name'} several classes, such as {first_names(labels[several[0]], 3)}. "
+            "Add --multi-label to train on several labels per image."
+        )
+    return labels
+
+
+def named_labels(
+    labels: list[tuple[str, ...]], rules: Rules, files: Files | None = None
+) -> tuple[list[tuple[str, ...]], str]:
+    """Class numbers as names, if a file of class names was given or lies beside the table."""
+    numbers = {label for own in labels for label in own}
+    if not numbers or not all(label.isdecimal() and len(label) < 7 for label in numbers):
+        return labels, ""
+    for name, data in _class_files(files, rules):
+        names = class_names(name, data, numbers)
+        if names:
+            return [tuple(names[label] for label in own) for own in labels], f" with the names in {escape(name)}"
+        if rules.class_names is not None:
+            raise UsageError(f"--class-names {escape(name)}: does not name the classes {first_names(sorted(numbers))}.")
+    return labels, ""
+
+
+def _class_files(files: Files | None, rules: Rules) -> Iterator[tuple[str, bytes]]:
+    """The file of class names that was asked for, or those that may be some beside the table."""
+    if rules.class_names is None:
+        for name in files.beside if files is not None else ():
+            if files is not None and _CLASS_FILES.search(posixpath.basename(name)):
+                yield name, files.read(name)
+        return
+    try:
+        yield str(rules.class_names), Path(rules.class_names).read_bytes()
+    except OSError as error:
+        raise UsageError(f"--class-names {escape(str(rules.class_names))}: {error_reason(error)}.") from None
+
+
+def class_names(name: str, data: bytes, numbers: set[str]) -> dict[str, str]:
+    """The name of each class number; {} if the file does not name them all.
+
+    JSON from number to name or the other way, or a list; or lines of a name, of ``0 name`` or of ``name 0``.
+    """
+    try:
+        text, _ = decoded(name, data)
+        pairs = _json_names(json.loads(text)) if name.lower().endswith(".json") else _line_names(text)
+    except (UsageError, ValueError, TypeError):
+        return {}
+    names = {number: label for number, label in pairs if label}
+    if numbers - set(names) and pairs and numbers <= {str(number + 1) for number in range(len(pairs))}:
+        names = {str(int(number) + 1): label for number, label in names.items() if number.isdecimal()}  # counted from 1
+    return names if numbers <= set(names) and len(set(names.values())) == len(names) else {}
+
+
+def _json_names(value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, list):
+        return [(str(number), str(name)) for number, name in enumerate(value)]
+    pairs = [(str(key), str(name)) for key, name in value.items()]
+    return pairs if all(key.isdecimal() for key, _ in pairs) else [(number, name) for name, number in pairs]
+
+
+def _line_names(text: str) -> list[tuple[str, str]]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for pattern, number, name in ((r"(\d+)[\s:,]+(\S.*)", 1, 2), (r"(\S.*?)[\s:,]+(\d+)", 2, 1)):
+        found = [re.fullmatch(pattern, line) for line in lines]
+        if all(found):
+            return [(str(int(match[number])), match[name]) for match in found if match]
+    return [(str(number), line) for number, line in enumerate(lines)]
+
+
+# ---- parts
+
+
+def _parts(table: Table, meaning: Meaning) -> list[str | None]:
+    """The part of each row."""
+    if meaning.split is None:
+        return [None] * table.n_rows
+    cells = [str(cell or "").strip() for cell in table.columns[meaning.split]]
+    values = {cell.lower() for cell in cells}
+    flag = _FLAGS.get(_normal(meaning.split))
+    if flag is None and values <= _TRUE | _FALSE and len(values) > 1 and not values <= {"0", "1", "0.0", "1.0", ""}:
+        raise UsageError(f"{escape(table.name)}: column {escape(meaning.split)} says neither train, valid nor test.")
+    if flag is not None and values <= _TRUE | _FALSE:
+        return [flag[0] if cell.lower() in _TRUE else flag[1] for cell in cells]
+    numbers = {cell: _NUMBERED_PARTS.get(cell.removesuffix(".0")) for cell in set(cells)}
+    if all(numbers.values()):
+        return [numbers[cell] for cell in cells]
+    named = {
+        cell: part_named(cell, f"{table.name}, row {cells.index(cell) + 1}") for cell in set(cells)
+    }  # one look per value, not per row
+    return [named[cell] for cell in cells]
+
+
+# ---- the listing
+
+
+def listing_of(root: Path, layout: str, rows: Iterable[Row], rules: Rules, notes: Sequence[str] = ()) -> Listing:
+    """A listing of rows; rows without a path or a label, and repeated rows, are named."""
+    take = label_taker(rules.label_regex) if rules.label_regex is not None else None
+    entries: dict[str, Entry] = {}
+    rejects: list[Reject] = []
+    for row in rows:
+        labels = tuple(filter(None, [take(row.path)])) if take else row.labels
+        has_none = not labels and (not rules.multi_label or take is not None)
+        if row.reason is not None or not row.path or has_none:
+            missing = "no path" if not row.path else "the name does not match --label-regex" if take else "no label"
+            rejects.append(Reject(row.path or "(row without a path)", row.reason or missing))
+        elif row.path not in entries:
+            entries[row.path] = Entry(row.path, join_labels(labels), row.part, row.group, row.domain)
+        elif rules.multi_label:
+            both = [*entries[row.path].label.split(LABEL_SEPARATOR), *labels]
+            entries[row.path] = replace(entries[row.path], label=join_labels(both))
+        else:
+            same = entries[row.path].label == join_labels(labels)
+            also = f"listed twice, also as {escape(entries[row.path].label)}"
+            rejects.append(Reject(row.path, "listed twice" if same else also))
+    in_order = sorted(entries.values(), key=lambda entry: natural_key(entry.path))
+    listing = make_listing(root, layout, in_order, set(), rejects, notes)
+    listing = merged_forms(listing) if not rules.multi_label else listing
+    # A column was taken as it was read; everything else is a regular expression on the path.
+    if rules.group_by is not None and entries and all(entry.group is None for entry in in_order):
+        listing = with_groups(listing, rules.group_by)
+    if rules.domain_by is not None and entries:
+        listing = with_domains(listing, rules.domain_by)
+    return listing
+
+
+def join_labels(labels: Iterable[str]) -> str:
+    """Several labels as one text, whatever their order."""
+    return LABEL_SEPARATOR.join(sorted({label for label in labels if label}, key=natural_key))
