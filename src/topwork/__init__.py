@@ -16,6 +16,7 @@ _HOMES = {
     "Classifier": "topwork.models.classifier",
     "Features": "topwork.features.embed",
     "ImageClassifier": "topwork.estimator",
+    "ImageFeatures": "topwork.estimator",
     "InputSpec": "topwork.data.transforms",
     "Manifest": "topwork.data.manifest",
     "Predictor": "topwork.export.predictor",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from topwork.data.transforms import InputSpec as InputSpec
     from topwork.errors import TopworkError as TopworkError
     from topwork.estimator import ImageClassifier as ImageClassifier
+    from topwork.estimator import ImageFeatures as ImageFeatures
     from topwork.export.predictor import Predictor as Predictor
     from topwork.features.embed import Features as Features
     from topwork.features.embed import embed as embed

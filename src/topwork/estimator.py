@@ -1,15 +1,22 @@
-"""``ImageClassifier``: topwork's probe as a scikit-learn estimator over image paths or pixel arrays."""
+"""``ImageClassifier`` and ``ImageFeatures``: topwork's probe and its features as scikit-learn estimators.
+
+Images are paths, arrays, Pillow images, or a DataFrame with a column of paths. What scikit-learn's conventions ask for is
+checked in ``tests/test_estimator.py``, with the list of its checks that cannot apply to images.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import io
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin  # noqa: TID253 - loaded only for this name
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin  # noqa: TID253 - loaded only for these names
+from sklearn.utils import check_random_state  # noqa: TID253
+from sklearn.utils.multiclass import check_classification_targets  # noqa: TID253
 from sklearn.utils.validation import check_is_fitted  # noqa: TID253
 
 from topwork.data.folders import read_regular_file
@@ -23,21 +30,57 @@ from topwork.features.embed import Embedder, Features
 from topwork.features.engine import load_engine
 from topwork.features.probe import fit_probe
 from topwork.models.backbone import load_backbone
-from topwork.text import escape
+from topwork.text import count, escape, first_names
+
+PATH_COLUMNS = ("path", "file", "filename", "filepath", "image")
 
 
-class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A calibrated linear head on frozen features; everything about it chosen by cross-validation on what it is given.
+class InputError(UsageError, ValueError):
+    """X or y cannot be used; a ``ValueError`` as well, which scikit-learn's users and tools expect."""
 
-    Features are kept on disk by content, so that cross-validating or refitting embeds each image once.
+
+class _ImageEstimator(BaseEstimator):  # type: ignore[misc]
+    """Parameters and reading of images; features are kept on disk by content, so each image is embedded once."""
+
+    backbone: str
+    fit_mode: str
+    size: int | None
+    n_jobs: int | None
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False  # images: scikit-learn's own checks would pass tables of numbers
+        tags.input_tags.string = True
+        tags.no_validation = True
+        return tags
+
+    def _features(self, X: Any) -> Features:
+        """Embeds what the store does not know yet."""
+        backbone = load_backbone(self.backbone).with_spec(fit=self.fit_mode, height=self.size, width=self.size)
+        embedder = Embedder(backbone, load_engine(backbone, precision="f32"))
+        hashes = []
+        try:
+            for content_hash, pixels in in_order(
+                lambda image: _load(image, embedder), _images(X), _n_threads(self.n_jobs)
+            ):
+                hashes.append(content_hash)
+                if pixels is not None:
+                    embedder.take(content_hash, pixels)
+        finally:
+            embedder.flush()
+        return Features(tuple(hashes), embedder.store)
+
+
+class ImageClassifier(ClassifierMixin, _ImageEstimator):  # type: ignore[misc]
+    """A calibrated linear head on frozen features, chosen by cross-validation on the training images.
 
     Args:
         backbone: see :func:`topwork.load_backbone`.
         head: ``plain``, ``extended`` or ``auto``.
-        fit_mode: ``squash``, ``crop`` or ``pad``: how an image gets the input's shape.
-        size: input side in pixels; None takes the one the weights were trained at.
-        random_state: seed of the folds.
-        n_jobs: threads that decode; None takes one a core.
+        fit_mode: resize mode: ``squash``, ``crop`` or ``pad``.
+        size: input side in pixels; None for the one that the weights were trained at.
+        random_state: seed of the cross-validation folds: an int, a ``numpy.random.RandomState``, or None.
+        n_jobs: threads that decode images; None or -1 for one per core.
 
     Attributes:
         classes_: sorted class labels.
@@ -51,7 +94,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         head: str = "auto",
         fit_mode: str = "squash",
         size: int | None = None,
-        random_state: int = 0,
+        random_state: Any = 0,
         n_jobs: int | None = None,
     ) -> None:
         self.backbone = backbone
@@ -65,24 +108,24 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Fits the head.
 
         Args:
-            X: N images: paths, or uint8 arrays (H, W, 3) or (H, W).
-            y: N labels of any kind that NumPy can sort.
+            X: N images: paths, Pillow images, uint8 arrays (H, W, 3) or (H, W), or a DataFrame with a column of paths.
+            y: (N,) or (N, 1) labels of any kind that NumPy can sort.
 
         Raises:
-            UsageError: an image cannot be used (named), or the lengths differ.
+            UsageError: an image cannot be used (named); labels are missing, too few, or not one per image.
         """
-        labels = np.asarray(y)
-        if len(X) != len(labels):
-            raise UsageError(f"{len(X)} images but {len(labels)} labels.")
-        self.classes_, encoded = np.unique(labels, return_inverse=True)
-        features = self._features(X)
-        probe = fit_probe(features, encoded, len(self.classes_), head=self.head, seed=self.random_state)
+        images = _images(X)
+        self.classes_, encoded = _encoded(y, len(images))
+        seed = self.random_state
+        if not isinstance(seed, (int, np.integer)):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        probe = fit_probe(self._features(images), encoded, len(self.classes_), head=self.head, seed=int(seed))
         self.temperature_ = fit_temperature(probe.out_of_fold_logits, encoded[probe.rows])
         self.head_ = probe.head.divided_by(self.temperature_)
         return self
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """(N, C) calibrated logits; (N,) their difference for two classes, as scikit-learn has it."""
+        """(N, C) calibrated logits; (N,) their difference for two classes, by scikit-learn's convention."""
         logits = self._logits(X)
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
@@ -92,52 +135,140 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """(N,) most probable labels."""
-        return np.asarray(self.classes_[self._logits(X).argmax(1)])
+        logits = self._logits(X)
+        return np.asarray(self.classes_[logits.argmax(1)])
 
-    def _logits(self, images: Any) -> NDArray[np.float64]:
+    def _logits(self, X: Any) -> NDArray[np.float64]:
         check_is_fitted(self, "head_")
-        features = self._features(images)
-        return self.head_.logits(features.blocks(self.head_.transform.blocks))
+        images = _images(X)
+        if not images:
+            return np.zeros((0, len(self.classes_)))
+        return self.head_.logits(self._features(images).blocks(self.head_.transform.blocks))
 
-    def _features(self, images: Sequence[Any]) -> Features:
-        """Embeds what the store does not know yet."""
-        backbone = load_backbone(self.backbone).with_spec(fit=self.fit_mode, height=self.size, width=self.size)
-        embedder = Embedder(backbone, load_engine(backbone, precision="f32"))
 
-        def load(image: Any) -> tuple[str, Pixels | None]:
-            return _load(image, embedder)
+class ImageFeatures(TransformerMixin, _ImageEstimator):  # type: ignore[misc]
+    """Images to pooled features of a pretrained network, as a first step of a scikit-learn pipeline.
 
-        hashes = []
-        try:
-            for content_hash, pixels in in_order(load, list(images), self.n_jobs):
-                hashes.append(content_hash)
-                if pixels is not None:
-                    embedder.take(content_hash, pixels)
-        finally:
-            embedder.flush()
-        return Features(tuple(hashes), embedder.store)
+    Args:
+        backbone, fit_mode, size, n_jobs: as of :class:`ImageClassifier`.
+    """
+
+    def __init__(
+        self, backbone: str = "auto", fit_mode: str = "squash", size: int | None = None, n_jobs: int | None = None
+    ) -> None:
+        self.backbone = backbone
+        self.fit_mode = fit_mode
+        self.size = size
+        self.n_jobs = n_jobs
+
+    def fit(self, X: Any = None, y: Any = None) -> ImageFeatures:  # noqa: ARG002 - scikit-learn's signature
+        """Nothing is fitted."""
+        self.n_features_out_ = load_backbone(self.backbone).n_features
+        return self
+
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        """(N, D) features of N images."""
+        check_is_fitted(self, "n_features_out_")
+        images = _images(X)
+        if not images:
+            return np.zeros((0, self.n_features_out_), np.float32)
+        return self._features(images).block("last").astype(np.float32)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:  # noqa: ARG002
+        """Names of the columns, for ``set_output``."""
+        check_is_fitted(self, "n_features_out_")
+        return np.array([f"feature{n}" for n in range(self.n_features_out_)], dtype=object)
+
+
+def _images(X: Any) -> list[Any]:
+    """The images as a list; of a DataFrame the column that holds paths."""
+    columns = getattr(X, "columns", None)
+    if columns is not None:
+        names = [name for name in PATH_COLUMNS if name in columns] or list(columns if len(columns) == 1 else ())
+        if not names:
+            raise InputError(
+                f"X has the columns {first_names([str(c) for c in columns])}: name the one with paths 'path'."
+            )
+        X = X[names[0]]
+    if isinstance(X, (str, bytes, os.PathLike)):
+        raise InputError("X is a single image; pass a list of images.")
+    if isinstance(X, np.ndarray) and X.dtype != np.uint8 and X.ndim == 2 and X.shape[1] == 1:
+        X = X[:, 0]
+    return list(X)
+
+
+def _encoded(y: Any, n_images: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Sorted class labels, and (N,) the class of each image."""
+    labels = np.asarray(y)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise InputError(f"y has shape {labels.shape}: give one label per image (for one-hot rows, y.argmax(axis=1)).")
+    if len(labels) != n_images:
+        raise InputError(f"{count(n_images, 'image')} but {count(len(labels), 'label')}.")
+    if not n_images:
+        raise InputError("There are no images to fit on.")
+    missing = [row for row, label in enumerate(labels.tolist()) if label is None or label != label]
+    if missing:
+        raise InputError(f"y[{missing[0]}] has no label; leave such images out.")
+    try:
+        check_classification_targets(labels)
+        classes, encoded = np.unique(labels, return_inverse=True)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"y cannot be used as class labels: {error}") from None
+    if len(classes) < 2:
+        raise InputError(f"All labels are {classes[0]!r}; a classifier needs at least two classes.")
+    return classes, encoded.astype(np.int64)
+
+
+def _n_threads(n_jobs: int | None) -> int | None:
+    """Threads by joblib's convention: -1 is one per core, -2 one less."""
+    if n_jobs == 0:
+        raise InputError("n_jobs=0 has no meaning; give a positive number, or -1 for one thread per core.")
+    if n_jobs is None or n_jobs > 0:
+        return n_jobs
+    return max(1, (os.cpu_count() or 1) + 1 + n_jobs)
 
 
 def _load(image: Any, embedder: Embedder) -> tuple[str, Pixels | None]:
-    """Content hash, and input-sized pixels when they are new."""
+    """Content hash, and input-sized pixels if they are new."""
     spec = embedder.spec
-    if isinstance(image, (str, Path)):
-        try:
-            data = read_regular_file(Path(image))
-            content_hash = hashlib.sha256(data).hexdigest()
-            if not embedder.wants(content_hash):
-                return content_hash, None
-            return content_hash, fit_to_input(decode(data, min_side=spec.min_side).pixels, spec)
-        except ImageError as error:
-            raise UsageError(f"{escape(str(image))}: {error}") from None
-    pixels = _as_rgb(np.asarray(image))
-    content_hash = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
-    return content_hash, fit_to_input(pixels, spec) if embedder.wants(content_hash) else None
+    if isinstance(image, np.ndarray):
+        pixels = _as_rgb(image)
+        content_hash = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+        return content_hash, fit_to_input(pixels, spec) if embedder.wants(content_hash) else None
+    try:
+        data = read_regular_file(Path(image)) if isinstance(image, (str, os.PathLike)) else _encoded_image(image)
+        content_hash = hashlib.sha256(data).hexdigest()
+        if not embedder.wants(content_hash):
+            return content_hash, None
+        return content_hash, fit_to_input(decode(data, min_side=spec.min_side).pixels, spec)
+    except ImageError as error:
+        name = escape(str(image)) if isinstance(image, (str, os.PathLike)) else "An image"
+        raise InputError(f"{name}: {error}") from None
+
+
+def _encoded_image(image: Any) -> bytes:
+    """A Pillow image of any mode as the bytes of a file, so that it is decoded as files are."""
+    from PIL import Image
+
+    if isinstance(image, bytes):
+        return image
+    if not isinstance(image, Image.Image):
+        raise InputError(f"An image is a path, a Pillow image or a uint8 array, not {type(image).__name__}.")
+    buffer = io.BytesIO()
+    kind = "TIFF" if image.mode in ("CMYK", "YCbCr", "LAB") else "PNG"
+    kept = (
+        image if kind == "TIFF" or image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else image.convert("RGB")
+    )
+    options = {"compress_level": 1} if kind == "PNG" else {}
+    kept.save(buffer, kind, exif=image.getexif(), **options)
+    return buffer.getvalue()
 
 
 def _as_rgb(array: NDArray[Any]) -> Pixels:
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
-        raise UsageError(
+        raise InputError(
             f"An image array must be uint8 of shape (H, W, 3) or (H, W), not {array.dtype} {array.shape}. "
             "Scale floats to 0..255 and convert them first."
         )
