@@ -9,6 +9,7 @@
 PYTHON ?= python3
 TORCH ?=
 ARGS ?=
+COVERAGE ?= 80
 
 BIN := .venv/bin
 TESTS = $(BIN)/pytest -q $(ARGS)
@@ -28,12 +29,13 @@ demo: $(BIN)/.demo-is-installed ## train a classifier on real images, write its 
 test: $(BIN)/.dev-is-installed ## run the tests but the slow ones (first call: installs)
 	$(TESTS)
 
-check: $(BIN)/.dev-is-installed ## style, types, layers, then the tests: all of it must pass
+check: $(BIN)/.dev-is-installed ## style, types, layers, dependencies, then the tests with coverage: what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(TESTS)
+	$(BIN)/deptry .
+	$(TESTS) -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=$(COVERAGE)
 
 format: $(BIN)/.dev-is-installed ## repair what ruff can repair
 	$(BIN)/ruff check --fix .

@@ -22,8 +22,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
-from topwork.adaptation.align import Domains, clamped, distil
-from topwork.adaptation.guards import choose, expected_recall, predicted_accuracy
+from topwork.adaptation.adapted_head import distil
+from topwork.adaptation.align import Domains, clamped
+from topwork.adaptation.expected import expected_recall, predicted_accuracy
+from topwork.adaptation.guards import choose
 from topwork.data.manifest import scan
 from topwork.evaluation.predictions import softmax
 from topwork.features.embed import Embedder
@@ -199,19 +201,19 @@ def judge(case: Case, seed: int, n_labels: int = 0) -> dict[str, float]:
     seconds = time.perf_counter() - started
     judged = np.flatnonzero(known < 0)  # labels that were given are no achievement
     answers = [(t @ h[:-1] + h[-1]).argmax(1) for h in (head, after)]
-    expected = (predicted_accuracy(answers[0], choice.consensus) + given.max(1).mean()) / 2
+    expected = (predicted_accuracy(answers[0], choice.votes) + given.max(1).mean()) / 2
     return {
         "before": 100 * (answers[0] == truth)[judged].mean() if case.same_classes and len(judged) else np.nan,
         "after": 100 * (answers[1] == truth)[judged].mean() if case.same_classes and len(judged) else np.nan,
         "source_before": 100 * ((x[held] @ head[:-1] + head[-1]).argmax(1) == y[held]).mean(),
         "source_after": 100 * ((x[held] @ after[:-1] + after[-1]).argmax(1) == y[held]).mean(),
         "expected": 100 * expected,
-        "expected_after": 100 * predicted_accuracy(answers[1], choice.consensus),
+        "expected_after": 100 * predicted_accuracy(answers[1], choice.votes),
         "seconds": seconds,
         "adapted": choice.outcome == "adapted",
         "refused": choice.outcome == "refused",
-        "class_errors": class_errors(truth, answers[0], choice.consensus) if case.same_classes else [],
-        "class_errors_after": class_errors(truth, answers[1], choice.consensus) if case.same_classes else [],
+        "class_errors": class_errors(truth, answers[0], choice.votes) if case.same_classes else [],
+        "class_errors_after": class_errors(truth, answers[1], choice.votes) if case.same_classes else [],
     }
 
 

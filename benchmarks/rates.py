@@ -15,7 +15,7 @@ import time
 import numpy as np
 import torch
 
-from topwork.commands.prepare import fitted_probe, gather
+from topwork.commands.prepare import fitted_probe, prepare_data
 from topwork.progress import Reporter, Stopwatch
 from topwork.settings import FitSettings
 from topwork.training.finetune import TuningInputs, plan_tuning, tune
@@ -30,7 +30,7 @@ def figures(logits, labels):
 
 def run(folder, settings):
     """Probe and tuned network on valid."""
-    data = gather(folder, settings, Stopwatch(), Reporter())
+    data = prepare_data(folder, settings, Stopwatch(), Reporter())
     probe = fitted_probe(data, Stopwatch(), Reporter()).probe
     valid = data.parts.valid
     before = figures(probe.head.logits(data.features.blocks(probe.head.transform.blocks, valid)), data.labels[valid])

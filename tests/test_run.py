@@ -24,6 +24,8 @@ from topwork.commands.fit import fit
 from topwork.data.split import split_record
 from topwork.errors import UsageError
 from topwork.export.predictor import Predictor
+from topwork.files import locked
+from topwork.run import asked, run_folder
 from topwork.settings import FitSettings
 
 RUN_FILES = {
@@ -346,21 +348,57 @@ def test_a_finished_run_is_not_overwritten_unasked(fitted, data):
 
 def test_a_folder_of_other_files_is_left_alone(data, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(UsageError, match="no run"):
+    with pytest.raises(UsageError, match="not a run"):
         fit(data, tmp_path)
-    assert [p.name for p in tmp_path.iterdir() if p.name != ".lock"] == ["thesis.txt"]
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_two_runs_into_one_folder(data, tmp_path):
-    import filelock
-
-    folder = tmp_path / "run"
-    folder.mkdir()
-    with filelock.FileLock(folder / ".lock"):
+    folder = tmp_path / "runs" / "run"
+    with locked(folder):
         done = topwork("fit", data, "--out", folder)
-    assert done.returncode == 2
-    assert "another run is writing here" in done.stderr
+        assert done.returncode == 2
+        assert "another process is writing here" in done.stderr
+        assert list(folder.parent.glob(".run.lock")), "the one that was refused leaves the lock of the other alone"
+    (folder.parent / ".run.lock").touch()
     assert fit(data, folder).folder == folder, "a lock file left behind blocks nobody"
+
+
+def test_a_refused_run_does_not_clean_up_after_the_one_that_writes(tmp_path):
+    folder = tmp_path / "run"
+    with run_folder(folder, overwrite=False) as work:
+        with pytest.raises(UsageError, match="another process"), run_folder(folder, overwrite=False):
+            pass
+        assert work == folder
+        assert folder.is_dir()
+    assert not folder.exists(), "nothing was written, so nothing is left"
+
+
+def test_the_old_run_stays_whole_until_the_new_one_is_complete(fitted, data, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(fitted.folder, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    done = topwork("fit", tmp_path / "nonexistent", "--out", run, "--overwrite")
+    assert done.returncode == 2
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    again = fit(data, run, FitSettings(seed=1), overwrite=True)
+    assert json.loads((run / "settings.json").read_text())["settings"]["seed"] == 1
+    assert again.folder == run
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_interrupted_run_is_not_mixed_with_other_settings(data, tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoint").mkdir(parents=True)
+    (run / "settings.json").write_text(json.dumps(asked(data, FitSettings(mode="tune", epochs=3))))
+    with pytest.raises(UsageError, match="or start over with --overwrite"):
+        fit(data, run, FitSettings(mode="tune", epochs=4))
+    assert (run / "checkpoint").is_dir()
+    with run_folder(run, overwrite=False, asked=asked(data, FitSettings(mode="tune", epochs=3))):
+        assert (run / "checkpoint").is_dir(), "the same run goes on"
+    with run_folder(run, overwrite=True, asked=asked(data, FitSettings(mode="tune", epochs=4))):
+        assert not (run / "checkpoint").exists()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

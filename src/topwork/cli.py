@@ -20,7 +20,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
 
-import attrs
 from cyclopts import App, Group, Parameter
 from cyclopts.help import DefaultFormatter, HelpPanel
 
@@ -64,7 +63,7 @@ class OptionsBySubject(DefaultFormatter):
                     {"positive_names": ()} if is_on and entry.negative_names else {"negative_names": ()}
                 )
                 default = None if entry.default in ("True", "False") else entry.default
-                groups.setdefault(title, []).append(attrs.evolve(entry, default=default, **shown))
+                groups.setdefault(title, []).append(entry.copy(default=default, **shown))
         for title, entries in groups.items():
             super().__call__(console, options, panel.copy(title=title, entries=entries))
         n_more = len(panel.entries) - sum(map(len, groups.values()))
@@ -140,12 +139,10 @@ def fit(
     from topwork.console import fit_lines
     from topwork.report.page import prepare
     from topwork.report.run_page import write_report
-    from topwork.run import free_run_folder, resumed
+    from topwork.run import free_run_folder, interrupted
 
     if resume is not None:
-        path, out, settings, finished = resumed(resume)
-        if finished:
-            raise UsageError(f"{resume}: this run is finished; there is nothing to resume.")
+        (path, settings), out, overwrite = interrupted(resume), resume, True
     if path is None:
         raise UsageError("fit needs the folder of images: topwork fit PATH --out RUN (or --resume RUN).")
     folder = Path(out) if out else free_run_folder(path)
@@ -530,11 +527,12 @@ def serve(
 ) -> int:
     """Serve models over HTTP (localhost by default): a page at /, POST /predict, /docs, /metrics."""
     from topwork.export.predictor import Predictor
-    from topwork.server.serve import is_loopback, named_models, open_socket
+    from topwork.server.serve import is_loopback, named_models, open_socket, read_token
     from topwork.server.serve import serve as serve_models
 
-    predictors = {name: Predictor(folder, n_top=100) for name, folder in named_models(models).items()}
     listener = open_socket(settings.host, settings.port)
+    token = read_token(settings, listener)
+    predictors = {name: Predictor(folder, n_top=100) for name, folder in named_models(models).items()}
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     if common.json:
@@ -542,9 +540,10 @@ def serve(
     elif not common.quiet:
         print(f"Serving {', '.join(predictors)} on http://{host}:{port} (Ctrl+C to stop)", file=sys.stderr)
         if not is_loopback(listener):
-            print("Other machines can reach it, and there is no password.", file=sys.stderr)
+            needed = "only with the token" if token else "without a password"
+            print(f"Other machines can use it {needed}.", file=sys.stderr)
     sys.stdout.flush()
-    serve_models(predictors, settings, listener)
+    serve_models(predictors, settings, listener, token)
     return 0
 
 

@@ -220,17 +220,17 @@ def domain_lines(found: dict[str, Any]) -> list[str]:
         )
         for row in found["classes"][:MAX_CLASS_LINES]
     ]
-    heads = ("class", "images A", "images B", "shift", "moves", "expected recall on B", "measured")
+    heads = ("class", "images A", "images B", "shift", "shifted", "expected recall on B", "measured")
     return [*lines, table(rows, heads), *found["notes"]]
 
 
 def adaptation_lines(record: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
     """What ``topwork adapt`` did and what it brought, as lines for a person."""
     choice, predicted = record["choice"], record["predicted"]
-    outcome = {"adapted": "Adapted", "unchanged": "Left as it was", "refused": "Refused"}[choice["outcome"]]
+    outcome = {"adapted": "Adapted", "unchanged": "Unchanged", "refused": "Not adapted"}[choice["outcome"]]
     method = f" ({choice['method']})" if choice["outcome"] == "adapted" else ""
     lines = [f"{outcome}{method}: {choice['reason']}"]
-    lines.append(f"{record['n_changed']:,} of {record['n_target']:,} images are answered differently.")
+    lines.append(f"{record['n_changed']:,} of {record['n_target']:,} images are predicted differently.")
     judged = evaluation.get("domains")
     if judged:
         for name in ("target", "source"):
@@ -240,15 +240,9 @@ def adaptation_lines(record: dict[str, Any], evaluation: dict[str, Any]) -> list
                 after, before = percent_ci(found["after"]["accuracy"]), percent_ci(found["before"]["accuracy"])
                 lines.append(f"  {name + part:14s} {before} before, {after} after")
     lines.append(
-        f"Expected on the target without looking at labels: {percent_ci(predicted['before'])} before, "
+        f"Expected on the target without labels: {percent_ci(predicted['before'])} before, "
         f"{percent_ci(predicted['after'])} after."
     )
-    if record["asked"]:
-        asked = record["asked"]
-        lines.append(
-            f"Labeling {asked['n']} images should bring about {100 * asked['gain']:+.1f} points "
-            f"({100 * asked['gain_low']:+.1f} to {100 * asked['gain_high']:+.1f}) on the others."
-        )
     return lines
 
 

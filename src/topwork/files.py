@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from topwork.errors import TopworkError, UsageError
+from topwork.text import escape
 
 
 class atomic_file:
@@ -50,3 +55,35 @@ def error_reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error).lower()
+
+
+@contextmanager
+def locked(final: Path) -> Iterator[None]:
+    """Holds a file or folder for this process alone, by a lock beside it that is removed at the end.
+
+    A lock that a dead process left does not block. Folders above ``final`` are made.
+
+    Raises:
+        UsageError: another process is writing there.
+        TopworkError: the place cannot be written.
+    """
+    import filelock
+
+    path = final.with_name(f".{final.name}.lock")
+    lock = filelock.FileLock(path, timeout=0)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        raise UsageError(
+            f"{escape(str(final))}: another process is writing here. Wait for it, or choose another --out."
+        ) from None
+    except OSError as error:
+        raise TopworkError(f"{escape(str(error.filename or final))}: {error_reason(error)}.") from error
+    try:
+        yield
+    finally:
+        path.unlink(
+            missing_ok=True
+        )  # while it is held: whoever opened it meanwhile sees that it is gone and asks again
+        lock.release()

@@ -7,6 +7,7 @@ made again, so a folder that has it is a finished run. What goes into the folder
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,53 +26,111 @@ from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest, save_manifest
 from topwork.data.shards import read_parquet
-from topwork.data.split import Split, split_record
+from topwork.data.split import Split, n_train_of, split_record
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.predictions import Predictions
-from topwork.files import atomic_file
+from topwork.files import atomic_file, error_reason, flush_folder, locked
 from topwork.models.classifier import Classifier, save_classifier
-from topwork.settings import FitSettings, as_dict
+from topwork.settings import DataSettings, FitSettings, as_dict
 from topwork.text import as_text, escape
 
 
 @contextmanager
-def run_folder(folder: Path, overwrite: bool) -> Iterator[None]:
-    """Holds a run folder: made if needed, refused when it is taken or when another run is writing to it."""
-    import filelock
+def run_folder(folder: Path, overwrite: bool, asked: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    """Holds a run folder for this process and gives the folder to write the run into.
 
+    That is ``folder`` itself, or, if it holds a finished run that is to be overwritten, ``NAME.new`` beside it: the old
+    run stays whole until the new one is complete, and then the new one takes its name.
+
+    Args:
+        asked: ``path`` and ``settings`` of the run; an interrupted run that was asked for the same is continued.
+
+    Raises:
+        UsageError: the folder holds a finished run, an interrupted run with other settings, or other files; or another
+            process is writing there.
+        TopworkError: it cannot be written.
+    """
+    with locked(folder):
+        work = replacement_of(folder) if is_finished(folder) else folder
+        _check_free(folder, work, overwrite, asked)
+        try:
+            work.mkdir(exist_ok=True)
+            yield work
+            if work != folder:
+                _put_in_place(work, folder)
+        except UsageError:
+            if not (work / "checkpoint").exists():  # nothing was done that could be continued
+                (work / "settings.json").unlink(missing_ok=True)
+            raise
+        except OSError as error:
+            raise TopworkError(f"{escape(str(error.filename or folder))}: {error_reason(error)}.") from error
+        finally:
+            with contextlib.suppress(OSError):
+                work.rmdir()  # only if nothing was written
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a finished run."""
+    return (folder / "evaluation.json").exists()
+
+
+def replacement_of(folder: Path) -> Path:
+    """Where the run that replaces a finished one is written until it is complete."""
+    return folder.with_name(f"{folder.name}.new")
+
+
+def _put_in_place(work: Path, folder: Path) -> None:
+    """Gives a complete run its name; the run that had it goes afterwards."""
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    os.replace(folder, old)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", timeout=0)
-        with lock:
-            _check_free(folder, overwrite)
-            yield
-    except filelock.Timeout:
-        raise UsageError(f"{folder}: another run is writing here. Wait for it, or choose another --out.") from None
-    except OSError as error:
-        raise TopworkError(f"{error.filename or folder}: {(error.strerror or str(error)).lower()}") from error
-    finally:
-        if folder.is_dir() and [p.name for p in folder.iterdir()] == [".lock"]:
-            (folder / ".lock").unlink(missing_ok=True)
-            folder.rmdir()
+        os.replace(work, folder)
+    except OSError:
+        os.replace(old, folder)
+        raise
+    flush_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def free_run_folder(path: str | os.PathLike[str]) -> Path:
     """``runs/NAME`` for the images of a path, or ``runs/NAME-2``, ``-3`` ... if that is taken."""
     name = Path(path).resolve().stem or "data"
     folder, number = Path("runs") / name, 2
-    while (folder / "evaluation.json").exists() or (folder / "checkpoint").exists():
+    while is_finished(folder):
         folder, number = Path("runs") / f"{name}-{number}", number + 1
     return folder
 
 
-def _check_free(folder: Path, overwrite: bool) -> None:
-    if (folder / "evaluation.json").exists():
+def _check_free(folder: Path, work: Path, overwrite: bool, asked: Mapping[str, Any] | None) -> None:
+    name = escape(str(folder))
+    if work != folder and not overwrite:
+        raise UsageError(f"{name}: holds a finished run. Choose another --out, or add --overwrite.")
+    if not work.exists():
+        return
+    if not work.is_dir():
+        raise UsageError(f"{name}: is a file. Choose another --out.")
+    if not (work / "settings.json").exists():
+        if any(work.iterdir()):
+            raise UsageError(f"{name}: holds files that are not a run. Choose another --out.")
+    elif (work / "checkpoint").exists() and not _is_same_run(work, asked):
         if not overwrite:
-            raise UsageError(f"{folder}: holds a finished run. Choose another --out, or add --overwrite.")
-        (folder / "evaluation.json").unlink()
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # of what is replaced: nothing may resume from it
-    elif not (folder / "settings.json").exists() and any(p.name != ".lock" for p in folder.iterdir()):
-        raise UsageError(f"{folder}: holds files that are no run. Choose another --out.")
+            raise UsageError(
+                f"{name}: holds an interrupted run with other settings. Continue it with --resume {name}, or start over "
+                "with --overwrite."
+            )
+        shutil.rmtree(work / "checkpoint", ignore_errors=True)  # nothing may continue from what is replaced
+
+
+def _is_same_run(folder: Path, asked: Mapping[str, Any] | None) -> bool:
+    """Whether a run was asked for the same images with the same settings, so that it may be continued."""
+    try:
+        path, settings = read_asked(folder)
+    except UsageError:
+        return False
+    if asked is None or asked["path"] != path:
+        return False
+    stored = json.loads((folder / "settings.json").read_text())["settings"]
+    return asked["settings"] in (stored, as_dict(settings))  # as it was asked, or with the backbone that was chosen
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -161,16 +221,33 @@ def versions() -> dict[str, str]:
     return found
 
 
-def resumed(run: str | os.PathLike[str]) -> tuple[str, str, FitSettings, bool]:
-    """What an interrupted run was asked: path, folder, settings, and whether it is finished after all."""
+def interrupted(run: str | os.PathLike[str]) -> tuple[str, FitSettings]:
+    """The path of the images and the settings of an interrupted run, to resume it.
+
+    Raises:
+        UsageError: there is no interrupted run.
+    """
     folder = Path(run)
+    work = replacement_of(folder) if is_finished(folder) else folder
+    if work != folder and not work.is_dir():
+        raise UsageError(f"{escape(str(folder))}: this run is finished; there is nothing to resume.")
+    return read_asked(work)
+
+
+def read_asked(folder: Path) -> tuple[str, FitSettings]:
+    """The path of the images and the settings of a run, with the backbone that was chosen if several were compared.
+
+    Raises:
+        UsageError: there is no run.
+    """
     try:
         asked = json.loads((folder / "settings.json").read_text())
         chosen = {"backbone": asked["backbones"]["name"]} if "backbones" in asked else {}
-        settings = FitSettings(**asked["settings"] | chosen)
-        return asked["path"], str(folder), settings, (folder / "evaluation.json").exists()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder}: no run that could be resumed ({error}).") from None
+        known = {item.name for item in fields(FitSettings)}  # an older run may have settings that are gone
+        values = {name: value for name, value in (asked["settings"] | chosen).items() if name in known}
+        return asked["path"], FitSettings(**values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{escape(str(folder))}: no run here that could be resumed ({error}).") from None
 
 
 def read_split(folder: Path) -> dict[str, Any]:
@@ -215,3 +292,17 @@ def _read_json(path: Path, missing: str) -> dict[str, Any]:
         raise UsageError(missing) from None
     except (OSError, ValueError) as error:
         raise TopworkError(f"{escape(str(path.parent))}: the run is damaged ({error}).") from None
+
+
+def provenance(manifest: Manifest, parts: Split, evaluation: dict[str, Any], settings: DataSettings) -> dict[str, Any]:
+    """What a model folder says about where the model comes from."""
+    judged = "test" if "test" in evaluation else "valid" if "valid" in evaluation else None
+    kept = ("n", "accuracy", "balanced_accuracy", "mean_average_precision", "micro_f1")
+    return {
+        "data_digest": manifest.digest,
+        "n_train": n_train_of(manifest, parts),
+        "judged_on": judged,
+        "figures": {key: evaluation[judged][key] for key in kept if key in evaluation[judged]} if judged else None,
+        "seed": settings.seed,
+        "versions": versions(),
+    }

@@ -6,9 +6,11 @@ a value may be "auto"; ``run.py`` turns what was asked into what is done and rec
 
 from __future__ import annotations
 
+import math
+import operator
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -32,8 +34,64 @@ AUGMENT_HELP = (
 )
 
 
-def _setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+TUNING: dict[str, tuple[str, ...]] = {"mode": ("tune", "auto")}  # what a setting needs that only fine-tuning reads
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    needs: Mapping[str, tuple[str, ...]] | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    parse: Callable[[str], Any] | None = None,
+) -> Any:
+    """A field with its help line and what :func:`check` asks of it.
+
+    Args:
+        needs: values of other settings, the usual one first; without one of each, this setting has no effect.
+        at_least, above, at_most, below: limits of numbers.
+        parse: raises UsageError for a text that cannot be read.
+    """
+    limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
+    limits = {words: limit for words, limit in limits.items() if limit is not None}
+    return field(default=default, metadata={"help": help, "needs": needs or {}, "limits": limits, "parse": parse})
+
+
+_WITHIN: dict[str, Callable[[Any, Any], bool]] = {
+    "at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt,
+}  # fmt: skip
+
+
+def check(settings: Any) -> None:
+    """Refuses impossible values, and options that have no effect with the others that were given.
+
+    Raises:
+        UsageError: naming the option and what to do.
+    """
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        if value is None or value == item.default:
+            continue
+        option, limits = option_of(item.name, value), item.metadata.get("limits", {})
+        if not all(_WITHIN[words](value, limit) for words, limit in limits.items()):
+            allowed = " and ".join(f"{words} {limit:g}" for words, limit in limits.items())
+            raise UsageError(f"{option}: must be {allowed}.")
+        if item.metadata.get("parse"):
+            item.metadata["parse"](value)
+        for other, values in item.metadata.get("needs", {}).items():
+            if hasattr(settings, other) and getattr(settings, other) not in values:
+                raise UsageError(f"{option} has no effect without {option_of(other, values[0])}.")
+
+
+def option_of(name: str, value: Any) -> str:
+    """A setting as it is typed: ``--batch-size 8``, ``--no-interpolate``."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
 
 
 @dataclass(frozen=True)
@@ -95,68 +153,96 @@ class TuneSettings:
 
     strategy: Literal["auto", Strategy] = _setting(
         "auto",
-        "head: only the new head; last: also the last --last-stages stages; all: everything at once; lp-ft: everything, "
-        "starting from the probe's head; gradual: one more stage at a time; scratch: from random weights. auto: lp-ft.",
+        "head: train the new head only; last: also the last --last-stages stages; all: everything at once; lp-ft: everything, "
+        "starting from the probe's head; gradual: unfreeze one more stage at a time; scratch: from random weights. auto: lp-ft.",
+        needs=TUNING,
     )
-    last_stages: int = _setting(2, "Stages that --strategy last trains beside the head.")
-    epochs: int | None = _setting(None, "Passes over the training images; by default chosen from their number.")
+    last_stages: int = _setting(
+        2, "Stages that --strategy last trains besides the head.", needs=TUNING | {"strategy": ("last",)}, at_least=1
+    )
+    epochs: int | None = _setting(
+        None, "Epochs; by default chosen from the number of images.", needs=TUNING, at_least=1
+    )
     time_budget: str | None = _setting(
         None,
         "Such as 60s, 10min or 1h. Tuning takes no longer, with fewer epochs if need be; a probe spends what is left of it on "
-        "mirror images and other scales of the training images, and keeps them where cross-validation is better for it.",
+        "mirror images and other scales of the training images, and keeps them if cross-validation is better for it.",
+        parse=lambda text: seconds_of(text),
     )
     lr: str = _setting(
-        "auto", "Learning rate: one number, or LOW:HIGH for a spread from the first stage to the head (1e-6:1e-4)."
-    )
-    lr_spread: Literal["geometric", "linear"] = _setting("geometric", "How LOW:HIGH is spread over the stages.")
-    lr_decay: float | None = _setting(
-        None, "With a single --lr: each stage gets this share of the rate of the one after it, 0 to 1."
-    )
-    schedule: ScheduleName = _setting("one-cycle", "one-cycle, flat, cosine (with warm-up) or step.")
-    warmup: float = _setting(0.25, "Share of a phase in which the rate rises (one-cycle, cosine).")
-    optimizer: OptimizerName = _setting("adamw", "adamw, adam or sgd (with momentum).")
-    weight_decay: float = _setting(0.01, "Weight decay; norms and biases get none.")
-    batch_size: int | None = _setting(None, "Images a step; by default 32, less for few images, more on a GPU.")
-    batch_norm: Literal["auto", BatchNorm] = _setting(
-        "auto", "frozen: pretrained statistics are kept; folded: the same, faster; train: statistics move as well."
-    )
-    augment: str = _setting(
         "auto",
-        "Random changes to training images; auto: none for the probe, for tuning what the images allow. "
-        + AUGMENT_HELP,
+        "Learning rate: one number, or LOW:HIGH from the first stage to the head (1e-6:1e-4).",
+        needs=TUNING,
+        parse=lambda text: learning_rates(text),
     )
-    outputs: Literal["auto", Outputs] = _setting("auto", "softmax; binary: one sigmoid for two classes; multilabel.")
-    label_smoothing: float = _setting(0.0, "Share of each label spread over all classes.")
-    mixup: float | None = _setting(None, "Strength alpha of mixup (0.2 is usual).")
-    cutmix: float | None = _setting(None, "Strength alpha of cutmix (1.0 is usual).")
-    clip_norm: float | None = _setting(1.0, "Longer gradients are shortened to this length; 0: never.")
-    ema: float | None = _setting(0.99, "Decay of the moving average of the weights that is judged and kept; 0: none.")
+    lr_spread: Literal["geometric", "linear"] = _setting(
+        "geometric", "How LOW:HIGH is spread over the stages.", needs=TUNING
+    )
+    lr_decay: float | None = _setting(
+        None,
+        "Layer-wise decay, with a single --lr: each stage gets this share of the rate of the one after it.",
+        needs=TUNING,
+        above=0,
+        at_most=1,
+    )
+    schedule: ScheduleName = _setting("one-cycle", "one-cycle, flat, cosine (with warm-up) or step.", needs=TUNING)
+    warmup: float = _setting(
+        0.25, "Warm-up fraction of each phase (one-cycle, cosine).", needs=TUNING, at_least=0, below=1
+    )
+    optimizer: OptimizerName = _setting("adamw", "adamw, adam or sgd (with momentum).", needs=TUNING)
+    weight_decay: float = _setting(
+        0.01, "Weight decay; not applied to norm layers, biases, and tokens.", needs=TUNING, at_least=0, below=1
+    )
+    batch_size: int | None = _setting(
+        None, "Images per step; by default 32, fewer for small data sets, more on a GPU.", needs=TUNING, at_least=1
+    )
+    batch_norm: Literal["auto", BatchNorm] = _setting(
+        "auto",
+        "Batch-norm statistics. frozen: keep the pretrained ones; folded: the same, faster; train: update them.",
+        needs=TUNING,
+    )
+    augment: str = _setting("auto", f"Augmentation; auto: none for the probe, mild for tuning. {AUGMENT_HELP}")
+    outputs: Literal["auto", Outputs] = _setting(
+        "auto", "softmax; binary: one sigmoid for two classes; multilabel.", needs=TUNING
+    )
+    label_smoothing: float = _setting(0.0, "Label smoothing.", needs=TUNING, at_least=0, below=1)
+    mixup: float | None = _setting(None, "Mixup alpha (0.2 is usual).", needs=TUNING, above=0)
+    cutmix: float | None = _setting(None, "CutMix alpha (1.0 is usual).", needs=TUNING, above=0)
+    clip_norm: float | None = _setting(1.0, "Clip gradients to this norm; 0 disables.", needs=TUNING, at_least=0)
+    ema: float | None = _setting(
+        0.99, "EMA decay; EMA weights are evaluated and saved; 0 disables.", needs=TUNING, at_least=0, below=1
+    )
     balance: Literal["auto", "none", "weights", "sampler"] = _setting(
         "auto",
-        "Classes of unequal size: weights inverse to the class counts, or a sampler that draws every class equally often (the "
-        "same for a probe, which sees all images at once); auto: weights if one class is more than 3 times another.",
+        "Class imbalance: weights inverse to the class counts, or a sampler that draws every class equally often (the same "
+        "for a probe, which sees all images at once); auto: weights if one class is more than 3 times another.",
     )
     monitor: Literal["loss", "accuracy"] = _setting(
         "loss",
-        "What decides on valid which epoch is best. The loss is taken at its best temperature, as answers are given.",
+        "Validation metric that selects the best epoch; the loss is taken after temperature scaling.",
+        needs=TUNING,
     )
-    patience: int | None = _setting(None, "Epochs without a better one after which training stops.")
+    patience: int | None = _setting(None, "Early-stopping patience (epochs).", needs=TUNING, at_least=1)
     interpolate: bool = _setting(
-        True, "Try mixtures of the starting and the tuned weights on valid; one is kept where it is clearly better."
+        True, "Interpolate initial and fine-tuned weights (WiSE-FT) if it is clearly better on valid.", needs=TUNING
     )
-    average_best: int | None = _setting(None, "Average the weights of this many best epochs if valid agrees.")
+    average_best: int | None = _setting(
+        None, "Average the weights of this many best epochs if it is clearly better on valid.", needs=TUNING, at_least=1
+    )
     tta: bool = _setting(
         False,
-        "Test-time augmentation: every answer of the model rests on the image and its mirror image (twice the work); with "
-        "vertical-flip in --augment also on both upside down (four times).",
+        "Test-time augmentation: every answer of the model averages the image and its horizontal flip (2x slower); with "
+        "vertical-flip in --augment also both upside down (4x).",
     )
     precision: Literal["auto", "bf16", "f32"] = _setting(
         "auto", "Of training features; auto: bf16 if the processor has it. Answers are computed in f32."
     )
     track: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = _setting(
-        None, "Also send the epochs to this tracker (its package must be installed); its files go to RUN/tracking."
+        None,
+        "Also send the epochs to this tracker (its package must be installed); its files go to RUN/tracking.",
+        needs=TUNING,
     )
-    compile: bool = _setting(False, "Compile the network first (torch.compile); pays in long runs on a GPU.")
+    compile: bool = _setting(False, "torch.compile the network; pays off in long runs on a GPU.", needs=TUNING)
 
     @property
     def time_budget_seconds(self) -> float | None:
@@ -179,7 +265,7 @@ class NetworkSettings:
         "between features and class (tune); auto: what pays.",
     )
     hidden: str | None = _setting(
-        None, "Hidden layers of the head that tuning trains, WIDTH:DROPOUT or WIDTH: 256:0.4,128:0.2."
+        None, "Hidden layers of the head that tuning trains, WIDTH:DROPOUT or WIDTH: 256:0.4,128:0.2.", needs=TUNING
     )
     pooling: Pooling | None = _setting(None, "How the last map is pooled; by default as the weights were trained.")
     drop_hidden: bool = _setting(False, "Without the hidden layers that VGG has before its last one.")
@@ -237,8 +323,14 @@ class ModelSettings:
 
     n_classes: int | None = _setting(None, "Classes of the new head; by default the classifier that the weights have.")
     strategy: Strategy = _setting("head", "What would move: head (as a probe), last, all, lp-ft, gradual or scratch.")
-    last_stages: int = _setting(2, "Stages that --strategy last moves beside the head.")
-    lr: str = _setting("auto", "Learning rate: one number, or LOW:HIGH for a spread from the first stage to the head.")
+    last_stages: int = _setting(
+        2, "Stages that --strategy last trains besides the head.", needs={"strategy": ("last",)}, at_least=1
+    )
+    lr: str = _setting(
+        "auto",
+        "Learning rate: one number, or LOW:HIGH from the first stage to the head.",
+        parse=lambda text: learning_rates(text),
+    )
     lr_spread: Literal["geometric", "linear"] = _setting("geometric", "How LOW:HIGH is spread over the stages.")
     lr_decay: float | None = _setting(None, "With a single --lr: the share of the rate that an earlier stage gets.")
     hidden: str | None = _setting(None, "Hidden layers of the new head, such as 256:0.4,128:0.2.")
@@ -255,15 +347,15 @@ class AdaptSettings(DataSettings):
         None, "CSV with the columns path and label for some images of the target; rows without a label are skipped."
     )
     unlabeled: bool = _setting(
-        False, "The folders of the target are not classes; by default their names are used to report, never to adapt."
+        False, "Folder names of the target are not labels; by default they are used for the report, never to adapt."
     )
-    mode: Literal["features", "batch-norm", "tune"] = _setting(
+    mode: Literal["features", "tune"] = _setting(
         "features",
-        "What may move. features: the head alone, in seconds; tune: then the whole network, on the labels of the source and on "
-        "the adapted answers that the methods agree on; batch-norm: its statistics, taken again over both domains. A moved "
-        "network is kept only where it is believed without labels.",
+        "What is trained. features: the head alone, in seconds; tune: then the whole network, on the labels of the source and "
+        "on the adapted predictions that the methods agree on. It is kept only if it is better as far as one can tell "
+        "without labels.",
     )
-    epochs: int = _setting(4, "Passes over the source's images with --mode tune.")
+    epochs: int = _setting(4, "Epochs on the source's images.", needs={"mode": ("tune",)}, at_least=1)
     ask: int = _setting(0, "Name this many images most worth labeling, in a CSV to fill in for --labels.")
     time_budget: str | None = _setting(
         None, "Time that choosing a method may take once the images are embedded, such as 20s; fewer images are used."
@@ -281,12 +373,16 @@ class ServeSettings:
 
     host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in.")
     port: int = _setting(8000, "Port to listen on; 0 takes a free one.")
-    workers: int | None = _setting(None, "Threads that decode images; by default one a core.")
+    token_file: str | None = _setting(None, "File with a token that every request must carry (Authorization: Bearer).")
+    auth: bool = _setting(True, "--no-auth lets other machines in without a token.")
+    allow_host: tuple[str, ...] = _setting((), "Further host name that requests may come under; * allows all.")
+    examples: str | None = _setting(None, "Folder of images that the page offers to try.")
+    workers: int | None = _setting(None, "Threads that decode images [default: one per core].")
     max_body_mb: float = _setting(20.0, "Largest request in MB; larger ones get 413.")
     max_images: int = _setting(64, "Most images in one request; more get 413.")
     max_queue: int = _setting(1024, "Most images that wait for an answer; beyond it, 503.")
     max_held_mb: float = _setting(512.0, "Most MB of requests in memory at a time; beyond it, 503.")
-    header_seconds: float = _setting(10.0, "Time a client has for the head of a request.")
+    idle_seconds: float = _setting(10.0, "Time after which an idle connection is closed.")
     body_seconds: float = _setting(30.0, "Time a client has for the body; then 408.")
     request_seconds: float = _setting(60.0, "Time after which a request that is not answered gets 504.")
 
@@ -305,13 +401,9 @@ def fit_command(path: str, out: str, asked: Mapping[str, Any]) -> str:
     words = ["topwork", "fit", path, "--out", out]
     defaults = {item.name: item.default for item in fields(FitSettings)}
     for name, value in asked.items():
-        flag = "--" + name.replace("_", "-")
         if value is None or (value == defaults.get(name, MISSING) and name != "seed"):
             continue
-        if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
-        else:
-            words += [flag, str(value)]
+        words += option_of(name, value).split(" ", 1)
     return " ".join(quote(word) for word in words)
 
 
@@ -333,6 +425,22 @@ def _octal(character: str) -> str:
 def help_of(kind: type[DataSettings]) -> dict[str, str]:
     """The help line of every setting of a kind, by name."""
     return {item.name: item.metadata["help"] for item in fields(kind)}
+
+
+def learning_rates(text: str) -> tuple[float, float]:
+    """(lowest, highest) of ``1e-4`` or ``1e-6:1e-4``.
+
+    Raises:
+        UsageError: anything else.
+    """
+    parts = text.split(":")
+    try:
+        low, high = float(parts[0]), float(parts[-1])
+    except ValueError:
+        low = high = math.nan
+    if len(parts) > 2 or not (0 < low <= high < math.inf):
+        raise UsageError(f"--lr {text}: use one number such as 1e-4, or LOW:HIGH such as 1e-6:1e-4.")
+    return low, high
 
 
 def seconds_of(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The guard rails: what they let through, and what they leave as it is."""
+"""The checks without labels: what they let through, and what they leave unchanged."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 
 from topwork.adaptation import guards
 from topwork.adaptation.active_learning import images_to_label
-from topwork.adaptation.align import Domains, answers, fit_head
-from topwork.adaptation.guards import choose, class_mix_entropy, predicted_accuracy
+from topwork.adaptation.align import AlignedHead, Domains
+from topwork.adaptation.expected import expected_recall, predicted_accuracy
+from topwork.adaptation.guards import choose, class_mix_entropy
 
 C, D, N = 4, 60, 50
 
@@ -33,7 +34,7 @@ def made(counts=(N,) * C, shift=4.0, other=False, seed=0):
     target, truth = images(rng, centers_of_target, counts)
     moved = (target + shift * rng.normal(0, 0.5, D)).astype(np.float32)
     domains = Domains(source, labels, moved, np.full(len(truth), -1), C)
-    return domains, answers(fit_head(domains), moved), truth
+    return domains, AlignedHead(domains).probabilities(), truth
 
 
 def accuracy(probabilities, truth):
@@ -45,9 +46,9 @@ def test_a_clear_shift_is_adapted_to_and_gains():
     choice = choose(domains, given)
     assert choice.outcome == "adapted"
     assert accuracy(choice.probabilities, truth) > accuracy(given, truth) + 0.2
-    expected = predicted_accuracy(choice.probabilities.argmax(1), choice.consensus)
+    expected = predicted_accuracy(choice.probabilities.argmax(1), choice.votes)
     assert expected == pytest.approx(accuracy(choice.probabilities, truth), abs=0.15)
-    assert "neighboring" in choice.reason
+    assert "Similar images" in choice.reason
     assert choice.as_dict()["distance"]["p_value"] < 0.01
 
 
@@ -71,7 +72,7 @@ def of_pairs(shift):
     noise = rng.normal(0, 0.7, (len(source) + len(target), D)).astype(np.float32)
     source, target = source + noise[: len(source)], target + noise[len(source) :]
     domains = Domains(source, labels, target, np.full(len(target), -1), C)
-    return domains, answers(fit_head(domains), target)
+    return domains, AlignedHead(domains).probabilities()
 
 
 def test_methods_that_contradict_each_other_on_images_of_the_same_look_are_not_believed(monkeypatch):
@@ -127,11 +128,17 @@ def test_images_to_label_are_unknown_ones_from_all_regions():
     known[:5] = truth[:5]
     labeled = Domains(domains.source, domains.labels, domains.target, known, C)
     asked = images_to_label(labeled, choose(labeled, given), 8)
-    assert len(set(asked.rows.tolist())) == 8
-    assert (known[asked.rows] < 0).all()
-    assert len(set(truth[asked.rows].tolist())) == C
-    assert asked.gain_low <= asked.gain <= asked.gain_high
-    assert len(images_to_label(labeled, choose(labeled, given), 10_000).rows) == len(truth) - 5
+    assert len(set(asked.tolist())) == 8
+    assert (known[asked] < 0).all()
+    assert len(set(truth[asked].tolist())) == C
+    assert len(images_to_label(labeled, choose(labeled, given), 10_000)) == len(truth) - 5
+
+
+def test_expected_accuracy_and_recall_by_hand():
+    votes = np.array([[1.0, 0.0], [0.5, 0.5], [0.2, 0.8]])
+    assert predicted_accuracy(np.array([0, 0, 1]), votes) == pytest.approx((1 + 0.5 + 0.8) / 3)
+    assert expected_recall(np.array([0, 0, 1]), votes, 0) == pytest.approx(1.5 / 1.7)
+    assert expected_recall(np.array([0]), np.array([[1.0, 0.0]]), 1) is None
 
 
 def test_class_mix_entropy_by_hand():

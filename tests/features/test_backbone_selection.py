@@ -9,7 +9,7 @@ from drawing import draw_folders
 from topwork.commands.fit import fit
 from topwork.errors import UsageError
 from topwork.features.backbone_selection import Candidate, decide, names_of, subsample
-from topwork.run import resumed
+from topwork.run import read_asked
 from topwork.settings import FitSettings
 
 
@@ -58,4 +58,4 @@ def test_fit_takes_the_best_of_several_and_records_it(tmp_path):
     assert len(fitted.recipe["backbones"]["candidates"]) == 2
     assert fitted.recipe["backbones"]["words"].startswith("Backbone: random:test_")
     # what is resumed does not choose again
-    assert resumed(tmp_path / "run")[2].backbone == fitted.recipe["backbone"]
+    assert read_asked(tmp_path / "run")[1].backbone == fitted.recipe["backbone"]

@@ -49,17 +49,11 @@ class Served:
         finally:
             connection.close()
 
-    def talk(self, data: bytes, seconds: float = 20.0, *, has_end: bool = False) -> bytes:
-        """Whatever comes back for some raw bytes, until the server closes or the time is over.
-
-        Args:
-            has_end: close this side after the bytes, as some clients do.
-        """
+    def talk(self, data: bytes, seconds: float = 20.0) -> bytes:
+        """Whatever comes back for some raw bytes, until the server closes or the time is over."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
             with contextlib.suppress(OSError):
                 connection.sendall(data)
-                if has_end:
-                    connection.shutdown(socket.SHUT_WR)
             return read_all(connection)
 
     def end(self, seconds: float = 40.0) -> int:

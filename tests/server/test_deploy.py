@@ -14,7 +14,7 @@ from topwork.server.serve import SHUTDOWN_SECONDS
 from topwork.settings import ServeSettings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-OPTIONS = {f"--{item.name.replace('_', '-')}" for item in fields(ServeSettings)} | {"--quiet", "--json"}
+OPTIONS = {f"--{item.name.replace('_', '-')}" for item in fields(ServeSettings)} | {"--quiet", "--json", "--no-auth"}
 
 
 def commands() -> dict[str, list[str]]:

@@ -1,6 +1,6 @@
-"""The classifier after adapting: one linear head for both domains, its temperature and thresholds.
+"""One linear head for both domains, its temperature and its thresholds.
 
-In: the source model, what was chosen, the columns of both domains. Out: a :class:`Classifier` like any other, so that
+In: the source model, what was chosen, the features of both domains. Out: a :class:`Classifier` like any other, so that
 prediction, export, server and timm need to know nothing of domains (docs/decisions/0040-one-head-for-two-domains.md).
 """
 
@@ -11,32 +11,65 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.adaptation.align import Domains, Ints, Rows, Shares, clamped, distil, trust_in
+from topwork.adaptation.align import FLOOR, Domains, Ints, Rows, Shares, clamped, trust_in
 from topwork.adaptation.guards import Choice
 from topwork.evaluation.calibration import fit_temperature
 from topwork.evaluation.decisions import fit_ambiguous
 from topwork.evaluation.predictions import softmax
 from topwork.evaluation.unknown import fit_unknown
+from topwork.features.logistic import SoftmaxRegression
 from topwork.models.classifier import Classifier
 from topwork.models.head import LinearHead
-from topwork.paired import Gain, paired
+from topwork.paired import paired
+from topwork.text import percent
 
-LARGEST_DROP = 0.02  # of accuracy on held-out images of the source; more than that is no adaptation but a trade
+LARGEST_DROP = 0.02  # of accuracy on held-out images of the source; more than that is a trade, not an adaptation
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Images of the source that the head was not fitted on: columns (K, D) and labels (K,); may be empty."""
+    """Images of the source that the head was not fitted on: features (K, D) and labels (K,); may be empty."""
 
-    columns: Rows
+    rows: Rows
     labels: Ints
 
 
-def adapted_head(head: LinearHead, domains: Domains, choice: Choice, penalty: float) -> LinearHead:
-    """One head on the columns of the old one.
+def distil(
+    source: Rows, source_targets: Shares, target: Rows, target_targets: Shares, penalty: float, share: float = 0.5
+) -> Rows:
+    """(D + 1, C) one linear head that reproduces the source's labels and the adapted predictions on the target.
 
-    Adapted answers count as much as the labels of the source. Where only some labels of the target are known and
-    nothing else was believed, those images alone count, by their number (:func:`trust_in`).
+    Hinton et al. 2015, arXiv 1503.02531, at temperature 1: cross-entropy with the teacher's probabilities. Teacher and
+    head see different features: the methods center each domain by itself, which at test time would require knowing the
+    domain of an image. Some hundred features tell the domains apart on their own, so one head can serve both.
+
+    Args:
+        source, target: (N, D), (M, D) features as the head will see them.
+        source_targets, target_targets: (N, C), (M, C) one-hot labels or probabilities.
+        penalty: of the squared weights, for features scaled to a mean variance of 1.
+        share: of the target in the loss.
+    """
+    joint = np.concatenate([source, target]).astype(np.float32)
+    center = joint.mean(0, dtype=np.float64).astype(np.float32)
+    spread = np.sqrt(np.mean(np.square(joint - center), axis=0, dtype=np.float64))
+    scale = (spread + FLOOR * max(float(np.sqrt(np.mean(spread**2))), 1e-6)).astype(np.float32)
+    weights = np.repeat([(1 - share) / len(source), share / len(target)], [len(source), len(target)])
+    targets = np.concatenate([source_targets, target_targets])
+    problem = SoftmaxRegression((joint - center) / scale, targets, targets.shape[1], weights[None, :])
+    for step in (1.0, 0.1):
+        if step > penalty:
+            problem.solve(step, tolerance=1e-2)
+    problem.solve(penalty, tolerance=1e-5, max_steps=200)
+    weight, bias = problem.solution()
+    weight = weight[0] / scale
+    return np.asarray(np.vstack([weight.T, bias[0] - weight @ center]), np.float32)
+
+
+def adapted_head(head: LinearHead, domains: Domains, choice: Choice, penalty: float) -> LinearHead:
+    """One head on the features that the old one sees.
+
+    Adapted predictions count as much as the labels of the source. If only some labels of the target are used, those
+    images alone count, by their number (:func:`trust_in`).
     """
     eye = np.eye(domains.n_classes)
     if choice.method == "labels only":
@@ -49,27 +82,23 @@ def adapted_head(head: LinearHead, domains: Domains, choice: Choice, penalty: fl
     return replace(head, weight=np.ascontiguousarray(found[:-1].T), bias=found[-1].copy())
 
 
-def source_drop(before: LinearHead, after: LinearHead, held_out: HeldOut, moved: HeldOut | None = None) -> Gain:
-    """Accuracy lost on held-out images of the source, and its standard error; 0 if there are none.
+def loss_on_source(
+    before: LinearHead, after: LinearHead, held_out: HeldOut, seen_after: HeldOut | None = None
+) -> str | None:
+    """Why a head is a trade and no adaptation: it loses ``LARGEST_DROP`` and two standard errors; None if it does not.
 
     Args:
-        moved: the same images as the network of the second head sees them, where it is another.
+        held_out: as the first head sees them.
+        seen_after: the same images as the second head sees them, if its network is another.
     """
     if not len(held_out.labels):
-        return Gain(0.0, 0.0)
-    seen = ((before, held_out), (after, moved or held_out))
-    right = [(score(head, images.columns).argmax(1) == images.labels).astype(float) for head, images in seen]
-    return paired(*right)
-
-
-def loss_on_source(
-    before: LinearHead, after: LinearHead, held_out: HeldOut, moved: HeldOut | None = None
-) -> str | None:
-    """Why a head is no adaptation but a trade: its drop is beyond ``LARGEST_DROP`` and two standard errors; else None."""
-    drop = source_drop(before, after, held_out, moved)
-    if drop.mean > LARGEST_DROP + 2 * drop.error:
-        return f"would lose {100 * drop.mean:.1f} points on held-out images of the source"
-    return None
+        return None
+    seen = ((before, held_out), (after, seen_after or held_out))
+    right = [(score(head, images.rows).argmax(1) == images.labels).astype(float) for head, images in seen]
+    drop = paired(*right)
+    if drop.mean <= LARGEST_DROP + 2 * drop.error:
+        return None
+    return f"accuracy on held-out images of the source would drop by {percent(drop.mean)}"
 
 
 def adapted_classifier(
@@ -80,30 +109,32 @@ def adapted_classifier(
     held_out: HeldOut,
     last: tuple[NDArray[np.float16], NDArray[np.float16]],
 ) -> Classifier:
-    """The classifier with a new head, calibrated on held-out images of the source and on what the target predicts.
+    """The classifier with a new head, calibrated on held-out images of the source and on its predictions for the target.
 
     Args:
         last: last features of the source's training images and of the target's, for the unknown score.
     """
-    target_logits = score(head, domains.target)
-    temperature = fit_temperature(target_logits, choice.consensus)
+    logits = score(head, domains.target)
+    temperature = fit_temperature(logits, choice.votes)
     if len(held_out.labels):
-        temperature = max(temperature, fit_temperature(score(head, held_out.columns), held_out.labels))
+        temperature = max(temperature, fit_temperature(score(head, held_out.rows), held_out.labels))
     head = head.divided_by(temperature)
     thresholds = dict(classifier.thresholds)
     if len(held_out.labels) and thresholds.get("set_coverage"):
-        probabilities = softmax(score(head, held_out.columns))
+        probabilities = softmax(score(head, held_out.rows))
         thresholds |= fit_ambiguous(probabilities, held_out.labels, float(thresholds["set_coverage"]))
-    labels = np.concatenate([domains.labels, target_logits.argmax(1)])
-    rate = float(thresholds.get("unknown_false_alarm_rate") or 0.01)
-    detector = fit_unknown(np.concatenate(last), labels, rate)
+    labels = np.concatenate([domains.labels, logits.argmax(1)])
+    detector = fit_unknown(np.concatenate(last), labels, float(thresholds.get("unknown_false_alarm_rate") or 0.01))
     thresholds["unknown"] = max(detector.threshold, thresholds.get("unknown") or 0.0)
-    arrays = classifier.arrays | {"unknown_centres": detector.centers}
     return replace(
-        classifier, head=head, temperature=classifier.temperature * temperature, thresholds=thresholds, arrays=arrays
+        classifier,
+        head=head,
+        temperature=classifier.temperature * temperature,
+        thresholds=thresholds,
+        arrays=classifier.arrays | {"unknown_centres": detector.centers},
     )
 
 
-def score(head: LinearHead, columns: Rows) -> Shares:
-    """(N, C) logits from columns that the head's transform has made."""
-    return np.asarray(columns.astype(np.float64) @ head.weight.T.astype(np.float64) + head.bias)
+def score(head: LinearHead, rows: Rows) -> Shares:
+    """(N, C) logits from features that the head's transform has made."""
+    return np.asarray(rows.astype(np.float64) @ head.weight.T.astype(np.float64) + head.bias)

@@ -1,40 +1,39 @@
-"""Answers for a new domain from stored features: labels of the source, none (or a few) of the target.
+"""Predictions for a new domain from stored features: labels of the source, none (or a few) of the target.
 
-In: columns of the source (N, D) with labels and of the target (M, D). Out: probabilities (M, C) for the images of the
-target and, from :func:`distil`, one linear head that answers for both domains. Every function is one method on arrays;
-which of them may be believed is decided in ``adaptation/guards.py``. Nothing here moves the network.
+In: features of the source (N, D) with labels and of the target (M, D). Out: probabilities (M, C) for the images of the
+target. Every function is one published method on arrays. Which of them to trust is decided in ``guards.py``; the one
+head that then predicts for both domains is fitted in ``adapted_head.py``. The network itself is not trained here.
 
-Notation: z are columns after alignment, p (M, C) probabilities on the target, H the entropy.
+Notation: z are features after alignment, p (M, C) probabilities on the target, H the entropy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topwork.evaluation.domains import MCC_TEMPERATURE
 from topwork.evaluation.predictions import softmax
+from topwork.features.logistic import SoftmaxRegression
 
 Rows = NDArray[np.float32]
 Shares = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Loss = Callable[[Shares], tuple[float, Shares]]
+Loss = Callable[[NDArray[np.floating]], tuple[float, Shares]]
 
-RANK = 256  # columns kept of the aligned features: the rest is noise to a head and time to a solver
-FLOOR = 0.1  # of the typical deviation, added to each column's: a column that hardly varies must not be blown up
-
+RANK = 256  # dimensions kept of the aligned features; more only add noise and time
+FLOOR = 0.1  # of the typical deviation, added to each one, so that a nearly constant feature is not blown up
 PENALTY = 1e-2
 N_NEIGHBORS = 5
-MAX_STEPS = 200
 _TINY = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
 class Domains:
-    """Two domains on the same columns.
+    """Two domains with the same features.
 
     Attributes:
         source: (N, D).
@@ -49,10 +48,6 @@ class Domains:
     known: Ints
     n_classes: int
 
-    def moved(self, source: Rows, target: Rows) -> Domains:
-        """The same images on other columns."""
-        return Domains(source, self.labels, target, self.known, self.n_classes)
-
 
 # ---- alignment
 
@@ -60,44 +55,31 @@ class Domains:
 def standardized(domains: Domains) -> Domains:
     """Each domain centered and scaled by its own statistics, every image then brought to length sqrt(D).
 
-    What batch-norm statistics of the target do inside a network (Li et al. 2016, arXiv 1603.04779), on features:
-    ``(x - mean_d) / deviation_d``. It takes the class mix of the domains to be alike.
+    What the batch-norm statistics of the target do inside a network (Li et al. 2016, arXiv 1603.04779), on features:
+    ``(x - mean_d) / deviation_d``. This assumes that both domains have a similar class mix.
     """
-    moved = [_unit((x - x.mean(0)) / _deviation(x.var(0))) for x in (domains.source, domains.target)]
-    return _reduced(domains.moved(moved[0], moved[1]))
+    source, target = (_unit((x - x.mean(0)) / _deviation(x.var(0))) for x in (domains.source, domains.target))
+    return _reduced(replace(domains, source=source, target=target))
 
 
-def same_mix(domains: Domains, probabilities: Shares) -> tuple[Domains, float]:
-    """The target moved to where the source would lie had it the target's class mix.
+def class_mix_matched(domains: Domains, probabilities: Shares) -> Domains:
+    """Both domains scaled alike, the target moved to where the source would be with the target's class mix.
 
-    The shift is ``mean_t - sum_c pi_c m_c``, with m_c the means of the source's classes and pi the mean of the present
-    probabilities, so that a target of few classes is not taken for one that is shifted. It is shrunk towards zero by
-    its own noise (James and Stein 1961, positive part): a target that equals the source stays where it is.
-
-    Returns:
-        The moved domains, and the share of the shift that was believed, 0 to 1.
+    The shift is ``mean_t - sum_c pi_c m_c``, with m_c the class means of the source and pi the mean of the probabilities,
+    so that a target with few of the classes is not mistaken for a shift. It is shrunk by its noise towards zero
+    (positive-part James-Stein, 1961).
     """
     mean, deviation = domains.source.mean(0), _deviation(domains.source.var(0))
     source, target = (domains.source - mean) / deviation, (domains.target - mean) / deviation
     pi = (probabilities.sum(0) + 2.0 / domains.n_classes) / (len(probabilities) + 2.0)
-    means = class_means(source, domains.labels, domains.n_classes)
-    within = np.square(source - means[domains.labels]).mean(0)
-    expected = pi @ means
-    variance = within + pi @ np.square(means - expected)
-    shift = target.mean(0) - expected
-    noise = target.var(0).sum() / len(target) + variance.sum() / len(source)
-    believed = float(max(0.0, 1.0 - noise / max(float(np.square(shift).sum()), _TINY)))
-    floor = FLOOR * variance.mean()
-    ratio = np.log((variance + floor) / (target.var(0) + floor + _TINY)) / 2
-    noise_of_ratio = 0.5 / len(target) + 0.5 / len(source)
-    ratio *= max(0.0, 1.0 - noise_of_ratio / max(float(np.square(ratio).mean()), _TINY))
-    center = target.mean(0)
-    target = (target - center) * np.exp(ratio) + center - believed * shift
-    return _reduced(domains.moved(_unit(source), _unit(target))), believed
+    shift = target.mean(0) - pi @ class_means(source, domains.labels, domains.n_classes)
+    noise = target.var(0).sum() / len(target) + source.var(0).sum() / len(source)
+    kept = max(0.0, 1.0 - noise / max(float(np.square(shift).sum()), _TINY))
+    return _reduced(replace(domains, source=_unit(source), target=_unit(target - kept * shift)))
 
 
 def class_means(rows: Rows, labels: Ints, n_classes: int) -> Shares:
-    """(C, D) mean of each class; of all rows where a class has none."""
+    """(C, D) mean of each class; of all rows if a class has none."""
     means = np.tile(rows.mean(0, dtype=np.float64), (n_classes, 1))
     for label in np.unique(labels):
         means[label] = rows[labels == label].mean(0, dtype=np.float64)
@@ -122,13 +104,15 @@ def _reduced(domains: Domains) -> Domains:
     kept = np.flatnonzero(values > 1e-6 * max(values[-1], _TINY))[::-1][:RANK]
     axes = joint.T @ (vectors[:, kept] / np.sqrt(values[kept])) if n < d else vectors[:, kept]
     axes = axes / np.sqrt(max(float(values[kept].mean()), _TINY))
-    return domains.moved(np.asarray(domains.source @ axes, np.float32), np.asarray(domains.target @ axes, np.float32))
+    return replace(
+        domains, source=(domains.source @ axes).astype(np.float32), target=(domains.target @ axes).astype(np.float32)
+    )
 
 
 # ---- losses on the target
 
 
-def class_confusion(logits: Shares) -> tuple[float, Shares]:
+def class_confusion(logits: NDArray[np.floating]) -> tuple[float, Shares]:
     """Minimum class confusion: the share of the target's class correlation that lies off the diagonal.
 
     Jin et al. 2020, arXiv 1912.03699, eq. 3 to 6: with y = softmax(logits / T), weights ``w_i ~ 1 + exp(-H(y_i))`` of
@@ -148,10 +132,10 @@ def class_confusion(logits: Shares) -> tuple[float, Shares]:
     return loss, _through_softmax(y, by_y) / MCC_TEMPERATURE
 
 
-def information_maximization(logits: Shares) -> tuple[float, Shares]:
-    """Sure of every image, and of all classes alike: ``mean_i H(p_i) - H(mean_i p_i)``.
+def information_maximization(logits: NDArray[np.floating]) -> tuple[float, Shares]:
+    """Confident on every image, and balanced over the classes: ``mean_i H(p_i) - H(mean_i p_i)``.
 
-    Liang et al. 2020 (SHOT), arXiv 2002.08546, eq. 3 and 4. Ours moves a linear head where theirs moves the network.
+    Liang et al. 2020 (SHOT), arXiv 2002.08546, eq. 3 and 4. They train the network with it, we a linear head.
 
     Returns:
         The loss and its gradient (M, C) by the logits.
@@ -175,97 +159,94 @@ def _through_softmax(p: Shares, by_p: Shares) -> Shares:
 # ---- heads
 
 
-def fit_head(
-    domains: Domains, loss: Loss | None = None, start: Rows | None = None, extra: tuple[Ints, Ints] | None = None
-) -> Rows:
-    """(R + 1, C) weights and, last, biases: cross-entropy on what is labeled, and a loss on the target.
+class AlignedHead:
+    """A linear head on aligned features; every :meth:`fit` starts from the head that the labels alone give.
 
-    Args:
-        loss: of the target's logits, with its gradient; it counts as much as the cross-entropy of the source.
-        extra: rows of the target and labels for them, on top of the known ones (self-training); each class counts alike.
+    Minimizes cross-entropy on the labeled images (those of the source weigh 1 in all, those known of the target
+    :func:`trust_in`), plus a loss on the target that weighs 1.
     """
-    z, targets, weights = _labeled(domains, extra)
-    r, c = z.shape[1], domains.n_classes
-    unlabeled = domains.target
 
-    def value(flat: Shares) -> tuple[float, Shares]:
-        v = flat.reshape(r + 1, c)
-        logits = z @ v[:-1].astype(np.float32) + v[-1]
-        top = logits.max(1, keepdims=True)
-        total = np.exp(logits - top).sum(1, keepdims=True)
-        found = float((weights * (top + np.log(total) - (logits * targets).sum(1, keepdims=True))).sum())
-        by_logits = weights * (np.exp(logits - top) / total - targets)
-        gradient = np.vstack([z.T @ by_logits.astype(np.float32), by_logits.sum(0)])
-        if loss is not None:
-            more, by_target = loss(unlabeled @ v[:-1].astype(np.float32) + v[-1])
-            found += more
-            gradient += np.vstack([unlabeled.T @ by_target.astype(np.float32), by_target.sum(0)])
-        found += PENALTY / 2 * float(np.square(v[:-1]).sum())
-        gradient[:-1] += PENALTY * v[:-1]
-        return found, np.asarray(gradient, np.float64).ravel()
+    def __init__(self, domains: Domains) -> None:
+        self.domains = domains
+        n, labels = len(domains.source), np.concatenate([domains.labels, np.maximum(domains.known, 0)])
+        self._weights = np.concatenate([np.full(n, 1 / n), _known_weights(domains)])
+        self._problem = SoftmaxRegression(
+            np.concatenate([domains.source, domains.target]), labels, domains.n_classes, self._weights[None]
+        )
+        self._start = self._problem.w
+        self._probabilities = self.fit()
+        self._start = self._problem.w
 
-    from scipy.optimize import minimize
+    def probabilities(self) -> Shares:
+        """(M, C) of the head that the labels alone give."""
+        return self._probabilities
 
-    begin = np.zeros((r + 1) * c) if start is None else np.asarray(start, np.float64).ravel()
-    found = minimize(value, begin, jac=True, method="L-BFGS-B", options={"maxiter": MAX_STEPS, "maxcor": 10})
-    return np.asarray(found.x.reshape(r + 1, c), np.float32)
+    def fit(self, loss: Loss | None = None, pseudo: tuple[Ints, Ints] | None = None) -> Shares:
+        """(M, C) probabilities on the target, after fitting with a further loss or with pseudo-labels.
+
+        Args:
+            loss: from the target's logits to its value and gradient.
+            pseudo: rows of the target and labels for them, beside the known ones; all classes weigh the same.
+        """
+        n, problem = len(self.domains.source), self._problem
+        weights, labels = self._weights.copy(), np.maximum(self.domains.known, 0)
+        if pseudo is not None and len(pseudo[0]):
+            share = 1 / np.bincount(pseudo[1], minlength=self.domains.n_classes)[pseudo[1]]
+            labels[pseudo[0]] = pseudo[1]
+            weights[n + pseudo[0]] += share / share.sum()
+        total = float(weights.sum())
+        problem.w = self._start
+        problem.target[n:, 0] = np.eye(self.domains.n_classes)[labels]
+        problem.share = (weights / total).astype(np.float32)[:, None, None]
+
+        def on_target(logits: NDArray[np.floating]) -> tuple[float, Shares]:
+            value, by_target = loss(logits[n:]) if loss else (0.0, np.zeros(0))
+            by_logits = np.zeros(logits.shape)
+            by_logits[n:] = by_target / total
+            return value / total, by_logits
+
+        problem.extra_loss = on_target if loss else None
+        problem.solve(PENALTY / total, tolerance=1e-6, max_steps=200)
+        return softmax(problem.logits()[0, n:])
 
 
-def answers(head: Rows, rows: Rows) -> Shares:
-    """(M, C) probabilities of a head of :func:`fit_head`."""
-    return softmax(rows @ head[:-1] + head[-1])
-
-
-def _labeled(domains: Domains, extra: tuple[Ints, Ints] | None) -> tuple[Rows, Shares, Shares]:
-    """Columns, one-hot targets and weights (n, 1) of the source, the known and the extra images."""
-    eye = np.eye(domains.n_classes)
-    z, targets = [domains.source], [eye[domains.labels]]
-    weights = [np.full(len(domains.source), 1 / len(domains.source))]
-    known = np.flatnonzero(domains.known >= 0)
-    if len(known):
-        z.append(domains.target[known])
-        targets.append(eye[domains.known[known]])
-        weights.append(np.full(len(known), trust_in(len(known), domains.n_classes) / len(known)))
-    if extra is not None and len(extra[0]):
-        rows, labels = extra
-        counts = np.bincount(labels, minlength=domains.n_classes)
-        share = 1 / counts[labels]
-        z.append(domains.target[rows])
-        targets.append(eye[labels])
-        weights.append(share / share.sum())
-    return np.concatenate(z), np.concatenate(targets), np.concatenate(weights)[:, None]
+def _known_weights(domains: Domains) -> Shares:
+    is_known = domains.known >= 0
+    n_known = int(is_known.sum())
+    return np.where(is_known, trust_in(n_known, domains.n_classes) / max(n_known, 1), 0.0)
 
 
 def trust_in(n_known: int, n_classes: int) -> float:
-    """Weight of all known labels of the target together, against 1 for those of the source: half at 5 a class."""
+    """Weight of all known labels of the target together, against 1 for the source: one half at 5 per class."""
     return n_known / (n_known + 5.0 * n_classes)
 
 
-def self_training(domains: Domains, probabilities: Shares, n_rounds: int = 4) -> Shares:
-    """The surest images of each predicted class become training images, more of them in every round.
+def self_training(head: AlignedHead, n_rounds: int = 4) -> Shares:
+    """The most confident images of each predicted class become training images, more of them in every round.
 
     Class-balanced self-training: Zou et al. 2018, arXiv 1810.07911, eq. 5: the same share of every class is taken, so
-    that large or easy classes do not swallow the others. Ours refits a linear head.
+    that large or easy classes do not crowd out the others. Ours refits a linear head.
     """
+    probabilities = head.probabilities()
     for number in range(n_rounds):
         share = 0.8 * (number + 1) / n_rounds
         predicted = probabilities.argmax(1)
         rows = []
         for label in np.unique(predicted):
-            members = np.flatnonzero((predicted == label) & (domains.known < 0))
-            surest = members[np.argsort(-probabilities[members, label], kind="stable")]
-            rows.append(surest[: int(np.ceil(share * len(surest)))])
+            members = np.flatnonzero((predicted == label) & (head.domains.known < 0))
+            best = members[np.argsort(-probabilities[members, label], kind="stable")]
+            rows.append(best[: int(np.ceil(share * len(best)))])
         chosen = np.concatenate(rows)
-        probabilities = answers(fit_head(domains, extra=(chosen, predicted[chosen])), domains.target)
+        probabilities = head.fit(pseudo=(chosen, predicted[chosen]))
     return probabilities
 
 
 def soft_prototypes(domains: Domains, probabilities: Shares, n_rounds: int = 10, sharpness: float = 20.0) -> Shares:
-    """Each class is the mean direction of the target's images weighted by their probabilities; nearest one answers.
+    """Each class becomes the mean direction of the target's images, weighted by probability; the nearest one wins.
 
     The centroids of SHOT (arXiv 2002.08546, eq. 5) and of T3A (Iwasawa and Matsuo 2021), with soft weights and known
     labels: ``k_c = sum_i p_ic z_i + pull * m_c``, ``p_ic ~ exp(sharpness * cos(z_i, k_c))``. Ours keeps a pull towards
-    the mean m_c of the source's class, worth 5 images, so that a class with few images stays where it was.
+    the mean m_c of the source's class, worth 5 images, so that a class with few images stays in place.
     """
     pull = 5.0
     means = class_means(domains.source, domains.labels, domains.n_classes)
@@ -280,23 +261,23 @@ def soft_prototypes(domains: Domains, probabilities: Shares, n_rounds: int = 10,
 
 
 def clamped(probabilities: Shares, known: Ints) -> Shares:
-    """The probabilities, with certainty where the label is known."""
+    """The probabilities, with 1 for the labels that are known."""
     rows = np.flatnonzero(known >= 0)
     result = np.array(probabilities, np.float64)
     result[rows] = np.eye(result.shape[1])[known[rows]]
     return result
 
 
-def combined(answers_of: list[Shares]) -> Shares:
-    """Mean of several methods' probabilities: where they disagree, nobody is sure."""
-    return np.asarray(np.mean(answers_of, axis=0))
+def averaged(probabilities: list[Shares]) -> Shares:
+    """Mean of several methods' probabilities; low confidence if they disagree."""
+    return np.asarray(np.mean(probabilities, axis=0))
 
 
 # ---- neighbors
 
 
 def nearest(rows: Rows, k: int = N_NEIGHBORS) -> Ints:
-    """(M, k) the most similar other images by cosine; fewer than k where there are no more."""
+    """(M, k) the most similar other images by cosine; fewer than k if there are no more."""
     unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
     k = max(0, min(k, len(rows) - 1))
     found = np.empty((len(rows), k), np.int64)
@@ -308,47 +289,7 @@ def nearest(rows: Rows, k: int = N_NEIGHBORS) -> Ints:
 
 
 def neighbor_agreement(predicted: Ints, neighbors: Ints) -> Shares:
-    """(M,) share of an image's neighbors that are given its own class."""
+    """(M,) share of an image's neighbors that are predicted to be of its class."""
     if not neighbors.shape[1]:
         return np.zeros(len(predicted))
     return np.asarray((predicted[neighbors] == predicted[:, None]).mean(1))
-
-
-# ---- one head for both domains
-
-
-def distil(
-    source: Rows, source_answers: Shares, target: Rows, target_answers: Shares, penalty: float, share: float = 0.5
-) -> Rows:
-    """(D + 1, C) one linear head that gives the labels of the source and the adapted answers on the target.
-
-    Hinton et al. 2015, arXiv 1503.02531, at temperature 1: cross-entropy with the teacher's probabilities. Teacher and
-    head see different columns: the methods above center each domain by itself, which at test time would ask which
-    domain an image is from. Some hundred features tell the domains apart on their own, so one head can answer for
-    both.
-
-    Args:
-        source, target: (N, D), (M, D) the columns that the head will see.
-        source_answers, target_answers: (N, C), (M, C) labels as one-hot rows, or probabilities.
-        penalty: of the squared weights, for columns scaled to a mean variance of 1.
-        share: of the target in the loss.
-    """
-    from topwork.features.logistic import SoftmaxRegression
-
-    joint = np.concatenate([source, target]).astype(np.float32)
-    wanted = np.concatenate([source_answers, target_answers])
-    center = joint.mean(0, dtype=np.float64).astype(np.float32)
-    spread = np.sqrt(np.mean(np.square(joint - center), axis=0, dtype=np.float64))
-    scale = (spread + FLOOR * max(float(np.sqrt(np.mean(spread**2))), 1e-6)).astype(np.float32)
-    weights = np.concatenate(
-        [np.full(len(source), (1 - share) / len(source)), np.full(len(target), share / len(target))]
-    )
-    problem = SoftmaxRegression((joint - center) / scale, wanted.argmax(1), wanted.shape[1], weights[None, :])
-    problem.target = np.asarray(wanted[:, None, :], np.float32)
-    for step in (1.0, 0.1):
-        if step > penalty:
-            problem.solve(step, tolerance=1e-2)
-    problem.solve(penalty, tolerance=1e-5, max_steps=200)
-    weight, bias = problem.solution()
-    weight = weight[0] / scale
-    return np.asarray(np.vstack([weight.T, bias[0] - weight @ center]), np.float32)

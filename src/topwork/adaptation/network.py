@@ -1,9 +1,8 @@
-"""The network moved to a second domain, and whether to believe what came of it.
+"""Fine-tuning the network on both domains, and whether to keep the result.
 
-In: a backbone, the head that already answers for both domains (``adaptation/adapted_head.py``), labeled images of the source
-and those of the target with what the methods on features believe of them. Out: another backbone and head. Either the one
-loop trains with the losses of the features as further terms (:func:`move_network`), or batch-norm statistics are taken
-again (``adaptation/batch_norm.py``). :func:`believed` decides without labels of the target.
+In: a backbone, the head that already predicts for both domains (``adapted_head.py``), labeled images of the source and
+those of the target with pseudo-labels. Out: another backbone and head, from the one training loop with the target's
+losses as further terms. :func:`is_better` decides without labels of the target whether they are kept.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ from topwork.data.manifest import Manifest
 from topwork.models.backbone import Backbone
 from topwork.models.head import LinearHead
 from topwork.paired import is_clearly_better, paired
+from topwork.text import percent
 from topwork.training.finetune import data_facts, stage_names, trained_from, training_dataset, tune
 from topwork.training.loop import TrainerContext
 from topwork.training.losses import TargetTerms
 from topwork.training.recipe import TuneSettings, plan
 
-SURE = 0.75  # share of the methods' votes from which on an image is trained on: with all images the network got worse
-CONFUSION = 0.5  # of class confusion against the cross-entropy of the sure images
+SURE = 0.75  # share of the votes from which on an image is trained on: with all images the network got worse
+CONFUSION = 0.5  # weight of class confusion against the cross-entropy of the pseudo-labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +36,12 @@ class Images:
 
     manifest: Manifest
     rows: NDArray[np.int64]
-    wanted: NDArray[Any]
+    targets: NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
-class MovedNetwork:
-    """Backbone and head after training, one record an epoch, and why it ended (see ``training/loop.py``)."""
+class TunedNetwork:
+    """Backbone and head after training, one record per epoch, and why it ended (see ``training/loop.py``)."""
 
     backbone: Backbone
     head: LinearHead
@@ -50,26 +50,26 @@ class MovedNetwork:
 
 
 @dataclass(frozen=True)
-class Belief:
-    """Whether the moved network is taken, why, and the numbers behind it."""
+class Verdict:
+    """Whether the tuned network is kept, why, and the numbers behind it."""
 
     is_kept: bool
     reason: str
     checks: dict[str, float]
 
 
-def beliefs(choice: Choice, known: Ints) -> Shares:
-    """(M, C) what the network is to learn of each image: its adapted answer where the methods agree, else nothing.
+def pseudo_labels(choice: Choice, known: Ints) -> Shares:
+    """(M, C) one-hot: the adapted prediction of each image on which the methods agree, or the label the user gave.
 
-    Rows of zeros take no part in the cross-entropy. Labels that the user gave are certain.
+    Rows of zeros take no part in the cross-entropy.
     """
-    answer = choice.probabilities.argmax(1)
-    is_sure = (choice.consensus[np.arange(len(answer)), answer] >= SURE) | (known >= 0)
-    wanted = np.eye(choice.probabilities.shape[1])[np.where(known >= 0, known, answer)]
-    return np.asarray(wanted * is_sure[:, None])
+    predicted = choice.probabilities.argmax(1)
+    is_sure = (choice.votes[np.arange(len(predicted)), predicted] >= SURE) | (known >= 0)
+    one_hot = np.eye(choice.probabilities.shape[1])[np.where(known >= 0, known, predicted)]
+    return np.asarray(one_hot * is_sure[:, None])
 
 
-def move_network(
+def tune_on_both(
     backbone: Backbone,
     head: LinearHead,
     source: Images,
@@ -80,19 +80,19 @@ def move_network(
     n_threads: int | None = None,
     context: TrainerContext | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-) -> MovedNetwork:
-    """Fine-tunes on both domains from the head that answers for both: labels of the source, beliefs about the target.
+) -> TunedNetwork:
+    """Fine-tunes on both domains, starting from the head for both: labels of the source, pseudo-labels of the target.
 
-    Nothing is chosen on valid, whose images are of the source alone; the moving average of the weights is taken.
+    Nothing is chosen on valid, which has images of the source alone; the moving average of the weights is taken.
 
     Raises:
         TopworkError: an image vanished, or training failed, with the cause.
     """
     n_classes = len(head.bias)
     settings = TuneSettings(strategy="lp-ft", epochs=epochs, interpolate=False)
-    recipe = plan(settings, data_facts(source.wanted, n_classes, 0), stage_names(backbone.skeleton(n_classes)), seed)
+    recipe = plan(settings, data_facts(source.targets, n_classes, 0), stage_names(backbone.skeleton(n_classes)), seed)
     train, other = (
-        training_dataset(images.manifest, images.rows, images.wanted, backbone, recipe, n_threads, on_progress)
+        training_dataset(images.manifest, images.rows, images.targets, backbone, recipe, n_threads, on_progress)
         for images in (source, target)
     )
     done = tune(
@@ -105,44 +105,41 @@ def move_network(
         context=context,
         target=TargetTerms(other, recipe.batch_size, confusion=CONFUSION),
     )
-    moved, tuned_head = done.backbone_and_head()
-    return MovedNetwork(moved, tuned_head, done.result.history, done.result.ending)
+    tuned, tuned_head = done.backbone_and_head()
+    return TunedNetwork(tuned, tuned_head, done.result.history, done.result.ending)
 
 
-def believed(before: Domains, choice: Choice, after: Domains, answers: Shares) -> Belief:
-    """Keeps the moved network only where its answers fit the images' neighborhoods clearly better.
+def is_better(before: Domains, choice: Choice, after: Domains, probabilities: Shares) -> Verdict:
+    """Keeps the tuned network only if its predictions agree with similar images clearly more often.
 
-    Two comparisons, since a network that was trained on answers draws the images together by them: among the neighbors
-    that the moved network sees, its answers must agree more than the earlier ones do (by two standard errors); and more
-    than the earlier ones did among the neighbors of the unmoved network.
+    Two comparisons, since training on predictions draws images together by them: among the neighbors that the tuned
+    network sees, its predictions must agree more than the earlier ones do (by two standard errors); and more than the
+    earlier ones did among the neighbors of the untuned network.
 
     Args:
-        before, after: both domains on the columns of the unmoved and of the moved network.
-        answers: (M, C) those of the moved network on the target.
+        before, after: both domains with the features of the untuned and of the tuned network.
+        probabilities: (M, C) of the tuned network on the target.
     """
-    old, new = choice.probabilities.argmax(1), answers.argmax(1)
+    old, new = choice.probabilities.argmax(1), probabilities.argmax(1)
     then, now = (nearest(standardized(domains).target) for domains in (before, after))
     old_then, old_now, new_now = (neighbor_agreement(*pair) for pair in ((old, then), (old, now), (new, now)))
-    gain = paired(new_now, old_now)
-    checks = {
-        "moved: agreement": float(new_now.mean()),
-        "moved: agreement of the earlier answers": float(old_now.mean()),
-        "moved: agreement before": float(old_then.mean()),
-    }
-    is_kept = is_clearly_better(gain, GAIN_ERRORS) and new_now.mean() > old_then.mean()
-    words = (
-        f"among the neighbors that the moved network sees, {100 * new_now.mean():.0f} % get one class, with the earlier "
-        f"answers {100 * old_now.mean():.0f} %; {100 * old_then.mean():.0f} % before it was moved"
+    means = {"": new_now, " of the earlier predictions": old_now, " before tuning": old_then}
+    checks = {f"tuned: agreement{name}": float(found.mean()) for name, found in means.items()}
+    is_kept = is_clearly_better(paired(new_now, old_now), GAIN_ERRORS) and new_now.mean() > old_then.mean()
+    new_share, old_share, first_share = (percent(value, 0) for value in checks.values())
+    reason = (
+        f"of the neighbors in its features {new_share} get the same class, with the earlier predictions {old_share}; "
+        f"{first_share} before tuning"
     )
-    return Belief(bool(is_kept), words, checks)
+    return Verdict(bool(is_kept), reason, checks)
 
 
-def moved_choice(choice: Choice, answers: Shares, belief: Belief, method: str) -> Choice:
-    """The choice with the moved network's answers. The votes stay: who was trained on them is no further witness."""
+def tuned_choice(choice: Choice, probabilities: Shares, verdict: Verdict) -> Choice:
+    """The choice with the tuned network's predictions. The votes stay: a network trained on them adds no evidence."""
     return replace(
         choice,
-        method=f"{choice.method}, {method}",
-        reason=f"{choice.reason} The network was moved, too: {belief.reason}.",
-        probabilities=answers,
-        checks=choice.checks | belief.checks,
+        method=f"{choice.method}, network tuned",
+        reason=f"{choice.reason} The network was fine-tuned, too: {verdict.reason}.",
+        probabilities=probabilities,
+        checks=choice.checks | verdict.checks,
     )

@@ -1,7 +1,7 @@
-"""``topwork adapt``: a new run whose model also answers for a new domain, with few labels of it or none.
+"""``topwork adapt``: a new run whose model also works on a new domain, with few labels of it or none.
 
-Scan and embed both domains, choose a method without labels of the target (``adaptation/guards.py``), distil one
-head for both, judge both. Labels found in the target's folders are used to report, never to adapt.
+The order of the steps. Which predictions to trust is decided in ``adaptation/guards.py`` without labels of the target;
+labels found in the target's folders are used for the report, never to adapt.
 """
 
 from __future__ import annotations
@@ -15,40 +15,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from topwork.adaptation.active_learning import Asked, images_to_label
-from topwork.adaptation.adapted_head import adapted_classifier, adapted_head, loss_on_source, score
-from topwork.adaptation.align import Domains
+from topwork.adaptation.active_learning import images_to_label
+from topwork.adaptation.adapted_head import HeldOut, adapted_classifier, adapted_head, loss_on_source, score
+from topwork.adaptation.align import Domains, Ints, Rows
+from topwork.adaptation.expected import domains_record, target_figures
 from topwork.adaptation.guards import Choice, choose
-from topwork.commands.adapt_moved import Adaptation, moved
-from topwork.commands.adapt_record import domains_record, target_figures
-from topwork.commands.adapt_sides import Source, Target, chosen_rows, domains_of, held_out, penalty_of
 from topwork.commands.add_class import stored_run
-from topwork.commands.steps import (
-    evaluate_parts,
-    model_embedder,
-    predict_features,
-    provenance,
-    rules_of,
-    scan_and_embed,
-    timing,
-)
+from topwork.commands.assess import evaluate_parts
+from topwork.commands.prepare import scan_and_embed, timing
 from topwork.data.manifest import Manifest, save_manifest
-from topwork.data.split import split, split_record
-from topwork.data.unlabeled import COLUMNS, read_labels, rules_without_labels
-from topwork.errors import UsageError
-from topwork.evaluation.predictions import Predictions, softmax
-from topwork.features.embed import Embedder, embed
-from topwork.features.engine import compiled_form
+from topwork.data.samples import rules_of
+from topwork.data.split import Split, split, split_record
+from topwork.data.unlabeled import COLUMNS, read_labels, rules_without_labels, without_labels
+from topwork.errors import Interrupted, UsageError
+from topwork.evaluation.predictions import Predictions, predict_features, softmax
+from topwork.export.runtime import model_embedder
+from topwork.features.embed import Embedder, Features, embed
+from topwork.features.engine import compiled_form, load_engine
 from topwork.files import atomic_file
 from topwork.models.classifier import COMPILED, Classifier, find_model, save_classifier
 from topwork.progress import Reporter, Stopwatch
-from topwork.run import read_evaluation, run_folder, save_predictions, versions, write_json
-from topwork.settings import AdaptSettings, as_dict
-from topwork.text import escape
+from topwork.run import provenance, read_evaluation, run_folder, save_predictions, versions, write_json
+from topwork.settings import AdaptSettings, DataSettings, as_dict, check
+from topwork.text import escape, first_names, percent
 
 ASK_FILE = "ask.csv"
+DEFAULT_PENALTY = 3e-3  # of heads whose recipe has none (tuned ones)
+IMAGES_PER_SECOND = 400  # that choosing a method takes at worst on one slow core; turns a time budget into images
+FEWEST_IMAGES, MOST_IMAGES = 400, 4000
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +51,8 @@ class AdaptedRun:
     """What ``topwork adapt`` did.
 
     Attributes:
-        record: ``domains.json``: what was chosen and why, both domains before and after, by class, and plots.
-        ask_path: the CSV that names images to label; None where none were asked for.
+        record: ``domains.json``: what was chosen and why, both domains before and after, by class, and a map.
+        ask_path: the CSV that lists images to label; None if none were asked for.
     """
 
     folder: Path
@@ -80,6 +75,55 @@ class AdaptedRun:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The run that is adapted, with its images, parts, features and labels in the model's classes."""
+
+    run: Path
+    classifier: Classifier
+    manifest: Manifest
+    parts: Split
+    features: Features
+    labels: Ints
+
+    def held_out(self) -> HeldOut:
+        """The valid part, on which no head was fitted."""
+        rows = self.parts.valid
+        return HeldOut(_rows_for(self.classifier, self.features, rows), self.labels[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """The new domain: images, features, labels that the user gave, and labels for the report alone (-1: none)."""
+
+    manifest: Manifest
+    features: Features
+    known: Ints
+    truth: Ints
+    has_labels: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Adaptation:
+    """Both domains as the network sees them, and what was decided.
+
+    Attributes:
+        own, rows: rows of the source and of the target that ``domains`` holds.
+        history: one record per epoch if the network was fine-tuned and kept.
+    """
+
+    source: Source
+    target: Target
+    domains: Domains
+    own: Ints
+    rows: Ints
+    choice: Choice
+    classifier: Classifier
+    embedder: Embedder
+    is_tuned: bool = False
+    history: tuple[dict[str, Any], ...] = ()
+
+
 def adapt(
     run: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -89,79 +133,67 @@ def adapt(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> AdaptedRun:
-    """A new run that knows both domains; the model stays as it is where nothing better can be believed.
+    """Writes a new run that knows both domains; its model is the source's own unless a better one can be trusted.
 
     Args:
-        run: the run that holds the model; its manifest names the source's images.
-        target: images of the new domain: a folder (flat, or one folder a class), an archive or a table.
+        run: the run that holds the model; its manifest lists the source's images.
+        target: images of the new domain: a folder (flat, or one folder per class), an archive or a table.
 
     Raises:
-        UsageError: no run, no usable image, labels for images or classes that are not there.
+        UsageError: no run, no usable image, labels for images or classes that do not exist.
     """
     settings, reporter, clock = settings or AdaptSettings(), reporter or Reporter(), Stopwatch()
-    budget = settings.time_budget_seconds
-    folder, run = Path(out), Path(run)
-    with run_folder(folder, overwrite):
+    check(settings)
+    run = Path(run)
+    with run_folder(Path(out), overwrite) as folder:
         started = {"path": str(Path(target).absolute()), "adapted_from": str(run.absolute())}
         write_json(folder / "settings.json", started | {"settings": as_dict(settings), "versions": versions()})
         with clock("scan_and_embed"):
             reporter.step("scan and embed")
-            source, embedder = _source(run, settings)
-            found = _target(target, source.classifier, settings, embedder, reporter)
+            source, embedder = _read_source(run, settings)
+            found = _read_target(target, source.classifier, settings, embedder, reporter)
         for note in found.manifest.notes:
             reporter.note(note)
         with clock("adapt"):
             reporter.step("adapt")
-            own, rows = chosen_rows(source, found, budget, settings.seed)
-            domains = domains_of(source, found, own, rows)
-            choice, classifier = _adapted(source, found, domains, (own, rows), settings, reporter)
-            now = Adaptation(source, found, domains, own, rows, choice, classifier, embedder)
-        everything = np.arange(len(found.manifest.samples))
-        before = predict_features(source.classifier, found.features, everything, found.truth)
-        if settings.mode != "features":
-            with clock("move"):
+            now = _adapted(source, found, embedder, settings, reporter)
+        if settings.mode == "tune":
+            with clock("tune"):
                 reporter.step("move")
-                now = moved(now, settings, reporter)
-        choice, classifier = now.choice, now.classifier
-        asked = None
-        if settings.ask:
-            with clock("ask"):
-                reporter.step("ask")
-                asked = images_to_label(now.domains, choice, settings.ask, settings.seed)
-                asked = replace(asked, rows=rows[asked.rows])
+                now = _fine_tuned(now, settings, reporter)
+        asked = (
+            now.rows[images_to_label(now.domains, now.choice, settings.ask, settings.seed)] if settings.ask else None
+        )
         with clock("evaluate"):
             reporter.step("evaluate")
-            predictions = _source_predictions(now.source, classifier)
-            evaluation = evaluate_parts(classifier, source.manifest, source.parts, predictions, settings.seed)
-            after = predict_features(classifier, now.target.features, everything, found.truth)
-            if found.is_labeled:
-                evaluation |= target_figures(before, after, evaluation, read_evaluation(run), settings.seed)
-            record = domains_record(
-                choice, found.manifest, before, after, now.domains, rows, evaluation, read_evaluation(run)
-            )
+            everything = np.arange(len(found.manifest.samples))
+            before = predict_features(source.classifier, found.features, everything, found.truth)
+            after = predict_features(now.classifier, now.target.features, everything, found.truth)
+            predictions = _source_predictions(now)
+            evaluation = evaluate_parts(now.classifier, source.manifest, source.parts, predictions, settings.seed)
+            of_source = read_evaluation(run)
+            evaluation |= target_figures(before, after, evaluation, of_source, settings.seed)
+            record = domains_record(now.choice, found.manifest, before, after, now.domains, now.rows, of_source)
+            record["asked"] = None if asked is None else {"n": len(asked), "rows": asked.tolist()}
         with clock("write"):
             reporter.step("write")
-            record["asked"] = _asked_record(asked)
-            classifier = replace(
-                classifier,
-                provenance=provenance(source.manifest, source.parts, evaluation, settings)
-                | {"adapted_to": found.manifest.digest, "adaptation": choice.method},
-            )
-            _write(folder, now, classifier, predictions, after)
-            ask_path = _write_ask(folder / ASK_FILE, asked, found.manifest, after, choice, rows) if asked else None
+            origin = provenance(source.manifest, source.parts, evaluation, settings)
+            origin |= {"adapted_to": found.manifest.digest, "adaptation": now.choice.method}
+            _write(folder, now, replace(now.classifier, provenance=origin), predictions, after)
+            ask_path = None if asked is None else _write_ask(folder / ASK_FILE, asked, now, after)
             write_json(folder / "domains.json", record)
         evaluation["timing"] = timing(clock, now.embedder)
         write_json(folder / "evaluation.json", evaluation)
     for note in record["notes"]:
         reporter.note(note)
     n_rejected, n_used = found.manifest.n_failed, len(found.manifest.samples)
-    return AdaptedRun(folder, choice, evaluation, record, ask_path, n_rejected, n_used)
+    return AdaptedRun(Path(out), now.choice, evaluation, record, ask_path, n_rejected, n_used)
 
 
 # ---- reading
 
 
-def _source(run: Path, settings: AdaptSettings) -> tuple[Source, Embedder]:
+def _read_source(run: Path, settings: AdaptSettings) -> tuple[Source, Embedder]:
     classifier, manifest, part_of = stored_run(run, "adapt")
     if manifest.multi_label:
         raise UsageError(f"{escape(str(run))}: images with several labels cannot be adapted yet.")
@@ -178,100 +210,201 @@ def _source(run: Path, settings: AdaptSettings) -> tuple[Source, Embedder]:
     return Source(run, classifier, manifest, split(manifest, seed=settings.seed), features, labels), embedder
 
 
-def _target(
+def _read_target(
     path: str | os.PathLike[str],
     classifier: Classifier,
     settings: AdaptSettings,
     embedder: Embedder,
     reporter: Reporter,
 ) -> Target:
-    rules, has_no_labels = rules_without_labels(path, rules_of(settings), settings.unlabeled)
-    manifest, features = scan_and_embed(path, replace(settings, label_regex=rules.label_regex), embedder, reporter)
-    if has_no_labels:
-        manifest = replace(
-            manifest, samples=tuple(replace(s, label="?") for s in manifest.samples), classes=("?",), notes=()
-        )
+    manifest, features, has_labels = scan_target(path, settings, settings.unlabeled, embedder, reporter)
     index = {name: number for number, name in enumerate(classifier.classes)}
-    truth = np.array([-1 if has_no_labels else index.get(s.label, -1) for s in manifest.samples], np.int64)
+    truth = np.array([index.get(s.label, -1) if has_labels else -1 for s in manifest.samples], np.int64)
     known = np.full(len(truth), -1, np.int64)
     if settings.labels is not None:
         known = read_labels(Path(settings.labels), manifest, classifier.classes)
-    return Target(manifest, features, known, truth, not has_no_labels)
+    return Target(manifest, features, known, truth, has_labels)
+
+
+def scan_target(
+    path: str | os.PathLike[str], settings: DataSettings, is_unlabeled: bool, embedder: Embedder, reporter: Reporter
+) -> tuple[Manifest, Features, bool]:
+    """Images of a folder that may have no class folders, their features, and whether their labels mean anything."""
+    rules, has_no_labels = rules_without_labels(path, rules_of(settings), is_unlabeled)
+    manifest, features = scan_and_embed(path, replace(settings, label_regex=rules.label_regex), embedder, reporter)
+    return without_labels(manifest) if has_no_labels else manifest, features, not has_no_labels
 
 
 # ---- adapting
 
 
 def _adapted(
-    source: Source,
-    target: Target,
-    domains: Domains,
-    rows: tuple[NDArray[np.int64], NDArray[np.int64]],
-    settings: AdaptSettings,
-    reporter: Reporter,
-) -> tuple[Choice, Classifier]:
-    """The choice and its classifier, which is the source's own unless something better can be believed."""
-    old = source.classifier
+    source: Source, target: Target, embedder: Embedder, settings: AdaptSettings, reporter: Reporter
+) -> Adaptation:
+    """The choice and its classifier, which is the source's own unless something better can be trusted."""
+    own, rows = _chosen_rows(source, target, settings)
+    domains, old = _domains(source, target, own, rows), source.classifier
     given = softmax(score(old.head, domains.target))
     choice = choose(domains, given, seed=settings.seed)
-    if target.is_labeled and (target.truth < 0).all() and not (target.known >= 0).any():
-        names = ", ".join(escape(name) for name in target.manifest.classes[:5])
-        choice = replace(
-            choice,
-            outcome="refused",
-            method="none",
-            probabilities=given,
-            reason=f"the target's folders ({names}) are none of the model's classes; where they are no classes, add "
-            "--unlabeled.",
-        )
-    if choice.outcome != "adapted" and choice.method != "labels only":
+    if target.has_labels and (target.truth < 0).all() and not (target.known >= 0).any():
+        reason = f"The target's folders ({first_names(target.manifest.classes)}) are not classes of the model. If folder names are not labels, add --unlabeled."
+        choice = replace(choice, outcome="refused", method="none", probabilities=given, reason=reason)
+    unchanged = Adaptation(source, target, domains, own, rows, choice, old, embedder)
+    if choice.outcome != "adapted":
         if choice.outcome == "refused":
-            reporter.note(f"Nothing was relabeled: {choice.reason}")
-        return choice, old
-    kept_out = held_out(source)
-    head = adapted_head(old.head, domains, choice, penalty_of(source.run))
-    loss = loss_on_source(old.head, head, kept_out)
+            reporter.note(f"The model was not adapted. {choice.reason}")
+        return unchanged
+    head = adapted_head(old.head, domains, choice, _penalty_of(source.run))
+    loss = loss_on_source(old.head, head, source.held_out())
     if loss is not None:
-        reason = f"the adapted head {loss}."
-        return replace(choice, outcome="unchanged", method="none", reason=reason, probabilities=given), old
-    last = (source.features.block("last", rows[0]), target.features.block("last", rows[1]))
-    return choice, adapted_classifier(old, head, domains, choice, kept_out, last)
+        reason = f"With the adapted head {loss}."
+        kept = replace(choice, outcome="unchanged", method="none", reason=reason, probabilities=given)
+        return replace(unchanged, choice=kept)
+    return _calibrated(unchanged, head)
 
 
-def _source_predictions(source: Source, classifier: Classifier) -> dict[str, Predictions]:
+def _calibrated(now: Adaptation, head: Any) -> Adaptation:
+    source, target = now.source, now.target
+    last = (source.features.block("last", now.own), target.features.block("last", now.rows))
+    held_out = source.held_out()
+    return replace(now, classifier=adapted_classifier(source.classifier, head, now.domains, now.choice, held_out, last))
+
+
+def _fine_tuned(now: Adaptation, settings: AdaptSettings, reporter: Reporter) -> Adaptation:
+    """The network fine-tuned on both domains; what was found before if that is no better, with the reason.
+
+    Raises:
+        Interrupted: a signal came during training.
+    """
+    from topwork.adaptation.network import is_better, tuned_choice
+
+    if now.choice.outcome != "adapted" or now.choice.method == "labels only":
+        reporter.note("--mode tune: the network was not fine-tuned, since the head was not adapted either.")
+        return now
+    tuned, head, history = _train(now, settings, reporter)
+    other = _embedded_by(now, tuned, head, settings, reporter)
+    probabilities = softmax(score(head, other.domains.target))
+    verdict = is_better(now.domains, now.choice, other.domains, probabilities)
+    loss = loss_on_source(now.source.classifier.head, head, now.source.held_out(), other.source.held_out())
+    if loss is not None or not verdict.is_kept:
+        words = f"The fine-tuned network was dropped: {loss or verdict.reason}."
+        reporter.note(words)
+        checks = now.choice.checks | verdict.checks
+        return replace(now, choice=replace(now.choice, reason=f"{now.choice.reason} {words}", checks=checks))
+    other = replace(other, choice=tuned_choice(now.choice, probabilities, verdict), history=tuple(history))
+    return _calibrated(other, head)
+
+
+def _train(now: Adaptation, settings: AdaptSettings, reporter: Reporter) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """Backbone, head and history after fine-tuning on the source's labels and the target's pseudo-labels."""
+    from topwork.adaptation.network import Images, pseudo_labels, tune_on_both
+    from topwork.training.loop import Interruption, TrainerContext
+
+    source, target = now.source, now.target
+    start = adapted_head(source.classifier.head, now.domains, now.choice, _penalty_of(source.run))
+    with Interruption() as interruption:
+        done = tune_on_both(
+            source.classifier.backbone,
+            start,
+            Images(source.manifest, now.own, now.domains.labels),
+            Images(target.manifest, now.rows, pseudo_labels(now.choice, now.domains.known)),
+            epochs=settings.epochs,
+            seed=settings.seed,
+            n_threads=settings.workers,
+            context=TrainerContext(reporter=reporter, stop=interruption.stopped),
+            on_progress=reporter.progress,
+        )
+    if done.ending == "interrupted" and interruption.signal is not None:
+        raise Interrupted(interruption.signal)
+    return done.backbone, done.head, done.history
+
+
+def _embedded_by(now: Adaptation, backbone: Any, head: Any, settings: AdaptSettings, reporter: Reporter) -> Adaptation:
+    """The same images embedded by another network."""
+    reporter.step("embed again")
+    embedder = Embedder(backbone, load_engine(backbone, precision="f32"))
+
+    def embedded(manifest: Manifest) -> Features:
+        return embed(backbone, manifest, embedder=embedder, n_threads=settings.workers, on_progress=reporter.progress)
+
+    classifier = replace(now.source.classifier, backbone=backbone, head=head, precision="f32")
+    source = replace(now.source, classifier=classifier, features=embedded(now.source.manifest))
+    target = replace(now.target, features=embedded(now.target.manifest))
+    domains = _domains(source, target, now.own, now.rows)
+    return replace(
+        now, source=source, target=target, domains=domains, classifier=classifier, embedder=embedder, is_tuned=True
+    )
+
+
+def _chosen_rows(source: Source, target: Target, settings: AdaptSettings) -> tuple[Ints, Ints]:
+    """Rows of the source's train part and of the target that the methods look at; all known ones are among them."""
+    rng, budget = np.random.default_rng([settings.seed, 17]), settings.time_budget_seconds
+    within = MOST_IMAGES if budget is None else int(budget * IMAGES_PER_SECOND / 2)
+    n = min(MOST_IMAGES, max(FEWEST_IMAGES, within))
+
+    def some(rows: Ints) -> Ints:
+        return rows if len(rows) <= n else np.sort(rng.choice(rows, n, replace=False))
+
+    own = some(source.parts.train)
+    rows = some(np.arange(len(target.truth)))
+    return own, np.union1d(rows, np.flatnonzero(target.known >= 0)).astype(np.int64)
+
+
+def _domains(source: Source, target: Target, own: Ints, rows: Ints) -> Domains:
+    classifier = source.classifier
+    return Domains(
+        _rows_for(classifier, source.features, own),
+        source.labels[own],
+        _rows_for(classifier, target.features, rows),
+        target.known[rows],
+        len(classifier.classes),
+    )
+
+
+def _rows_for(classifier: Classifier, features: Features, rows: Ints) -> Rows:
+    """(N, D) features of some images as the head of the classifier sees them."""
+    transform = classifier.head.transform
+    if not len(rows):
+        return np.empty((0, len(transform.mean)), np.float32)
+    return transform.apply(features.blocks(transform.blocks, rows))
+
+
+def _penalty_of(run: Path) -> float:
+    """The penalty that the run's probe was fitted with."""
+    try:
+        return float(json.loads((run / "recipe.json").read_text())["head"]["penalty"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return DEFAULT_PENALTY
+
+
+# ---- evaluating and writing
+
+
+def _source_predictions(now: Adaptation) -> dict[str, Predictions]:
+    source = now.source
     return {
-        name: predict_features(classifier, source.features, rows, source.labels)
+        name: predict_features(now.classifier, source.features, rows, source.labels)
         for name, rows in source.parts.parts().items()
     }
 
 
-# ---- writing
-
-
-def _asked_record(asked: Asked | None) -> dict[str, Any] | None:
-    if asked is None:
-        return None
-    gains = {"gain": asked.gain, "gain_low": asked.gain_low, "gain_high": asked.gain_high}
-    return {"n": len(asked.rows), "rows": asked.rows.tolist(), **gains}
-
-
-def _write_ask(
-    path: Path, asked: Asked, manifest: Manifest, after: Predictions, choice: Choice, rows: NDArray[np.int64]
-) -> Path:
+def _write_ask(path: Path, asked: Ints, now: Adaptation, after: Predictions) -> Path:
     """The CSV to fill in; the column label is empty."""
-    votes = dict(zip(rows.tolist(), choice.consensus, strict=True))
+    votes = dict(zip(now.rows.tolist(), now.choice.votes, strict=True))
+    classes, samples = after.classes, now.target.manifest.samples
     with (
         atomic_file(path) as partial,
         open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for row in asked.rows.tolist():
-            names = np.argsort(-votes[row])[:2]
-            second = f" or {after.classes[names[1]]}" if votes[row][names[1]] > 0 else ""
-            reason = f"the methods say {after.classes[names[0]]}{second}"
-            predicted = after.classes[after.predicted[row]]
-            writer.writerow((manifest.samples[row].path, "", predicted, f"{after.confidence[row]:.3f}", reason))
+        for row in asked.tolist():
+            best = np.argsort(-votes[row])[:2]
+            reason = ", ".join(
+                f"{percent(votes[row][c], 0)} of methods: {classes[c]}" for c in best if votes[row][c] > 0
+            )
+            predicted = classes[after.predicted[row]]
+            writer.writerow((samples[row].path, "", predicted, f"{after.confidence[row]:.3f}", reason))
     return path
 
 
@@ -283,8 +416,7 @@ def _write(
     source, target = now.source, now.target
     recipe = json.loads((source.run / "recipe.json").read_text())
     adapted = {"from": str(source.run.absolute()), "to": str(target.manifest.root), **now.choice.as_dict()}
-    recipe["adapted"] = adapted | {"network_moved": now.is_moved}
-    recipe["temperature"] = classifier.temperature
+    recipe |= {"adapted": adapted | {"network_moved": now.is_tuned}, "temperature": classifier.temperature}
     save_manifest(source.manifest, folder / "manifest.parquet")
     save_manifest(target.manifest, folder / "target.parquet")
     write_json(folder / "split.json", split_record(source.parts, source.manifest))
@@ -295,11 +427,11 @@ def _write(
     save_predictions(predictions, source.manifest, folder / "predictions.parquet")
     save_predictions({"target": after}, target.manifest, folder / "target_predictions.parquet")
     shutil.copytree(find_model(source.run), folder / "source_model", dirs_exist_ok=True)
-    # the source's own network comes with its compiled form; a moved one has it in the cache
+    # the source's network comes with its compiled form; a fine-tuned one has it in the cache
     own = classifier.backbone.folder / COMPILED[0]
     form = own if own.is_file() else compiled_form(classifier.backbone)
     compiled = form if now.embedder.engine.kind == "openvino" else None
     save_classifier(classifier, folder / "model", compiled, model_card(classifier))
     insights = source.run / "insights.json"
-    if insights.is_file() and not now.is_moved:  # they are about the network that the source's model has
+    if insights.is_file() and not now.is_tuned:  # they are about the source's network
         shutil.copyfile(insights, folder / insights.name)

@@ -10,23 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from topwork.commands.steps import (
-    evaluate_parts,
-    model_embedder,
-    predict_features,
-    provenance,
-    scan_and_embed,
-    timing,
-)
+from topwork.commands.assess import evaluate_parts
+from topwork.commands.prepare import scan_and_embed, timing
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split, split
 from topwork.errors import UsageError
-from topwork.evaluation.predictions import Predictions
+from topwork.evaluation.predictions import Predictions, predict_features
 from topwork.evaluation.unknown import fit_unknown
+from topwork.export.runtime import model_embedder
 from topwork.features.embed import Embedder, Features, embed
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.progress import Reporter, Stopwatch
-from topwork.run import run_folder, write_json, write_run
+from topwork.run import provenance, run_folder, write_json, write_run
 from topwork.settings import DataSettings
 from topwork.text import escape, natural_key
 
@@ -71,8 +66,7 @@ def add_class(
         UsageError: no run, a class that the model has, images in an archive.
     """
     settings, reporter, clock = settings or DataSettings(), reporter or Reporter(), Stopwatch()
-    folder = Path(out)
-    with run_folder(folder, overwrite):
+    with run_folder(Path(out), overwrite) as folder:
         write_json(
             folder / "settings.json", {"path": str(Path(path).absolute()), "grown_from": str(Path(run).absolute())}
         )
@@ -102,7 +96,7 @@ def add_class(
         evaluation["timing"] = timing(clock, embedder)
         evaluation["old_classes"] = {"part": part, "n": n_old, "accuracy_before": before, "accuracy_after": after}
         write_json(folder / "evaluation.json", evaluation)
-    return GrownRun(folder, added, part, n_old, before, after, evaluation)
+    return GrownRun(Path(out), added, part, n_old, before, after, evaluation)
 
 
 def stored_run(run: Path, verb: str) -> tuple[Classifier, Manifest, dict[str, str]]:

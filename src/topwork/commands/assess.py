@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from topwork.commands.leaks import judge_leaks
 from topwork.commands.prepare import Gathered
-from topwork.commands.steps import evaluate_parts, predict_features
-from topwork.data.split import rarest_labels
+from topwork.data.manifest import Manifest
+from topwork.data.split import Split, n_train_of, rarest_labels
 from topwork.errors import UsageError
 from topwork.evaluation.calibration import fit_temperature, fit_thresholds
 from topwork.evaluation.decisions import fit_ambiguous, too_few_sentence
-from topwork.evaluation.predictions import Predictions, sigmoid, softmax
+from topwork.evaluation.metrics import PartEvaluation, evaluate_part
+from topwork.evaluation.predictions import Predictions, predict_features, sigmoid, softmax
 from topwork.evaluation.unknown import UnknownDetector, fit_unknown
 from topwork.features.probe import Probe
 from topwork.models.classifier import Classifier
@@ -131,3 +132,22 @@ def unknown_threshold(
         "unknown": max(detector.threshold, float(scores[rank])),
         "unknown_false_alarm_rate": settings.unknown_false_alarms,
     }
+
+
+def evaluate_parts(
+    classifier: Classifier, manifest: Manifest, parts: Split, predictions: dict[str, Predictions], seed: int
+) -> dict[str, Any]:
+    """The figures of valid and test, as ``evaluation.json`` holds them, and the numbers of parameters."""
+    n_train = n_train_of(manifest, parts)
+    judged: dict[str, Any] = {}
+    for name in ("valid", "test"):
+        if name in predictions:
+            part: PartEvaluation = evaluate_part(predictions[name], n_train=n_train, seed=seed)
+            judged[name] = part.as_dict()
+    return judged | parameters_of(classifier)
+
+
+def parameters_of(classifier: Classifier) -> dict[str, int]:
+    """Numbers of parameters, and of those that a probe trains, as ``evaluation.json`` holds them."""
+    n_head = int(classifier.head.weight.size + classifier.head.bias.size)
+    return {"n_parameters": classifier.backbone.n_parameters + n_head, "n_trainable": n_head}

@@ -1,12 +1,14 @@
-"""``topwork compare-domains``: how far two sets of images lie apart, which classes move, which will break.
+"""``topwork compare-domains``: measure the distribution shift between two datasets, and the accuracy to expect.
 
 In: two paths, or one with domains in it, and possibly a model. Out: values; the page is ``report/other_pages.py``.
-Labels of the second set are used to say what moves and, with a model, to set the measured beside the expected.
+Labels of the second set are used to say which classes shift and, with a model, to put the measured accuracy beside the
+expected one.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,24 +16,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.adaptation.align import Domains
-from topwork.adaptation.guards import Choice, choose
-from topwork.commands.adapt_record import MODEL_ERROR, expected
-from topwork.commands.steps import model_embedder, rules_of, scan_and_embed
+from topwork.adaptation.adapted_head import score
+from topwork.adaptation.align import Domains, Ints
+from topwork.adaptation.expected import MODEL_ERROR, expected_accuracy, expected_recall, share_record
+from topwork.adaptation.guards import SIGNIFICANCE, Choice, choose
+from topwork.commands.adapt import scan_target
 from topwork.data.manifest import Manifest
-from topwork.data.unlabeled import rules_without_labels
+from topwork.data.unlabeled import NO_LABEL
 from topwork.errors import UsageError
-from topwork.evaluation.domains import Distance, class_shifts, energy_distance, farthest, joint_map
+from topwork.evaluation.domains import ClassShift, Distance, class_shifts, energy_distance, farthest, joint_map
 from topwork.evaluation.intervals import wilson
 from topwork.evaluation.predictions import softmax
+from topwork.export.runtime import model_embedder
 from topwork.features.embed import Embedder, Features
 from topwork.models.backbone import load_backbone
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.progress import Reporter
 from topwork.settings import DataSettings
-from topwork.text import escape
+from topwork.text import escape, first_names, percent
 
-SIGNIFICANCE = 0.01
 CLASS_SIGNIFICANCE = 0.05  # over all classes together (Bonferroni)
 N_FARTHEST = 12
 
@@ -41,9 +44,9 @@ class ComparedDomains:
     """Two domains.
 
     Attributes:
-        farthest: rows of ``manifest`` that lie farthest from A, the farthest first.
-        classes: one record a class: images, shift in within-class deviations, whether it moves, expected and measured
-            recall of the model on B.
+        farthest: rows of ``manifest`` (of B) that are farthest from A, the farthest first.
+        classes: one record per class: images, shift in within-class deviations and whether it is significant, expected and
+            measured recall of the model on B.
         positions: (x, y, number of the class in ``classes`` or -1) of some images of both sides, for a map.
         expected: accuracy of the model to expect on B, with its range; None without a model.
     """
@@ -78,21 +81,31 @@ class ComparedDomains:
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One set of images with features; ``labels`` are names, "?" where there are none."""
+    """One set of images with features."""
 
     name: str
     manifest: Manifest
     features: Features
-    rows: NDArray[np.int64]
+    rows: Ints
 
     @property
     def labels(self) -> NDArray[np.str_]:
-        """(n,) class names."""
+        """(n,) class names; ``NO_LABEL`` if the folders are no classes."""
         return np.array([self.manifest.samples[row].label for row in self.rows.tolist()], dtype=object).astype(str)
 
     def last(self) -> NDArray[np.float16]:
         """(n, D) last features."""
         return self.features.block("last", self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What a model predicts on B, and what can be expected of that without labels."""
+
+    classes: tuple[str, ...]
+    predicted: Ints
+    choice: Choice
+    expected: dict[str, float]
 
 
 def compare_domains(
@@ -117,7 +130,7 @@ def compare_domains(
     others = _sides(b, settings, embedder, reporter, is_unlabeled) if b is not None else first[1:]
     if b is None and not others:
         raise UsageError(
-            f"{escape(str(a))}: names no two domains. Give a second folder, a table with a column domain, or --domain-by."
+            f"{escape(str(a))}: has no domains. Give a second folder, a table with a column domain, or --domain-by."
         )
     base = first[0] if b is None else _whole(first)
     reporter.step("compare domains")
@@ -127,22 +140,11 @@ def compare_domains(
 def _sides(
     path: str | os.PathLike[str], settings: DataSettings, embedder: Embedder, reporter: Reporter, is_unlabeled: bool
 ) -> list[Side]:
-    """One side for each domain of a path; one where it has none."""
-    rules, has_no_labels = rules_without_labels(path, rules_of(settings), is_unlabeled)
-    manifest, features = scan_and_embed(path, replace(settings, label_regex=rules.label_regex), embedder, reporter)
-    if has_no_labels:
-        samples = tuple(replace(sample, label="?") for sample in manifest.samples)
-        manifest = replace(manifest, samples=samples, classes=("?",), notes=())
-    names = [sample.domain or "" for sample in manifest.samples]
-    return [
-        Side(
-            name or Path(path).resolve().name,
-            manifest,
-            features,
-            np.flatnonzero([n == name for n in names]).astype(np.int64),
-        )
-        for name in sorted(set(names))
-    ]
+    """One side for each domain of a path; one if it has none."""
+    manifest, features, _ = scan_target(path, settings, is_unlabeled, embedder, reporter)
+    names = np.array([sample.domain or "" for sample in manifest.samples], dtype=object)
+    whole = Path(path).resolve().name
+    return [Side(name or whole, manifest, features, np.flatnonzero(names == name)) for name in sorted(set(names))]
 
 
 def _whole(sides: list[Side]) -> Side:
@@ -151,41 +153,29 @@ def _whole(sides: list[Side]) -> Side:
 
 
 def _compared(a: Side, b: Side, classifier: Classifier | None, seed: int) -> ComparedDomains:
-    features_a, features_b = a.last(), b.last()
+    features_a, features_b, labels_a, labels_b = a.last(), b.last(), a.labels, b.labels
     distance = energy_distance(features_a, features_b, seed=seed)
-    shifts = class_shifts(features_a, a.labels, features_b, b.labels, seed=seed)
-    choice, found, predicted = (None, None, None)
-    if classifier is not None:
-        choice, predicted, found = _expected(a, b, classifier, seed)
-    labels_a, labels_b = a.labels, b.labels
-    has_labels = not (labels_b == "?").all()
+    shifts = class_shifts(features_a, labels_a, features_b, labels_b, seed=seed)
+    model = None if classifier is None else _predicted(a, b, classifier, seed)
     names = [name for name in a.manifest.classes if (labels_a == name).any()]
-    rows = []
-    for name in names:
-        shift = shifts.get(name)
-        rows.append(
-            {
-                "name": escape(name),
-                "n_a": int((labels_a == name).sum()),
-                "n_b": int((labels_b == name).sum()) if has_labels else None,
-                "shift": shift.shift if shift else None,
-                "moves": shift.p_value * len(shifts) < CLASS_SIGNIFICANCE if shift else None,
-                "expected": None,
-                "accuracy": None,
-            }
-            | (
-                _expected_class(name, classifier, choice, predicted, labels_b)
-                if classifier and choice is not None and predicted is not None
-                else {}
-            )
-        )
-    measured = _measured(predicted, labels_b, classifier) if classifier and predicted is not None else None
+    rows = tuple(_class_record(name, labels_a, labels_b, shifts, model) for name in names)
+    known = np.isin(labels_b, model.classes) if model else np.zeros(0, bool)
+    right = np.array(model.classes)[model.predicted] == labels_b if model else known
     far = farthest(features_a, features_b)[:N_FARTHEST]
+    name_a, name_b = escape(a.name), escape(b.name)
     return ComparedDomains(
-        escape(a.name), escape(b.name), b.manifest, distance, tuple(b.rows[far].tolist()), tuple(rows), found, measured,
-        _sentence(escape(a.name), escape(b.name), distance, found, rows), tuple(_notes(names, labels_b, choice)),
+        name_a,
+        name_b,
+        b.manifest,
+        distance,
+        tuple(b.rows[far].tolist()),
+        rows,
+        model.expected if model else None,
+        share_record(int(right[known].sum()), int(known.sum())),
+        " ".join(_sentences(name_a, name_b, distance, model, rows)),
+        tuple(_notes(names, labels_b, model)),
         joint_map(features_a, _numbers(names, labels_a), features_b, _numbers(names, labels_b)),
-    )  # fmt: skip
+    )
 
 
 def _numbers(names: list[str], labels: NDArray[np.str_]) -> NDArray[np.int64]:
@@ -194,86 +184,75 @@ def _numbers(names: list[str], labels: NDArray[np.str_]) -> NDArray[np.int64]:
     return np.array([index.get(str(label), -1) for label in labels.tolist()], np.int64)
 
 
-def _expected(
-    a: Side, b: Side, classifier: Classifier, seed: int
-) -> tuple[Choice, NDArray[np.int64], dict[str, float]]:
-    """What the model answers on B, and the accuracy to expect of that."""
+def _predicted(a: Side, b: Side, classifier: Classifier, seed: int) -> Model:
+    """The model's predictions on B, and the accuracy to expect."""
     index = {name: number for number, name in enumerate(classifier.classes)}
     labels = np.array([index.get(str(name), -1) for name in a.labels], np.int64)
     if not (labels >= 0).any():
         raise UsageError(
-            f"{escape(a.name)}: none of its classes is one of the model's; give the images it was trained on."
+            f"{escape(a.name)}: none of its classes is a class of the model. Give the images it was trained on."
         )
     transform = classifier.head.transform
-
-    def columns(side: Side, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        return transform.apply(side.features.blocks(transform.blocks, rows))
-
-    target = columns(b, b.rows)
-    known = np.full(len(target), -1, np.int64)
-    domains = Domains(columns(a, a.rows[labels >= 0]), labels[labels >= 0], target, known, len(index))
-    head = classifier.head
-    answers = softmax(target.astype(np.float64) @ head.weight.T.astype(np.float64) + head.bias)
-    choice = choose(domains, answers, seed=seed)
-    predicted = answers.argmax(1).astype(np.int64)
-    return choice, predicted, expected(predicted, choice, answers.max(1))
+    source, target = (
+        transform.apply(side.features.blocks(transform.blocks, rows))
+        for side, rows in ((a, a.rows[labels >= 0]), (b, b.rows))
+    )
+    domains = Domains(source, labels[labels >= 0], target, np.full(len(target), -1, np.int64), len(index))
+    given = softmax(score(classifier.head, target))
+    choice, predicted = choose(domains, given, seed=seed), given.argmax(1).astype(np.int64)
+    return Model(classifier.classes, predicted, choice, expected_accuracy(predicted, choice, given.max(1)))
 
 
-def _expected_class(
-    name: str, classifier: Classifier, choice: Choice, predicted: NDArray[np.int64], labels_b: NDArray[np.str_]
+def _class_record(
+    name: str,
+    labels_a: NDArray[np.str_],
+    labels_b: NDArray[np.str_],
+    shifts: Mapping[str, ClassShift],
+    model: Model | None,
 ) -> dict[str, Any]:
-    """Expected recall of a class from the methods' votes, with its range, and the recall measured where labels are."""
-    if name not in classifier.classes:
-        return {}
-    label = classifier.classes.index(name)
-    weight = choice.consensus[:, label]
-    total = float(weight.sum())
-    hit = predicted == label
-    found: dict[str, Any] = {}
-    if total > 0.5:
-        value = float((weight * hit).sum() / total)
-        interval = wilson(value, max(1.0, total))
-        low, high = max(0.0, interval.low - MODEL_ERROR), min(1.0, interval.high + MODEL_ERROR)
-        found["expected"] = {"value": value, "low": low, "high": high}
-    own = labels_b == name
-    if own.any():
-        interval = wilson(float(hit[own].mean()), int(own.sum()))
-        found["accuracy"] = {"value": float(hit[own].mean()), "low": interval.low, "high": interval.high}
+    shift, own, has_labels = shifts.get(name), labels_b == name, not (labels_b == NO_LABEL).all()
+    found: dict[str, Any] = {
+        "name": escape(name),
+        "n_a": int((labels_a == name).sum()),
+        "n_b": int(own.sum()) if has_labels else None,
+        "shift": shift.shift if shift else None,
+        "moves": shift.p_value * len(shifts) < CLASS_SIGNIFICANCE if shift else None,
+        "expected": None,
+        "accuracy": None,
+    }
+    if model is not None and name in model.classes:
+        label = model.classes.index(name)
+        hit, n_votes = model.predicted == label, float(model.choice.votes[:, label].sum())
+        value = expected_recall(model.predicted, model.choice.votes, label)
+        if value is not None and n_votes > 0.5:
+            interval = wilson(value, max(1.0, n_votes))
+            low, high = max(0.0, interval.low - MODEL_ERROR), min(1.0, interval.high + MODEL_ERROR)
+            found["expected"] = {"value": value, "low": low, "high": high}
+        found["accuracy"] = share_record(int(hit[own].sum()), int(own.sum()))
     return found
 
 
-def _measured(
-    predicted: NDArray[np.int64], labels_b: NDArray[np.str_], classifier: Classifier
-) -> dict[str, float] | None:
-    known = np.isin(labels_b, classifier.classes)
-    if not known.any():
-        return None
-    right = np.array(classifier.classes)[predicted[known]] == labels_b[known]
-    interval = wilson(float(right.mean()), len(right))
-    return {"value": float(right.mean()), "low": interval.low, "high": interval.high}
-
-
-def _sentence(a: str, b: str, distance: Distance, found: dict[str, float] | None, rows: list[dict[str, Any]]) -> str:
-    facts = f"energy distance {distance.energy:.3f} where sets from one source have {distance.expected:.3f}"
+def _sentences(a: str, b: str, distance: Distance, model: Model | None, rows: tuple[dict[str, Any], ...]) -> list[str]:
+    energy = f"energy distance {distance.energy:.3f}; {distance.expected:.3f} would be expected by chance"
     if distance.p_value >= SIGNIFICANCE:
-        return f"{a} and {b}: no clear difference ({facts}, p = {distance.p_value:.2f})."
-    text = f"{a} and {b} differ ({facts}, p = {distance.p_value:.3f}; told apart with an area under ROC of {distance.auc:.2f})."
-    moving = [row["name"] for row in sorted(rows, key=lambda row: -(row["shift"] or 0)) if row["moves"]]
-    if moving:
-        text += f" Classes that move most: {', '.join(moving[:5])}."
-    if found:
-        text += f" Expected accuracy of the model on {b}: {100 * found['value']:.0f} % ({100 * found['low']:.0f} to {100 * found['high']:.0f})."
-        broken = [row["name"] for row in rows if row["expected"] and row["expected"]["value"] < 0.5]
-        if broken:
-            text += f" Likely to break: {', '.join(broken[:5])}."
-    return text
+        return [f"No significant difference between {a} and {b} ({energy}; p = {distance.p_value:.2f})."]
+    found = [f"{a} and {b} differ ({energy}; p = {distance.p_value:.3f}; linear separability: AUC {distance.auc:.2f})."]
+    shifted = [row["name"] for row in sorted(rows, key=lambda row: -(row["shift"] or 0)) if row["moves"]]
+    if shifted:
+        found.append(f"Largest class shifts: {', '.join(shifted[:5])}.")
+    if model is not None:
+        value, low, high = (percent(model.expected[key], 0) for key in ("value", "low", "high"))
+        found.append(f"Expected accuracy of the model on {b}: {value} (range {low.rstrip('%')}–{high.rstrip('%')}).")
+    weak = [row["name"] for row in rows if row["expected"] and row["expected"]["value"] < 0.5]
+    if weak:
+        found.append(f"Likely to fail: {', '.join(weak[:5])}.")
+    return found
 
 
-def _notes(names: list[str], labels_b: NDArray[np.str_], choice: Choice | None) -> list[str]:
-    notes = []
-    others = sorted(set(labels_b.tolist()) - set(names) - {"?"})
+def _notes(names: list[str], labels_b: NDArray[np.str_], model: Model | None) -> list[str]:
+    notes, others = [], sorted({*labels_b.tolist()} - {*names, NO_LABEL})
     if others:
-        notes.append(f"Classes of B that A does not have: {', '.join(escape(name) for name in others[:8])}.")
-    if choice is not None and choice.outcome == "refused":
-        notes.append(f"The figures to expect mean little: {choice.reason}")
+        notes.append(f"Classes in B but not in A: {first_names(others, 8)}.")
+    if model is not None and model.choice.outcome == "refused":
+        notes.append(f"The expected accuracy may be far off. {model.choice.reason}")
     return notes

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.commands.steps import model_embedder, part_rows, predict_features, scan_and_embed
+from topwork.commands.prepare import scan_and_embed
 from topwork.data.manifest import Manifest
+from topwork.data.split import part_rows
 from topwork.errors import UsageError
 from topwork.evaluation.metrics import evaluate_part
-from topwork.evaluation.predictions import UNKNOWN_CLASS, Predictions
+from topwork.evaluation.predictions import UNKNOWN_CLASS, Predictions, predict_features
+from topwork.export.runtime import model_embedder
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.progress import Reporter
 from topwork.settings import DataSettings

@@ -13,14 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.commands.steps import (
-    part_rows,
-    rules_of,
-)
 from topwork.data.images import decode
 from topwork.data.loader import in_order
 from topwork.data.manifest import Manifest, scan
-from topwork.data.split import join_groups
+from topwork.data.samples import rules_of
+from topwork.data.split import join_groups, part_rows
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input
 from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.evaluation.examine import Examination, examine

@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topwork.commands.assess import Assessed, assess, check_labels
-from topwork.commands.prepare import Gathered, embedder_of, fitted_probe, gather, with_answers
-from topwork.commands.steps import probe_record, provenance, timing
+from topwork.commands.prepare import Gathered, embedder_of, fitted_probe, prepare_data, timing, with_answers
+from topwork.data.augment import pipeline
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split
 from topwork.evaluation.analysis import find_insights
 from topwork.evaluation.predictions import Predictions
 from topwork.features.blas import few_threads
-from topwork.features.embed import Features, embed
+from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import compiled_form
 from topwork.features.probe import Probe
 from topwork.features.views import Probed
 from topwork.models.classifier import Classifier
 from topwork.progress import Reporter, Stopwatch
-from topwork.run import asked, run_folder, write_json, write_run
-from topwork.settings import FitSettings, as_dict, is_launched
+from topwork.run import asked, is_finished, provenance, replacement_of, run_folder, write_json, write_run
+from topwork.settings import FitSettings, as_dict, check, is_launched
 from topwork.training.recipe import head_spec
 from topwork.training.tracking import check_tracker, tracking
 
@@ -82,19 +82,22 @@ def fit(
     """
     settings, reporter, clock = settings or FitSettings(), reporter or Reporter(), Stopwatch()
     folder = Path(out)
-    head_spec(settings)  # what cannot be is named before the work begins
+    check(settings)  # what cannot be is named before the work begins
+    head_spec(settings)
+    pipeline("none" if settings.augment == "auto" else settings.augment)
     check_tracker(settings.track)
     check_labels(settings)
-    with run_folder(folder, overwrite):
-        write_json(folder / "settings.json", asked(path, settings))
-        data = gather(path, settings, clock, reporter)
+    wanted = asked(path, settings)
+    with run_folder(folder, overwrite, wanted) as work:
+        write_json(work / "settings.json", wanted)
+        data = prepare_data(path, settings, clock, reporter)
         if data.choice is not None:  # what is resumed must not choose again: rates differ from time to time
-            write_json(folder / "settings.json", asked(path, settings) | {"backbones": data.choice.as_dict()})
+            write_json(work / "settings.json", wanted | {"backbones": data.choice.as_dict()})
         n_values = len(data.manifest.samples) * data.backbone.n_features
         with clock("probe"), few_threads(n_values):
             reporter.step("probe")
             probed = fitted_probe(data, clock, reporter)
-        tuned, words = _tune(data, probed.probe, folder, clock, reporter)
+        tuned, words = _tune(data, probed.probe, work, clock, reporter)
         seen = with_answers(data if tuned is None else _embedded_again(data, tuned, clock, reporter), reporter)
         with few_threads(n_values):
             assessed = assess(seen, probed.probe, tuned, clock, reporter)
@@ -109,13 +112,15 @@ def fit(
             reporter.step("write")
             history = [*map(asdict, probed.probe.trials), *(tuned.history if tuned else [])]
             compiled = compiled_form(classifier.backbone) if data.embedder.engine.kind == "openvino" else None
-            write_run(folder, data.manifest, data.parts, classifier, assessed.predictions, recipe, history, compiled)
+            write_run(work, data.manifest, data.parts, classifier, assessed.predictions, recipe, history, compiled)
         if not data.manifest.multi_label:
             with clock("insights"), few_threads(n_values):
                 reporter.step("insights")
-                _write_insights(folder, path, data, seen.features, probed.probe, assessed, tuned is not None, clock)
+                _write_insights(
+                    work, path, folder, data, seen.features, probed.probe, assessed, tuned is not None, clock
+                )
         evaluation |= {"timing": timing(clock, data.embedder)}
-        write_json(folder / "evaluation.json", evaluation)
+        write_json(work / "evaluation.json", evaluation)
     return Fitted(folder, data.manifest, data.parts, classifier, probed.probe, assessed.predictions, evaluation, recipe)
 
 
@@ -129,13 +134,14 @@ def follow(path: str | os.PathLike[str], out: str | os.PathLike[str], settings: 
     """
     if settings.mode == "probe":
         return
-    reporter, clock = Reporter(), Stopwatch()
+    reporter, clock, folder = Reporter(), Stopwatch(), Path(out)
+    work = replacement_of(folder) if is_finished(folder) else folder
     _meet()
-    data = gather(path, settings, clock, reporter)
+    data = prepare_data(path, settings, clock, reporter)
     probed = fitted_probe(data, clock, reporter)
     from topwork.training.finetune import TuningInputs, tune_classifier
 
-    inputs = TuningInputs(data.backbone, data.manifest, data.features, data.parts, probed.probe, settings, Path(out))
+    inputs = TuningInputs(data.backbone, data.manifest, data.features, data.parts, probed.probe, settings, work)
     tune_classifier(inputs, reporter, reporter.note)
 
 
@@ -201,8 +207,9 @@ def _embedded_again(data: Gathered, tuned: TunedClassifier, clock: Stopwatch, re
 
 
 def _write_insights(
-    folder: Path,
+    work: Path,
     path: str | os.PathLike[str],
+    folder: Path,
     data: Gathered,
     features_judged: Features,
     probe: Probe,
@@ -227,7 +234,7 @@ def _write_insights(
         settings=as_dict(data.settings),
         seed=data.settings.seed,
     )
-    write_json(folder / "insights.json", insights.as_dict())
+    write_json(work / "insights.json", insights.as_dict())
 
 
 def _recipe(data: Gathered, probed: Probed, tuned: TunedClassifier | None, classifier: Classifier) -> dict[str, Any]:
@@ -262,3 +269,28 @@ def _recipe(data: Gathered, probed: Probed, tuned: TunedClassifier | None, class
         }
         recipe |= {"temperature_fitted_on": "valid", "valid_used_for": VALID_OF_TUNING}
     return recipe
+
+
+def probe_record(classifier: Classifier, probe: Probe, embedder: Embedder) -> dict[str, Any]:
+    """What a recipe says of a probe: the network, how it ran, the head that was chosen and by what."""
+    chosen = next(trial for trial in probe.trials if trial.chosen)
+    return {
+        "backbone": classifier.backbone.name,
+        "architecture": classifier.backbone.architecture,
+        "preprocessing": classifier.backbone.spec.as_dict(),
+        "engine": embedder.engine.kind,
+        "precision": embedder.engine.precision,
+        "head": {
+            "kind": classifier.head.kind,
+            "candidate": chosen.candidate,
+            "penalty": chosen.penalty,
+            "n_features": int(classifier.head.weight.shape[1]),
+            "reason": probe.reason,
+        },
+        "cross_validation": {
+            "n_folds": chosen.n_folds,
+            "n_images": chosen.n_images,
+            "accuracy": chosen.accuracy,
+            "standard_error": chosen.standard_error,
+        },
+    }

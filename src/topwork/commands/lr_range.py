@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from topwork.commands.assess import check_labels
-from topwork.commands.prepare import fitted_probe, gather
+from topwork.commands.prepare import fitted_probe, prepare_data
 from topwork.progress import Reporter, Stopwatch
-from topwork.settings import FitSettings
+from topwork.settings import FitSettings, check
 
 if TYPE_CHECKING:
     from topwork.training.lr_range import RangeTest
@@ -72,8 +72,9 @@ def lr_range(
     from topwork.training.optimizer import stage_table
 
     settings, reporter = replace(settings or FitSettings(), mode="tune", near_duplicates=False), reporter or Reporter()
+    check(settings)
     check_labels(settings)
-    data = gather(path, settings, Stopwatch(), reporter)
+    data = prepare_data(path, settings, Stopwatch(), reporter)
     reporter.step("probe")
     probe = fitted_probe(data, Stopwatch(), reporter).probe
     reporter.step("prepare")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from topwork.errors import UsageError
 from topwork.models.backbone import EMBEDDED, architecture_of, input_spec
 from topwork.models.head import Changes, HeadSpec, parse_head
-from topwork.settings import ModelSettings, TuneSettings
+from topwork.settings import ModelSettings, TuneSettings, check
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,6 +59,7 @@ def describe(name: str, settings: ModelSettings | None = None) -> Described:
     from topwork.training.recipe import DataFacts, plan
 
     settings = settings or ModelSettings()
+    check(settings)
     with torch.device("meta"):
         network = _six_blocks(settings) if name == SIX_BLOCKS else _timm_network(name, settings)
     n_classes = settings.n_classes or (2 if settings.outputs == "binary" else max(2, int(network.num_classes)))  # type: ignore[arg-type]

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.commands.steps import near_pairs, scan_and_embed, timing
 from topwork.data.augment import Flip, pipeline
-from topwork.data.manifest import Manifest
+from topwork.data.manifest import Manifest, scan
+from topwork.data.samples import rules_of
 from topwork.data.split import Split, divided_as, join_groups, leave_out, split, with_valid
 from topwork.data.transforms import Mirror
 from topwork.errors import UsageError
 from topwork.features.backbone_selection import Choice, choose, names_of, subsample
-from topwork.features.duplicates import near_duplicates
+from topwork.features.duplicates import near_duplicates, near_pairs
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import Engine, load_engine
 from topwork.features.probe import Probe, fit_probe
@@ -30,7 +30,7 @@ from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.head import Changes
 from topwork.progress import Reporter, Stopwatch
 from topwork.run import read_split
-from topwork.settings import FitSettings
+from topwork.settings import DataSettings, FitSettings
 from topwork.text import escape
 
 MIN_CLASSES = 2
@@ -66,7 +66,7 @@ class Gathered:
         return self.manifest.targets
 
 
-def gather(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch, reporter: Reporter) -> Gathered:
+def prepare_data(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch, reporter: Reporter) -> Gathered:
     """Scans, embeds and splits."""
     names = names_of(settings.backbone)
     with clock("backbone"):
@@ -237,3 +237,33 @@ def _say_untrained(names: Sequence[str], verb: str, reporter: Reporter) -> None:
     if names:
         some = ", ".join(escape(name) for name in names[:5])
         reporter.note(f"Without a training image, so they can never be {verb} ({len(names)}): {some}.")
+
+
+def scan_and_embed(
+    path: str | os.PathLike[str], settings: DataSettings, embedder: Embedder, reporter: Reporter
+) -> tuple[Manifest, Features]:
+    """One pass over the pixels; what was embedded before an interruption is kept."""
+    try:
+        manifest = scan(
+            path,
+            visitor=embedder,
+            n_threads=settings.workers,
+            on_progress=reporter.progress,
+            rules=rules_of(settings),
+        )
+    finally:
+        embedder.flush()
+    return manifest, embed(embedder.backbone, manifest, embedder=embedder, n_threads=settings.workers)
+
+
+def timing(clock: Stopwatch, embedder: Embedder) -> dict[str, Any]:
+    """Seconds of each step and images per second, as ``evaluation.json`` holds them."""
+    seconds = clock.seconds["scan_and_embed"]
+    return {
+        "seconds": clock.seconds | {"total": clock.total},
+        "n_embedded": embedder.n_embedded,
+        "images_per_second": round(embedder.n_embedded / seconds, 1) if embedder.n_embedded and seconds else None,
+        "engine_images_per_second": (
+            round(embedder.n_embedded / embedder.engine_seconds, 1) if embedder.engine_seconds else None
+        ),
+    }

@@ -22,7 +22,7 @@ from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.compare import Comparison, compare
 from topwork.evaluation.predictions import Predictions
 from topwork.progress import Reporter
-from topwork.run import read_evaluation, read_insights, read_split, resumed
+from topwork.run import read_asked, read_evaluation, read_insights, read_split
 from topwork.settings import FitSettings, fit_command
 from topwork.text import as_text, escape
 
@@ -78,7 +78,7 @@ class Review:
     def __init__(self, run: str | os.PathLike[str], corrections: str | os.PathLike[str] | None = None) -> None:
         self.run = Path(run)
         read_evaluation(self.run)
-        self.path, _, self.settings, _ = resumed(self.run)
+        self.path, self.settings = read_asked(self.run)
         self.manifest: Manifest = load_manifest(self.run / "manifest.parquet")
         _ = self.manifest.labels  # of several labels an image no doubts are kept, which this says
         self.doubts = _doubts(self.run, self.manifest)

@@ -7,17 +7,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from topwork.commands.steps import (
-    near_pairs,
-    rules_of,
-    scan_and_embed,
-)
+from topwork.commands.prepare import scan_and_embed
 from topwork.data.manifest import Manifest, scan
+from topwork.data.samples import rules_of
 from topwork.data.split import join_groups, split
 from topwork.data.transforms import InputSpec
 from topwork.evaluation.dataset_summary import Overview, findings, overview
 from topwork.evaluation.shortcut import check_shortcuts
-from topwork.features.duplicates import near_duplicates
+from topwork.features.duplicates import near_duplicates, near_pairs
 from topwork.features.embed import Embedder
 from topwork.models.backbone import load_backbone
 from topwork.progress import Reporter

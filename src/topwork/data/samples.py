@@ -6,8 +6,10 @@ In: nothing. Out: types that every other file here may import; this one imports 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+
+from topwork.settings import DataSettings
 
 LABEL_SEPARATOR = "|"
 
@@ -121,3 +123,8 @@ class Sample:
     height: int
     orientation: int
     is_gray: bool = False
+
+
+def rules_of(settings: DataSettings) -> Rules:
+    """What the settings say about how the data is to be read."""
+    return Rules(**{item.name: getattr(settings, item.name) for item in fields(Rules)})

@@ -286,3 +286,26 @@ def _find(parent: list[int], row: int) -> int:
 def _join(parent: list[int], a: int, b: int) -> None:
     root_a, root_b = _find(parent, a), _find(parent, b)
     parent[max(root_a, root_b)] = min(root_a, root_b)
+
+
+def n_train_of(manifest: Manifest, parts: Split) -> dict[str, int]:
+    """Training images of each class."""
+    targets = manifest.targets[parts.train]
+    counts = targets.sum(0) if manifest.multi_label else np.bincount(targets, minlength=len(manifest.classes))
+    return dict(zip(manifest.classes, counts.tolist(), strict=True))
+
+
+def part_rows(manifest: Manifest, part: str) -> NDArray[np.int64]:
+    """Rows of the wanted part; all rows where the data has no parts."""
+    by_part: dict[str, list[int]] = {}
+    for row, sample in enumerate(manifest.samples):
+        by_part.setdefault(sample.part or "none", []).append(row)
+    if part == "auto":
+        part = next((name for name in ("test", "valid") if name in by_part), "all")
+    if part == "all":
+        return np.arange(len(manifest.samples))
+    if part not in by_part:
+        raise UsageError(
+            f"--part {part}: {escape(str(manifest.root))} has no such part; found {', '.join(sorted(by_part))}."
+        )
+    return np.array(by_part[part])

@@ -19,6 +19,7 @@ from topwork.errors import UsageError
 from topwork.files import error_reason
 from topwork.text import escape
 
+NO_LABEL = "?"  # class name of images whose folders are no classes
 ANY_LABEL = "(.)"  # a label for every file; it means nothing
 COLUMNS = ("path", "label", "suggested", "probability", "reason")
 
@@ -37,6 +38,12 @@ def rules_without_labels(path: str | os.PathLike[str], rules: Rules, is_unlabele
     if rules.label_regex is None and (is_unlabeled or is_flat(path)):
         return replace(rules, label_regex=ANY_LABEL), True
     return rules, is_unlabeled
+
+
+def without_labels(manifest: Manifest) -> Manifest:
+    """The same images, all of the class ``NO_LABEL``."""
+    samples = tuple(replace(sample, label=NO_LABEL) for sample in manifest.samples)
+    return replace(manifest, samples=samples, classes=(NO_LABEL,), notes=())
 
 
 def read_labels(path: Path, manifest: Manifest, classes: tuple[str, ...]) -> NDArray[np.int64]:

@@ -20,6 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from topwork.data.samples import LABEL_SEPARATOR
 from topwork.errors import UsageError
+from topwork.features.embed import Features
+from topwork.models.classifier import Classifier
 
 if TYPE_CHECKING:
     from topwork.models.classifier import Classifier
@@ -306,3 +308,20 @@ def _check(predictions: Predictions) -> None:
 
 def _in_range(labels: Ints, n_classes: int) -> bool:
     return bool(labels.min() >= UNKNOWN_CLASS and labels.max() < n_classes)
+
+
+def predict_features(
+    classifier: Classifier, features: Features, rows: NDArray[np.int64], labels: NDArray[Any]
+) -> Predictions:
+    """Logits of some rows from stored features, a bounded number at a time.
+
+    Args:
+        labels: of all of the manifest's samples, for the classifier's classes: (N,), or (N, C) for several labels.
+    """
+    blocks = classifier.head.transform.blocks
+    chunks = []
+    for start in range(0, len(rows), 4096):
+        some = rows[start : start + 4096]
+        chunks.append(classifier.head.logits(features.blocks(blocks, some)))
+    logits = np.concatenate(chunks) if chunks else np.zeros((0, len(classifier.classes)))
+    return Predictions(classifier.classes, rows, labels[rows], logits, Task.of(classifier))

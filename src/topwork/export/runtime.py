@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from topwork.data.transforms import Pixels
 from topwork.errors import UsageError
+from topwork.features.embed import Embedder
 from topwork.features.engine import (
     BATCH,
     Batch,
@@ -111,3 +112,11 @@ def _export(backbone: Backbone, path: Path) -> None:
             feature_network(backbone), (example,), str(partial), input_names=["images"], output_names=list(BLOCKS),
             dynamic_axes=batch, opset_version=_OPSET, dynamo=False,
         )  # fmt: skip
+
+
+def model_embedder(classifier: Classifier) -> Embedder:
+    """An embedder whose features are exactly those that the model's head reads."""
+    from topwork.export.runtime import engine_of
+
+    engine = engine_of(classifier)
+    return Embedder(classifier.backbone, engine)

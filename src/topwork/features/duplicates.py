@@ -353,3 +353,8 @@ def _read_cache(path: Path, manifest: Manifest) -> NearDuplicates | None:
         return NearDuplicates(**(record | {"pairs": tuple(pairs)}))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def near_pairs(near: NearDuplicates | None) -> list[tuple[int, int]]:
+    """Rows that show the same picture, for :func:`topwork.data.split.join_groups`."""
+    return [(pair.a, pair.b) for pair in near.pairs] if near else []

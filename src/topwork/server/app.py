@@ -1,27 +1,30 @@
-"""The prediction server as an ASGI application: what is asked, what is refused, what is answered.
+"""The prediction server as an ASGI application: requests, refusals, answers.
 
-In: models and limits. Out: an application for ``server.py``. Every refusal is JSON, ``{"error": ...}``; the only 5xx are
-503 (full, starting, closing, or a fault of ours) and 504 (too late). Nothing here opens a path or an address that a
-client names: images come in the body of the request.
-
-Sockets, slow clients and shutdown are in ``server.py``; batches in ``batching.py``; the page is ``app.html``.
+In: models and limits. Out: an application for ``serve.py``. Every refusal is JSON, ``{"error": ...}``; the only 5xx are
+503 (full, starting, closing, or an internal error) and 504 (too late). Nothing here opens a path or an address that a
+client names: images come in the body of the request. Batches are in ``queue.py``; the page is ``app.html``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import html
+import ipaddress
 import json
 import logging
+import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request  # noqa: TID253 - only `topwork serve` loads this file
 from fastapi.exceptions import RequestValidationError  # noqa: TID253
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, Response
 
@@ -30,7 +33,6 @@ from topwork.data.loader import default_threads
 from topwork.export.batch import row_of
 from topwork.export.predictor import Prediction, Predictor
 from topwork.server.metrics import Measures
-from topwork.server.multipart import FormError, files_of
 from topwork.server.queue import ServedModel
 from topwork.settings import ServeSettings
 
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_TOP = 100
+MAX_FIELDS = 100  # of a form, beside its files
+DRAIN_SECONDS = 1.0
 _HERE = Path(__file__).parent
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -56,28 +60,24 @@ _Top = Annotated[int, Query(ge=1, le=MAX_TOP, description="how many classes to n
 _Explain = Annotated[bool, Query(description="also send the picture with where the model looked; one image only")]
 
 
-class Refused(Exception):
+def refusal(status: int, text: str, *, closes: bool = False, rows: list[dict[str, Any]] | None = None) -> HTTPException:
     """A request that gets no answer, and what the client is told.
 
     Args:
         closes: the rest of the body is not wanted, so the connection ends.
         rows: error rows for the images that were sent.
     """
-
-    def __init__(
-        self, status: int, text: str, *, closes: bool = False, rows: list[dict[str, Any]] | None = None
-    ) -> None:
-        super().__init__(text)
-        self.status, self.closes, self.rows = status, closes, rows
+    headers = ({"connection": "close"} if closes else {}) | ({"retry-after": "1"} if status == 503 else {})
+    return HTTPException(status, {"error": text} | ({} if rows is None else {"predictions": rows}), headers)
 
 
 class Service:
-    """The models behind the application, how full it is, and whether it is welcome to more."""
+    """The models behind the application, how full it is, and whether it takes more."""
 
-    def __init__(self, models: Mapping[str, Predictor], settings: ServeSettings) -> None:
-        self.settings = settings
+    def __init__(self, models: Mapping[str, Predictor], settings: ServeSettings, token: str | None = None) -> None:
+        self.settings, self.token = settings, token
         self.measures = Measures()
-        self.is_closing = False
+        self.is_closing: Callable[[], bool] = lambda: False
         self.is_warm = False
         self.failure = "starting"
         threads = settings.workers or default_threads()
@@ -89,7 +89,7 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether a real prediction has worked and the server is not ending."""
-        return self.is_warm and not self.is_closing
+        return self.is_warm and not self.is_closing()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -110,7 +110,7 @@ class Service:
     def admitted(self, n_images: int) -> Iterator[None]:
         """Room for images that are waited for; refused at once where there is none."""
         if self.measures.n_waiting + n_images > self.settings.max_queue:
-            raise Refused(503, "too many images are waiting; try again in a second", closes=True)
+            raise refusal(503, "too many images are waiting; try again in a second", closes=True)
         self.measures.n_waiting += n_images
         try:
             yield
@@ -145,7 +145,9 @@ def create_app(service: Service) -> ASGIApp:
     _add_predictions(app, service)
     _add_status(app, service)
     _add_pages(app)
-    return Guard(app, service.measures)
+    settings = service.settings
+    access = Access(names_of_host(settings.host, settings.allow_host), service.token)
+    return Guard(app, service.measures, access)
 
 
 def _add_predictions(app: FastAPI, service: Service) -> None:
@@ -155,11 +157,15 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
             async with asyncio.timeout(service.settings.request_seconds):
                 return await _predict(service, request, name, top, explain)
         except TimeoutError:
-            raise Refused(504, f"no answer within {service.settings.request_seconds:g} s", closes=True) from None
+            raise refusal(504, f"no answer within {service.settings.request_seconds:g} s", closes=True) from None
+        except HTTPException as error:
+            if "connection" in (error.headers or {}):
+                await _drain(request, 4 * service.settings.max_body_mb * 1_000_000)
+            raise
         finally:
             service.measures.request_seconds.add(time.perf_counter() - started)
 
-    @app.post("/predict", openapi_extra=_body_schema(), summary="Name what is on one or more images")
+    @app.post("/predict", openapi_extra=_body_schema(), summary="Classify one or more images")
     async def predict(request: Request, top: _Top = 5, explain: _Explain = False) -> Response:
         return await answer(request, None, top, explain)
 
@@ -181,7 +187,7 @@ def _add_status(app: FastAPI, service: Service) -> None:
     async def ready() -> Response:
         if service.is_ready:
             return as_json({"status": "ready"})
-        return as_json({"error": "closing" if service.is_closing else service.failure}, 503)
+        return as_json({"error": "closing" if service.is_closing() else service.failure}, 503)
 
     @app.get("/metrics", summary="Counters for Prometheus")
     async def metrics() -> Response:
@@ -194,8 +200,9 @@ def _add_pages(app: FastAPI) -> None:
         return as_page(own_text("templates", "app.html"))
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return as_page(own_text("templates", "app_docs.html"))
+    async def docs(request: Request) -> Response:
+        address = html.escape(f"{request.url.scheme}://{request.headers.get('host', 'localhost')}")
+        return as_page(own_text("templates", "app_docs.html").replace("http://127.0.0.1:8000", address))
 
     @app.get("/static/{name}", include_in_schema=False)
     async def static(name: str) -> Response:
@@ -207,16 +214,16 @@ def _add_pages(app: FastAPI) -> None:
 
 async def _predict(service: Service, request: Request, name: str | None, top: int, explain: bool) -> Response:
     if not service.is_warm:
-        raise Refused(503, f"not ready: {service.failure}", closes=True)
+        raise refusal(503, f"not ready: {service.failure}", closes=True)
     model = _chosen(service, name)
     with service.admitted(1), _Held(service) as held:
-        images = _images_of(request, await _read_body(service, request, held), service.settings.max_images)
+        images = await _images_of(request, await _read_body(service, request, held), service.settings.max_images)
         with service.admitted(len(images) - 1):
             found = await model.predict(images)
         service.measures.outcomes.update((model.name, prediction.outcome) for prediction in found)
         rows = [_row(prediction, top) for prediction in found]
         if all(prediction.outcome == "error" for prediction in found):
-            raise Refused(422, found[0].error or "no image could be read", rows=rows)
+            raise refusal(422, found[0].error or "no image could be read", rows=rows)
         if explain and len(images) == 1:
             rows[0]["map"] = await model.explain(images[0][1], found[0])
     return as_json({"model": model.name, "predictions": rows})
@@ -226,7 +233,7 @@ def _chosen(service: Service, name: str | None) -> ServedModel:
     if name is None:
         return next(iter(service.models.values()))
     if name not in service.models:
-        raise Refused(404, "no model of that name; GET /models lists them", closes=True)
+        raise refusal(404, "no model of that name; GET /models lists them", closes=True)
     return service.models[name]
 
 
@@ -247,7 +254,7 @@ class _Held:
     def add(self, n_bytes: int) -> None:
         """Takes some more, or refuses."""
         if self._measures.n_held_bytes + n_bytes > self._limit:
-            raise Refused(503, "too many requests are being read; try again in a second", closes=True)
+            raise refusal(503, "too many requests are being read; try again in a second", closes=True)
         self._n_bytes += n_bytes
         self._measures.n_held_bytes += n_bytes
 
@@ -256,10 +263,10 @@ async def _read_body(service: Service, request: Request, held: _Held) -> bytes:
     """The whole body, in time and within the limits."""
     settings = service.settings
     limit = int(settings.max_body_mb * 1_000_000)
-    too_large = Refused(413, f"the body is larger than {settings.max_body_mb:g} MB", closes=True)
+    too_large = refusal(413, f"the body is larger than {settings.max_body_mb:g} MB", closes=True)
     length = request.headers.get("content-length")
     if length is None and "transfer-encoding" not in request.headers:
-        raise Refused(411, "send the image as the body, with a Content-Length", closes=True)
+        raise refusal(411, "send the image as the body, with a Content-Length", closes=True)
     if length is not None and (not length.isdecimal() or len(length) > 18 or int(length) > limit):
         raise too_large
     body = bytearray()
@@ -272,28 +279,54 @@ async def _read_body(service: Service, request: Request, held: _Held) -> bytes:
                 body += chunk
     except TimeoutError:
         service.measures.cut_off["body"] += 1
-        raise Refused(408, f"the body did not arrive within {settings.body_seconds:g} s", closes=True) from None
+        raise refusal(408, f"the body did not arrive within {settings.body_seconds:g} s", closes=True) from None
     return bytes(body)
 
 
-def _images_of(request: Request, body: bytes, max_images: int) -> list[tuple[str, bytes]]:
+async def _drain(request: Request, limit: float) -> None:
+    """Reads on for a moment: closing a connection with unread data would discard the answer on its way."""
+    with suppress(TimeoutError, ClientDisconnect, RuntimeError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for chunk in request.stream():
+                limit -= len(chunk)
+                if limit < 0:
+                    return
+
+
+async def _images_of(request: Request, body: bytes, max_images: int) -> list[tuple[str, bytes]]:
     """(name, content) of each image in a body: the files of a form, or the body itself."""
-    content_type = request.headers.get("content-type", "")
-    kind = content_type.partition(";")[0].strip().lower()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        try:
-            images = files_of(content_type, body)
-        except FormError as error:
-            raise Refused(400, f"not a well-formed form: {error}") from None
+        images = await _files_of(request, body, max_images)
     elif kind.startswith(("text/", "multipart/")) or kind == "application/json":
-        raise Refused(415, "send an image as the body, or files as multipart/form-data")
+        raise refusal(415, "send an image as the body, or files as multipart/form-data")
     else:
         images = [("image", body)] if body else []
     if not images:
-        raise Refused(400, "there is no image in the request")
+        raise refusal(400, "there is no image in the request")
     if len(images) > max_images:
-        raise Refused(413, f"more than {max_images} images in one request")
+        raise refusal(413, f"more than {max_images} images in one request")
     return images
+
+
+async def _files_of(request: Request, body: bytes, max_images: int) -> list[tuple[str, bytes]]:
+    """The files of a form that is in memory already, so nothing is written to disk."""
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield body
+
+    parser = MultiPartParser(request.headers, stream(), max_files=max_images + 1, max_fields=MAX_FIELDS)  # type: ignore[arg-type]
+    parser.spool_max_size = len(body) + 1
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise refusal(413, f"more than {max_images} images in one request") from None
+        raise refusal(400, f"not a well-formed form: {error.message.rstrip('.').lower()}") from None
+    if not body.rstrip(b"\r\n").endswith(b"--"):
+        raise refusal(400, "not a well-formed form: it ends before its last boundary")
+    files = [value for _, value in form.multi_items() if not isinstance(value, str)]
+    return [(file.filename or "", await file.read()) for file in files]
 
 
 def _row(prediction: Prediction, top: int) -> dict[str, Any]:
@@ -331,21 +364,10 @@ def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None
     return Response(json.dumps(value), status, headers, "application/json")
 
 
-def _refusal(refused: Refused) -> Response:
-    headers = {"connection": "close"} if refused.closes else {}
-    if refused.status == 503:
-        headers["retry-after"] = "1"
-    rows = {} if refused.rows is None else {"predictions": refused.rows}
-    return as_json({"error": str(refused), **rows}, refused.status, headers)
-
-
 def _add_error_texts(app: FastAPI) -> None:
-    async def refused(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, Refused)
-        return _refusal(error)
-
-    async def by_framework(_request: Request, error: Any) -> Response:
-        return as_json({"error": str(error.detail).lower()}, error.status_code, dict(error.headers or {}))
+    async def refused(_request: Request, error: Any) -> Response:
+        answer = error.detail if isinstance(error.detail, dict) else {"error": str(error.detail).lower()}
+        return as_json(answer, error.status_code, dict(error.headers or {}))
 
     async def wrong_value(_request: Request, error: Any) -> Response:
         first = error.errors()[0]
@@ -357,9 +379,8 @@ def _add_error_texts(app: FastAPI) -> None:
     async def gone(_request: Request, _error: Exception) -> Response:
         return _NoResponse()
 
-    app.add_exception_handler(Refused, refused)
     app.add_exception_handler(ClientDisconnect, gone)
-    app.add_exception_handler(StarletteHTTPException, by_framework)
+    app.add_exception_handler(StarletteHTTPException, refused)
     app.add_exception_handler(RequestValidationError, wrong_value)
     app.add_exception_handler(Exception, fault)
 
@@ -405,11 +426,51 @@ def _body_schema() -> dict[str, Any]:
     }
 
 
-class Guard:
-    """Around the application: no fault of ours becomes a 500, each answer is counted and carries the same headers."""
+def names_of_host(host: str, more: Iterable[str] = ()) -> Callable[[str], bool]:
+    """Whether a Host header names this server: an IP address, localhost, the given name, or an allowed one.
 
-    def __init__(self, app: ASGIApp, measures: Measures) -> None:
-        self.app, self._measures = app, measures
+    Against DNS rebinding: a site whose name is made to point here is refused, since it sends its own name.
+    """
+    names = {"localhost", host.lower(), *(name.lower() for name in more)}
+
+    def is_ours(value: str) -> bool:
+        name = value.rpartition(":")[0] if value.rpartition(":")[2].isdecimal() else value
+        if "*" in names or name.lower() in names:
+            return True
+        with suppress(ValueError):
+            return bool(ipaddress.ip_address(name.strip("[]")))
+        return False
+
+    return is_ours
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask: under which names of this server, and with which token, if any."""
+
+    is_ours: Callable[[str], bool]
+    token: str | None = field(default=None, repr=False)
+    open_paths: tuple[str, ...] = ("/", "/docs", "/openapi.json", "/live", "/ready")
+
+    def refusal(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Response | None:
+        """The answer to a request that may not pass; None if it may."""
+        hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
+        if len(hosts) != 1 or not self.is_ours(hosts[0]):
+            return as_json({"error": "this server does not answer under that host name; see --allow-host"}, 421)
+        if self.token is None or path in self.open_paths or path.startswith("/static/"):
+            return None
+        given = next((value for name, value in headers if name == b"authorization"), b"")
+        if secrets.compare_digest(given, f"Bearer {self.token}".encode()):
+            return None
+        answer = {"error": "a token is needed: send the header Authorization: Bearer TOKEN"}
+        return as_json(answer, 401, {"www-authenticate": "Bearer", "connection": "close"})
+
+
+class Guard:
+    """Around the application: who may ask; no 500; each answer is counted and carries the same headers."""
+
+    def __init__(self, app: ASGIApp, measures: Measures, access: Access) -> None:
+        self.app, self._measures, self._access = app, measures, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -427,7 +488,8 @@ class Guard:
             await send(message)
 
         try:
-            await self.app(scope, receive, counted)
+            refused = self._access.refusal(scope["path"], scope["headers"])
+            await (refused or self.app)(scope, receive, counted)
         except asyncio.CancelledError:  # closing took too long
             if not has_started:
                 await _fault("closing")(scope, receive, counted)

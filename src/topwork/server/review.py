@@ -27,10 +27,9 @@ from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.progress import Reporter
 from topwork.report.pictures import small_jpeg
 from topwork.report.run_page import write_report
-from topwork.server.app import Guard, as_json, as_page, own_text, static_file
+from topwork.server.app import Access, Guard, as_json, as_page, own_text, static_file
 from topwork.server.metrics import Measures
 from topwork.server.serve import run_app
-from topwork.settings import ServeSettings
 from topwork.text import escape
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class Desk:
         self.token = secrets.token_urlsafe(24)
         self.hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
         self.measures = Measures()
-        self.is_closing = False
+        self.is_closing: Callable[[], bool] = lambda: False
         self.shown_rows = {row for doubt in review.doubts for row in (doubt.row, *doubt.neighbors)}
         self._fit = {"state": "none"}
         self._lock = threading.Lock()
@@ -86,7 +85,7 @@ class Desk:
 def serve_review(review: Review, listener: socket.socket) -> None:
     """Serves the page until SIGINT or SIGTERM."""
     desk = Desk(review, listener.getsockname()[1])
-    run_app(create_review(desk), desk, ServeSettings(), desk.measures, listener)
+    run_app(create_review(desk), desk, listener)
 
 
 class _Telling(Reporter):
@@ -114,7 +113,7 @@ def create_review(desk: Desk) -> ASGIApp:
 
     routes = [*_shown(desk), *_changed(desk)]
     app = Starlette(routes=routes, exception_handlers={HTTPException: refused})
-    return Guard(_OwnHost(app, desk), desk.measures)
+    return Guard(app, desk.measures, Access(lambda host: host.lower() in desk.hosts))
 
 
 def _shown(desk: Desk) -> list[Route]:
@@ -182,22 +181,6 @@ def _changed(desk: Desk) -> list[Route]:
 
 def _is_number(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-class _OwnHost:
-    """Refuses what comes under another host's name: a site whose name was turned to this machine reads nothing here."""
-
-    def __init__(self, app: ASGIApp, desk: Desk) -> None:
-        self._app, self._desk = app, desk
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answers one request."""
-        if scope["type"] == "http":
-            given = [value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"]
-            if len(given) != 1 or given[0] not in self._desk.hosts:
-                await as_json({"error": "this page answers under its own address only"}, 421)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
 
 
 async def _asked(request: Request, desk: Desk) -> dict[str, Any]:

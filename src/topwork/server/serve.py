@@ -1,22 +1,17 @@
-"""The server process: its socket, its limits on files, and an end that loses no request.
+"""The server process: its socket, its limits, and how it ends.
 
-In: models, settings, a listening socket. It is uvicorn's server with another end; single connections are in
-``connection.py``, requests in ``app.py``.
+In: models, settings, a listening socket. uvicorn runs the application of ``app.py``: on SIGINT or SIGTERM it stops
+listening, answers what is in progress, and ends. Slow headers and a request that arrives in the last moments of a shutdown
+are left to a proxy (``deploy/README.md``).
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import ctypes
 import ipaddress
-import os
 import signal
 import socket
-import struct
-import sys
-import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,9 +19,8 @@ import uvicorn  # noqa: TID253 - only `topwork serve` loads this file
 
 from topwork.errors import TopworkError, UsageError
 from topwork.export.predictor import Predictor
+from topwork.files import error_reason
 from topwork.server.app import Service, create_app
-from topwork.server.connection import connection_type
-from topwork.server.metrics import Measures
 from topwork.settings import ServeSettings
 from topwork.text import escape
 
@@ -34,10 +28,10 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 SHUTDOWN_SECONDS = 25
-LAST_SECONDS = 28.5
 MAX_HEAD_BYTES = 32_768
+MAX_CONNECTIONS = 2048
 BACKLOG = 2048
-_SO_ATTACH_FILTER = 26
+MIN_TOKEN = 16
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -54,7 +48,7 @@ def open_socket(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
         listener.setblocking(False)
     except OSError as error:
-        raise TopworkError(f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}.") from None
+        raise TopworkError(f"cannot listen on {host}:{port}: {error_reason(error)}.") from None
     return listener
 
 
@@ -83,97 +77,66 @@ def named_models(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def read_token(settings: ServeSettings, listener: socket.socket) -> str | None:
+    """The token of ``--token-file``; other machines are let in only with one, or with ``--no-auth``.
+
+    Raises:
+        UsageError: neither was given, or the file holds no token.
+    """
+    if settings.token_file is not None:
+        try:
+            token = Path(settings.token_file).read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--token-file {settings.token_file}: cannot be read: {error_reason(error)}.") from None
+        if len(token) < MIN_TOKEN or not token.isprintable():
+            raise UsageError(f"--token-file {settings.token_file}: holds no token of at least {MIN_TOKEN} characters.")
+        return token
+    if settings.auth and not is_loopback(listener):
+        raise UsageError(
+            f"--host {settings.host}: other machines could use this server without a password. "
+            "Give --token-file FILE, or add --no-auth to allow it."
+        )
+    return None
+
+
 class Closing(Protocol):
-    """What is told that the server ends."""
+    """What wants to know whether the server is shutting down."""
 
-    is_closing: bool
-
-
-def serve(models: Mapping[str, Predictor], settings: ServeSettings, listener: socket.socket) -> None:
-    """Serves predictions until SIGINT or SIGTERM; returns when every accepted request has been answered."""
-    _allow_many_connections()
-    service = Service(models, settings)
-    run_app(create_app(service), service, settings, service.measures, listener)
+    is_closing: Callable[[], bool]
 
 
-def run_app(
-    app: ASGIApp, service: Closing, settings: ServeSettings, measures: Measures, listener: socket.socket
+def serve(
+    models: Mapping[str, Predictor], settings: ServeSettings, listener: socket.socket, token: str | None = None
 ) -> None:
-    """Runs an application until SIGINT or SIGTERM, with this module's connections and its end."""
+    """Serves predictions until SIGINT or SIGTERM; returns when requests in progress have been answered."""
+    _allow_many_connections()
+    service = Service(models, settings, token)
+    run_app(create_app(service), service, listener, settings.idle_seconds)
+
+
+def run_app(app: ASGIApp, service: Closing, listener: socket.socket, idle_seconds: float = 10.0) -> None:
+    """Runs an application until SIGINT or SIGTERM, with the limits of this module."""
     config = uvicorn.Config(
         app,
-        http=connection_type(settings, measures),
+        http="h11",
         loop="asyncio",
         ws="none",
         lifespan="on",
-        log_level="error",
+        log_level="critical",
         access_log=False,
         server_header=False,
         proxy_headers=False,
         backlog=BACKLOG,
+        limit_concurrency=MAX_CONNECTIONS,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        timeout_keep_alive=max(1, int(settings.header_seconds)),
+        timeout_keep_alive=max(1, int(idle_seconds)),
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    Server(config, service).run([listener])
-
-
-class Server(uvicorn.Server):
-    """uvicorn's server with another end: status 0 on a signal, every accepted request answered."""
-
-    def __init__(self, config: uvicorn.Config, service: Closing) -> None:
-        super().__init__(config)
-        self._service = service
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """SIGINT and SIGTERM end it; a second one ends it at once."""
-        loop = asyncio.get_running_loop()
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(signum, self._end)
-        yield
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(signum)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accepts what has connected, refuses what has not, and waits for the answers."""
-        for listener in sockets or []:
-            _refuse_new_connections(listener)
-        await asyncio.sleep(0.02)  # those already made are accepted in this time
-        for server in self.servers:
-            server.close()
-        await asyncio.sleep(0)
-        await super().shutdown(sockets)
-
-    def _end(self) -> None:
-        self.force_exit = self.should_exit
-        if not self.should_exit:
-            _exit_at_the_latest(LAST_SECONDS)
-        self.should_exit = self._service.is_closing = True
-
-
-def _exit_at_the_latest(seconds: float) -> None:
-    """Ends the process even if a thread hangs in a library: by then every request has had its answer or its deadline."""
-    last = threading.Timer(seconds, os._exit, (0,))
-    last.daemon = True
-    last.start()
-
-
-def _refuse_new_connections(listener: socket.socket) -> None:
-    """From now on no connection is made that nobody will accept: closing the socket would reset those in its queue.
-
-    On Linux a filter drops what new clients send, so that they are refused a second later, once the socket is closed.
-    Elsewhere the queue is shortened to one connection, which may be lost.
-    """
-    instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF: return 0 bytes of any packet
-    try:
-        if sys.platform != "linux":
-            raise OSError
-        program = struct.pack("@HP", 1, ctypes.addressof(instruction))
-        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-    except OSError:
-        with contextlib.suppress(OSError):
-            listener.listen(0)
+    server = uvicorn.Server(config)
+    service.is_closing = lambda: server.should_exit
+    for signum in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the signal again at its end: status 0
+        signal.signal(signum, lambda *_: None)
+    server.run(sockets=[listener])
 
 
 def _allow_many_connections() -> None:

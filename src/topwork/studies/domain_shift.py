@@ -13,7 +13,8 @@ import numpy as np
 
 from topwork.adaptation.adapted_head import adapted_head
 from topwork.adaptation.align import Domains, Rows
-from topwork.adaptation.guards import Choice, choose, predicted_accuracy
+from topwork.adaptation.expected import predicted_accuracy
+from topwork.adaptation.guards import Choice, choose
 from topwork.blocks import AnyCell, Bars, Grid, Table
 from topwork.data.transforms import Pixels
 from topwork.evaluation.perturb import PERTURBATIONS
@@ -159,7 +160,7 @@ def _shift(
         right[way] = _logits(found, target).argmax(1) == truth
         choices.append(choice)
         heads.append(found)
-    votes = predicted_accuracy(answers.argmax(1).astype(np.int64), choices[0].consensus)
+    votes = predicted_accuracy(answers.argmax(1).astype(np.int64), choices[0].votes)
     before, after = (_logits(h, source[n:]).argmax(1) == labels[n:] for h in (head, heads[0]))
     expected = (votes + float(answers.max(1).mean())) / 2
     return Shift(name, truth, right, given < 0, choices[0], expected, (before, after))

@@ -20,7 +20,16 @@ from topwork.data.augment import pipeline
 from topwork.errors import UsageError
 from topwork.features.probe import class_weights
 from topwork.models.head import HeadSpec, parse_head
-from topwork.settings import BatchNorm, FitSettings, OptimizerName, Outputs, ScheduleName, Strategy
+from topwork.settings import (
+    BatchNorm,
+    FitSettings,
+    OptimizerName,
+    Outputs,
+    ScheduleName,
+    Strategy,
+    check,
+    learning_rates,
+)
 from topwork.settings import TuneSettings as TuneSettings
 
 HEAD = "classifier"
@@ -219,14 +228,7 @@ def _rate_range(settings: TuneSettings, strategy: str) -> tuple[float, float]:
         high = HEAD_RATE[settings.optimizer] if strategy == "head" else TUNE_RATE[settings.optimizer]
         # the upper stages alone are all far from general-purpose: one rate for them (ELPV, valid: see docs/lab-log.md)
         return (high if strategy in ("head", "last") else high / 10), high
-    parts = settings.lr.split(":")
-    try:
-        low, high = float(parts[0]), float(parts[-1])
-    except ValueError:
-        low = high = math.nan
-    if len(parts) > 2 or not (0 < low <= high < math.inf):
-        raise UsageError(f"--lr {settings.lr}: use one number such as 1e-4, or LOW:HIGH such as 1e-6:1e-4.")
-    return low, high
+    return learning_rates(settings.lr)
 
 
 def _phases(settings: TuneSettings, strategy: Strategy, stages: tuple[str, ...], n_epochs: int) -> tuple[Phase, ...]:
@@ -311,15 +313,10 @@ def _balance(settings: TuneSettings, facts: DataFacts) -> tuple[float, ...] | No
 
 
 def _check(settings: TuneSettings, facts: DataFacts) -> None:
+    """What :func:`topwork.settings.check` cannot know: settings against each other and against the data."""
+    check(settings)
     rules = [
-        (settings.epochs is None or settings.epochs >= 1, "--epochs must be at least 1."),
-        (settings.batch_size is None or settings.batch_size >= 1, "--batch-size must be at least 1."),
-        (0 <= settings.warmup < 1, "--warmup must be at least 0 and below 1."),
-        (0 <= settings.label_smoothing < 1, "--label-smoothing must be at least 0 and below 1."),
-        (settings.lr_decay is None or 0 < settings.lr_decay <= 1, "--lr-decay must be above 0 and at most 1."),
         (settings.lr_decay is None or ":" not in settings.lr, "--lr-decay goes with a single --lr, not with LOW:HIGH."),
-        (settings.ema is None or 0 <= settings.ema < 1, "--ema must be at least 0 (off) and below 1."),
-        (settings.clip_norm is None or settings.clip_norm >= 0, "--clip-norm must be 0 (off) or more."),
         (settings.outputs != "binary" or len(facts.class_counts) == 2, "--outputs binary needs exactly two classes."),
         (settings.patience is None or facts.n_valid > 0, "--patience needs validation images."),
         (facts.n_train > 0, "Training needs images."),
@@ -338,8 +335,9 @@ def head_spec(settings: FitSettings) -> HeadSpec:
     if settings.hidden is None and settings.head != "cosine":
         return HeadSpec()
     if settings.mode == "probe":
-        option = "--hidden" if settings.hidden is not None else "--head cosine"
-        raise UsageError(f"{option}: a head that has to be trained needs --mode tune.")
+        raise UsageError(
+            f"--{'hidden' if settings.hidden else 'head cosine'}: a head that has to be trained needs --mode tune."
+        )
     if settings.hidden is None:
         return HeadSpec("cosine")
     spec = parse_head(settings.hidden)

@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any
 
 from topwork.blocks import (
-    Beside,
     Block,
     Card,
     Cell,
@@ -38,14 +37,12 @@ def domains(record: Record, _album: Album) -> list[Block]:
     if found is None:
         return []
     names = [escape(name) for name in record.model.get("classes", [])]
-    titles = (("as_seen", "Before alignment"), ("aligned", "After alignment"))
-    maps = [domain_map(title, found["map"][key], names) for key, title in titles]
     blocks: list[Block] = [
         Text(_lead(found), "lead"),
         *(Text(escape(note)) for note in found["notes"]),
         _accuracies(record, found),
         *_asked(found),
-        Beside(tuple([one] for one in maps)),
+        domain_map("Source and target", found["map"], names),
         _classes(found),
         *_changed(record, found),
     ]

@@ -1,0 +1,63 @@
+"""Impossible values and options without effect are named, in every mode; what can be passes."""
+
+from dataclasses import fields
+
+import pytest
+
+from topwork.errors import UsageError
+from topwork.settings import AdaptSettings, FitSettings, ModelSettings, TuneSettings, check
+
+# a value that is not the default, for every setting that only tuning reads
+OTHER = {
+    "strategy": "all", "last_stages": 3, "epochs": 5, "lr": "1e-3", "lr_spread": "linear", "lr_decay": 0.8,
+    "schedule": "flat", "warmup": 0.1, "optimizer": "sgd", "weight_decay": 0.1, "batch_size": 8, "batch_norm": "train",
+    "outputs": "binary", "label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0, "clip_norm": 0.0, "ema": 0.0,
+    "monitor": "accuracy", "patience": 3, "interpolate": False, "average_best": 2, "track": "tensorboard",
+    "compile": True, "hidden": "16",
+}  # fmt: skip
+
+
+def test_every_setting_that_only_tuning_reads_has_a_value_here():
+    tuning = {item.name for item in fields(FitSettings) if "mode" in item.metadata["needs"]}
+    assert tuning <= OTHER.keys() | {"lora_rank"}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_an_option_of_tuning_is_an_error_without_tuning(name):
+    flag = "no-interpolate" if name == "interpolate" else name.replace("_", "-")
+    with pytest.raises(UsageError, match=f"^--{flag}.* has no effect without --mode tune"):
+        check(FitSettings(**{name: OTHER[name]}))
+    allowed = {"strategy": "last"} if name == "last_stages" else {}
+    check(FitSettings(mode="tune", **allowed, **{name: OTHER[name]}))
+    check(FitSettings(mode="auto", **allowed, **{name: OTHER[name]}))
+
+
+@pytest.mark.parametrize("mode", ["probe", "tune"])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lr": "fast"}, "--lr fast: use one number"),
+        ({"lr": "1e-3:1e-5"}, "--lr 1e-3:1e-5: use one number"),
+        ({"lr": "nan"}, "--lr nan"),
+        ({"time_budget": "soon"}, "soon: not a time"),
+        ({"warmup": 1.0}, "--warmup 1.0: must be at least 0 and below 1"),
+        ({"epochs": 0}, "--epochs 0: must be at least 1"),
+        ({"weight_decay": float("nan")}, "--weight-decay nan: must be"),
+        ({"mixup": -1.0}, "--mixup -1.0: must be above 0"),
+        ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
+    ],
+)
+def test_an_impossible_value_is_an_error_in_every_mode(mode, settings, words):
+    with pytest.raises(UsageError, match=words):
+        check(FitSettings(mode=mode, **settings))
+
+
+def test_a_setting_that_needs_another_names_it():
+    with pytest.raises(UsageError, match="--last-stages 3 has no effect without --strategy last"):
+        check(FitSettings(mode="tune", last_stages=3))
+    with pytest.raises(UsageError, match="--last-stages 3 has no effect without --strategy last"):
+        check(ModelSettings(last_stages=3))
+    with pytest.raises(UsageError, match="--epochs 9 has no effect without --mode tune"):
+        check(AdaptSettings(epochs=9))
+    check(TuneSettings(epochs=5))  # in Python, where there is no mode
+    check(FitSettings())
