@@ -11,7 +11,7 @@ import operator
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -392,6 +392,9 @@ def as_dict(settings: DataSettings) -> dict[str, Any]:
     return asdict(settings)
 
 
+RENAMED = {"fit": "resize"}  # settings of runs of earlier versions
+
+
 def fit_command(path: str, out: str, asked: Mapping[str, Any]) -> str:
     """``topwork fit`` for a shell, with every setting that is not the default, and the seed always.
 
@@ -400,8 +403,11 @@ def fit_command(path: str, out: str, asked: Mapping[str, Any]) -> str:
     """
     words = ["topwork", "fit", path, "--out", out]
     defaults = {item.name: item.default for item in fields(FitSettings)}
-    for name, value in asked.items():
-        if value is None or (value == defaults.get(name, MISSING) and name != "seed"):
+    for stored, value in asked.items():
+        name = RENAMED.get(stored, stored)
+        if name not in defaults:  # an option of an earlier version
+            continue
+        if value is None or (value == defaults[name] and name != "seed"):
             continue
         words += option_of(name, value).split(" ", 1)
     return " ".join(quote(word) for word in words)

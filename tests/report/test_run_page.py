@@ -26,7 +26,7 @@ from topwork.report.sections.settings import repeat_command
 from topwork.report.sections.summary import headline_of, sentences, weakest_class
 from topwork.report.sections.training import epoch_charts
 from topwork.run import write_json
-from topwork.settings import quote
+from topwork.settings import fit_command, quote
 from topwork.text import escape, percent
 
 from .conftest import HOSTILE_CLASSES, HOSTILE_FILES, MakeRun, add_insights
@@ -364,3 +364,8 @@ def test_command_names_what_is_not_the_default(make_run: MakeRun) -> None:
     assert "--seed 0" in command
     assert "--valid-fraction" not in command  # 0.2 is the default
     assert "--backbone" not in command
+
+
+def test_command_of_an_earlier_version_has_todays_options() -> None:
+    asked = {"fit": "crop", "fsdp": False, "class_weights": "auto", "seed": 3}
+    assert fit_command("data", "run", asked) == "topwork fit data --out run --resize crop --seed 3"

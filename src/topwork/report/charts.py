@@ -325,7 +325,9 @@ def number_text(value: float) -> str:
 
 def key(style: str) -> Markup:
     """The sample of a series in a legend."""
-    shape = '<circle cx="10" cy="5" r="3.5"/>' if "dots" in style or "rings" in style else '<path class="stroke" d="M0 5 H20"/>'  # fmt: skip
+    shapes = {"dots": '<circle cx="10" cy="5" r="3.5"/>', "band": '<polygon points="0,0 20,0 20,10 0,10"/>'}
+    shapes |= {"rings": shapes["dots"], "bars": shapes["band"]}
+    shape = shapes.get(style.split()[1], '<path class="stroke" d="M0 5 H20"/>')
     return Markup('<svg class="chart" width="20" height="10" aria-hidden="true"><g class="{}">{}</g></svg>').format(
         style, Markup(shape)
     )

@@ -14,12 +14,13 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from topwork.commands.review import Conflict, Outcome, Review
@@ -50,6 +51,7 @@ class Desk:
         self.measures = Measures()
         self.is_closing: Callable[[], bool] = lambda: False
         self.shown_rows = {row for doubt in review.doubts for row in (doubt.row, *doubt.neighbors)}
+        self.report: Path | None = None  # of the new run
         self._fit = {"state": "none"}
         self._lock = threading.Lock()
 
@@ -68,7 +70,7 @@ class Desk:
 
         try:
             outcome = self.review.fit_again(_Telling(doing))
-            write_report(outcome.run)
+            self.report = write_report(outcome.run)
         except TopworkError as error:
             self._fit = {"state": "failed", "error": str(error)}
         except Exception as error:  # noqa: BLE001 - a thread's error must reach the page
@@ -139,6 +141,12 @@ def _shown(desk: Desk) -> list[Route]:
     async def static(request: Request) -> Response:
         return static_file(request.path_params["name"], _STATIC)
 
+    async def report(_request: Request) -> Response:
+        if desk.report is None:
+            raise HTTPException(404, "there is no new run yet")
+        text = await asyncio.to_thread(desk.report.read_text, "utf-8")
+        return HTMLResponse(text, headers={"x-frame-options": "DENY"})
+
     async def progress(_request: Request) -> Response:
         return as_json(desk.fit)
 
@@ -148,6 +156,7 @@ def _shown(desk: Desk) -> list[Route]:
         Route("/image/{row:int}", image),
         Route("/static/{name}", static),
         Route("/fit", progress, methods=["GET"]),
+        Route("/report", report),
     ]
 
 

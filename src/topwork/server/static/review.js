@@ -1,11 +1,13 @@
-// The review page: one doubt at a time. Names and errors are always set as text; a decision counts once the server says so.
+// The review page: one likely label error at a time. Names and errors are always set as text; a decision counts once the server says so.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const TOKEN = document.querySelector('meta[name="topwork-token"]').content;
 let classes = [];
-let doubts = [];
+let everything = []; // what the run doubts, unlikely errors included
+let doubts = []; // what is shown
 let at = 0;
+let decided = []; // rows in the order of their decisions, for undo
 let isSaving = false;
 
 async function load() {
@@ -16,27 +18,40 @@ async function load() {
   } catch {
     return fail("The server cannot be reached. Is topwork review still running?");
   }
-  ({ classes, doubts } = data);
+  classes = data.classes;
+  everything = data.doubts;
   $("corrections").textContent = data.corrections;
   $("command").textContent = data.command;
   for (const [number, name] of classes.entries()) $("classes").append(new Option(name, number));
-  tell(data.tally);
+  pick();
+}
+
+// The likely errors are those of the report; the others are shown on request.
+function pick() {
+  const now = doubts[at]?.row;
+  doubts = everything.filter((doubt) => $("all").checked || doubt.is_confident);
+  const n = everything.filter((doubt) => !doubt.is_confident).length;
+  $("more").hidden = n === 0;
+  $("more-text").textContent = `also show ${n === 1 ? "1 image that is" : `${n} images that are`} less likely mislabeled`;
   $("none").hidden = doubts.length > 0;
   $("doubt").hidden = doubts.length === 0;
-  at = Math.max(0, doubts.findIndex((doubt) => doubt.now_decision === null));
+  at = doubts.findIndex((doubt) => doubt.row === now);
+  if (at < 0) at = Math.max(0, doubts.findIndex((doubt) => doubt.now_decision === null));
+  tell();
   if (doubts.length) show();
 }
 
-function tell(tally) {
-  const parts = [`${tally.open} of ${tally.doubts} open`];
-  if (tally.changed) parts.push(`${tally.changed} changed`);
-  if (tally.kept) parts.push(`${tally.kept} kept`);
-  if (tally.removed) parts.push(`${tally.removed} set aside`);
+function tell() {
+  const count = (decision) => doubts.filter((doubt) => doubt.now_decision === decision).length;
+  const parts = [`${count(null)} of ${doubts.length} undecided`];
+  for (const [decision, word] of [["relabel", "relabeled"], ["keep", "kept"], ["remove", "excluded"]]) {
+    if (count(decision)) parts.push(`${count(decision)} ${word}`);
+  }
   $("tally").textContent = parts.join(" · ");
-  $("fit").disabled = !(tally.changed || tally.removed);
+  $("fit").disabled = !everything.some((doubt) => ["relabel", "remove"].includes(doubt.now_decision));
 }
 
-const percent = (share) => `${(100 * share).toFixed(share > 0.995 || share < 0.005 ? 1 : 0)} %`;
+const percent = (share) => (share > 0.999 && share < 1 ? "99.9%" : share < 0.001 && share > 0 ? "0.1%" : `${(100 * share).toFixed(1)}%`);
 
 function show() {
   const doubt = doubts[at];
@@ -46,8 +61,8 @@ function show() {
   $("place").textContent = `${at + 1} of ${doubts.length}`;
   $("question").textContent = `Labeled ${label}. Is it ${suggested}?`;
   $("why").textContent =
-    `Heads that did not see this image say ${suggested} with ${percent(doubt.suggested_probability)} and ${label} with ` +
-    `${percent(doubt.label_probability)}${doubt.is_confident ? "" : "; doubtful, but not clearly wrong"}.`;
+    `Models not trained on this image predict ${suggested} (${percent(doubt.suggested_probability)}; ` +
+    `${label}: ${percent(doubt.label_probability)})${doubt.is_confident ? "" : ". Less likely to be wrong"}.`;
   $("path").textContent = doubt.path;
   $("part").textContent = doubt.part;
   $("gone").hidden = true;
@@ -63,25 +78,39 @@ function show() {
   $("classes").parentElement.classList.toggle("chosen", chosen === "relabel" && doubt.now_label !== doubt.suggested);
   $("classes").value = String(doubt.now_label ?? doubt.label);
   $("stands").hidden = chosen === null;
-  $("stands").textContent = { keep: `Kept as ${label}.`, remove: "Set aside.", relabel: `Changed to ${classes[doubt.now_label] ?? "another class"}.` }[chosen] ?? "";
-  $("undo").disabled = chosen === null;
+  $("stands").textContent = { keep: `Kept as ${label}.`, remove: "Excluded.", relabel: `Changed to ${classes[doubt.now_label] ?? "another class"}.` }[chosen] ?? "";
+  $("undo").disabled = chosen === null && !decided.length;
   const tiles = doubt.neighbors.map((near) => {
     const tile = document.createElement("li");
+    const press = document.createElement("button");
+    press.type = "button";
     const image = new Image();
     image.loading = "lazy";
-    image.alt = `similar image of ${classes[near.label]}`;
-    image.src = `/image/${near.row}?size=small`;
+    image.alt = `similar image labeled ${classes[near.label]}`;
+    image.src = `/image/${near.row}`;
+    press.append(image);
+    press.addEventListener("click", () => enlarge(near.row, image.alt, near.path));
     const text = document.createElement("p");
     text.textContent = classes[near.label];
     text.className = near.label === doubt.label ? "same" : "other";
     text.title = near.path;
-    tile.append(image, text);
+    tile.append(press, text);
     return tile;
   });
   $("neighbors").replaceChildren(...tiles);
   const following = doubts[at + 1];
   if (following) new Image().src = `/image/${following.row}`; // so that it is there at once
 }
+
+const zoom = $("zoom");
+function enlarge(row, alt, path) {
+  zoom.querySelector("img").src = `/image/${row}`;
+  zoom.querySelector("img").alt = alt;
+  zoom.querySelector("p").textContent = path;
+  zoom.showModal();
+}
+document.querySelector(".picture").addEventListener("click", () => enlarge(doubts[at].row, $("picture").alt, doubts[at].path));
+zoom.addEventListener("click", (event) => { if (event.target === zoom) zoom.close(); });
 
 $("picture").addEventListener("error", async () => {
   const row = doubts[at].row;
@@ -118,13 +147,27 @@ async function decide(decision, label = null) {
     doubt.now_version = answer.version;
   }
   if (response.ok) {
-    tell(answer.tally);
-    if (decision === "undo") show();
-    else walk(1);
+    tell();
+    decided = decided.filter((row) => row !== doubt.row);
+    if (decision === "undo") return show();
+    decided.push(doubt.row);
+    walk(1);
   } else {
     show();
     fail(`Not saved: ${answer.error}.`);
   }
+}
+
+// Undoes what was decided about this image, or else the last decision.
+function undo() {
+  if ($("undo").disabled || isSaving) return;
+  if (doubts[at].now_decision === null) {
+    const last = doubts.findIndex((doubt) => doubt.row === decided.at(-1));
+    if (last < 0) return;
+    at = last;
+    show();
+  }
+  decide("undo");
 }
 
 function walk(step) {
@@ -149,19 +192,20 @@ function choose(label) {
 $("keep").addEventListener("click", () => decide("keep"));
 $("change").addEventListener("click", () => decide("relabel", doubts[at].suggested));
 $("remove").addEventListener("click", () => decide("remove"));
-$("undo").addEventListener("click", () => { if (!$("undo").disabled) decide("undo"); });
+$("undo").addEventListener("click", undo);
+$("all").addEventListener("change", pick);
 $("next").addEventListener("click", () => walk(1));
 $("back").addEventListener("click", () => walk(-1));
 $("classes").addEventListener("change", () => { const label = Number($("classes").value); $("classes").blur(); choose(label); });
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || !doubts.length) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || !doubts.length || zoom.open) return;
   if (event.target instanceof HTMLSelectElement || event.target instanceof HTMLInputElement) return;
   const action = {
     k: () => decide("keep"),
     s: () => decide("relabel", doubts[at].suggested),
     x: () => decide("remove"),
-    u: () => { if (!$("undo").disabled) decide("undo"); },
+    u: undo,
     c: () => $("classes").focus(),
     arrowright: () => walk(1),
     arrowleft: () => walk(-1),
@@ -172,7 +216,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-// ---- the fit with corrected labels
+// ---- retraining with corrected labels
 
 $("fit").addEventListener("click", async () => {
   try {
@@ -195,13 +239,14 @@ async function watch() {
       found = { state: "failed", error: "the server cannot be reached" };
     }
     if (found.state === "running") {
-      $("outcome").textContent = `Fitting: ${found.doing}…`;
+      $("outcome").textContent = `Retraining: ${found.doing}…`;
       await new Promise((resolve) => setTimeout(resolve, 400));
     }
   } while (found.state === "running");
   $("fit").disabled = false;
   $("outcome").classList.toggle("failed", found.state === "failed");
-  $("outcome").textContent = found.state === "done" ? `${found.sentence} The run: ${found.run}` : `It failed: ${found.error}`;
+  $("outcome").textContent = found.state === "done" ? `${found.sentence} New run: ${found.run}` : `Retraining failed: ${found.error}`;
+  $("report").hidden = found.state !== "done";
 }
 
 load();
