@@ -26,6 +26,7 @@ from cyclopts.help import DefaultFormatter, HelpPanel
 from topwork import __version__
 from topwork.console import Terminal
 from topwork.errors import Interrupted, TopworkError, UsageError
+from topwork.export.targets import TARGETS
 from topwork.settings import (
     AdaptSettings,
     DataSettings,
@@ -471,11 +472,8 @@ def export(
     model: Model,
     /,
     *,
-    to: Annotated[
-        Literal["onnx", "openvino", "pt2"],
-        Parameter(help="onnx: one self-contained file; openvino: .xml and .bin; pt2: torch.export."),
-    ],
-    out: Annotated[str, Parameter(help="File to write: .onnx, .xml or .pt2.")],
+    to: Annotated[str, Parameter(help="; ".join(f"{name}: {target.help}" for name, target in TARGETS.items()) + ".")],
+    out: Annotated[str, Parameter(help=f"File to write: {', '.join(t.endings[0] for t in TARGETS.values())}.")],
     check: Annotated[
         list[str] | None,
         Parameter(consume_multiple=True, help="Images to check with [default: the run's own held-out images]."),
@@ -770,11 +768,11 @@ def _print_json(answer: Mapping[str, Any]) -> None:
 
 def _picture_writer(predictor: Any, folder: str) -> Any:
     """Writes the heatmaps that predict --explain asks for."""
-    from topwork.export.evidence import Evidence
+    from topwork.export.predictor import Heatmaps
 
-    place, evidence = Path(folder), Evidence(predictor)
+    place, heatmaps = Path(folder), Heatmaps(predictor)
     place.mkdir(parents=True, exist_ok=True)
-    return lambda number, prediction: evidence.write(number, prediction, place)
+    return lambda number, prediction: heatmaps.write(number, prediction, place)
 
 
 def _reject_status(n_rejected: int, n_used: int, settings: DataSettings) -> int:

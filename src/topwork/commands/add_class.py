@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from topwork.commands.assess import evaluate_parts
 from topwork.commands.prepare import scan_and_embed, timing
@@ -19,11 +20,18 @@ from topwork.evaluation.predictions import Predictions, predict_features
 from topwork.evaluation.unknown import fit_unknown
 from topwork.export.runtime import model_embedder
 from topwork.features.embed import Embedder, Features, embed
+from topwork.features.logistic import SoftmaxRegression
 from topwork.models.classifier import Classifier, load_classifier
+from topwork.models.head import Floats, LinearHead
 from topwork.progress import Reporter, Stopwatch
 from topwork.run import provenance, run_folder, write_json, write_run
 from topwork.settings import DataSettings
 from topwork.text import escape, natural_key
+
+PENALTIES = (0.1, 0.01, 1e-3, 1e-4)  # strong to weak, on the mean loss, for columns scaled to a mean variance of 1
+N_FOLDS = 3
+CV_IMAGES = 4000
+TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -174,8 +182,6 @@ def _grown_classifier(
     classifier: Classifier, manifest: Manifest, features: Features, parts: Split, seed: int
 ) -> tuple[Classifier, dict[str, Any]]:
     """The classifier with new rows, in the order of the manifest's classes; and how the rows were fitted."""
-    from topwork.export.growing import grow_head, reordered
-
     added = [name for name in manifest.classes if name not in classifier.classes]
     names = [*classifier.classes, *added]
     index = {name: number for number, name in enumerate(names)}
@@ -188,7 +194,7 @@ def _grown_classifier(
     order += [index[name] for name in names if name not in manifest.classes]  # classes whose images are gone
     bigger = replace(
         classifier,
-        head=reordered(grown.head, order),
+        head=replace(grown.head, weight=grown.head.weight[order], bias=grown.head.bias[order]),
         classes=tuple(names[number] for number in order),
         thresholds=classifier.thresholds
         | {"unknown": max(detector.threshold, classifier.thresholds.get("unknown") or 0.0)},
@@ -236,3 +242,91 @@ def _write_grown(
     compiled = classifier.backbone.folder / COMPILED[0]
     found = compiled if embedder.engine.kind == "openvino" and compiled.is_file() else None
     write_run(folder, manifest, parts, classifier, predictions, recipe, history, found)
+
+
+# ---- the head
+
+
+@dataclass(frozen=True)
+class GrownHead:
+    """A head with new rows after the old ones.
+
+    Attributes:
+        penalty: chosen.
+        cross_entropy: mean over images out of fold, for each penalty tried.
+    """
+
+    head: LinearHead
+    penalty: float
+    cross_entropy: dict[float, float]
+
+
+def grow_head(head: LinearHead, columns: Floats, labels: NDArray[np.int64], n_new: int, seed: int = 0) -> GrownHead:
+    """Fits rows for new classes; the rows of the old classes stay as they are.
+
+    So an old image can only be answered differently by going to a new class. The L2 penalty is chosen by
+    cross-validation.
+
+    Args:
+        columns: (N, D) what ``head.transform`` makes of the features of old and new training images.
+        labels: (N,) old classes first; the new ones are the ``n_new`` after them.
+    """
+    center = columns.mean(axis=0, dtype=np.float64)
+    scale = float(np.sqrt(np.mean(columns.var(axis=0, dtype=np.float64)))) or 1.0
+    x = ((columns - center) / scale).astype(np.float32)
+    old = columns.astype(np.float64) @ head.weight.T.astype(np.float64) + head.bias
+    total = np.logaddexp.reduce(old, axis=1).astype(np.float32)
+    y = np.maximum(labels - len(head.weight) + 1, 0)
+    scores = _cross_entropy(x, y, total, n_new, seed)
+    penalty = min(scores, key=lambda p: scores[p])
+    fitted = _NewRows(x, y, total, n_new, np.ones((1, len(x))))
+    fitted.solve(penalty, TOLERANCE)
+    weights, biases = fitted.solution()
+    weight = weights[0, 1:].astype(np.float64) / scale
+    bias = biases[0, 1:] - weight @ center
+    grown = replace(
+        head,
+        weight=np.concatenate([head.weight, weight.astype(np.float32)]),
+        bias=np.concatenate([head.bias, bias.astype(np.float32)]),
+    )
+    return GrownHead(grown, penalty, scores)
+
+
+class _NewRows(SoftmaxRegression):
+    """Class 0 stands for all old classes: its logit, the log of the sum of their exponentials, is given and fixed.
+
+    That gives the cross-entropy over all classes, but for a part that the new rows do not change.
+    """
+
+    def __init__(
+        self, x: Floats, y: NDArray[np.int64], old: Floats, n_new: int, sample_weights: NDArray[np.float64]
+    ) -> None:
+        super().__init__(x, y, n_new + 1, sample_weights)
+        self.old = old[:, None]
+
+    def _logits(self, w: Floats) -> Floats:
+        logits = super()._logits(w)
+        logits[:, :, 0] = self.old
+        return logits
+
+    def _loss(self, v: Floats, precondition: Floats, penalty: float) -> tuple[NDArray[np.float64], Floats]:
+        loss, gradient = super()._loss(v, precondition, penalty)
+        gradient[:, :, 0] = 0
+        return loss, gradient
+
+
+def _cross_entropy(x: Floats, y: NDArray[np.int64], old: Floats, n_new: int, seed: int) -> dict[float, float]:
+    """Out of fold, for each penalty; new images all take part, old ones up to a number."""
+    order = np.random.default_rng(seed).permutation(len(x))
+    is_new = y[order] > 0
+    order = np.concatenate([order[is_new], order[~is_new]])[: max(CV_IMAGES, int(is_new.sum()))]
+    fold = np.arange(len(order)) % N_FOLDS  # new images come first, so each fold has its share
+    held_out = fold == np.arange(N_FOLDS)[:, None]
+    problems = _NewRows(x[order], y[order], old[order], n_new, (~held_out).astype(np.float64))
+    scores = {}
+    for penalty in PENALTIES:
+        problems.solve(penalty, TOLERANCE)
+        logits = problems.logits()[fold, np.arange(len(order))]
+        own = logits[np.arange(len(order)), y[order]]
+        scores[penalty] = float((np.logaddexp.reduce(logits.astype(np.float64), axis=1) - own).mean())
+    return scores

@@ -24,7 +24,7 @@ from topwork.export.batch import list_inputs
 from topwork.export.parity import Certificate, Checked, certify
 from topwork.export.predictor import read_image
 from topwork.export.quantize import N_IMAGES
-from topwork.export.targets import Format, check_ending, export_classifier, standalone_script
+from topwork.export.targets import export_classifier, standalone_script, target_of
 from topwork.files import atomic_file
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.text import escape
@@ -45,7 +45,7 @@ class Package:
 
 def export_model(
     model: str | os.PathLike[str],
-    to: Format,
+    to: str,
     out: Path,
     check: Sequence[str] = (),
     *,
@@ -64,10 +64,11 @@ def export_model(
         UsageError: names that are taken or end wrongly, no images.
         TopworkError: it cannot be exported, or answers differently; the images are named.
     """
-    check_ending(to, out)
+    target = target_of(to, out)
     classifier = load_classifier(model, multi_label=True)
-    certificate_path = out.with_name(f"{out.stem}.parity.json")
-    pieces = [out, out.with_name(SCRIPT), certificate_path, *([out.with_suffix(".bin")] if to == "openvino" else [])]
+    script = _place(out, SCRIPT, f"predict_{to}.py")
+    certificate_path = _place(out, f"{out.stem}.parity.json", f"{out.name}.parity.json")
+    pieces = [out, script, certificate_path, *(out.with_suffix(ending) for ending in target.endings[1:])]
     _check_free(pieces, overwrite)
     partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
@@ -75,8 +76,8 @@ def export_model(
         checked = _images(model, classifier, check, partial)
         pixels = _calibration(model, classifier, calibrate) if int8 else None
         export_classifier(classifier, to, partial / out.name, pixels)
-        (partial / SCRIPT).write_text(standalone_script(classifier, out.name), encoding="utf-8")
-        certificate = certify(classifier, partial / out.name, partial / SCRIPT, checked, is_int8=int8)
+        (partial / script.name).write_text(standalone_script(classifier, out.name), encoding="utf-8")
+        certificate = certify(classifier, partial / out.name, partial / script.name, checked, is_int8=int8)
         _check_passed(certificate, out.with_name(f"{out.stem}.parity-failed.json"))
         _write_certificate(certificate, partial / certificate_path.name)
         for piece in reversed(pieces):  # the export last: where it is, the rest is
@@ -85,7 +86,19 @@ def export_model(
         raise TopworkError(f"{out}: cannot be written: {(error.strerror or str(error)).lower()}.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Package(out, out.with_name(SCRIPT), certificate_path, certificate)
+    return Package(out, script, certificate_path, certificate)
+
+
+def _place(out: Path, name: str, other: str) -> Path:
+    """A name beside the export; the other one if the first belongs to something else, such as another export."""
+    first = out.with_name(name)
+    try:
+        is_free = f'"model": {json.dumps(out.name)}' in first.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        is_free = True
+    except (OSError, ValueError):
+        is_free = False
+    return first if is_free else out.with_name(other)
 
 
 def _check_free(pieces: Sequence[Path], overwrite: bool) -> None:

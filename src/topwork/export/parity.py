@@ -30,7 +30,7 @@ from topwork.export import standalone
 from topwork.export.predictor import Prediction, Predictor
 from topwork.export.quantize import Cost, cost
 from topwork.export.runtime import engine_of
-from topwork.export.targets import OPSET
+from topwork.export.targets import open_export, title_and_runtime
 from topwork.models.classifier import Classifier
 
 TOLERANCE = 1e-2  # of probabilities, from image files
@@ -39,8 +39,6 @@ TIE = 1e-4
 LEAST_SAME_INT8 = 0.9
 _GRAPH_IMAGES = 64
 _NAMES_PER_CALL = 250  # names as arguments: there is no name they cannot hold
-_FORMATS = {".onnx": f"ONNX, opset {OPSET}", ".xml": "OpenVINO IR", ".pt2": "torch.export"}
-_RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "torch"}
 
 
 @dataclass(frozen=True)
@@ -140,11 +138,12 @@ def certify(
         if mine.label != other["label"]:
             found = _difference(mine, other["label"], classifier)
             (ties if found.probabilities[0] - found.probabilities[1] < TIE else different).append(found)
+    title, runtime = title_and_runtime(exported)
     return Certificate(
         model=exported.name,
-        format=_FORMATS[exported.suffix],
+        format=title,
         sha256=_digest(exported),
-        runtime=_runtime(exported),
+        runtime=f"{runtime} {metadata.version(runtime)}",
         precision_of_original="f32",
         images=checked.words,
         n_images=len(ours),
@@ -203,7 +202,7 @@ def _graph_difference(classifier: Classifier, exported: Path, paths: Sequence[st
     pixels = _pixels(classifier, paths)
     logits = classifier.head.logits(dict(engine_of(classifier).run_unrounded(pixels)))
     expected = Task.of(classifier).probabilities(logits)
-    found: NDArray[np.float32] = standalone.open_model(exported)(pixels)
+    found: NDArray[np.float32] = open_export(exported)(pixels)
     return float(np.abs(found - expected).max())
 
 
@@ -220,11 +219,6 @@ def _pixels(classifier: Classifier, paths: Sequence[str]) -> Pixels:
         if len(found) == _GRAPH_IMAGES:
             break
     return np.stack(found) if found else drawn_images(spec)
-
-
-def _runtime(exported: Path) -> str:
-    name = _RUNTIMES[exported.suffix]
-    return f"{name} {metadata.version(name)}"
 
 
 def _digest(path: Path) -> str:

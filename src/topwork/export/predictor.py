@@ -9,10 +9,12 @@ transformers, and does not depend on what ran the network or on the other images
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +22,16 @@ from numpy.typing import NDArray
 from topwork.data.folders import read_regular_file
 from topwork.data.images import decode
 from topwork.data.loader import in_order
-from topwork.data.transforms import Pixels, fit_to_input
-from topwork.errors import ImageError
+from topwork.data.transforms import Pixels, fit_to_input, resize
+from topwork.errors import ImageError, TopworkError
 from topwork.evaluation.decisions import Thresholds, decide, unknown_detector
 from topwork.evaluation.predictions import join_labels
 from topwork.export.runtime import Precision, Runtime, engine_of
 from topwork.features.engine import BATCH, with_resizer
+from topwork.files import atomic_file, error_reason
 from topwork.models.classifier import Classifier, load_classifier
 
+PICTURE_SIDE = 640  # pixels, of the long side of a heatmap
 DIGITS = 6  # probabilities are rounded here, once, so that every way of asking gives the same text
 
 Image = str | Path | bytes
@@ -186,3 +190,56 @@ def read_image(image: Image) -> bytes:
             if f"{archive}/{reject.path}" == str(image):
                 raise ImageError(reject.reason) from None
         raise
+
+
+class Heatmaps:
+    """Pictures of where one predictor looks. Safe to call from several threads."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self._network: Any = None
+        self._lock = threading.Lock()
+
+    def picture(self, data: bytes, label: str) -> Pixels:
+        """uint8 (h, w, 3): the upright image, long side at most ``PICTURE_SIDE``, with a heatmap for a class."""
+        from topwork.evaluation.explain import find_evidence, overlay
+        from topwork.features.feature_maps import open_network
+
+        classifier = self.predictor.classifier
+        spec = self.predictor.spec
+        pixels = decode(data, min_side=max(spec.min_side, PICTURE_SIDE)).pixels
+        with self._lock:
+            if self._network is None:
+                self._network = open_network(classifier.backbone)
+            number = classifier.classes.index(label)
+            found = find_evidence(
+                classifier, fit_to_input(pixels, spec)[None], [[number]], self._network, self.predictor.engine
+            )
+        seen = found.maps[0, 0]
+        scale = min(1.0, PICTURE_SIDE / max(pixels.shape[:2]))
+        height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+        return overlay(resize(pixels, height, width), seen, spec, max(float(seen.max()), 1e-9))
+
+    def jpeg(self, data: bytes, label: str) -> bytes:
+        """The picture as a JPEG file."""
+        import simplejpeg
+
+        return bytes(simplejpeg.encode_jpeg(self.picture(data, label), quality=88))
+
+    def write(self, number: int, prediction: Prediction, folder: Path) -> None:
+        """Writes the picture of a prediction as ``NUMBER-NAME.jpg``; errors have none.
+
+        Raises:
+            TopworkError: the folder cannot be written.
+        """
+        if prediction.label is None:
+            return
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(prediction.path).stem)[:80]
+        try:
+            picture = self.jpeg(read_image(prediction.path), prediction.top[0][0])
+            with atomic_file(folder / f"{number:06d}-{name}.jpg") as partial:
+                partial.write_bytes(picture)
+        except ImageError:
+            return  # gone since it was read a moment ago
+        except OSError as error:
+            raise TopworkError(f"{folder}: cannot be written: {error_reason(error)}.") from None

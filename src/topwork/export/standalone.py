@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Names what is on an image with an exported model. Needs numpy, Pillow and the runtime of the export, nothing else.
+"""Classifies images with an exported model. Needs numpy, Pillow and the runtime of the export, nothing else.
 
     python predict.py photo.jpg more.png        the most probable classes of each image
-    python predict.py --json - < names.txt      one JSON object a line, with the probabilities of all classes
+    python predict.py --json - < names.txt      one JSON object per line, with the probabilities of all classes
 
 Written by ``topwork export`` beside the model; what it does to an image is all there is to do: bring it upright and to
 RGB, resize it, and run the model on the uint8 pixels. Everything else is inside the model.
@@ -90,25 +90,11 @@ def prepare(path: str | Path, spec: dict[str, Any]) -> np.ndarray[Any, np.dtype[
 
 def open_model(path: Path) -> Callable[[Any], Any]:
     """A function from uint8 (B, H, W, 3) to probabilities (B, C)."""
-    if path.suffix == ".onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        return lambda pixels: session.run(["probabilities"], {"images": pixels})[0]
-    if path.suffix == ".xml":
-        import openvino
-
-        # Without the hint OpenVINO computes in bf16 where the processor has it, which turns over close answers.
-        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        return lambda pixels: compiled(pixels)[0]
-    import torch
-
-    network = torch.export.load(path).module()
-    return lambda pixels: network(torch.from_numpy(np.array(pixels))).detach().numpy()
+    raise NotImplementedError(path)  # the export's own code takes its place
 
 
 def named(probabilities: Any, order: Any) -> str:
-    """The most probable class; of a model with several labels an image, those that reach their thresholds."""
+    """The most probable class; of a model with several labels per image, those that reach their thresholds."""
     classes = SETTINGS["classes"]
     if "thresholds" not in SETTINGS:
         return str(classes[order[0]])
@@ -118,10 +104,10 @@ def named(probabilities: Any, order: Any) -> str:
 
 def main() -> int:
     """Reads the arguments, prints the answers; status 1 if any image could not be read."""
-    parser = argparse.ArgumentParser(description=f"Tells {len(SETTINGS['classes'])} classes of images apart.")
+    parser = argparse.ArgumentParser(description=f"Classifies images into {len(SETTINGS['classes'])} classes.")
     parser.add_argument("images", nargs="+", help="image files, or - for a list of names on stdin")
     parser.add_argument("--top", type=int, default=5, help="how many classes to print for each image")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, with all probabilities")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line, with all probabilities")
     asked = parser.parse_args()
     run = open_model(Path(__file__).with_name(SETTINGS["model"]))
     names = sys.stdin.read().splitlines() if asked.images == ["-"] else asked.images

@@ -1,57 +1,85 @@
 """A classifier as one file for another runtime: ONNX, OpenVINO or ``torch.export``.
 
 In: a classifier. Out: a file that takes ``images``, uint8 RGB (B, H, W, 3) of the input's size, and gives
-``probabilities``, float32 (B, C), calibrated; normalization, head, temperature and softmax (or, where an image may have
-several labels, sigmoids: their thresholds are in the metadata) are inside, in f32. Class names and preprocessing are in
-its metadata. Whether it answers as the original does is ``parity.py``; eight-bit integers in place of f32 are
-``quantize.py``.
+``probabilities``, float32 (B, C), calibrated; normalization, head, temperature and softmax (sigmoids, if an image may
+have several labels: their thresholds are in the metadata) are inside, in f32. Class names and preprocessing are in its
+metadata. ``parity.py`` checks whether it answers as the original does; ``quantize.py`` makes it 8-bit.
 
-The features are not rounded to float16 as in topwork's store.
+A new format is one entry of ``TARGETS``. The features are not rounded to float16 as in topwork's store.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from topwork.data.transforms import Pixels
 from topwork.errors import TopworkError, UsageError
-from topwork.export import standalone
-from topwork.export.quantize import quantized
-from topwork.features.engine import _openvino, feature_network
-from topwork.models.classifier import Classifier
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the command line reads the table: nothing heavy before there is something to export
     from torch import nn
 
-Format = Literal["onnx", "openvino", "pt2"]
-ENDINGS: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
+    from topwork.data.transforms import Pixels
+    from topwork.models.classifier import Classifier
+
 OPSET = 18  # what onnxruntime reads since 1.14 (2023)
 
 
-def export_classifier(classifier: Classifier, to: Format, out: Path, calibration: Pixels | None = None) -> None:
+@dataclass(frozen=True)
+class Target:
+    """An export format.
+
+    Attributes:
+        title: for people; ``help``: for the command line.
+        endings: of the file, and of those beside it.
+        runtime: the package that runs it.
+        write: writes a network to a file, in 8 bits if calibration images are given.
+        open: gives a function from uint8 (B, H, W, 3) to probabilities (B, C). Its source goes into ``predict.py``, so
+            it must need nothing else.
+    """
+
+    title: str
+    help: str
+    endings: tuple[str, ...]
+    runtime: str
+    write: Callable[[nn.Module, Classifier, Path, Pixels | None], None]
+    open: Callable[[Path], Callable[[Any], Any]]
+    has_int8: bool = True
+
+
+def target_of(to: str, out: Path | None = None) -> Target:
+    """The target of a name; raises UsageError for unknown ones, and if the file's name does not end as it should."""
+    if to not in TARGETS:
+        raise UsageError(f"--to {to}: must be one of {', '.join(TARGETS)}.")
+    target = TARGETS[to]
+    if out is not None and out.suffix != target.endings[0]:
+        raise UsageError(f"--out {out}: the name of an {to} export must end in {target.endings[0]}.")
+    return target
+
+
+def export_classifier(classifier: Classifier, to: str, out: Path, calibration: Pixels | None = None) -> None:
     """Writes the export to ``out`` (OpenVINO: and the weights beside it, as ``.bin``).
 
     Args:
-        calibration: uint8 (N, H, W, 3) images; with them weights and activations become eight-bit integers.
+        calibration: uint8 (N, H, W, 3) images; with them weights and activations become 8-bit integers.
 
     Raises:
-        UsageError: the ending does not fit the format, a package is missing, or the format has no eight-bit form.
+        UsageError: the ending does not fit the format, a package is missing, or the format has no 8-bit form.
         TopworkError: the network cannot be exported that way.
     """
-    check_ending(to, out)
-    if calibration is not None and to == "pt2":
-        raise UsageError("--int8: for --to onnx and --to openvino only.")
+    target = target_of(to, out)
+    if calibration is not None and not target.has_int8:
+        able = " and ".join(f"--to {name}" for name, other in TARGETS.items() if other.has_int8)
+        raise UsageError(f"--int8: for {able} only.")
     network = classifier_network(classifier)
-    writers = {"onnx": _write_onnx, "openvino": _write_openvino, "pt2": _write_pt2}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns about shapes that are constant for us
-            writers[to](network, classifier, out, calibration)
+            target.write(network, classifier, out, calibration)
     except ImportError as error:
         install = "openvino" if error.name == "openvino" else "'topwork[export]'"
         raise UsageError(f"--to {to}: needs the package {error.name} (pip install {install}).") from None
@@ -60,17 +88,13 @@ def export_classifier(classifier: Classifier, to: Format, out: Path, calibration
         raise TopworkError(f"{classifier.backbone.name}: cannot be exported to {to}: {lines[0][:200]}") from error
 
 
-def check_ending(to: str, out: Path) -> None:
-    """Raises UsageError unless the name ends as files of the format do."""
-    if out.suffix != ENDINGS[to]:
-        raise UsageError(f"--out {out}: the name of an {to} export must end in {ENDINGS[to]}.")
-
-
 def classifier_network(classifier: Classifier) -> nn.Module:
     """Backbone, head and softmax as one torch module, eval mode: uint8 (B, H, W, 3) to probabilities (B, C)."""
+    import numpy as np
     import torch
     from torch import nn
 
+    from topwork.features.engine import feature_network
     from topwork.models.modules import powered
 
     head, power = classifier.head, classifier.head.transform.power
@@ -116,14 +140,36 @@ def description(classifier: Classifier, model: str) -> dict[str, Any]:
 
 def standalone_script(classifier: Classifier, model: str) -> str:
     """The text of ``predict.py`` for an export of that file name."""
+    from topwork.export import standalone
+
     text = Path(standalone.__file__).read_text(encoding="utf-8")
     # The repr of ASCII JSON is a Python literal whatever the class names hold: names cannot become code.
     settings = f"SETTINGS: dict[str, Any] = json.loads({json.dumps(description(classifier, model))!r})"
-    return text.replace("SETTINGS: dict[str, Any] = {}", settings, 1)
+    opener = _target_of_file(Path(model)).open
+    code = inspect.getsource(opener).replace(f"def {opener.__name__}(", "def open_model(", 1)
+    text = text.replace("SETTINGS: dict[str, Any] = {}", settings, 1)
+    return text.replace(inspect.getsource(standalone.open_model), code, 1)
+
+
+def open_export(path: Path) -> Callable[[Any], Any]:
+    """A function from uint8 (B, H, W, 3) to probabilities (B, C), run by the export's own runtime."""
+    return _target_of_file(path).open(path)
+
+
+def title_and_runtime(path: Path) -> tuple[str, str]:
+    """Of an exported file: the name of its format, the package that runs it."""
+    target = _target_of_file(path)
+    return target.title, target.runtime
+
+
+def _target_of_file(path: Path) -> Target:
+    return next(target for target in TARGETS.values() if target.endings[0] == path.suffix)
 
 
 def reference_decoder() -> str:
     """The part of ``predict.py`` that others have to match: from the file to the pixels that the model takes."""
+    from topwork.export import standalone
+
     text = Path(standalone.__file__).read_text(encoding="utf-8")
     return text.partition("# ---- reference decoder")[2].partition("\n")[2].partition("# ---- the model")[0].strip()
 
@@ -146,6 +192,8 @@ def _write_onnx(network: nn.Module, classifier: Classifier, out: Path, calibrati
     import onnx
     import torch
 
+    from topwork.export.quantize import quantized
+
     torch.onnx.export(
         network,
         (_example(classifier),),
@@ -166,7 +214,18 @@ def _write_onnx(network: nn.Module, classifier: Classifier, out: Path, calibrati
     onnx.save(model, str(out))  # without external data: one self-contained file
 
 
+def _open_onnx(path: Path) -> Callable[[Any], Any]:
+    """A function from uint8 (B, H, W, 3) to probabilities (B, C)."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda pixels: session.run(["probabilities"], {"images": pixels})[0]
+
+
 def _write_openvino(network: nn.Module, classifier: Classifier, out: Path, calibration: Pixels | None) -> None:
+    from topwork.export.quantize import quantized
+    from topwork.features.engine import _openvino
+
     ov = _openvino()
     spec = classifier.backbone.spec
     shape = [-1, spec.height, spec.width, 3]
@@ -180,6 +239,15 @@ def _write_openvino(network: nn.Module, classifier: Classifier, out: Path, calib
     ov.save_model(model, str(out), compress_to_fp16=False)
 
 
+def _open_openvino(path: Path) -> Callable[[Any], Any]:
+    """A function from uint8 (B, H, W, 3) to probabilities (B, C)."""
+    import openvino
+
+    # Without the hint OpenVINO computes in bf16 if the processor has it, which changes close answers.
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda pixels: compiled(pixels)[0]
+
+
 def _write_pt2(network: nn.Module, classifier: Classifier, out: Path, _calibration: Pixels | None) -> None:
     import torch
 
@@ -187,3 +255,20 @@ def _write_pt2(network: nn.Module, classifier: Classifier, out: Path, _calibrati
     program = torch.export.export(network, (_example(classifier),), dynamic_shapes={"images": {0: batch}})
     facts = json.dumps(description(classifier, out.name))
     torch.export.save(program, str(out), extra_files={"topwork.json": facts})
+
+
+def _open_pt2(path: Path) -> Callable[[Any], Any]:
+    """A function from uint8 (B, H, W, 3) to probabilities (B, C)."""
+    import torch
+
+    network = torch.export.load(path).module()
+    return lambda pixels: network(torch.from_numpy(pixels.copy())).detach().numpy()
+
+
+TARGETS = {
+    "onnx": Target(
+        f"ONNX, opset {OPSET}", "one self-contained file", (".onnx",), "onnxruntime", _write_onnx, _open_onnx
+    ),
+    "openvino": Target("OpenVINO IR", ".xml and .bin", (".xml", ".bin"), "openvino", _write_openvino, _open_openvino),
+    "pt2": Target("torch.export", "torch.export", (".pt2",), "torch", _write_pt2, _open_pt2, has_int8=False),
+}

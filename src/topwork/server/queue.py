@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from topwork.export.evidence import Evidence
-from topwork.export.predictor import Loaded, Prediction, Predictor
+from topwork.export.predictor import Heatmaps, Loaded, Prediction, Predictor
 from topwork.features.engine import BATCH
 from topwork.server.metrics import Measures
 
@@ -39,18 +38,18 @@ class ServedModel:
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._n_decoding = 0
-        self._evidence = Evidence(predictor)
+        self._heatmaps = Heatmaps(predictor)
 
     async def predict(self, images: Sequence[tuple[str, bytes]]) -> list[Prediction]:
         """Predictions in order, errors included."""
         return list(await asyncio.gather(*(self._predict_one(name, data) for name, data in images)))
 
     async def explain(self, data: bytes, prediction: Prediction) -> str | None:
-        """Where the model saw its best class: the picture with the evidence over it, as a data URL; None after an error."""
+        """A heatmap of the best class over the image, as a data URL; None after an error."""
         if prediction.label is None:
             return None
         loop = asyncio.get_running_loop()
-        picture = await loop.run_in_executor(self._network, self._evidence.jpeg, data, prediction.top[0][0])
+        picture = await loop.run_in_executor(self._network, self._heatmaps.jpeg, data, prediction.top[0][0])
         return "data:image/jpeg;base64," + base64.b64encode(picture).decode()
 
     async def run(self) -> None:
