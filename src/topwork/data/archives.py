@@ -169,7 +169,7 @@ class _Members:
         if reason is None and name in self.archive.members:
             reason = "the name is used twice in the archive"
         if reason is not None:
-            self.archive.rejects.append(Reject(name, reason))
+            self.archive.rejects.append(Reject(name, reason, expected=_hidden_reason(name) is not None))
             return
         self.archive.members[name] = member
         self.archive.names.append(name)

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -116,17 +117,30 @@ class Files:
         own = posixpath.basename(wanted)
         if not own:
             return []
-        same = self._by_name.get(own, [])
-        stem = self._by_stem.get(own, [])
         uploaded = re.match(r"[0-9a-f]{8}-(.+)", own)  # what Label Studio puts before the names of uploads
-        readings = (
-            [name for name in same if _key(name) == _key(self.folder) + wanted],
-            [name for name in same if f"/{_key(name)}".endswith(f"/{wanted}")],
-            [name for name in stem if f"/{posixpath.splitext(_key(name))[0]}".endswith(f"/{wanted}")],
-            same if "/" in wanted else [],
-            self._by_name.get(uploaded[1], []) if uploaded else [],
+        return (
+            [name for name in self._by_name.get(own, []) if _key(name) == _key(self.folder) + wanted]
+            or _nearest(wanted, self._by_name.get(own, []))
+            or _nearest(wanted, self._by_stem.get(own, []))
+            or (self._by_name.get(uploaded[1], []) if uploaded else [])
         )
-        return next((found for found in readings if found), [])
+
+
+def _nearest(wanted: str, names: Sequence[str]) -> list[str]:
+    """The names that have the most folders in common with a path, from its end: it may start somewhere else."""
+    if len(names) < 2 or "/" not in wanted:
+        return list(names)
+    folders = wanted.split("/")[-2::-1]
+    n_common = [
+        sum(
+            1
+            for _ in takewhile(
+                lambda pair: pair[0] == pair[1], zip(folders, _key(name).split("/")[-2::-1], strict=False)
+            )
+        )
+        for name in names
+    ]
+    return [name for name, n in zip(names, n_common, strict=True) if n == max(n_common)]
 
 
 def _index(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
@@ -233,6 +247,8 @@ def _split_column(table: Table, path: str | None) -> str | None:
         values = {str(cell).strip().lower() for cell in table.columns[name] if cell}
         is_flag = wanted in _FLAGS and values <= _TRUE | _FALSE
         is_number = {value.removesuffix(".0") for value in values} <= set(_NUMBERED_PARTS) and 1 < len(values) < 4
+        if not values:
+            continue
         if wanted in ("split", "part") or is_flag or (is_number and wanted != "fold") or values <= set(PART_NAMES):
             return name
     return None
@@ -449,7 +465,7 @@ def _separator(cells: Sequence[Cell], rules: Rules) -> tuple[str | None, str]:
         unsure = f", such as {escape(blank)!r}, taken as one class each (else: --label-separator ' ')" if blank else ""
         return None, unsure if rules.multi_label else ""
     if rules.multi_label:
-        return likely, f", separated by {'blanks' if likely == ' ' else likely!r}"
+        return likely, ", separated by " + ("blanks" if likely == " " else repr(likely))
     example = next(text for text in sorted(texts) if likely in text)
     return None, f", each taken as one class (if {escape(example)!r} names several, add --multi-label)"
 

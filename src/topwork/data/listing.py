@@ -58,11 +58,6 @@ def _nothing_there(source: Path, listing: Listing) -> str:
     if is_table:
         return f"{escape(str(source))}: no row names an image and its label{looked}."
     message = f"{escape(str(source))}: no images in class folders here{looked}. "
-    if listing.layout == "flat":
-        pattern = layouts.regex_for_names([reject.path for reject in listing.rejects if looks_like_image(reject.path)])
-        if pattern is not None:
-            path = shlex.quote(str(source))
-            return f"{message}If the file names hold the labels: topwork fit {path} --label-regex '{pattern}'"
     return (
         f"{message}Expected one folder per class with the images in it, train/ and valid/ folders of those, or a table that "
         "names the images; if file names hold the labels, add --label-regex."
@@ -133,25 +128,40 @@ def _list_archive(path: Path, inner: str, rules: Rules) -> Listing:
 def _list_names(root: Path, found: Found, rules: Rules) -> Listing:
     if rules.label_regex is not None:
         return arrange(root, found, rules)
-    by_table = _table_among(root, found, rules)
+    by_table, failure = _table_among(root, found, rules)
     try:
         by_folder = arrange(root, found, rules)
     except UsageError:
         if by_table is None or not by_table.covers_most:
             raise
         return by_table.listing
-    if not by_folder.entries:
-        return by_table.listing if by_table is not None else replace(by_folder, layout="flat")
-    if by_table is None or not by_table.covers_most or _agree(by_folder, by_table.listing):
+    has_classes = bool(by_folder.entries) and not _are_containers(by_folder.class_names)
+    if failure is not None and by_table is None and not has_classes:
+        raise failure
+    if not by_folder.entries and by_table is None:
+        raise UsageError(_no_classes(root, found, by_folder))
+    if by_table is None or (by_folder.entries and not by_table.covers_most):
         return by_folder
-    if _are_containers(by_folder.class_names):
+    if not has_classes:
         return by_table.listing
+    if _agree(by_folder, by_table.listing):
+        return by_folder
     path = str(root)
     raise UsageError(
         f"{escape(path)}: two readings are possible, which do not agree; choose one:\n"
         f"- The labels of the table: topwork fit {shlex.quote(str(root / by_table.name))}\n"
         f"- The class folders {first_names(by_folder.class_names, 4)}: topwork fit {shlex.quote(path)} "
         "--label-regex '([^/]+)/[^/]+$'"
+    )
+
+
+def _no_classes(root: Path, found: Found, listing: Listing) -> str:
+    pattern = layouts.regex_for_names([name for name in found.files if looks_like_image(name)])
+    if pattern is None:
+        return _nothing_there(root, listing)
+    return (
+        f"{escape(str(root))}: no class folders and no table of labels here. If the file names hold the labels: "
+        f"topwork fit {shlex.quote(str(root))} --label-regex '{pattern}'"
     )
 
 
@@ -164,11 +174,11 @@ class _ByTable:
     covers_most: bool
 
 
-def _table_among(root: Path, found: Found, rules: Rules) -> _ByTable | None:
-    """The table of a folder that labels its images, or the tables of its parts; None if there is none.
+def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | None, UsageError | None]:
+    """The table of a folder that labels its images, or the tables of its parts; else why the one that may does not.
 
     Raises:
-        UsageError: several tables could be meant.
+        UsageError: several tables could be meant, or columns were named that none has.
     """
     names = [name for name in _names_of_tables(found) if "submission" not in name.lower()]
     asked = any(value is not None for value in (rules.path_column, rules.label_column))
@@ -186,9 +196,9 @@ def _table_among(root: Path, found: Found, rules: Rules) -> _ByTable | None:
         if 2 * sum(row.path in known for row in rows) >= len(rows) > 0 and any(row.labels for row in rows):
             usable.append((name, rows, notes))
     if not usable:
-        if failed and (asked or (len(failed) == 1 and "several" in str(failed[0]))):
+        if failed and asked:
             raise failed[0]
-        return None
+        return None, next((error for error in failed if "several" in str(error)), None)
     if len(usable) > 1:
         usable = _parts_of_tables(root, usable)
     rows = [row for _, own, _ in usable for row in own]
@@ -198,7 +208,7 @@ def _table_among(root: Path, found: Found, rules: Rules) -> _ByTable | None:
     listed = {entry.path for entry in listing.entries}
     aside = [Reject(name, reason, expected=True) for name, reason in _not_listed(images, listed)]
     listing = replace(listing, rejects=(*listing.rejects, *found.rejects, *aside))
-    return _ByTable(usable[0][0], listing, 10 * len(listed & images) >= 8 * len(images))
+    return _ByTable(usable[0][0], listing, 10 * len(listed & images) >= 8 * len(images)), None
 
 
 def _names_of_tables(found: Found) -> list[str]:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from topwork.data.corrections import lay_over, read_corrections
+from topwork.data.layouts import looks_like_image
 from topwork.data.listing import list_data, read_image
 from topwork.data.loader import FactsStore, Loaded, Visitor, load_images
 from topwork.data.samples import LABEL_SEPARATOR, Listing, Reject, Rules, Sample
@@ -164,6 +165,7 @@ def scan(
     facts, traits = FactsStore(cache_folder()), TraitStore(cache_folder())
     samples: list[Sample] = []
     rejects = list(listing.rejects)
+    failed: list[Loaded] = []
     try:
         images = load_images(
             listing.entries, lambda entry: read_image(listing.root, entry.path), facts, visitor, n_threads, traits
@@ -171,7 +173,7 @@ def scan(
         for n_done, loaded in enumerate(images, start=1):
             _remember(facts, traits, loaded)
             if loaded.facts is None:
-                rejects.append(Reject(loaded.entry.path, loaded.reason or "unusable"))
+                failed.append(loaded)
             else:
                 samples.append(_sample(loaded))
                 if visitor is not None and loaded.pixels is not None:
@@ -181,6 +183,11 @@ def scan(
     finally:
         facts.flush()
         traits.flush()
+    # Notes and annotations among the images are no failures, if endings say which files are images.
+    has_endings = any(looks_like_image(sample.path) for sample in samples)
+    for one in failed:
+        is_other = has_endings and one.n_bytes > 0 and not looks_like_image(one.entry.path)
+        rejects.append(Reject(one.entry.path, one.reason or "unusable", expected=is_other))
     said: tuple[str, ...] = ()
     if corrections is not None:
         samples, removed, said = lay_over(samples, corrections, Path(rules.corrections or "").name)

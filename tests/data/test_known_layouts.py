@@ -1,0 +1,199 @@
+"""Well-known data sets as they are unpacked, and the forms of the docs page: topwork reads each, or asks the right question."""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from topwork.data.listing import list_data, read_image
+from topwork.data.samples import Listing
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+
+
+def images(folder: str, n: int = 4, ending: str = ".jpg", start: int = 0, prefix: str = "") -> list[str]:
+    return [f"{folder}/{prefix}{number}{ending}" for number in range(start, start + n)]
+
+
+def table(path: Path, *rows: list[object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+def classes(listing: Listing) -> dict[str, int]:
+    return dict(Counter(entry.label for entry in listing.entries))
+
+
+def parts(listing: Listing) -> dict[str | None, int]:
+    return dict(Counter(entry.part for entry in listing.entries))
+
+
+# ---- data sets by name: (what builds it, classes, parts)
+
+
+def dog_breeds(root: Path) -> None:
+    """Kaggle dog-breed-identification."""
+    breeds = ["boston_bull", "dingo", "pekinese"]
+    touch(root, *images("train", 9, prefix="0a"), *images("test", 5, prefix="0b"))
+    table(root / "labels.csv", ["id", "breed"], *[[f"0a{n}", breeds[n % 3]] for n in range(9)])
+    table(root / "sample_submission.csv", ["id", *breeds], *[[f"0b{n}", *[1 / 3] * 3] for n in range(5)])
+
+
+def stanford_dogs(root: Path) -> None:
+    for breed in ("n02085620-Chihuahua", "n02085782-Japanese_spaniel"):
+        touch(root, *images(f"images/Images/{breed}", prefix=breed[:9] + "_"))
+        touch(root, *images(f"annotations/Annotation/{breed}", ending="", prefix=breed[:9] + "_"))
+
+
+def cassava(root: Path) -> None:
+    touch(root, *images("train_images", 10, prefix="10000"), "test_images/2216849948.jpg")
+    table(root / "train.csv", ["image_id", "label"], *[[f"10000{n}.jpg", n % 5] for n in range(10)])
+    table(root / "sample_submission.csv", ["image_id", "label"], ["2216849948.jpg", 4])
+    names = ["Bacterial Blight (CBB)", "Brown Streak (CBSD)", "Green Mottle (CGM)", "Mosaic (CMD)", "Healthy"]
+    (root / "label_num_to_disease_map.json").write_text(json.dumps({str(n): name for n, name in enumerate(names)}))
+    touch(root, "train_tfrecords/ld_train00-1338.tfrec")
+
+
+def plant_pathology(root: Path) -> None:
+    """Kaggle plant-pathology-2020."""
+    kinds = ["healthy", "multiple_diseases", "rust", "scab"]
+    touch(root, *images("images", 8, prefix="Train_"), *images("images", 8, prefix="Test_"))
+    table(
+        root / "train.csv",
+        ["image_id", *kinds],
+        *[[f"Train_{n}", *(int(n % 4 == k) for k in range(4))] for n in range(8)],
+    )
+    table(root / "test.csv", ["image_id"], *[[f"Test_{n}"] for n in range(8)])
+    table(root / "sample_submission.csv", ["image_id", *kinds], *[[f"Test_{n}", *[0.25] * 4] for n in range(8)])
+
+
+def aptos(root: Path) -> None:
+    touch(root, *images("train_images", 10, ".png", prefix="00a"), *images("test_images", 4, ".png", prefix="00b"))
+    table(root / "train.csv", ["id_code", "diagnosis"], *[[f"00a{n}", n % 5] for n in range(10)])
+    table(root / "test.csv", ["id_code"], *[[f"00b{n}"] for n in range(4)])
+    table(root / "sample_submission.csv", ["id_code", "diagnosis"], *[[f"00b{n}", 0] for n in range(4)])
+
+
+def ham10000(root: Path) -> None:
+    touch(root, *images("HAM10000_images_part_1", 4, prefix="ISIC_002"))
+    touch(root, *images("HAM10000_images_part_2", 4, start=4, prefix="ISIC_002"))
+    rows = [
+        [f"HAM_{n // 2}", f"ISIC_002{n}", ("bkl", "nv")[n % 2], "histo", 80.0 + n, "male", "scalp"] for n in range(8)
+    ]
+    table(
+        root / "HAM10000_metadata.csv", ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"], *rows
+    )
+    pixels = [f"pixel{n:04d}" for n in range(8)]
+    table(root / "hmnist_8_8_L.csv", [*pixels, "label"], *[[*range(8), n % 7] for n in range(8)])
+
+
+def chest_xray(root: Path) -> None:
+    """Kaggle chest-xray-pneumonia, which holds everything twice."""
+    for place in ("chest_xray", "chest_xray/chest_xray"):
+        for part, n in (("train", 6), ("val", 2), ("test", 3)):
+            for kind in ("NORMAL", "PNEUMONIA"):
+                touch(root, *images(f"{place}/{part}/{kind}", n, ".jpeg"), f"{place}/{part}/{kind}/.DS_Store")
+    touch(root, "chest_xray/__MACOSX/._chest_xray")
+
+
+def intel_scenes(root: Path) -> None:
+    for part, n in (("seg_train", 5), ("seg_test", 3)):
+        for kind in ("buildings", "forest", "street"):
+            touch(root, *images(f"{part}/{part}/{kind}", n))
+    touch(root, *images("seg_pred/seg_pred", 7))
+
+
+def flower_photos(root: Path) -> None:
+    for kind in ("daisy", "roses", "tulips"):
+        touch(root, *images(f"flower_photos/{kind}"))
+    touch(root, "flower_photos/LICENSE.txt")
+
+
+def pet_images(root: Path) -> None:
+    for kind in ("Cat", "Dog"):
+        touch(root, *images(f"PetImages/{kind}"), f"PetImages/{kind}/Thumbs.db")
+    touch(root, "MSR-LA - 3467.docx", "readme[1].txt")
+
+
+def fruits_360(root: Path) -> None:
+    for part, n in (("Training", 5), ("Test", 2)):
+        for kind in ("Apple Braeburn", "Banana"):
+            touch(root, *images(f"fruits-360_dataset/fruits-360/{part}/{kind}", n, "_100.jpg"))
+    touch(root, *images("fruits-360_dataset/fruits-360/test-multiple_fruits", 3))
+    touch(root, "fruits-360_dataset/fruits-360/papers/paper.pdf", "fruits-360_dataset/fruits-360/readme.md")
+
+
+def cats_and_dogs_twice(root: Path) -> None:
+    for part, n in (("training_set", 5), ("test_set", 2)):
+        for kind in ("cats", "dogs"):
+            touch(root, *images(f"{part}/{part}/{kind}", n), f"{part}/{part}/{kind}/_DS_Store")
+
+
+def tiny_imagenet(root: Path) -> None:
+    for kind in ("n01443537", "n01629819"):
+        touch(root, *images(f"train/{kind}/images", ending=".JPEG"))
+    touch(root, *images("val/images", 3, ".JPEG"), *images("test/images", 3, ".JPEG"), "words.txt", "wnids.txt")
+
+
+def birds(root: Path) -> None:
+    rows = []
+    for part, n in (("train", 4), ("valid", 2), ("test", 2)):
+        for number, kind in enumerate(("ABBOTTS BABBLER", "ABBOTTS BOOBY")):
+            rows += [[number, name, kind, part, kind.lower()] for name in images(f"{part}/{kind}", n)]
+    touch(root, *[str(row[1]) for row in rows])
+    table(root / "birds.csv", ["class id", "filepaths", "labels", "data set", "scientific name"], *rows)
+
+
+FIVE = dict.fromkeys(
+    ("Bacterial Blight (CBB)", "Brown Streak (CBSD)", "Green Mottle (CGM)", "Healthy", "Mosaic (CMD)"), 2
+)
+KNOWN: dict[str, tuple[Callable[[Path], None], dict[str, int], dict[str | None, int]]] = {
+    "dog breeds": (dog_breeds, {"boston_bull": 3, "dingo": 3, "pekinese": 3}, {None: 9}),
+    "Stanford dogs": (stanford_dogs, {"n02085620-Chihuahua": 4, "n02085782-Japanese_spaniel": 4}, {None: 8}),
+    "cassava": (cassava, FIVE, {None: 10}),
+    "plant pathology": (plant_pathology, {"healthy": 2, "multiple_diseases": 2, "rust": 2, "scab": 2}, {None: 8}),
+    "APTOS": (aptos, {str(n): 2 for n in range(5)}, {None: 10}),
+    "HAM10000": (ham10000, {"bkl": 4, "nv": 4}, {None: 8}),
+    "chest X-ray": (chest_xray, {"NORMAL": 11, "PNEUMONIA": 11}, {"train": 12, "valid": 4, "test": 6}),
+    "Intel scenes": (intel_scenes, {"buildings": 8, "forest": 8, "street": 8}, {"train": 15, "test": 9}),
+    "flower photos": (flower_photos, {"daisy": 4, "roses": 4, "tulips": 4}, {None: 12}),
+    "PetImages": (pet_images, {"Cat": 4, "Dog": 4}, {None: 8}),
+    "Fruits-360": (fruits_360, {"Apple Braeburn": 7, "Banana": 7}, {"train": 10, "test": 4}),
+    "cats and dogs": (cats_and_dogs_twice, {"cats": 7, "dogs": 7}, {"train": 10, "test": 4}),
+    "Tiny ImageNet": (tiny_imagenet, {"n01443537": 4, "n01629819": 4}, {"train": 8}),
+    "birds": (birds, {"ABBOTTS BABBLER": 8, "ABBOTTS BOOBY": 8}, {"train": 8, "valid": 4, "test": 4}),
+}
+
+
+def zip_of(folder: Path) -> Path:
+    path = folder.parent / f"{folder.name}.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for one in sorted(folder.rglob("*")):
+            if one.is_file():
+                file.write(one, one.relative_to(folder).as_posix())
+    return path
+
+
+@pytest.mark.parametrize("form", ["folder", "wrapped", "zip"])
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_known_data_set_as_it_is_unpacked(name, form, tmp_path) -> None:
+    build, expected, expected_parts = KNOWN[name]
+    root = tmp_path / "data"
+    build(root / "outer" if form == "wrapped" else root)
+    listing = list_data(zip_of(root) if form == "zip" else root)
+    assert classes(listing) == expected
+    assert parts(listing) == expected_parts
+    assert all(read_image(listing.root, entry.path) for entry in listing.entries)
+    failed = [reject for reject in listing.rejects if not reject.expected]
+    assert not failed
