@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import ast
 import csv
+import hashlib
+import html
 import json
+import math
+import re
+import shlex
 import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from drawing import draw
 from topwork.data.listing import list_data, read_image
-from topwork.data.samples import Listing
+from topwork.data.manifest import scan
+from topwork.data.samples import Listing, Rules
+from topwork.errors import UsageError
 
 
 def touch(root: Path, *names: str) -> None:
@@ -197,3 +208,79 @@ def test_a_known_data_set_as_it_is_unpacked(name, form, tmp_path) -> None:
     assert all(read_image(listing.root, entry.path) for entry in listing.entries)
     failed = [reject for reject in listing.rejects if not reject.expected]
     assert not failed
+
+
+# ---- the page docs/layouts.md
+
+PAGE = (Path(__file__).parents[2] / "docs" / "layouts.md").read_text()
+ROWS = [
+    [html.unescape(cell.strip()) for cell in line.strip("|").split(" | ")]
+    for line in PAGE.splitlines()
+    if "<pre>" in line
+]
+
+
+def drawn(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw("disc", int.from_bytes(hashlib.sha256(str(path).encode()).digest()[:4]), 32).save(path)
+
+
+def build_picture(picture: str, root: Path) -> None:
+    """Builds what a picture of the page shows: a path per line, with the content of a text file indented below it."""
+    if picture.startswith("npz: "):
+        arrays = {
+            name: np.arange(math.prod(shape := ast.literal_eval(size))).reshape(shape).astype(np.uint8)
+            % (250 if len(shape) > 2 else 2)
+            for name, size in re.findall(r"(\w+) (\(.*?\))", picture)
+        }
+        np.savez(root.with_suffix(".npz"), **arrays)
+        return
+    text: Path | None = None
+    for line in picture.splitlines():
+        if line.startswith("  "):
+            assert text is not None
+            text.write_text(text.read_text() + line[2:] + "\n")
+            continue
+        path = root / line.removeprefix("zip: ").split(" ")[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if " -> " in line:
+            path.symlink_to(line.split(" -> ")[1])
+        elif line.endswith(" …"):
+            first = int(re.search(r"(\d+)\.\w+$", path.name)[1])
+            for number in range(first, first + 4):
+                drawn(path.with_name(path.name.replace(f"{first}.", f"{number}.")))
+        elif path.suffix == ".jpg":
+            drawn(path)
+        else:
+            path.write_text("")
+            text = path
+    if picture.startswith("zip: "):
+        zip_of(root)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+def test_each_row_of_the_page_is_read_as_it_says(row, tmp_path, monkeypatch) -> None:
+    _, picture, command, read_as, _ = row
+    build_picture(re.sub(r"</?pre>", "", picture).replace("<br>", "\n"), tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    topwork, fit, path, *options = shlex.split(re.sub(r"</?code>", "", command))
+    assert (topwork, fit) == ("topwork", "fit")
+    asked: dict[str, Any] = {"multi_label": "--multi-label" in options}
+    options = [option for option in options if option != "--multi-label"]
+    asked |= {
+        name.removeprefix("--").replace("-", "_"): value
+        for name, value in zip(options[::2], options[1::2], strict=True)
+    }
+    if read_as.startswith("asks: "):
+        with pytest.raises(UsageError, match=read_as.removeprefix("asks: ")) as caught:
+            scan(path, rules=Rules(**asked))
+        assert "topwork fit data" in str(caught.value)
+        return
+    manifest = scan(path, rules=Rules(**asked))
+    found = Counter(sample.part for sample in manifest.samples)
+    in_parts = ", ".join(f"{part} {found[part]}" for part in ("train", "valid", "test") if found[part])
+    assert (
+        ", ".join(f"{name} {n}" for name, n in manifest.counts.items()) + (f"; {in_parts}" if in_parts else "")
+        == read_as
+    )
+    assert manifest.n_failed == 0
