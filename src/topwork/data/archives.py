@@ -1,17 +1,20 @@
-"""Tar and zip archives, read in place: nothing is ever unpacked to the disk.
+"""Tar and zip archives: listed and read in place, within limits.
 
-In: an archive somebody else may have made. Out: the names in it that may be images, those set aside with the reason, and
+In: an archive somebody else may have made. Out: the names in it that may be images, what is not used with the reason, and
 the bytes of a member. Names that lead outside (``..``, absolute, with a drive), links, devices and encrypted members are
-named and left out; the number of members, the size of each and the ratio of compression have limits.
+named and left out. Limits: the number of members, the size of each, of the headers and of the list of names, the ratio
+of compression.
 
-A zip and a plain tar are read at any place and from several threads. A compressed tar has to be read from front to back:
-its members are listed in the order of the archive, and a step back costs at most ``_CHECKPOINT_BYTES`` of decompression
-for gzip (states of the decompressor are kept along the way), or a start from the front for bzip2 and xz.
+A zip and a plain tar are read at any place and from several threads. A compressed tar is decompressed once into the
+cache, as one plain tar; no member is ever unpacked.
 """
 
 from __future__ import annotations
 
 import bz2
+import contextlib
+import gzip
+import hashlib
 import lzma
 import os
 import re
@@ -19,28 +22,29 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, Protocol
 
 from topwork.data.folders import is_hidden
 from topwork.data.samples import Reject
-from topwork.errors import ImageError, UsageError
-from topwork.files import error_reason
-from topwork.text import escape
+from topwork.errors import ImageError, TopworkError, UsageError
+from topwork.files import atomic_file, error_reason
+from topwork.settings import cache_folder
+from topwork.text import escape, percent
 
 MAX_MEMBERS = 2_000_000
 MAX_MEMBER_BYTES = 1 << 29  # more than the largest image that would be decoded
 MAX_RATIO = 200  # images hardly shrink; what does so more strongly than this, and is large, was made to do harm
 _HARMLESS_BYTES = 1 << 30  # below this no ratio does harm
 _HARMLESS_MEMBER_BYTES = 1 << 26
-_CHECKPOINT_BYTES = 1 << 24
-_KEPT_BYTES = 1 << 26
+_MAX_HEADER_BYTES = 1 << 20  # of one header of a tar, which is read into memory; names have a few hundred bytes
+_MAX_GLOBAL_FIELDS = 1000
+_MAX_DIRECTORY_SHARE = 0.25  # of a zip that the list of its members may take; images are larger than their names
+_HARMLESS_DIRECTORY_BYTES = 1 << 22
 _SOME = 1 << 20
-_GZIP = 31  # zlib's window bits for a gzip header and trailer
 # What damaged archives make the readers raise. MemoryError is not among them: that is a matter of the machine.
 _DAMAGE = (
     tarfile.TarError,
@@ -63,9 +67,8 @@ class Archive:
     """The members of an archive that may be images.
 
     Attributes:
-        names: cleaned paths of regular members, in the order of reading.
+        names: cleaned paths of regular members, in the order of the archive.
         folders: every folder that exists by itself or by a member in it.
-        is_sequential: reading in another order than that of ``names`` is slow.
     """
 
     reader: MemberReader
@@ -73,7 +76,6 @@ class Archive:
     folders: list[str] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     members: dict[str, Any] = field(default_factory=dict)
-    is_sequential: bool = False
 
 
 class MemberReader(Protocol):
@@ -103,6 +105,8 @@ def open_archive(path: Path) -> Archive:
     try:
         status = path.stat()
         return _open(path.absolute(), (status.st_mtime_ns, status.st_size))
+    except UsageError as error:
+        raise error if str(path) in str(error) else UsageError(f"{escape(str(path))}: {error}.") from None
     except _DAMAGE as error:
         raise UsageError(f"{escape(str(path))}: cannot be read as an archive: {_reason(error)}.") from None
 
@@ -126,7 +130,9 @@ def read_member(root: Path, path: str) -> bytes:
 def _open(path: Path, _version: tuple[int, int]) -> Archive:
     with open(path, "rb") as file:
         head = file.read(6)
-    return _open_zip(path) if head[:2] == b"PK" else _open_tar(path, head)
+    if head[:2] == b"PK":
+        return _open_zip(path)
+    return _open_tar(_decompressed(path, head) if head.startswith(tuple(_COMPRESSIONS)) else path)
 
 
 def _reason(error: BaseException) -> str:
@@ -235,15 +241,18 @@ def _zip_reason(member: zipfile.ZipInfo) -> str | None:
 
 
 def _check_directory_size(path: Path) -> None:
-    """Refuses a directory that cannot belong to few enough members before zipfile reads it into memory."""
+    """Refuses a zip that is mostly names, or has too many, before zipfile reads their list into memory."""
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 65_600))
         tail = file.read()
     place = tail.rfind(b"PK\5\6")
-    n_bytes = int.from_bytes(tail[place + 12 : place + 16], "little") if place >= 0 else 0
-    if min(n_bytes, size) > MAX_MEMBERS * 200:
+    n_bytes = min(size, int.from_bytes(tail[place + 12 : place + 16], "little") if place >= 0 else 0)
+    if n_bytes > MAX_MEMBERS * 200:
         raise UsageError(f"{escape(str(path))}: has more than {MAX_MEMBERS:,} members; divide it.")
+    if n_bytes > max(_HARMLESS_DIRECTORY_BYTES, _MAX_DIRECTORY_SHARE * size):
+        share = percent(n_bytes / size, 0)
+        raise UsageError(f"{escape(str(path))}: {share} of the archive are names of members, so they cannot be images.")
 
 
 # ---- tar
@@ -277,48 +286,34 @@ class _TarReader:
         return data
 
 
-class _StreamReader:
-    """Reads a compressed tar from front to back; what a thread skips on its way is kept for the others."""
-
-    def __init__(self, stream: IO[bytes], spans: list[_Span]) -> None:
-        self._stream = stream
-        self._spans = spans
-        self._number = {span.start: number for number, span in enumerate(spans)}
-        self._next = 0
-        self._kept: OrderedDict[int, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def read(self, member: _Span) -> bytes:
-        with self._lock:
-            if member.start in self._kept:
-                return self._kept.pop(member.start)
-            number = self._number[member.start]
-            # Threads ask nearly in order: what lies between is wanted at once by the others.
-            if self._next < number <= self._next + 64:
-                for skipped in self._spans[self._next : number]:
-                    self._keep(skipped.start, self._read(skipped))
-            self._next = number + 1
-            return self._read(member)
-
-    def _read(self, span: _Span) -> bytes:
-        self._stream.seek(span.start)
-        data = self._stream.read(span.n_bytes)
-        if len(data) != span.n_bytes:
-            raise ImageError("the archive ends within it")
-        return data
-
-    def _keep(self, start: int, data: bytes) -> None:
-        self._kept[start] = data
-        while sum(map(len, self._kept.values())) > _KEPT_BYTES and len(self._kept) > 1:
-            self._kept.popitem(last=False)
+_HEADER_TYPES = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 
-def _open_tar(path: Path, head: bytes) -> Archive:
-    stream = _decompressed(path, head)
-    plain = _TarReader(path)
-    archive = Archive(plain, is_sequential=stream is not None)
+class _Header(tarfile.TarInfo):
+    """A header of a tar that is not read into memory however large it says it is."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _HEADER_TYPES and self.size > _MAX_HEADER_BYTES:
+            raise UsageError(f"a header of {self.size:,} bytes, as no archive of images has")
+        if len(tar.pax_headers) > _MAX_GLOBAL_FIELDS:
+            raise UsageError(f"more than {_MAX_GLOBAL_FIELDS:,} global header fields, as no archive of images has")
+        return super()._proc_member(tar)  # type: ignore[misc, no-any-return]
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        """Leaves out the map of a sparse file, whose length the file itself states: it is no image anyway."""
+
+
+def _open_tar(path: Path) -> Archive:
+    reader = _TarReader(path)
+    archive = Archive(reader)
     members = _Members(archive)
-    with tarfile.open(fileobj=stream or plain.file, mode="r:", errorlevel=0) as file:
+    with tarfile.open(fileobj=reader.file, mode="r:", errorlevel=0, tarinfo=_Header) as file:
         for member in _until_damage(file, archive):
             members.count()
             if member.isdir():
@@ -327,14 +322,11 @@ def _open_tar(path: Path, head: bytes) -> Archive:
                 members.add(member.name, _Span(member.offset_data, member.size), _tar_reason(member))
             # tarfile keeps every member it has seen; ours are enough.
             file.members = []  # type: ignore[attr-defined]
-            _check_ratio(path, member.offset_data + member.size if stream is not None else 0)
-    if stream is not None:
-        archive.reader = _StreamReader(stream, [archive.members[name] for name in archive.names])
     return archive
 
 
-def _until_damage(file: tarfile.TarFile, archive: Archive) -> Iterator[tarfile.TarInfo]:
-    """Members in order; where the archive is damaged, what came before counts and the rest is named."""
+def _until_damage(file: tarfile.TarFile, archive: Archive | None) -> Iterator[tarfile.TarInfo]:
+    """Members in order; if the archive is damaged, what came before counts and the rest is named."""
     seen = False
     while True:
         try:
@@ -342,7 +334,8 @@ def _until_damage(file: tarfile.TarFile, archive: Archive) -> Iterator[tarfile.T
         except _DAMAGE as error:
             if not seen:
                 raise
-            archive.rejects.append(Reject("(rest of the archive)", f"damaged: {_reason(error)}"))
+            if archive is not None:
+                archive.rejects.append(Reject("(rest of the archive)", f"damaged: {_reason(error)}"))
             return
         if member is None:
             return
@@ -360,101 +353,69 @@ def _tar_reason(member: tarfile.TarInfo) -> str | None:
     return None
 
 
-def _check_ratio(path: Path, n_bytes: int) -> None:
-    if n_bytes > _HARMLESS_BYTES and n_bytes > MAX_RATIO * path.stat().st_size:
-        raise UsageError(f"{escape(str(path))}: grows more than {MAX_RATIO}-fold, as images never do.")
-
-
 def _opened(path: Path) -> IO[bytes]:
     """A file that stays open as long as the archive is known; whoever holds it closes it when that ends."""
     return open(path, "rb")
 
 
-def _decompressed(path: Path, head: bytes) -> IO[bytes] | None:
-    if head.startswith(b"\x1f\x8b"):
-        return cast(IO[bytes], GzipStream(path))
-    if head.startswith(b"BZh"):
-        return cast(IO[bytes], bz2.BZ2File(path))
-    if head.startswith(b"\xfd7zXZ"):
-        return cast(IO[bytes], lzma.LZMAFile(path))
-    return None
+# ---- compressed tars
+
+_COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
 
 
-class GzipStream:
-    """A decompressed gzip file in which one can step back: the decompressor's state is kept every few megabytes."""
+def _decompressed(path: Path, head: bytes) -> Path:
+    """The plain tar that a compressed one holds, in the cache; of a damaged one, as much as there is.
 
-    def __init__(self, path: Path) -> None:
-        self._file = _opened(path)
-        # (decompressed position, compressed position, state); a state weighs about 40 kB
-        self._checkpoints: list[tuple[int, int, Any]] = [(0, 0, zlib.decompressobj(_GZIP))]
-        self._state: Any = None  # the decompressor; None between two gzip files that are joined end to end
-        self._position = self._offset = 0
-        self._pending = self._buffer = b""
-        self._restart(0)
+    Raises:
+        UsageError: it grows, or has headers, as no archive of images.
+        TopworkError: the cache cannot be written.
+    """
+    status = path.stat()
+    key = hashlib.sha256(f"{path}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape")).hexdigest()
+    plain = cache_folder() / "archives" / f"{key[:32]}.tar"
+    if plain.is_file():
+        return plain
+    limit = max(_HARMLESS_BYTES, MAX_RATIO * status.st_size)
+    kind = next(kind for magic, kind in _COMPRESSIONS.items() if head.startswith(magic))
+    try:
+        plain.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(plain) as partial, open(partial, "wb") as target, kind(path) as source:
+            copy: Any = _Copy(source, target, plain, limit)
+            # The headers are read on the way, so that what they ask for is refused before it is decompressed.
+            with tarfile.open(fileobj=copy, mode="r|", tarinfo=_Header) as tar:
+                for _ in _until_damage(tar, None):
+                    tar.members = []  # type: ignore[attr-defined]
+            with contextlib.suppress(*_DAMAGE):
+                while copy.read(_SOME):
+                    pass
+    except OSError as error:
+        raise _not_written(plain, error) from None
+    return plain
 
-    def __del__(self) -> None:
-        self._file.close()
 
-    def tell(self) -> int:
-        """The decompressed position."""
-        return self._position
+class _Copy:
+    """A stream that writes what is read from it to a file, up to a limit."""
 
-    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
-        """Moves to a decompressed position; stops at the end of the data."""
-        target = position + (self._position if whence == os.SEEK_CUR else 0)
-        start_of_buffer = self._position - self._offset
-        if target < start_of_buffer:
-            self._restart(target)
-        elif target < self._position:
-            self._position, self._offset = target, target - start_of_buffer
-        while self._position < target and self._take(target - self._position):
-            pass
-        return self._position
+    def __init__(self, source: Any, target: IO[bytes], name: Path, limit: int) -> None:
+        self._source, self._target, self._name = source, target, name
+        self._limit = limit
 
     def read(self, n_bytes: int) -> bytes:
-        """So many bytes, fewer at the end of the data."""
-        pieces = []
-        while n_bytes and (piece := self._take(n_bytes)):
-            pieces.append(piece)
-            n_bytes -= len(piece)
-        return b"".join(pieces)
+        try:
+            data: bytes = self._source.read1(n_bytes)
+        except _DAMAGE as error:
+            raise tarfile.ReadError(_reason(error)) from None
+        if self._target.tell() + len(data) > self._limit:
+            raise UsageError(f"grows more than {MAX_RATIO}-fold, as images never do")
+        try:
+            self._target.write(data)
+        except OSError as error:
+            raise _not_written(self._name, error) from None
+        return data
 
-    def _restart(self, target: int) -> None:
-        start, place, state = [checkpoint for checkpoint in self._checkpoints if checkpoint[0] <= target][-1]
-        self._file.seek(place)
-        self._state = state.copy()
-        self._position, self._pending = start, b""
-        self._buffer, self._offset = b"", 0
 
-    def _take(self, n_bytes: int) -> bytes:
-        if self._offset == len(self._buffer):
-            self._buffer, self._offset = self._decompress(), 0
-        piece = self._buffer[self._offset : self._offset + n_bytes]
-        self._offset += len(piece)
-        self._position += len(piece)
-        return piece
-
-    def _decompress(self) -> bytes:
-        """The next decompressed bytes, at most a few megabytes; b"" at the end."""
-        while True:
-            if not self._pending:
-                self._remember()
-                self._pending = self._file.read(_SOME)
-            if self._state is None:
-                self._pending = self._pending.lstrip(b"\0")  # padding, as tapes have it
-                if not self._pending:
-                    return b""
-                self._state = zlib.decompressobj(_GZIP)  # gzip files may be joined end to end
-            at_end = not self._pending
-            data: bytes = self._state.decompress(self._pending, 4 * _SOME)
-            self._pending = self._state.unconsumed_tail
-            if self._state.eof:
-                self._pending, self._state = self._state.unused_data, None
-            elif at_end and not data:
-                raise EOFError("the compressed data end too early")
-            if data:
-                return data
-
-    def _remember(self) -> None:
-        if self._state is not None and self._position >= self._checkpoints[-1][0] + _CHECKPOINT_BYTES:
-            self._checkpoints.append((self._position, self._file.tell(), self._state.copy()))
+def _not_written(path: Path, error: OSError) -> TopworkError:
+    reason = error_reason(error)
+    return TopworkError(
+        f"{escape(str(path))}: cannot be written: {reason}. Set TOPWORK_CACHE to a folder on a larger disk."
+    )

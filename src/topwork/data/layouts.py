@@ -73,7 +73,6 @@ class Found:
     rejects: Sequence[Reject]
     links: Mapping[str, str] = field(default_factory=dict)
     read: Callable[[str], bytes] | None = None
-    in_given_order: bool = False
 
 
 @dataclass
@@ -147,7 +146,7 @@ def arrange(root: Path, found: Found, rules: Rules) -> Listing:
         listing = with_groups(listing, rules.group_by)
     if rules.domain_by is not None:
         listing = with_domains(listing, rules.domain_by)
-    return listing if found.in_given_order else replace(listing, entries=_sorted(listing.entries))
+    return replace(listing, entries=_sorted(listing.entries))
 
 
 def make_listing(

@@ -105,7 +105,7 @@ def _list_archive(path: Path, inner: str, rules: Rules) -> Listing:
     archive = archives.open_archive(path)
     found = Found(
         archive.names, archive.folders, archive.rejects,
-        read=lambda name: archives.read_member(path, name), in_given_order=archive.is_sequential,
+        read=lambda name: archives.read_member(path, name),
     )  # fmt: skip
     if inner in archive.members:
         files = _files_of(found, posixpath.dirname(inner))

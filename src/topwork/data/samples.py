@@ -90,7 +90,7 @@ class Listing:
         root: the folder that the paths of the entries are relative to, or the file that holds the images.
         layout: ``folders``, ``parts`` (train/valid/test folders), ``names`` (labels from file names), ``table``,
             ``arrays`` (a NumPy file) or ``hub`` (saved by Hugging Face datasets).
-        entries: in the order in which reading is fast: natural order, but for compressed archives that of the archive.
+        entries: in natural order.
         class_names: natural order; with empty classes, which have no entries.
         notes: sentences the user should read.
     """
