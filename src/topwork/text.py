@@ -5,6 +5,7 @@ In: values. Out: plain text. Nothing here knows about images or models; pages es
 
 from __future__ import annotations
 
+import html
 import math
 import re
 import unicodedata
@@ -106,3 +107,32 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+# ---- values in a notebook
+
+
+class Described:
+    """A short ``repr`` and an HTML table for notebooks, both from :meth:`facts`."""
+
+    def facts(self) -> dict[str, object]:
+        """What the value is, in a few words each."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """``Manifest(images: 120, classes: ants, bees)``, at most some hundred characters."""
+        found = [f"{name.lower()}: {_shortened(value)}" for name, value in self.facts().items()]
+        return f"{type(self).__name__}({', '.join(found)})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(_shortened(value))}</td></tr>"
+            for name, value in self.facts().items()
+        )
+        return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
+
+
+def _shortened(value: object, longest: int = 90) -> str:
+    text = escape(str(value))
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -16,7 +16,7 @@ from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.compare import Comparison, compare
 from topwork.evaluation.predictions import Predictions
 from topwork.run import read_evaluation, read_logits
-from topwork.text import as_text, escape, points
+from topwork.text import Described, as_text, escape, percent, points
 
 SIGNIFICANCE = 0.05
 
@@ -40,8 +40,8 @@ class Judged:
         return [self.manifest.samples[row].content_hash for row in self.predictions.sample_indices.tolist()]
 
 
-@dataclass(frozen=True, eq=False)
-class Compared:
+@dataclass(frozen=True, eq=False, repr=False)
+class Compared(Described):
     """One run against the first.
 
     Attributes:
@@ -54,6 +54,16 @@ class Compared:
     comparison: Comparison
     order: NDArray[np.int64]
     sentence: str
+
+    def facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        found = self.comparison
+        return {
+            self.first.name: percent(found.accuracy_first),
+            self.second.name: percent(found.accuracy_second),
+            "Images": f"{found.n:,}",
+            "p-value": f"{found.p_value:.3f}",
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values; disagreements with the path, the truth and both answers."""

@@ -31,13 +31,13 @@ from topwork.data.traits import TraitStore, TraitTable
 from topwork.errors import UsageError
 from topwork.files import atomic_file
 from topwork.settings import cache_folder
-from topwork.text import canonical, escape, natural_key
+from topwork.text import Described, canonical, escape, natural_key
 
 FEW_IMAGES = 10  # a class with fewer training images than this is named before training
 
 
-@dataclass(frozen=True)
-class Manifest:
+@dataclass(frozen=True, repr=False)
+class Manifest(Described):
     """The images of a data set.
 
     Attributes:
@@ -55,6 +55,13 @@ class Manifest:
     rejects: tuple[Reject, ...]
     notes: tuple[str, ...] = ()
     multi_label: bool = False
+
+    def facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        found: dict[str, object] = {"Images": f"{len(self.samples):,}", "Classes": len(self.classes)}
+        if not self.multi_label:
+            found["Images per class"] = ", ".join(f"{name} {n:,}" for name, n in self.counts.items())
+        return found | {"Rejected": len(self.rejects), "Folder": self.root}
 
     @property
     def counts(self) -> dict[str, int]:

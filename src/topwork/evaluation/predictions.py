@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,9 +22,7 @@ from topwork.data.samples import LABEL_SEPARATOR
 from topwork.errors import UsageError
 from topwork.features.embed import Features
 from topwork.models.classifier import Classifier
-
-if TYPE_CHECKING:
-    from topwork.models.classifier import Classifier
+from topwork.text import Described, first_names, percent
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Ints: TypeAlias = NDArray[np.int64]
@@ -82,8 +80,8 @@ class Task:
 ONE_LABEL = Task()
 
 
-@dataclass(frozen=True, eq=False)
-class Predictions:
+@dataclass(frozen=True, eq=False, repr=False)
+class Predictions(Described):
     """The logits of one model for N images, with what the images are.
 
     Attributes:
@@ -116,6 +114,12 @@ class Predictions:
         object.__setattr__(self, "labels", np.asarray(self.labels, dtype=kind))
         object.__setattr__(self, "logits", logits)
         _check(self)
+
+    def facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        known = self.labeled()
+        accuracy = percent(float(known.correct.mean())) if len(known) else "no labels"
+        return {"Images": f"{len(self):,}", "Classes": first_names(self.classes, 6), "Accuracy": accuracy}
 
     def __len__(self) -> int:
         """The number of images."""

@@ -23,14 +23,20 @@ from topwork.features.engine import BATCH, Batch, Engine, fingerprint, load_engi
 from topwork.features.store import BLOCKS, ROWS_PER_SHARD, FeatureStore
 from topwork.models.backbone import Backbone
 from topwork.settings import cache_folder
+from topwork.text import Described
 
 
-@dataclass(frozen=True)
-class Features:
+@dataclass(frozen=True, repr=False)
+class Features(Described):
     """Features of N images, in the order of ``hashes``; blocks are read from the store when asked for."""
 
     hashes: tuple[str, ...]
     store: FeatureStore = field(repr=False)
+
+    def facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        shape = self.block("last", [0]).shape if self.hashes else (0, 0)
+        return {"Images": f"{len(self.hashes):,}", "Features": f"{shape[1]:,}", "Store": self.store.folder}
 
     def block(self, name: str = "last", rows: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.float16]:
         """(N, D) float16: ``last`` or ``stages``, of all images or of some rows."""

@@ -25,6 +25,7 @@ from topwork.errors import ModelError, UsageError
 from topwork.files import atomic_file
 from topwork.models.backbone import Backbone, Stage
 from topwork.models.head import POOLINGS, Changes, FeatureTransform, LinearHead, parse_head
+from topwork.text import Described, first_names
 
 FORMAT = 2  # 2: a network that differs from timm's, or several labels an image; all others are still written as 1
 FACTS = "topwork.json"
@@ -38,8 +39,8 @@ HEAD_PREFIX = "topwork_head."  # tensors of an extended head, which is no part o
 MAX_JSON_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
-class Classifier:
+@dataclass(frozen=True, repr=False)
+class Classifier(Described):
     """Everything that one answer depends on.
 
     Attributes:
@@ -65,6 +66,17 @@ class Classifier:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     multi_label: bool = False
+
+    def facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        spec = self.backbone.spec
+        return {
+            "Backbone": self.backbone.name,
+            "Input": f"{spec.width} x {spec.height} pixels",
+            "Head": f"{self.head.kind}, {self.head.weight.shape[1]:,} features",
+            "Classes": first_names(self.classes, 6),
+            "Temperature": f"{self.temperature:.2f}",
+        }
 
     @property
     def is_timm(self) -> bool:

@@ -1,0 +1,210 @@
+"""Plots for notebooks and papers: one line each, from a run, a manifest or predictions; each returns a matplotlib figure.
+
+    from topwork import plots
+    plots.show_batch(run)
+    plots.confusion_matrix(run)
+
+A run is what ``topwork.fit`` or ``topwork.load_run`` returned, or the path of its folder. The figures are of no window:
+notebooks show them when they are the value of a cell, and ``figure.savefig("name.png")`` writes them. The report has
+charts of its own (``report/charts.py``).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib  # noqa: F401, TID253 - loaded only for this module
+import numpy as np
+from matplotlib.figure import Figure  # noqa: TID253
+from numpy.typing import NDArray
+
+from topwork.data.images import decode
+from topwork.data.manifest import Manifest
+from topwork.data.transforms import Pixels
+from topwork.errors import UsageError
+from topwork.evaluation.curves import calibration_error, reliability_bins
+from topwork.evaluation.predictions import Predictions
+from topwork.run import Run, load_run
+from topwork.text import count, escape, percent
+
+Source = Run | str | os.PathLike[str]
+COLUMNS = 4
+SIDE = 224  # pixels that a picture is decoded to at least
+MOST_NAMED = 30  # classes whose names fit beside a matrix
+MOST_NUMBERED = 12  # classes whose counts fit into its cells
+
+
+class Plot(Figure):
+    """A figure that a notebook shows as the value of a cell, once, whatever its backend is."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=96)
+        return buffer.getvalue()
+
+
+def show_batch(source: Source | Manifest, n: int = 12, *, part: str = "train", seed: int = 0) -> Figure:
+    """Images with their labels, drawn at random.
+
+    Args:
+        source: a run (then of its ``part``) or a manifest.
+    """
+    rng = np.random.default_rng(seed)
+    if isinstance(source, Manifest):
+        manifest, rows = source, np.arange(len(source.samples))
+    else:
+        run = _run(source)
+        manifest, rows = run.manifest, run.split.parts().get(part, np.empty(0, np.int64))
+    if not len(rows):
+        raise UsageError(f"There are no images in the part {part}.")
+    chosen = rng.permutation(rows)[:n].tolist()
+    return _images(manifest, chosen, [manifest.samples[row].label for row in chosen])
+
+
+def confusion_matrix(source: Source | Predictions, *, part: str = "auto") -> Figure:
+    """Counts of images: rows are true classes, columns predicted ones.
+
+    Args:
+        part: of a run: ``test``, ``valid``, or ``auto``: test if there is one.
+    """
+    found = _one_label(_predictions(source, part)).labeled()
+    n = len(found.classes)
+    matrix = np.zeros((n, n), np.int64)
+    np.add.at(matrix, (found.labels, found.predicted), 1)
+    figure, axis = _figure(3.2 + min(n, MOST_NAMED) * 0.3, 2.8 + min(n, MOST_NAMED) * 0.3)
+    axis.imshow(matrix / np.maximum(matrix.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    if n <= MOST_NAMED:
+        names = [escape(name) for name in found.classes]
+        axis.set_xticks(range(n), names, rotation=45, ha="right", fontsize=8)
+        axis.set_yticks(range(n), names, fontsize=8)
+    for row, column in zip(*np.nonzero(matrix), strict=True) if n <= MOST_NUMBERED else ():
+        dark = matrix[row, column] > matrix[row].sum() / 2
+        axis.text(column, row, str(matrix[row, column]), ha="center", va="center", color="white" if dark else "black")
+    axis.set(xlabel="predicted", ylabel="true", title=f"Accuracy {percent(float(found.correct.mean()))}, {count(len(found), 'image')}")
+    return figure
+
+
+def top_losses(source: Source, n: int = 8, *, part: str = "auto") -> Figure:
+    """The images whose true class got the lowest probability, with prediction, truth and that probability."""
+    run = _run(source)
+    found = _one_label(_predictions(run, part)).labeled()
+    own = found.probabilities[np.arange(len(found)), found.labels]
+    worst = np.argsort(own, kind="stable")[:n]
+    titles = [
+        f"{escape(found.classes[found.predicted[i]])}\nis {escape(found.classes[found.labels[i]])} ({percent(float(own[i]))})"
+        for i in worst.tolist()
+    ]
+    return _images(run.manifest, found.sample_indices[worst].tolist(), titles)
+
+
+def curves(source: Source) -> Figure:
+    """Loss and accuracy by epoch of a fine-tuned run; of a probe, cross-validated accuracy by penalty."""
+    history = _run(source).history
+    epochs = [record for record in history if "epoch" in record]
+    if not epochs:
+        return _penalties(history)
+    figure, axes = _figure(9, 3.2, columns=2)
+    for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
+        for part in ("train", "valid"):
+            points = [(r["epoch"], r[f"{part}_{kind}"]) for r in epochs if r.get(f"{part}_{kind}") is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker=".", label=part)
+        axis.set(xlabel="epoch", ylabel=kind)
+        if axis.lines:
+            axis.legend()
+    return figure
+
+
+def reliability(source: Source | Predictions, *, part: str = "auto") -> Figure:
+    """Reliability diagram: accuracy against confidence, with 95% intervals; on the diagonal the model is calibrated."""
+    found = _one_label(_predictions(source, part))
+    bins = [b for b in reliability_bins(found) if b.n and b.accuracy_interval]
+    known = found.labeled()
+    error = calibration_error(known.confidence, known.correct)
+    figure, axis = _figure(4.2, 4)
+    axis.plot([0, 1], [0, 1], color="0.7", linestyle="--")
+    x, y = np.array([b.confidence for b in bins]), np.array([b.accuracy for b in bins])
+    ends = np.array([(b.accuracy_interval.low, b.accuracy_interval.high) for b in bins if b.accuracy_interval]).reshape(-1, 2)
+    axis.errorbar(x, y, yerr=np.abs(ends.T - y), fmt="o", capsize=3)
+    title = "" if error is None else f"Expected calibration error {percent(error)}"
+    axis.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy", title=title)
+    return figure
+
+
+def heatmap(source: Source, image: str | os.PathLike[str] | bytes, label: str | None = None) -> Figure:
+    """Where the model looked: the image beside the evidence for a class.
+
+    Args:
+        image: a path, or the bytes of a file.
+        label: a class; by default the predicted one.
+    """
+    from topwork.export.evidence import Evidence
+    from topwork.export.predictor import Predictor, read_image
+
+    predictor = Predictor(_run(source).folder)
+    data = read_image(image if isinstance(image, bytes) else Path(image))
+    (answer,) = predictor.predict([data])
+    if answer.error is not None:
+        raise UsageError(f"{'The image' if isinstance(image, bytes) else escape(str(image))}: {answer.error}")
+    label = label or answer.top[0][0]
+    if label not in predictor.classes:
+        raise UsageError(f"{escape(label)}: the model has no such class.")
+    probability = dict(answer.top).get(label)
+    title = escape(label) if probability is None else f"{escape(label)} ({percent(probability)})"
+    figure, axes = _figure(7, 3.6, columns=2)
+    _show(axes[0], decode(data, min_side=SIDE).pixels, "")
+    _show(axes[1], Evidence(predictor).picture(data, label), title)
+    return figure
+
+
+# ---- what they share
+
+
+def _run(source: Source) -> Run:
+    return source if isinstance(source, Run) else load_run(source)
+
+
+def _predictions(source: Source | Predictions, part: str) -> Predictions:
+    return source if isinstance(source, Predictions) else _run(source).predictions_of(part)
+
+
+def _one_label(found: Predictions) -> Predictions:
+    if found.task.multi_label:
+        raise UsageError("This plot is for images with one label each; the report shows several labels.")
+    return found
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+    figure = Plot(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns)
+
+
+def _images(manifest: Manifest, rows: Sequence[int], titles: Sequence[str]) -> Figure:
+    n_lines = max(1, -(-len(rows) // COLUMNS))
+    figure, axes = _figure(2.1 * COLUMNS, 2.3 * n_lines, n_lines, COLUMNS)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, row, title in zip(axes.flat, rows, titles, strict=False):
+        _show(axis, decode(manifest.read(row), min_side=SIDE).pixels, escape(title) if "\n" not in title else title)
+    return figure
+
+
+def _show(axis: Any, pixels: Pixels, title: str) -> None:
+    axis.imshow(pixels)
+    axis.set_axis_off()
+    axis.set_title(title, fontsize=8)
+
+
+def _penalties(history: Sequence[dict[str, Any]]) -> Figure:
+    figure, axis = _figure(5.5, 3.4)
+    for name in dict.fromkeys(record["candidate"] for record in history):
+        trials = sorted((r["penalty"], r["accuracy"]) for r in history if r["candidate"] == name and r["accuracy"] is not None)
+        points: NDArray[np.float64] = np.array(trials).reshape(-1, 2)
+        axis.plot(points[:, 0], points[:, 1], marker=".", label=name)
+    axis.set(xscale="log", xlabel="L2 penalty", ylabel="cross-validated accuracy")
+    axis.legend(title="features", fontsize=8)
+    return figure
