@@ -24,6 +24,7 @@ _HOMES = {
     "TopworkError": "topwork.errors",
     "adapt": "topwork.commands.adapt",
     "compare_domains": "topwork.commands.compare_domains",
+    "compare_runs": "topwork.commands.compare",
     "decode": "topwork.data.images",
     "embed": "topwork.features.embed",
     "evaluate": "topwork.commands.evaluate",
@@ -32,6 +33,7 @@ _HOMES = {
     "fit_probe": "topwork.features.probe",
     "load_backbone": "topwork.models.backbone",
     "load_classifier": "topwork.models.classifier",
+    "load_run": "topwork.run",
     "scan": "topwork.data.manifest",
     "split": "topwork.data.split",
 }
@@ -39,6 +41,7 @@ __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - names are strings
 
 if TYPE_CHECKING:
     from topwork.commands.adapt import adapt as adapt
+    from topwork.commands.compare import compare_runs as compare_runs
     from topwork.commands.compare_domains import compare_domains as compare_domains
     from topwork.commands.evaluate import evaluate as evaluate
     from topwork.commands.fit import fit as fit
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
     from topwork.models.backbone import load_backbone as load_backbone
     from topwork.models.classifier import Classifier as Classifier
     from topwork.models.classifier import load_classifier as load_classifier
+    from topwork.run import load_run as load_run
     from topwork.training.finetune import fine_tune as fine_tune
 
 

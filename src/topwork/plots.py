@@ -84,7 +84,11 @@ def confusion_matrix(source: Source | Predictions, *, part: str = "auto") -> Fig
     for row, column in zip(*np.nonzero(matrix), strict=True) if n <= MOST_NUMBERED else ():
         dark = matrix[row, column] > matrix[row].sum() / 2
         axis.text(column, row, str(matrix[row, column]), ha="center", va="center", color="white" if dark else "black")
-    axis.set(xlabel="predicted", ylabel="true", title=f"Accuracy {percent(float(found.correct.mean()))}, {count(len(found), 'image')}")
+    axis.set(
+        xlabel="predicted",
+        ylabel="true",
+        title=f"Accuracy {percent(float(found.correct.mean()))}, {count(len(found), 'image')}",
+    )
     return figure
 
 
@@ -128,7 +132,9 @@ def reliability(source: Source | Predictions, *, part: str = "auto") -> Figure:
     figure, axis = _figure(4.2, 4)
     axis.plot([0, 1], [0, 1], color="0.7", linestyle="--")
     x, y = np.array([b.confidence for b in bins]), np.array([b.accuracy for b in bins])
-    ends = np.array([(b.accuracy_interval.low, b.accuracy_interval.high) for b in bins if b.accuracy_interval]).reshape(-1, 2)
+    ends = np.array([(b.accuracy_interval.low, b.accuracy_interval.high) for b in bins if b.accuracy_interval]).reshape(
+        -1, 2
+    )
     axis.errorbar(x, y, yerr=np.abs(ends.T - y), fmt="o", capsize=3)
     title = "" if error is None else f"Expected calibration error {percent(error)}"
     axis.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy", title=title)
@@ -202,7 +208,9 @@ def _show(axis: Any, pixels: Pixels, title: str) -> None:
 def _penalties(history: Sequence[dict[str, Any]]) -> Figure:
     figure, axis = _figure(5.5, 3.4)
     for name in dict.fromkeys(record["candidate"] for record in history):
-        trials = sorted((r["penalty"], r["accuracy"]) for r in history if r["candidate"] == name and r["accuracy"] is not None)
+        trials = sorted(
+            (r["penalty"], r["accuracy"]) for r in history if r["candidate"] == name and r["accuracy"] is not None
+        )
         points: NDArray[np.float64] = np.array(trials).reshape(-1, 2)
         axis.plot(points[:, 0], points[:, 1], marker=".", label=name)
     axis.set(xscale="log", xlabel="L2 penalty", ylabel="cross-validated accuracy")

@@ -6,11 +6,15 @@ or nobody.
 
 from __future__ import annotations
 
+import html
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from topwork.text import escape
 
 
 class Reporter:
@@ -52,3 +56,45 @@ class Stopwatch:
     def total(self) -> float:
         """Seconds since it was started."""
         return round(time.perf_counter() - self.started, 3)
+
+
+class NotebookReporter(Reporter):
+    """Shows steps, a progress bar, notes and epochs below a notebook cell."""
+
+    def __init__(self) -> None:
+        from IPython.display import HTML, display
+
+        self._html, self._lines, self._step, self._shown = HTML, [], "", 0.0  # type: ignore[var-annotated]
+        self._handle = display(HTML(""), display_id=True)  # type: ignore[no-untyped-call]
+
+    def step(self, name: str) -> None:
+        """A step begins: its name stays beside the bar."""
+        self._step = name[:1].upper() + name[1:]
+        self._show(0, 0)
+
+    def progress(self, n_done: int, n_all: int) -> None:
+        """Moves the bar, at most five times per second."""
+        if n_done >= n_all or time.monotonic() - self._shown > 0.2:
+            self._show(n_done, n_all)
+
+    def note(self, text: str) -> None:
+        """Adds a line."""
+        self._lines.append(text)
+        self._show(0, 0)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Adds a line."""
+        valid = f", valid loss {record['valid_loss']:.3f}" if record.get("valid_loss") is not None else ""
+        self.note(f"Epoch {record['epoch']}: loss {record['train_loss']:.3f}{valid}")
+
+    def _show(self, n_done: int, n_all: int) -> None:
+        self._shown = time.monotonic()
+        bar = f" <progress value='{n_done}' max='{n_all}'></progress> {n_done:,} of {n_all:,}" if n_all else ""
+        lines = "".join(f"<div>{html.escape(escape(line))}</div>" for line in self._lines)
+        if self._handle is not None:
+            self._handle.update(self._html(f"<div>{html.escape(self._step)}{bar}</div>{lines}"))
+
+
+def default_reporter() -> Reporter:
+    """Progress bars in a notebook; elsewhere nothing is shown."""
+    return NotebookReporter() if "ipykernel" in sys.modules else Reporter()

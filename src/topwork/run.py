@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,15 +24,99 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.data.manifest import Manifest, save_manifest
+from topwork.data.manifest import Manifest, load_manifest, save_manifest
 from topwork.data.shards import read_parquet
-from topwork.data.split import Split, n_train_of, split_record
+from topwork.data.split import PARTS, Split, n_train_of, recorded_split, split_record
 from topwork.errors import TopworkError, UsageError
-from topwork.evaluation.predictions import Predictions
+from topwork.evaluation.predictions import Predictions, Task, labels_for
 from topwork.files import atomic_file, error_reason, flush_folder, locked
-from topwork.models.classifier import Classifier, save_classifier
+from topwork.models.classifier import Classifier, load_classifier, save_classifier
 from topwork.settings import DataSettings, FitSettings, as_dict
-from topwork.text import as_text, escape
+from topwork.text import Described, as_text, escape, percent_ci
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Run(Described):
+    """A finished run, as values.
+
+    Attributes:
+        predictions: of each part, on which nothing was trained but ``train``.
+        history: one record per epoch of fine-tuning, and one per head that was tried.
+    """
+
+    folder: Path
+    manifest: Manifest
+    split: Split
+    classifier: Classifier
+    predictions: Mapping[str, Predictions]
+    evaluation: dict[str, Any]
+    recipe: dict[str, Any]
+    history: Sequence[dict[str, Any]]
+
+    def facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        figures = {
+            f"Accuracy ({name})": percent_ci(self.evaluation[name]["accuracy"])
+            for name in ("test", "valid")
+            if "accuracy" in self.evaluation.get(name, {})
+        }
+        images = ", ".join(f"{name} {len(rows):,}" for name, rows in self.split.parts().items())
+        return {**figures, "Images": images, "Backbone": self.classifier.backbone.name, "Folder": self.folder}
+
+    def predictions_of(self, part: str = "auto") -> Predictions:
+        """Predictions of ``test``, ``valid`` or ``train``; ``auto``: of test if there is one, else valid.
+
+        Raises:
+            UsageError: the run has no such part.
+        """
+        if part == "auto":
+            part = next((name for name in ("test", "valid") if name in self.predictions), "test")
+        if part not in self.predictions:
+            raise UsageError(f"{escape(str(self.folder))}: has no predictions for the part {part}.")
+        return self.predictions[part]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``fit --json`` prints."""
+        return {
+            "run": str(self.folder),
+            "valid": self.evaluation.get("valid"),
+            "test": self.evaluation.get("test"),
+            "timing": self.evaluation["timing"],
+            "n_used": len(self.manifest.samples),
+            "n_rejected": len(self.manifest.rejects),
+        }
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """Reads a finished run; no image is read.
+
+    Raises:
+        UsageError: there is no finished run.
+        TopworkError: it is damaged.
+    """
+    import pyarrow as pa
+
+    folder = Path(path)
+    evaluation, record, classifier = (
+        read_evaluation(folder),
+        read_split(folder),
+        load_classifier(folder, multi_label=True),
+    )
+    try:
+        recipe = json.loads((folder / "recipe.json").read_text())
+        history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        manifest = load_manifest(folder / "manifest.parquet").named_like(classifier.classes)
+        parts = recorded_split(record, manifest)
+        truth = labels_for(classifier, manifest)
+        rows, names, logits = read_logits(folder / "predictions.parquet")
+        predictions = {
+            name: Predictions(classifier.classes, rows[own], truth[rows[own]], logits[own], Task.of(classifier))
+            for name in PARTS
+            if (own := names == name).any()
+        }
+    except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
+        raise TopworkError(f"{escape(str(folder))}: the run is damaged ({type(error).__name__}: {error}).") from error
+    return Run(folder, manifest, parts, classifier, predictions, evaluation, recipe, history)
 
 
 @contextmanager

@@ -6,12 +6,13 @@ a value may be "auto"; ``run.py`` turns what was asked into what is done and rec
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -390,6 +391,21 @@ class ServeSettings:
 def as_dict(settings: DataSettings) -> dict[str, Any]:
     """Settings as plain JSON values, in their order of definition."""
     return asdict(settings)
+
+
+def with_options(settings: Any, options: Mapping[str, Any]) -> Any:
+    """The settings with some of them replaced by name.
+
+    Raises:
+        UsageError: there is no such setting; the nearest names are given.
+    """
+    known = {field.name for field in fields(settings)}
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 2)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise UsageError(f"{name}: there is no such setting.{hint}")
+    return replace(settings, **options)
 
 
 RENAMED = {"fit": "resize"}  # settings of runs of earlier versions

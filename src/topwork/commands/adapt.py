@@ -35,7 +35,7 @@ from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import compiled_form, load_engine
 from topwork.files import atomic_file
 from topwork.models.classifier import COMPILED, Classifier, find_model, save_classifier
-from topwork.progress import Reporter, Stopwatch
+from topwork.progress import Reporter, Stopwatch, default_reporter
 from topwork.run import provenance, read_evaluation, run_folder, save_predictions, versions, write_json
 from topwork.settings import AdaptSettings, DataSettings, as_dict, check
 from topwork.text import escape, first_names, percent
@@ -142,7 +142,7 @@ def adapt(
     Raises:
         UsageError: no run, no usable image, labels for images or classes that do not exist.
     """
-    settings, reporter, clock = settings or AdaptSettings(), reporter or Reporter(), Stopwatch()
+    settings, reporter, clock = settings or AdaptSettings(), reporter or default_reporter(), Stopwatch()
     check(settings)
     run = Path(run)
     with run_folder(Path(out), overwrite) as folder:

@@ -23,7 +23,7 @@ from topwork.features.embed import Embedder, Features, embed
 from topwork.features.logistic import SoftmaxRegression
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.models.head import Floats, LinearHead
-from topwork.progress import Reporter, Stopwatch
+from topwork.progress import Reporter, Stopwatch, default_reporter
 from topwork.run import provenance, run_folder, write_json, write_run
 from topwork.settings import DataSettings
 from topwork.text import escape, natural_key
@@ -73,7 +73,7 @@ def add_class(
     Raises:
         UsageError: no run, a class that the model has, images in an archive.
     """
-    settings, reporter, clock = settings or DataSettings(), reporter or Reporter(), Stopwatch()
+    settings, reporter, clock = settings or DataSettings(), reporter or default_reporter(), Stopwatch()
     with run_folder(Path(out), overwrite) as folder:
         write_json(
             folder / "settings.json", {"path": str(Path(path).absolute()), "grown_from": str(Path(run).absolute())}

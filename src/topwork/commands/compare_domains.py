@@ -31,7 +31,7 @@ from topwork.export.runtime import model_embedder
 from topwork.features.embed import Embedder, Features
 from topwork.models.backbone import load_backbone
 from topwork.models.classifier import Classifier, load_classifier
-from topwork.progress import Reporter
+from topwork.progress import Reporter, default_reporter
 from topwork.settings import DataSettings
 from topwork.text import escape, first_names, percent
 
@@ -122,7 +122,7 @@ def compare_domains(
     Raises:
         UsageError: no usable images; no B, and no domains in A.
     """
-    settings, reporter = settings or DataSettings(), reporter or Reporter()
+    settings, reporter = settings or DataSettings(), reporter or default_reporter()
     classifier = load_classifier(model) if model is not None else None
     embedder = model_embedder(classifier) if classifier else Embedder(load_backbone())
     reporter.step("scan and embed")

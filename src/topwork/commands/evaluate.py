@@ -14,10 +14,10 @@ from topwork.data.manifest import Manifest
 from topwork.data.split import part_rows
 from topwork.errors import UsageError
 from topwork.evaluation.metrics import evaluate_part
-from topwork.evaluation.predictions import UNKNOWN_CLASS, Predictions, predict_features
+from topwork.evaluation.predictions import Predictions, labels_for, predict_features
 from topwork.export.runtime import model_embedder
 from topwork.models.classifier import Classifier, load_classifier
-from topwork.progress import Reporter
+from topwork.progress import Reporter, default_reporter
 from topwork.settings import DataSettings
 from topwork.text import count, escape, first_names, natural_key
 
@@ -44,7 +44,7 @@ def evaluate(
     Raises:
         UsageError: nothing to judge; ``by`` names what the data does not have.
     """
-    settings, reporter = settings or DataSettings(), reporter or Reporter()
+    settings, reporter = settings or DataSettings(), reporter or default_reporter()
     classifier = load_classifier(model, multi_label=True)
     if classifier.multi_label:  # the model knows what kind of data it is for
         settings = replace(settings, multi_label=True)
@@ -67,18 +67,6 @@ def evaluate(
         "rejects": [reject.as_dict() for reject in manifest.rejects],
         "n_unused": manifest.n_failed + _n_unknown(classifier, manifest, rows),
     }
-
-
-def labels_for(classifier: Classifier, manifest: Manifest) -> NDArray[Any]:
-    """(N,) label of each sample among the model's classes, -1 if it has none of them; (N, C) for several labels."""
-    index = {name: number for number, name in enumerate(classifier.classes)}
-    if not classifier.multi_label:
-        return np.array([index.get(sample.label, UNKNOWN_CLASS) for sample in manifest.samples], np.int64)
-    matrix = np.zeros((len(manifest.samples), len(index)), np.bool_)
-    known = [name for name in manifest.classes if name in index]
-    own = {name: number for number, name in enumerate(manifest.classes)}
-    matrix[:, [index[name] for name in known]] = manifest.label_matrix[:, [own[name] for name in known]]
-    return matrix
 
 
 def _judged_by(

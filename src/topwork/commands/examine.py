@@ -24,7 +24,7 @@ from topwork.evaluation.examine import Examination, examine
 from topwork.evaluation.shortcut import check_shortcuts
 from topwork.export.runtime import engine_of
 from topwork.models.classifier import Classifier, load_classifier
-from topwork.progress import Reporter
+from topwork.progress import Reporter, default_reporter
 from topwork.settings import DataSettings
 from topwork.text import escape
 
@@ -65,7 +65,7 @@ def examine_model(
     Raises:
         UsageError: none of the images is of a class that the model knows.
     """
-    settings, reporter = settings or DataSettings(), reporter or Reporter()
+    settings, reporter = settings or DataSettings(), reporter or default_reporter()
     if n_images < 10:
         raise UsageError(f"--n-images {n_images}: give at least 10; fewer show nothing for certain.")
     classifier = load_classifier(model)

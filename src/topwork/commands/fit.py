@@ -7,7 +7,6 @@ Each step is one public function of the layer below; here is only their order an
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,19 +14,26 @@ from typing import TYPE_CHECKING, Any
 from topwork.commands.assess import Assessed, assess, check_labels
 from topwork.commands.prepare import Gathered, embedder_of, fitted_probe, prepare_data, timing, with_answers
 from topwork.data.augment import pipeline
-from topwork.data.manifest import Manifest
-from topwork.data.split import Split
 from topwork.evaluation.analysis import find_insights
-from topwork.evaluation.predictions import Predictions
 from topwork.features.blas import few_threads
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import compiled_form
 from topwork.features.probe import Probe
 from topwork.features.views import Probed
 from topwork.models.classifier import Classifier
-from topwork.progress import Reporter, Stopwatch
-from topwork.run import asked, is_finished, provenance, replacement_of, run_folder, write_json, write_run
-from topwork.settings import FitSettings, as_dict, check, is_launched
+from topwork.progress import Reporter, Stopwatch, default_reporter
+from topwork.run import (
+    Run,
+    asked,
+    free_run_folder,
+    is_finished,
+    provenance,
+    replacement_of,
+    run_folder,
+    write_json,
+    write_run,
+)
+from topwork.settings import FitSettings, as_dict, check, is_launched, with_options
 from topwork.training.recipe import head_spec
 from topwork.training.tracking import check_tracker, tracking
 
@@ -37,51 +43,36 @@ if TYPE_CHECKING:
 VALID_OF_TUNING = "choosing the epoch, the mixture of weights, the temperature and the thresholds; its figures flatter"
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """Everything a fit produced, as values."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Fitted(Run):
+    """A run that was just fitted, with its probe."""
 
-    folder: Path
-    manifest: Manifest
-    split: Split
-    classifier: Classifier
     probe: Probe
-    predictions: Mapping[str, Predictions]
-    evaluation: dict[str, Any]
-    recipe: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        """What ``fit --json`` prints."""
-        return {
-            "run": str(self.folder),
-            "valid": self.evaluation.get("valid"),
-            "test": self.evaluation.get("test"),
-            "timing": self.evaluation["timing"],
-            "n_used": len(self.manifest.samples),
-            "n_rejected": len(self.manifest.rejects),
-        }
 
 
 def fit(
     path: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     settings: FitSettings | None = None,
     *,
     overwrite: bool = False,
     reporter: Reporter | None = None,
+    **options: Any,
 ) -> Fitted:
-    """Trains, judges and writes a classifier for the images below ``path``.
+    """Trains, evaluates and writes a classifier for the images in ``path``.
 
     Args:
-        out: the run folder to make.
-        overwrite: replace what a finished run left there.
+        out: output directory (default: ``runs/NAME``, or the next free ``runs/NAME-2``).
+        overwrite: replace the finished run that ``out`` holds.
+        options: settings by name, such as ``mode="tune", epochs=3``: the options of ``topwork fit``.
 
     Raises:
-        UsageError: nothing to train on, or ``out`` is taken.
+        UsageError: nothing to train on, ``out`` is taken, or there is no such setting.
         TopworkError: something failed on the way; what was embedded is kept and found again.
     """
-    settings, reporter, clock = settings or FitSettings(), reporter or Reporter(), Stopwatch()
-    folder = Path(out)
+    settings = with_options(settings or FitSettings(), options)
+    reporter, clock = reporter or default_reporter(), Stopwatch()
+    folder = free_run_folder(path) if out is None else Path(out)
     check(settings)  # what cannot be is named before the work begins
     head_spec(settings)
     pipeline("none" if settings.augment == "auto" else settings.augment)
@@ -121,7 +112,9 @@ def fit(
                 )
         evaluation |= {"timing": timing(clock, data.embedder)}
         write_json(work / "evaluation.json", evaluation)
-    return Fitted(folder, data.manifest, data.parts, classifier, probed.probe, assessed.predictions, evaluation, recipe)
+    return Fitted(
+        folder, data.manifest, data.parts, classifier, assessed.predictions, evaluation, recipe, history, probed.probe
+    )
 
 
 def follow(path: str | os.PathLike[str], out: str | os.PathLike[str], settings: FitSettings) -> None:

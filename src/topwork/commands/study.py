@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from topwork.progress import Reporter
+from topwork.progress import Reporter, default_reporter
 from topwork.settings import StudySettings
 from topwork.studies.bench import prepare
 from topwork.studies.catalog import runner_of, study_named
@@ -44,7 +44,7 @@ def run_study(
     Raises:
         UsageError: no such study, or nothing usable at the path.
     """
-    settings, reporter, study = settings or StudySettings(), reporter or Reporter(), study_named(name)
+    settings, reporter, study = settings or StudySettings(), reporter or default_reporter(), study_named(name)
     started = time.perf_counter()
     run = runner_of(study)
     reporter.step("scan")

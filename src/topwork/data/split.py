@@ -146,6 +146,16 @@ def split_record(chosen: Split, manifest: Manifest) -> dict[str, Any]:
     return record
 
 
+def recorded_split(record: dict[str, Any], manifest: Manifest) -> Split:
+    """The split of a ``split.json``, for the manifest that it was written with; leaks are not restored."""
+    rows = {(sample.path, sample.content_hash): row for row, sample in enumerate(manifest.samples)}
+    parts = {
+        name: np.array([rows[item["path"], item["content_hash"]] for item in record["parts"].get(name, ())], np.int64)
+        for name in PARTS
+    }
+    return Split(**parts, given=bool(record["given"]), seed=int(record["seed"]))
+
+
 def rarest_labels(matrix: NDArray[np.bool_], enough: int = 0) -> NDArray[np.int64]:
     """(N,) the rarest class of each row of (N, C), C where it has none: one label to divide rows by that have several.
 

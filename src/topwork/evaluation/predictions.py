@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from topwork.data.manifest import Manifest
 from topwork.data.samples import LABEL_SEPARATOR
 from topwork.errors import UsageError
 from topwork.features.embed import Features
@@ -329,3 +330,15 @@ def predict_features(
         chunks.append(classifier.head.logits(features.blocks(blocks, some)))
     logits = np.concatenate(chunks) if chunks else np.zeros((0, len(classifier.classes)))
     return Predictions(classifier.classes, rows, labels[rows], logits, Task.of(classifier))
+
+
+def labels_for(classifier: Classifier, manifest: Manifest) -> NDArray[Any]:
+    """(N,) label of each sample among the model's classes, -1 if it has none of them; (N, C) for several labels."""
+    index = {name: number for number, name in enumerate(classifier.classes)}
+    if not classifier.multi_label:
+        return np.array([index.get(sample.label, UNKNOWN_CLASS) for sample in manifest.samples], np.int64)
+    matrix = np.zeros((len(manifest.samples), len(index)), np.bool_)
+    known = [name for name in manifest.classes if name in index]
+    own = {name: number for number, name in enumerate(manifest.classes)}
+    matrix[:, [index[name] for name in known]] = manifest.label_matrix[:, [own[name] for name in known]]
+    return matrix
