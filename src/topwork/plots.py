@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from topwork.data.images import decode
 from topwork.data.manifest import Manifest
 from topwork.data.transforms import Pixels
-from topwork.errors import UsageError
+from topwork.errors import ImageError, UsageError
 from topwork.evaluation.curves import calibration_error, reliability_bins
 from topwork.evaluation.predictions import Predictions
 from topwork.run import Run, load_run
@@ -152,10 +152,14 @@ def heatmap(source: Source, image: str | os.PathLike[str] | bytes, label: str | 
     from topwork.export.predictor import Predictor, read_image
 
     predictor = Predictor(_run(source).folder)
-    data = read_image(image if isinstance(image, bytes) else Path(image))
+    name = "The image" if isinstance(image, bytes) else escape(str(image))
+    try:
+        data = read_image(image if isinstance(image, bytes) else Path(image))
+    except ImageError as error:
+        raise UsageError(f"{name}: {error}") from None
     (answer,) = predictor.predict([data])
     if answer.error is not None:
-        raise UsageError(f"{'The image' if isinstance(image, bytes) else escape(str(image))}: {answer.error}")
+        raise UsageError(f"{name}: {answer.error}")
     label = label or answer.top[0][0]
     if label not in predictor.classes:
         raise UsageError(f"{escape(label)}: the model has no such class.")

@@ -64,8 +64,10 @@ class NotebookReporter(Reporter):
     def __init__(self) -> None:
         from IPython.display import HTML, display
 
-        self._html, self._lines, self._step, self._shown = HTML, [], "", 0.0  # type: ignore[var-annotated]
-        self._handle = display(HTML(""), display_id=True)  # type: ignore[no-untyped-call]
+        html_of: Any = HTML
+        self._html, self._step, self._shown = html_of, "", 0.0
+        self._lines: list[str] = []
+        self._handle: Any = display(html_of(""), display_id=True)  # type: ignore[no-untyped-call]
 
     def step(self, name: str) -> None:
         """A step begins: its name stays beside the bar."""

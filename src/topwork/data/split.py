@@ -153,7 +153,7 @@ def recorded_split(record: dict[str, Any], manifest: Manifest) -> Split:
         name: np.array([rows[item["path"], item["content_hash"]] for item in record["parts"].get(name, ())], np.int64)
         for name in PARTS
     }
-    return Split(**parts, given=bool(record["given"]), seed=int(record["seed"]))
+    return Split(parts["train"], parts["valid"], parts["test"], bool(record["given"]), int(record["seed"]))
 
 
 def rarest_labels(matrix: NDArray[np.bool_], enough: int = 0) -> NDArray[np.int64]:
