@@ -148,8 +148,7 @@ def heatmap(source: Source, image: str | os.PathLike[str] | bytes, label: str | 
         image: a path, or the bytes of a file.
         label: a class; by default the predicted one.
     """
-    from topwork.export.evidence import Evidence
-    from topwork.export.predictor import Predictor, read_image
+    from topwork.export.predictor import Heatmaps, Predictor, read_image
 
     predictor = Predictor(_run(source).folder)
     name = "The image" if isinstance(image, bytes) else escape(str(image))
@@ -167,7 +166,7 @@ def heatmap(source: Source, image: str | os.PathLike[str] | bytes, label: str | 
     title = escape(label) if probability is None else f"{escape(label)} ({percent(probability)})"
     figure, axes = _figure(7, 3.6, columns=2)
     _show(axes[0], decode(data, min_side=SIDE).pixels, "")
-    _show(axes[1], Evidence(predictor).picture(data, label), title)
+    _show(axes[1], Heatmaps(predictor).picture(data, label), title)
     return figure
 
 
