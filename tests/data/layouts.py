@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -112,26 +113,24 @@ def hub_table(images: Labeled) -> pa.Table:
 
 
 def saved_dataset(images: Labeled, root: Path) -> Path:
-    """What ``Dataset.save_to_disk`` writes; in two files."""
-    table = hub_table(images)
-    half = len(table) // 2
-    root.mkdir(parents=True)
-    names = [f"data-{number:05d}-of-00002.arrow" for number in range(2)]
-    for name, part in zip(names, (table[:half], table[half:]), strict=True):
-        with pa.OSFile(str(root / name), "wb") as sink, pa.ipc.new_stream(sink, part.schema) as writer:
-            writer.write_table(part)
-    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
-    (root / "dataset_info.json").write_text(json.dumps({"features": features}))
-    (root / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    """Written by ``Dataset.save_to_disk``, in two files."""
+    _dataset(images).save_to_disk(str(root), num_shards=2)
     return root
 
 
 def saved_dataset_dict(parts: dict[str, Labeled], root: Path) -> Path:
-    """What ``DatasetDict.save_to_disk`` writes."""
-    for name, images in parts.items():
-        saved_dataset(images, root / name)
-    (root / "dataset_dict.json").write_text(json.dumps({"splits": list(parts)}))
+    """Written by ``DatasetDict.save_to_disk``."""
+    import datasets
+
+    datasets.DatasetDict({name: _dataset(images) for name, images in parts.items()}).save_to_disk(str(root))
     return root
+
+
+def _dataset(images: Labeled) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets.Dataset(datasets.table.InMemoryTable(hub_table(images)))
 
 
 LAYOUTS: dict[str, Callable[[Labeled, Path], Path]] = {

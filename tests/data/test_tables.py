@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -161,6 +162,13 @@ def test_class_numbers_without_a_name_are_rejected(images, tmp_path) -> None:
     listing = list_saved_dataset(folder, Rules())
     assert {e.label for e in listing.entries} == {"disc"}
     assert [reject.reason for reject in listing.rejects] == ["no label"] * 6
+
+
+def test_a_saved_dataset_needs_its_library_and_says_so(images, tmp_path, monkeypatch) -> None:
+    folder = saved_dataset(images, tmp_path / "data")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UsageError, match=r"pip install 'topwork\[hf\]'"):
+        list_data(folder)
 
 
 @pytest.mark.parametrize("name", ["../outside.arrow", "/etc/passwd", "..", "a/b.arrow", "a\\b.arrow", "", 3, None])

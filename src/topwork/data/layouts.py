@@ -65,7 +65,6 @@ class Found:
     Attributes:
         links: for a file that is a link, or lies behind one, the name under which the same file was listed first.
         read: the bytes of a file, for tables among them.
-        in_given_order: the order of ``files`` is the one in which they can be read quickly.
     """
 
     files: Sequence[str]
