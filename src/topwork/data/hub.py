@@ -56,13 +56,14 @@ def read_row(root: Path, path: str) -> bytes:
 
 def _rows(folder: Path, part: str, data: Any, rules: Rules) -> list[Row]:
     _image_column(folder, data)
-    table, none = data.data.table, [None] * len(data)
+    table = data.data.table
+    none: list[Any] = [None] * len(data)
     label = None if rules.label_regex else rules.label_column or _label_column(folder, data)
     if label is not None and label not in table.column_names:
         raise UsageError(f"{escape(str(folder))}: no column {escape(label)}; found: {first_names(table.column_names)}.")
     labels = cells_of(table[label], getattr(data.features[label], "names", None)) if label else none
     has_group = rules.group_by is not None and rules.group_by in table.column_names
-    groups = cells_of(table[rules.group_by], None) if has_group else none
+    groups: list[Any] = cells_of(table[rules.group_by], None) if has_group else none
     part_name = PART_NAMES[part.lower()] if part else None
     return [
         Row(f"{part}/{n}" if part else str(n), (str(label),) if label is not None else (), part_name, group)
