@@ -34,6 +34,11 @@ class DownloadError(TopworkError):
     """Weights or data had to come from the network and did not."""
 
 
+def changed_since_scan(path: str, reason: object) -> TopworkError:
+    """The error for an image that was usable when it was scanned and cannot be used now."""
+    return TopworkError(f"{path}: changed since the scan ({reason}). Put the image back, or scan and fit again.")
+
+
 class Interrupted(BaseException):
     """A signal asked the program to end; what is open is saved on the way out. Exit status 128 + ``signum``."""
 

@@ -115,7 +115,7 @@ def test_a_folder_of_images_is_one_class_and_the_command_prints_before_and_after
 
 
 def test_classes_that_are_known_are_refused(run, tmp_path):
-    with pytest.raises(UsageError, match="has the class disc already"):
+    with pytest.raises(UsageError, match="already has the class disc"):
         add_class(run, run.parent / "data", tmp_path / "grown")
     assert not (tmp_path / "grown" / "model").exists()
 
@@ -123,7 +123,7 @@ def test_classes_that_are_known_are_refused(run, tmp_path):
 def test_an_image_under_another_class_is_refused(run, tmp_path):
     (tmp_path / "ring").mkdir()
     shutil.copy(next((run.parent / "data" / "disc").iterdir()), tmp_path / "ring" / "x.jpg")
-    with pytest.raises(UsageError, match=r"x\.jpg: is an image that the model was trained"):
+    with pytest.raises(UsageError, match=r"x\.jpg: is one of the images that the model was trained"):
         add_class(run, tmp_path / "ring", tmp_path / "grown")
 
 
@@ -131,3 +131,23 @@ def test_a_model_folder_alone_is_not_enough(run, tmp_path):
     shutil.copytree(run / "model", tmp_path / "model")
     with pytest.raises(UsageError, match="needs the run"):
         add_class(tmp_path / "model", run.parent / "more", tmp_path / "grown")
+
+
+def test_images_that_were_moved_after_training_are_named(run, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(run.parent / "data", moved)
+    old = fit(moved, tmp_path / "run", FitSettings(backbone="random:test_efficientnet")).folder
+    moved.rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="moved: the run's images are no longer there"):
+        add_class(old, run.parent / "more", tmp_path / "out")
+
+
+def test_a_class_under_another_unicode_form_is_known(run, tmp_path):
+    data, more = tmp_path / "data", tmp_path / "more"
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    shutil.copytree(run.parent / "data" / "disc", data / composed)
+    shutil.copytree(run.parent / "data" / "square", data / "square")
+    shutil.copytree(run.parent / "more" / "cross", more / decomposed)
+    old = fit(data, tmp_path / "run", FitSettings(backbone="random:test_efficientnet")).folder
+    with pytest.raises(UsageError, match="already has the class"):
+        add_class(old, more, tmp_path / "out")

@@ -78,7 +78,7 @@ def test_an_image_that_changed_is_named(embedded, tmp_path) -> None:
     features = embed(embedder.backbone, manifest, embedder=embedder)
     (root / "disc" / "disc_1.jpg").write_bytes((root / "square" / "square_1.jpg").read_bytes())
     rows = np.arange(6)
-    with pytest.raises(TopworkError, match=r"disc_1.jpg: was fine when scanned"):
+    with pytest.raises(TopworkError, match=r"disc_1.jpg: changed since the scan"):
         with_views(manifest, features, np.array(manifest.labels), rows.tolist(), rows, embedder, asked_views("flip", 1))
 
 

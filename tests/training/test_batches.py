@@ -107,7 +107,7 @@ def test_an_image_that_vanished_is_named():
     def read(row):
         raise FileNotFoundError(2, "No such file or directory")
 
-    with pytest.raises(TopworkError, match=r"cats/1.jpg: was fine when scanned.*No such file"):
+    with pytest.raises(TopworkError, match=r"cats/1.jpg: changed since the scan.*[Nn]o such file"):
         decode_all(read, [0], SPEC, name=lambda row: "cats/1.jpg")
 
 

@@ -1,4 +1,4 @@
-"""``topwork add-class``: a new run whose model knows further classes, while the old ones keep their rows."""
+"""``topwork add-class``: a new run whose model knows further classes; the weights of the existing ones are unchanged."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def add_class(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> GrownRun:
-    """A new run whose model also knows the classes of further images; the old classes keep their rows.
+    """Writes a new run whose model also knows the classes of further images.
 
-    The features of the old images come from the store; only where it has been emptied are the images read again.
+    The features of the old images come from the store; the images are read again only if it was emptied.
 
     Args:
-        run: the run that holds the model; its manifest names the old images.
-        path: a folder of images of one class, or one folder a class.
-        name: of the class, where ``path`` holds one; by default the name of the folder.
+        run: the run that holds the model; its manifest lists the old images.
+        path: a folder of images of one class, or one folder per class.
+        name: of the class, if ``path`` holds one; by default the name of the folder.
 
     Raises:
         UsageError: no run, a class that the model has, images in an archive.
@@ -149,7 +149,11 @@ def _joined(
     new = new.named_like(classifier.classes)
     known = [name for name in new.classes if name in classifier.classes]
     if known:
-        raise UsageError(f"the model has the class {escape(known[0])} already; add-class takes new ones only.")
+        raise UsageError(f"The model already has the class {escape(known[0])}; add-class takes new classes only.")
+    if not old.root.exists():
+        raise UsageError(
+            f"{escape(str(old.root))}: the run's images are no longer there. Move them back, or fit again where they are now."
+        )
     if not (old.root.is_dir() and new.root.is_dir()) or any(
         (m.root / "dataset_info.json").exists() for m in (old, new)
     ):
@@ -157,7 +161,9 @@ def _joined(
     twice = {s.content_hash for s in old.samples} & {s.content_hash for s in new.samples}
     if twice:
         path = next(s.path for s in new.samples if s.content_hash in twice)
-        raise UsageError(f"{escape(path)}: is an image that the model was trained or judged on, under another class.")
+        raise UsageError(
+            f"{escape(path)}: is one of the images that the model was trained or evaluated on, under another class."
+        )
     has = set(old_parts.values())
     fractions = [settings.valid_fraction if "valid" in has else 0.0, settings.test_fraction if "test" in has else 0.0]
     plain = replace(new, samples=tuple(replace(sample, part=None) for sample in new.samples))

@@ -19,7 +19,7 @@ from topwork.data.manifest import Manifest, scan
 from topwork.data.samples import rules_of
 from topwork.data.split import join_groups, part_rows
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input
-from topwork.errors import ImageError, TopworkError, UsageError
+from topwork.errors import ImageError, UsageError, changed_since_scan
 from topwork.evaluation.examine import Examination, examine
 from topwork.evaluation.shortcut import check_shortcuts
 from topwork.export.runtime import engine_of
@@ -109,9 +109,7 @@ def _reader(manifest: Manifest, rows: NDArray[np.int64], n_threads: int | None) 
             try:
                 return fit_to_input(decode(manifest.read(row), min_side=spec.min_side).pixels, spec)
             except ImageError as error:
-                raise TopworkError(
-                    f"{escape(manifest.samples[row].path)}: was fine when scanned, and now: {error}."
-                ) from None
+                raise changed_since_scan(escape(str(manifest.root / manifest.samples[row].path)), error) from None
 
         return np.stack(list(in_order(one, rows.tolist(), n_threads)))
 

@@ -18,12 +18,12 @@ from topwork.data.loader import FactsStore, load_images
 from topwork.data.manifest import Manifest
 from topwork.data.samples import Entry
 from topwork.data.transforms import Pixels
-from topwork.errors import TopworkError
+from topwork.errors import TopworkError, changed_since_scan
 from topwork.features.engine import BATCH, Batch, Engine, fingerprint, load_engine, with_resizer
 from topwork.features.store import BLOCKS, ROWS_PER_SHARD, FeatureStore
 from topwork.models.backbone import Backbone
 from topwork.settings import cache_folder
-from topwork.text import Described
+from topwork.text import Described, escape
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,7 +141,7 @@ def embed(
         for n_done, loaded in enumerate(loaded_images, start=1):
             if loaded.pixels is None or loaded.content_hash not in new:
                 reason = loaded.reason or "it has changed"
-                raise TopworkError(f"{loaded.entry.path}: was fine when scanned, and now: {reason}. Scan again.")
+                raise changed_since_scan(escape(str(manifest.root / loaded.entry.path)), reason)
             embedder.take(loaded.content_hash, loaded.pixels)
             if on_progress:
                 on_progress(n_done, len(new))

@@ -24,7 +24,7 @@ from topwork.data.images import decode
 from topwork.data.loader import in_order
 from topwork.data.manifest import Manifest
 from topwork.data.transforms import Pixels
-from topwork.errors import ImageError, TopworkError
+from topwork.errors import ImageError, changed_since_scan
 from topwork.features.embed import Embedder, Features
 from topwork.features.probe import Probe, cross_entropies
 from topwork.paired import Gain, paired
@@ -187,7 +187,7 @@ def _pixels(manifest: Manifest, row: int, embedder: Embedder, view: View, seed: 
             raise ImageError("it has changed")
         pixels = decode(data, min_side=embedder.spec.min_side).pixels
     except ImageError as error:
-        raise TopworkError(f"{escape(sample.path)}: was fine when scanned, and now: {error}. Scan again.") from None
+        raise changed_since_scan(escape(str(manifest.root / sample.path)), error) from None
     return view.pipeline.view(pixels, embedder.spec, stream(seed, view.number, sample.content_hash))
 
 

@@ -26,7 +26,7 @@ from topwork.data.augment import pipeline, stream
 from topwork.data.images import decode
 from topwork.data.loader import in_order
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input, resize
-from topwork.errors import ImageError, TopworkError
+from topwork.errors import ImageError, TopworkError, changed_since_scan
 from topwork.settings import cache_folder
 
 IN_MEMORY_BYTES = 1_000_000_000  # more decoded pixels than this are kept in a file
@@ -147,7 +147,7 @@ def decode_all(
         try:
             return fit_to_input(decode(read(row), min_side=larger.min_side).pixels, larger)
         except (ImageError, OSError) as error:
-            raise TopworkError(f"{name(row)}: was fine when scanned, and now: {error}. Scan again.") from None
+            raise changed_since_scan(name(row), error) from None
 
     shape = (len(rows), larger.height, larger.width, 3)
     result = np.empty(shape, np.uint8) if math.prod(shape) <= IN_MEMORY_BYTES else in_file(shape)
