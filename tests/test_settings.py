@@ -9,7 +9,7 @@ from topwork.settings import AdaptSettings, FitSettings, ModelSettings, TuneSett
 
 # a value that is not the default, for every setting that only tuning reads
 OTHER = {
-    "strategy": "all", "last_stages": 3, "epochs": 5, "lr": "1e-3", "lr_spread": "linear", "lr_decay": 0.8,
+    "strategy": "all", "last_stages": 3, "lora_rank": 4, "epochs": 5, "lr": "1e-3", "lr_spread": "linear", "lr_decay": 0.8,
     "schedule": "flat", "warmup": 0.1, "optimizer": "sgd", "weight_decay": 0.1, "batch_size": 8, "batch_norm": "train",
     "outputs": "binary", "label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0, "clip_norm": 0.0, "ema": 0.0,
     "monitor": "accuracy", "patience": 3, "interpolate": False, "average_best": 2, "track": "tensorboard",
@@ -19,15 +19,16 @@ OTHER = {
 
 def test_every_setting_that_only_tuning_reads_has_a_value_here():
     tuning = {item.name for item in fields(FitSettings) if "mode" in item.metadata["needs"]}
-    assert tuning <= OTHER.keys() | {"lora_rank"}
+    assert tuning <= OTHER.keys()
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_an_option_of_tuning_is_an_error_without_tuning(name):
+def test_an_option_of_tuning_is_an_error_without_tuning(name, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: "installed")
     flag = "no-interpolate" if name == "interpolate" else name.replace("_", "-")
     with pytest.raises(UsageError, match=f"^--{flag}.* has no effect without --mode tune"):
         check(FitSettings(**{name: OTHER[name]}))
-    allowed = {"strategy": "last"} if name == "last_stages" else {}
+    allowed = {"last_stages": {"strategy": "last"}, "lora_rank": {"strategy": "lora"}}.get(name, {})
     check(FitSettings(mode="tune", **allowed, **{name: OTHER[name]}))
     check(FitSettings(mode="auto", **allowed, **{name: OTHER[name]}))
 
@@ -61,3 +62,13 @@ def test_a_setting_that_needs_another_names_it():
         check(AdaptSettings(epochs=9))
     check(TuneSettings(epochs=5))  # in Python, where there is no mode
     check(FitSettings())
+
+
+def test_a_package_that_is_missing_is_named_before_the_work_begins(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(
+        UsageError, match="--track mlflow: the package mlflow is not installed \\(pip install mlflow\\)"
+    ):
+        check(FitSettings(mode="tune", track="mlflow"))
+    with pytest.raises(UsageError, match="--strategy lora: the package peft is not installed"):
+        check(FitSettings(mode="tune", strategy="lora"))

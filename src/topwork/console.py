@@ -182,15 +182,13 @@ def range_lines(found: Any, n: int = 12) -> list[str]:
 
 
 def stage_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Stages, parameters, whether they move, and their peak rates, as a table."""
+    """Stages, parameters, how many of them are trained, and their peak rates, as a table."""
     cells = [
-        (row["stage"], f"{row['n_parameters']:,}", "yes" if row["trainable"] else "no", f"{row['rate']:.1e}" if row["rate"]
-         else "") for row in rows
-    ]  # fmt: skip
-    total, moving = (sum(row["n_parameters"] for row in rows if row["trainable"] or every) for every in (True, False))
-    return table(
-        [*cells, ("all", f"{total:,}", f"{moving:,}", "")], ("stage", "parameters", "moves", "rate")
-    ).splitlines()
+        (row["stage"], f"{row['n_parameters']:,}", f"{row['n_trained']:,}", f"{row['rate']:.1e}" if row["rate"] else "")
+        for row in rows
+    ]
+    total, trained = (f"{sum(row[key] for row in rows):,}" for key in ("n_parameters", "n_trained"))
+    return table([*cells, ("all", total, trained, "")], ("stage", "parameters", "trained", "rate")).splitlines()
 
 
 def by_lines(judged: dict[str, dict[str, Any]]) -> list[str]:

@@ -7,6 +7,7 @@ a value may be "auto"; ``run.py`` turns what was asked into what is done and rec
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 import operator
 import os
@@ -22,7 +23,7 @@ Mode = Literal["probe", "tune", "auto"]
 HeadKind = Literal["auto", "plain", "extended", "cosine"]
 Pooling = Literal["avg", "max", "avgmax", "catavgmax"]
 ScheduleName = Literal["one-cycle", "flat", "cosine", "step"]
-Strategy = Literal["head", "last", "all", "lp-ft", "gradual", "scratch"]
+Strategy = Literal["head", "last", "all", "lp-ft", "lora", "gradual", "scratch"]
 OptimizerName = Literal["adamw", "adam", "sgd"]
 BatchNorm = Literal["folded", "frozen", "train"]
 Outputs = Literal["softmax", "binary", "multilabel"]
@@ -48,6 +49,7 @@ def _setting(
     at_most: float | None = None,
     below: float | None = None,
     parse: Callable[[str], Any] | None = None,
+    packages: Mapping[str, str] | None = None,
 ) -> Any:
     """A field with its help line and what :func:`check` asks of it.
 
@@ -55,10 +57,12 @@ def _setting(
         needs: values of other settings, the usual one first; without one of each, this setting has no effect.
         at_least, above, at_most, below: limits of numbers.
         parse: raises UsageError for a text that cannot be read.
+        packages: the optional package that a value needs, by value.
     """
     limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     limits = {words: limit for words, limit in limits.items() if limit is not None}
-    return field(default=default, metadata={"help": help, "needs": needs or {}, "limits": limits, "parse": parse})
+    asks = {"needs": needs or {}, "limits": limits, "parse": parse, "packages": packages or {}}
+    return field(default=default, metadata={"help": help, **asks})
 
 
 _WITHIN: dict[str, Callable[[Any, Any], bool]] = {
@@ -85,6 +89,9 @@ def check(settings: Any) -> None:
         for other, values in item.metadata.get("needs", {}).items():
             if hasattr(settings, other) and getattr(settings, other) not in values:
                 raise UsageError(f"{option} has no effect without {option_of(other, values[0])}.")
+        package = item.metadata.get("packages", {}).get(value)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise UsageError(f"{option}: the package {package} is not installed (pip install {package}).")
 
 
 def option_of(name: str, value: Any) -> str:
@@ -155,9 +162,12 @@ class TuneSettings:
     strategy: Literal["auto", Strategy] = _setting(
         "auto",
         "head: train the new head only; last: also the last --last-stages stages; all: everything at once; lp-ft: everything, "
-        "starting from the probe's head; gradual: unfreeze one more stage at a time; scratch: from random weights. auto: lp-ft.",
+        "starting from the probe's head; lora: low-rank adapters and the head, for large networks (less memory); gradual: unfreeze one more stage at a time; "
+        "scratch: from random weights. auto: lp-ft.",
         needs=TUNING,
+        packages={"lora": "peft"},
     )
+    lora_rank: int = _setting(8, "Rank of LoRA adapters.", needs=TUNING | {"strategy": ("lora",)}, at_least=1)
     last_stages: int = _setting(
         2, "Stages that --strategy last trains besides the head.", needs=TUNING | {"strategy": ("last",)}, at_least=1
     )
@@ -242,6 +252,7 @@ class TuneSettings:
         None,
         "Also send the epochs to this tracker (its package must be installed); its files go to RUN/tracking.",
         needs=TUNING,
+        packages={name: name for name in ("tensorboard", "mlflow", "wandb", "trackio")},
     )
     compile: bool = _setting(False, "torch.compile the network; pays off in long runs on a GPU.", needs=TUNING)
 

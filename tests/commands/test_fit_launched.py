@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from drawing import draw_folders
-from topwork.errors import UsageError
-from topwork.training.tracking import check_tracker, tracking
+from topwork.training.tracking import tracking
 
 OPTIONS = (
     "--backbone", "random:test_efficientnet", "--size", "64", "--mode", "tune", "--epochs", "2", "--batch-size", "8",
@@ -42,17 +41,6 @@ def test_two_processes_make_the_run_of_one(tmp_path):
     assert [row["path"] for row in two] == [row["path"] for row in one]
     np.testing.assert_allclose([row["logits"] for row in two], [row["logits"] for row in one], rtol=2e-2, atol=2e-2)
     assert sorted(p.name for p in (tmp_path / "two").iterdir()) == sorted(p.name for p in (tmp_path / "one").iterdir())
-
-
-def test_a_tracker_that_is_not_installed_is_named():
-    import importlib.util
-
-    missing = [name for name in ("tensorboard", "mlflow", "wandb", "trackio") if importlib.util.find_spec(name) is None]
-    if not missing:
-        pytest.skip("all trackers are installed")
-    with pytest.raises(UsageError, match=f"pip install {missing[0]}"):
-        check_tracker(missing[0])
-    check_tracker(None)
 
 
 def test_epochs_go_to_tensorboard(tmp_path):

@@ -79,7 +79,8 @@ def test_folded_and_frozen_norms_start_from_the_same_function():
 
 @pytest.mark.parametrize(("strategy", "moved"), [("head", {"classifier"}), ("last", {"blocks", "classifier"})])
 def test_only_what_should_move_moves(strategy, moved):
-    tuned = run(strategy=strategy, last_stages=1, batch_norm="train", ema=None)
+    stages = {"last_stages": 1} if strategy == "last" else {}
+    tuned = run(strategy=strategy, batch_norm="train", ema=None, **stages)
     changed = {name.split(".")[0] for name in tuned.last if not torch.equal(tuned.last[name], tuned.start[name])}
     assert changed == moved
 

@@ -35,7 +35,7 @@ from topwork.run import (
 )
 from topwork.settings import FitSettings, as_dict, check, is_launched, with_options
 from topwork.training.recipe import head_spec
-from topwork.training.tracking import check_tracker, tracking
+from topwork.training.tracking import tracking
 
 if TYPE_CHECKING:
     from topwork.training.finetune import TunedClassifier
@@ -76,7 +76,6 @@ def fit(
     check(settings)  # what cannot be is named before the work begins
     head_spec(settings)
     pipeline("none" if settings.augment == "auto" else settings.augment)
-    check_tracker(settings.track)
     check_labels(settings)
     wanted = asked(path, settings)
     with run_folder(folder, overwrite, wanted) as work:

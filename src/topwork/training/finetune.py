@@ -29,7 +29,7 @@ from topwork.features.engine import gpu_has_bf16
 from topwork.features.probe import Probe, fit_probe
 from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.head import HeadSpec, LinearHead, parse_head
-from topwork.models.modules import SixBlockNetwork, build_classifier, count_parameters, n_outputs, set_linear
+from topwork.models.modules import SixBlockNetwork, build_classifier, n_outputs, set_linear
 from topwork.progress import Reporter
 from topwork.settings import FitSettings
 from topwork.text import count
@@ -38,7 +38,7 @@ from topwork.training.cpu import State
 from topwork.training.distributed import processes
 from topwork.training.loop import Interruption, TrainerContext, TrainingResult, fit
 from topwork.training.losses import TargetTerms
-from topwork.training.optimizer import StageRow, freeze, stage_table, stages_of
+from topwork.training.optimizer import StageRow, stage_table, stages_of
 from topwork.training.recipe import DataFacts, Recipe, TuneSettings, head_spec, plan
 from topwork.training.selection import DEFAULT_MINUTES, SelectedWeights, estimate, select_weights, training_rate
 from topwork.training.tuned_head import adopt, put_extended
@@ -319,8 +319,7 @@ def tune(
     head, context = head or HeadSpec(), context or TrainerContext()
     network = make_network(backbone, head, recipe, probe)
     table = stage_table(network, recipe)
-    freeze(network, replace(recipe.phases[0], rates=tuple((row.stage, row.rate) for row in table)))
-    n_parameters, n_trainable = count_parameters(network)
+    n_parameters, n_trainable = sum(row.n_parameters for row in table), sum(row.n_trained for row in table)
     if context.processes.is_main:
         context.reporter.stages([vars(row) for row in table])
     result = fit(network, recipe, train, valid, context, target)

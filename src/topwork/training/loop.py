@@ -32,14 +32,24 @@ from torch import Tensor, nn
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.calibration import fit_temperature
 from topwork.features.probe import cross_entropies
+from topwork.models.modules import classifier_name
 from topwork.progress import Reporter
 from topwork.text import count
 from topwork.training import checkpoint as disk
 from topwork.training.batches import Dataset, ahead, batches_of, epoch_order
 from topwork.training.cpu import Folding, State, fold_batch_norm, use_fast_depthwise
 from topwork.training.distributed import Processes, processes
+from topwork.training.lora import add_adapters, merged
 from topwork.training.losses import Loss, TargetTerms, mix
-from topwork.training.optimizer import clip_gradients, freeze, make_optimizer, set_rates, train_mode
+from topwork.training.optimizer import (
+    clip_gradients,
+    freeze,
+    make_optimizer,
+    set_rates,
+    stages_of,
+    train_mode,
+    trained_names,
+)
 from topwork.training.recipe import Phase, Recipe
 
 Record = dict[str, Any]
@@ -166,8 +176,13 @@ class TrainableNetwork:
     def __init__(
         self, network: nn.Module, recipe: Recipe, data: Dataset, device: str, group: Processes | None = None
     ) -> None:
-        self.device, self.core, self.data = device, network, data
+        self.device, self.core = device, network
         self.folding: Folding | None = fold_batch_norm(network, data.shape) if recipe.folds else None
+        if recipe.lora_rank is not None:
+            add_adapters(network, stages_of(network), classifier_name(network), recipe.lora_rank, recipe.seed)
+        self.changing = trained_names(network, recipe.phases)
+        if any(phase.batch_norm == "train" for phase in recipe.phases):
+            self.changing |= {name for name, _ in network.named_buffers()}
         if device == "cpu":
             use_fast_depthwise(network)
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -187,15 +202,21 @@ class TrainableNetwork:
             return self.call(inputs).float()
 
     def state(self) -> State:
-        """A copy of the weights as they are in training."""
-        return {name: value.detach().clone() for name, value in self.core.state_dict().items()}
+        """A copy of the weights that training can change, as they are."""
+        return {name: value.detach().clone() for name, value in self.changing_values()}
+
+    def changing_values(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, value) of the weights that training can change."""
+        return ((name, value) for name, value in self.core.state_dict().items() if name in self.changing)
 
     def load(self, state: State) -> None:
-        """Weights as :meth:`state` returned them."""
-        self.core.load_state_dict(state)
+        """Weights as :meth:`state` returned them, or those of the whole network."""
+        unexpected = self.core.load_state_dict(state, strict=False).unexpected_keys
+        assert not unexpected, f"weights of another network: {unexpected}"
 
     def original(self, state: State) -> State:
-        """The weights under the names of the network that was given, on the CPU."""
+        """All weights under the names of the network that was given, on the CPU."""
+        state = merged(self.core.state_dict() | state)
         state = self.folding.unfold(state) if self.folding else state
         return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
@@ -446,10 +467,10 @@ class _Run:
     def _update_average(self) -> None:
         if self.recipe.ema is None:
             return
-        state = self.net.core.state_dict()
         if self.ema is None:
-            self.ema = {name: value.detach().clone() for name, value in state.items()}
+            self.ema = self.net.state()
             return
+        state = dict(self.net.changing_values())
         # young averages forget faster, so that the starting weights do not linger
         decay = min(self.recipe.ema, (1 + self.n_updates) / (10 + self.n_updates))
         averaged = [name for name, value in state.items() if value.is_floating_point()]

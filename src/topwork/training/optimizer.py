@@ -15,7 +15,8 @@ from torch import nn
 
 from topwork.models.backbone import Stage, find_stages
 from topwork.models.modules import classifier_name
-from topwork.training.recipe import Phase, Recipe
+from topwork.training.lora import adapted_modules, is_adapter, n_adapter_parameters
+from topwork.training.recipe import HEAD, Phase, Recipe
 from topwork.training.schedule import momentum_schedule, rate_schedule
 
 MOMENTUM_KEYS = {"adamw": "betas", "adam": "betas", "sgd": "momentum"}
@@ -23,34 +24,59 @@ MOMENTUM_KEYS = {"adamw": "betas", "adam": "betas", "sgd": "momentum"}
 
 @dataclass(frozen=True)
 class StageRow:
-    """A line of the table printed before training; the rate is the peak of the last phase that moves the stage."""
+    """A line of the table printed before training; the rate is the peak of the last phase that trains the stage.
+
+    Attributes:
+        n_parameters: of the network; ``n_trained`` are trained, with LoRA those of the stage's adapters.
+    """
 
     stage: str
     n_parameters: int
     trainable: bool
     rate: float
+    n_trained: int
 
 
 def stages_of(network: nn.Module) -> tuple[Stage, ...]:
     """The network's stages in forward order, classifier last; every parameter is in exactly one."""
-    return find_stages(network, classifier_name(network))
+    adapted: tuple[Stage, ...] | None = getattr(network, "adapted_stages", None)
+    return adapted or find_stages(network, classifier_name(network))
 
 
 def stage_table(network: nn.Module, recipe: Recipe) -> list[StageRow]:
     """Stages, parameters, trainable or not, and rates."""
     rates = {stage: rate for phase in recipe.phases for stage, rate in phase.rates if rate}
-    return [
-        StageRow(stage.name, stage.n_parameters, rates.get(stage.name, 0.0) > 0, rates.get(stage.name, 0.0))
-        for stage in stages_of(network)
-    ]
+    adapters: dict[str, int] = {}
+    if recipe.lora_rank is not None:
+        for name, module in adapted_modules(network, classifier_name(network)).items():
+            adapters[f"{name}.weight"] = n_adapter_parameters(module, recipe.lora_rank)
+    rows = []
+    for stage in stages_of(network):
+        rate = rates.get(stage.name, 0.0)
+        n_trained = stage.n_parameters if rate else 0
+        if recipe.lora_rank is not None and stage.name != HEAD:
+            n_trained = sum(adapters.get(name, 0) for name in stage.parameters)
+        rows.append(StageRow(stage.name, stage.n_parameters, n_trained > 0, rate if n_trained else 0.0, n_trained))
+    return rows
 
 
 def freeze(network: nn.Module, phase: Phase) -> None:
-    """Switches the gradients of each parameter on or off."""
-    parameters = dict(network.named_parameters())
-    for stage in stages_of(network):
-        for name in stage.parameters:
-            parameters[name].requires_grad_(stage.name not in phase.frozen)
+    """Switches the gradients of each parameter on or off; besides adapters only the head is trained."""
+    trained = trained_names(network, [phase])
+    for name, value in network.named_parameters():
+        value.requires_grad_(name in trained)
+
+
+def trained_names(network: nn.Module, phases: Iterable[Phase]) -> set[str]:
+    """Names of the parameters that are trained in any of these phases."""
+    frozen = frozenset.intersection(*(phase.frozen for phase in phases))
+    has_adapters = hasattr(network, "adapted_stages")
+    return {
+        name
+        for stage in stages_of(network)
+        for name in stage.parameters
+        if stage.name not in frozen and (not has_adapters or is_adapter(name) or stage.name == HEAD)
+    }
 
 
 def train_mode(network: nn.Module, phase: Phase) -> None:
@@ -70,7 +96,10 @@ def train_mode(network: nn.Module, phase: Phase) -> None:
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe, phase: Phase) -> torch.optim.Optimizer:
-    """Two groups a moving stage: with weight decay, and without it for norms and biases (anything of one dimension)."""
+    """Two groups per stage that trains: with weight decay, and without it for norms and biases (one dimension).
+
+    Call after :func:`freeze`.
+    """
     parameters = dict(network.named_parameters())
     rates = dict(phase.rates)
     groups: list[dict[str, Any]] = []
@@ -78,7 +107,7 @@ def make_optimizer(network: nn.Module, recipe: Recipe, phase: Phase) -> torch.op
         rate = rates[stage.name] if stage.parameters else 0.0
         if rate == 0:
             continue
-        own = [parameters[name] for name in stage.parameters]
+        own = [value for name in stage.parameters if (value := parameters[name]).requires_grad]
         for decay, chosen in (
             (recipe.weight_decay, [value for value in own if value.ndim > 1]),
             (0.0, [value for value in own if value.ndim <= 1]),

@@ -118,6 +118,7 @@ class Recipe:
     patience: int | None = None
     interpolate: bool = False
     average_best: int | None = None
+    lora_rank: int | None = None
     precision: Literal["bf16", "f32"] = "f32"
     compile: bool = False
     time_budget_seconds: float | None = None
@@ -178,7 +179,7 @@ def plan(
         settings.outputs if settings.outputs != "auto" else ("multilabel" if facts.multilabel else "softmax")
     )
     phases = _phases(settings, strategy, tuple(stages), n_epochs)
-    if strategy in ("last", "lp-ft") and not head_is_fitted:
+    if strategy in ("last", "lp-ft", "lora") and not head_is_fitted:
         phases = (_head_phase(settings, tuple(stages), phases[0].batch_norm), *phases)
     return Recipe(
         strategy=strategy,
@@ -201,6 +202,7 @@ def plan(
         patience=settings.patience if facts.n_valid else None,
         interpolate=settings.interpolate and strategy not in ("scratch", "head") and facts.n_valid > 0,
         average_best=settings.average_best if facts.n_valid else None,
+        lora_rank=settings.lora_rank if strategy == "lora" else None,
         precision=("bf16" if facts.has_bf16 else "f32") if settings.precision == "auto" else settings.precision,
         compile=settings.compile,
         time_budget_seconds=settings.time_budget_seconds,
@@ -225,9 +227,9 @@ def _rate_range(settings: TuneSettings, strategy: str) -> tuple[float, float]:
     if settings.lr == "auto":
         if strategy == "scratch":
             return (SCRATCH_RATE[settings.optimizer],) * 2
-        high = HEAD_RATE[settings.optimizer] if strategy == "head" else TUNE_RATE[settings.optimizer]
+        high = HEAD_RATE[settings.optimizer] if strategy in ("head", "lora") else TUNE_RATE[settings.optimizer]
         # the upper stages alone are all far from general-purpose: one rate for them (ELPV, valid: see docs/lab-log.md)
-        return (high if strategy in ("head", "last") else high / 10), high
+        return (high if strategy in ("head", "last", "lora") else high / 10), high
     return learning_rates(settings.lr)
 
 
@@ -248,7 +250,8 @@ def _phases(settings: TuneSettings, strategy: Strategy, stages: tuple[str, ...],
         return (phase(f"last {settings.last_stages} stages", n_epochs, last),)
     if strategy == "gradual":
         return _gradual(phase, stages, n_epochs)
-    name = {"all": "everything", "lp-ft": "everything, from the probe's head", "scratch": "from scratch"}[strategy]
+    names = {"all": "everything", "lp-ft": "everything, from the probe's head", "scratch": "from scratch"}
+    name = names.get(strategy, "adapters and head")
     return (phase(name, n_epochs, stages),)
 
 

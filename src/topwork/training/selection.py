@@ -230,7 +230,8 @@ def _candidates(result: TrainingResult, recipe: Recipe) -> Iterator[tuple[str, f
 
 def _unfolded(recipe: Recipe) -> Recipe:
     """The same recipe for evaluating weights that come under the network's own names."""
-    return replace(recipe, phases=tuple(replace(phase, batch_norm="frozen") for phase in recipe.phases), compile=False)
+    phases = tuple(replace(phase, batch_norm="frozen") for phase in recipe.phases)
+    return replace(recipe, phases=phases, lora_rank=None, compile=False)
 
 
 def tuned_logits(network: nn.Module, state: State, recipe: Recipe, data: Dataset) -> NDArray[np.float32]:

@@ -5,13 +5,11 @@ In: the tracker's name and the records of the loop. Nothing else in topwork know
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from topwork.errors import UsageError
 
 SENT = (
     "train_loss",
@@ -23,12 +21,6 @@ SENT = (
     "seconds",
 )
 Send = Callable[[dict[str, float], int], Any]  # values by name, epoch
-
-
-def check_tracker(name: str | None) -> None:
-    """Raises UsageError if the tracker's package is not installed; called before the work begins."""
-    if name is not None and importlib.util.find_spec(name) is None:
-        raise UsageError(f"--track {name}: the package {name} is not installed (pip install {name}).")
 
 
 @contextmanager
