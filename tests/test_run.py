@@ -197,8 +197,12 @@ def test_predict_as_a_command_writes_a_row_for_each_input(fitted, data, tmp_path
     (tmp_path / "broken.jpg").write_bytes(b"")
     names = [str(data / "disc" / "disc_3.jpg"), str(tmp_path / "broken.jpg"), str(tmp_path / "missing.png")]
     for ending in ("csv", "jsonl", "parquet"):
-        done = topwork("predict", fitted.folder, *names, "--out", tmp_path / f"rows.{ending}")
+        done = topwork(
+            "predict", fitted.folder, "-", "--out", tmp_path / f"rows.{ending}", "--max-reject-fraction", "0.7",
+            input="\n".join(names),
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
+        assert "3 rows" in done.stdout
     with open(tmp_path / "rows.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == names
@@ -208,7 +212,7 @@ def test_predict_as_a_command_writes_a_row_for_each_input(fitted, data, tmp_path
     lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [line["label"] for line in lines] == [row["label"] or None for row in rows]
     assert [row["path"] for row in pq.read_table(tmp_path / "rows.parquet").to_pylist()] == names
-    again = topwork("predict", fitted.folder, names[0], "--out", tmp_path / "rows.csv")
+    again = topwork("predict", fitted.folder, names[0], "--out", tmp_path / "rows.csv", "--max-reject-fraction", "0.7")
     assert again.returncode == 2
     assert "exists already" in again.stderr
 

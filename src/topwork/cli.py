@@ -437,34 +437,50 @@ def predict(
         Literal["f32", "bf16"], Parameter(help="bf16 is faster if the processor has it; close answers may change.")
     ] = "f32",
     workers: Annotated[int | None, Parameter(help="Threads that decode images [default: one per core].")] = None,
+    all_probabilities: Annotated[bool, Parameter(help="With --out: one probability column per class.")] = False,
+    csv_safe: Annotated[
+        bool, Parameter(help="With --out FILE.csv: put ' before cells that a spreadsheet would run as a formula.")
+    ] = False,
+    max_reject_fraction: Annotated[
+        float, Parameter(help="Exit with status 3 if a larger fraction of the images failed.")
+    ] = 0.1,
     overwrite: Overwrite = False,
     common: CommonArgs = Common(),
 ) -> int:
     """Classify images: one result row per input, in input order, including failures."""
-    from topwork.console import table
-    from topwork.export.batch import list_inputs, predict_to_file
+    from topwork.console import prediction_lines, table
+    from topwork.export.batch import Layout, check_output, list_inputs, predict_to_file, row_of
     from topwork.export.predictor import Predictor
 
-    inputs = list_inputs(sys.stdin.read().splitlines() if images == [STDIN] else images)
+    is_stdin = images == [STDIN]
+    inputs = list_inputs(sys.stdin.read().splitlines() if is_stdin else images, must_exist=not is_stdin)
+    check_output(out, all_probabilities=all_probabilities, csv_safe=csv_safe)
     with _terminal(common) as terminal:
         terminal.step("predict")
         predictor = Predictor(model, n_top=top, tta=tta, runtime=runtime, precision=precision)
         on_row = _picture_writer(predictor, explain) if explain else None
         if out is not None:
-            counts = predict_to_file(predictor, inputs, Path(out), overwrite, terminal.progress, workers, on_row)
+            layout = Layout(top, predictor.classes if all_probabilities else (), csv_safe)
+            if all_probabilities:
+                predictor.n_top = len(predictor.classes)
+            counts = predict_to_file(
+                predictor, inputs, Path(out), overwrite, terminal.progress, workers, on_row,
+                layout=layout, max_reject_fraction=max_reject_fraction,
+            )  # fmt: skip
+            n_errors = counts["n_errors"]
         else:
             predictions = list(predictor.stream(inputs, workers))
             for number, prediction in enumerate(predictions, start=1):
                 if on_row:
                     on_row(number, prediction)
+            n_errors = sum(p.outcome == "error" for p in predictions)
     if out is not None:
-        summary = f"{len(inputs):,} rows in {out}, {counts['n_errors']:,} of them errors."
-        _show(common, {"out": out, "n": len(inputs), **counts}, lambda: [summary])
-        return 0
-    rows = [(p.path, p.outcome, p.label or "", p.error or f"{p.probability:.3f}") for p in predictions]
-    answer = {"predictions": [asdict(p) | {"top": [list(pair) for pair in p.top]} for p in predictions]}
-    _show(common, answer, lambda: [table(rows, ("path", "outcome", "label", "probability"))])
-    return 1 if predictions and all(p.outcome == "error" for p in predictions) else 0
+        _show(common, {"out": out, "n": len(inputs), **counts}, lambda: prediction_lines(out, len(inputs), counts))
+    else:
+        rows = [(p.path, p.outcome, p.label or "", p.error or f"{p.probability:.3f}") for p in predictions]
+        answer = {"predictions": [row_of(p) for p in predictions]}
+        _show(common, answer, lambda: [table(rows, ("path", "outcome", "label", "probability"))])
+    return TOO_MANY_REJECTS if n_errors > max_reject_fraction * len(inputs) else 0
 
 
 @app.command(group=USE)

@@ -522,3 +522,14 @@ def cache_lines(found: dict[str, Any]) -> list[str]:
     if found.get("freed") is not None:
         return [*lines, f"Freed {found['freed'] / 1e6:,.1f} MB. Features are computed again when needed."]
     return [*lines, *([table(rows, ("holds", "size"))] if rows else ["It is empty."])]
+
+
+def prediction_lines(out: str, n: int, counts: dict[str, Any]) -> list[str]:
+    """What is in a file of predictions: images by outcome, and by class, the most frequent first."""
+    by_outcome = ", ".join(f"{number:,} {name}" for name, number in counts["outcomes"].items())
+    labels = list(counts["labels"].items())
+    shown = labels[:20]
+    width = max((len(escape(name)) for name, _ in shown), default=0)
+    lines = [f"Wrote {count(n, 'row')} to {out}: {by_outcome}."]
+    lines += [f"  {escape(name):<{width}}  {number:>7,}" for name, number in shown]
+    return lines + ([f"  and {count(len(labels) - len(shown), 'more class', 'more classes')}"] if labels[20:] else [])

@@ -19,6 +19,10 @@ class UsageError(TopworkError):
     exit_status = 2
 
 
+class InputError(UsageError, ValueError):
+    """A value given from Python cannot be used; a ``ValueError`` as well, which scikit-learn's users and tools expect."""
+
+
 class ImageError(TopworkError):
     """One image cannot be used. ``str(error)`` is the reason, short and without the path.
 

@@ -7,7 +7,6 @@ checked in ``tests/test_estimator.py``, with the list of its checks that cannot 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from sklearn.utils.multiclass import check_classification_targets  # noqa: TID25
 from sklearn.utils.validation import check_is_fitted  # noqa: TID253
 
 from topwork.data.folders import read_regular_file
-from topwork.data.images import decode
+from topwork.data.images import as_rgb, decode, encoded_image
 from topwork.data.loader import in_order
 from topwork.data.transforms import Pixels, fit_to_input
-from topwork.errors import ImageError, UsageError
+from topwork.errors import ImageError, InputError
 from topwork.evaluation.calibration import fit_temperature
 from topwork.evaluation.predictions import softmax
 from topwork.features.embed import Embedder, Features
@@ -33,10 +32,6 @@ from topwork.models.backbone import load_backbone
 from topwork.text import count, escape, first_names
 
 PATH_COLUMNS = ("path", "file", "filename", "filepath", "image")
-
-
-class InputError(UsageError, ValueError):
-    """X or y cannot be used; a ``ValueError`` as well, which scikit-learn's users and tools expect."""
 
 
 class _ImageEstimator(BaseEstimator):  # type: ignore[misc]
@@ -234,11 +229,11 @@ def _load(image: Any, embedder: Embedder) -> tuple[str, Pixels | None]:
     """Content hash, and input-sized pixels if they are new."""
     spec = embedder.spec
     if isinstance(image, np.ndarray):
-        pixels = _as_rgb(image)
+        pixels = as_rgb(image)
         content_hash = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
         return content_hash, fit_to_input(pixels, spec) if embedder.wants(content_hash) else None
     try:
-        data = read_regular_file(Path(image)) if isinstance(image, (str, os.PathLike)) else _encoded_image(image)
+        data = read_regular_file(Path(image)) if isinstance(image, (str, os.PathLike)) else encoded_image(image)
         content_hash = hashlib.sha256(data).hexdigest()
         if not embedder.wants(content_hash):
             return content_hash, None
@@ -246,32 +241,3 @@ def _load(image: Any, embedder: Embedder) -> tuple[str, Pixels | None]:
     except ImageError as error:
         name = escape(str(image)) if isinstance(image, (str, os.PathLike)) else "An image"
         raise InputError(f"{name}: {error}") from None
-
-
-def _encoded_image(image: Any) -> bytes:
-    """A Pillow image of any mode as the bytes of a file, so that it is decoded as files are."""
-    from PIL import Image
-
-    if isinstance(image, bytes):
-        return image
-    if not isinstance(image, Image.Image):
-        raise InputError(f"An image is a path, a Pillow image or a uint8 array, not {type(image).__name__}.")
-    buffer = io.BytesIO()
-    kind = "TIFF" if image.mode in ("CMYK", "YCbCr", "LAB") else "PNG"
-    kept = (
-        image if kind == "TIFF" or image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else image.convert("RGB")
-    )
-    options = {"compress_level": 1} if kind == "PNG" else {}
-    kept.save(buffer, kind, exif=image.getexif(), **options)
-    return buffer.getvalue()
-
-
-def _as_rgb(array: NDArray[Any]) -> Pixels:
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
-        raise InputError(
-            f"An image array must be uint8 of shape (H, W, 3) or (H, W), not {array.dtype} {array.shape}. "
-            "Scale floats to 0..255 and convert them first."
-        )
-    if array.ndim == 2:
-        array = array[:, :, None]
-    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))

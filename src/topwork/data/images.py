@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from topwork.data import jpeg
 from topwork.data.jpeg import MAX_PARTS, check_memory, orientation_of
-from topwork.errors import ImageError
+from topwork.errors import ImageError, InputError
 
 if TYPE_CHECKING:  # JPEG needs no Pillow, and a shipped model answers its first JPEG without importing it
     from PIL.Image import Image
@@ -417,3 +417,36 @@ def _copy(source: Pixels, target: Pixels) -> None:
         return
     for channel in range(3):
         target[:, :, channel] = source[:, :, channel]
+
+
+# ---- images that are no files
+
+
+def encoded_image(image: Any) -> bytes:
+    """A Pillow image of any mode as the bytes of a file, so that it is decoded as files are."""
+    from PIL import Image
+
+    if isinstance(image, bytes):
+        return image
+    if not isinstance(image, Image.Image):
+        raise InputError(f"An image is a path, a Pillow image or a uint8 array, not {type(image).__name__}.")
+    buffer = io.BytesIO()
+    kind = "TIFF" if image.mode in ("CMYK", "YCbCr", "LAB") else "PNG"
+    kept = (
+        image if kind == "TIFF" or image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else image.convert("RGB")
+    )
+    options = {"compress_level": 1} if kind == "PNG" else {}
+    kept.save(buffer, kind, exif=image.getexif(), **options)
+    return buffer.getvalue()
+
+
+def as_rgb(array: NDArray[Any]) -> Pixels:
+    """uint8 (H, W, 3) of an array (H, W, 3), (H, W, 1) or (H, W); raises InputError for others."""
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
+        raise InputError(
+            f"An image array must be uint8 of shape (H, W, 3) or (H, W), not {array.dtype} {array.shape}. "
+            "Scale floats to 0..255 and convert them first."
+        )
+    if array.ndim == 2:
+        array = array[:, :, None]
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))

@@ -1,43 +1,66 @@
 """Batch prediction into a file: one row for each input, in input order, errors included, resumable.
 
 Rows are appended to a journal beside the output while they come; after a kill the same command goes on after the last
-whole row. The output appears at its name only when every row is in it.
+whole row. The output appears at its name only when every row is in it. One process at a time writes an output.
 """
 
 from __future__ import annotations
 
+import csv
 import glob
 import hashlib
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from topwork.data.folders import is_hidden
 from topwork.errors import TopworkError, UsageError
 from topwork.export.predictor import Prediction, Predictor
-from topwork.files import atomic_file
+from topwork.files import atomic_file, error_reason, locked
 from topwork.models.classifier import FACTS
-from topwork.text import natural_key
+from topwork.text import escape, natural_key
 
 COLUMNS = ("path", "outcome", "label", "probability", "top", "error")
 ENDINGS = (".csv", ".jsonl", ".parquet")
 _FLUSH_ROWS = 64
 
 
-def list_inputs(names: Sequence[str]) -> list[str]:
+@dataclass(frozen=True)
+class Layout:
+    """How rows are written.
+
+    Attributes:
+        n_top: classes in column ``top``; None: as many as the predictor names.
+        classes: a column ``probability_CLASS`` for each of these; the predictor must name them all.
+        is_csv_safe: put ' before CSV cells that a spreadsheet would run as a formula.
+    """
+
+    n_top: int | None = None
+    classes: tuple[str, ...] = ()
+    is_csv_safe: bool = False
+
+    def columns_of(self, row: dict[str, Any]) -> dict[str, float | None]:
+        """The probability columns of a row."""
+        found = dict(row["top"])
+        return {f"probability_{name}": found.get(name) for name in self.classes}
+
+
+def list_inputs(names: Sequence[str], *, must_exist: bool = False) -> list[str]:
     """Files to predict on: names as given, folders walked in natural order, patterns expanded, archives listed.
 
-    Members of a tar or zip archive are named ``ARCHIVE/MEMBER``, in the order of the archive; what its reader sets aside
+    Members of a tar or zip archive are named ``ARCHIVE/MEMBER``, in the order of the archive; what its reader rejects
     (links, names that lead outside, hidden files) has its row too.
 
-    A name that does not exist stays in the list and becomes an error row: each input has its row.
+    Args:
+        must_exist: whether a name that does not exist is an error; otherwise it becomes an error row.
 
     Raises:
-        UsageError: nothing to predict on.
+        UsageError: nothing to predict on, or a name that does not exist.
     """
     inputs: list[str] = []
     for name in names:
@@ -49,12 +72,27 @@ def list_inputs(names: Sequence[str]) -> list[str]:
             inputs += members
         elif not os.path.lexists(name) and glob.has_magic(name):
             found = sorted(glob.glob(name, recursive=True), key=natural_key)  # noqa: PTH207 - keeps names as given
+            if must_exist and not found:
+                raise UsageError(f"{escape(name)}: no file matches this pattern.")
             inputs += found or [name]
         else:
+            if must_exist and not os.path.lexists(name) and not _is_member(name):
+                raise UsageError(f"{escape(name)}: no such file or folder.")
             inputs.append(name)
     if not inputs:
         raise UsageError("No images: give files, folders, patterns in quotes, or - for a list on stdin.")
     return inputs
+
+
+def check_output(out: str | None, *, all_probabilities: bool, csv_safe: bool) -> None:
+    """Raises UsageError for an unknown ending, and for options that would have no effect."""
+    ending = Path(out).suffix.lower() if out is not None else None
+    if out is not None and ending not in ENDINGS:
+        raise UsageError(f"--out {out}: the name must end in {', '.join(ENDINGS)}.")
+    if all_probabilities and out is None:
+        raise UsageError("--all-probabilities: needs --out FILE.")
+    if csv_safe and ending != ".csv":
+        raise UsageError("--csv-safe: needs --out FILE.csv.")
 
 
 def predict_to_file(
@@ -65,34 +103,55 @@ def predict_to_file(
     on_progress: Callable[[int, int], None] | None = None,
     n_threads: int | None = None,
     on_row: Callable[[int, Prediction], None] | None = None,
-) -> dict[str, int]:
+    *,
+    layout: Layout | None = None,
+    max_reject_fraction: float = 0.1,
+) -> dict[str, Any]:
     """Writes the predictions for ``inputs`` to a .csv, .jsonl or .parquet file.
 
     Args:
         on_row: called with (row number from 1, prediction) before a new row is written.
+        max_reject_fraction: a file with a larger fraction of errors is that of a failed run, which is replaced.
 
     Returns:
-        Counts: ``n_errors``, ``n_resumed`` (rows taken over from an interrupted command).
+        ``n_errors``, ``n_resumed`` (rows taken over from an interrupted command), and counts by ``outcomes`` and
+        ``labels``.
 
     Raises:
-        UsageError: unknown ending, or the file exists and may not be replaced.
+        UsageError: unknown ending, the file exists and may not be replaced, or another process writes it.
         TopworkError: it cannot be written.
     """
-    if out.suffix.lower() not in ENDINGS:
-        raise UsageError(f"--out {out}: the name must end in {', '.join(ENDINGS)}.")
-    if out.exists() and not overwrite:
-        raise UsageError(f"--out {out}: exists already. Choose another name, or add --overwrite.")
-    if not out.parent.is_dir():
-        raise UsageError(f"--out {out}: there is no folder {out.parent}.")
+    check_output(str(out), all_probabilities=False, csv_safe=False)
     journal = out.with_name(f".{out.name}.journal")
+    with locked(out):
+        if out.exists() and not overwrite and not _is_of_failed_run(out, max_reject_fraction):
+            raise UsageError(f"--out {out}: exists already. Choose another name, or add --overwrite.")
+        try:
+            n_resumed = _append_rows(predictor, inputs, journal, on_progress, n_threads, on_row)
+            counts = _finish(journal, out, layout or Layout())
+        except OSError as error:
+            reason = error_reason(error)
+            raise TopworkError(f"{out}: cannot be written: {reason}. The rows so far are kept; run it again.") from None
+        journal.unlink(missing_ok=True)
+    return {"n_errors": counts["outcomes"].get("error", 0), "n_resumed": n_resumed, **counts}
+
+
+def _is_of_failed_run(out: Path, max_reject_fraction: float) -> bool:
+    """Whether the predictions in a file have more errors than allowed."""
     try:
-        n_resumed = _append_rows(predictor, inputs, journal, on_progress, n_threads, on_row)
-        n_errors = _finish(journal, out)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise TopworkError(f"{out}: cannot be written: {reason}. The rows so far are kept; run it again.") from None
-    journal.unlink(missing_ok=True)
-    return {"n_errors": n_errors, "n_resumed": n_resumed}
+        if out.suffix.lower() == ".parquet":
+            import pyarrow.parquet as pq
+
+            outcomes = pq.read_table(out, columns=["outcome"])["outcome"].to_pylist()
+        elif out.suffix.lower() == ".csv":
+            with open(out, encoding="utf-8", errors="surrogateescape", newline="") as file:
+                outcomes = [row["outcome"] for row in csv.DictReader(file)]
+        else:
+            with open(out, encoding="ascii") as file:
+                outcomes = [json.loads(line)["outcome"] for line in file]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return False  # not ours
+    return bool(outcomes.count("error") > max_reject_fraction * len(outcomes))
 
 
 def _files_below(folder: str) -> list[str]:
@@ -118,6 +177,11 @@ def _members(name: str) -> list[str]:
     except UsageError:
         return []  # an image with such a beginning, or damaged: it is one row, with the reason
     return [f"{name}/{member}" for member in (*archive.names, *(reject.path for reject in archive.rejects))]
+
+
+def _is_member(name: str) -> bool:
+    """Whether a name leads into an archive."""
+    return any(place.is_file() for place in Path(name).parents)
 
 
 def _is_regular(path: str) -> bool:
@@ -171,15 +235,27 @@ def _digest(predictor: Predictor, inputs: Sequence[str]) -> str:
 
 
 def _whole_rows(journal: Path, head: str) -> tuple[int, int]:
-    """Whole rows of a journal for the same work, and the bytes they fill; a torn last line is dropped."""
+    """Rows of a journal for the same work, up to the first that is torn or damaged, and the bytes they fill."""
     try:
-        lines = journal.read_bytes().split(b"\n")[:-1]
+        with open(journal, "rb") as file:
+            n_rows, n_bytes = 0, len(head) + 1
+            if file.readline() != head.encode() + b"\n":
+                return 0, 0
+            for line in file:
+                if not _is_row(line):
+                    break
+                n_rows, n_bytes = n_rows + 1, n_bytes + len(line)
     except OSError:
         return 0, 0
-    if not lines or lines[0] != head.encode():
-        return 0, 0
-    n_bytes = sum(len(line) + 1 for line in lines)
-    return len(lines) - 1, n_bytes
+    return n_rows, n_bytes
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return line.endswith(b"\n") and isinstance(row, dict) and set(row) == set(COLUMNS)
 
 
 def row_of(prediction: Prediction) -> dict[str, Any]:
@@ -190,61 +266,71 @@ def row_of(prediction: Prediction) -> dict[str, Any]:
 # ---- the output
 
 
-def _finish(journal: Path, out: Path) -> int:
-    """Turns the journal into the file asked for; returns the number of error rows."""
+def _finish(journal: Path, out: Path, layout: Layout) -> dict[str, dict[str, int]]:
+    """Turns the journal into the file asked for; returns counts by outcome and by label."""
     writers = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+    outcomes: Counter[str] = Counter()
+    labels: Counter[str] = Counter()
+
+    def counted() -> Iterator[dict[str, Any]]:
+        with open(journal, encoding="ascii") as file:
+            next(file)
+            for line in file:
+                row = json.loads(line)
+                outcomes[row["outcome"]] += 1
+                if row["label"] is not None:
+                    labels[row["label"]] += 1
+                yield row
+
     with atomic_file(out) as partial:
-        return writers[out.suffix.lower()](_rows(journal), partial)
+        writers[out.suffix.lower()](counted(), partial, layout)
+    return {"outcomes": dict(outcomes), "labels": dict(labels.most_common())}
 
 
-def _rows(journal: Path) -> Iterator[dict[str, Any]]:
-    with open(journal, encoding="ascii") as file:
-        next(file)
-        for line in file:
-            yield json.loads(line)
-
-
-def _write_csv(rows: Iterator[dict[str, Any]], path: Path) -> int:
+def _write_csv(rows: Iterator[dict[str, Any]], path: Path, layout: Layout) -> None:
     """RFC 4180; names that are not valid Unicode come back as their bytes."""
-    import csv
-
-    n_errors = 0
+    names = (*COLUMNS, *(f"probability_{name}" for name in layout.classes))
+    safe = _safe_cell if layout.is_csv_safe else lambda value: value
     with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
+        writer = csv.writer(file)
+        writer.writerow([safe(name) for name in names])
         for row in rows:
-            n_errors += row["outcome"] == "error"
-            writer.writerow(row | {"top": json.dumps(row["top"], ensure_ascii=False)})
-    return n_errors
+            top = json.dumps(row["top"][: layout.n_top], ensure_ascii=False)
+            values = row | {"top": top} | layout.columns_of(row)
+            writer.writerow([safe(values[name]) for name in names])
 
 
-def _write_jsonl(rows: Iterator[dict[str, Any]], path: Path) -> int:
-    n_errors = 0
+def _safe_cell(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
+
+
+def _write_jsonl(rows: Iterator[dict[str, Any]], path: Path, layout: Layout) -> None:
     with open(path, "w", encoding="ascii") as file:
         for row in rows:
-            n_errors += row["outcome"] == "error"
-            file.write(json.dumps(row) + "\n")
-    return n_errors
+            shown = row | {"top": row["top"][: layout.n_top]} | layout.columns_of(row)
+            file.write(json.dumps(shown) + "\n")
 
 
-def _write_parquet(rows: Iterator[dict[str, Any]], path: Path) -> int:
+def _write_parquet(rows: Iterator[dict[str, Any]], path: Path, layout: Layout) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     top = pa.list_(pa.struct([("label", pa.string()), ("probability", pa.float64())]))
     types = {"probability": pa.float64(), "top": top}
-    schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
-    n_errors, chunk = 0, []
+    fields = [(name, types.get(name, pa.string())) for name in COLUMNS]
+    fields += [(_text(f"probability_{name}"), pa.float64()) for name in layout.classes]
+    schema = pa.schema(fields)
+    chunk = []
     with pq.ParquetWriter(path, schema) as writer:
         for row in rows:
-            n_errors += row["outcome"] == "error"
-            pairs = [{"label": _text(label), "probability": p} for label, p in row["top"]]
-            chunk.append({k: _text(v) if isinstance(v, str) else v for k, v in row.items()} | {"top": pairs})
+            pairs = [{"label": _text(label), "probability": p} for label, p in row["top"][: layout.n_top]]
+            values = row | {"top": pairs} | layout.columns_of(row)
+            chunk.append({_text(k): _text(v) if isinstance(v, str) else v for k, v in values.items()})
             if len(chunk) == 10_000:
                 writer.write_table(pa.Table.from_pylist(chunk, schema))
                 chunk = []
         writer.write_table(pa.Table.from_pylist(chunk, schema))
-    return n_errors
 
 
 def _text(value: str) -> str:

@@ -9,6 +9,7 @@ transformers, and does not depend on what ran the network or on the other images
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.folders import read_regular_file
-from topwork.data.images import decode
+from topwork.data.images import as_rgb, decode, encoded_image
 from topwork.data.loader import in_order
 from topwork.data.transforms import Pixels, fit_to_input, resize
 from topwork.errors import ImageError, TopworkError
@@ -34,7 +35,7 @@ from topwork.models.classifier import Classifier, load_classifier
 PICTURE_SIDE = 640  # pixels, of the long side of a heatmap
 DIGITS = 6  # probabilities are rounded here, once, so that every way of asking gives the same text
 
-Image = str | Path | bytes
+Image = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Any  # a path, a file's content, pixels, a Pillow image
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,13 @@ class Predictor:
         """Class names; the position is the label."""
         return self.classifier.classes
 
-    def predict(self, images: Iterable[Image]) -> list[Prediction]:
-        """Predictions for files (paths) or file contents (bytes)."""
-        return list(self.stream(list(images)))
+    def predict(self, images: Image | Iterable[Image]) -> list[Prediction]:
+        """Predictions for one image or several: paths, contents of files, Pillow images, or uint8 (H, W, 3) arrays.
+
+        Raises:
+            InputError: something that is no image, such as an array of floats.
+        """
+        return list(self.stream(_listed(images)))
 
     def stream(self, images: Sequence[Image], n_threads: int | None = None) -> Iterator[Prediction]:
         """Predictions one by one, in order, with bounded memory, however many images there are."""
@@ -118,7 +123,10 @@ class Predictor:
     def load(self, image: Image, name: str) -> Loaded:
         """Reads, decodes and resizes one image; whatever is wrong with it is in the value."""
         try:
-            return Loaded(name, fit_to_input(decode(read_image(image), min_side=self.spec.min_side).pixels, self.spec))
+            if isinstance(image, np.ndarray):
+                return Loaded(name, fit_to_input(as_rgb(image), self.spec))
+            data = read_image(image) if isinstance(image, (str, os.PathLike, bytes)) else encoded_image(image)
+            return Loaded(name, fit_to_input(decode(data, min_side=self.spec.min_side).pixels, self.spec))
         except ImageError as error:
             return Loaded(name, error=str(error))
         except MemoryError:
@@ -153,7 +161,7 @@ class Predictor:
 
     def _load_numbered(self, numbered: tuple[int, Image]) -> Loaded:
         number, image = numbered
-        return self.load(image, f"#{number}" if isinstance(image, bytes) else str(image))
+        return self.load(image, str(image) if isinstance(image, (str, os.PathLike)) else f"#{number}")
 
     def _prediction(self, name: str, probabilities: NDArray[np.float64], outcome: str) -> Prediction:
         order = np.argsort(-probabilities, kind="stable")[: self.n_top]
@@ -165,7 +173,16 @@ class Predictor:
         return Prediction(name, str(outcome), top[0][0], top[0][1], top)
 
 
-def read_image(image: Image) -> bytes:
+def _listed(images: Any) -> list[Image]:
+    """A lone image is a list of one; an array (N, H, W, 3) holds N."""
+    if isinstance(images, (str, os.PathLike, bytes)) or hasattr(images, "getexif"):
+        return [images]
+    if isinstance(images, np.ndarray) and images.ndim < 4:
+        return [images]
+    return list(images)
+
+
+def read_image(image: str | os.PathLike[str] | bytes) -> bytes:
     """The bytes of an input: its own, a file's, or those of a member of an archive, named ``ARCHIVE/MEMBER``.
 
     Raises:
