@@ -284,6 +284,9 @@ class NetworkSettings:
     resize: Literal["auto", "squash", "crop", "pad"] = _setting("auto", "Resize mode.")
     size: int | None = _setting(None, "Input side in pixels; by default the one the weights were trained at.")
     engine: Literal["auto", "openvino", "torch"] = _setting("auto", "What runs the network.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = _setting(
+        "auto", "Device for training and features; auto: a CUDA GPU if there is one, else the CPU."
+    )
 
 
 @dataclass(frozen=True)

@@ -234,3 +234,18 @@ def test_a_spec_without_mirrored_positions_is_written_as_before(tiny):
     assert InputSpec.from_dict(spec.as_dict()) == spec
     with pytest.raises(ValueError, match="mirror"):
         InputSpec.from_dict(spec.as_dict() | {"mirror": "sideways"})
+
+
+def test_a_device_that_is_not_there_is_named_and_the_cpu_always_is():
+    import torch
+
+    from topwork.features.engine import best_device, load_engine
+
+    assert best_device("cpu") == "cpu"
+    assert best_device() == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name, is_there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
+        if not is_there:
+            with pytest.raises(UsageError, match=f"--device {name}: PyTorch sees no such device"):
+                best_device(name)
+    with pytest.raises(UsageError, match="--engine openvino runs on the CPU"):
+        load_engine(None, "openvino", device="cuda")

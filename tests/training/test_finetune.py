@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from topwork.errors import UsageError
+from topwork.errors import TopworkError, UsageError
 from topwork.models.backbone import load_backbone
 from topwork.models.head import FeatureTransform, LinearHead, parse_head
 from topwork.models.modules import count_parameters
@@ -153,3 +153,22 @@ def test_a_gpu_that_only_emulates_bf16_is_not_given_it(has_bf16, monkeypatch):
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has_bf16
     )
     assert data_facts(np.arange(24) % 2, 2, 8).has_bf16 is has_bf16
+
+
+def test_an_image_that_vanished_or_changed_since_the_scan_is_named(tmp_path, monkeypatch, backbone):
+    from drawing import draw_folders
+    from topwork.data.manifest import scan
+
+    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path / "cache"))
+    folder = draw_folders(tmp_path / "data", n_each=3, shapes=("disc", "cross"))
+    manifest = scan(folder)
+    rows, recipe = np.arange(len(manifest.samples)), recipe_of(backbone)
+    first, last = (folder / manifest.samples[row].path for row in (0, -1))
+    kept = last.read_bytes()
+    last.write_bytes(first.read_bytes())  # a sound image, but another one
+    with pytest.raises(TopworkError, match=f"{last.name}: changed since the scan .its content differs"):
+        image_datasets(manifest, rows, rows[:0], backbone, recipe)
+    last.write_bytes(kept)
+    first.unlink()
+    with pytest.raises(TopworkError, match=f"{first.name}: changed since the scan"):
+        image_datasets(manifest, rows, rows[:0], backbone, recipe)

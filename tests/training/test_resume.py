@@ -118,3 +118,23 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint_and_says_so(tmp_path, mo
     monkeypatch.undo()
     assert disk.load_checkpoint(tmp_path).values["epoch"] == 1
     assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_a_disk_that_fills_up_during_a_run_is_named_and_the_run_goes_on_from_the_last_checkpoint(tmp_path, monkeypatch):
+    recipe = recipe_for(epochs=4)
+    whole = fit(TinyNetwork(), recipe, *streams(recipe=recipe))
+    write, n_left = disk.Path.write_bytes, iter(range(3))  # the first save, and those of two epochs
+
+    def fill(path, data):
+        if next(n_left, None) is None:
+            write(path, data[: len(data) // 2])
+            raise OSError(28, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(disk.Path, "write_bytes", fill)
+    with pytest.raises(TopworkError, match=f"{tmp_path}: the checkpoint could not be saved: no space left on device"):
+        fit(TinyNetwork(), recipe, *streams(recipe=recipe), TrainerContext(tmp_path))
+    monkeypatch.undo()
+    assert disk.load_checkpoint(tmp_path).values["epoch"] == 2
+    resumed = fit(TinyNetwork(seed=5), recipe, *streams(recipe=recipe), TrainerContext(tmp_path, resume=True))
+    assert all(torch.equal(value, resumed.last[name]) for name, value in whole.last.items())

@@ -132,7 +132,7 @@ def test_no_tuning_where_noise_is_larger_than_the_gain_or_time_too_short():
 
 def test_the_training_rate_is_measured():
     recipe = recipe_for()
-    assert training_rate(TinyNetwork(), recipe, streams(recipe=recipe)[0], seconds=0.05) > 1
+    assert training_rate(TinyNetwork(), recipe, streams(recipe=recipe)[0], "cpu", seconds=0.05) > 1
 
 
 # ---- probe or tuned

@@ -17,7 +17,7 @@ from topwork.data.augment import pipeline
 from topwork.evaluation.analysis import find_insights
 from topwork.features.blas import few_threads
 from topwork.features.embed import Embedder, Features, embed
-from topwork.features.engine import compiled_form
+from topwork.features.engine import best_device, compiled_form
 from topwork.features.probe import Probe
 from topwork.features.views import Probed
 from topwork.models.classifier import Classifier
@@ -75,6 +75,7 @@ def fit(
     folder = free_run_folder(path) if out is None else Path(out)
     check(settings)  # what cannot be is named before the work begins
     head_spec(settings)
+    best_device(settings.device)
     pipeline("none" if settings.augment == "auto" else settings.augment)
     check_labels(settings)
     wanted = asked(path, settings)

@@ -155,7 +155,7 @@ def _with_chosen(data: Gathered, backbones: Sequence[Backbone], clock: Stopwatch
 
 def embedder_of(backbone: Backbone, settings: FitSettings) -> Embedder:
     """The backbone with its engine and its part of the feature store."""
-    return Embedder(backbone, load_engine(backbone, settings.engine, settings.precision))
+    return Embedder(backbone, load_engine(backbone, settings.engine, settings.precision, settings.device))
 
 
 def with_answers(data: Gathered, reporter: Reporter) -> Gathered:
@@ -165,7 +165,7 @@ def with_answers(data: Gathered, reporter: Reporter) -> Gathered:
     """
     if data.embedder.engine.precision == "f32":
         return data
-    exact = Embedder(data.backbone, load_engine(data.backbone, data.settings.engine, "f32"))
+    exact = Embedder(data.backbone, load_engine(data.backbone, data.settings.engine, "f32", data.settings.device))
     rows = np.concatenate([data.parts.valid, data.parts.test]).tolist()
     held_out = replace(data.manifest, samples=tuple(data.manifest.samples[row] for row in rows))
     embed(exact.backbone, held_out, embedder=exact, n_threads=data.settings.workers, on_progress=reporter.progress)

@@ -28,7 +28,7 @@ from topwork.data.loader import FactsStore, Loaded, Visitor, load_images
 from topwork.data.samples import LABEL_SEPARATOR, Listing, Reject, Rules, Sample
 from topwork.data.shards import read_parquet
 from topwork.data.traits import TraitStore, TraitTable
-from topwork.errors import UsageError
+from topwork.errors import ImageError, UsageError, changed_since_scan
 from topwork.files import atomic_file
 from topwork.settings import cache_folder
 from topwork.text import Described, canonical, escape, natural_key
@@ -140,6 +140,21 @@ class Manifest(Described):
     def read(self, row: int) -> bytes:
         """The bytes of one image; raises ImageError."""
         return read_image(self.root, self.samples[row].path)
+
+    def read_unchanged(self, row: int) -> bytes:
+        """The bytes of one image as they were scanned.
+
+        Raises:
+            TopworkError: the image vanished or changed since the scan.
+        """
+        sample, reason = self.samples[row], "its content differs"
+        try:
+            data = self.read(row)
+            if hashlib.sha256(data).hexdigest() == sample.content_hash:
+                return data
+        except (ImageError, OSError) as error:
+            reason = str(error)
+        raise changed_since_scan(escape(str(self.root / sample.path)), reason)
 
     def traits(self) -> TraitTable:
         """What the images look like, from the cache; zeros where that has been emptied since the scan."""

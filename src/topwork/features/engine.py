@@ -84,18 +84,22 @@ def fingerprint(backbone: Backbone, engine: Engine) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def load_engine(backbone: Backbone, kind: str = "auto", precision: str = "auto") -> Engine:
+def load_engine(backbone: Backbone, kind: str = "auto", precision: str = "auto", device: str = "auto") -> Engine:
     """The fastest trustworthy way to run a backbone on this machine.
 
     Args:
         kind: ``openvino``, ``torch`` or ``auto``: torch if there is a GPU, else OpenVINO, else torch.
         precision: ``bf16``, ``f32`` or ``auto``: bf16 if the processor has it and the check allows it.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
     Raises:
-        UsageError: OpenVINO was asked for by name and does not run this network.
+        UsageError: OpenVINO was asked for by name and does not run this network, or not on this device.
     """
-    if kind == "torch" or (kind == "auto" and (_has_gpu() or not _has_openvino())):
-        return TorchEngine(backbone, precision)
+    on_gpu = device in ("cuda", "mps") or (device == "auto" and kind != "openvino" and _has_gpu())
+    if kind == "openvino" and on_gpu:
+        raise UsageError(f"--engine openvino runs on the CPU; leave --device {device} out.")
+    if kind == "torch" or on_gpu or (kind == "auto" and not _has_openvino()):
+        return TorchEngine(backbone, precision, best_device(device))
     xml = compiled_path(backbone)
     check, note = _read_check(xml), None
     if check is None:
@@ -109,7 +113,10 @@ def load_engine(backbone: Backbone, kind: str = "auto", precision: str = "auto")
     if kind == "openvino":
         raise UsageError(f"{backbone.name}: OpenVINO cannot run this network ({reason}); use torch.")
     return TorchEngine(
-        backbone, precision, note=f"{backbone.name}: OpenVINO cannot run this network ({reason}); using torch (slower)."
+        backbone,
+        precision,
+        "cpu",
+        f"{backbone.name}: OpenVINO cannot run this network ({reason}); using torch (slower).",
     )
 
 
@@ -184,7 +191,7 @@ class TorchEngine:
         import torch
 
         self.note = note
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = best_device("auto") if device is None else device
         on_gpu = self.device == "cuda" and gpu_has_bf16()
         self.precision = precision if precision != "auto" else ("bf16" if on_gpu else "f32")
         network = feature_network(backbone).to(self.device)
@@ -451,6 +458,22 @@ def _has_gpu() -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def best_device(asked: str = "auto") -> str:
+    """``cpu``, ``cuda`` or ``mps`` for training and features; ``auto`` is a CUDA GPU if there is one, else the CPU.
+
+    Raises:
+        UsageError: PyTorch does not see the device that was asked for.
+    """
+    if asked == "cpu" or (asked == "auto" and not _has_gpu()):
+        return "cpu"
+    import torch
+
+    is_there = torch.backends.mps.is_available() if asked == "mps" else torch.cuda.is_available()
+    if not is_there:
+        raise UsageError(f"--device {asked}: PyTorch sees no such device here. Use --device cpu, or leave it out.")
+    return "mps" if asked == "mps" else "cuda"
 
 
 def gpu_has_bf16() -> bool:

@@ -24,11 +24,9 @@ from topwork.data.images import decode
 from topwork.data.loader import in_order
 from topwork.data.manifest import Manifest
 from topwork.data.transforms import Pixels
-from topwork.errors import ImageError, changed_since_scan
 from topwork.features.embed import Embedder, Features
 from topwork.features.probe import Probe, cross_entropies
 from topwork.paired import Gain, paired
-from topwork.text import escape
 
 
 @dataclass(frozen=True)
@@ -180,15 +178,8 @@ def with_views(
 
 
 def _pixels(manifest: Manifest, row: int, embedder: Embedder, view: View, seed: int) -> Pixels:
-    sample = manifest.samples[row]
-    try:
-        data = manifest.read(row)
-        if hashlib.sha256(data).hexdigest() != sample.content_hash:
-            raise ImageError("it has changed")
-        pixels = decode(data, min_side=embedder.spec.min_side).pixels
-    except ImageError as error:
-        raise changed_since_scan(escape(str(manifest.root / sample.path)), error) from None
-    return view.pipeline.view(pixels, embedder.spec, stream(seed, view.number, sample.content_hash))
+    pixels = decode(manifest.read_unchanged(row), min_side=embedder.spec.min_side).pixels
+    return view.pipeline.view(pixels, embedder.spec, stream(seed, view.number, manifest.samples[row].content_hash))
 
 
 def _key(content_hash: str, view: View, seed: int) -> str:

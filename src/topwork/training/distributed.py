@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from topwork.errors import TopworkError
+from topwork.features.engine import best_device
 from topwork.settings import is_launched
 
 # one process reads and embeds the images while the others wait, however long that takes
@@ -76,10 +77,9 @@ class Processes:
 class Group(Processes):
     """The processes of a torch.distributed group, which the first call joins."""
 
-    def __init__(self) -> None:
-        local = int(os.environ.get("LOCAL_RANK") or 0)
-        if torch.cuda.is_available():
-            self.device = f"cuda:{local}"
+    def __init__(self, device: str) -> None:
+        if device == "cuda":
+            self.device = f"cuda:{int(os.environ.get('LOCAL_RANK') or 0)}"
             torch.cuda.set_device(self.device)
         if not torch.distributed.is_initialized():
             backend = "nccl" if self.device.startswith("cuda") else "gloo"
@@ -142,10 +142,11 @@ class Group(Processes):
             start += tensor.numel()
 
 
-def processes() -> Processes:
-    """The group that a launcher started, or one process alone on the best device."""
+def processes(device: str = "auto") -> Processes:
+    """The group that a launcher started, or one process alone; on the device that was asked for (``--device``)."""
+    device = best_device(device)
     if is_launched():
-        return Group()
+        return Group(device)
     alone = Processes()
-    alone.device = "cuda" if torch.cuda.is_available() else "cpu"
+    alone.device = device
     return alone

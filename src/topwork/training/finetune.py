@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -25,7 +24,7 @@ from topwork.data.split import Split
 from topwork.data.transforms import InputSpec, Pixels
 from topwork.errors import Interrupted, UsageError
 from topwork.features.embed import Features
-from topwork.features.engine import gpu_has_bf16
+from topwork.features.engine import best_device, gpu_has_bf16
 from topwork.features.probe import Probe, fit_probe
 from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.head import HeadSpec, LinearHead, parse_head
@@ -121,7 +120,7 @@ def plan_tuning(inputs: TuningInputs, on_progress: Callable[[int, int], None]) -
     settings, parts, manifest = inputs.settings, inputs.parts, inputs.manifest
     start, spec = _starting_head(inputs)
     gray = all(sample.mode in ("1", "L", "LA", "I;16") for sample in manifest.samples)
-    facts = data_facts(inputs.labels[parts.train], len(manifest.classes), len(parts.valid), gray=gray)
+    facts = data_facts(inputs.labels[parts.train], len(manifest.classes), len(parts.valid), gray, settings.device)
     recipe = plan(settings, facts, inputs.stage_names, settings.seed, head_is_fitted=spec.starts_from_probe)
     train, valid = image_datasets(
         manifest, parts.train, parts.valid, inputs.backbone, recipe, settings.workers, on_progress
@@ -143,7 +142,9 @@ def tune_classifier(
         Interrupted: a signal came; a checkpoint was saved, and resuming continues from it.
     """
     planned = plan_tuning(inputs, reporter.progress)
-    recipe, messages = processes().agree(_within_time(inputs, planned))  # rates differ between processes
+    recipe, messages = processes(inputs.settings.device).agree(
+        _within_time(inputs, planned)
+    )  # rates differ between processes
     for message in messages:
         say(message)
     if recipe is None:
@@ -151,7 +152,12 @@ def tune_classifier(
     folder = inputs.folder / CHECKPOINTS if inputs.folder is not None else None
     with Interruption() as interruption:
         context = TrainerContext(
-            folder=folder, resume=True, reporter=reporter, on_epoch=on_epoch, stop=interruption.stopped
+            folder=folder,
+            resume=True,
+            reporter=reporter,
+            on_epoch=on_epoch,
+            stop=interruption.stopped,
+            processes=processes(inputs.settings.device),
         )
         done = tune(
             inputs.backbone,
@@ -200,7 +206,7 @@ def _within_time(inputs: TuningInputs, planned: TuningPlan) -> tuple[Recipe | No
     if settings.mode != "auto" and budget is None:
         return planned.recipe, ()
     network = make_network(inputs.backbone, planned.spec, planned.recipe, planned.start)
-    rate = training_rate(network, planned.recipe, planned.train)
+    rate = training_rate(network, planned.recipe, planned.train, processes(settings.device).device)
     recipe = plan(
         replace(settings, time_budget=f"{budget or 60 * DEFAULT_MINUTES:g}s"),
         replace(facts, images_per_second=rate),
@@ -415,20 +421,23 @@ def training_dataset(
 
 def decode_rows(manifest: Manifest, rows: NDArray[np.int64], spec: InputSpec, **options: Any) -> Pixels:
     """:func:`topwork.training.batches.decode_all` for rows of a manifest, which is what names the images."""
-    return decode_all(manifest.read, rows, spec, name=lambda row: manifest.samples[row].path, **options)
+    return decode_all(manifest.read_unchanged, rows, spec, name=lambda row: manifest.samples[row].path, **options)
 
 
-def data_facts(labels: NDArray[Any], n_classes: int, n_valid: int, gray: bool = False) -> DataFacts:
+def data_facts(
+    labels: NDArray[Any], n_classes: int, n_valid: int, gray: bool = False, device: str = "auto"
+) -> DataFacts:
     """What :func:`topwork.training.recipe.plan` wants to know, about these training labels and this machine.
 
     Args:
         labels: (N,) classes, or (N, C) zeros and ones if an image may have several.
+        device: as ``--device``.
     """
     several = labels.ndim == 2
     counts = tuple(int(n) for n in (labels.sum(0) if several else np.bincount(labels, minlength=n_classes)))
-    has_gpu = torch.cuda.is_available()
-    has_bf16 = gpu_has_bf16() if has_gpu else _cpu_has_bf16()
-    return DataFacts(counts, n_valid, len(labels), has_gpu, has_bf16=has_bf16, gray=gray, multilabel=several)
+    device = best_device(device)
+    has_bf16 = gpu_has_bf16() if device == "cuda" else device == "cpu" and _cpu_has_bf16()
+    return DataFacts(counts, n_valid, len(labels), device != "cpu", has_bf16=has_bf16, gray=gray, multilabel=several)
 
 
 def _cpu_has_bf16() -> bool:

@@ -32,7 +32,8 @@ class Loss:
 
     def targets(self, labels: NDArray[Any]) -> Tensor:
         """(B, C) probabilities from (B,) classes or (B, C) zeros and ones; (B, 1) for one sigmoid over two classes."""
-        tensor = torch.from_numpy(np.asarray(labels)).to(self.device)
+        number = np.int64 if labels.ndim == 1 else np.float32  # MPS knows no float64
+        tensor = torch.from_numpy(np.asarray(labels, number)).to(self.device)
         if self.outputs == "softmax" and tensor.ndim == 1:
             return F.one_hot(tensor.long(), self.n_classes).float()
         return (tensor[:, None] if tensor.ndim == 1 else tensor).float()

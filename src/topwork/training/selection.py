@@ -98,10 +98,10 @@ def estimate(
     return Estimate(low, high, minutes, True, f"{facts} Tuning.")
 
 
-def training_rate(network: nn.Module, recipe: Recipe, train: Dataset, seconds: float = 3.0) -> float:
+def training_rate(network: nn.Module, recipe: Recipe, train: Dataset, device: str, seconds: float = 3.0) -> float:
     """Images per second of training steps by this recipe on this machine, measured; the network is used up."""
     phase = recipe.phases[-1]
-    net = TrainableNetwork(network, recipe, train, processes().device)
+    net = TrainableNetwork(network, recipe, train, device)
     loss_of = Loss(recipe, net.device)
     freeze(net.core, phase)
     train_mode(net.core, phase)
