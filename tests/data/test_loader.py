@@ -139,7 +139,7 @@ def test_traits_come_back_in_the_order_asked_for(tmp_path) -> None:
 # ---- shards
 
 
-def test_damaged_shards_are_left_out_and_partial_files_ignored(tmp_path) -> None:
+def test_damaged_shards_are_removed_and_partial_files_ignored(tmp_path) -> None:
     for number in range(3):
         append_shard(tmp_path, pa.table({"x": [number]}))
     damaged = shard_files(tmp_path)[1]
@@ -147,7 +147,7 @@ def test_damaged_shards_are_left_out_and_partial_files_ignored(tmp_path) -> None
     (tmp_path / ".shard-x.parquet.1234.partial").write_bytes(b"half")
     found = [table["x"].to_pylist() for _, table in read_shards(tmp_path, ["x"])]
     assert len(found) == 2
-    assert len(shard_files(tmp_path)) == 3
+    assert len(shard_files(tmp_path)) == 2
 
 
 def test_a_file_at_its_final_name_is_whole_or_the_old_one(tmp_path) -> None:

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from topwork.data.images import DECODER_VERSION, NO_HEIC, OUT_OF_MEMORY, ImageFacts, decode
 from topwork.data.samples import Entry
-from topwork.data.shards import append_shard, read_shards
+from topwork.data.shards import append_shard, check_writable, read_shards
 from topwork.data.traits import VIEW, Traits, TraitStore, traits_of
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input
 from topwork.errors import ImageError
@@ -73,6 +73,8 @@ class FactsStore:
     def put(self, content_hash: str, value: ImageFacts | str) -> None:
         """Keeps facts or a reason; written now and then, and by ``flush``."""
         if content_hash not in self._known:
+            if not self._new:
+                check_writable(self.folder)
             self._known[content_hash] = value
             self._new.append(content_hash)
             if len(self._new) >= _FACTS_PER_SHARD:

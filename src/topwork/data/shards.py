@@ -1,12 +1,18 @@
 """Append-only Parquet shards in a folder: how facts and features outlive a process, killed or not.
 
-A shard is written under a temporary name, flushed to the disk, and renamed: at its final name it is always whole.
-Several processes may append at once. A shard that cannot be read is left out and reported by name, never repaired.
+A shard is written under a temporary name, flushed to the disk, and renamed: at its final name it is always whole. The name
+holds a checksum of the file, and every page carries one, so what is read is what was written. Several processes may append at once. A shard that is damaged
+or of another format is removed with a note in the log (``topwork.cache``), and what it held is computed again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import mmap
+import os
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from topwork.errors import TopworkError
-from topwork.files import atomic_file
+from topwork.files import atomic_file, error_reason
+from topwork.text import escape
+
+DAMAGE = (OSError, ValueError, pa.ArrowException, KeyError)  # what reading a shard raises if it cannot be used
+
+_LOG = logging.getLogger("topwork.cache")
 
 
 def append_shard(folder: Path, table: pa.Table) -> Path:
@@ -23,15 +34,35 @@ def append_shard(folder: Path, table: pa.Table) -> Path:
     Raises:
         TopworkError: the folder cannot be written (full disk, permissions), with the reason.
     """
-    final = folder / f"shard-{uuid.uuid4().hex}.parquet"
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="none", use_dictionary=False, write_page_checksum=True)
+    data = sink.getvalue()
+    final = folder / f"shard-{uuid.uuid4().hex}-{zlib.crc32(data):08x}.parquet"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(final) as partial:
-            pq.write_table(table, partial, compression="none", use_dictionary=False)
+        with atomic_file(final) as partial, open(partial, "wb") as file:
+            file.write(data)
     except OSError as error:
-        reason = error.strerror or error
-        raise TopworkError(f"{folder}: cannot be written: {reason}. Set TOPWORK_CACHE elsewhere.") from None
+        raise _not_written(folder, error) from None
     return final
+
+
+def check_writable(folder: Path) -> None:
+    """Raises TopworkError if the folder cannot be written: to be asked before the work whose result goes there."""
+    probe = folder / f".{uuid.uuid4().hex}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _not_written(folder, error) from None
+
+
+def _not_written(folder: Path, error: OSError) -> TopworkError:
+    reason = (
+        error_reason(error) if error.strerror else os.strerror(error.errno or 0).lower() if error.errno else str(error)
+    )
+    return TopworkError(f"{escape(str(folder))}: cannot be written: {reason}. Set TOPWORK_CACHE to another folder.")
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -39,13 +70,32 @@ def shard_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*.parquet")) if folder.is_dir() else []
 
 
-def read_shards(folder: Path, columns: list[str]) -> Iterator[tuple[Path, pa.Table]]:
-    """Every readable shard with the columns asked for."""
+def read_shards(folder: Path, columns: list[str], *, verify: bool = True) -> Iterator[tuple[Path, pa.Table]]:
+    """Every sound shard with the columns asked for; without ``verify`` only the pages of these columns are checked."""
     for path in shard_files(folder):
         try:
-            yield path, read_parquet(path, columns)
-        except (OSError, pa.ArrowException, KeyError):
-            continue  # damaged or from another writer: what it held is computed again
+            if verify:
+                verify_shard(path)
+            table = read_parquet(path, columns)
+        except DAMAGE as error:
+            forget(path, error)
+            continue
+        yield path, table
+
+
+def verify_shard(path: Path) -> None:
+    """Raises OSError unless a shard is, to the bit, what was written."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if not path.stem.endswith(f"-{zlib.crc32(data):08x}"):
+            raise OSError("the checksum is wrong")
+
+
+def forget(path: Path, error: Exception) -> None:
+    """Removes a damaged shard, as far as it can be, and says so."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    _LOG.warning("%s: damaged (%s); what it held is computed again.", escape(str(path)), escape(reason))
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -58,7 +108,7 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
         OSError, pa.ArrowException: it cannot be read.
         KeyError: it has no such column.
     """
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
         missing = set(columns or ()) - set(file.schema_arrow.names)
         if missing:
             raise KeyError(min(missing))

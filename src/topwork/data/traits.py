@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from topwork.data.shards import append_shard, read_shards
+from topwork.data.shards import append_shard, check_writable, read_shards
 from topwork.data.transforms import InputSpec, Pixels, resize
 
 TRAITS_VERSION = "3"  # raise it whenever the same image may give other traits
@@ -40,6 +40,7 @@ NUMBERS = (
     "border_spread",  # standard deviation of the outermost pixels around that mean; 0 is a frame of one color
 )
 _BORDER = 4  # pixels of the standard view, 1.8 % of its side
+_COLUMNS = ["content_hash", "camera", "numbers", "blob"]
 _SHARD_ROWS = 4096
 _PARTS = np.repeat(np.eye(COLOR_SIDE, dtype=np.float32), THUMB_SIDE // COLOR_SIDE, axis=1)  # whole numbers: exact
 _BLOB_BYTES = THUMB_SIDE**2 + COLOR_SIDE**2 * 3
@@ -113,7 +114,7 @@ class TraitStore:
         self.folder = cache / f"traits-{TRAITS_VERSION}"
         self._known: set[str] = set()
         self._new: dict[str, Traits] = {}
-        for _, table in read_shards(self.folder, ["content_hash"]):
+        for _, table in read_shards(self.folder, _COLUMNS):  # all columns: what is known must be sound
             self._known.update(table["content_hash"].to_pylist())
 
     def __contains__(self, content_hash: str) -> bool:
@@ -122,6 +123,8 @@ class TraitStore:
     def put(self, content_hash: str, traits: Traits) -> None:
         """Remembers the traits of one image."""
         if content_hash not in self._known:
+            if not self._new:
+                check_writable(self.folder)
             self._known.add(content_hash)
             self._new[content_hash] = traits
             if len(self._new) >= _SHARD_ROWS:
@@ -142,7 +145,7 @@ class TraitStore:
         cameras = [""] * len(hashes)
         numbers = np.zeros((len(hashes), len(NUMBERS)), np.float32)
         blobs = np.zeros((len(hashes), _BLOB_BYTES), np.uint8)
-        for _, table in read_shards(self.folder, ["content_hash", "camera", "numbers", "blob"]):
+        for _, table in read_shards(self.folder, _COLUMNS):
             keys = table["content_hash"].to_pylist()
             wanted = [(row, position) for row, key in enumerate(keys) for position in places.get(key, ())]
             if wanted:

@@ -80,6 +80,8 @@ class Embedder:
         """Keeps one image for the next batch; runs the batch and writes the shard when they are full."""
         if not self.wants(content_hash):
             return
+        if not self._taken:
+            self.store.check_writable()  # before the first batch is computed
         self._taken.add(content_hash)
         self._images.append((content_hash, pixels))
         if len(self._images) == BATCH:
