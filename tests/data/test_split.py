@@ -117,6 +117,21 @@ def test_wrong_shares_and_no_training_images_are_wrong_use() -> None:
         split(manifest([(0, "a", None, "test")]))
 
 
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.floats(0, 0.45), st.floats(0, 0.45), st.integers(0, 9))
+def test_a_lone_train_part_is_divided_unless_the_test_fraction_is_zero(sizes, valid, test, seed) -> None:
+    labels = [str(label) for label, size in enumerate(sizes) for _ in range(size)]
+    bare, in_train = (manifest([(n, label, None, part) for n, label in enumerate(labels)]) for part in (None, "train"))
+    assert in_train.is_train_only
+    parts = split(in_train, valid, test, seed)
+    if test == 0:
+        assert parts.given
+        assert len(parts.train) == len(labels)
+    else:
+        assert not parts.given
+        assert parts.train.tolist() == split(bare, valid, test, seed).train.tolist()
+    assert {in_train.samples[row].label for row in parts.train} == set(in_train.classes)
+
+
 def test_groups_join_through_content_names_and_pairs() -> None:
     data = manifest(
         [(0, "a", None, None), (0, "b", "p", None), (1, "a", "p", None), (2, "a", None, None), (3, "a", "q", None)]

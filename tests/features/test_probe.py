@@ -170,6 +170,27 @@ def test_a_class_with_a_single_image_is_no_obstacle():
     assert np.isfinite(probe.head.weight).all()
 
 
+@given(
+    st.lists(st.integers(1, 4), min_size=2, max_size=4),
+    st.sampled_from(["random", "identical", "per class"]),
+    st.sampled_from(["apart", "by class", "together"]),
+    st.integers(0, 5),
+)
+@settings(max_examples=40, deadline=None)
+def test_few_alike_and_copied_images_give_a_finite_head(counts, look, grouping, seed):
+    y = np.repeat(np.arange(len(counts)), counts)
+    rng = np.random.default_rng(seed)
+    x = {
+        "random": rng.normal(size=(len(y), 12)),
+        "identical": np.ones((len(y), 12)),
+        "per class": rng.normal(size=(len(counts), 12))[y],
+    }[look].astype(np.float32)
+    groups = {"apart": np.arange(len(y)), "by class": y, "together": np.zeros(len(y), int)}[grouping].tolist()
+    probe = fit_probe(ArrayFeatures(x), y, len(counts), groups=groups, seed=seed)
+    assert np.isfinite(probe.out_of_fold_logits).all()
+    assert np.isfinite(probe.head.logits({"last": x})).all()
+
+
 def test_many_images_are_chosen_from_but_all_are_fitted(monkeypatch):
     from topwork.features import probe as module
 

@@ -207,7 +207,7 @@ def _check_trainable(manifest: Manifest, parts: Split, reporter: Reporter) -> No
     if len(manifest.classes) < MIN_CLASSES:
         raise UsageError(
             f"{escape(str(manifest.root))}: only one class, {escape(manifest.classes[0])}. A classifier needs at least two: "
-            "one folder a class."
+            "one folder per class."
         )
     trained = {manifest.samples[row].label for row in parts.train}
     if len(trained) < MIN_CLASSES:

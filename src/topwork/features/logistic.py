@@ -192,6 +192,8 @@ def _rotated(x: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:
     small = x @ x.T if n < d else x.T @ x
     values, vectors = np.linalg.eigh(small)
     kept = np.flatnonzero(values > max(values[-1], 1e-12) * 1e-6)[::-1]
+    if not len(kept):  # all rows are alike: one direction without weight, so that the bias alone is fitted
+        return np.zeros((n, 1), x.dtype), np.zeros((d, 1), x.dtype), np.ones(1)
     if n < d:
         lengths = np.sqrt(values[kept])
         z = vectors[:, kept] * lengths

@@ -222,7 +222,9 @@ class _Search:
         self.data, self.rows, self.folds = data, rows, folds
         self.y, self.n_classes = y[rows], n_classes
         each = np.ones(len(rows)) if weights is None else weights[self.y]
-        self.sample_weights = each * (folds[None, :] != np.arange(folds.max() + 1)[:, None])
+        is_seen = folds[None, :] != np.arange(folds.max() + 1)[:, None]
+        # A single group cannot be held out; what follows is then fitted and measured on the same images.
+        self.sample_weights = each * (is_seen if folds.max() else np.ones_like(is_seen))
         self.tried: list[_Tried] = []
 
     def try_candidate(self, candidate: Candidate) -> None:
@@ -321,6 +323,8 @@ def _folds(
         start = int(rng.integers(n_folds))
         fresh = [g for g in dict.fromkeys(group[order[y[order] == label]].tolist()) if g not in fold_of_group]
         fold_of_group |= {g: (start + number) % n_folds for number, g in enumerate(fresh)}
+    if len(set(fold_of_group.values())) < 2:  # few groups, by chance all in one fold
+        fold_of_group = {g: number % n_folds for number, g in enumerate(fold_of_group)}
     rows = np.sort(order)
     folds = np.array([fold_of_group[g] for g in group[rows].tolist()], np.int64)
     return np.unique(folds, return_inverse=True)[1].astype(np.int64), rows

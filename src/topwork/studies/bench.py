@@ -166,7 +166,7 @@ def prepare(
     )  # fmt: skip
     manifest = scan(path, n_threads=settings.workers, on_progress=on_progress, rules=rules)
     if len(manifest.classes) < 2:
-        raise UsageError(f"{path}: a study needs images of at least two classes, one folder a class.")
+        raise UsageError(f"{path}: a study needs images of at least two classes, one folder per class.")
     labels = np.array(manifest.labels, np.int64)
     parts = split(manifest, 0.0, settings.test_fraction, settings.seed)
     held_out = parts.test if len(parts.test) else parts.valid
