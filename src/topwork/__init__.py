@@ -20,6 +20,7 @@ _HOMES = {
     "InputSpec": "topwork.data.transforms",
     "Manifest": "topwork.data.manifest",
     "Predictor": "topwork.export.predictor",
+    "Rules": "topwork.data.samples",
     "Split": "topwork.data.split",
     "TopworkError": "topwork.errors",
     "adapt": "topwork.commands.adapt",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from topwork.data.images import decode as decode
     from topwork.data.manifest import Manifest as Manifest
     from topwork.data.manifest import scan as scan
+    from topwork.data.samples import Rules as Rules
     from topwork.data.split import Split as Split
     from topwork.data.split import split as split
     from topwork.data.transforms import InputSpec as InputSpec
