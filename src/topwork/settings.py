@@ -21,7 +21,7 @@ from topwork.errors import UsageError
 
 Mode = Literal["probe", "tune", "auto"]
 HeadKind = Literal["auto", "plain", "extended", "cosine"]
-Pooling = Literal["avg", "max", "avgmax", "catavgmax"]
+Pooling = Literal["avg", "max", "avgmax", "catavgmax", "token", "both"]
 ScheduleName = Literal["one-cycle", "flat", "cosine", "step"]
 Strategy = Literal["head", "last", "all", "lp-ft", "lora", "gradual", "scratch"]
 OptimizerName = Literal["adamw", "adam", "sgd"]
@@ -279,7 +279,11 @@ class NetworkSettings:
     hidden: str | None = _setting(
         None, "Hidden layers of the head that tuning trains, WIDTH:DROPOUT or WIDTH: 256:0.4,128:0.2.", needs=TUNING
     )
-    pooling: Pooling | None = _setting(None, "How the last map is pooled; by default as the weights were trained.")
+    pooling: Pooling | None = _setting(
+        None,
+        "Pooling of the last map or of the patch tokens; token: the class token; both: class token and mean patch token. "
+        "By default as the weights were trained.",
+    )
     drop_hidden: bool = _setting(False, "Without the hidden layers that VGG has before its last one.")
     resize: Literal["auto", "squash", "crop", "pad"] = _setting("auto", "Resize mode.")
     size: int | None = _setting(None, "Input side in pixels; by default the one the weights were trained at.")
@@ -350,7 +354,7 @@ class ModelSettings:
     lr_decay: float | None = _setting(None, "With a single --lr: the share of the rate that an earlier stage gets.")
     hidden: str | None = _setting(None, "Hidden layers of the new head, such as 256:0.4,128:0.2.")
     outputs: Literal["softmax", "binary"] = _setting("softmax", "softmax; binary: one sigmoid for two classes.")
-    pooling: Pooling | None = _setting(None, "How the last map is pooled.")
+    pooling: Pooling | None = _setting(None, "Pooling of the last map or of the tokens; as for fit.")
     drop_hidden: bool = _setting(False, "Without the hidden layers that VGG has before its last one.")
 
 

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from topwork.errors import DownloadError, ModelError, UsageError
-from topwork.models.backbone import EMBEDDED, _build, find_stages, load_backbone, weights_digest
+from topwork.models.backbone import load_backbone, weights_digest
+from topwork.models.sources import EMBEDDED, parse_name
 
 
 def gradient_image(side: int = 224) -> torch.Tensor:
@@ -106,32 +107,6 @@ def test_a_changed_package_file_is_refused(monkeypatch, tmp_path):
         load_backbone("lite0", cache=tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "test_resnet",
-        "test_efficientnet",
-        "test_convnext",
-        "test_vit",
-        "resnet18",
-        "vgg11",
-        "swin_tiny_patch4_window7_224",
-        "mobilenetv3_small_050",
-        "regnetx_002",
-        "convnext_atto",
-        "densenet121",
-    ],
-)
-def test_every_parameter_belongs_to_exactly_one_stage(name):
-    network = _build(f"random:{name}")
-    stages = find_stages(network, network.pretrained_cfg["classifier"])
-    placed = [parameter for stage in stages for parameter in stage.parameters]
-    assert sorted(placed) == sorted(key for key, _ in network.named_parameters())
-    assert sum(s.n_parameters for s in stages) == sum(p.numel() for p in network.parameters())
-    assert stages[-1].name == "classifier"
-    assert len([s for s in stages if s.module]) >= 3
-
-
 def test_random_weights_are_the_same_each_time(tmp_path):
     one = load_backbone("random:test_resnet", cache=tmp_path / "a")
     two = load_backbone("random:test_resnet", cache=tmp_path / "b")
@@ -139,7 +114,7 @@ def test_random_weights_are_the_same_each_time(tmp_path):
 
 
 def test_own_weights_come_back(tmp_path):
-    network = _build("random:test_resnet")
+    network = parse_name("random:test_resnet").network()
     save_file(network.state_dict(), tmp_path / "own.safetensors")
     backbone = load_backbone(f"test_resnet={tmp_path / 'own.safetensors'}", cache=tmp_path)
     ours = backbone.module().state_dict()

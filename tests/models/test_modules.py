@@ -14,7 +14,6 @@ from topwork.models.modules import (
     build_classifier,
     classifier_name,
     count_parameters,
-    grow_classes,
     make_head,
     set_linear,
 )
@@ -146,18 +145,6 @@ def test_a_module_of_ones_own_is_taken_as_it_is():
     network = timm.create_model("resnet18", pretrained=False)
     mine = nn.Sequential(nn.LayerNorm(512), nn.Linear(512, 5))
     assert build_classifier(network, mine, 5).fc is mine
-
-
-def test_growing_keeps_old_logits_and_new_classes_do_not_win():
-    network = build_classifier(timm.create_model("resnet18", pretrained=False), parse_head("16:relu:0.1"), 3).eval()
-    x = torch.randn(4, 3, 64, 64)
-    with torch.inference_mode():
-        before = network(x)
-        after = grow_classes(network, 5)(x)
-    assert after.shape == (4, 5)
-    torch.testing.assert_close(after[:, :3], before)
-    with pytest.raises(UsageError, match="grown"):
-        grow_classes(network, 4)
 
 
 def test_probe_starts_the_last_layer_and_two_rows_become_one():

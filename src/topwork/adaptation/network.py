@@ -21,7 +21,7 @@ from topwork.models.backbone import Backbone
 from topwork.models.head import LinearHead
 from topwork.paired import is_clearly_better, paired
 from topwork.text import percent
-from topwork.training.finetune import data_facts, stage_names, trained_from, training_dataset, tune
+from topwork.training.finetune import data_facts, trained_from, training_dataset, tune
 from topwork.training.loop import TrainerContext
 from topwork.training.losses import TargetTerms
 from topwork.training.recipe import TuneSettings, plan
@@ -90,7 +90,7 @@ def tune_on_both(
     """
     n_classes = len(head.bias)
     settings = TuneSettings(strategy="lp-ft", epochs=epochs, interpolate=False)
-    recipe = plan(settings, data_facts(source.targets, n_classes, 0), stage_names(backbone.skeleton(n_classes)), seed)
+    recipe = plan(settings, data_facts(source.targets, n_classes, 0), backbone.stage_names, seed)
     train, other = (
         training_dataset(images.manifest, images.rows, images.targets, backbone, recipe, n_threads, on_progress)
         for images in (source, target)

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from topwork.errors import UsageError
-from topwork.models.backbone import EMBEDDED, architecture_of, input_spec
-from topwork.models.head import Changes, HeadSpec, parse_head
+from topwork.models.backbone import input_spec
+from topwork.models.head import HeadSpec, parse_head
+from topwork.models.sources import EMBEDDED, backbone_names, parse_name
 from topwork.settings import ModelSettings, TuneSettings, check
 
 if TYPE_CHECKING:
@@ -77,19 +78,17 @@ def describe(name: str, settings: ModelSettings | None = None) -> Described:
         n_trainable=sum(row.n_trained for row in rows),
         n_features=_width(network),
         license=cfg.get("license"),
-        preprocessing=input_spec(name, cfg).as_dict() if cfg else {},
+        preprocessing=input_spec(parse_name(name), cfg).as_dict() if cfg else {},
         stages=rows,
     )
 
 
 def _timm_network(name: str, settings: ModelSettings) -> nn.Module:
-    import timm
-
     from topwork.models.modules import build_classifier, n_outputs
 
-    network: nn.Module = timm.create_model(architecture_of(name), pretrained=False).eval()
-    changes = Changes(settings.pooling, settings.drop_hidden, settings.hidden)
-    if not changes and settings.n_classes is None and settings.outputs == "softmax":
+    network: nn.Module = parse_name(name).network(weights=False)
+    changed = settings.pooling or settings.drop_hidden or settings.hidden
+    if not changed and settings.n_classes is None and settings.outputs == "softmax":
         return network
     head = parse_head(settings.hidden) if settings.hidden else HeadSpec()
     width = n_outputs(settings.n_classes or (2 if settings.outputs == "binary" else 1000), settings.outputs)
@@ -115,6 +114,4 @@ def _width(network: nn.Module) -> int:
 
 def listed(pattern: str) -> dict[str, list[str]]:
     """Names of embedded networks, and of timm's that match a shell pattern."""
-    from topwork.models.backbone import backbone_names
-
     return {"embedded": list(EMBEDDED), "timm": backbone_names(pattern) if pattern else []}

@@ -71,7 +71,7 @@ def prepare_data(path: str | os.PathLike[str], settings: FitSettings, clock: Sto
     names = names_of(settings.backbone)
     with clock("backbone"):
         reporter.step("backbone")
-        backbones = [_backbone(name, settings) for name in names]
+        backbones = [_backbone(name, settings, reporter) for name in names]
         backbone = backbones[0]
         embedder = embedder_of(backbone, settings)
         if embedder.engine.note:
@@ -106,8 +106,8 @@ def prepare_data(path: str | os.PathLike[str], settings: FitSettings, clock: Sto
     return _with_chosen(data, backbones, clock, reporter) if len(backbones) > 1 else data
 
 
-def _backbone(name: str, settings: FitSettings) -> Backbone:
-    backbone = load_backbone(name).changed(Changes(settings.pooling, settings.drop_hidden))
+def _backbone(name: str, settings: FitSettings, reporter: Reporter) -> Backbone:
+    backbone = load_backbone(name, on_note=reporter.note).changed(Changes(settings.pooling, settings.drop_hidden))
     fit = None if settings.resize == "auto" else settings.resize
     return backbone.with_spec(height=settings.size, width=settings.size, fit=fit, mirror=_mirror(settings))
 

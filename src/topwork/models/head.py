@@ -1,4 +1,4 @@
-"""Heads: what turns features into one logit a class.
+"""Heads: what turns features into one logit per class.
 
 :class:`LinearHead` is the head of the probe: numpy arrays, fitted by ``features/probe.py``. It is *plain* when it reads
 nothing but the last pooled features through an affine map: then it is one linear layer and can be written into timm's
@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topwork.errors import UsageError
+from topwork.settings import Pooling
 
 Floats = NDArray[np.float32]
 Power = Literal["none", "sqrt", "unit"]
-POOLINGS = ("avg", "max", "avgmax", "catavgmax")
+POOLINGS = get_args(Pooling)
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "hardswish")
 
 
@@ -176,7 +177,8 @@ class Changes:
     """How a network differs from timm's of that name; by default not at all.
 
     Attributes:
-        pooling: another way of pooling the last map, in timm's words (``avg max avgmax catavgmax``).
+        pooling: another way of pooling, in timm's words: ``avg max avgmax`` of the last map or the patch tokens,
+            ``catavgmax`` of the last map, ``token`` for the class token; ``both`` joins class token and mean patch token.
         drop_hidden: without the hidden layers before the last one (VGG's two of 4,096 units).
         hidden: hidden layers in front of the last one, as :func:`parse_head` reads them.
     """

@@ -1,14 +1,15 @@
 """Heads as torch modules, and networks with their classifier replaced: what fine-tuning trains.
 
 In: a timm network (``Backbone.module()``) and a :class:`HeadSpec`, or a module of your own. Out: the same network with
-a new last layer under the old name, so that its state dict is what timm would load. Numpy heads for frozen features
-are in ``models/head.py``; training itself is in ``training/loop.py``.
+a new head; where timm has one linear layer last, the head has its name, so that timm would load the state dict. Numpy
+heads for frozen features are in ``models/head.py``; training itself is in ``training/loop.py``.
 
 Nothing on the path of ``predict`` imports this file, so it may import torch at the top.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -18,8 +19,8 @@ from torch import nn
 
 from topwork.errors import UsageError
 from topwork.models.head import ACTIVATIONS, Changes, HeadSpec, Power, parse_head
+from topwork.settings import Pooling
 
-Pooling = Literal["avg", "max", "avgmax", "catavgmax"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh, "hardswish": nn.Hardswish,
 }  # fmt: skip
@@ -55,7 +56,7 @@ def make_head(spec: HeadSpec, n_features: int, n_outputs: int) -> nn.Module:
 
 
 def n_outputs(n_classes: int, outputs: str) -> int:
-    """Logits that a head needs: one for two classes told apart by a sigmoid, otherwise one a class."""
+    """Logits that a head needs: one for two classes with a sigmoid, otherwise one per class."""
     return 1 if outputs == "binary" else n_classes
 
 
@@ -76,6 +77,8 @@ def powered(columns: torch.Tensor, power: Power, least: float = 0.0) -> torch.Te
 
 # ---- replacing a classifier
 
+OWN_HEAD = "topwork_head"  # the head's name where it cannot take the place of timm's last layer
+
 
 def build_classifier(
     network: nn.Module,
@@ -84,16 +87,19 @@ def build_classifier(
     *,
     pooling: Pooling | None = None,
     drop_hidden: bool = False,
+    n_features: int | None = None,
 ) -> nn.Module:
     """Puts a new head in place of the last linear layer of a timm network; everything else keeps its weights.
 
-    In networks whose classifier has several layers (VGG) only the last one is replaced, unless asked otherwise.
+    In networks whose classifier has several layers (VGG) only the last one is replaced, unless asked otherwise. In
+    networks with several classifiers (LeViT's two) the head reads the mean of what those would read.
 
     Args:
         network: changed in place and returned.
         head: what to build, or a ready module from (B, D) features to (B, n_outputs) logits.
         pooling: another way of pooling the last map, in timm's words.
         drop_hidden: also removes the hidden layers before the last one (VGG's two of 4,096 units).
+        n_features: what the head reads, if known; else the network is run once to find out.
 
     Raises:
         UsageError: the network has no such part.
@@ -102,54 +108,130 @@ def build_classifier(
         _drop_hidden(network)
     if pooling is not None:
         _repool(network, pooling)
-    name = classifier_name(network)
-    last = network.get_submodule(name)
-    is_as_built = isinstance(last, nn.Linear) and pooling is None and not drop_hidden
-    n_features = int(last.weight.shape[1]) if is_as_built else feature_width(network)  # type: ignore[index]
-    module = head if isinstance(head, nn.Module) else make_head(head, n_features, n_outputs)
-    replace_module(network, name, module)
+    last = dict(network.named_modules()).get(classifier_name(network))
+    if isinstance(last, nn.Linear) and pooling is None and not drop_hidden:
+        n_features = last.in_features
+    headless(network)
+    if not isinstance(head, nn.Module):
+        head = make_head(head, feature_width(network) if n_features is None else n_features, n_outputs)
+    replace_module(network, classifier_name(network), head)
     network.num_classes = n_outputs  # type: ignore[assignment]  # timm's own record of it
     return network
 
 
-def changed(network: nn.Module, changes: Changes, n_outputs: int) -> nn.Module:
-    """A timm network with the changes that a backbone records; 0 outputs end it before the last layer."""
-    if not changes:
+def headless(network: nn.Module) -> nn.Module:
+    """Ends a network before its last linear layer: normalized images (B, 3, H, W) to features (B, D).
+
+    What stands before that layer stays: batch norms and hidden layers of timm's classifiers keep their weights.
+    Distilled networks average what their two classifiers read, as they would average their logits. Networks that
+    combine several classifiers in other ways give what timm calls ``pre_logits``. Changed in place and returned.
+    """
+    if isinstance(network, _HeadBehind):
+        network.topwork_head = nn.Identity()
         return network
-    pooling: Any = changes.pooling
-    spec = parse_head(changes.hidden) if changes.hidden else HeadSpec()
-    build_classifier(network, spec, max(1, n_outputs), pooling=pooling, drop_hidden=changes.drop_hidden)
-    if n_outputs == 0:
-        last = classifier_name(network) + (f".{spec.last_index}" if spec.hidden else "")
-        replace_module(network, last, nn.Identity())
+    layers = timm_layers(network)
+    modules = dict(network.named_modules())
+    if len(layers) == 1 and isinstance(modules.get(layers[0]), nn.Linear | nn.Identity | nn.Sequential | CosineHead):
+        replace_module(network, layers[0], nn.Identity())
+        return network
+    if len(layers) == 1 or hasattr(network, "set_distilled_training"):
+        for name in layers:
+            replace_module(network, name, nn.Identity())
+        return _put_head_behind(network, "output")
+    network.reset_classifier(0)  # type: ignore[operator]
+    return _put_head_behind(network, "pre_logits")
+
+
+Reads = Literal["output", "pre_logits", "both"]
+
+
+class _HeadBehind:
+    """Marks networks whose head reads the output of timm's network, rather than standing inside it."""
+
+    topwork_head: nn.Module
+
+
+def _put_head_behind(network: nn.Module, reads: Reads) -> nn.Module:
+    network.__class__ = _with_head_behind(type(network), reads)  # type: ignore[arg-type]
+    network.topwork_head = nn.Identity()
     return network
 
 
-def classifier_name(network: nn.Module) -> str:
-    """Dotted name of the last layer of a timm network, or of one of ours."""
+@cache
+def _with_head_behind(kind: type[nn.Module], reads: Reads) -> type[nn.Module]:
+    """A subclass of a timm network whose forward pass ends in ``topwork_head``; parameters keep their names."""
+
+    class HeadBehind(_HeadBehind, kind):  # type: ignore[misc, valid-type]
+        head_reads = reads
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.topwork_head(self._features(images))
+            return logits
+
+        def _features(self, images: torch.Tensor) -> Any:
+            if reads == "output":
+                return super().forward(images)
+            tokens = self.forward_features(images)
+            if reads == "pre_logits":
+                return self.forward_head(tokens, pre_logits=True)
+            return torch.cat([self.fc_norm(self.pool(tokens, pool_type=one)) for one in ("token", "avg")], 1)
+
+    HeadBehind.__name__ = kind.__name__
+    return HeadBehind
+
+
+def reads_output(network: nn.Module) -> bool:
+    """Whether the head reads what timm's own last layers read, or the mean of it."""
+    return getattr(network, "head_reads", "output") == "output"
+
+
+def changed(network: nn.Module, changes: Changes) -> nn.Module:
+    """A headless timm network with the changes that a backbone records."""
+    if changes.drop_hidden:
+        _drop_hidden(network)
+    if changes.pooling:
+        _repool(network, changes.pooling)
+    headless(network)
+    if changes.hidden:
+        layers = make_head(parse_head(changes.hidden), feature_width(network), 1)
+        assert isinstance(layers, nn.Sequential), "hidden layers make a sequence"
+        layers[-1] = nn.Identity()
+        replace_module(network, classifier_name(network), layers)
+    return network
+
+
+def timm_layers(network: nn.Module) -> tuple[str, ...]:
+    """Dotted names of timm's last linear layers: one in most networks, two in distilled ones."""
     cfg: Any = getattr(network, "pretrained_cfg", None) or {}
-    name = cfg.get("classifier") or "classifier"
-    return name if isinstance(name, str) else str(name[0])
+    names = cfg.get("classifier") or "classifier"
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def classifier_names(network: nn.Module) -> tuple[str, ...]:
+    """Dotted names of everything that turns features into logits."""
+    return (OWN_HEAD,) if isinstance(network, _HeadBehind) else timm_layers(network)
+
+
+def classifier_name(network: nn.Module) -> str:
+    """Dotted name of the head of a timm network, or of one of ours."""
+    return classifier_names(network)[0]
 
 
 def feature_width(network: nn.Module) -> int:
-    """Length D of the pooled features that the last layer sees."""
+    """Length D of the features of a headless network.
+
+    Raises:
+        UsageError: its forward pass fails.
+    """
     was_training = network.training
-    name = classifier_name(network)
-    seen: list[int] = []
-    place = network.get_submodule(name)
-    hook = place.register_forward_pre_hook(lambda _, inputs: seen.append(int(inputs[0].shape[-1])))
     cfg: Any = getattr(network, "pretrained_cfg", None) or {}
     try:
         with torch.inference_mode():
-            network.eval()(torch.zeros(1, *(cfg.get("input_size") or (3, 224, 224))))
+            return int(network.eval()(torch.zeros(1, *(cfg.get("input_size") or (3, 224, 224)))).shape[-1])
     except RuntimeError as error:
-        if not seen:  # a new width breaks the old last layer, after it has been seen
-            raise UsageError(f"{type(network).__name__}: its classifier cannot be replaced: {error}") from None
+        raise UsageError(f"{type(network).__name__}: its classifier cannot be replaced: {error}") from None
     finally:
-        hook.remove()
         network.train(was_training)
-    return seen[-1]
 
 
 def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
@@ -172,51 +254,30 @@ def set_linear(network: nn.Module, weight: NDArray[Any], bias: NDArray[Any]) -> 
         layer.bias.copy_(torch.from_numpy(np.asarray(bias, np.float32)))
 
 
-def grow_classes(network: nn.Module, n_classes: int) -> nn.Module:
-    """Makes room for more classes; old rows keep their values, new ones start at zero weight and a low bias.
-
-    Raises:
-        UsageError: fewer classes than there are, or a head whose last layer has no row a class.
-    """
-    layer = _last_layer(network)
-    weight = layer.weight
-    old = int(weight.shape[0])
-    if n_classes < old or old == 1:
-        raise UsageError(f"A head of {old} outputs cannot be grown to {n_classes} classes.")
-    rows = torch.zeros(n_classes - old, weight.shape[1])
-    layer.weight = nn.Parameter(torch.cat([weight.detach(), rows]))
-    if isinstance(layer, nn.Linear):
-        layer.out_features = n_classes
-        if layer.bias is not None:
-            # As sure as the least sure old class: a new class must not win before it has seen an image.
-            fresh = layer.bias.detach().min().expand(n_classes - old)
-            layer.bias = nn.Parameter(torch.cat([layer.bias.detach(), fresh]))
-    network.num_classes = n_classes  # type: ignore[assignment]
-    return network
-
-
-def _last_layer(network: nn.Module) -> nn.Linear | CosineHead:
-    start = classifier_name(network)
-    found = [m for m in network.get_submodule(start).modules() if isinstance(m, nn.Linear | CosineHead)]
-    if not found:
-        raise UsageError(f"{type(network).__name__}: its head has no row a class and cannot be grown.")
-    return found[-1]
-
-
 def _drop_hidden(network: nn.Module) -> None:
     if not hasattr(network, "pre_logits"):
         raise UsageError(f"{type(network).__name__}: it has no hidden layers before its last one.")
     network.pre_logits = nn.Identity()
 
 
-def _repool(network: nn.Module, pooling: Pooling) -> None:
-    reset: Any = getattr(network, "reset_classifier", None)
+def _repool(network: nn.Module, pooling: str) -> None:
+    """Changes what the classifier reads, which ends before it for ``both``."""
+    kind, reset = type(network).__name__, getattr(network, "reset_classifier", None)
+    if pooling in ("token", "both") and not getattr(network, "num_prefix_tokens", 0):
+        raise UsageError(f"--pooling {pooling}: {kind} has no class token.")
+    if pooling == "both":
+        if not (hasattr(network, "pool") and hasattr(network, "fc_norm")):
+            raise UsageError(f"--pooling both: {kind} cannot pool that way.")
+        replace_module(network, classifier_name(network), nn.Identity())
+        _put_head_behind(network, "both")
+        return
     if reset is None:
-        raise UsageError(f"{type(network).__name__}: its pooling cannot be changed.")
+        raise UsageError(f"--pooling {pooling}: {kind} cannot pool that way.")
     try:
         reset(1, global_pool=pooling)
-    except (TypeError, AssertionError, ValueError) as error:
-        raise UsageError(f"--pooling {pooling}: {type(network).__name__} does not take it: {error}") from None
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        what = f" ({error})" if str(error) else ""
+        raise UsageError(f"--pooling {pooling}: {kind} cannot pool that way{what}.") from None
 
 
 # ---- from scratch

@@ -16,7 +16,8 @@ import torch
 
 from topwork.blocks import Bars, Chart, Series, Table
 from topwork.errors import DownloadError, UsageError
-from topwork.models.backbone import EMBEDDED, load_backbone
+from topwork.models.backbone import load_backbone
+from topwork.models.sources import EMBEDDED
 from topwork.studies.bench import Bench, Bools
 from topwork.studies.study import Findings, Measured, Part
 from topwork.studies.words import best_of

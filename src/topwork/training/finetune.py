@@ -91,7 +91,7 @@ class TuningInputs:
     @property
     def stage_names(self) -> list[str]:
         """The stages that a plan gives rates to, the classifier last."""
-        return stage_names(self.backbone.skeleton(len(self.manifest.classes)))
+        return self.backbone.stage_names
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ def fine_tune(
         spec = trained_from(probe, settings)
     is_fitted = probe is not None and isinstance(spec, HeadSpec) and spec.starts_from_probe
     facts = data_facts(labels[parts.train], n_classes, len(parts.valid))
-    recipe = plan(settings, facts, stage_names(backbone.skeleton(n_classes)), seed, head_is_fitted=is_fitted)
+    recipe = plan(settings, facts, backbone.stage_names, seed, head_is_fitted=is_fitted)
     train, valid = image_datasets(manifest, parts.train, parts.valid, backbone, recipe, n_threads)
     return tune(backbone, recipe, train, valid, head=spec, probe=probe, context=context)
 

