@@ -130,6 +130,13 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Links:
+    """Pages to open: (text, address) each."""
+
+    rows: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Command:
     """Something to type, with a button that copies it."""
 
@@ -366,6 +373,7 @@ Block = (
     | Notes
     | Findings
     | Facts
+    | Links
     | Command
     | Figures
     | Table

@@ -106,7 +106,7 @@ def test_the_fit_that_follows_uses_the_labels_and_the_same_split(review: Review,
     manifest = load_manifest(outcome.run / "manifest.parquet")
     labels = {sample.path: sample.label for sample in manifest.samples}
     assert [labels[f"square/wrong_{n}.jpg"] for n in range(N_WRONG)] == ["disc"] * N_WRONG
-    assert "only the fit with corrected labels gets right" in outcome.sentence
+    assert "Only the retrained model is correct on" in outcome.sentence
     n_judged = sum("wrong" in item["path"] for item in read_split(run)["parts"][outcome.part])
     assert outcome.n_changed == n_judged
     assert ("flatters both" in outcome.sentence) == bool(n_judged)

@@ -29,6 +29,7 @@ from topwork.blocks import (
     Grid,
     Heading,
     Line,
+    Links,
     Notes,
     Picture,
     Section,
@@ -98,7 +99,7 @@ def every_block(text: str) -> list[Block]:
         (text, 1, 0.5, Share(0.5, 0.4, 0.6), Cell(text, 1.0), Bar(Share(0.5), 0.1), Stack((("train", 0.5),)), None),
     )
     return [
-        Text(text, "lead"), Heading(text), Notes((text,), text), Findings((("warning", text, text),)), Facts(((text, text, text),)),
+        Text(text, "lead"), Heading(text), Notes((text,), text), Findings((("warning", text, text),)), Facts(((text, text, text),)), Links(((text, "#one"),)),
         Command(text, text), Figures((Figure(text, text, text, text, Bar(Share(0.5, 0.4, 0.6))),)),
         Table(text, (text, "a", "b", "c", "d", "", "", "g"), rows, text, is_sortable=True, sorted_by=1, has_filter=True, name="t", chosen=(0,), keys=("0,1",)),
         Chart(text, text, text, (Series(text, ((0, 1), (1, 2))),), note=text), Bars(text, text, ((text, Share(0.9, 0.8, 1.0)),)),

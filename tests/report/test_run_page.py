@@ -15,6 +15,7 @@ from topwork.data.manifest import load_manifest
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.explain import overlay
 from topwork.report import pictures
+from topwork.report.markdown import write_plain
 from topwork.report.pictures import Album
 from topwork.report.run_data import read_record
 from topwork.report.run_page import render, sections_of, write_report
@@ -191,8 +192,8 @@ def adapted(run: Path, *, measured: bool) -> Path:
                   "expected_before": 0.5, "expected_after": 0.6} for name in ("ants", "bees")]  # fmt: skip
     write_json(run / "domains.json", {
         "choice": choice, "n_target": 50, "n_known": 0, "n_changed": 1, "per_class": per_class, "changed": [], "notes": [],
-        "predicted": {"before": share | {"value": 0.55}, "after": share}, "map": {"as_seen": {"source": spots, "target": spots},
-        "aligned": {"source": spots, "target": spots}}, "asked": {"n": 0, "gain": None},
+        "predicted": {"before": share | {"value": 0.55}, "after": share}, "map": {"source": spots, "target": spots},
+        "asked": {"n": 3, "rows": [0, 1, 2]},
     })  # fmt: skip
     return run
 
@@ -211,6 +212,29 @@ def test_an_adapted_run_is_headed_by_the_target(make_run: MakeRun, measured: boo
     page = Page(render(record))
     assert "1 of 50 target images is predicted differently than before." in page.text
     assert "None" not in page.text
+
+
+def test_the_folder_of_an_evaluation_gets_the_same_page(make_run: MakeRun) -> None:
+    run = make_run(valid=0.0)
+    for name in ("recipe.json", "split.json", "history.jsonl"):
+        (run / name).unlink()
+    write_json(
+        run / "settings.json",
+        {"path": "new", "model": "runs/pets", "command": ["topwork", "evaluate", "runs/pets", "new data"]},
+    )
+    record = read_record(run)
+    assert [section.name for section in sections_of(record, Album())] == [
+        "result",
+        "errors",
+        "confidence",
+        "data",
+        "settings",
+    ]
+    page = page_of(run)
+    assert "The model “runs/pets” on 40 images of new." in page.text
+    assert "topwork evaluate runs/pets 'new data'" in page.text
+    assert "None" not in page.text
+    assert "Traceback" not in write_plain(run, "md").read_text()
 
 
 # ---- sentences

@@ -16,7 +16,7 @@ from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.compare import Comparison, compare
 from topwork.evaluation.predictions import Predictions
 from topwork.run import read_evaluation, read_logits
-from topwork.text import Described, as_text, escape, percent, points
+from topwork.text import Described, as_text, count, escape, percent, points
 
 SIGNIFICANCE = 0.05
 
@@ -149,17 +149,18 @@ def comparison_sentence(first: str, second: str, found: Comparison) -> str:
     """Which of two runs is better, in a sentence that follows from the numbers."""
     interval = found.difference_interval
     if interval is None or found.accuracy_first is None or found.accuracy_second is None or found.difference is None:
-        return f"{second} and {first} share no image whose class either of them knows: nothing can be compared."
+        return f"{second} and {first} have no images of known classes in common: nothing can be compared."
     facts = (
-        f"On the same {found.n:,} images {second} is right for {100 * found.accuracy_second:.1f} % and {first} for "
-        f"{100 * found.accuracy_first:.1f} %: {points(found.difference)} points ({points(interval.low)} to "
-        f"{points(interval.high)}), from {len(found.gained)} images that only {second} gets right and {len(found.lost)} "
-        f"that only {first} does"
+        f"On the same {count(found.n, 'image')}, {second} has an accuracy of {percent(found.accuracy_second)} and {first} of "
+        f"{percent(found.accuracy_first)}: {points(found.difference)} points (95% CI {points(interval.low)} to "
+        f"{points(interval.high)}). Only {second} is correct on {count(len(found.gained), 'image')}, only {first} on "
+        f"{len(found.lost):,}"
     )
     if found.p_value >= SIGNIFICANCE:
-        return f"{facts}. No clear difference: chance alone does that with probability {found.p_value:.2f}."
+        return f"{facts}. No significant difference (p = {found.p_value:.2f})."
     better = second if found.difference > 0 else first
-    return f"{facts}. {better} is better (p = {found.p_value:.2g})."
+    p = "p < 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.2g}"
+    return f"{facts}. {better[:1].upper()}{better[1:]} is significantly better ({p})."
 
 
 def common_part(evaluations: Sequence[dict[str, Any]]) -> str | None:

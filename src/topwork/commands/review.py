@@ -188,7 +188,7 @@ def outcome_of(run: Path, corrected: Path) -> Outcome:
     (one, one_hashes), (two, two_hashes) = (_by_truth(judged, truth, shared) for judged in (first, second))
     found = compare(one, two, one_hashes, two_hashes)
     n_changed = sum(truth[image] != was[image] for image in shared)
-    sentence = comparison_sentence("the run before", "the fit with corrected labels", found)
+    sentence = comparison_sentence("the previous run", "the retrained model", found)
     if n_changed:
         sentence += (
             f" {n_changed} {'label' if n_changed == 1 else 'labels'} of these images were changed by somebody who saw what "

@@ -49,7 +49,7 @@ class Axis:
 def draw(block: Chart | Bars) -> Markup:
     """The chart as an ``<svg>`` element."""
     width, height = size_of(block)
-    label = f"{block.title}: {block.y_label} against {block.x_label}" if isinstance(block, Chart) else block.title
+    label = block.title or (f"{block.y_label} against {block.x_label}" if isinstance(block, Chart) else block.label)
     return Markup('<svg class="chart" viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>').format(
         width, height, escape(label), _inner(block)
     )
@@ -234,7 +234,7 @@ def _bars(block: Bars) -> Iterator[Markup]:
     bottom, right = TOP + ROW * len(block.rows) + 6, WIDTH - VALUE
     scale = Axis(marks[0], marks[-1], NAME, right)
     is_from_zero = marks[0] == 0 and not block.is_difference
-    text: Callable[[float], str] = points if block.is_difference else tick_percent
+    text: Callable[[float], str] = _tick_points if block.is_difference else tick_percent
     yield from _grid(tuple((scale(v), text(v)) for v in marks), (), NAME, right, bottom, top=TOP)
     if block.is_difference:
         yield Markup('<path class="zero" d="M{:g} {:g} V{:g}"/>').format(scale(0.0), TOP, bottom)
@@ -314,6 +314,10 @@ def log_ticks(low: float, high: float) -> list[float]:
 def tick_percent(value: float) -> str:
     """``25%`` on an axis."""
     return f"{100 * value:g}%"
+
+
+def _tick_points(value: float) -> str:
+    return f"{100 * value:+g}".replace("-", "−") if value else "0"
 
 
 def number_text(value: float) -> str:

@@ -16,8 +16,10 @@ from topwork.blocks import (
     Block,
     Card,
     Findings,
+    Fold,
     Gallery,
     Heading,
+    Notes,
     Picture,
     Section,
     Share,
@@ -78,12 +80,23 @@ def render(examined: Examined) -> str:
     for name, title in GROUPS.items():
         effects = [effect for effect in found.effects if effect.group == name]
         if effects:
-            blocks = [block for effect in effects for block in _effect(effect, examined, images)]
-            sections.append(Section(f"group-{name}", title, blocks))
+            sections.append(Section(f"group-{name}", title, _group(effects, examined, images)))
     sections.append(Section("checks", "Checks", _checks(examined)))
     note = "95% confidence intervals. An effect is significant if McNemar's exact test says so, corrected for the number of effects."
     subtitle = f"{count(found.n, 'image')} of {escape(examined.path)}"
     return render_page(examined.model.resolve().name, "examine", sections, subtitle=subtitle, footer=[note])
+
+
+def _group(effects: list[Effect], examined: Examined, images: Pixels | None) -> list[Block]:
+    """Significant effects with their images; the others behind a fold."""
+    shown = {
+        is_clear: [block for effect in effects if effect.is_clear == is_clear for block in _effect(effect, examined, images)]
+        for is_clear in (True, False)
+    }  # fmt: skip
+    if not shown[False]:
+        return shown[True]
+    names = ", ".join(effect.title for effect in effects if not effect.is_clear)
+    return [*shown[True], Fold(f"No significant effect: {names}", shown[False])]
 
 
 def verdict(examined: Examined) -> str:
@@ -93,7 +106,8 @@ def verdict(examined: Examined) -> str:
     if warnings:
         topics = list(dict.fromkeys(finding.topic for finding in warnings))
         return f"{count(len(warnings), 'warning')}: {', '.join(topics)}. The model may rely on something other than the objects."
-    significant = [effect for effect in found.effects if effect.is_clear and effect.difference < 0]
+    about_images = [effect for effect in found.effects if effect.group not in ("preprocessing", "normalization")]
+    significant = [effect for effect in about_images if effect.is_clear and effect.difference < 0]
     if not significant:
         return "No warnings: nothing that was changed lowers the accuracy significantly."
     worst = min(significant, key=lambda effect: effect.difference)
@@ -105,9 +119,9 @@ def _verdict(examined: Examined) -> list[Block]:
     unchanged = found.unchanged
     share = Share(unchanged.accuracy, unchanged.low, unchanged.high, found.n)
     return [
-        Text(verdict(examined), "lead"),
+        Notes((verdict(examined),), kind="plain"),
         Text(f"Accuracy on the unchanged images: {share}. Always predicting the most frequent class: {percent(found.guess)}."),
-        Findings(tuple((f.kind, f.topic, escape(f.text)) for f in found.findings)),
+        Findings(tuple((f.kind, f.topic, escape(f.text)) for f in found.findings if f.topic != "accuracy")),
     ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from topwork.blocks import (
     Fold,
     Gallery,
     Heading,
+    Links,
     Notes,
     Section,
     Special,
@@ -119,6 +120,8 @@ def _words(block: Block) -> Iterator[str]:
             yield from (*(f"- **{_text(topic)}**: {_text(text)}" for _, topic, text in block.items), "")
         case Facts():
             yield from _table(("", "", ""), block.rows)
+        case Links():
+            yield from (*(f"- {_text(text)}: {_text(address)}" for text, address in block.rows), "")
         case Command():
             yield from _code(block.text)
         case Figures():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from topwork.blocks import (
     Grid,
     Heading,
     Line,
+    Links,
     Notes,
     Section,
     Series,
@@ -117,10 +119,10 @@ def _pair(found: Compared) -> list[Block]:
     return blocks
 
 
-def _links(found: Compared) -> Facts:
-    """Where the reports of both runs are."""
-    rows = tuple((escape(one.name), escape(str((one.run / "report.html").resolve())), "") for one in (found.first, found.second))  # fmt: skip
-    return Facts(rows, "list")
+def _links(found: Compared) -> Links:
+    """The reports of both runs."""
+    runs = (found.first, found.second)
+    return Links(tuple((f"Report of {escape(one.name)}", (one.run.resolve() / "report.html").as_uri()) for one in runs))
 
 
 def _disagreement(row: dict[str, Any], picture: Any, first: str, second: str) -> Card:
@@ -239,7 +241,8 @@ def render_study(studied: Studied) -> str:
     study, found = studied.study, studied.findings
     sections = [Section("result", "Result", [Notes(tuple(map(escape, found.sentences)), kind="plain")])]
     for number, part in enumerate(found.parts, start=1):
-        sections.append(Section(f"part-{number}", part.title, [part]))
+        untitled = replace(part, heading=False) if isinstance(part, Table) else replace(part, title="")
+        sections.append(Section(f"part-{number}", part.title, [untitled]))
     sections.append(Section("setup", "Setup", [Facts(tuple(_study_facts(studied)), "list")]))
     note = "95% confidence intervals. Two results differ significantly if McNemar's exact test on the same held-out images says so (p < 0.05)."
     footer = [f"{note} Source of the idea: {study.source}."]

@@ -50,6 +50,11 @@ class Record:
     predictions: dict[str, Predictions]
 
     @property
+    def is_evaluation(self) -> bool:
+        """Whether this is the folder of ``topwork evaluate --out``: a model that was trained elsewhere on other data."""
+        return not self.recipe
+
+    @property
     def name(self) -> str:
         """What the data are called: the name of their folder or table."""
         path = str(self.settings.get("path") or self.manifest.root)
@@ -105,22 +110,28 @@ def read_record(run: Path) -> Record:
         manifest = load_manifest(run / "manifest.parquet")
         evaluation = read_json(run / "evaluation.json")
         part_of, tables = _read_predictions(run / "predictions.parquet", manifest, evaluation)
-        history = (run / "history.jsonl").read_text().splitlines()
-        model = run / "model" / "topwork.json"
+        history = run / "history.jsonl"
         return Record(
             folder=run.resolve(),
-            settings=read_json(run / "settings.json"),
-            recipe=read_json(run / "recipe.json"),
-            split=read_json(run / "split.json"),
+            settings=_if_there(run / "settings.json"),
+            recipe=_if_there(run / "recipe.json"),
+            split=_if_there(run / "split.json"),
             evaluation=evaluation,
-            model=read_json(model) if model.is_file() else {},
-            history=tuple(json.loads(line) for line in history if line),
+            model=_if_there(run / "model" / "topwork.json"),
+            history=tuple(json.loads(line) for line in history.read_text().splitlines() if line)
+            if history.is_file()
+            else (),
             manifest=manifest,
             part_of=part_of,
             predictions={name: _predictions(manifest, evaluation[name], *table) for name, table in tables.items()},
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
         raise TopworkError(f"{escape(str(run))}: the run is damaged ({type(error).__name__}: {error}).") from error
+
+
+def _if_there(path: Path) -> dict[str, Any]:
+    """``topwork evaluate --out`` writes neither recipe nor split nor history."""
+    return read_json(path) if path.is_file() else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

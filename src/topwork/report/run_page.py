@@ -56,10 +56,10 @@ def render(record: Record) -> str:
     sections = sections_of(record, album)
     pictures = album.make(record.manifest)
     started = escape(str(record.settings.get("started", "")))[:10]
-    backbone = escape(str(record.recipe.get("architecture", "")))
+    backbone = escape(str(record.recipe.get("architecture") or record.settings.get("model", "")))
     return render_page(
         record.name,
-        "report",
+        "evaluation" if record.is_evaluation else "report",
         sections,
         subtitle=f"{backbone} · {started}" if started else backbone,
         pictures=pictures,

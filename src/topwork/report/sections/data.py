@@ -34,6 +34,8 @@ def _facts(record: Record) -> list[tuple[str, str, str]]:
     formats = Counter(sample.format for sample in samples).most_common(3)
     n_gray = sum(sample.mode in ("1", "L", "LA", "I;16") for sample in samples)
     given = "split given by the data" if record.split.get("given") else f"random split, seed {record.split.get('seed')}"
+    if record.is_evaluation:
+        given = f"{int((record.part_of != '').sum()):,} evaluated"
     low, high = min(manifest.counts.values()), max(manifest.counts.values())
     sizes = f"{low:,} images each" if low == high else f"{low:,} to {high:,} images each"
     return [

@@ -42,7 +42,7 @@ def domains(record: Record, _album: Album) -> list[Block]:
         *(Text(escape(note)) for note in found["notes"]),
         _accuracies(record, found),
         *_asked(found),
-        domain_map("Source and target", found["map"], names),
+        domain_map("Source and target", found["map"].get("aligned", found["map"]), names),
         _classes(found),
         *_changed(record, found),
     ]

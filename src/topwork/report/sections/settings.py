@@ -17,6 +17,8 @@ STEP_NAMES = {"scan_and_embed": "read and embed"}
 
 def settings(record: Record, _album: Album) -> list[Block]:
     """Commands first; the details behind folds."""
+    if record.is_evaluation:
+        return _of_evaluation(record)
     model = str(record.folder / "model")
     requested = Table("Requested and used", ("Setting", "Requested", "Used"), tuple(_requested(record)), heading=False, text_columns=(1, 2))  # fmt: skip
     return [
@@ -30,6 +32,13 @@ def settings(record: Record, _album: Album) -> list[Block]:
             for name, values in (("settings.json", record.settings), ("recipe.json", record.recipe))
         ]),
     ]  # fmt: skip
+
+
+def _of_evaluation(record: Record) -> list[Block]:
+    """What ``topwork evaluate --out`` stored of its command."""
+    command = record.settings.get("command")
+    again = _titled("Run it again", " ".join(quote(str(word)) for word in command)) if command else []
+    return [*again, Fold("Time and versions", [Beside(([_times(record)], [_versions(record)])), _identity(record)])]
 
 
 def _titled(title: str, text: str) -> list[Block]:

@@ -173,6 +173,9 @@ def _adapted(record: Record) -> str:
 
 
 def _trained(record: Record) -> str:
+    if record.is_evaluation:
+        model = quoted(str(record.settings.get("model", "a model")))
+        return f"The model {model} on {count(len(record.manifest.samples), 'image')} of {escape(record.name)}."
     recipe, classes = record.recipe, record.manifest.classes
     n_train = int((record.part_of == "train").sum())
     names = f" ({', '.join(quoted(name, 24) for name in classes)})" if len(classes) <= 4 else ""
@@ -190,7 +193,7 @@ def _leaked(record: Record, part: str) -> str:
     text = f"{count(leaks['n_leaked'], 'image')} of {part} {'is' if leaks['n_leaked'] == 1 else 'are'} also in train"
     if without_leaks(record, part) is None:
         return f"{text}, and nothing is left without them: this accuracy says little about new images."
-    return f"{text}; the accuracy without them is the one to trust."
+    return f"{text}; trust the accuracy without {'it' if leaks['n_leaked'] == 1 else 'them'}."
 
 
 def _perfect(record: Record, part: str) -> str:
@@ -275,6 +278,8 @@ def _abstentions(record: Record, part: str) -> str:
 
 
 def _used_for(record: Record) -> str:
+    if record.is_evaluation:
+        return ""
     chosen = "Hyperparameters were chosen by cross-validation on train"
     if record.recipe.get("mode", "probe") != "probe":
         chosen = "The model was trained on train"
