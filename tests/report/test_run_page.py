@@ -275,8 +275,9 @@ def test_the_next_step_is_the_first_advice_that_is_worth_it(make_run: MakeRun) -
     write_json(run / "insights.json", {"advice": [advice]})
     said = sentences(read_record(run))[-1]
     assert said == "Next: tune the network; +3.0 points expected (+1.0 to +5.0)."
-    write_json(run / "insights.json", {"advice": [advice | {"gain": [0.001, 0.0, 0.002]}]})
-    assert "tune the network" not in sentences(read_record(run))[-1]
+    labels = advice | {"name": "labels", "title": "Check labels", "gain": None, "basis": None}
+    write_json(run / "insights.json", {"advice": [advice | {"gain": [0.001, 0.0, 0.002]}, labels]})
+    assert sentences(read_record(run))[-1] == "Next: check labels."
 
 
 @pytest.mark.parametrize("n", [1, 2])

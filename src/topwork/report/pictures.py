@@ -53,12 +53,13 @@ class Album:
         """Every picture asked for, by row."""
         rows = sorted(self.order, key=lambda row: (self.order[row], row))
         side = next(side for n, side in SIDES if len(rows) <= n)
-        pictures: dict[int, Picture] = {}
+        pictures = dict.fromkeys(rows, Picture(None, problem="left out to keep this page small"))
         n_characters = 0
         for row, picture in zip(rows, in_order(lambda row: make_picture(manifest, row, side), rows), strict=True):
             n_characters += len(picture.source or "") * max(1, self.uses[row])
-            fits = n_characters <= max_characters
-            pictures[row] = picture if fits else Picture(None, problem="left out to keep this page small")
+            if n_characters > max_characters:
+                break
+            pictures[row] = picture
         return pictures
 
 

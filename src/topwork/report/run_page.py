@@ -39,6 +39,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Record, Album], list[Block]]], ...] = 
     ("settings", "Settings", settings),
 )
 
+ABOUT_ANSWERS = ("errors", "heatmaps", "confidence", "labels")  # of an adapted run these are about its source
+
 
 def write_report(run: Path) -> Path:
     """Writes ``report.html`` into a run folder and returns its path.
@@ -69,7 +71,11 @@ def render(record: Record) -> str:
 
 def sections_of(record: Record, album: Album) -> list[Section]:
     """The sections that have something to say about this run."""
-    found = [Section(name, title, make(record, album)) for name, title, make in SECTIONS]
+    about = ", source" if record.domains is not None else ""
+    found = [
+        Section(name, title + about if name in ABOUT_ANSWERS else title, make(record, album))
+        for name, title, make in SECTIONS
+    ]
     return [section for section in found if section.blocks]
 
 

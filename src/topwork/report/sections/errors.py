@@ -55,7 +55,7 @@ def _part(record: Record, part: str, album: Album, most: int) -> list[Block]:
     if unknown:
         blocks.append(Text(f"{count(unknown, 'image')} of classes the model does not have: not counted.", "muted"))
     blocks += [_matrix(record, part, album), *_pairs(evaluation["classes"], cells), _class_table(evaluation, part)]
-    others = figures_of(record, part)
+    others = figures_of(evaluation)
     if part != record.main_part:
         rows = tuple((figure.label, Cell(figure.value), Cell(figure.interval, style="muted")) for figure in others)
         blocks.insert(1, Table("Metrics", ("", "", ""), rows, heading=False))
@@ -78,7 +78,8 @@ def _lead(part: str, predictions: Predictions, wrong: Any) -> Text:
 def _matrix(record: Record, part: str, album: Album) -> Special:
     evaluation, cells = record.evaluation[part], record.confusion(part)
     classes = evaluation["classes"]
-    values = matrix_values(classes, cells) | {"part": part, "gallery": _in_cells(record.predictions[part], album)}
+    values = matrix_values(classes, cells)
+    values |= {"part": part, "gallery": _in_cells(record.predictions[part], values["labels"], album)}
     names = tuple(values["names"])
     rows = tuple((row["name"], *(cell["n"] for cell in row["cells"])) for row in values["rows"])
     plain = Table("Confusion matrix", ("true ↓ predicted →", *names), rows)
@@ -103,7 +104,7 @@ def matrix_values(classes: Sequence[str], cells: dict[tuple[int, int], int]) -> 
         {"name": name, "cells": [_cell(t, p, cells.get((t, p), 0), n_true[t]) for p in labels]}
         for t, name in zip(labels, names, strict=True)
     ]
-    return {"rows": rows, "names": names, "size": size, "n_all": len(classes), "n_outside": n_outside}
+    return {"rows": rows, "names": names, "size": size, "labels": labels, "n_all": len(classes), "n_outside": n_outside}
 
 
 def _cell(true: int, predicted: int, n: int, n_true: int) -> dict[str, Any]:
@@ -114,12 +115,19 @@ def _cell(true: int, predicted: int, n: int, n_true: int) -> dict[str, Any]:
     return {"true": true, "predicted": predicted, "n": n, "share": percent(share), "color": color}
 
 
-def _in_cells(predictions: Predictions, album: Album) -> dict[str, list[int]]:
-    """Rows of the manifest to show for each cell, ``"true,predicted"``; the most confident answers first."""
-    n_classes = predictions.n_classes
+def _in_cells(predictions: Predictions, labels: Sequence[int], album: Album) -> dict[str, list[int]]:
+    """Rows of the manifest to show for each cell, ``"true,predicted"``; the most confident answers first.
+
+    Args:
+        labels: those in the matrix.
+    """
+    n_classes = len(labels)
+    inside = np.isin(predictions.labels, labels) & np.isin(predictions.predicted, labels)
     n_each = 12 if n_classes <= 4 else 6 if n_classes <= 20 else 3 if n_classes <= 60 else 1
     chosen: dict[str, list[int]] = {}
     for position in np.argsort(-predictions.confidence, kind="stable").tolist():
+        if not inside[position]:
+            continue
         true, predicted = int(predictions.labels[position]), int(predictions.predicted[position])
         rows = chosen.setdefault(f"{true},{predicted}", [])
         row = int(predictions.sample_indices[position])

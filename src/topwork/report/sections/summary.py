@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from topwork.blocks import Bar, Block, Figure, Figures, Fold, Share, Special, Text, as_share
-from topwork.data.manifest import FEW_IMAGES
 from topwork.evaluation.advice import Advice
 from topwork.evaluation.analysis import advice_of
 from topwork.evaluation.intervals import wilson
@@ -23,7 +23,6 @@ from topwork.text import count, decimal, escape, percent, points, quoted
 SIGNIFICANCE = 0.05  # a weak class or a confused pair is named if chance gives one as extreme less often than this
 CONFIDENT = 0.9  # a mistake stated with at least this probability is a confident one
 WORTHWHILE = 0.005  # expected gain in accuracy from which advice becomes the next step
-WIDE_INTERVAL = 0.06  # an accuracy known to less than plus or minus three points asks for more test images
 MORE = ("Cross-entropy", "Average precision", "Hamming loss")  # metrics behind the fold
 OUTCOMES = {
     "adapted": "The model was adapted",
@@ -51,14 +50,21 @@ def summary(record: Record, _album: Album) -> list[Block]:
     values = {"headline": headline, "bar": Bar(headline.share, headline.base), "sentences": said}
     shown = Figure(headline.label, percent(headline.share.value), _interval(headline), headline.hint)
     blocks: list[Block] = [Special("hero", values, [*map(Text, said), Figures((shown,))])]
-    part = record.main_part
-    if part is not None:
-        figures = figures_of(record, part)[1:]
+    figures = _further_figures(record)
+    if figures:
         blocks.append(Figures(tuple(figure for figure in figures if figure.label not in MORE)))
-        more = tuple(figure for figure in figures if figure.label in MORE)
-        if more:
-            blocks.append(Fold("More metrics", [Figures(more)]))
+    more = tuple(figure for figure in figures if figure.label in MORE)
+    if more:
+        blocks.append(Fold("More metrics", [Figures(more)]))
     return blocks
+
+
+def _further_figures(record: Record) -> list[Figure]:
+    """The metrics beside the headline; of an adapted run those of the target, if it has labels."""
+    if record.domains is not None:
+        return figures_of(record.evaluation["target"])[1:] if record.evaluation.get("target") else []
+    part = record.main_part
+    return figures_of(record.evaluation[part], baseline(record, part))[1:] if part is not None else []
 
 
 def _interval(headline: Headline) -> str:
@@ -102,7 +108,7 @@ def _noun(record: Record) -> str:
     return "set of labels" if record.manifest.multi_label else "class"
 
 
-def without_leaks(record: Record, part: str) -> dict | None:  # type: ignore[type-arg]
+def without_leaks(record: Record, part: str) -> dict[str, Any] | None:
     """The figures of a part without the images that train has, too; None if there are none or nothing is left."""
     found = record.evaluation.get(f"{part}_without_leaks") or record.evaluation.get("leaks", {}).get(part, {}).get(
         "without"
@@ -110,28 +116,21 @@ def without_leaks(record: Record, part: str) -> dict | None:  # type: ignore[typ
     return found if found and found.get("n") and found["accuracy"]["value"] is not None else None
 
 
-def figures_of(record: Record, part: str) -> list[Figure]:
-    """The metrics of a part with their intervals; accuracy first."""
-    evaluation = record.evaluation[part]
+def figures_of(evaluation: dict[str, Any], base: float | None = None) -> list[Figure]:
+    """The metrics of a part with their intervals; accuracy first, with a mark at ``base``."""
     rows = []
     for metric in metrics_of(evaluation):
         found = metric.figure(evaluation)
         value, low, high = found["value"], found["low"], found["high"]
-        interval = (
-            ""
-            if low is None or high is None
-            else f"95% CI {metric.text(low).rstrip('%')}–{metric.text(high).rstrip('%')}"
-        )
+        ends = "" if low is None else f"95% CI {metric.text(low).rstrip('%')}–{metric.text(high).rstrip('%')}"
         bar = (
-            None
-            if metric.unit == "nats"
-            else Bar(Share(value, low, high), baseline(record, part) if metric.key == "accuracy" else None)
+            None if metric.unit == "nats" else Bar(Share(value, low, high), base if metric.key == "accuracy" else None)
         )
-        rows.append(Figure(metric.title, metric.text(value), interval, _hint(metric.key, metric.hint, evaluation), bar))
-    return rows  # fmt: skip
+        rows.append(Figure(metric.title, metric.text(value), ends, _hint(metric.key, metric.hint, evaluation), bar))
+    return rows
 
 
-def _hint(key: str, hint: str, evaluation: dict) -> str:  # type: ignore[type-arg]
+def _hint(key: str, hint: str, evaluation: dict[str, Any]) -> str:
     if key != "average_precision":
         return hint
     name = evaluation["classes"][1]
@@ -144,31 +143,31 @@ def _hint(key: str, hint: str, evaluation: dict) -> str:  # type: ignore[type-ar
 
 def sentences(record: Record) -> list[str]:
     """What was trained, where it is weak, what the parts were used for, what to do next."""
+    if record.domains is not None:
+        return [_adapted(record, record.domains), _trained(record)]
     part = record.main_part
     if part is None:
         missing = "There is no test or validation part, so the accuracy is unknown."
         return [_trained(record), missing, "Next: run fit again with --test-fraction 0.2 to hold out some images."]
-    said = [_adapted(record), _trained(record), _leaked(record, part), _perfect(record, part)]
+    said = [_trained(record), _leaked(record, part), _perfect(record, part)]
     if record.manifest.multi_label:
         said.append(_weakest_label(record, part))
     else:
         said.append(" ".join(filter(None, [_weakest_class(record, part), _confused_pair(record, part)])))
         said.append(_abstentions(record, part))
     said.append(_used_for(record))
-    following = next_step(record, part)
+    following = next_step(record)
     return [text for text in [*said, f"Next: {following}" if following else ""] if text]
 
 
-def _adapted(record: Record) -> str:
-    if record.domains is None:
-        return ""
-    choice = record.domains["choice"]
+def _adapted(record: Record, found: dict[str, Any]) -> str:
+    choice = found["choice"]
     method = f" ({escape(choice['method'])})" if choice["outcome"] == "adapted" else ""
     source = ""
     measured = record.evaluation.get("domains", {}).get("source") or {}
     if measured.get("after"):
         before, after = (percent(measured[key]["accuracy"]["value"]) for key in ("before", "after"))
-        source = f" On the source it has {before} before and {after} after."
+        source = f" Source accuracy: {before} before, {after} after."
     return f"{OUTCOMES[choice['outcome']]}{method}: {escape(choice['reason'])}{source}"
 
 
@@ -291,26 +290,14 @@ def _used_for(record: Record) -> str:
     )
 
 
-def next_step(record: Record, part: str) -> str:
-    """What would help most: files that could not be used, then the best advice, then simple rules."""
-    evaluation, n_rejected = record.evaluation[part], len(record.manifest.rejects)
-    if n_rejected > 0.1 * (n_rejected + len(record.manifest.samples)):
-        return f"see why {count(n_rejected, 'file')} could not be used (listed under Data)."
-    best = next((item for item in advice_of(record.insights) if item.gain and item.gain[0] >= WORTHWHILE), None)
-    if best is not None:
-        return f"{escape(best.title[:1].lower() + best.title[1:])}; {expected_gain(best)}."
-    predictions = record.predictions[part]
-    n_confident = int((~predictions.correct & (predictions.confidence >= CONFIDENT)).sum())
-    if n_confident and not record.manifest.multi_label:
-        return f"check the {count(n_confident, 'confident error')} below; sometimes the label is wrong."
-    accuracy = evaluation["accuracy"]
-    if accuracy["low"] is not None and accuracy["high"] - accuracy["low"] > WIDE_INTERVAL:
-        width = f"{100 * (accuracy['high'] - accuracy['low']) / 2:.0f}"
-        return f"add test images; with {evaluation['n']:,}, the accuracy is uncertain by ±{width} points."
-    name, n = min(record.manifest.counts.items(), key=lambda item: item[1])
-    if n < FEW_IMAGES:
-        return f"add images of the smallest class, {quoted(name)} ({count(n, 'image')})."
-    return "try it on images from where it will be used."
+def next_step(record: Record) -> str:
+    """The best advice of the run, if it is worth its while; else what makes the numbers more reliable."""
+    found = advice_of(record.insights)
+    best = [item for item in found if item.gain and item.gain[0] >= WORTHWHILE] + [i for i in found if not i.gain]
+    if not best:
+        return ""
+    title = escape(best[0].title[:1].lower() + best[0].title[1:])
+    return f"{title}; {expected_gain(best[0])}." if best[0].gain else f"{title}."
 
 
 def expected_gain(advice: Advice) -> str:

@@ -109,7 +109,7 @@ function bar([label, probability]) {
 }
 
 function percent(probability) {
-  return `${(100 * probability).toFixed(probability > 0.9995 || probability < 0.0005 ? 0 : 1)} %`;
+  return probability > 0.9995 && probability < 1 ? "99.9%" : probability < 0.0005 && probability > 0 ? "0.1%" : `${(100 * probability).toFixed(1)}%`;
 }
 
 function fail(text) {
