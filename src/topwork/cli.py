@@ -623,11 +623,12 @@ def review(
     listener = open_socket("127.0.0.1", port)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     tally, file = reviewed.tally(), str(reviewed.journal.path)
+    n_likely = sum(doubt.is_confident for doubt in reviewed.doubts)  # those of the report
     if common.json:
         _print_json({"url": url, "corrections": file, **tally})
     elif not common.quiet:
         print(
-            f"{count(tally['doubts'], 'likely label error')}, {tally['open']} not yet reviewed: {url} (Ctrl+C to stop)\n"
+            f"{count(n_likely, 'likely label error')} and {tally['doubts'] - n_likely:,} less likely: {url} (Ctrl+C to stop)\n"
             f"Decisions are saved to {escape(file)}",
             file=sys.stderr,
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from topwork.blocks import as_cell
-from topwork.studies import normalization, rates, residual, scratch
+from topwork.studies import data_size, normalization, rates, residual, scratch
 from topwork.studies.learning import Epoch, Learned
 from topwork.studies.study import Measured
 from topwork.studies.words import best_of, compared, difference, share
@@ -123,3 +123,9 @@ def test_the_padding_sentence_is_read_off_the_table():
     text = residual.padding_sentence(rows)
     assert "kernel - 2 gives that for 3 only" in text
     assert "kernel // 2 for 1, 3, 5, 7;" in text
+
+
+@pytest.mark.parametrize(("n", "is_half"), [(50, True), (45, False), (33, False)])
+def test_half_as_many_images_are_half(n: int, is_half: bool) -> None:
+    said = data_size._sentences({n: right(80), 100: right(90)}, None, 2, 0)
+    assert (f"half as many ({n})" in " ".join(said).lower()) == is_half

@@ -137,14 +137,14 @@ def _disagreement(row: dict[str, Any], picture: Any, first: str, second: str) ->
 # ---- compare-domains
 
 
-def write_domains_page(compared: Sequence[ComparedDomains], path: Path, has_model: bool = False) -> None:
+def write_domains_page(compared: Sequence[ComparedDomains], path: Path) -> None:
     """Writes the page of domains against the first of them.
 
     Raises:
         TopworkError: the file cannot be written.
     """
     sections = [
-        Section(f"pair-{number}", f"{found.name_a} and {found.name_b}", _domains(found, has_model))
+        Section(f"pair-{number}", f"{found.name_a} and {found.name_b}", _domains(found))
         for number, found in enumerate(compared, start=1)
     ]
     note = "Permutation tests on the features of a frozen network."
@@ -152,15 +152,15 @@ def write_domains_page(compared: Sequence[ComparedDomains], path: Path, has_mode
     write_page(path, render_page(title, "compare-domains", sections, footer=[note]))
 
 
-def _domains(found: ComparedDomains, has_model: bool) -> list[Block]:
+def _domains(found: ComparedDomains) -> list[Block]:
     blocks: list[Block] = [Text(escape(found.sentence), "lead"), *(Text(escape(note)) for note in found.notes)]
-    if not has_model:
+    if found.expected is None:
         blocks.append(Text("With --model RUN, this page also shows the accuracy to expect on the second domain."))
     blocks.append(Figures(tuple(_distances(found))))
     names = [str(row["name"]) for row in found.classes]
     if found.positions:
-        blocks.append(domain_map("Both domains", found.positions, names))
-    blocks.append(_class_shifts(found, has_model))
+        blocks.append(domain_map("Both domains", found.positions, names, "by label"))
+    blocks.append(_class_shifts(found))
     pictures = in_order(lambda row: make_picture(found.manifest, row), list(found.farthest))
     cards = tuple(
         Card((Tile(picture, "image far from the first domain"),), path=escape(found.manifest.samples[row].path))
@@ -176,23 +176,23 @@ def _distances(found: ComparedDomains) -> list[Figure]:
         Figure("p-value", f"{distance.p_value:.3f}", hint="permutation test"),
         Figure("Linear separability (AUC)", f"{distance.auc:.2f}", hint="0.5: not separable"),
     ]
-    for name, figure, hint in (
-        ("Expected accuracy", found.expected, "of the model, without labels"),
-        ("Measured accuracy", found.measured, "on the labeled images"),
+    for name, figure, pattern, hint in (
+        ("Expected accuracy", found.expected, "range {}", "of the model, without labels"),
+        ("Measured accuracy", found.measured, "95% CI {}", "on the labeled images"),
     ):
         if figure:
             share = as_share(figure)
-            rows.append(Figure(name, percent(share.value), share.interval("95% CI {}"), hint))
+            rows.append(Figure(name, percent(share.value), share.interval(pattern), hint))
     return rows
 
 
-def _class_shifts(found: ComparedDomains, has_model: bool) -> Table:
+def _class_shifts(found: ComparedDomains) -> Table:
     rows = []
     for row in found.classes:
         moves = None if row["moves"] is None else "yes" if row["moves"] else "no"
         cells = [row["name"], row["n_a"], row["n_b"], None if row["shift"] is None else Cell(f"{row['shift']:.2f}", row["shift"]), moves]  # fmt: skip
-        rows.append(tuple(cells + ([_share(row["expected"]), _share(row["accuracy"])] if has_model else [])))
-    extra = ("Expected recall", "Measured recall") if has_model else ()
+        rows.append(tuple(cells + ([_share(row["expected"]), _share(row["accuracy"])] if found.expected else [])))
+    extra = ("Expected recall", "Measured recall") if found.expected else ()
     columns = ("Class", found.name_a, found.name_b, "Shift", "Significant", *extra)
     note = "Shift: distance between the class means, in standard deviations of the class."
     return Table("Classes", columns, tuple(rows), note, is_sortable=True)

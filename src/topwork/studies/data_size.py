@@ -27,7 +27,8 @@ def run(bench: Bench) -> Findings:
     features = bench.features(backbone)
     n_classes = len(bench.classes)
     n_all = len(bench.train)
-    sizes = [n for n in STEPS if n * n_classes < n_all * 0.9]
+    half = max(1, n_all // (2 * n_classes))  # images per class
+    sizes = sorted({n for n in STEPS if n * n_classes < n_all * 0.45} | {half})
     answers: dict[int, Bools] = {}
     for n in sizes:
         head = bench.probe(features, bench.train[: n * n_classes])
@@ -100,10 +101,9 @@ def _sentences(answers: dict[int, Bools], curve: LearningCurve | None, n_classes
         f"{sizes[-1] / n_classes:.0f} for {share(Measured.of(last))}."
     ]
     if len(sizes) > 1:
-        said.append(
-            compared(f"half as many ({sizes[-2]})" if sizes[-1] < 2.6 * sizes[-2] else f"{sizes[-2]} images", answers[sizes[-2]],
-                     f"a head from all {sizes[-1]} images", last, seed)
-        )  # fmt: skip
+        is_half = abs(2 * sizes[-2] - sizes[-1]) <= 2 * n_classes  # within one image per class
+        first_name = f"half as many ({sizes[-2]})" if is_half else f"{sizes[-2]} images"
+        said.append(compared(first_name, answers[sizes[-2]], f"a head from all {sizes[-1]} images", last, seed))
         enough = next(n for n in sizes if not difference(answers[n], last, seed).is_clear)
         if enough < sizes[-1]:
             said.append(

@@ -81,11 +81,14 @@ def _asked(found: dict[str, Any]) -> list[Block]:
     return [Text(f"{text}.")]
 
 
-def domain_map(title: str, positions: dict[str, list[list[float]]], names: list[str], note: str = "") -> Chart:
+def domain_map(
+    title: str, positions: dict[str, list[list[float]]], names: list[str], rings: str = "by prediction"
+) -> Chart:
     """Both domains in two dimensions: dots for the source, rings for the target, a color per class.
 
     Args:
         positions: (x, y, class) by domain.
+        rings: what the class of a target image is.
         names: of the classes. The largest get a color of their own, the others are gray.
     """
     counts = Counter(int(label) for _, _, label in (*positions["source"], *positions["target"]) if label >= 0)
@@ -103,7 +106,7 @@ def domain_map(title: str, positions: dict[str, list[list[float]]], names: list[
             shown = name if domain == "source" or not any(one.name == name for one in series) else ""
             series.append(Series(shown, tuple((x, y) for x, y, _ in own), kind="dots" if kind == "dots" else "rings",
                                  labels=labels, color=number if label is not None else 0))  # fmt: skip
-    said = f"Dots: source. Rings: target, by prediction.{note}"
+    said = f"Dots: source. Rings: target, {rings}."
     return Chart(title, "", "", tuple(series), has_axes=False, has_legend=True, note=said)
 
 

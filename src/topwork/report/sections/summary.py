@@ -33,12 +33,13 @@ OUTCOMES = {
 
 @dataclass(frozen=True)
 class Headline:
-    """The figure on top: its name, the share with its interval, what the interval is, what to compare it with."""
+    """The figure on top: its name, the share with its interval, its basis, what to compare it with, the interval's name."""
 
     label: str
     share: Share
     basis: str
     hint: str = ""
+    interval: str = "95% CI"
     base: float | None = None
 
 
@@ -68,7 +69,7 @@ def _further_figures(record: Record) -> list[Figure]:
 
 
 def _interval(headline: Headline) -> str:
-    return headline.share.interval("95% CI {}")
+    return headline.share.interval(headline.interval + " {}")
 
 
 def headline_of(record: Record) -> Headline | None:
@@ -84,7 +85,7 @@ def headline_of(record: Record) -> Headline | None:
         before, after = (domains["predicted"][key] for key in ("before", "after"))
         hint = f"Expected before adaptation: {percent(before['value'], 0)}"
         share = Share(after["value"], after["low"], after["high"])
-        return Headline("Expected accuracy on the target", share, "estimated without target labels", hint)
+        return Headline("Expected accuracy on the target", share, "estimated without target labels", hint, "range")
     part = record.main_part
     if part is None:
         return None
@@ -97,7 +98,7 @@ def headline_of(record: Record) -> Headline | None:
     evaluation = record.evaluation[part]
     base = baseline(record, part)
     hint = "" if base is None else f"Always predicting the most frequent {_noun(record)}: {percent(base)}"
-    return Headline(f"{label} on {part}", as_share(evaluation["accuracy"]), _basis(evaluation["n"]), hint, base)
+    return Headline(f"{label} on {part}", as_share(evaluation["accuracy"]), _basis(evaluation["n"]), hint, base=base)
 
 
 def _basis(n: int) -> str:
