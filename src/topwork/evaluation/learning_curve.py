@@ -104,6 +104,8 @@ def learning_curve(
     rights = [_judged(columns, labels, groups, n_classes, m, n, penalty, n_repeats, seed) for m in sizes]
     sizes.append(round(fold_share * n))
     rights.append(out_of_fold_correct.astype(np.float64))
+    if any(np.isnan(right).all() for right in rights):  # all images in one group: no other head to score them with
+        return None
     return _extrapolated(sizes, np.stack(rights), n, seed)
 
 

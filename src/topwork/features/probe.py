@@ -83,7 +83,8 @@ class Probe:
     Attributes:
         head: fitted on all training rows.
         trials: everything tried, in order; one is marked chosen.
-        rows: (M,) positions among the training rows that cross-validation used.
+        rows: (M,) positions among the training rows that cross-validation scored with a head that knew their class: an
+            image whose class is in one fold only says nothing about the head. May be none.
         out_of_fold_logits: (M, C) logits for those rows from heads that did not see them.
         reason: one sentence on why this head.
     """
@@ -146,7 +147,8 @@ def fit_probe(
     fitted = _fit_final(data, best.candidate, y, n_classes, best.penalty * n_seen / len(y), weights)
     if on_progress:
         on_progress(len(candidates) + 1, len(candidates) + 1)
-    return Probe(fitted, search.trials(best), chosen_rows, best.logits, weights, reason)
+    known = _has_class_elsewhere(strata[chosen_rows], folds)
+    return Probe(fitted, search.trials(best), chosen_rows[known], best.logits[known], weights, reason)
 
 
 def class_weights(counts: NDArray[np.int64], balance: str = "auto") -> NDArray[np.float64] | None:
@@ -327,7 +329,17 @@ def _folds(
         fold_of_group = {g: number % n_folds for number, g in enumerate(fold_of_group)}
     rows = np.sort(order)
     folds = np.array([fold_of_group[g] for g in group[rows].tolist()], np.int64)
+    if (folds == folds[0]).all():  # too few images or groups for chance to divide them
+        several = np.unique(group[rows], return_inverse=True)[1]
+        folds = (several if several.any() else np.arange(len(rows))) % n_folds
     return np.unique(folds, return_inverse=True)[1].astype(np.int64), rows
+
+
+def _has_class_elsewhere(y: NDArray[np.int64], folds: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(M,) whether the class of each row has images outside its fold."""
+    pairs = np.unique(np.stack([y, folds]), axis=1)
+    n_folds_of = dict(zip(*np.unique(pairs[0], return_counts=True), strict=True))
+    return np.array([n_folds_of[label] > 1 for label in y], np.bool_)
 
 
 def _grouped_order(group: NDArray[Any], rng: np.random.Generator) -> NDArray[np.int64]:
