@@ -277,16 +277,31 @@ def evaluate(
     by: Annotated[
         Literal["domain", "group", "part"] | None, Parameter(help="Also evaluate each domain, group or part.")
     ] = None,
+    map: Annotated[
+        list[str] | None,
+        Parameter(help="OLD=NEW: count images of the class OLD as the model's class NEW. May be repeated."),
+    ] = None,
+    out: Annotated[
+        str | None, Parameter(help="Also write a report, predictions and the confusion matrix to this directory.")
+    ] = None,
+    overwrite: Annotated[bool, Parameter(negative=(), help="Replace the evaluation in --out.")] = False,
     settings: Annotated[DataSettings, Flat] = DataSettings(),
     common: CommonArgs = Common(),
 ) -> int:
     """Evaluate a saved model on labeled images. Classes are matched by name."""
     from topwork.commands.evaluate import evaluate as evaluate_model
-    from topwork.console import by_lines, part_lines
+    from topwork.console import evaluation_lines
 
     with _terminal(common) as terminal:
-        evaluated = evaluate_model(model, path, settings, part=part, by=by, reporter=terminal)
-    _show(common, evaluated, lambda: [*part_lines(str(path), evaluated), *by_lines(evaluated.get("by", {}))])
+        evaluated = evaluate_model(
+            model, path, settings, part=part, by=by, rename=map or (), out=out, overwrite=overwrite, reporter=terminal
+        )
+        if out is not None:
+            from topwork.report.run_page import write_report
+
+            terminal.step("report")
+            write_report(Path(out))
+    _show(common, evaluated, lambda: evaluation_lines(str(path), evaluated, out))
     return _reject_status(evaluated["n_unused"], evaluated["n"], settings)
 
 

@@ -154,13 +154,24 @@ def _live_bar() -> Any:
 
 def part_lines(name: str, part: dict[str, Any]) -> list[str]:
     """The metrics of one part, as lines for a person."""
-    from topwork.evaluation.metrics import metrics_of  # numpy stays out of --help
+    from topwork.evaluation.decisions import outcome_sentence  # numpy stays out of --help
+    from topwork.evaluation.metrics import metrics_of
 
     metrics = list(metrics_of(part))
     labels = part.get("n_labels_per_image")
     head = f"{name}: {count(part['n'], 'image')}" + (f", {labels:.1f} labels per image" if labels is not None else "")
     width = max((len(metric.title) for metric in metrics), default=0)
-    return [head, *(f"  {metric.title:{width}}  {metric.text_ci(part)}" for metric in metrics)]
+    lines = [head, *(f"  {metric.title:{width}}  {metric.text_ci(part)}" for metric in metrics)]
+    said = outcome_sentence(part.get("outcomes"))
+    return [*lines, f"  {said}"] if said else lines
+
+
+def evaluation_lines(name: str, evaluated: dict[str, Any], out: str | None = None) -> list[str]:
+    """What ``topwork evaluate`` found; first the metrics without the images that the model was trained on."""
+    seen = evaluated.get("seen_in_training") or {}
+    lines = part_lines(f"{escape(name)} without images seen in training", seen["without"]) if seen.get("without") else []
+    lines += [*part_lines(escape(name), evaluated), *by_lines(evaluated.get("by", {}))]
+    return [*lines, f"Report: {escape(out)}/report.html"] if out else lines
 
 
 def range_lines(found: Any, n: int = 12) -> list[str]:
@@ -416,6 +427,8 @@ def fit_lines(fitted: Any) -> list[str]:
     lines.append(f"Head: {fitted.recipe['head']['reason']}")
     parts = [name for name in ("valid", "test") if name in evaluation]
     for name in parts:
+        if f"{name}_without_leaks" in evaluation:  # the figure to trust comes first
+            lines += part_lines(f"{name} without images that are also in train", evaluation[f"{name}_without_leaks"])
         lines += part_lines(name, evaluation[name])
     if parts and "per_class" in evaluation[parts[-1]]:
         lines += ["", *class_lines(evaluation[parts[-1]]["per_class"])]

@@ -28,6 +28,7 @@ from topwork.data.manifest import Manifest, load_manifest, save_manifest
 from topwork.data.shards import read_parquet
 from topwork.data.split import PARTS, Split, n_train_of, recorded_split, split_record
 from topwork.errors import TopworkError, UsageError
+from topwork.evaluation.metrics import headline
 from topwork.evaluation.predictions import Predictions, Task, labels_for
 from topwork.files import atomic_file, error_reason, flush_folder, locked
 from topwork.models.classifier import Classifier, load_classifier, save_classifier
@@ -81,6 +82,7 @@ class Run(Described):
             "run": str(self.folder),
             "valid": self.evaluation.get("valid"),
             "test": self.evaluation.get("test"),
+            **{key: part for key, part in self.evaluation.items() if key.endswith("_without_leaks")},
             "timing": self.evaluation["timing"],
             "n_used": len(self.manifest.samples),
             "n_rejected": len(self.manifest.rejects),
@@ -281,7 +283,7 @@ def read_logits(path: Path) -> tuple[NDArray[np.int64], NDArray[np.str_], NDArra
     return table["row"].to_numpy(), np.array(table["part"].to_pylist(), dtype="<U5"), logits
 
 
-def asked(path: str | os.PathLike[str], settings: FitSettings) -> dict[str, Any]:
+def asked(path: str | os.PathLike[str], settings: DataSettings) -> dict[str, Any]:
     """``settings.json``: enough to repeat or resume the run."""
     return {
         "path": str(Path(path).absolute()),
@@ -380,13 +382,15 @@ def _read_json(path: Path, missing: str) -> dict[str, Any]:
 
 def provenance(manifest: Manifest, parts: Split, evaluation: dict[str, Any], settings: DataSettings) -> dict[str, Any]:
     """What a model folder says about where the model comes from."""
-    judged = "test" if "test" in evaluation else "valid" if "valid" in evaluation else None
+    name, part = headline(evaluation) or (None, {})
     kept = ("n", "accuracy", "balanced_accuracy", "mean_average_precision", "micro_f1")
     return {
         "data_digest": manifest.digest,
         "n_train": n_train_of(manifest, parts),
-        "judged_on": judged,
-        "figures": {key: evaluation[judged][key] for key in kept if key in evaluation[judged]} if judged else None,
+        "judged_on": name,
+        "without_leaks": bool(evaluation.get("leaks", {}).get(name)),
+        "figures": {key: part[key] for key in kept if key in part} if part else None,
+        "outcomes": evaluation[name].get("outcomes") if name else None,
         "seed": settings.seed,
         "versions": versions(),
     }

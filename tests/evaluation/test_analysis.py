@@ -60,9 +60,12 @@ def test_planted_labels_lead_the_suspects_in_train_and_test(insights, wrong):
 
 
 def test_the_leaked_image_is_counted_and_the_score_without_it_given(fitted):
-    leaks = fitted.evaluation["leaks"]["test"]
-    assert leaks["n_leaked"] == 1
-    assert leaks["without"]["n"] == fitted.evaluation["test"]["n"] - 1
+    evaluation = fitted.evaluation
+    assert evaluation["leaks"]["test"]["n_leaked"] == len(evaluation["leaks"]["test"]["pairs"]) == 1
+    assert evaluation["test_without_leaks"]["n"] == evaluation["test"]["n"] - 1
+    provenance = fitted.classifier.provenance
+    assert provenance["figures"]["accuracy"] == evaluation["test_without_leaks"]["accuracy"]
+    assert "without the images that train has, too" in (fitted.folder / "model" / "README.md").read_text()
 
 
 def test_maps_are_of_the_predicted_and_the_true_class_and_mistakes_come_first(fitted, insights):
@@ -92,7 +95,7 @@ def test_the_stored_outcomes_are_those_that_predict_gives(fitted, insights, wron
     paths = [str(fitted.manifest.root / fitted.manifest.samples[row].path) for row in fitted.split.test]
     outcomes = [answer.outcome for answer in Predictor(fitted.folder).predict(paths)]
     for kind in ("label", "ambiguous", "unknown"):
-        assert outcomes.count(kind) == part[f"n_{kind}"]
+        assert outcomes.count(kind) == part[f"n_{kind}"] == fitted.evaluation["test"]["outcomes"][kind]
     assert part["n"] == len(paths)
 
 

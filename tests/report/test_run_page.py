@@ -283,7 +283,7 @@ def test_the_next_step_is_the_first_advice_that_is_worth_it(make_run: MakeRun) -
 @pytest.mark.parametrize("n", [1, 2])
 def test_repeats_and_leaks_for_one_and_many(n: int) -> None:
     share = {"value": 0.9, "low": 0.8, "high": 0.95}
-    found = repeats({"test": {"n_repeated": n, "n_without": n, "accuracy_without": share}}, {"test": {"n_leaked": n, "without": {"accuracy": share}}})  # fmt: skip
+    found = repeats({"test": {"n_repeated": n, "n_without": n, "accuracy_without": share}}, {"test": {"accuracy": share}, "test_without_leaks": {"accuracy": share}, "leaks": {"test": {"n_leaked": n}}})  # fmt: skip
     if n == 1:
         assert found[0] == "1 image of test is also in train. Accuracy without it: 90.0% (80.0–95.0)."
         assert found[1].startswith("1 image of test repeats another image of test.")

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.commands.leaks import judge_leaks
 from topwork.commands.prepare import Gathered
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split, n_train_of, rarest_labels
 from topwork.errors import UsageError
 from topwork.evaluation.calibration import fit_temperature, fit_thresholds
-from topwork.evaluation.decisions import fit_ambiguous, too_few_sentence
-from topwork.evaluation.metrics import PartEvaluation, evaluate_part
+from topwork.evaluation.decisions import count_outcomes, fit_ambiguous, too_few_sentence
+from topwork.evaluation.metrics import evaluate_held_out, leak_sentence
 from topwork.evaluation.predictions import Predictions, predict_features, sigmoid, softmax
 from topwork.evaluation.unknown import UnknownDetector, fit_unknown
 from topwork.features.probe import Probe
@@ -74,10 +73,12 @@ def assess(
             for name, rows in parts.parts().items()
         }
         evaluation = evaluate_parts(classifier, data.manifest, parts, predictions, seed)
-        evaluation |= judge_leaks(predictions, data.manifest, parts, seed, reporter)
-    said = too_few_sentence(classifier.thresholds)
-    if said is not None:
-        reporter.note(said)
+        for name in predictions.keys() - {"train"}:
+            last = data.features_of(name).block("last", parts.parts()[name])
+            evaluation[name]["outcomes"] = count_outcomes(classifier, predictions[name], last)[1]
+    for note in [too_few_sentence(classifier.thresholds), *leak_notes(evaluation)]:
+        if note is not None:
+            reporter.note(note)
     return Assessed(classifier, predictions, evaluation)
 
 
@@ -135,16 +136,20 @@ def unknown_threshold(
 
 
 def evaluate_parts(
-    classifier: Classifier, manifest: Manifest, parts: Split, predictions: dict[str, Predictions], seed: int
+    classifier: Classifier, manifest: Manifest, parts: Split, predictions: Mapping[str, Predictions], seed: int
 ) -> dict[str, Any]:
-    """The figures of valid and test, as ``evaluation.json`` holds them, and the numbers of parameters."""
-    n_train = n_train_of(manifest, parts)
-    judged: dict[str, Any] = {}
-    for name in ("valid", "test"):
-        if name in predictions:
-            part: PartEvaluation = evaluate_part(predictions[name], n_train=n_train, seed=seed)
-            judged[name] = part.as_dict()
-    return judged | parameters_of(classifier)
+    """The metrics of valid and test, as ``evaluation.json`` holds them, and the numbers of parameters."""
+    leaked = dict(parts.leaks)
+    found = evaluate_held_out(predictions, leaked, n_train_of(manifest, parts), seed)
+    for name, leaks in found.get("leaks", {}).items():
+        rows = [row for row in predictions[name].sample_indices.tolist() if row in leaked]
+        leaks["pairs"] = [[manifest.samples[row].path, manifest.samples[leaked[row]].path] for row in rows]
+    return found | parameters_of(classifier)
+
+
+def leak_notes(evaluation: Mapping[str, Any]) -> list[str]:
+    """A sentence for each part with leaks."""
+    return [leak_sentence(name, evaluation) for name in evaluation.get("leaks", {})]
 
 
 def parameters_of(classifier: Classifier) -> dict[str, int]:

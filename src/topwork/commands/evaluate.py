@@ -1,23 +1,36 @@
-"""``topwork evaluate``: a saved model on labeled images, with classes matched by name."""
+"""``topwork evaluate``: a saved model on labeled images, with classes matched by name.
+
+Images that the model was trained on are counted, and the metrics are given without them as well. With an output folder the
+result is a report, with predictions and confusion matrix as for ``fit``.
+"""
 
 from __future__ import annotations
 
+import csv
 import os
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topwork.commands.prepare import scan_and_embed
-from topwork.data.manifest import Manifest
+from topwork.data.manifest import Manifest, load_manifest, save_manifest
+from topwork.data.samples import Sample
 from topwork.data.split import part_rows
-from topwork.errors import UsageError
+from topwork.errors import TopworkError, UsageError
+from topwork.evaluation.decisions import count_outcomes
 from topwork.evaluation.metrics import evaluate_part
 from topwork.evaluation.predictions import Predictions, labels_for, predict_features
 from topwork.export.runtime import model_embedder
-from topwork.models.classifier import Classifier, load_classifier
-from topwork.progress import Reporter, default_reporter
+from topwork.features.duplicates import FeatureSpace, calibrate, search
+from topwork.features.embed import Embedder, Features
+from topwork.features.engine import load_engine
+from topwork.models.classifier import Classifier, find_model, load_classifier
+from topwork.progress import Reporter, Stopwatch, default_reporter
+from topwork.run import asked, read_split, run_folder, save_predictions, write_json
 from topwork.settings import DataSettings
 from topwork.text import count, escape, first_names, natural_key
 
@@ -29,50 +42,206 @@ def evaluate(
     *,
     part: str = "auto",
     by: str | None = None,
+    rename: Sequence[str] = (),
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Judges a saved model on labeled images; class names are matched by name.
+    """Evaluates a saved model on labeled images; class names are matched by name.
 
     Args:
-        part: which part to use when the data has parts: ``train``, ``valid``, ``test``, ``all``; ``auto`` takes test,
+        part: which part to use if the data has parts: ``train``, ``valid``, ``test``, ``all``; ``auto`` takes test,
             else valid, else all.
-        by: also judge the images of each ``domain``, ``group`` or ``part`` by themselves.
+        by: also evaluate the images of each ``domain``, ``group`` or ``part``.
+        rename: ``OLD=NEW``: images of the class OLD count as images of the model's class NEW.
+        out: folder to write ``evaluation.json``, ``predictions.parquet`` and ``confusion.csv`` to, as the report needs them.
+        overwrite: replace an evaluation that is there.
 
     Returns:
-        One part of ``evaluation.json``, with ``notes``, and with ``by``: the same figures by domain, group or part.
+        One part of ``evaluation.json``, with ``outcomes``, ``notes`` and ``seen_in_training``: None if the model folder does
+        not name its training images, else ``n``, ``n_exact``, ``n_near`` and ``without``: the same metrics without them, or
+        None if nothing is left or nothing was seen. With ``by``: the same metrics by domain, group or part.
 
     Raises:
-        UsageError: nothing to judge; ``by`` names what the data does not have.
+        UsageError: nothing to evaluate; ``by`` or ``rename`` names what the data does not have.
     """
-    settings, reporter = settings or DataSettings(), reporter or default_reporter()
+    settings, reporter, clock = settings or DataSettings(), reporter or default_reporter(), Stopwatch()
     classifier = load_classifier(model, multi_label=True)
     if classifier.multi_label:  # the model knows what kind of data it is for
         settings = replace(settings, multi_label=True)
-    embedder = model_embedder(classifier)
-    reporter.step("scan and embed")
-    manifest, features = scan_and_embed(path, settings, embedder, reporter)
-    manifest = manifest.named_like(classifier.classes)
+    with clock("scan_and_embed"):
+        reporter.step("scan and embed")
+        embedder = model_embedder(classifier)
+        manifest, features = scan_and_embed(path, settings, embedder, reporter)
+    manifest = _renamed(manifest, rename).named_like(classifier.classes)
     rows = part_rows(manifest, part)
-    reporter.step("evaluate")
-    n_train = classifier.provenance.get("n_train")
-    notes = [*manifest.notes, *_vocabulary_notes(classifier, manifest, rows)]
-    predictions = predict_features(classifier, features, rows, labels_for(classifier, manifest))
-    judged = evaluate_part(predictions, n_train=n_train, seed=settings.seed).as_dict()
-    if by is not None:
-        judged["by"] = {by: _judged_by(by, predictions, manifest, n_train, settings.seed)}
+    with clock("evaluate"):
+        reporter.step("evaluate")
+        found = _evaluated(classifier, manifest, features, rows, settings.seed)
+        if by is not None:
+            found.figures["by"] = {by: _by(by, found.predictions, manifest, found.n_train, settings.seed)}
+        seen = _seen_in_training(model, classifier, manifest, features, embedder, rows)
+        found.figures["seen_in_training"] = None if seen is None else _without_seen(found, seen, settings.seed)
+    notes = [*manifest.notes, *_vocabulary_notes(classifier, manifest, rows), *seen_notes(found.figures)]
     for note in notes:
         reporter.note(note)
-    return judged | {
+    if out is not None:
+        _write(Path(out), overwrite, model, path, settings, manifest, found, clock)
+    return found.figures | {
         "notes": notes,
         "rejects": [reject.as_dict() for reject in manifest.rejects],
         "n_unused": manifest.n_failed + _n_unknown(classifier, manifest, rows),
     }
 
 
-def _judged_by(
-    by: str, predictions: Predictions, manifest: Manifest, n_train: dict[str, int] | None, seed: int
+@dataclass(frozen=True, eq=False)
+class _Evaluated:
+    predictions: Predictions
+    figures: dict[str, Any]
+    n_train: Mapping[str, int] | None
+
+
+def _evaluated(
+    classifier: Classifier, manifest: Manifest, features: Features, rows: NDArray[np.int64], seed: int
+) -> _Evaluated:
+    n_train = classifier.provenance.get("n_train")
+    predictions = predict_features(classifier, features, rows, labels_for(classifier, manifest))
+    figures = evaluate_part(predictions, n_train, seed=seed).as_dict()
+    figures["outcomes"] = count_outcomes(classifier, predictions, features.block("last", rows))[1]
+    return _Evaluated(predictions, figures, n_train)
+
+
+def _renamed(manifest: Manifest, rename: Sequence[str]) -> Manifest:
+    """The manifest with the class names that ``--map OLD=NEW`` asks for."""
+    names = {}
+    for pair in rename:
+        old, sign, new = pair.partition("=")
+        if not (old and sign and new):
+            raise UsageError(f"--map {escape(pair)}: write OLD=NEW, with a class of the data and one of the model.")
+        if old not in manifest.classes:
+            found = first_names(list(manifest.classes), 8)
+            raise UsageError(f"--map {escape(pair)}: the data has no class {escape(old)}. It has: {found}.")
+        names[old] = new
+    return manifest.renamed(names) if names else manifest
+
+
+# ---- images that the model was trained on
+
+
+def _seen_in_training(
+    model: str | os.PathLike[str],
+    classifier: Classifier,
+    manifest: Manifest,
+    features: Features,
+    embedder: Embedder,
+    rows: NDArray[np.int64],
+) -> dict[int, str] | None:
+    """Rows whose image is in the training part of the model's run: ``exact`` or ``near``; None if that is not known."""
+    trained = _training_samples(find_model(model).parent)
+    if trained is None:
+        return None
+    hashes = {sample.content_hash for sample in trained}
+    seen = {row: "exact" for row in rows.tolist() if manifest.samples[row].content_hash in hashes}
+    others = np.array([row for row in rows.tolist() if row not in seen], np.int64)
+    return seen | dict.fromkeys(_near(classifier, trained, manifest, features, embedder, others), "near")
+
+
+def _training_samples(run: Path) -> list[Sample] | None:
+    """The training images of a run, each content once; None if the folder is not a run."""
+    try:
+        manifest, parts = load_manifest(run / "manifest.parquet"), read_split(run)["parts"]
+        hashes = {item["content_hash"] for item in parts["train"]}
+    except (OSError, ValueError, KeyError, TypeError, TopworkError):
+        return None
+    return list({sample.content_hash: sample for sample in manifest.samples if sample.content_hash in hashes}.values())
+
+
+def _near(
+    classifier: Classifier,
+    trained: list[Sample],
+    manifest: Manifest,
+    features: Features,
+    embedder: Embedder,
+    rows: NDArray[np.int64],
+) -> list[int]:
+    """Rows that show the same picture as a training image whose features are still in the store."""
+    store = embedder.store
+    if not all(sample.content_hash in store for sample in trained):  # they were embedded for training, not for answers
+        store = Embedder(classifier.backbone, load_engine(classifier.backbone, precision=classifier.precision)).store
+    trained = [sample for sample in trained if sample.content_hash in store]
+    if not trained or not len(rows):
+        return []
+    both = replace(manifest, samples=(*(manifest.samples[row] for row in rows.tolist()), *trained))
+    last = store.load([sample.content_hash for sample in trained], "last")
+    space = FeatureSpace.of(np.concatenate([features.block("last", rows), last]))
+    every, thumbs = np.arange(len(both.samples)), both.traits().thumbs
+    labels = [sample.label for sample in both.samples]
+    found = search(space, thumbs, labels, calibrate(both, every, space, thumbs, embedder))
+    return sorted({int(rows[pair.a]) for pair in found.pairs if pair.a < len(rows) <= pair.b})
+
+
+def _without_seen(found: _Evaluated, seen: Mapping[int, str], seed: int) -> dict[str, Any]:
+    new = ~np.isin(found.predictions.sample_indices, np.array(sorted(seen), np.int64))
+    kinds = list(seen.values())
+    record: dict[str, Any] = {"n": len(seen), "n_exact": kinds.count("exact"), "n_near": kinds.count("near")}
+    without = found.predictions.take(new)
+    has_figures = bool(seen) and len(without.labeled()) > 0
+    return record | {"without": evaluate_part(without, found.n_train, seed=seed).as_dict() if has_figures else None}
+
+
+def seen_notes(figures: Mapping[str, Any]) -> list[str]:
+    """What to say about images that the model was trained on."""
+    seen = figures.get("seen_in_training")
+    if not seen or not seen["n"]:
+        return []
+    text = f"{count(seen['n'], 'image')} {'was' if seen['n'] == 1 else 'were'} seen in training"
+    if seen["n_near"]:
+        text += f" ({seen['n_exact']:,} the same file, {seen['n_near']:,} nearly the same picture)"
+    if seen["without"] is None:
+        return [f"{text}, and nothing is left without {'it' if seen['n'] == 1 else 'them'}: the metrics are optimistic."]
+    return [f"{text}; the metrics to trust are those without {'it' if seen['n'] == 1 else 'them'}."]
+
+
+# ---- the output folder
+
+
+def _write(
+    folder: Path,
+    overwrite: bool,
+    model: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    settings: DataSettings,
+    manifest: Manifest,
+    found: _Evaluated,
+    clock: Stopwatch,
+) -> None:
+    """What ``report.run_page`` shows as an evaluation: see ``Record.is_evaluation``."""
+    figures = {key: value for key, value in found.figures.items() if key != "seen_in_training"}
+    seen = found.figures["seen_in_training"]
+    evaluation: dict[str, Any] = {"test": figures, "seen_in_training": seen}
+    if seen and seen["n"]:
+        evaluation["leaks"] = {"test": {"n_leaked": seen["n"]}}
+        evaluation |= {"test_without_leaks": seen["without"]} if seen["without"] else {}
+    with run_folder(folder, overwrite) as work:
+        write_json(work / "settings.json", asked(path, settings) | {"model": str(Path(model).absolute())})
+        save_manifest(manifest, work / "manifest.parquet")
+        save_predictions({"test": found.predictions}, manifest, work / "predictions.parquet")
+        if figures.get("confusion") is not None:
+            with open(work / "confusion.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+                names = [escape(name) for name in figures["classes"]]
+                rows = ([name, *cells] for name, cells in zip(names, figures["confusion"], strict=True))
+                csv.writer(file).writerows([["true \\ predicted", *names], *rows])
+        evaluation["timing"] = {"seconds": clock.seconds | {"total": clock.total}}
+        write_json(work / "evaluation.json", evaluation)
+
+
+# ---- classes
+
+
+def _by(
+    by: str, predictions: Predictions, manifest: Manifest, n_train: Mapping[str, int] | None, seed: int
 ) -> dict[str, Any]:
-    """The figures of each domain, group or part, by its name."""
+    """The metrics of each domain, group or part, by its name."""
     values = [getattr(manifest.samples[row], by) for row in predictions.sample_indices.tolist()]
     names = sorted({value for value in values if value is not None})
     if not names:

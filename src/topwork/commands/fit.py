@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 from topwork.commands.assess import Assessed, assess, check_labels
 from topwork.commands.prepare import Gathered, embedder_of, fitted_probe, prepare_data, timing, with_answers
 from topwork.data.augment import pipeline
-from topwork.evaluation.analysis import find_insights
+from topwork.data.manifest import Manifest
+from topwork.data.split import Split
+from topwork.evaluation.analysis import AnalysisInputs, analyze
+from topwork.evaluation.predictions import Predictions
 from topwork.features.blas import few_threads
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import best_device, compiled_form
@@ -210,7 +213,7 @@ def _write_insights(
     is_tuned: bool,
     clock: Stopwatch,
 ) -> None:
-    insights = find_insights(
+    inputs = AnalysisInputs(
         data.manifest,
         data.parts,
         data.groups,
@@ -218,8 +221,8 @@ def _write_insights(
         data.features,
         assessed.classifier,
         features_judged,
-        dict(assessed.predictions),
-        leaks=assessed.evaluation.get("leaks"),
+        assessed.predictions,
+        assessed.evaluation,
         is_tuned=is_tuned,
         embedding_rate=timing(clock, data.embedder)["images_per_second"],
         path=str(Path(path).absolute()),
@@ -227,7 +230,7 @@ def _write_insights(
         settings=as_dict(data.settings),
         seed=data.settings.seed,
     )
-    write_json(work / "insights.json", insights.as_dict())
+    write_json(work / "insights.json", analyze(inputs))
 
 
 def _recipe(data: Gathered, probed: Probed, tuned: TunedClassifier | None, classifier: Classifier) -> dict[str, Any]:

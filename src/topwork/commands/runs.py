@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from topwork.commands.compare import common_part, compare_runs
+from topwork.commands.compare import compare_runs
 from topwork.errors import TopworkError, UsageError
+from topwork.evaluation.metrics import headline
 from topwork.run import read_evaluation
 from topwork.text import count, escape, percent_ci
 
@@ -59,8 +60,7 @@ def _row(run: Path) -> RunRow:
         evaluation = read_evaluation(run)
     except TopworkError:
         evaluation = {}
-    part = common_part([evaluation])
-    figure = evaluation[part] if part else {}
+    part, figure = headline(evaluation) or (None, {})
     return RunRow(
         escape(run.name), str(recipe.get("backbone", "")), str(recipe.get("mode", "")), part, figure.get("n", 0),
         figure.get("accuracy"),

@@ -87,7 +87,11 @@ class Manifest(Described):
     def named_like(self, classes: Iterable[str]) -> Manifest:
         """The same images with the class names of a model, where these differ only in Unicode form."""
         known = {canonical(name): name for name in classes}
-        names = {name: known.get(canonical(name), name) for name in self.classes}
+        return self.renamed({name: known.get(canonical(name), name) for name in self.classes})
+
+    def renamed(self, names: Mapping[str, str]) -> Manifest:
+        """The same images with other names for some classes."""
+        names = {name: names.get(name, name) for name in self.classes}
         if all(name == other for name, other in names.items()):
             return self
         samples = []

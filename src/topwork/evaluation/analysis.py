@@ -1,16 +1,16 @@
-"""What a run knows beyond its figures: labels to check, maps of evidence, decisions, learning curve, advice.
+"""What a run knows beyond its metrics: labels to check, heatmaps, decisions, learning curve, advice.
 
-In: what ``run.fit`` has in its hands when the model is judged. Out: :class:`Insights`, stored as ``insights.json`` in the
-run folder and shown by the report; paths and class names in it are the run's own, rows are those of its manifest. All of
-it comes from features and logits already there, but for about a dozen images that go through the network once more for
-their maps, so a fit pays well below a second.
+In: :class:`AnalysisInputs`. Out: plain values for ``insights.json`` in the run folder, which the report shows; paths and
+class names in it are the run's own, rows are those of its manifest. All of it comes from features and logits that are
+already there, except for about a dozen images that go through the network once more for their heatmaps.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,11 @@ from topwork.data.transforms import Pixels, fit_to_input
 from topwork.errors import ImageError
 from topwork.evaluation.advice import Advice, ClassRecord, Situation, advise
 from topwork.evaluation.audit import Outlier, SuspectedLabel, outliers, suspected_labels
-from topwork.evaluation.decisions import Decision, Thresholds, decide, unknown_detector
+from topwork.evaluation.decisions import Decision, count_outcomes
 from topwork.evaluation.explain import find_evidence, nearest_images
 from topwork.evaluation.intervals import wilson
 from topwork.evaluation.learning_curve import LearningCurve, learning_curve
+from topwork.evaluation.metrics import HELD_OUT
 from topwork.evaluation.predictions import Ints, Predictions, softmax
 from topwork.features.embed import Features
 from topwork.features.feature_maps import open_network
@@ -38,115 +39,99 @@ MAX_SUSPECTS, N_OUTLIERS, N_NEIGHBORS = 500, 24, 4
 LISTED = 0.07  # share of the images ranked as suspects, whether or not confident learning counts them as wrong
 N_WRONG, N_RIGHT = 10, 6  # explained images where maps are exact
 N_COVERED = 4  # where maps come from covering: 49 passes for each image
-JUDGED = ("test", "valid")  # what counts most comes first
 _NEIGHBORS_AMONG = 4096  # training images that the most similar ones are looked for among
 
 
 @dataclass(frozen=True)
-class Insights:
-    """See the module; every field is plain JSON values."""
+class AnalysisInputs:
+    """What a fit knows when its model is evaluated.
 
-    suspects: list[dict[str, Any]]
-    n_suspects: int
-    n_audited: int
-    outliers: list[dict[str, Any]]
-    duplicates: dict[str, Any]
-    decisions: dict[str, Any]
-    explanations: dict[str, Any]
-    learning_curve: dict[str, Any] | None
-    advice: list[dict[str, Any]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Values for ``insights.json``."""
-        return asdict(self)
-
-
-def find_insights(
-    manifest: Manifest,
-    parts: Split,
-    groups: Sequence[int],
-    probe: Probe,
-    probe_features: Features,
-    classifier: Classifier,
-    features: Features,
-    predictions: dict[str, Predictions],
-    *,
-    leaks: Mapping[str, Any] | None = None,
-    is_tuned: bool = False,
-    embedding_rate: float | None = None,
-    path: str = "PATH",
-    out: str = "RUN",
-    settings: Mapping[str, Any] | None = None,
-    seed: int = 0,
-) -> Insights:
-    """Everything beyond the figures.
-
-    Args:
+    Attributes:
         groups: (N,) group of each manifest row.
-        probe_features: what the probe was fitted on (of the untuned backbone).
+        probe_features: what the probe was fitted on (of the network before tuning).
         features: what the classifier's head reads.
-        leaks: by part, images that train has, too, as ``evaluation.json`` holds them.
-        path, out, settings: what was fitted, the run folder, and what was asked, for the commands in the advice.
+        predictions: by part.
+        evaluation: the metrics of the parts, as ``evaluation.json`` holds them.
+        embedding_rate: images per second of this run; None if nothing was embedded.
+        path, out, settings: what was fitted, the run folder, and the settings asked for, for the commands in the advice.
     """
-    labels = np.array(manifest.labels)
-    suspects, n_audited = _suspects(labels, parts, probe, probe_features, predictions)
-    n_confident = sum(s.is_confident for s in suspects)
-    curve = _curve(labels, parts, np.asarray(groups), probe, probe_features, len(manifest.classes), seed)
-    every = np.arange(len(labels))
-    odd = outliers(probe_features.block("last", every), N_OUTLIERS, N_NEIGHBORS, seed)
-    situation = _situation(
-        manifest,
-        parts,
-        probe,
-        labels,
-        curve,
-        predictions,
-        classifier,
-        [suspect.position for suspect in suspects if suspect.is_confident],
-        leaks or {},
-        is_tuned,
-    )
-    situation = replace(situation, embedding_rate=embedding_rate, path=path, out=out, settings=settings or {})
-    return Insights(
-        suspects=[_suspect_row(s, manifest) for s in suspects],
-        n_suspects=n_confident,
-        n_audited=n_audited,
-        outliers=[_outlier_row(o) for o in odd],
-        duplicates=_duplicates(groups, predictions),
-        decisions=_decisions(classifier, features, predictions),
-        explanations=_explanations(manifest, parts, classifier, features, predictions),
-        learning_curve=asdict(curve) if curve else None,
-        advice=[asdict(item) for item in advise(situation)],
-    )
+
+    manifest: Manifest
+    parts: Split
+    groups: Sequence[int]
+    probe: Probe
+    probe_features: Features
+    classifier: Classifier
+    features: Features
+    predictions: Mapping[str, Predictions]
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    is_tuned: bool = False
+    embedding_rate: float | None = None
+    path: str = "PATH"
+    out: str = "RUN"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    @cached_property
+    def labels(self) -> Ints:
+        """(N,) class index of each manifest row."""
+        return np.array(self.manifest.labels)
+
+    @property
+    def scored(self) -> Ints:
+        """Manifest rows of the training images that cross-validation scored."""
+        return self.parts.train[self.probe.rows]
+
+    @property
+    def scored_correct(self) -> NDArray[np.bool_]:
+        """Whether each of them was answered correctly by a head that had not seen it."""
+        return np.asarray(self.probe.out_of_fold_logits.argmax(axis=1) == self.labels[self.scored])
+
+    @property
+    def main_part(self) -> str | None:
+        """The part that counts most."""
+        return next((name for name in HELD_OUT if len(self.predictions.get(name, ()))), None)
+
+
+def analyze(inputs: AnalysisInputs) -> dict[str, Any]:
+    """Everything beyond the metrics, as ``insights.json`` holds it."""
+    suspects, n_audited = _suspects(inputs)
+    confident = [suspect.position for suspect in suspects if suspect.is_confident]
+    curve, every = _curve(inputs), np.arange(len(inputs.labels))
+    odd = outliers(inputs.probe_features.block("last", every), N_OUTLIERS, N_NEIGHBORS, inputs.seed)
+    return {
+        "suspects": [_suspect_row(suspect, inputs.manifest) for suspect in suspects],
+        "n_suspects": len(confident),
+        "n_audited": n_audited,
+        "outliers": [_outlier_row(outlier) for outlier in odd],
+        "duplicates": _duplicates(inputs),
+        "decisions": _decisions(inputs),
+        "explanations": _explanations(inputs),
+        "learning_curve": asdict(curve) if curve else None,
+        "advice": [asdict(item) for item in advise(_situation(inputs, curve, confident))],
+    }
 
 
 # ---- labels
 
 
-def _suspects(
-    labels: Ints, parts: Split, probe: Probe, features: Features, predictions: dict[str, Predictions]
-) -> tuple[tuple[SuspectedLabel, ...], int]:
+def _suspects(inputs: AnalysisInputs) -> tuple[tuple[SuspectedLabel, ...], int]:
     """Suspected labels among all images that were answered by a head that did not see them; positions are rows."""
-    rows = [parts.train[probe.rows]]
-    stated = [softmax(probe.out_of_fold_logits)]
-    for name in JUDGED:
-        if name in predictions:
-            rows.append(predictions[name].sample_indices)
-            stated.append(predictions[name].probabilities)
-    every, probabilities = np.concatenate(rows), np.concatenate(stated)
-    n_counted = len(suspected_labels(probabilities, labels[every]))
-    n_listed = min(MAX_SUSPECTS, max(n_counted, math.ceil(LISTED * len(every))))
-    found = suspected_labels(probabilities, labels[every], features.block("last", every), n_listed, N_NEIGHBORS)
-    moved = [
-        SuspectedLabel(
-            **(
-                vars(s)
-                | {"position": int(every[s.position]), "neighbors": tuple(int(every[row]) for row in s.neighbors)}
-            )
-        )
-        for s in found
-    ]
-    return tuple(moved), len(every)
+    held_out = [inputs.predictions[name] for name in HELD_OUT if name in inputs.predictions]
+    every = np.concatenate([inputs.scored, *(part.sample_indices for part in held_out)])
+    probabilities = np.concatenate(
+        [softmax(inputs.probe.out_of_fold_logits), *(part.probabilities for part in held_out)]
+    )
+    labels = inputs.labels[every]
+    n_listed = max(len(suspected_labels(probabilities, labels)), math.ceil(LISTED * len(every)))
+    last = inputs.probe_features.block("last", every)
+    found = suspected_labels(probabilities, labels, last, min(MAX_SUSPECTS, n_listed), N_NEIGHBORS)
+
+    def row_of(suspect: SuspectedLabel) -> SuspectedLabel:
+        near = tuple(int(every[row]) for row in suspect.neighbors)
+        return replace(suspect, position=int(every[suspect.position]), neighbors=near)
+
+    return tuple(map(row_of, found)), len(every)
 
 
 def _suspect_row(suspect: SuspectedLabel, manifest: Manifest) -> dict[str, Any]:
@@ -162,14 +147,14 @@ def _outlier_row(outlier: Outlier) -> dict[str, Any]:
     return {"row": outlier.position, "distance": outlier.distance, "neighbors": list(outlier.neighbors)}
 
 
-def _duplicates(groups: Sequence[int], predictions: dict[str, Predictions]) -> dict[str, Any]:
+def _duplicates(inputs: AnalysisInputs) -> dict[str, Any]:
     """Images of a part that show the same as another of it (copies, near copies, one group), and the score with one each."""
-    group = np.asarray(groups)
+    group = np.asarray(inputs.groups)
     found: dict[str, Any] = {}
-    for name in JUDGED:
-        if name not in predictions:
+    for name in HELD_OUT:
+        if name not in inputs.predictions:
             continue
-        part = predictions[name]
+        part = inputs.predictions[name]
         _, first = np.unique(group[part.sample_indices], return_index=True)
         if len(first) == len(part):
             continue
@@ -187,23 +172,21 @@ def _duplicates(groups: Sequence[int], predictions: dict[str, Predictions]) -> d
 # ---- decisions
 
 
-def _decisions(classifier: Classifier, features: Features, predictions: dict[str, Predictions]) -> dict[str, Any]:
-    """How often each outcome comes on the judged parts, and how right the answers are that stay."""
-    stored = classifier.thresholds
-    thresholds, detector = Thresholds.of(classifier), unknown_detector(classifier)
-    found: dict[str, Any] = {"thresholds": dict(stored), "parts": {}}
-    for name in JUDGED:
-        if name not in predictions:
+def _decisions(inputs: AnalysisInputs) -> dict[str, Any]:
+    """How often each answer comes on the held-out parts, and how right the labels are that are given."""
+    found: dict[str, Any] = {"thresholds": dict(inputs.classifier.thresholds), "parts": {}}
+    for name in HELD_OUT:
+        if name not in inputs.predictions:
             continue
-        part = predictions[name].labeled()
-        scores = detector.score(features.block("last", part.sample_indices)) if detector else None
-        outcomes = decide(part.probabilities, scores, thresholds)
-        answered = outcomes == Decision.LABEL.value
+        part = inputs.predictions[name].labeled()
+        last = inputs.features.block("last", part.sample_indices)
+        answers, outcomes = count_outcomes(inputs.classifier, part, last)
+        answered = answers == Decision.LABEL.value
         n_right, n = int(part.correct[answered].sum()), int(answered.sum())
         interval = wilson(n_right / n, n) if n else None
         found["parts"][name] = {
             "n": len(part),
-            **{f"n_{decision.value}": int((outcomes == decision.value).sum()) for decision in Decision},
+            **{f"n_{kind}": count for kind, count in outcomes.items()},
             "accuracy_of_labels": {"value": n_right / n, **interval.as_dict()} if interval else None,
             "accuracy": float(part.correct.mean()) if len(part) else None,
             "wrong_left_open": int((~part.correct[~answered]).sum()),
@@ -215,15 +198,14 @@ def _decisions(classifier: Classifier, features: Features, predictions: dict[str
 # ---- explanations
 
 
-def _explanations(
-    manifest: Manifest, parts: Split, classifier: Classifier, features: Features, predictions: dict[str, Predictions]
-) -> dict[str, Any]:
+def _explanations(inputs: AnalysisInputs) -> dict[str, Any]:
     """Maps for the answer and the true class of mistakes and of some right answers, with the most similar images."""
-    name = next((name for name in JUDGED if name in predictions), None)
+    manifest, parts, classifier, features = inputs.manifest, inputs.parts, inputs.classifier, inputs.features
+    name = inputs.main_part
     empty: dict[str, Any] = {"method": None, "part": name, "images": []}
     if name is None:
         return empty
-    part = predictions[name].labeled()
+    part = inputs.predictions[name].labeled()
     network = open_network(classifier.backbone)
     chosen = _to_explain(part, N_WRONG, N_RIGHT)
     if classifier.head.kind != "plain":
@@ -257,17 +239,14 @@ def _explanations(
 
 
 def _to_explain(part: Predictions, n_wrong: int, n_right: int) -> Ints:
-    """Positions: the surest mistakes, then right answers, one a class as far as they go, the surest first."""
+    """Positions: the most confident mistakes, then correct answers of as many classes as there are."""
     order = np.argsort(-part.confidence, kind="stable")
     wrong, right = order[~part.correct[order]], order[part.correct[order]]
-    seen: set[int] = set()
-    once = [p for p in right.tolist() if not (part.labels[p] in seen or seen.add(int(part.labels[p])))]  # type: ignore[func-returns-value]
-    # Of many classes, those that give the least sure examples would be a selection: take them evenly.
-    spread = (
-        [once[i] for i in np.unique(np.linspace(0, len(once) - 1, min(n_right, len(once))).astype(int))] if once else []
-    )
-    rest = [p for p in right.tolist() if p not in spread][: max(0, n_right - len(spread))]
-    return np.array([*wrong[:n_wrong].tolist(), *spread, *rest], dtype=np.int64)
+    once = right[np.sort(np.unique(part.labels[right], return_index=True)[1])]
+    # Of many classes the first would be those with the most confident answers, a selection: take them evenly.
+    spread = once[np.unique(np.linspace(0, len(once) - 1, min(n_right, len(once))).astype(int))] if len(once) else once
+    rest = right[~np.isin(right, spread)][: max(0, n_right - len(spread))]
+    return np.concatenate([wrong[:n_wrong], spread, rest]).astype(np.int64)
 
 
 def _readable(manifest: Manifest, classifier: Classifier, part: Predictions, chosen: Ints) -> tuple[Ints, Pixels]:
@@ -287,60 +266,48 @@ def _readable(manifest: Manifest, classifier: Classifier, part: Predictions, cho
 # ---- learning curve and advice
 
 
-def _curve(
-    labels: Ints, parts: Split, groups: NDArray[Any], probe: Probe, features: Features, n_classes: int, seed: int
-) -> LearningCurve | None:
-    """Of the head that was chosen, on all training images that cross-validation used."""
+def _curve(inputs: AnalysisInputs) -> LearningCurve | None:
+    """Of the head that was chosen, on all training images that cross-validation scored."""
+    probe, rows, labels = inputs.probe, inputs.scored, inputs.labels
     chosen = next(trial for trial in probe.trials if trial.chosen)
-    rows = parts.train[probe.rows]
     if len(rows) < 30:
         return None
-    columns = probe.head.transform.apply(features.blocks(probe.head.transform.blocks, rows))
-    correct = probe.out_of_fold_logits.argmax(axis=1) == labels[rows]
+    columns = probe.head.transform.apply(inputs.probe_features.blocks(probe.head.transform.blocks, rows))
     share = 1 - 1 / chosen.n_folds
-    numbered = np.unique(groups[rows], return_inverse=True)[1]
-    return learning_curve(columns, labels[rows], numbered, n_classes, chosen.penalty * share, correct, share, seed)
+    groups = np.unique(np.asarray(inputs.groups)[rows], return_inverse=True)[1]
+    n_classes, penalty = len(inputs.manifest.classes), chosen.penalty * share
+    return learning_curve(columns, labels[rows], groups, n_classes, penalty, inputs.scored_correct, share, inputs.seed)
 
 
-def _situation(
-    manifest: Manifest,
-    parts: Split,
-    probe: Probe,
-    labels: Ints,
-    curve: LearningCurve | None,
-    predictions: dict[str, Predictions],
-    classifier: Classifier,
-    suspects: Sequence[int],
-    leaks: Mapping[str, Any],
-    is_tuned: bool,
-) -> Situation:
-    n_classes = len(manifest.classes)
-    rows = parts.train[probe.rows]
-    right = probe.out_of_fold_logits.argmax(axis=1) == labels[rows]
-    counts = (
-        np.bincount(labels[parts.train], minlength=n_classes),
-        np.bincount(labels[rows], minlength=n_classes),
-        np.bincount(labels[rows][right], minlength=n_classes),
-    )
-    classes = tuple(ClassRecord(as_text(name), *(int(c[i]) for c in counts)) for i, name in enumerate(manifest.classes))
-    judged = next((name for name in JUDGED if name in predictions and len(predictions[name].labeled())), None)
-    part = predictions[judged].labeled() if judged else None
-    accuracy = float(right.mean()) if len(right) else 0.0
-    if is_tuned and part is not None:
+def _situation(inputs: AnalysisInputs, curve: LearningCurve | None, suspects: Sequence[int]) -> Situation:
+    labels, classes = inputs.labels, inputs.manifest.classes
+    scored, correct = labels[inputs.scored], inputs.scored_correct
+    rows = (labels[inputs.parts.train], scored, scored[correct])
+    counts = np.stack([np.bincount(some, minlength=len(classes)) for some in rows], axis=1).tolist()
+    name = inputs.main_part
+    part = inputs.predictions[name].labeled() if name else None
+    accuracy = float(correct.mean()) if len(correct) else 0.0
+    if inputs.is_tuned and part is not None and len(part):
         accuracy = float(part.correct.mean())
+    leaks = inputs.evaluation.get("leaks", {})
+    clean = inputs.evaluation.get(f"{name}_without_leaks") or {}
     return Situation(
         n_images=len(labels),
-        n_train=len(parts.train),
+        n_train=len(inputs.parts.train),
         accuracy=accuracy,
-        classes=classes,
+        classes=tuple(ClassRecord(as_text(name), *own) for name, own in zip(classes, counts, strict=True)),
         curve=curve,
         n_suspects=len(suspects),
         n_suspects_judged=len(set(suspects) & set(part.sample_indices.tolist())) if part is not None else 0,
         n_leaked=sum(found["n_leaked"] for found in leaks.values()),
-        clean_accuracy=((leaks.get(judged or "") or {}).get("without") or {}).get("accuracy", {}).get("value"),
-        judged=(judged, len(part), float(part.correct.mean())) if judged and part is not None else None,
-        backbone=classifier.backbone.name,
-        is_tuned=is_tuned,
+        clean_accuracy=clean.get("accuracy", {}).get("value"),
+        judged=(name, len(part), float(part.correct.mean())) if name and part is not None and len(part) else None,
+        backbone=inputs.classifier.backbone.name,
+        is_tuned=inputs.is_tuned,
+        embedding_rate=inputs.embedding_rate,
+        path=inputs.path,
+        out=inputs.out,
+        settings=inputs.settings,
     )
 
 

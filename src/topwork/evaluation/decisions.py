@@ -6,6 +6,7 @@ outcome is an error (``export``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil
@@ -15,8 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from topwork.evaluation.calibration import fit_conformal, prediction_sets, target_precision_threshold
-from topwork.evaluation.predictions import ONE_LABEL, Task
+from topwork.evaluation.predictions import ONE_LABEL, Predictions, Task
 from topwork.evaluation.unknown import UnknownDetector
+from topwork.text import percent
 
 if TYPE_CHECKING:
     from topwork.models.classifier import Classifier
@@ -93,6 +95,20 @@ def decide(probabilities: ArrayLike, unknown_scores: ArrayLike | None, threshold
     return decisions
 
 
+def count_outcomes(
+    classifier: Classifier, predictions: Predictions, features: ArrayLike | None
+) -> tuple[NDArray[np.str_], dict[str, int]]:
+    """The answers that a model gives, and how often each is given.
+
+    Args:
+        features: (N, D) last features of the images, for unknown images; None leaves those out.
+    """
+    detector = unknown_detector(classifier)
+    scores = None if detector is None or features is None else detector.score(features)
+    answers = decide(predictions.probabilities, scores, Thresholds.of(classifier))
+    return answers, {kind.value: int((answers == kind.value).sum()) for kind in Decision}
+
+
 def fit_ambiguous(
     probabilities: ArrayLike, labels: ArrayLike, coverage: float, target_precision: float | None = None
 ) -> dict[str, Any]:
@@ -130,7 +146,20 @@ def fit_ambiguous(
     }
 
 
-def too_few_sentence(thresholds: dict[str, Any]) -> str | None:
+def outcome_sentence(outcomes: Mapping[str, int] | None) -> str:
+    """The share of images that get no label; empty if every one gets one.
+
+    Args:
+        outcomes: number of images by ``Decision``.
+    """
+    n = sum(outcomes.values()) if outcomes else 0
+    if not n or outcomes is None or outcomes[Decision.LABEL] == n:
+        return ""
+    ambiguous, unknown = (percent(outcomes[kind] / n) for kind in (Decision.AMBIGUOUS, Decision.UNKNOWN))
+    return f"{ambiguous} of the images are answered with “ambiguous” and {unknown} with “unknown”."
+
+
+def too_few_sentence(thresholds: Mapping[str, Any]) -> str | None:
     """What to say if there were too few images to calibrate the promised coverage; None if there were enough.
 
     Args:

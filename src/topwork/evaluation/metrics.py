@@ -11,7 +11,7 @@ Not here: the intervals themselves (``intervals``), curves and calibration error
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -40,7 +40,7 @@ from topwork.evaluation.intervals import (
     wilson,
 )
 from topwork.evaluation.predictions import Bools, Ints, Predictions
-from topwork.text import decimal, percent, percent_ci
+from topwork.text import count, decimal, percent, percent_ci
 
 TOP_K = 5
 LARGEST_DENSE_CONFUSION = 2_000
@@ -414,6 +414,61 @@ def evaluate_part(
         classes=known.classes,
         labels=_facts_of_several(measured) if known.multi_label else None,
     )
+
+
+# ---- the held-out parts of a split
+
+
+HELD_OUT = ("test", "valid")
+"""The parts that are evaluated; what counts most comes first."""
+
+
+def evaluate_held_out(
+    predictions: Mapping[str, Predictions], leaked: Collection[int], n_train: Mapping[str, int] | None, seed: int = 0
+) -> dict[str, Any]:
+    """``valid`` and ``test`` as ``evaluation.json`` holds them, and both without the images that train has, too.
+
+    Args:
+        predictions: By part.
+        leaked: Rows of the manifest that show the same picture as a training image, or are of the same group.
+
+    Returns:
+        The parts by name; ``test_without_leaks`` if some of its images leaked and others did not; ``leaks``: by part
+        ``n_leaked``.
+    """
+    found: dict[str, Any] = {}
+    leaks = {}
+    for name in reversed(HELD_OUT):
+        if name not in predictions:
+            continue
+        part = predictions[name]
+        found[name] = evaluate_part(part, n_train, seed=seed).as_dict()
+        is_leaked = np.isin(part.sample_indices, np.array(sorted(leaked), np.int64))
+        if is_leaked.any():
+            leaks[name] = {"n_leaked": int(is_leaked.sum())}
+        if is_leaked.any() and not is_leaked.all():
+            found[f"{name}_without_leaks"] = evaluate_part(part.take(~is_leaked), n_train, seed=seed).as_dict()
+    return found | ({"leaks": leaks} if leaks else {})
+
+
+def headline(evaluation: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Name and figures of the part that counts most: test, else valid; without leaked images if there are any."""
+    for name in HELD_OUT:
+        if evaluation.get(name) and evaluation[name]["n"]:
+            return name, evaluation.get(f"{name}_without_leaks") or evaluation[name]
+    return None
+
+
+def leak_sentence(name: str, evaluation: Mapping[str, Any]) -> str:
+    """What the leaks of a part mean."""
+    n = evaluation["leaks"][name]["n_leaked"]
+    them, are = ("it", "is") if n == 1 else ("them", "are")
+    text = f"{count(n, 'image')} of {name} {are} also in train (the same picture, or one of the same group)."
+    clean = evaluation.get(f"{name}_without_leaks")
+    if clean is None:
+        return f"{text} Nothing is left without {them}, so the metrics of {name} say little about new images."
+    with_all, without = percent_ci(evaluation[name]["accuracy"]), percent_ci(clean["accuracy"])
+    return f"{text} Accuracy without {them}: {without}; with {them}: {with_all}."
 
 
 def _sorted(predictions: Predictions) -> Predictions:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from topwork.evaluation.decisions import outcome_sentence, too_few_sentence
 from topwork.models.classifier import Classifier
-from topwork.text import escape
+from topwork.text import count, decimal, escape, percent_ci
 
 
 def model_card(classifier: Classifier) -> str:
@@ -42,10 +43,7 @@ def model_card(classifier: Classifier) -> str:
         "",
         "## Limits",
         "",
-        "It knows only these classes"
-        + (" and may give an image any number of them" if classifier.multi_label else " and always names one of them")
-        + ". The figures hold for images like those it was "
-        "trained on; other cameras, places or times can be much harder.",
+        _limits(classifier),
         "",
     ]
     return "\n".join(lines)
@@ -54,12 +52,28 @@ def model_card(classifier: Classifier) -> str:
 def _figures(provenance: dict[str, Any]) -> str:
     figures = provenance.get("figures")
     if not figures:
-        return "Not judged: there was no held-out part."
-    accuracy = figures["accuracy"]
-    return (
-        f"{'All labels right' if 'micro_f1' in figures else 'Accuracy'} on {figures['n']} {provenance['judged_on']} images: {100 * accuracy['value']:.1f} % "
-        f"(95 % interval {100 * accuracy['low']:.1f} to {100 * accuracy['high']:.1f})."
-        + (f" Micro F1 {figures['micro_f1']:.3f}." if "micro_f1" in figures else "")
+        return "Not evaluated: there was no held-out part."
+    title = "Exact match" if "micro_f1" in figures else "Accuracy"
+    clean = ", without the images that train has, too" if provenance.get("without_leaks") else ""
+    said = [
+        f"{title} on {count(figures['n'], provenance['judged_on'] + ' image')}{clean}: {percent_ci(figures['accuracy'])}."
+    ]
+    if "micro_f1" in figures:
+        said.append(f"Micro F1 {decimal(figures['micro_f1'])}.")
+    return " ".join([*said, outcome_sentence(provenance.get("outcomes"))]).strip()
+
+
+def _limits(classifier: Classifier) -> str:
+    kind = "may give an image any number of them" if classifier.multi_label else "always gives one of them"
+    return " ".join(
+        filter(
+            None,
+            [
+                f"The model knows only these classes and {kind}.",
+                too_few_sentence(classifier.thresholds),
+                "The metrics hold for images like those it was trained on; other cameras, places or times can be much harder.",
+            ],
+        )
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from topwork.blocks import Block, Card, Command, Fold, Gallery, Line, Text, Tile, as_share
+from topwork.evaluation.metrics import leak_sentence
 from topwork.report.pictures import EXAMPLE, Album
 from topwork.report.run_data import Record
 from topwork.settings import quote
@@ -33,7 +34,7 @@ def label_errors(record: Record, album: Album) -> list[Block]:
         ]
     else:
         blocks = [Text(f"None of {count(n_audited, 'label')} is likely wrong.", "lead")]
-    blocks += [Text(text) for text in repeats(insights.get("duplicates") or {}, record.evaluation.get("leaks") or {})]
+    blocks += [Text(text) for text in repeats(insights.get("duplicates") or {}, record.evaluation)]
     outliers = insights.get("outliers", [])[:MAX_OUTLIERS]
     if outliers:
         cards = tuple(_outlier(record, item, album) for item in outliers)
@@ -66,15 +67,10 @@ def _outlier(record: Record, item: dict[str, Any], album: Album) -> Card:
     return Card((Tile(album.want(item["row"], EXAMPLE), f"image of {label}"),), (Line("", label),), escape(sample.path))
 
 
-def repeats(duplicates: dict[str, Any], leaks: dict[str, Any]) -> list[str]:
+def repeats(duplicates: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
     """Leaked and repeated images, with the accuracy without them."""
     said = []
-    for part, found in leaks.items():
-        without, n = found.get("without"), found["n_leaked"]
-        text = f"{count(n, 'image')} of {part} {'is' if n == 1 else 'are'} also in train"
-        if without and without["accuracy"]["value"] is not None:
-            text += f". Accuracy without {'it' if n == 1 else 'them'}: {as_share(without['accuracy'])}"
-        said.append(f"{text}.")
+    said += [leak_sentence(part, evaluation) for part in evaluation.get("leaks", {})]
     for part, found in duplicates.items():
         n = found["n_repeated"]
         said.append(

@@ -111,9 +111,7 @@ def _noun(record: Record) -> str:
 
 def without_leaks(record: Record, part: str) -> dict[str, Any] | None:
     """The figures of a part without the images that train has, too; None if there are none or nothing is left."""
-    found = record.evaluation.get(f"{part}_without_leaks") or record.evaluation.get("leaks", {}).get(part, {}).get(
-        "without"
-    )
+    found = record.evaluation.get(f"{part}_without_leaks")
     return found if found and found.get("n") and found["accuracy"]["value"] is not None else None
 
 
