@@ -284,7 +284,7 @@ def evaluate(
     out: Annotated[
         str | None, Parameter(help="Also write a report, predictions and the confusion matrix to this directory.")
     ] = None,
-    overwrite: Annotated[bool, Parameter(negative=(), help="Replace the evaluation in --out.")] = False,
+    overwrite: Overwrite = False,
     settings: Annotated[DataSettings, Flat] = DataSettings(),
     common: CommonArgs = Common(),
 ) -> int:

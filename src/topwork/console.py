@@ -169,7 +169,9 @@ def part_lines(name: str, part: dict[str, Any]) -> list[str]:
 def evaluation_lines(name: str, evaluated: dict[str, Any], out: str | None = None) -> list[str]:
     """What ``topwork evaluate`` found; first the metrics without the images that the model was trained on."""
     seen = evaluated.get("seen_in_training") or {}
-    lines = part_lines(f"{escape(name)} without images seen in training", seen["without"]) if seen.get("without") else []
+    lines = (
+        part_lines(f"{escape(name)} without images seen in training", seen["without"]) if seen.get("without") else []
+    )
     lines += [*part_lines(escape(name), evaluated), *by_lines(evaluated.get("by", {}))]
     return [*lines, f"Report: {escape(out)}/report.html"] if out else lines
 

@@ -198,7 +198,9 @@ def seen_notes(figures: Mapping[str, Any]) -> list[str]:
     if seen["n_near"]:
         text += f" ({seen['n_exact']:,} the same file, {seen['n_near']:,} nearly the same picture)"
     if seen["without"] is None:
-        return [f"{text}, and nothing is left without {'it' if seen['n'] == 1 else 'them'}: the metrics are optimistic."]
+        return [
+            f"{text}, and nothing is left without {'it' if seen['n'] == 1 else 'them'}: the metrics are optimistic."
+        ]
     return [f"{text}; the metrics to trust are those without {'it' if seen['n'] == 1 else 'them'}."]
 
 

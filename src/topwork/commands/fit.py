@@ -14,10 +14,7 @@ from typing import TYPE_CHECKING, Any
 from topwork.commands.assess import Assessed, assess, check_labels
 from topwork.commands.prepare import Gathered, embedder_of, fitted_probe, prepare_data, timing, with_answers
 from topwork.data.augment import pipeline
-from topwork.data.manifest import Manifest
-from topwork.data.split import Split
 from topwork.evaluation.analysis import AnalysisInputs, analyze
-from topwork.evaluation.predictions import Predictions
 from topwork.features.blas import few_threads
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import best_device, compiled_form
