@@ -285,10 +285,10 @@ def test_repeats_and_leaks_for_one_and_many(n: int) -> None:
     share = {"value": 0.9, "low": 0.8, "high": 0.95}
     found = repeats({"test": {"n_repeated": n, "n_without": n, "accuracy_without": share}}, {"test": {"accuracy": share}, "test_without_leaks": {"accuracy": share}, "leaks": {"test": {"n_leaked": n}}})  # fmt: skip
     if n == 1:
-        assert found[0] == "1 image of test is also in train. Accuracy without it: 90.0% (80.0–95.0)."
+        assert found[0] == "1 image of test is also in train (the same picture, or one of the same group). Accuracy without it: 90.0% (95% CI 80.0–95.0); with it: 90.0% (95% CI 80.0–95.0)."  # fmt: skip
         assert found[1].startswith("1 image of test repeats another image of test.")
     else:
-        assert found[0] == "2 images of test are also in train. Accuracy without them: 90.0% (80.0–95.0)."
+        assert found[0] == "2 images of test are also in train (the same picture, or one of the same group). Accuracy without them: 90.0% (95% CI 80.0–95.0); with them: 90.0% (95% CI 80.0–95.0)."  # fmt: skip
         assert found[1].startswith("2 images of test repeat another image of test.")
 
 

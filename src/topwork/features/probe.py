@@ -329,9 +329,8 @@ def _folds(
         fold_of_group = {g: number % n_folds for number, g in enumerate(fold_of_group)}
     rows = np.sort(order)
     folds = np.array([fold_of_group[g] for g in group[rows].tolist()], np.int64)
-    if (folds == folds[0]).all():  # too few images or groups for chance to divide them
-        several = np.unique(group[rows], return_inverse=True)[1]
-        folds = (several if several.any() else np.arange(len(rows))) % n_folds
+    if (folds == folds[0]).all():  # one group: all images are alike
+        folds = np.arange(len(rows)) % n_folds
     return np.unique(folds, return_inverse=True)[1].astype(np.int64), rows
 
 
