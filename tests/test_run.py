@@ -28,6 +28,7 @@ from topwork.files import locked
 from topwork.run import asked, run_folder
 from topwork.settings import FitSettings
 
+PARTS = FitSettings(valid_fraction=0.2)  # by default a probe has no valid part
 RUN_FILES = {
     "settings.json",
     "manifest.parquet",
@@ -65,7 +66,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fitted(data, tmp_path_factory):
-    return fit(data, tmp_path_factory.mktemp("runs") / "run")
+    return fit(data, tmp_path_factory.mktemp("runs") / "run", PARTS)
 
 
 def test_a_run_holds_all_that_is_promised(fitted):
@@ -139,7 +140,7 @@ def test_classes_are_matched_by_name(fitted, data, tmp_path):
 
 
 def test_a_second_fit_embeds_nothing_and_gives_the_same(fitted, data, tmp_path):
-    again = fit(data, tmp_path / "again")
+    again = fit(data, tmp_path / "again", PARTS)
     assert again.evaluation["timing"]["n_embedded"] == 0
     for part in ("valid", "test"):
         assert again.evaluation[part] == fitted.evaluation[part]
@@ -167,6 +168,24 @@ def test_the_choice_never_sees_valid_or_test(fitted, data, tmp_path):
     other = fit(table, tmp_path / "run")
     np.testing.assert_array_equal(other.classifier.head.weight, fitted.classifier.head.weight)
     assert other.classifier.temperature == fitted.classifier.temperature
+
+
+def test_a_probe_holds_out_only_the_test_part(data, tmp_path):
+    fitted = fit(data, tmp_path / "run")
+    assert {name: len(rows) for name, rows in fitted.split.parts().items()} == {"train": 72, "test": 18}
+    assert set(fitted.evaluation) & {"valid", "test"} == {"test"}
+
+
+def test_a_given_valid_part_may_be_trained_on(data, tmp_path):
+    for number, path in enumerate(sorted(data.glob("*/*.jpg"))):
+        part = ("train", "valid", "test")[number % 3]
+        (tmp_path / "d" / part / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "d" / part / path.parent.name)
+    fitted = fit(tmp_path / "d", tmp_path / "run", FitSettings(final_fit="train+valid"))
+    assert {name: len(rows) for name, rows in fitted.split.parts().items()} == {"train": 60, "test": 30}
+    assert fitted.evaluation["test"]["per_class"]["disc"]["n_train"] == 20
+    with pytest.raises(UsageError, match="--final-fit train\\+valid has no effect without --mode probe"):
+        fit(tmp_path / "d", tmp_path / "tuned", FitSettings(final_fit="train+valid", mode="tune"))
 
 
 def test_train_and_valid_alone_give_no_test_part(data, tmp_path):

@@ -135,7 +135,13 @@ class DataSettings:
         None,
         "CSV of corrected labels (path,label), such as topwork review writes; replaces the labels of those images.",
     )
-    valid_fraction: float = _setting(0.2, "Fraction held out for validation if the data has no split.")
+    valid_fraction: float | None = _setting(
+        None,
+        "Fraction held out for validation if the data has no split [default: 0.2 if the backbone is tuned, else 0: a probe is "
+        "chosen by cross-validation].",
+        at_least=0,
+        below=1,
+    )
     test_fraction: float = _setting(
         0.2, "Fraction held out for the test if the data has no split or only a train part; 0: none."
     )
@@ -317,6 +323,11 @@ class FitSettings(AnswerSettings, TuneSettings, NetworkSettings, DataSettings):
     )
     mode: Mode = _setting(
         "probe", "probe: a head on frozen features; tune: then move the network too; auto: tune where it should pay."
+    )
+    final_fit: Literal["train", "train+valid"] = _setting(
+        "train",
+        "Images that a probe is fitted on: train+valid adds a given valid part, which then measures nothing.",
+        needs={"mode": ("probe",)},
     )
     leave_out: str | None = _setting(
         None, "Train on all domains but this one, and make it the test part: how well does it do on a new domain?"

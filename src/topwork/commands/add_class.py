@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.commands.assess import evaluate_parts
-from topwork.commands.prepare import scan_and_embed, timing
+from topwork.commands.prepare import VALID_FRACTION, scan_and_embed, timing
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split, split
 from topwork.errors import UsageError
@@ -165,7 +165,10 @@ def _joined(
             f"{escape(path)}: is one of the images that the model was trained or evaluated on, under another class."
         )
     has = set(old_parts.values())
-    fractions = [settings.valid_fraction if "valid" in has else 0.0, settings.test_fraction if "test" in has else 0.0]
+    fractions = [
+        settings.valid_fraction or VALID_FRACTION if "valid" in has else 0.0,
+        settings.test_fraction if "test" in has else 0.0,
+    ]
     plain = replace(new, samples=tuple(replace(sample, part=None) for sample in new.samples))
     chosen = split(plain, fractions[0], fractions[1], settings.seed)
     part_of = {row: name for name, rows in chosen.parts().items() for row in rows.tolist()}

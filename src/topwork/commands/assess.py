@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.commands.prepare import Gathered
+from topwork.commands.prepare import PreparedData
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split, n_train_of, rarest_labels
 from topwork.errors import UsageError
@@ -57,7 +57,7 @@ def check_labels(settings: FitSettings) -> None:
 
 
 def assess(
-    data: Gathered, probe: Probe, tuned: TunedClassifier | None, clock: Stopwatch, reporter: Reporter
+    data: PreparedData, probe: Probe, tuned: TunedClassifier | None, clock: Stopwatch, reporter: Reporter
 ) -> Assessed:
     """Calibrates the classifier, has it answer for every part, and evaluates the held-out parts.
 
@@ -82,7 +82,7 @@ def assess(
     return Assessed(classifier, predictions, evaluation)
 
 
-def _classifier(data: Gathered, probe: Probe, tuned: TunedClassifier | None) -> Classifier:
+def _classifier(data: PreparedData, probe: Probe, tuned: TunedClassifier | None) -> Classifier:
     """Head with the temperature folded in, thresholds and unknown detector.
 
     They come from out-of-fold answers of train for a probe, and from valid for a tuned network, which has overfitted train.

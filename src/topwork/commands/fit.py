@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topwork.commands.assess import Assessed, assess, check_labels
-from topwork.commands.prepare import Gathered, embedder_of, fitted_probe, prepare_data, timing, with_answers
+from topwork.commands.prepare import PreparedData, embedder_of, fitted_probe, prepare_data, timing, with_answers
 from topwork.data.augment import pipeline
 from topwork.evaluation.analysis import AnalysisInputs, analyze
 from topwork.features.blas import few_threads
@@ -149,7 +149,7 @@ def _meet() -> None:
 
 
 def _tune(
-    data: Gathered, probe: Probe, folder: Path, clock: Stopwatch, reporter: Reporter
+    data: PreparedData, probe: Probe, folder: Path, clock: Stopwatch, reporter: Reporter
 ) -> tuple[TunedClassifier | None, list[str]]:
     """The tuned network, or None where there is none or where the probe is kept; and what was decided, in words."""
     settings, words = data.settings, []
@@ -187,7 +187,7 @@ def _tune(
     return (tuned if selection.keeps_tuned else None), words
 
 
-def _embedded_again(data: Gathered, tuned: TunedClassifier, clock: Stopwatch, reporter: Reporter) -> Gathered:
+def _embedded_again(data: PreparedData, tuned: TunedClassifier, clock: Stopwatch, reporter: Reporter) -> PreparedData:
     """The same images with the tuned network and its features."""
     with clock("embed_again"):
         reporter.step("embed again")
@@ -203,7 +203,7 @@ def _write_insights(
     work: Path,
     path: str | os.PathLike[str],
     folder: Path,
-    data: Gathered,
+    data: PreparedData,
     features_judged: Features,
     probe: Probe,
     assessed: Assessed,
@@ -230,7 +230,9 @@ def _write_insights(
     write_json(work / "insights.json", analyze(inputs))
 
 
-def _recipe(data: Gathered, probed: Probed, tuned: TunedClassifier | None, classifier: Classifier) -> dict[str, Any]:
+def _recipe(
+    data: PreparedData, probed: Probed, tuned: TunedClassifier | None, classifier: Classifier
+) -> dict[str, Any]:
     """What was done, with no "auto" left in it."""
     probe, parts, embedder = probed.probe, data.parts, data.embedder
     recipe = {

@@ -1,6 +1,6 @@
 """What every kind of fit begins with: images scanned and embedded in one pass, divided, and a probe on their features.
 
-In: a path and settings. Out: :class:`Gathered`, and from it a :class:`topwork.features.views.Probed`.
+In: a path and settings. Out: :class:`PreparedData`, and from it a :class:`topwork.features.views.Probed`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from topwork.data.augment import Flip, pipeline
 from topwork.data.manifest import Manifest, scan
 from topwork.data.samples import rules_of
-from topwork.data.split import Split, divided_as, join_groups, leave_out, split, with_valid
+from topwork.data.split import Split, divided_as, join_groups, leave_out, split, with_valid, without_valid
 from topwork.data.transforms import Mirror
 from topwork.errors import UsageError
 from topwork.features.backbone_selection import Choice, choose, names_of, subsample
@@ -31,13 +31,14 @@ from topwork.models.head import Changes
 from topwork.progress import Reporter, Stopwatch
 from topwork.run import read_split
 from topwork.settings import DataSettings, FitSettings
-from topwork.text import escape
+from topwork.text import count, escape
 
 MIN_CLASSES = 2
+VALID_FRACTION = 0.2
 
 
 @dataclass(frozen=True)
-class Gathered:
+class PreparedData:
     """What is known before anything is trained.
 
     Attributes:
@@ -66,7 +67,9 @@ class Gathered:
         return self.manifest.targets
 
 
-def prepare_data(path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch, reporter: Reporter) -> Gathered:
+def prepare_data(
+    path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch, reporter: Reporter
+) -> PreparedData:
     """Scans, embeds and splits."""
     names = names_of(settings.backbone)
     with clock("backbone"):
@@ -86,24 +89,35 @@ def prepare_data(path: str | os.PathLike[str], settings: FitSettings, clock: Sto
     with clock("split"):
         near = near_duplicates(manifest, features, embedder) if settings.near_duplicates else None
         groups = join_groups(manifest, near_pairs(near))
-        if settings.leave_out is not None:
-            parts = leave_out(manifest, settings.leave_out, settings.valid_fraction, settings.seed, groups)
-        else:
-            parts = split(manifest, settings.valid_fraction, settings.test_fraction, settings.seed, groups)
+        parts = _divided(manifest, settings, groups)
         if manifest.is_train_only and len(parts.test):
             reporter.note(
-                f"Only a train part was given: held out {settings.test_fraction:.0%} of its images for the test and "
-                f"{settings.valid_fraction:.0%} for validation. To train on all of them: --test-fraction 0."
+                f"Only a train part was given: held out {count(len(parts.test), 'image')} of it for the test. To train on all "
+                "of them: --test-fraction 0."
             )
-        if settings.mode != "probe" and not len(parts.valid):
-            parts = with_valid(parts, manifest, settings.valid_fraction, groups)
+        if settings.final_fit == "train+valid" and len(parts.valid):
+            reporter.note(f"The {count(len(parts.valid), 'valid image')} joined train (--final-fit train+valid).")
+            parts = without_valid(parts, manifest)
         if manifest.multi_label:
             _check_label_sets(manifest, parts, reporter)
         else:
             _check_trainable(manifest, parts, reporter)
     n_near = len(near.pairs) if near else None
-    data = Gathered(settings, embedder.backbone, embedder, manifest, features, groups, parts, n_near)
+    data = PreparedData(settings, embedder.backbone, embedder, manifest, features, groups, parts, n_near)
     return _with_chosen(data, backbones, clock, reporter) if len(backbones) > 1 else data
+
+
+def _divided(manifest: Manifest, settings: FitSettings, groups: Sequence[int]) -> Split:
+    """Train, valid and test. Only tuning has to choose on valid, so a probe has none unless it is given or asked for."""
+    tunes = settings.mode != "probe"
+    fraction = settings.valid_fraction
+    if fraction is None:
+        fraction = VALID_FRACTION if tunes else 0.0
+    if settings.leave_out is not None:
+        parts = leave_out(manifest, settings.leave_out, fraction, settings.seed, groups)
+    else:
+        parts = split(manifest, fraction, settings.test_fraction, settings.seed, groups)
+    return with_valid(parts, manifest, fraction or VALID_FRACTION, groups) if tunes and not len(parts.valid) else parts
 
 
 def _backbone(name: str, settings: FitSettings, reporter: Reporter) -> Backbone:
@@ -120,7 +134,9 @@ def _mirror(settings: FitSettings) -> Mirror:
     return "both" if Flip(vertical=True) in steps else "horizontal"
 
 
-def _with_chosen(data: Gathered, backbones: Sequence[Backbone], clock: Stopwatch, reporter: Reporter) -> Gathered:
+def _with_chosen(
+    data: PreparedData, backbones: Sequence[Backbone], clock: Stopwatch, reporter: Reporter
+) -> PreparedData:
     """The same images and split with the backbone that cross-validation on a few training images prefers."""
     settings, manifest = data.settings, data.manifest
     if manifest.multi_label:
@@ -158,7 +174,7 @@ def embedder_of(backbone: Backbone, settings: FitSettings) -> Embedder:
     return Embedder(backbone, load_engine(backbone, settings.engine, settings.precision, settings.device))
 
 
-def with_answers(data: Gathered, reporter: Reporter) -> Gathered:
+def with_answers(data: PreparedData, reporter: Reporter) -> PreparedData:
     """The same with features in f32 of the images that are held out: every figure is about what ``predict`` answers.
 
     Where the features of the training images are in f32 already, they are those.
@@ -172,7 +188,7 @@ def with_answers(data: Gathered, reporter: Reporter) -> Gathered:
     return replace(data, backbone=exact.backbone, answers=Features(data.features.hashes, exact.store))
 
 
-def fitted_probe(data: Gathered, clock: Stopwatch, reporter: Reporter) -> Probed:
+def fitted_probe(data: PreparedData, clock: Stopwatch, reporter: Reporter) -> Probed:
     """The head, with the augmented views that were asked for or that the time budget buys."""
     settings = data.settings
 

@@ -94,6 +94,13 @@ def with_valid(chosen: Split, manifest: Manifest, fraction: float, groups: Seque
     return replace(chosen, train=_rows(manifest, assigned, "train"), valid=_rows(manifest, assigned, "valid"))
 
 
+def without_valid(chosen: Split, manifest: Manifest) -> Split:
+    """The same split with the valid part in train."""
+    assigned = np.full(len(manifest.samples), "", dtype=object)
+    assigned[chosen.train] = assigned[chosen.valid] = "train"
+    return replace(chosen, train=_rows(manifest, assigned.tolist(), "train"), valid=np.empty(0, np.int64))
+
+
 def divided_as(manifest: Manifest, record: dict[str, Any]) -> Manifest:
     """The manifest with the parts that another run's ``split.json`` gives its images, known by content; new ones train.
 
