@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,24 +18,101 @@ class atomic_file:
     """Context manager that gives a temporary path and renames it to ``final`` once its data are on the disk.
 
     After an exception the temporary file is removed and ``final`` is untouched.
+
+    Raises:
+        TopworkError: it could not be written (full disk, permissions), with its name.
     """
 
     def __init__(self, final: Path) -> None:
         self.final = final
-        self.partial = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
+        self.partial = _beside(final)
 
     def __enter__(self) -> Path:
         return self.partial
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
-            if kind is None:
+            with writing(self.final):
+                if error is not None:
+                    raise error
                 with open(self.partial, "rb+") as file:
                     os.fsync(file.fileno())
                 os.replace(self.partial, self.final)
                 flush_folder(self.final.parent)
         finally:
             self.partial.unlink(missing_ok=True)
+
+
+class atomic_folder:
+    """Context manager that gives a temporary folder and puts it in the place of ``final`` once it is complete.
+
+    What stood there stays whole until then. After an exception the temporary folder is removed and ``final`` is untouched.
+
+    Raises:
+        TopworkError: it could not be written (full disk, permissions), with its name.
+    """
+
+    def __init__(self, final: Path) -> None:
+        self.final = final
+        self.partial = _beside(final)
+
+    def __enter__(self) -> Path:
+        with writing(self.final):
+            self.partial.mkdir(parents=True)
+        return self.partial
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            with writing(self.final):
+                if error is not None:
+                    raise error
+                for path in self.partial.rglob("*"):
+                    if path.is_file():
+                        with open(path, "rb+") as file:
+                            os.fsync(file.fileno())
+                replace_folder(self.partial, self.final)
+        finally:
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Gives a complete folder its name; what had the name is deleted afterwards, and put back if that fails."""
+    old = _beside(final)
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(final, old)
+    try:
+        os.replace(new, final)
+    except OSError:
+        if old.exists():
+            os.replace(old, final)
+        raise
+    flush_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns whatever the libraries raise if ``path`` cannot be written into one error that names it."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors and OpenVINO do not raise OSError if the disk is full.
+        is_theirs = type(error).__name__ == "SafetensorError" or "iostream" in str(error)
+        if not is_theirs and not (isinstance(error, OSError) and _is_below(error.filename, path)):
+            raise
+        raise TopworkError(
+            f"{escape(str(path))}: cannot be written: {error_reason(error)}. Free some space, or write elsewhere (--out for "
+            "results, TOPWORK_CACHE for the cache)."
+        ) from error
+
+
+def _is_below(named: object, path: Path) -> bool:
+    """Whether an error is about writing ``path``: it names no file, or one in its folder."""
+    return named is None or Path(os.fsdecode(str(named))).is_relative_to(path.parent)
+
+
+def _beside(final: Path) -> Path:
+    return final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
 
 
 def flush_folder(folder: Path) -> None:

@@ -30,7 +30,7 @@ from topwork.data.split import PARTS, Split, n_train_of, recorded_split, split_r
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.metrics import headline
 from topwork.evaluation.predictions import Predictions, Task, labels_for
-from topwork.files import atomic_file, error_reason, flush_folder, locked
+from topwork.files import atomic_file, error_reason, locked, replace_folder
 from topwork.models.classifier import Classifier, load_classifier, save_classifier
 from topwork.settings import DataSettings, FitSettings, as_dict
 from topwork.text import Described, as_text, escape, percent_ci
@@ -143,7 +143,7 @@ def run_folder(folder: Path, overwrite: bool, asked: Mapping[str, Any] | None = 
             work.mkdir(exist_ok=True)
             yield work
             if work != folder:
-                _put_in_place(work, folder)
+                replace_folder(work, folder)
         except UsageError:
             if not (work / "checkpoint").exists():  # nothing was done that could be continued
                 (work / "settings.json").unlink(missing_ok=True)
@@ -163,19 +163,6 @@ def is_finished(folder: Path) -> bool:
 def replacement_of(folder: Path) -> Path:
     """Where the run that replaces a finished one is written until it is complete."""
     return folder.with_name(f"{folder.name}.new")
-
-
-def _put_in_place(work: Path, folder: Path) -> None:
-    """Gives a complete run its name; the run that had it goes afterwards."""
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    os.replace(folder, old)
-    try:
-        os.replace(work, folder)
-    except OSError:
-        os.replace(old, folder)
-        raise
-    flush_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def free_run_folder(path: str | os.PathLike[str]) -> Path:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from topwork.errors import DownloadError, TopworkError, UsageError
+from topwork.errors import DownloadError, UsageError
+from topwork.files import atomic_folder
 from topwork.models.classifier import FACTS, KNOWN_FILES, find_model, load_classifier
 from topwork.text import escape
 
@@ -73,8 +73,7 @@ def pull(repository: str, out: str | os.PathLike[str], *, revision: str | None =
     folder = Path(out)
     if folder.exists():
         raise UsageError(f"--out {folder}: exists already. Choose another folder.")
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
+    with atomic_folder(folder) as partial:
         with _hub(repository, "downloaded") as api:
             commit = str(api.model_info(repository, revision=revision).sha)
             patterns = [FACTS, *KNOWN_FILES]
@@ -83,11 +82,6 @@ def pull(repository: str, out: str | os.PathLike[str], *, revision: str | None =
         if not (partial / FACTS).is_file():
             raise DownloadError(f"{escape(repository)}: holds no model of topwork (there is no {FACTS}).")
         load_classifier(partial, multi_label=True)
-        os.replace(partial, folder)
-    except OSError as error:
-        raise TopworkError(f"{folder}: cannot be written: {(error.strerror or str(error)).lower()}.") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Pulled(folder, commit)
 
 

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sys
-import uuid
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from topwork.data.transforms import InputSpec
-from topwork.errors import ModelError, UsageError
+from topwork.errors import ModelError, TopworkError, UsageError
+from topwork.files import atomic_folder
 from topwork.models.head import UNCHANGED, Changes, parse_head
 from topwork.models.sources import EMBEDDED, WEIGHTS, Source, license_note, parse_name
 from topwork.models.stages import Stage, find_stages, is_inside
@@ -291,7 +289,6 @@ def adopt_weights(
 
 def _write_prepared(network: Any, folder: Path, like: Backbone | None = None) -> None:
     """Weights and facts of a network, written whole or not at all; facts of ``like`` if they are given."""
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from topwork.models.modules import timm_layers
@@ -318,20 +315,13 @@ def _write_prepared(network: Any, folder: Path, like: Backbone | None = None) ->
         "layout": asdict(layout),
         "changes": asdict(changes),
     }
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        partial.mkdir(parents=True)
-        save_file(state, partial / WEIGHTS)
-        (partial / _PREPARED).write_text(json.dumps(facts, indent=1))
-        if folder.exists():
-            shutil.rmtree(folder)  # unreadable, or we would not be here
-        os.replace(partial, folder)
-    except (OSError, SafetensorError) as error:  # the latter for a full disk; another process may have been faster
-        if not (folder / _PREPARED).is_file():
-            reason = getattr(error, "strerror", None) or str(error)
-            raise ModelError(f"{folder}: cannot be written: {reason}. Set TOPWORK_CACHE to another folder.") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with atomic_folder(folder) as partial:
+            save_file(state, partial / WEIGHTS)
+            (partial / _PREPARED).write_text(json.dumps(facts, indent=1))
+    except TopworkError:
+        if not (folder / _PREPARED).is_file():  # otherwise another process was faster
+            raise
 
 
 def _measured(

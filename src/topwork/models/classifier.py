@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from topwork.data.transforms import InputSpec
 from topwork.errors import ModelError, UsageError
-from topwork.files import atomic_file
+from topwork.files import atomic_folder
 from topwork.models.backbone import Backbone, Layout
 from topwork.models.head import POOLINGS, Changes, FeatureTransform, LinearHead, parse_head
 from topwork.models.stages import Stage
@@ -94,9 +93,7 @@ def save_classifier(classifier: Classifier, folder: Path, compiled: Path | None,
     """
     from safetensors.numpy import save_file
 
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir(parents=True)
-    try:
+    with atomic_folder(folder) as partial:
         _write_weights(classifier, partial / WEIGHTS)
         if classifier.arrays:
             save_file(
@@ -111,12 +108,7 @@ def save_classifier(classifier: Classifier, folder: Path, compiled: Path | None,
         facts = _facts(classifier)
         facts["files"] = {name: _digest(partial / name) for name in KNOWN_FILES if (partial / name).exists()}
         facts["digest"] = facts_digest(facts)
-        with atomic_file(partial / FACTS) as file:
-            file.write_text(json.dumps(facts, indent=1))
-        _flush(partial)
-        _swap(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (partial / FACTS).write_text(json.dumps(facts, indent=1))
 
 
 def load_classifier(path: str | os.PathLike[str], *, multi_label: bool = False) -> Classifier:
@@ -265,21 +257,6 @@ def _facts(classifier: Classifier) -> dict[str, Any]:
         "provenance": classifier.provenance,
         **several,
     }
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.iterdir():
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())
-
-
-def _swap(partial: Path, folder: Path) -> None:
-    """Puts the new folder at its name; the old one goes only afterwards."""
-    old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 # ---- reading

@@ -1,0 +1,107 @@
+"""A disk that is full, read-only or failing: one clear line that names the file, and the previous result stays whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from drawing import draw_folders
+from topwork.commands.fit import fit
+from topwork.errors import TopworkError
+from topwork.export.batch import predict_to_file
+from topwork.export.predictor import Predictor
+from topwork.settings import FitSettings
+
+SETTINGS = FitSettings(backbone="random:test_efficientnet")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return draw_folders(tmp_path_factory.mktemp("data"), n_each=6, shapes=("disc", "square"))
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """A finished run, and its bytes."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    fit(data, folder, SETTINGS)
+    return folder
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@contextmanager
+def file_size_limit(n_bytes: int) -> Iterator[None]:
+    """No file may grow beyond this, as on a full disk: the C++ libraries meet the same error as Python."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("n_bytes", [1_000, 30_000])
+def test_a_full_disk_is_named_and_the_old_run_stays_whole(data, run, tmp_path, monkeypatch, n_bytes):
+    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path / "cache"))
+    before = contents(run)
+    with pytest.raises(TopworkError) as raised, file_size_limit(n_bytes):
+        fit(data, run, SETTINGS, overwrite=True)
+    text = str(raised.value)
+    assert "large" in text or "space" in text or "written" in text
+    assert str(tmp_path) in text or str(run.parent) in text, "the file or folder is named"
+    assert "\n" not in text
+    assert contents(run) == before
+    fit(data, tmp_path / "after", SETTINGS)  # once there is space, nothing that was left behind is in the way
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", ["replace", "fsync", "mkdir"])
+def test_every_operation_may_fail(data, run, tmp_path, monkeypatch, operation):
+    """The 1st, 2nd, 3rd ... call fails, until a fit gets through."""
+    before, real = contents(run), getattr(os, operation)
+    for number in range(200):
+        calls = 0
+        monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path / f"cache-{number}"))
+
+        def failing(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == number + 1:  # noqa: B023 - called within the round
+                raise OSError(errno.EIO, os.strerror(errno.EIO), args[0] if isinstance(args[0], str | Path) else None)
+            return real(*args, **kwargs)
+
+        out = tmp_path / f"run-{number}"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, operation, failing)
+            try:
+                fit(data, out, SETTINGS)
+            except TopworkError as error:
+                assert "input/output error" in str(error).lower()
+                assert "\n" not in str(error)
+                assert not (out / "evaluation.json").exists(), "no success is ever recorded"
+        if calls <= number:
+            assert (out / "evaluation.json").exists()
+            break
+    else:
+        pytest.fail("it never got through")
+    assert number > 2, "the operation is used"
+    assert contents(run) == before
+
+
+def test_predictions_on_a_full_disk_are_named_and_go_on(data, run, tmp_path):
+    predictor, inputs = Predictor(run), sorted(str(path) for path in data.rglob("*.jpg"))
+    out = tmp_path / "p.csv"
+    with pytest.raises(TopworkError, match=r"p\.csv"), file_size_limit(600):
+        predict_to_file(predictor, inputs, out)
+    assert not out.exists()
+    predict_to_file(predictor, inputs, out)
+    assert len(out.read_text().splitlines()) == 1 + len(inputs)
