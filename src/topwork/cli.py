@@ -131,6 +131,9 @@ def fit(
     resume: Annotated[str | None, Parameter(help="Continue this interrupted run with its own settings.")] = None,
     overwrite: Overwrite = False,
     open: Annotated[bool, Parameter(help="Open the report in a browser at the end.")] = False,
+    dry_run: Annotated[
+        bool, Parameter(help="Print how the data is read (layout, parts, classes, first paths), and stop.")
+    ] = False,
     settings: Annotated[FitSettings, Flat] = FitSettings(),
     common: CommonArgs = Common(),
 ) -> int:
@@ -146,6 +149,8 @@ def fit(
         (path, settings), out, overwrite = interrupted(resume), resume, True
     if path is None:
         raise UsageError("fit needs the folder of images: topwork fit PATH --out RUN (or --resume RUN).")
+    if dry_run:
+        return _dry_run(path, settings, common)
     folder = Path(out) if out else free_run_folder(path)
     if is_launched():
         from topwork.training.distributed import processes
@@ -805,6 +810,18 @@ def _picture_writer(predictor: Any, folder: str) -> Any:
     place, heatmaps = Path(folder), Heatmaps(predictor)
     place.mkdir(parents=True, exist_ok=True)
     return lambda number, prediction: heatmaps.write(number, prediction, place)
+
+
+def _dry_run(path: str, settings: DataSettings, common: Common) -> int:
+    from topwork.commands.scan import understood
+    from topwork.console import reject_lines, understood_lines
+
+    found = understood(path, settings)
+    _show(
+        common, {"path": path, **found.as_dict()},
+        lambda: [*understood_lines(found, with_counts=True), *found.notes, *reject_lines(found.rejects)],
+    )  # fmt: skip
+    return 0
 
 
 def _reject_status(n_rejected: int, n_used: int, settings: DataSettings) -> int:

@@ -476,11 +476,32 @@ def reject_lines(rejects: Sequence[Any], n: int = 20) -> list[str]:
     return lines
 
 
+def understood_lines(found: Any, *, with_counts: bool = False) -> list[str]:
+    """How a data set is read: layout, parts, classes and the first paths.
+
+    Args:
+        with_counts: list every class with its number of files.
+    """
+    answer = found.as_dict()
+    parts = ", ".join(f"{part} {n:,}" for part, n in found.parts.items()) or "none given"
+    lines = [f"Layout: {answer['layout']}. Labels come from {answer['labels_from']}. Parts: {parts}."]
+    if with_counts:
+        lines.append(f"{count(len(found.classes), 'class', 'classes')}:")
+        lines += [f"  {escape(name)}  {n:,}" for name, n in found.classes.items()]
+    return [*lines, *(f"  {escape(path)} → {escape(label) or 'no label'}" for path, label in found.examples)]
+
+
 def scan_lines(surveyed: Any) -> list[str]:
     """What ``topwork scan`` found."""
     manifest = surveyed.manifest
     used = f"\n{len(manifest.samples):,} images used, {len(manifest.rejects):,} files rejected."
-    return [*overview_lines(surveyed.overview), used, *reject_lines(manifest.rejects)]
+    return [
+        *understood_lines(surveyed.understood),
+        "",
+        *overview_lines(surveyed.overview),
+        used,
+        *reject_lines(manifest.rejects),
+    ]
 
 
 def added_lines(grown: Any) -> list[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from topwork.commands.prepare import scan_and_embed
+from topwork.data.listing import list_data
 from topwork.data.manifest import Manifest, scan
-from topwork.data.samples import rules_of
+from topwork.data.samples import LABEL_SEPARATOR, Entry, Reject, Sample, rules_of
 from topwork.data.split import join_groups, split
 from topwork.data.transforms import InputSpec
 from topwork.evaluation.dataset_summary import Overview, findings, overview
@@ -18,7 +20,75 @@ from topwork.features.duplicates import near_duplicates, near_pairs
 from topwork.features.embed import Embedder
 from topwork.models.backbone import load_backbone
 from topwork.progress import Reporter
-from topwork.settings import ScanSettings
+from topwork.settings import DataSettings, ScanSettings
+from topwork.text import as_text, natural_key
+
+LABELS_FROM = {
+    "folders": "the class folders",
+    "parts": "the class folders in the train, valid and test folders",
+    "names": "the file names, by --label-regex",
+    "table": "a table",
+    "arrays": "an array of labels",
+    "hub": "a saved data set",
+}
+N_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Understood:
+    """How the names in a data set were read; nothing has been decoded yet.
+
+    Attributes:
+        classes: number of files of each class.
+        parts: number of files of each part that was given.
+        examples: the first paths with their labels.
+    """
+
+    layout: str
+    classes: dict[str, int]
+    parts: dict[str, int]
+    examples: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
+    rejects: tuple[Reject, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``fit --dry-run --json`` prints, but for the path."""
+        return {
+            "layout": self.layout,
+            "labels_from": LABELS_FROM[self.layout],
+            "classes": self.classes,
+            "parts": self.parts,
+            "examples": [{"path": as_text(path), "label": as_text(label)} for path, label in self.examples],
+            "n_files": sum(self.parts.values()) if self.parts else sum(self.classes.values()),
+            "notes": list(self.notes),
+            "rejects": [reject.as_dict() for reject in self.rejects],
+        }
+
+
+def understood(path: str | os.PathLike[str], settings: DataSettings | None = None) -> Understood:
+    """How the data is read: layout, where labels come from, parts, classes, first paths. No image is opened.
+
+    Raises:
+        UsageError: nothing usable there, or two readings.
+    """
+    rules = rules_of(settings or DataSettings())
+    listing = list_data(path, rules=rules)
+    counts: Counter[str] = Counter()
+    for entry in listing.entries:
+        counts.update(entry.label.split(LABEL_SEPARATOR) if rules.multi_label else [entry.label])
+    return Understood(
+        listing.layout,
+        {name: counts[name] for name in sorted(counts, key=natural_key) if name},
+        _parts_of(listing.entries),
+        tuple((entry.path, entry.label) for entry in listing.entries[:N_EXAMPLES]),
+        listing.notes,
+        listing.rejects,
+    )
+
+
+def _parts_of(items: Sequence[Entry | Sample]) -> dict[str, int]:
+    found = Counter(item.part for item in items)
+    return {part: found[part] for part in ("train", "valid", "test") if found[part]}
 
 
 @dataclass(frozen=True)
@@ -35,16 +105,24 @@ class Surveyed:
     findings: tuple[str, ...]
     spec: InputSpec = field(default_factory=InputSpec)
 
+    @property
+    def understood(self) -> Understood:
+        """How the names were read."""
+        samples = self.manifest.samples
+        examples = tuple((sample.path, sample.label) for sample in samples[:N_EXAMPLES])
+        return Understood(self.manifest.layout, self.manifest.counts, _parts_of(samples), examples)
+
     def as_dict(self) -> dict[str, Any]:
         """What ``scan --json`` prints, but for the path."""
         manifest = self.manifest
         return {
-            "layout": manifest.layout,
-            "classes": manifest.counts,
+            **{
+                name: self.understood.as_dict()[name]
+                for name in ("layout", "labels_from", "classes", "parts", "examples")
+            },
             "n_used": len(manifest.samples),
             "n_rejected": len(manifest.rejects),
             "rejects": [reject.as_dict() for reject in manifest.rejects],
-            "parts": dict(Counter(sample.part for sample in manifest.samples if sample.part)),
             "digest": manifest.digest,
             "notes": list(manifest.notes),
             "findings": list(self.findings),
