@@ -16,7 +16,7 @@ from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.compare import Comparison, compare
 from topwork.evaluation.predictions import Predictions
 from topwork.run import read_evaluation, read_logits
-from topwork.text import Described, as_text, count, escape, percent, points
+from topwork.text import Described, as_text, canonical, count, escape, percent, points
 
 SIGNIFICANCE = 0.05
 
@@ -180,10 +180,12 @@ def judged_part(folder: Path, evaluation: dict[str, Any], part: str) -> Judged:
         manifest = load_manifest(folder / "manifest.parquet")
         _ = manifest.labels  # several labels an image cannot be compared yet, which this says
         every, in_part, stored = read_logits(folder / "predictions.parquet")
-        classes = tuple(evaluation[part]["classes"])
+        classes = tuple(canonical(name) for name in evaluation[part]["classes"])  # as the other run may spell it
         index = {name: number for number, name in enumerate(classes)}
         rows, logits = every[in_part == part], stored[in_part == part]
-        labels = np.array([index.get(manifest.samples[row].label, -1) for row in rows.tolist()], dtype=np.int64)
+        labels = np.array(
+            [index.get(canonical(manifest.samples[row].label), -1) for row in rows.tolist()], dtype=np.int64
+        )
         return Judged(folder, manifest, Predictions(classes, rows, labels, logits))
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
         raise TopworkError(f"{escape(str(folder))}: the run is damaged ({type(error).__name__}: {error}).") from error

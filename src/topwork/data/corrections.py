@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from topwork.data.samples import Reject, Sample
+from topwork.data.tables import decoded
 from topwork.errors import TopworkError, UsageError
 from topwork.files import flush_folder
-from topwork.text import escape
+from topwork.text import canonical, escape
 
 Decision = Literal["relabel", "keep", "remove", "undo"]
 COLUMNS = ("content_hash", "path", "was", "decision", "label", "time")
@@ -49,7 +50,7 @@ class Correction:
     @property
     def key(self) -> str:
         """What the image is known by."""
-        return self.content_hash or f"path {self.path}"
+        return self.content_hash or f"path {canonical(self.path)}"
 
 
 class Corrections:
@@ -72,7 +73,7 @@ class Corrections:
 
     def of(self, content_hash: str, path: str) -> Correction | None:
         """What was decided about an image: by its content, else by its path."""
-        stack = self._stacks.get(content_hash) or self._stacks.get(f"path {path}")
+        stack = self._stacks.get(content_hash) or self._stacks.get(f"path {canonical(path)}")
         return stack[-1] if stack else None
 
     def n_made(self, content_hash: str) -> int:
@@ -99,7 +100,7 @@ def read_corrections(path: str | os.PathLike[str]) -> Corrections:
         reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
         raise UsageError(f"--corrections {escape(str(path))}: {reason}.") from None
     text = raw.decode("utf-8-sig", "surrogateescape")
-    return _parsed(_whole_lines(text) if _is_journal(text) else text, escape(str(path)))
+    return _parsed(_whole_lines(text) if _is_journal(text) else decoded(str(path), raw)[0], escape(str(path)))
 
 
 def _parsed(text: str, name: str) -> Corrections:
@@ -144,6 +145,7 @@ def lay_over(
     kept: list[Sample] = []
     rejects: list[Reject] = []
     n_changed, met = 0, set()
+    forms = {canonical(sample.label): sample.label for sample in samples}
     for sample in samples:
         found = corrections.of(sample.content_hash, sample.path)
         if found is not None:
@@ -153,8 +155,9 @@ def lay_over(
         elif found.decision == "remove":
             rejects.append(Reject(sample.path, REMOVED))
         else:
-            n_changed += found.label != sample.label
-            kept.append(replace(sample, label=found.label))
+            label = forms.get(canonical(found.label), found.label)
+            n_changed += label != sample.label
+            kept.append(replace(sample, label=label))
     n_strange = len(corrections.standing.keys() - met)
     note = f"{escape(name)}: {_count(n_changed, 'label')} changed, {_count(len(rejects), 'image')} set aside."
     if n_strange:

@@ -5,7 +5,6 @@ In: a path. Out: the :class:`Rules` under which a scan takes every image, and la
 
 from __future__ import annotations
 
-import csv
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,10 @@ from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest
 from topwork.data.samples import Rules
+from topwork.data.tables import read_table
 from topwork.errors import UsageError
 from topwork.files import error_reason
-from topwork.text import escape
+from topwork.text import canonical, escape, first_names
 
 NO_LABEL = "?"  # class name of images whose folders are no classes
 ANY_LABEL = "(.)"  # a label for every file; it means nothing
@@ -47,38 +47,35 @@ def without_labels(manifest: Manifest) -> Manifest:
 
 
 def read_labels(path: Path, manifest: Manifest, classes: tuple[str, ...]) -> NDArray[np.int64]:
-    """(N,) label of each row of the manifest that a CSV file names, -1 elsewhere.
+    """(N,) label of each row of the manifest that a table names, -1 elsewhere.
 
     Paths are those of the manifest (as ``adapt --ask`` writes them), or absolute. Rows without a label are skipped.
 
     Raises:
         UsageError: unreadable; a column is missing; a row names an image or a class that is not there.
     """
-    known = np.full(len(manifest.samples), -1, np.int64)
-    rows = {sample.path: row for row, sample in enumerate(manifest.samples)}
-    index = {name: number for number, name in enumerate(classes)}
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file)
-            if not {"path", "label"} <= set(reader.fieldnames or ()):
-                raise UsageError(f"{escape(str(path))}: needs the columns path and label.")
-            for line, record in enumerate(reader, start=2):
-                name, label = record["path"] or "", (record["label"] or "").strip()
-                if not label:
-                    continue
-                row = rows.get(name, rows.get(os.path.relpath(name, manifest.root) if Path(name).is_absolute() else ""))
-                if row is None:
-                    raise UsageError(
-                        f"{escape(str(path))}, line {line}: {escape(name)} is no usable image of the target."
-                    )
-                if label not in index:
-                    some = ", ".join(escape(c) for c in classes[:8])
-                    raise UsageError(
-                        f"{escape(str(path))}, line {line}: {escape(label)} is no class of the model, which knows: {some}."
-                    )
-                known[row] = index[label]
-    except (OSError, csv.Error) as error:
-        raise UsageError(f"{escape(str(path))}: cannot be read as CSV: {error_reason(error)}") from None
+        table = read_table(str(path), path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{escape(str(path))}: cannot be read: {error_reason(error)}") from None
+    if not {"path", "label"} <= set(table.columns):
+        raise UsageError(f"{escape(str(path))}: needs the columns path and label.")
+    known = np.full(len(manifest.samples), -1, np.int64)
+    rows = {canonical(sample.path): row for row, sample in enumerate(manifest.samples)}
+    index = {canonical(name): number for number, name in enumerate(classes)}
+    for line, (name, own) in enumerate(zip(table.columns["path"], table.columns["label"], strict=True), start=2):
+        path_given, label = str(name or ""), str(own or "").strip()
+        if not label:
+            continue
+        relative = os.path.relpath(path_given, manifest.root) if Path(path_given).is_absolute() else path_given
+        row = rows.get(canonical(path_given), rows.get(canonical(relative)))
+        where = f"{escape(str(path))}, line {line}"
+        if row is None:
+            raise UsageError(f"{where}: {escape(path_given)} is no usable image of the target.")
+        if canonical(label) not in index:
+            known_names = first_names(classes, 8)
+            raise UsageError(f"{where}: {escape(label)} is no class of the model, which knows: {known_names}.")
+        known[row] = index[canonical(label)]
     if not (known >= 0).any():
         raise UsageError(f"{escape(str(path))}: holds no label yet; fill in the column label.")
     return known

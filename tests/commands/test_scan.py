@@ -1,0 +1,81 @@
+"""What was understood is printed before anything is decoded; class names are matched by their canonical form."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+
+import pytest
+
+from drawing import draw_folders
+from topwork.cli import main
+from topwork.commands.evaluate import evaluate
+from topwork.commands.fit import fit
+from topwork.commands.scan import understood
+from topwork.data.manifest import scan
+from topwork.data.samples import Rules
+from topwork.settings import DataSettings, FitSettings
+
+
+def run(capsys, *arguments: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return int(ended.value.code or 0), capsys.readouterr().out
+
+
+def test_a_dry_run_says_how_the_data_is_read_and_makes_nothing(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw_folders(tmp_path / "data" / "train", n_each=3)
+    draw_folders(tmp_path / "data" / "val", n_each=2, seed=1)
+    (tmp_path / "data" / "train" / "disc" / "disc_0.jpg").write_bytes(b"not looked at")
+    status, out = run(capsys, "fit", "data", "--dry-run", "--json")
+    answer = json.loads(out)
+    assert status == 0
+    assert answer["layout"] == "parts"
+    assert answer["classes"] == {"disc": 5, "square": 5}
+    assert answer["parts"] == {"train": 6, "valid": 4}
+    assert answer["examples"][0] == {"path": "train/disc/disc_0.jpg", "label": "disc"}
+    status, out = run(capsys, "fit", "data", "--dry-run")
+    assert "Labels come from the class folders" in out
+    assert "disc_0.jpg → disc" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_several_labels_are_counted_each(tmp_path) -> None:
+    (tmp_path / "a.csv").write_text("path,label\na.jpg,x|y\nb.jpg,y\n")
+    assert understood(tmp_path / "a.csv", DataSettings(multi_label=True)).classes == {"x": 1, "y": 2}
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory):
+    """A run on the classes café and thé, and images of another data set: those classes decomposed, and one more."""
+    root = tmp_path_factory.mktemp("forms")
+    for name, seed, form in (("train", 0, "NFC"), ("other", 1, "NFD")):
+        folder = draw_folders(root / name, n_each=8, shapes=("disc", "square", "cross")[: 2 + seed], seed=seed)
+        for shape, label in (("disc", "café"), ("square", "thé")):
+            (folder / shape).rename(folder / unicodedata.normalize(form, label))
+    fit(root / "train", root / "run", FitSettings(test_fraction=0.25, valid_fraction=0))
+    return root
+
+
+def test_classes_are_matched_by_their_canonical_form_and_what_is_left_out_is_said(composed) -> None:
+    found = evaluate(composed / "run", composed / "other")
+    assert found["n"] == 16
+    assert found["accuracy"]["value"] > 0.8
+    assert found["n_unused"] == 8
+    assert "Not evaluated: 8 of 24 images, because the model does not know their class (cross)." in found["notes"]
+
+
+def test_more_unknown_classes_than_allowed_end_with_status_3(composed, capsys) -> None:
+    status, _ = run(capsys, "evaluate", str(composed / "run"), str(composed / "other"), "--json")
+    assert status == 3
+    allowed = ("--max-reject-fraction", "0.5")
+    assert run(capsys, "evaluate", str(composed / "run"), str(composed / "other"), "--json", *allowed)[0] == 0
+
+
+def test_corrections_are_matched_by_their_canonical_form(composed) -> None:
+    path = composed / "corrections.csv"
+    path.write_text("path,label\ncafé/disc_0.jpg,thé\n", encoding="cp1252")
+    manifest = scan(composed / "other", rules=Rules(corrections=path))
+    assert len(manifest.classes) == 3
+    assert manifest.counts[unicodedata.normalize("NFD", "thé")] == 9
