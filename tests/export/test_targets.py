@@ -98,11 +98,23 @@ def test_the_script_names_what_it_cannot_read(runs, images, tmp_path):
     assert ["error" in row for row in rows] == [False, True, False]
 
 
+@pytest.mark.parametrize(("to", "ending"), [("onnx", "onnx"), ("openvino", "xml"), ("openvino", "bin")])
+def test_an_export_that_was_altered_is_refused(runs, images, tmp_path, to, ending):
+    made = exported(runs["plain"], to, tmp_path, check=images[:3])
+    path = tmp_path / f"model.{ending}"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x80
+    path.write_bytes(data)
+    done = subprocess.run([sys.executable, made.script, images[0]], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"model.{ending}: damaged or altered; export the model again.\n"
+
+
 def test_class_names_cannot_become_code(runs, tmp_path):
     names = ("'''); import os; os._exit(9) #", '\\\n"""{}', "naïve 🐜 \u2028")
     classifier = replace(load_classifier(runs["plain"]), classes=names)
     script = tmp_path / "predict.py"
-    script.write_text(targets.standalone_script(classifier, "m.onnx"), encoding="utf-8")
+    script.write_text(targets.standalone_script(classifier, Path("m.onnx")), encoding="utf-8")
     program = f"import runpy, json; print(json.dumps(runpy.run_path({str(script)!r})['SETTINGS']['classes']))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert tuple(json.loads(done.stdout)) == names

@@ -76,7 +76,7 @@ def export_model(
         checked = _images(model, classifier, check, partial)
         pixels = _calibration(model, classifier, calibrate) if int8 else None
         export_classifier(classifier, to, partial / out.name, pixels)
-        (partial / script.name).write_text(standalone_script(classifier, out.name), encoding="utf-8")
+        (partial / script.name).write_text(standalone_script(classifier, partial / out.name), encoding="utf-8")
         certificate = certify(classifier, partial / out.name, partial / script.name, checked, is_int8=int8)
         _check_passed(certificate, out.with_name(f"{out.stem}.parity-failed.json"))
         _write_certificate(certificate, partial / certificate_path.name)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.transforms import Pixels
-from topwork.errors import UsageError
+from topwork.errors import ModelError, UsageError
 from topwork.features.embed import Embedder
 from topwork.features.engine import (
     BATCH,
@@ -33,7 +33,7 @@ from topwork.features.engine import (
 from topwork.features.store import BLOCKS
 from topwork.files import atomic_file
 from topwork.models.backbone import Backbone
-from topwork.models.classifier import COMPILED, Classifier
+from topwork.models.classifier import COMPILED, FACTS, Classifier
 from topwork.settings import cache_folder
 
 Runtime = Literal["auto", "openvino", "onnxruntime", "torch"]
@@ -57,7 +57,11 @@ def engine_of(classifier: Classifier, runtime: Runtime = "auto", precision: Prec
         raise UsageError(f"--runtime {runtime}: not installed, or the model folder has no form for it; try auto.")
     check_precision(runtime, precision)
     if runtime == "openvino":
-        return OpenVINOEngine(classifier.backbone.folder / COMPILED[0], precision)
+        xml, spec = classifier.backbone.folder / COMPILED[0], classifier.backbone.spec
+        engine = OpenVINOEngine(xml, precision)
+        if engine.input_size != (spec.height, spec.width):
+            raise ModelError(f"{xml}: made for images of another size than {FACTS} states.")
+        return engine
     if runtime == "onnxruntime":
         return ONNXRuntimeEngine(classifier.backbone)
     return TorchEngine(classifier.backbone, precision)

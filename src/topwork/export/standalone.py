@@ -13,6 +13,7 @@ RGB, resize it, and run the model on the uint8 pixels. Everything else is inside
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -102,6 +103,13 @@ def named(probabilities: Any, order: Any) -> str:
     return "|".join(name for name, p, least in zip(classes, probabilities, limits, strict=True) if p >= least)
 
 
+def check_files(folder: Path) -> None:
+    """Ends the program if a file of the export is not the one that was written."""
+    for name, digest in SETTINGS.get("sha256", {}).items():
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+            sys.exit(f"{name}: damaged or altered; export the model again.")
+
+
 def main() -> int:
     """Reads the arguments, prints the answers; status 1 if any image could not be read."""
     parser = argparse.ArgumentParser(description=f"Classifies images into {len(SETTINGS['classes'])} classes.")
@@ -109,6 +117,7 @@ def main() -> int:
     parser.add_argument("--top", type=int, default=5, help="how many classes to print for each image")
     parser.add_argument("--json", action="store_true", help="one JSON object per line, with all probabilities")
     asked = parser.parse_args()
+    check_files(Path(__file__).parent)
     run = open_model(Path(__file__).with_name(SETTINGS["model"]))
     names = sys.stdin.read().splitlines() if asked.images == ["-"] else asked.images
     n_bad = 0

@@ -10,6 +10,7 @@ A new format is one entry of ``TARGETS``. The features are not rounded to float1
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import warnings
@@ -138,14 +139,18 @@ def description(classifier: Classifier, model: str) -> dict[str, Any]:
     }
 
 
-def standalone_script(classifier: Classifier, model: str) -> str:
-    """The text of ``predict.py`` for an export of that file name."""
+def standalone_script(classifier: Classifier, exported: Path) -> str:
+    """The text of ``predict.py`` for an export, with the digests of its files."""
     from topwork.export import standalone
 
     text = Path(standalone.__file__).read_text(encoding="utf-8")
     # The repr of ASCII JSON is a Python literal whatever the class names hold: names cannot become code.
-    settings = f"SETTINGS: dict[str, Any] = json.loads({json.dumps(description(classifier, model))!r})"
-    opener = _target_of_file(Path(model)).open
+    target = _target_of_file(exported)
+    files = [path for ending in target.endings if (path := exported.with_suffix(ending)).is_file()]
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    facts = description(classifier, exported.name) | {"sha256": digests}
+    settings = f"SETTINGS: dict[str, Any] = json.loads({json.dumps(facts)!r})"
+    opener = target.open
     code = inspect.getsource(opener).replace(f"def {opener.__name__}(", "def open_model(", 1)
     text = text.replace("SETTINGS: dict[str, Any] = {}", settings, 1)
     return text.replace(inspect.getsource(standalone.open_model), code, 1)

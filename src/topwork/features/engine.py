@@ -146,6 +146,12 @@ class OpenVINOEngine:
         self._compiled: dict[int, Any] = {}
         self._lock = threading.Lock()
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        _, height, width, _ = self._model.input(0).partial_shape
+        return height.get_length(), width.get_length()
+
     def run(self, images: Pixels) -> Batch:
         """Features rounded to float16, as they are stored."""
         return rounded(self.run_unrounded(images))

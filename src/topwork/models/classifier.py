@@ -24,6 +24,7 @@ from topwork.errors import ModelError, UsageError
 from topwork.files import atomic_folder
 from topwork.models.backbone import Backbone, Layout
 from topwork.models.head import POOLINGS, Changes, FeatureTransform, LinearHead, parse_head
+from topwork.models.model_schema import check_description
 from topwork.models.stages import Stage
 from topwork.text import Described, first_names
 
@@ -124,10 +125,7 @@ def load_classifier(path: str | os.PathLike[str], *, multi_label: bool = False) 
     folder = find_model(path)
     facts = _read_json(folder / FACTS)
     try:
-        if facts["format"] > FORMAT:
-            raise ModelError(
-                f"{folder}: written by a newer topwork (format {facts['format']}); update topwork to read it."
-            )
+        check_description(facts, folder / FACTS, FORMAT)
         if facts["digest"] != facts_digest(facts):
             raise ModelError(f"{folder / FACTS}: damaged or altered (its digest is not the one it was written with).")
         _check_files(folder, facts["files"])
@@ -137,6 +135,7 @@ def load_classifier(path: str | os.PathLike[str], *, multi_label: bool = False) 
             f"{folder / FACTS}: not a topwork model description ({type(error).__name__}: {error})."
         ) from None
     _check_head(classifier, folder)
+    _check_config(classifier, folder, facts["files"])
     if classifier.multi_label and not multi_label:
         raise UsageError(
             f"{folder}: gives an image several labels, and this needs a model with one label an image. "
@@ -375,6 +374,19 @@ def _check_head(classifier: Classifier, folder: Path) -> None:
         limits = classifier.thresholds.get("labels")
         if not isinstance(limits, list) or len(limits) != n_classes or not all(_is_share(limit) for limit in limits):
             raise ModelError(f"{folder}: labels and their thresholds do not fit together.")
+
+
+def _check_config(classifier: Classifier, folder: Path, files: dict[str, Any]) -> None:
+    """What timm reads must say the same, so that one folder gives one answer."""
+    if TIMM_CONFIG not in files:
+        return
+    own, found = timm_config(classifier), _read_json(folder / TIMM_CONFIG)
+    keys = ("input_size", "interpolation", "crop_pct", "mean", "std")
+    stated = found.get("pretrained_cfg")
+    if not isinstance(stated, dict) or any(stated.get(key) != own["pretrained_cfg"][key] for key in keys):
+        raise ModelError(f"{folder / TIMM_CONFIG}: states another preprocessing than {FACTS}.")
+    if found.get("label_names") != own["label_names"]:
+        raise ModelError(f"{folder / TIMM_CONFIG}: states other class names than {FACTS}.")
 
 
 def _is_share(value: object) -> bool:
