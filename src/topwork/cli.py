@@ -581,6 +581,38 @@ def serve(
     return 0
 
 
+@app.command(name="app", group=TRAIN)
+def start(
+    folder: Annotated[str, Parameter(help="Where images/ and runs/ are, or will be.")] = ".",
+    /,
+    *,
+    port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free one.")] = 8002,
+    open: Annotated[bool, Parameter(help="Open the page in a browser.")] = True,
+    common: CommonArgs = Common(),
+) -> int:
+    """Start in the browser: drop folders of images, train, see the report, try the model, review labels, export.
+
+    The page listens on localhost only. Dropped images are kept in images/, models in runs/; the other commands work on
+    the same folders.
+    """
+    from topwork.server.serve import open_socket
+    from topwork.server.start import serve_start
+
+    listener = open_socket("127.0.0.1", port)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    if common.json:
+        _print_json({"url": url, "folder": folder})
+    elif not common.quiet:
+        print(f"topwork runs at {url} (Ctrl+C to stop)", file=sys.stderr)
+    sys.stdout.flush()
+    if open and not common.json and _has_desktop():
+        import webbrowser
+
+        threading.Timer(0.5, webbrowser.open, (url,)).start()
+    serve_start(Path(folder), listener)
+    return 0
+
+
 @app.command(group=USE)
 def push(
     model: Model,

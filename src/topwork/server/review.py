@@ -1,23 +1,19 @@
-"""The page of ``topwork review``: one doubtful label after the other, with its evidence, to keep, change or set aside.
+"""The page of ``topwork review``: one doubtful label after the other, with its evidence, to keep, relabel or exclude.
 
-In: a :class:`~topwork.commands.review.Review`. Out: an application for ``server.py``, on this machine only. Only the page
-itself can write: requests under another host name or from another site are refused, every change carries the token that
-the page was given, and nothing may frame it. Images are decoded and sent as JPEG, by their number in the run, so nothing
+In: a :class:`~topwork.commands.review.Review`. Out: an application for ``serve.py``, on this machine only, that only the
+page itself can write through (``own_page.py``). Images are decoded and sent as JPEG, by their number in the run, so nothing
 but images of the run can be asked for. All names are text to the page.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import secrets
 import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -28,8 +24,8 @@ from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.progress import Reporter
 from topwork.report.pictures import small_jpeg
 from topwork.report.run_page import write_report
-from topwork.server.app import Access, Guard, as_json, as_page, own_text, static_file
-from topwork.server.metrics import Measures
+from topwork.server.app import as_json, static_file
+from topwork.server.own_page import OwnPage
 from topwork.server.serve import run_app
 from topwork.text import escape
 
@@ -37,19 +33,15 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 SIDE, SMALL_SIDE, QUALITY = 768, 192, 85
-MAX_BODY = 4096
 _STATIC = {"review.js": "text/javascript", "review.css": "text/css", "app.css": "text/css"}
 
 
-class Desk:
-    """What the application holds: the review, the token of its page, and a fit that may be going on."""
+class Desk(OwnPage):
+    """What the application holds: the review, and a fit that may be going on."""
 
     def __init__(self, review: Review, port: int) -> None:
+        super().__init__(port)
         self.review = review
-        self.token = secrets.token_urlsafe(24)
-        self.hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
-        self.measures = Measures()
-        self.is_closing: Callable[[], bool] = lambda: False
         self.shown_rows = {row for doubt in review.doubts for row in (doubt.row, *doubt.neighbors)}
         self.report: Path | None = None  # of the new run
         self._fit = {"state": "none"}
@@ -108,21 +100,14 @@ class _Telling(Reporter):
 
 def create_review(desk: Desk) -> ASGIApp:
     """The application: the page, its data, images of the run, decisions, the fit."""
-
-    async def refused(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return as_json({"error": error.detail}, error.status_code)
-
-    routes = [*_shown(desk), *_changed(desk)]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: refused})
-    return Guard(app, desk.measures, Access(lambda host: host.lower() in desk.hosts))
+    return desk.application([*_shown(desk), *_changed(desk)])
 
 
 def _shown(desk: Desk) -> list[Route]:
     """What is only looked at."""
 
     async def page(_request: Request) -> Response:
-        return as_page(own_text("templates", "review.html").replace("{{ token }}", desk.token))
+        return desk.page("review.html")
 
     async def items(_request: Request) -> Response:
         return as_json(_items(desk.review))
@@ -164,7 +149,7 @@ def _changed(desk: Desk) -> list[Route]:
     """What writes."""
 
     async def decide(request: Request) -> Response:
-        asked = await _asked(request, desk)
+        asked = await desk.asked(request)
         row, decision, version, label = (asked.get(key) for key in ("row", "decision", "version", "label"))
         if not _is_number(row) or not _is_number(version) or not isinstance(decision, str):
             raise HTTPException(422, "row and version are whole numbers, decision is a word")
@@ -182,7 +167,7 @@ def _changed(desk: Desk) -> list[Route]:
         return as_json({**state, "tally": desk.review.tally()})
 
     async def begin(request: Request) -> Response:
-        await _asked(request, desk)
+        await desk.asked(request)
         return as_json(desk.begin_fit())
 
     return [Route("/decide", decide, methods=["POST"]), Route("/fit", begin, methods=["POST"])]
@@ -190,27 +175,6 @@ def _changed(desk: Desk) -> list[Route]:
 
 def _is_number(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-async def _asked(request: Request, desk: Desk) -> dict[str, Any]:
-    """The body of a change that comes from the page itself."""
-    origin = request.headers.get("origin", "")
-    if origin.lower().removeprefix("http://") not in desk.hosts:
-        raise HTTPException(403, "changes come from the page itself only")
-    if not secrets.compare_digest(request.headers.get("x-topwork-token", "").encode(), desk.token.encode()):
-        raise HTTPException(403, "the page is from an earlier start; load it again")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise HTTPException(413, "too large")
-    try:
-        value = json.loads(bytes(body) or b"{}")
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise HTTPException(400, "no JSON object")
-    return value
 
 
 def _items(review: Review) -> dict[str, Any]:

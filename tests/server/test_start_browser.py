@@ -1,0 +1,69 @@
+"""topwork app in Chromium: two folders chosen, scanned, trained, a webcam frame answered, without the terminal."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.report.test_browser import FAINT_TEXT
+
+from drawing import draw_folders
+
+from .serving import serving
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser_with_camera() -> Any:
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as play:
+        found = play.chromium.launch(
+            executable_path="/usr/bin/chromium" if Path("/usr/bin/chromium").exists() else None,
+            args=["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--no-sandbox"],
+        )
+        yield found
+        found.close()
+
+
+def test_from_two_folders_to_an_answer_on_a_webcam_frame(browser_with_camera: Any, tmp_path: Path) -> None:
+    data = draw_folders(tmp_path / "shapes", n_each=40, shapes=("disc", "square"))
+    with serving(tmp_path / "work", verb="app", ready="/state") as served:
+        context = browser_with_camera.new_context(permissions=["camera"])
+        page = context.new_page()
+        trouble: list[str] = []
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("console", lambda m: trouble.append(m.text) if m.type == "error" else None)
+        page.goto(f"http://127.0.0.1:{served.port}/")
+        started = time.monotonic()
+        page.set_input_files("#folders", str(data))
+        page.wait_for_selector("#scanned:not([hidden])", timeout=60_000)
+        assert "80 images in 2 classes" in page.locator("#scan-summary").inner_text()
+        page.click("#train")
+        page.wait_for_selector("#try:not([hidden])", timeout=150_000)
+        assert "accuracy" in page.locator("#runs").inner_text()
+        page.click("#webcam")
+        page.wait_for_selector("#top li", timeout=60_000)
+        seconds = time.monotonic() - started
+        print(f"from two folders to an answer on a webcam frame: {seconds:.1f} s")  # noqa: T201 - the figure, under -s
+        assert page.locator("#video").is_visible()
+        page.click("#stop")
+        page.set_input_files("#file", str(next(data.glob("disc/*.jpg"))))
+        page.wait_for_selector("#picture:not([hidden])", timeout=60_000)
+        assert page.locator("#picture").get_attribute("src").startswith("data:image/jpeg")
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate(FAINT_TEXT) == []
+            if folder := os.environ.get("TOPWORK_SCREENSHOTS"):
+                page.screenshot(path=f"{folder}/app-{width}.png", full_page=True)
+        with context.expect_page() as opened:
+            page.get_by_role("link", name="Report").click()
+        opened.value.wait_for_selector("h1")
+        page.reload()
+        page.wait_for_selector("#runs li")
+        assert trouble == []
+        context.close()
