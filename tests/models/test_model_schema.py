@@ -62,6 +62,9 @@ ABSURD = [
     ("provenance", []),
     ("multi_label", "yes"),
     ("licence_of_weights", 3),
+    ("architecture", "hf-hub:evil/model"),
+    ("architecture", "local-dir:/tmp/evil"),
+    *[("layout.options", value) for value in ({"checkpoint_path": "x"}, {"pretrained_cfg": {}}, {"a": "/etc/passwd"}, {"a": {}})],
 ]  # fmt: skip
 
 
@@ -75,6 +78,9 @@ def put(facts, field, value):
 @pytest.mark.parametrize(("field", "value"), ABSURD)
 def test_an_absurd_value_is_refused_by_name(field, value):
     facts = json.loads(json.dumps(FACTS))
+    if field.startswith("layout"):
+        facts["layout"] = {"head": "fc", "layers": ["fc"], "is_convolution": False, "takes_size": False, "options": {}}
+        check_description(facts, Path("topwork.json"), FORMAT)
     put(facts, field, value)
     with pytest.raises(ModelError, match=rf"{field.replace('.', '[.]').split('[')[0]}") as caught:
         check_description(facts, Path("topwork.json"), FORMAT)

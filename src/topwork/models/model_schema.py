@@ -64,6 +64,13 @@ def mapping(rule: Rule | None = None) -> Rule:
     return Rule("an object", lambda v: isinstance(v, dict) and (rule is None or all(map(rule.holds, v.values()))))
 
 
+def _is_option(name: str, value: Any) -> bool:
+    """Whether a network may be built with an option: never one that reads a file or an address."""
+    is_plain = value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and "/" not in value)
+    is_list = isinstance(value, list) and all(isinstance(item, (bool, int, float)) for item in value)
+    return "checkpoint" not in name and not name.startswith(("pretrained", "cache")) and (is_plain or is_list)
+
+
 FLAG = Rule("true or false", lambda v: isinstance(v, bool))
 SHARE = number(0, 1, none=True)
 SIDE = number(8, MAX_SIDE, whole=True)
@@ -72,7 +79,7 @@ NAMES = items(text(), most=100_000)
 
 FIELDS: dict[str, Rule] = {
     "kind": one_of("plain", "extended"),
-    "architecture": text(),
+    "architecture": text(r"[\w.\-]{1,200}", "the name of an architecture"),  # no hf-hub: and no local-dir:
     "backbone": text(),
     "classes": items(text(), 1, unique=True),
     "precision": one_of("f32", "bf16"),
@@ -89,7 +96,7 @@ FIELDS: dict[str, Rule] = {
     "head": mapping(),
     "thresholds": mapping(),
 }
-OPTIONAL: dict[str, Rule] = {"temperature_folded": FLAG, "multi_label": FLAG, "changes": mapping()}
+OPTIONAL: dict[str, Rule] = {"temperature_folded": FLAG, "multi_label": FLAG, "changes": mapping(), "layout": mapping()}
 PREPROCESSING: dict[str, Rule] = {
     "height": SIDE,
     "width": SIDE,
@@ -114,6 +121,16 @@ THRESHOLDS: dict[str, Rule] = {
     "target_precision": SHARE,
     "labels": items(number(0, 1)),
     "none_is_an_answer": FLAG,
+}
+LAYOUT: dict[str, Rule] = {
+    "head": text(),
+    "layers": NAMES,
+    "is_convolution": FLAG,
+    "takes_size": FLAG,
+    "options": Rule(
+        "plain options of a network",
+        lambda v: isinstance(v, dict) and len(v) < 100 and all(map(_is_option, v, v.values())),
+    ),
 }
 STAGE: dict[str, Rule] = {
     "name": text(),
@@ -140,6 +157,8 @@ def check_description(facts: dict[str, Any], path: Path, newest_format: int) -> 
     _check("preprocessing.", facts["preprocessing"], PREPROCESSING, PREPROCESSING_OPTIONAL, path)
     _check("head.", facts["head"], HEAD, {}, path)
     _check("thresholds.", facts["thresholds"], {}, THRESHOLDS, path)
+    if "layout" in facts:
+        _check("layout.", facts["layout"], LAYOUT, {}, path)
     for row, stage in enumerate(facts["stages"]):
         _check(f"stages[{row}].", stage, STAGE, {}, path)
 
