@@ -13,19 +13,21 @@ import shlex
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from pathlib import Path
 
-from topwork.data import archives, arrays, embedded, hub, layouts
+from topwork.data import archives, arrays, embedded, hub, layouts, remote
 from topwork.data.columns import Files, Row, listing_of, meaning_of, rows_of
 from topwork.data.folders import read_regular_file, walk_folder
 from topwork.data.layouts import CONTAINER_NAMES, Found, arrange, limited, look_through, looks_like_image, tree_of
 from topwork.data.samples import Listing, Reject, Rules
 from topwork.data.tables import ENDINGS, LIST_ENDINGS, Table, read_table
-from topwork.errors import ImageError, UsageError
+from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.files import error_reason
 from topwork.text import escape, first_names
 
 _MAX_TABLE_BYTES = 1 << 30
+_CONTAINER_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".parquet", ".npz")
 
 
 def list_data(
@@ -35,7 +37,7 @@ def list_data(
 
     Args:
         path: folder of class folders; folder with train/valid/test folders; folder of images with a table; tar or zip archive
-            of any of these, or a folder or table in it; table (CSV, TSV, text list, JSON, JSON Lines, Parquet, CVAT XML);
+            of any of these, or a folder or table in it; a URL that fsspec knows of any of these; table (CSV, TSV, text list, JSON, JSON Lines, Parquet, CVAT XML);
             Parquet or NumPy file that holds the images; folder that ``datasets.save_to_disk`` wrote.
         root: same as ``rules.root``.
 
@@ -65,6 +67,8 @@ def _nothing_there(source: Path, listing: Listing) -> str:
 
 
 def _list(source: Path, rules: Rules) -> Listing:
+    if remote.is_url(source):
+        return _list_remote(source, rules)
     try:
         mode = source.stat().st_mode
     except NotADirectoryError as error:
@@ -91,6 +95,24 @@ def _list(source: Path, rules: Rules) -> Listing:
         f"{escape(str(source))}: neither a folder, a tar or zip archive, nor a table ({', '.join(ENDINGS)}, .npz). "
         "Give a folder with one folder per class, or a table with the columns path and label."
     )
+
+
+def _list_remote(source: Path, rules: Rules) -> Listing:
+    """A folder behind a URL is read file by file; an archive, Parquet or NumPy file is copied into the cache."""
+    if remote.is_folder(source):
+        walk = remote.walk(source)
+        found = Found(
+            walk.files, walk.folders, walk.rejects,
+            read=lambda name: remote.read(source / name, _MAX_TABLE_BYTES),
+        )  # fmt: skip
+        return _list_names(source, found, rules)
+    copy, ending = remote.local_copy(source), source.suffix.lower()
+    if ending in ENDINGS and not (ending == ".parquet" and embedded.holds_images(copy)):
+        return _list_table(source, rules)
+    try:
+        return replace(_list(copy, rules), root=source)
+    except UsageError as error:
+        raise UsageError(str(error).replace(str(copy), remote.url_of(source))) from None
 
 
 def _found_below(folder: Path) -> Found:
@@ -287,18 +309,40 @@ def _are_containers(names: Sequence[str]) -> bool:
 def _list_table(source: Path, rules: Rules) -> Listing:
     root = Path(rules.root) if rules.root else source.parent
     try:
-        data = read_regular_file(source, _MAX_TABLE_BYTES)
+        data = _read_file(source, _MAX_TABLE_BYTES)
     except ImageError as error:
         raise UsageError(f"{escape(str(source))}: cannot be read: {error}.") from None
     beside = [path.name for path in source.parent.iterdir()] if source.parent.is_dir() else []
+    names = cache(lambda: frozenset(_names_below(root)))
     files = Files(
-        exists=lambda name: os.path.lexists(root / name),
-        list_all=lambda: walk_folder(root).files,
-        read=lambda name: read_regular_file(source.parent / name, _MAX_TABLE_BYTES),
+        exists=lambda name: remote.is_url(name) or _exists(root, name, names),
+        list_all=lambda: _names_below(root),
+        read=lambda name: _read_file(source.parent / name, _MAX_TABLE_BYTES),
         beside=[name for name in beside if name != source.name],
     )
     table = read_table(source.name, data, rules.encoding)
     return _listing_of_table(root, table, files, rules)
+
+
+def _read_file(path: Path, max_bytes: int) -> bytes:
+    return remote.read(path, max_bytes) if remote.is_url(path) else read_regular_file(path, max_bytes)
+
+
+def _exists(root: Path, name: str, names: Callable[[], frozenset[str]]) -> bool:
+    if not remote.is_url(root):
+        return os.path.lexists(root / name)
+    return _is_web(root) or name in names()
+
+
+def _names_below(root: Path) -> list[str]:
+    if not remote.is_url(root):
+        return walk_folder(root).files
+    return [] if _is_web(root) else remote.walk(root).files
+
+
+def _is_web(root: Path) -> bool:
+    """Whether files cannot be listed there: what a table names is taken to exist until it is read."""
+    return remote.url_of(root).lower().startswith(("http://", "https://"))
 
 
 def _listing_of_table(root: Path, table: Table, files: Files, rules: Rules) -> Listing:
@@ -335,11 +379,31 @@ def read_image(root: Path, path: str) -> bytes:
     Raises:
         ImageError: with the reason, when they cannot be had.
     """
+    if remote.is_url(path):
+        return remote.read(path)
+    if remote.is_url(root):
+        return _read_remote(root, path)
     try:
         is_folder = stat.S_ISDIR(root.stat().st_mode)
     except OSError as error:
         raise ImageError(error_reason(error)) from None
     return _reader(root, is_folder)(root, path)
+
+
+def _read_remote(root: Path, path: str) -> bytes:
+    if root.suffix.lower() not in _CONTAINER_ENDINGS:
+        return remote.read(root / path)
+    try:
+        copy = _copy_of(root)
+    except TopworkError as error:
+        raise ImageError(str(error)) from None
+    return _reader(copy, False)(copy, path)
+
+
+@lru_cache(maxsize=8)
+def _copy_of(root: Path) -> Path:
+    """Asked for once per process: to ask for the version of a remote file takes as long as to read an image."""
+    return remote.local_copy(root)
 
 
 def _reader(root: Path, is_folder: bool) -> Callable[[Path, str], bytes]:

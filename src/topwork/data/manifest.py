@@ -25,6 +25,7 @@ from topwork.data.corrections import lay_over, read_corrections
 from topwork.data.layouts import looks_like_image
 from topwork.data.listing import list_data, read_image
 from topwork.data.loader import FactsStore, Loaded, Visitor, load_images
+from topwork.data.remote import n_threads_for
 from topwork.data.samples import LABEL_SEPARATOR, Listing, Reject, Rules, Sample
 from topwork.data.shards import read_parquet
 from topwork.data.traits import TraitStore, TraitTable
@@ -194,7 +195,12 @@ def scan(
     failed: list[Loaded] = []
     try:
         images = load_images(
-            listing.entries, lambda entry: read_image(listing.root, entry.path), facts, visitor, n_threads, traits
+            listing.entries,
+            lambda entry: read_image(listing.root, entry.path),
+            facts,
+            visitor,
+            n_threads_for(listing.root, [entry.path for entry in listing.entries], n_threads),
+            traits,
         )
         for n_done, loaded in enumerate(images, start=1):
             _remember(facts, traits, loaded)

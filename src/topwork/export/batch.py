@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from topwork.data.folders import is_hidden
+from topwork.data.layouts import looks_like_image
+from topwork.data.remote import is_folder, is_url, local_copy, url_of, walk
 from topwork.errors import TopworkError, UsageError
 from topwork.export.predictor import Prediction, Predictor
 from topwork.files import atomic_file, error_reason, locked
@@ -66,7 +68,9 @@ def list_inputs(names: Sequence[str], *, must_exist: bool = False) -> list[str]:
     for name in names:
         if not name:
             continue
-        if Path(name).is_dir():
+        if is_url(name):
+            inputs += _below_url(Path(name))
+        elif Path(name).is_dir():
             inputs += _files_below(name)
         elif members := _members(name):
             inputs += members
@@ -164,6 +168,19 @@ def _files_below(folder: str) -> list[str]:
             if not is_hidden(name) and _is_regular(path):
                 found.append(path)
     return sorted(found, key=natural_key)
+
+
+def _below_url(path: Path) -> list[str]:
+    """The files of a folder behind a URL, the members of an archive behind one, or the URL itself."""
+    from topwork.data.archives import is_archive, open_archive
+
+    if looks_like_image(path.name):  # not asked for one by one: what is not there has its row with the reason
+        return [url_of(path)]
+    if is_folder(path):
+        return [url_of(path / name) for name in walk(path).files]
+    if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz") and is_archive(copy := local_copy(path)):
+        return [url_of(path / name) for name in open_archive(copy).names]
+    return [url_of(path)]
 
 
 def _members(name: str) -> list[str]:

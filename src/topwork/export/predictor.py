@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.data import remote
 from topwork.data.folders import read_regular_file
 from topwork.data.images import as_rgb, decode, encoded_image
+from topwork.data.listing import read_image as listed_image
 from topwork.data.loader import in_order
 from topwork.data.transforms import Pixels, fit_to_input, resize
 from topwork.errors import ImageError, TopworkError
@@ -113,6 +115,8 @@ class Predictor:
     def stream(self, images: Sequence[Image], n_threads: int | None = None) -> Iterator[Prediction]:
         """Predictions one by one, in order, with bounded memory, however many images there are."""
         batch: list[Loaded] = []
+        urls = [image for image in images[:1000] if isinstance(image, str)]
+        n_threads = remote.n_threads_for(Path(), urls, n_threads)
         for loaded in in_order(self._load_numbered, list(enumerate(images)), n_threads):
             batch.append(loaded)
             if len(batch) == BATCH:
@@ -191,6 +195,8 @@ def read_image(image: str | os.PathLike[str] | bytes) -> bytes:
     if isinstance(image, bytes):
         return image
     path = Path(image)
+    if remote.is_url(path):
+        return _read_remote(path)
     try:
         return read_regular_file(path)
     except ImageError:
@@ -207,6 +213,14 @@ def read_image(image: str | os.PathLike[str] | bytes) -> bytes:
             if f"{archive}/{reject.path}" == str(image):
                 raise ImageError(reject.reason) from None
         raise
+
+
+def _read_remote(path: Path) -> bytes:
+    """A file behind a URL, or a member of an archive behind one."""
+    archive = next((place for place in path.parents if place.suffix.lower() in (".zip", ".tar", ".gz", ".tgz")), None)
+    if archive is None:
+        return remote.read(path)
+    return listed_image(archive, path.relative_to(archive).as_posix())
 
 
 class Heatmaps:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from topwork.data.listing import read_image
 from topwork.data.loader import FactsStore, load_images
 from topwork.data.manifest import Manifest
+from topwork.data.remote import n_threads_for
 from topwork.data.samples import Entry
 from topwork.data.transforms import Pixels
 from topwork.errors import TopworkError, changed_since_scan
@@ -136,6 +137,7 @@ def embed(
         if embedder.wants(sample.content_hash):
             new.setdefault(sample.content_hash, Entry(sample.path, sample.label))
     facts = FactsStore(cache_folder())
+    n_threads = n_threads_for(manifest.root, [entry.path for entry in new.values()], n_threads)
     try:
         loaded_images = load_images(
             list(new.values()), lambda entry: read_image(manifest.root, entry.path), facts, embedder, n_threads

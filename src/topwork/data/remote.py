@@ -1,0 +1,212 @@
+"""Images anywhere: files behind any URL that fsspec knows (``s3://``, ``gs://``, ``hf://``, ``https://``, ``sftp://`` ...).
+
+In: a URL. Out: the names below it, the bytes of a file, or a copy of a file in the cache (tables, archives, Parquet). Reads
+are retried with back-off. Credentials are those that fsspec's own libraries find; a URL that contains some is refused, so
+that none is ever stored in a run or printed.
+
+A URL passes through the rest of topwork as a path: ``Path("s3://bucket/a")`` is ``s3:/bucket/a``, and :func:`url_of` gives
+the URL back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from topwork.data.folders import MAX_FILE_BYTES, Walk, is_hidden
+from topwork.data.samples import Reject
+from topwork.errors import ImageError, TopworkError, UsageError
+from topwork.files import atomic_file, error_reason
+from topwork.settings import cache_folder
+from topwork.text import escape, natural_key
+
+N_READERS = 32  # reads in flight: at 20 ms a read that is 1,600 images per second
+_WAITS = (0.2, 1.0, 3.0)  # seconds before each further try
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)  # two letters at least: C:/ is a drive
+_SECRET = re.compile(r"[?&][^=&]*(sig|signature|token|key|secret|credential|password)[^=&]*=", re.IGNORECASE)
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, UsageError)
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a URL, also after ``Path`` has taken one of its slashes."""
+    return _URL.match(os.fspath(path)) is not None
+
+
+def url_of(path: str | os.PathLike[str]) -> str:
+    """The URL that a path stands for.
+
+    Raises:
+        UsageError: it contains credentials.
+    """
+    url = _URL.sub(r"\1://", os.fspath(path), count=1)
+    host = url.split("://", 1)[1].split("/", 1)[0]
+    if ":" in host.rpartition("@")[0] or _SECRET.search(url):
+        name = escape(re.sub(r"://[^/@]*@", "://", url).split("?", 1)[0])
+        raise UsageError(
+            f"{name}: a URL with credentials would be stored in the run. Give them as fsspec's library expects."
+        )
+    return url
+
+
+def n_threads_for(root: Path, paths: list[str], n_threads: int | None) -> int | None:
+    """Threads for reading and decoding: many if reading waits for a network, else as asked."""
+    return N_READERS if is_url(root) or any(map(is_url, paths[:1000])) else n_threads
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a URL is a folder.
+
+    Raises:
+        UsageError: there is nothing, or it cannot be reached; in one sentence.
+    """
+    url = url_of(path)
+    try:
+        fs, place = _opened(url)
+        return bool(fs.info(place)["type"] == "directory")
+    except Exception as error:  # noqa: BLE001 - each file system raises what its library does
+        raise UsageError(f"{escape(url)}: {_reason(error)}.") from None
+
+
+def walk(path: Path) -> Walk:
+    """The files below a URL; hidden and too large ones are rejected, as in a local folder."""
+    url, found = url_of(path), Walk()
+    try:
+        fs, place = _opened(url)
+        listed = fs.find(place, detail=True)
+    except Exception as error:  # noqa: BLE001
+        raise UsageError(f"{escape(url)}: {_reason(error)}.") from None
+    prefix = place.rstrip("/") + "/"
+    for full, info in listed.items():
+        name = (
+            full.removeprefix(prefix) if full.startswith(prefix) else full.lstrip("/").removeprefix(prefix.lstrip("/"))
+        )
+        if not name or name.endswith("/"):  # the mark of an empty folder
+            continue
+        *folders, own = name.split("/")
+        found.folders += ["/".join(folders[: n + 1]) for n in range(len(folders))]
+        if any(map(is_hidden, folders)):
+            found.rejects.append(Reject(name, "in a hidden or system folder", expected=True))
+        elif is_hidden(own):
+            found.rejects.append(Reject(name, "hidden or system file", expected=True))
+        elif (info.get("size") or 0) > MAX_FILE_BYTES:
+            found.rejects.append(Reject(name, f"larger than {MAX_FILE_BYTES >> 20} MiB"))
+        else:
+            found.files.append(name)
+    found.files.sort(key=natural_key)
+    found.folders = sorted(
+        {name for name in found.folders if not any(map(is_hidden, name.split("/")))}, key=natural_key
+    )
+    return found
+
+
+def read(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a file, retried with back-off.
+
+    Raises:
+        ImageError: with the reason, when they cannot be had.
+    """
+    for wait in (*_WAITS, None):
+        try:
+            fs, place = _opened(url_of(path))
+            data: bytes = fs.cat_file(place)
+            break
+        except Exception as error:  # noqa: BLE001
+            if wait is None or isinstance(error, _FINAL) or _is_refused(error):
+                raise ImageError(_reason(error)) from None
+            time.sleep(wait)
+    if len(data) > max_bytes:
+        raise ImageError(f"larger than {max_bytes >> 20} MiB")
+    return data
+
+
+def local_copy(path: Path) -> Path:
+    """A file behind a URL in the cache, downloaded once for each version of it.
+
+    Raises:
+        UsageError: it cannot be had.
+        TopworkError: the cache cannot be written.
+    """
+    url = url_of(path)
+    try:
+        fs, place = _opened(url)
+        version = fs.ukey(place)
+    except Exception as error:  # noqa: BLE001
+        raise UsageError(f"{escape(url)}: {_reason(error)}.") from None
+    key = hashlib.sha256(f"{url}\0{version}".encode()).hexdigest()[:32]
+    copy = cache_folder() / "archives" / key / path.name
+    if copy.is_file():
+        return copy
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(copy) as partial:
+            _download(fs, place, url, partial)
+    except OSError as error:
+        reason = error_reason(error)
+        raise TopworkError(
+            f"{escape(str(copy))}: cannot be written: {reason}. Set TOPWORK_CACHE to a larger disk."
+        ) from None
+    return copy
+
+
+def _download(fs: Any, place: str, url: str, target: Path) -> None:
+    for wait in (*_WAITS, None):
+        try:
+            source = fs.open(place, "rb")
+            with source, open(target, "wb") as file:
+                while data := _some(source):
+                    file.write(data)
+            return
+        except _Broken as error:
+            if wait is None:
+                raise UsageError(f"{escape(url)}: {error}.") from None
+            time.sleep(wait)
+        except OSError as error:
+            if error.filename == os.fspath(target) or error.errno == 28:
+                raise
+            raise UsageError(f"{escape(url)}: {_reason(error)}.") from None
+
+
+class _Broken(Exception):
+    """The network failed in the middle of a file."""
+
+
+def _some(source: Any) -> bytes:
+    try:
+        return bytes(source.read(1 << 22))
+    except Exception as error:  # noqa: BLE001
+        raise _Broken(_reason(error)) from None
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        fs, place = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise UsageError(f"needs a library of fsspec that is not installed ({error})") from None
+    except ValueError as error:
+        raise UsageError(f"fsspec knows no such kind of URL ({error})") from None
+    return fs, place
+
+
+def _is_refused(error: Exception) -> bool:
+    names = {type(each).__name__ for each in (error, error.__cause__, error.__context__) if each is not None}
+    return bool(names & {"NoCredentialsError", "ClientError", "RefreshError", "AuthenticationException"}) and not any(
+        word in str(error)
+        for word in ("SlowDown", "Throttl", "Timeout", "timed out", "InternalError", "ServiceUnavailable")
+    )
+
+
+def _reason(error: Exception) -> str:
+    """One clause, without the text of a library, which may quote what was sent."""
+    if isinstance(error, (UsageError, _Broken)):
+        return str(error)
+    if isinstance(error, FileNotFoundError):
+        return "no such bucket, folder or file"
+    if isinstance(error, PermissionError) or _is_refused(error):
+        return "access was refused; check the credentials that fsspec's library finds (for s3, those of the AWS tools)"
+    return f"cannot be reached ({type(error).__name__}); check the network and the endpoint"
