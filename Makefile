@@ -12,10 +12,12 @@ ARGS ?=
 COVERAGE ?= 80
 
 BIN := .venv/bin
+# Certificates of the system, not uv's own: behind a company's proxy only they are trusted.
+export UV_SYSTEM_CERTS := 1
 TESTS = $(BIN)/pytest -q $(ARGS)
 MINIMUM := 3, 11
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check docs format clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is (the default)
@@ -37,12 +39,15 @@ check: $(BIN)/.dev-is-installed ## style, types, layers, dependencies, then the 
 	$(BIN)/deptry .
 	$(TESTS) -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=$(COVERAGE)
 
+docs: $(BIN)/.docs-is-installed ## build the documentation site into site/, without warnings
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 format: $(BIN)/.dev-is-installed ## repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and what the tools left behind
-	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # uv rather than pip: it resolves torch and torchvision together from one index, whatever pip is configured to find.
