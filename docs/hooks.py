@@ -10,7 +10,11 @@ DECISIONS = Path(__file__).parent / "decisions"
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replaces the markers of the generated pages."""
-    for marker, made in (("<!-- commands -->", _commands), ("<!-- python -->", _python), ("<!-- decisions -->", _decisions)):
+    for marker, made in (
+        ("<!-- commands -->", _commands),
+        ("<!-- python -->", _python),
+        ("<!-- decisions -->", _decisions),
+    ):
         if marker in markdown:
             markdown = markdown.replace(marker, made())
     return markdown
