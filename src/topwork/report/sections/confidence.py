@@ -123,7 +123,7 @@ def _two_classes(part: str, predictions: Predictions) -> list[Block]:
               (Series("chance", ((0.0, share), (1.0, share)), kind="dashed", color=0), pr_line), x_is_share=True, y_is_share=True, has_legend=False),
     )  # fmt: skip
     rows = _threshold_rows(scores, is_positive, in_use)
-    columns = ("Predict it from", "Recall", "Precision", "False positive rate")
+    columns = ("Threshold", "Recall", "Precision", "False positive rate")
     note = f"Positive class: {name}. The ring is the threshold in use; hover over a curve to see others."
     return [
         Fold(f"Thresholds for {name}, {part}", [

@@ -45,12 +45,18 @@ def head_of(record: Record) -> dict[str, Any]:
 
 
 def stage_table(stages: Sequence[dict[str, Any]]) -> Table:
-    """What fine-tuning trained, at which peak rate."""
+    """What fine-tuning trained, at which peak rate; with LoRA the parameters of the adapters."""
     rows = tuple(
-        (escape(str(row["stage"])), row["n_parameters"], "yes" if row["trainable"] else "no", f"{row['rate']:.1e}" if row["rate"] else None)
+        (
+            escape(str(row["stage"])),
+            row["n_parameters"],
+            row.get("n_trained", row["n_parameters"] if row["trainable"] else 0),
+            f"{row['rate']:.1e}" if row["rate"] else None,
+        )
         for row in stages
-    )  # fmt: skip
-    return Table("Trainable layers", ("Stage", "Parameters", "Trained", "Peak learning rate"), rows, heading=False, text_columns=(2,))  # fmt: skip
+    )
+    columns = ("Stage", "Parameters", "Trained", "Peak learning rate")
+    return Table("Trainable layers", columns, rows, heading=False)
 
 
 # ---- the search
