@@ -28,13 +28,13 @@ STEP_TEXT = {
     "range test": "Raising the learning rate",
     "tune": "Tuning the network",
     "embed again": "Embedding with the tuned network",
-    "evaluate": "Judging",
+    "evaluate": "Evaluating",
     "write": "Writing the run",
-    "insights": "Looking for what would help",
+    "insights": "Analyzing the run",
     "adapt": "Choosing how to adapt",
     "ask": "Choosing images to label",
     "compare domains": "Comparing the domains",
-    "examine": "Asking the model in many ways",
+    "examine": "Testing perturbations",
     "report": "Writing the report",
     "predict": "Predicting",
     "export": "Exporting and checking",
@@ -204,10 +204,10 @@ def stage_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     return table([*cells, ("all", total, trained, "")], ("stage", "parameters", "trained", "rate")).splitlines()
 
 
-def by_lines(judged: dict[str, dict[str, Any]]) -> list[str]:
+def by_lines(evaluated: dict[str, dict[str, Any]]) -> list[str]:
     """Accuracy of each domain, group or part, as a table; nothing where it was not asked for."""
     lines = []
-    for by, parts in judged.items():
+    for by, parts in evaluated.items():
         rows = [
             (name, f"{p['n']:,}", percent_ci(p["accuracy"]), percent_ci(p["balanced_accuracy"]))
             for name, p in parts.items()
@@ -242,10 +242,10 @@ def adaptation_lines(record: dict[str, Any], evaluation: dict[str, Any]) -> list
     method = f" ({choice['method']})" if choice["outcome"] == "adapted" else ""
     lines = [f"{outcome}{method}: {choice['reason']}"]
     lines.append(f"{record['n_changed']:,} of {record['n_target']:,} images are predicted differently.")
-    judged = evaluation.get("domains")
-    if judged:
+    domains = evaluation.get("domains")
+    if domains:
         for name in ("target", "source"):
-            found = judged[name]
+            found = domains[name]
             if found["before"]:
                 part = f" ({found['part']})" if found.get("part") else ""
                 after, before = percent_ci(found["after"]["accuracy"]), percent_ci(found["before"]["accuracy"])

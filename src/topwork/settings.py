@@ -344,7 +344,7 @@ class StudySettings(DataSettings):
     backbone: str = _setting("auto", "The pretrained network that is studied; as for fit.")
     size: int | None = _setting(None, "Input side in pixels, for training and features; by default the study's own.")
     n_images: int | None = _setting(None, "Use at most this many images, evenly of all classes; by default all.")
-    test_fraction: float = _setting(0.25, "Share of the images kept to judge on when the data has no split.")
+    test_fraction: float = _setting(0.25, "Fraction held out for the test if the data has no split.")
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from drawing import draw_folders
-from topwork.commands.fit import fit
+from topwork.commands.fit import _within_what_is_left, fit
 from topwork.export.package import export_model
 from topwork.export.predictor import Predictor
 from topwork.models.classifier import load_classifier
@@ -90,3 +91,21 @@ def test_a_description_with_unknown_changes_is_refused(data, tmp_path):
         path.write_text(json.dumps(changed | {"digest": facts_digest(changed)}))
         with pytest.raises(ModelError):
             load_classifier(tmp_path / "run")
+
+
+def test_tuning_gets_what_is_left_of_the_time_budget_or_it_is_said():
+    def left(budget, total, n_images=1000, rate=100.0):
+        clock = SimpleNamespace(total=total, seconds={"scan_and_embed": n_images / rate})
+        embedder = SimpleNamespace(n_embedded=n_images, engine_seconds=1.0)
+        data = SimpleNamespace(
+            settings=FitSettings(mode="tune", time_budget=budget),
+            manifest=SimpleNamespace(samples=range(n_images)),
+            embedder=embedder,
+        )
+        said = []
+        return _within_what_is_left(data, clock, said.append).time_budget_seconds, said
+
+    assert left("200s", total=30) == (200 - 30 - 30 - 10, [])
+    seconds, said = left("40s", total=50)
+    assert seconds == 1
+    assert "--time-budget 40s cannot be kept" in said[0]

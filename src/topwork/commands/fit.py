@@ -7,6 +7,7 @@ Each step is one public function of the layer below; here is only their order an
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,12 +35,14 @@ from topwork.run import (
     write_run,
 )
 from topwork.settings import FitSettings, as_dict, check, is_launched, with_options
+from topwork.text import duration
 from topwork.training.recipe import head_spec
 from topwork.training.tracking import tracking
 
 if TYPE_CHECKING:
     from topwork.training.finetune import TunedClassifier
 
+RESERVED = 0.15  # of the time budget, for evaluation, insights and the report
 VALID_OF_TUNING = "choosing the epoch, the mixture of weights, the temperature and the thresholds; its figures flatter"
 
 
@@ -167,7 +170,8 @@ def _tune(
         reporter.step("tune")
         if is_launched():
             _meet()
-        inputs = TuningInputs(data.backbone, data.manifest, data.features, data.parts, probe, settings, folder)
+        within = _within_what_is_left(data, clock, say)
+        inputs = TuningInputs(data.backbone, data.manifest, data.features, data.parts, probe, within, folder)
         with tracking(settings.track, folder, asdict(settings)) as track:
             tuned = tune_classifier(inputs, reporter, say, track)
     if tuned is None or settings.hidden is not None or settings.head == "cosine":  # a head that was asked for is kept
@@ -185,6 +189,22 @@ def _tune(
     selection = select_model(before, after, data.labels[valid], asked_for=settings.mode == "tune")
     say(selection.message)
     return (tuned if selection.keeps_tuned else None), words
+
+
+def _within_what_is_left(data: PreparedData, clock: Stopwatch, say: Callable[[str], None]) -> FitSettings:
+    """The settings with the part of the time budget that tuning may use: the rest has been used, or embeds once more."""
+    settings, budget = data.settings, data.settings.time_budget_seconds
+    if budget is None:
+        return settings
+    rate = timing(clock, data.embedder)["images_per_second"]
+    reserve = RESERVED * budget + (len(data.manifest.samples) / rate if rate else clock.seconds["scan_and_embed"])
+    left = budget - clock.total - reserve
+    if left <= 0:
+        say(
+            f"--time-budget {settings.time_budget} cannot be kept: reading, embedding and the probe took "
+            f"{duration(clock.total)}, and evaluation needs about {duration(reserve)}. Fine-tuning is as short as possible."
+        )
+    return replace(settings, time_budget=f"{max(left, 1.0):.0f}s")
 
 
 def _embedded_again(data: PreparedData, tuned: TunedClassifier, clock: Stopwatch, reporter: Reporter) -> PreparedData:
