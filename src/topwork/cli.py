@@ -203,13 +203,26 @@ def models(
     *,
     stages: Annotated[bool, Parameter(help="Show the table of stages.")] = False,
     filter: Annotated[str, Parameter(help="List timm names that match this pattern, such as '*resnet18*'.")] = "",
+    check: Annotated[
+        tuple[str, ...],
+        Parameter(
+            consume_multiple=True, negative=(),
+            help="Load these backbones and run them: engine, input size, features, stages, poolings and speed.",
+        ),
+    ] = (),
+    size: Annotated[int | None, Parameter(help="With --check: input side in pixels.")] = None,
     settings: Annotated[ModelSettings, Flat] = ModelSettings(),
     common: CommonArgs = Common(),
 ) -> int:
     """List backbones, or describe one: parameters, stages, trainable layers and their learning rates."""
-    from topwork.commands.models import describe, listed
-    from topwork.console import described_lines, model_list_lines
+    from topwork.commands.models import check_backbone, describe, listed
+    from topwork.console import checked_lines, described_lines, model_list_lines
 
+    if check:
+        with _terminal(common) as terminal:
+            rows = [check_backbone(one, size, terminal.note) for one in check]
+        _show(common, {"backbones": [row.as_dict() for row in rows]}, lambda: checked_lines(rows))
+        return int(any(row.problem for row in rows))
     if name is None:
         found = listed(filter)
         _show(common, found, lambda: model_list_lines(found, filter))

@@ -569,3 +569,22 @@ def prediction_lines(out: str, n: int, counts: dict[str, Any]) -> list[str]:
     lines = [f"Wrote {count(n, 'row')} to {out}: {by_outcome}."]
     lines += [f"  {escape(name):<{width}}  {number:>7,}" for name, number in shown]
     return lines + ([f"  and {count(len(labels) - len(shown), 'more class', 'more classes')}"] if labels[20:] else [])
+
+
+def checked_lines(rows: Sequence[Any]) -> list[str]:
+    """What ``topwork models --check`` found, as a Markdown table."""
+    lines = [
+        "| backbone | engine | input | parameters | features | stages | --pooling | images/s | saved as |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row.problem:
+            lines.append(f"| {escape(row.name)} | cannot be used: {escape(row.problem)} | | | | | | | |")
+            continue
+        shown = [
+            escape(row.name), row.engine, f"{row.size}", f"{row.n_parameters / 1e6:.1f}M", f"{row.n_features}",
+            ", ".join(row.stages), ", ".join(row.poolings), f"{row.images_per_second:g}",
+            "timm model" if row.is_timm else "topwork only",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(shown) + " |")
+    return lines

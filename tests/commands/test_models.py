@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from topwork.commands.models import describe
@@ -55,3 +57,19 @@ def test_preprocessing_is_that_of_the_weights():
 def test_wrong_use_is_named(name, settings, words):
     with pytest.raises(UsageError, match=words):
         describe(name, ModelSettings(**settings))
+
+
+def test_check_tells_what_can_be_done_with_each_name(capsys):
+    from topwork.cli import main
+
+    names = ["random:test_vit", "random:test_efficientnet", "resnet81"]
+    with pytest.raises(SystemExit) as ended:
+        main(["models", "--check", *names, "--json"])
+    assert ended.value.code == 1  # the last is no name
+    vit, cnn, unknown = json.loads(capsys.readouterr().out)["backbones"]
+    assert (vit["engine"][:8], vit["n_features"], vit["is_timm"], vit["problem"]) == ("openvino", 64, True, None)
+    assert {"avg", "token", "both"} <= set(vit["poolings"])
+    assert "token" not in cnn["poolings"]
+    assert cnn["stages"][0] == "blocks.0"
+    assert cnn["images_per_second"] > 0
+    assert "Did you mean" in unknown["problem"]

@@ -6,12 +6,16 @@ nothing is downloaded and even large ones are counted at once.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from topwork.errors import UsageError
-from topwork.models.backbone import input_spec
-from topwork.models.head import HeadSpec, parse_head
+import numpy as np
+
+from topwork.errors import TopworkError, UsageError
+from topwork.models.backbone import Backbone, input_spec, load_backbone
+from topwork.models.head import POOLINGS, Changes, HeadSpec, parse_head
 from topwork.models.sources import EMBEDDED, backbone_names, parse_name
 from topwork.settings import ModelSettings, TuneSettings, check
 
@@ -115,3 +119,76 @@ def _width(network: nn.Module) -> int:
 def listed(pattern: str) -> dict[str, list[str]]:
     """Names of embedded networks, and of timm's that match a shell pattern."""
     return {"embedded": list(EMBEDDED), "timm": backbone_names(pattern) if pattern else []}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a backbone is like here, or why it cannot be used.
+
+    Attributes:
+        engine: what runs it, in which precision.
+        size: side of the input in pixels.
+        stages: names of the slices that can be frozen, without stem, neck and classifier.
+        poolings: what ``--pooling`` may be.
+        images_per_second: of the engine alone, in batches of 16.
+        is_timm: a classifier on it is saved as a timm model, too.
+        problem: why it cannot be used; None if it can.
+    """
+
+    name: str
+    architecture: str = ""
+    engine: str = ""
+    size: int = 0
+    n_parameters: int = 0
+    n_features: int = 0
+    stages: tuple[str, ...] = ()
+    poolings: tuple[str, ...] = ()
+    images_per_second: float = 0.0
+    is_timm: bool = False
+    license: str | None = None
+    problem: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def check_backbone(name: str, size: int | None = None, on_note: Callable[[str], None] | None = None) -> Checked:
+    """Loads a backbone, runs it on drawn images, and tells how that went. Weights that are not here are downloaded."""
+    from topwork.features.engine import BATCH, drawn_images, load_engine
+
+    try:
+        backbone = load_backbone(name, on_note=on_note).with_spec(height=size, width=size)
+        engine = load_engine(backbone)
+        poolings = _poolings(backbone)
+    except TopworkError as error:
+        return Checked(name, problem=str(error))
+    if engine.note and on_note:
+        on_note(engine.note)
+    images = np.concatenate([drawn_images(backbone.spec)] * 4)[: 2 * BATCH]
+    engine.run(images[:BATCH])
+    started = time.perf_counter()
+    engine.run(images)
+    seconds = time.perf_counter() - started
+    stages = tuple(stage.name for stage in backbone.stages if stage.name not in ("stem", "neck", "classifier"))
+    return Checked(
+        name, backbone.architecture, f"{engine.kind} {engine.precision}", backbone.spec.height, backbone.n_parameters,
+        backbone.n_features, stages, poolings, round(len(images) / seconds, 1), backbone.is_timm, backbone.license,
+    )  # fmt: skip
+
+
+def _poolings(backbone: Backbone) -> tuple[str, ...]:
+    """Those that the network can be built with."""
+    import torch
+
+    from topwork.models.modules import changed
+
+    found = []
+    for pooling in POOLINGS:
+        try:
+            with torch.device("meta"):
+                changed(parse_name(f"random:{backbone.architecture}").network(weights=False), Changes(pooling=pooling))
+        except UsageError:
+            continue
+        found.append(pooling)
+    return tuple(found)
