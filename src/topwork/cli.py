@@ -206,7 +206,8 @@ def models(
     check: Annotated[
         tuple[str, ...],
         Parameter(
-            consume_multiple=True, negative=(),
+            consume_multiple=True,
+            negative=(),
             help="Load these backbones and run them: engine, input size, features, stages, poolings and speed.",
         ),
     ] = (),

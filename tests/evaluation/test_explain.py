@@ -116,7 +116,7 @@ def test_a_head_that_is_not_linear_is_explained_by_covering(classifier, images):
     engine = load_engine(classifier.backbone, precision="f32")
     one = images[:1]
     found = find_evidence(extended, one, np.array([[0, 2]]), engine=engine)
-    assert (found.method, found.maps.shape) == ("covering", (1, 2, 7, 7))
+    assert (found.method, found.maps.shape) == ("occlusion", (1, 2, 7, 7))
     # the cell (2, 4) by hand: its own square and half a cell around it, in the mean color
     covered = one.copy()
     covered[0, 48:112, 112:176] = one[0].mean((0, 1)).astype(np.uint8)
@@ -188,3 +188,42 @@ def test_the_overlay_marks_the_place_that_the_network_saw(fit):
 def test_no_evidence_leaves_the_picture_clear():
     picture = np.full((60, 60, 3), 128, np.uint8)
     np.testing.assert_array_equal(overlay(picture, np.full((7, 7), -1, np.float32), InputSpec(), 1.0), picture)
+
+
+@pytest.mark.parametrize("blocks", [("last",), ("last", "stages")])
+def test_the_patches_of_a_transformer_are_explained_by_gradients(blocks):
+    """A cell is the rate at which the logit grows with the length of its patch's token: checked by finite differences."""
+    import torch
+
+    backbone = load_backbone("random:test_vit")
+    images = np.random.default_rng(0).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)
+    network = TorchNetwork(backbone)
+    features = network.run(images).blocks
+    n = sum(features[name].shape[1] for name in blocks)
+    rng = np.random.default_rng(1)
+    transform = FeatureTransform(blocks, "none", np.zeros(n, np.float32), np.ones(n, np.float32))
+    head = LinearHead(transform, rng.normal(size=(3, n)).astype(np.float32), np.zeros(3, np.float32))
+    classifier = Classifier(backbone, head, ("a", "b", "c"), 1.0, "f32")
+    labels = np.array([[0, 2], [1, 0]])
+    found = find_evidence(classifier, images, labels, network)
+    assert found.method == "gradient"
+    assert found.maps.shape == (2, 2, 10, 10)
+    layer = "blocks.1" if "stages" in blocks else "blocks.4"  # class token: patches after the last block say nothing
+    row, column, step = 3, 7, 0.02
+
+    def logit(factor):
+        def scaled(_module, _inputs, output):
+            changed = output.clone()
+            changed[:, 1 + 10 * row + column] *= factor
+            return changed
+
+        hook = network.module.network.get_submodule(layer).register_forward_hook(scaled, prepend=True)
+        with torch.inference_mode():
+            last, stages = (value.numpy() for value in network.module(torch.from_numpy(images)))
+        hook.remove()
+        values = head.logits({"last": last, "stages": stages})
+        return values - values.mean(1, keepdims=True)
+
+    expected = (logit(1 + step) - logit(1 - step)) / (2 * step)
+    wanted = np.take_along_axis(expected, labels, 1)
+    np.testing.assert_allclose(found.maps[:, :, row, column], wanted, rtol=0.05, atol=2e-3)

@@ -31,7 +31,11 @@ from topwork.features.feature_maps import OpenNetwork, open_network
 from topwork.models.classifier import Classifier
 
 N_EXAMPLES = 4
-_N_MAPS = {"activation": 200, "covering": 24}  # images whose evidence is looked at: covering costs 49 passes each
+_N_MAPS = {
+    "activation": 200,
+    "gradient": 100,
+    "occlusion": 24,
+}  # images whose evidence is looked at: occlusion costs 49 passes each
 _N_CHECKED = 32  # images for the batch-norm check
 _N_RANDOMIZED = 8
 

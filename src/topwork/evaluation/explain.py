@@ -1,9 +1,10 @@
 """Where a model sees what it answers: in go input-sized images and a classifier, out come maps of evidence.
 
-Where the head is linear on the mean of the last map (a *plain* head on most networks) the map is exact: the class
-activation map of Zhou et al. 2016 (arXiv 1512.04150, eq. 2), whose cells sum to the logit. Elsewhere the evidence of a
-cell is what the logit loses when the cell is covered (Zeiler & Fergus 2014, arXiv 1311.2901): slower, but true of any
-head and network, and without gradients or torch (docs/decisions/0010-explanations.md).
+If the head is linear on the mean of the last map (a *plain* head on most networks) the map is exact: the class activation
+map of Zhou et al. 2016 (arXiv 1512.04150, eq. 2), whose cells sum to the logit. In transformers that read a class token,
+evidence is gradient times activation of the patches before the last block (HiResCAM, arXiv 2011.08891), by torch. Elsewhere
+the evidence of a cell is what the logit loses when the cell is covered (occlusion; Zeiler & Fergus 2014, arXiv 1311.2901):
+slower, but true of any head and network, and without gradients or torch (docs/decisions/0010-explanations.md).
 
 Softmax does not change when the same number is added to every logit, so logits and maps are taken relative to the mean
 of the classes: evidence for a class is evidence against the others. Here too: the most similar training images, the map
@@ -27,8 +28,9 @@ from topwork.features.engine import Engine
 from topwork.features.feature_maps import OpenNetwork, TorchNetwork, open_network
 from topwork.models.classifier import Classifier
 from topwork.models.head import LinearHead
+from topwork.models.stages import has_attention
 
-GRID = 7  # cells a side where evidence is found by covering
+GRID = 7  # cells per side for occlusion
 OUTER = 0.1  # of each side: the border whose share of the evidence is reported
 _REACH = 0.5  # cells that a cover reaches beyond its own cell, so that an object on a boundary is covered too
 _STOPS = np.array(  # dark violet over red to pale yellow: lightness rises evenly, so it reads in gray and color-blind
@@ -43,13 +45,14 @@ class Evidence:
 
     Attributes:
         method: ``activation``: exact, the cells of a map sum to the logit but for the constant of its class;
-            ``covering``: each cell is what the logit loses when it is covered.
+            ``gradient``: gradient times activation, summed over channels;
+            ``occlusion``: each cell is what the logit loses when it is covered.
         labels: (N, K) the classes that the maps are for.
         maps: (N, K, h, w) in logits, relative to the mean of the classes.
         logits: (N, C) of the whole images, relative to the mean of the classes.
     """
 
-    method: Literal["activation", "covering"]
+    method: Literal["activation", "gradient", "occlusion"]
     labels: Ints
     maps: NDArray[np.float32]
     logits: NDArray[np.float64]
@@ -76,13 +79,17 @@ def find_evidence(
     logits = _centered(classifier.head.logits(dict(opened.blocks)))
     if classifier.head.kind == "plain" and opened.maps is not None:
         return Evidence("activation", wanted, activation_maps(classifier.head, opened.maps, wanted), logits)
+    if has_attention(classifier.backbone.stages):
+        gradients = network.gradient_maps(classifier.head, images, wanted)
+        if gradients is not None:
+            return Evidence("gradient", wanted, gradients, logits)
 
     def logits_of(pixels: Pixels) -> NDArray[np.float64]:
         blocks = engine.run(pixels) if engine else network.run(pixels).blocks
         return _centered(classifier.head.logits(dict(blocks)))
 
     maps = [_covering(image, own, some, logits_of) for image, own, some in zip(images, logits, wanted, strict=True)]
-    return Evidence("covering", wanted, np.stack(maps), logits)
+    return Evidence("occlusion", wanted, np.stack(maps), logits)
 
 
 def activation_maps(head: LinearHead, maps: NDArray[np.float32], labels: Ints) -> NDArray[np.float32]:

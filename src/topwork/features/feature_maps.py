@@ -24,12 +24,15 @@ from topwork.features.engine import (
     _openvino,
     compiled_form,
     feature_network,
+    feature_stages,
+    map_layout,
     openvino_core,
     rounded,
     with_batch,
 )
 from topwork.models.backbone import Backbone
 from topwork.models.classifier import COMPILED
+from topwork.models.head import LinearHead
 
 Images = NDArray[Any]
 _PASSED_OVER = ("Reshape", "Squeeze", "Unsqueeze", "Convert")
@@ -56,6 +59,9 @@ class OpenNetwork(Protocol):
     def run(self, images: Images) -> Opened:
         """Features and maps of (B, H, W, 3), uint8 or float32 in 0..255 and beyond, any B."""
 
+    def gradient_maps(self, head: LinearHead, images: Images, labels: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """See :meth:`TorchNetwork.gradient_maps`."""
+
 
 def open_network(backbone: Backbone) -> OpenNetwork:
     """The opened form of a backbone, or of the network in a model folder, in f32; without mirrored positions."""
@@ -64,7 +70,7 @@ def open_network(backbone: Backbone) -> OpenNetwork:
     backbone = backbone.with_spec(mirror="none")
     try:
         xml = own if has_own else compiled_form(backbone)
-        return OpenVINONetwork(xml) if xml is not None else TorchNetwork(backbone)
+        return OpenVINONetwork(xml, backbone) if xml is not None else TorchNetwork(backbone)
     except ImportError:  # OpenVINO is not installed here
         return TorchNetwork(backbone)
 
@@ -72,7 +78,9 @@ def open_network(backbone: Backbone) -> OpenNetwork:
 class OpenVINONetwork:
     """The compiled form with a float input and the map as a third output."""
 
-    def __init__(self, xml: Path) -> None:
+    def __init__(self, xml: Path, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._by_torch: TorchNetwork | None = None  # OpenVINO has no gradients
         ov = _openvino()
         core = openvino_core()
         try:
@@ -93,6 +101,12 @@ class OpenVINONetwork:
         last, stages, *maps = (np.concatenate(column) for column in zip(*chunks, strict=True))
         return _checked(last, stages, maps[0] if maps else None, self._is_channels_last)
 
+    def gradient_maps(self, head: LinearHead, images: Images, labels: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """See :meth:`TorchNetwork.gradient_maps`."""
+        if self._by_torch is None:
+            self._by_torch = TorchNetwork(self._backbone)
+        return self._by_torch.gradient_maps(head, images, labels)
+
 
 class TorchNetwork:
     """The network run by torch in f32.
@@ -103,6 +117,7 @@ class TorchNetwork:
 
     def __init__(self, backbone: Backbone, untrained: Sequence[str] = (), seed: int = 0) -> None:
         self.module: Any = feature_network(backbone)
+        self._backbone = backbone
         if untrained:
             _randomize(self.module.network, backbone.architecture, untrained, seed)
 
@@ -116,9 +131,93 @@ class TorchNetwork:
                 some = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH], np.float32))
                 last, stages = self.module(some)
                 normalized = (some.permute(0, 3, 1, 2) - self.module.mean) / self.module.std
-                chunks.append([v.numpy() for v in (last, stages, self.module.network.forward_features(normalized))])
-        last, stages, maps = (np.concatenate(column) for column in zip(*chunks, strict=True))
-        return _checked(last, stages, maps, getattr(self.module.network, "output_fmt", "NCHW") == "NHWC")
+                maps = self.module.network.forward_features(normalized)
+                found = [last, stages, maps] if getattr(maps, "ndim", 0) == 4 else [last, stages]
+                chunks.append([value.numpy() for value in found])
+        last, stages, *maps = (np.concatenate(column) for column in zip(*chunks, strict=True))
+        is_channels_last = getattr(self.module.network, "output_fmt", "NCHW") == "NHWC"
+        return _checked(last, stages, maps[0] if maps else None, is_channels_last)
+
+    def gradient_maps(self, head: LinearHead, images: Images, labels: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """(N, K, h, w) evidence for the classes (N, K) by gradient times activation, one backward pass for each of K.
+
+        HiResCAM (Draelos and Carin 2020, arXiv 2011.08891, eq. 3) on the tokens before the last block: the positions
+        behind it do not reach the logits of a network that reads its class token. A head that reads earlier stages is
+        explained at the first of them. In logits relative to the mean of the classes.
+
+        Returns:
+            None if no position of such a layer reaches the logits.
+        """
+        import torch
+
+        names = self._explained_layers("stages" in head.transform.blocks)
+        kept: dict[str, Any] = {}
+        hooks = [self.module.network.get_submodule(name).register_forward_hook(_keeper(kept, name)) for name in names]
+        chunks = []
+        try:
+            for start in range(0, len(images), BATCH):
+                some = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH], np.float32))
+                with torch.enable_grad():
+                    logits = _logits(head, self.module(some.requires_grad_()))
+                chunks.append(self._backward(logits, labels[start : start + BATCH], [kept[name] for name in names]))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        whole = [chunk for chunk in chunks if chunk is not None]
+        return np.concatenate(whole) if len(whole) == len(chunks) else None
+
+    def _explained_layers(self, reads_stages: bool) -> list[str]:
+        """Where to look, the best place first."""
+        if reads_stages:
+            return feature_stages(self._backbone)[:1]
+        ends = [stage.module for stage in self._backbone.stages if stage.module]
+        container, _, number = (ends or [""])[-1].rpartition(".")
+        before = [f"{container}.{int(number) - 1}"] if number.isdecimal() and int(number) > 0 else []
+        return [*ends[-1:], *before, *ends[-2:-1]]
+
+    def _backward(self, logits: Any, labels: NDArray[np.int64], layers: Sequence[Any]) -> NDArray[np.float32] | None:
+        import torch
+
+        wanted = logits.gather(1, torch.from_numpy(labels))
+        for layer in layers:
+            maps = []
+            for column in wanted.T:
+                (gradient,) = torch.autograd.grad(column.sum(), layer, retain_graph=True, allow_unused=True)
+                if gradient is None:
+                    break
+                maps.append(self._positions(gradient * layer))
+            if len(maps) == wanted.shape[1] and any(bool(one.any()) for one in maps):
+                return np.stack([one.detach().numpy() for one in maps], 1)
+        return None
+
+    def _positions(self, values: Any) -> Any:
+        """Sums over channels; tokens become a grid of the input's shape, without those that stand for no position."""
+        n_prefix, is_channels_last = map_layout(self.module.network)
+        if values.ndim == 4:
+            return values.sum(3 if is_channels_last else 1)
+        spec, flat = self._backbone.spec, values[:, n_prefix:].sum(2)
+        rows = max(1, round((flat.shape[1] * spec.height / spec.width) ** 0.5))
+        return flat[:, : rows * (flat.shape[1] // rows)].reshape(len(flat), rows, -1)
+
+
+def _keeper(kept: dict[str, Any], name: str) -> Any:
+    def hook(_module: Any, _inputs: Any, output: Any) -> None:
+        kept[name] = output[0] if isinstance(output, tuple | list) else output
+
+    return hook
+
+
+def _logits(head: LinearHead, features: Any) -> Any:
+    """Of a torch forward pass, relative to the mean of the classes."""
+    import torch
+
+    from topwork.models.modules import powered
+
+    blocks = dict(zip(("last", "stages"), features, strict=True))
+    transform = head.transform
+    columns = powered(torch.cat([blocks[name] for name in transform.blocks], 1), transform.power, 1e-6)
+    mean, scale, weight = (torch.from_numpy(v).float() for v in (transform.mean, transform.scale, head.weight))
+    return ((columns - mean) / scale) @ (weight - weight.mean(0)).T
 
 
 def _checked(

@@ -220,7 +220,9 @@ def _checks(examined: Examined) -> list[Block]:
         declared = tuple(n for n, fit in enumerate(found.fits) if fit.is_declared)
         note = "Distance between the statistics of the first batch norm in training and now; 0 is perfect. The stored normalization is in bold."  # fmt: skip
         fits = [Table("Normalization", ("Normalization", "Misfit"), rows, note, chosen=declared)]
-    maps: list[Block] = [Text("The heatmaps come from covering parts of the image.", "muted")]
+    maps: list[Block] = [
+        Text("The heatmaps are approximate, so they are not compared with those of random weights.", "muted")
+    ]
     if found.randomized:
         rows = tuple((step.part, f"{step.agreement:+.2f}") for step in found.randomized)
         note = "Rank correlation of the heatmaps with those of a model whose part has random weights; it should be near 0."  # fmt: skip

@@ -20,6 +20,7 @@ SIDE = 288  # pixels of the long side of a map
 N_OPEN = 4
 METHODS = {
     "activation": "The maps are exact: what each position of the last feature map adds to the class.",
+    "gradient": "The maps show how strongly each patch pushes the score of the class up, by its gradient.",
     "occlusion": "The maps show how much the score of the class drops when a place is covered.",
 }
 
