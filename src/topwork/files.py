@@ -107,8 +107,9 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _is_below(named: object, path: Path) -> bool:
-    """Whether an error is about writing ``path``: it names no file, or one in its folder."""
-    return named is None or Path(os.fsdecode(str(named))).is_relative_to(path.parent)
+    """Whether an error is about writing ``path``: it names no file, one in its folder, or a folder above it."""
+    found = None if named is None else Path(os.fsdecode(str(named)))
+    return found is None or found.is_relative_to(path.parent) or path.is_relative_to(found)
 
 
 def _beside(final: Path) -> Path:

@@ -153,3 +153,6 @@ def test_a_page_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Pat
         write_page(tmp_path / "page.html", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
     assert write_page(tmp_path / "new" / "page.html", "text").read_text() == "text"  # folders are made
+    (tmp_path / "file").touch()
+    with pytest.raises(TopworkError, match=r"page\.html: cannot be written: not a directory"):
+        write_page(tmp_path / "file" / "a" / "b" / "page.html", "text")

@@ -45,7 +45,7 @@ from topwork.commands.study import Studied
 from topwork.data.loader import in_order
 from topwork.data.transforms import resize
 from topwork.errors import TopworkError
-from topwork.files import atomic_file, error_reason
+from topwork.files import atomic_file, error_reason, writing
 from topwork.report.charts import stand_alone
 from topwork.report.page import render_page, write_page
 from topwork.report.pictures import jpeg_of, make_picture
@@ -270,11 +270,8 @@ def _write_sheet(part: Grid, path: Path) -> None:
         for column, pixels in enumerate(pictures):
             top, left = GAP + row * (TILE + GAP), GAP + column * (TILE + GAP)
             sheet[top : top + TILE, left : left + TILE] = resize(np.ascontiguousarray(pixels), TILE, TILE)
-    try:
-        with atomic_file(path) as partial:
-            partial.write_bytes(jpeg_of(sheet))
-    except OSError as error:
-        raise TopworkError(f"{escape(str(path))}: cannot be written: {error_reason(error)}.") from None
+    with writing(path), atomic_file(path) as partial:
+        partial.write_bytes(jpeg_of(sheet))
 
 
 # ---- lr-range

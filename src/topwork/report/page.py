@@ -18,8 +18,7 @@ from markupsafe import Markup
 
 from topwork import __version__
 from topwork.blocks import Picture, Section, as_cell
-from topwork.errors import TopworkError
-from topwork.files import atomic_file, error_reason
+from topwork.files import atomic_file, writing
 from topwork.report import charts
 from topwork.report.pictures import encoded, problems
 from topwork.text import escape
@@ -77,12 +76,10 @@ def write_page(path: Path, page: str) -> Path:
     Raises:
         TopworkError: the file cannot be written.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as partial:
             partial.write_text(page, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise TopworkError(f"{escape(str(path))}: cannot be written: {error_reason(error)}.") from None
     return path
 
 
