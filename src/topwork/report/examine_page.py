@@ -109,7 +109,7 @@ def verdict(examined: Examined) -> str:
     about_images = [effect for effect in found.effects if effect.group not in ("preprocessing", "normalization")]
     significant = [effect for effect in about_images if effect.is_clear and effect.difference < 0]
     if not significant:
-        return "No warnings: nothing that was changed lowers the accuracy significantly."
+        return f"No warnings: on {count(found.n, 'image')}, no change lowers the accuracy significantly."
     worst = min(significant, key=lambda effect: effect.difference)
     return f"No warnings. The largest effect: {worst.title.lower()} ({points(worst.difference)} points)."
 
