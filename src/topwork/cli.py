@@ -894,7 +894,9 @@ def main(tokens: Iterable[str] | None = None) -> None:
     )  # imports make many objects and no garbage: looking for it costs a tenth of a short command
     arguments = [*(sys.argv[1:] if tokens is None else tokens)]
     formatter.show_all = "--help-all" in arguments
-    warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what concerns pixels is a reject with its reason
+    warnings.filterwarnings(
+        "ignore", module="PIL|pydicom"
+    )  # odd metadata; what concerns pixels is a reject with its reason
     _catch_signals()
     try:
         status = app([{"-": STDIN, "--help-all": "--help"}.get(token, token) for token in arguments])

@@ -3,7 +3,7 @@
 In: bytes. Out: :class:`Decoded`, the image as a viewer shows it, with the facts of its file; or :class:`ImageError` with
 a short reason, and never another error. Files are not opened here, and no name or extension is looked at.
 
-- The content decides the format. Nothing off the list is read (HEIC only with its optional part), and no outside
+- The content decides the format. Nothing off the list is read (HEIC and DICOM only with their optional parts), and no outside
   program is started. JPEG has a reader of its own (``jpeg.py``); the other formats are read by Pillow's plugins.
 - The first frame or page is the image. It is turned upright, transparent pixels show ``BACKGROUND``, and 16-bit gray is
   scaled to 8 (:func:`gray_levels`). Samples that are signed, floating or wider than 16 bits have no agreed brightness
@@ -40,7 +40,7 @@ Pixels = NDArray[np.uint8]
 # Raise it whenever the same file may give other pixels, facts or reasons: what is cached depends on it.
 DECODER_VERSION = "2"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-HEAD_BYTES = 32  # how much of a file :func:`sniff` looks at
+HEAD_BYTES = 132  # how much of a file :func:`sniff` looks at
 MAX_PIXELS = 120_000_000  # width × height as the header says; more is rejected before anything is decoded
 MAX_SIDE = 1_000_000  # pixels; keeps one row, the smallest band there is, at a few megabytes
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
@@ -85,12 +85,13 @@ class ImageFacts:
     """What a file says about its image.
 
     Attributes:
-        format: ``JPEG``, ``PNG``, ``WEBP``, ``GIF``, ``BMP``, ``TIFF`` or ``HEIC``, by content.
+        format: ``JPEG``, ``PNG``, ``WEBP``, ``GIF``, ``BMP``, ``TIFF``, ``HEIC`` or ``DICOM``, by content.
         width, height: pixels as displayed: upright, and before any shrinking.
         mode: colors as stored, in Pillow's words: ``1 L LA I;16 P RGB RGBA CMYK YCbCr LAB``.
         orientation: EXIF orientation 1..8; 1 if there is none or it is broken.
         is_animated: the file holds further frames or pages; the first is the image.
         is_gray: stored as gray: one color channel, or a palette of nothing but grays.
+        patient: a short hash of the PatientID of a DICOM, "" otherwise.
     """
 
     format: str
@@ -100,6 +101,7 @@ class ImageFacts:
     orientation: int
     is_animated: bool
     is_gray: bool
+    patient: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,6 +127,8 @@ def decode(data: bytes, *, min_side: int | None = None) -> Decoded:
     try:
         if found is None:
             raise ImageError(_not_supported(data[:256]))
+        if found == "DICOM":
+            return _decode_dicom(data)
         return _decode_jpeg(data, min_side) if found == "JPEG" else _decode_with_pillow(data, found, min_side)
     except ImageError:
         raise
@@ -141,7 +145,7 @@ def decode(data: bytes, *, min_side: int | None = None) -> Decoded:
 
 
 def sniff(head: bytes) -> str | None:
-    """The format, one of ``FORMATS`` or ``HEIC``, that the first bytes of a file are of, or None."""
+    """The format, one of ``FORMATS``, ``HEIC`` or ``DICOM``, that the first bytes of a file are of, or None."""
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -156,6 +160,8 @@ def sniff(head: bytes) -> str | None:
         return "BMP"
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS and b"avif" not in head[8:32]:
         return "HEIC"
+    if head[128:132] == b"DICM":
+        return "DICOM"
     return None
 
 
@@ -200,6 +206,17 @@ def _decode_jpeg(data: bytes, min_side: int | None) -> Decoded:
     width, height = (header.height, header.width) if header.orientation >= 5 else (header.width, header.height)
     facts = ImageFacts("JPEG", width, height, header.mode, header.orientation, False, header.mode == "L")
     return Decoded(pixels, facts)
+
+
+def _decode_dicom(data: bytes) -> Decoded:
+    from topwork.data import dicom
+
+    header = dicom.read_header(data)
+    width, height = int(header.Columns), int(header.Rows)
+    check_size(width, height)
+    is_animated, mode = int(header.get("NumberOfFrames") or 1) > 1, dicom.mode_of(header)
+    facts = ImageFacts("DICOM", width, height, mode, 1, is_animated, mode in ("L", "I;16"), dicom.patient_of(header))
+    return Decoded(dicom.pixels_of(header), facts)
 
 
 # ---- every other format

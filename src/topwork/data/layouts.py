@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
-from topwork.data.samples import Entry, Listing, Reject, Rules
+from topwork.data.samples import PATIENT_ID, Entry, Listing, Reject, Rules
 from topwork.errors import UsageError
 from topwork.text import canonical, count, escape, first_names, natural_key
 
@@ -523,6 +523,8 @@ def label_taker(pattern: str) -> Callable[[str], str | None]:
 
 def with_groups(listing: Listing, pattern: str) -> Listing:
     """Groups taken from the paths: the named group ``group``, else the first group, else all that matched."""
+    if pattern == PATIENT_ID:
+        return listing  # known when the images are read
     if re.fullmatch(r"\w+", pattern):
         raise UsageError(
             f"--group-by {pattern}: there is no such column here (only tables have columns). "

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from topwork.data.dicom import NO_DICOM
 from topwork.data.images import DECODER_VERSION, NO_HEIC, OUT_OF_MEMORY, ImageFacts, decode
 from topwork.data.samples import Entry
 from topwork.data.shards import append_shard, check_writable, read_shards
@@ -158,7 +159,7 @@ def _load(
         pixels = fit_to_input(decoded.pixels, spec) if spec else None
         found = None if is_described else traits_of(data, _standard_view(decoded.pixels, pixels, spec))
     except ImageError as error:
-        passing = str(error) in (OUT_OF_MEMORY, NO_HEIC)  # without a hash the reason is not remembered
+        passing = str(error) in (OUT_OF_MEMORY, NO_HEIC, NO_DICOM)  # without a hash the reason is not remembered
         return Loaded(entry, "" if passing else content_hash, n_bytes, reason=str(error))
     except MemoryError:
         return Loaded(entry, "", n_bytes, reason=OUT_OF_MEMORY)

@@ -26,7 +26,7 @@ from topwork.data.layouts import looks_like_image
 from topwork.data.listing import list_data, read_image
 from topwork.data.loader import FactsStore, Loaded, Visitor, load_images
 from topwork.data.remote import n_threads_for
-from topwork.data.samples import LABEL_SEPARATOR, Listing, Reject, Rules, Sample
+from topwork.data.samples import LABEL_SEPARATOR, PATIENT_ID, Listing, Reject, Rules, Sample
 from topwork.data.shards import read_parquet
 from topwork.data.traits import TraitStore, TraitTable
 from topwork.errors import ImageError, UsageError, changed_since_scan
@@ -207,7 +207,7 @@ def scan(
             if loaded.facts is None:
                 failed.append(loaded)
             else:
-                samples.append(_sample(loaded))
+                samples.append(_sample(loaded, by_patient=rules.group_by == PATIENT_ID))
                 if visitor is not None and loaded.pixels is not None:
                     visitor.take(loaded.content_hash, loaded.pixels)
             if on_progress:
@@ -220,6 +220,8 @@ def scan(
     for one in failed:
         is_other = has_endings and one.n_bytes > 0 and not looks_like_image(one.entry.path)
         rejects.append(Reject(one.entry.path, one.reason or "unusable", expected=is_other))
+    if rules.group_by == PATIENT_ID and samples and not any(sample.group for sample in samples):
+        raise UsageError("--group-by PatientID: none of the images is a DICOM file with a PatientID.")
     said: tuple[str, ...] = ()
     if corrections is not None:
         samples, removed, said = lay_over(samples, corrections, Path(rules.corrections or "").name)
@@ -235,14 +237,14 @@ def _remember(facts: FactsStore, traits: TraitStore, loaded: Loaded) -> None:
         facts.put(loaded.content_hash, value)
 
 
-def _sample(loaded: Loaded) -> Sample:
+def _sample(loaded: Loaded, *, by_patient: bool) -> Sample:
     entry, facts = loaded.entry, loaded.facts
     assert facts is not None
     return Sample(
         path=entry.path,
         label=entry.label,
         part=entry.part,
-        group=entry.group,
+        group=entry.group or ((facts.patient or None) if by_patient else None),
         domain=entry.domain,
         content_hash=loaded.content_hash,
         n_bytes=loaded.n_bytes,

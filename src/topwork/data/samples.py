@@ -12,6 +12,7 @@ from pathlib import Path
 from topwork.settings import DataSettings
 
 LABEL_SEPARATOR = "|"
+PATIENT_ID = "PatientID"  # as ``--group-by``: the images of one patient, by what their DICOM files say
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Rules:
     Attributes:
         root: folder that the paths of a table are relative to; by default the table's own.
         label_regex: takes the label from the file name (or from the path, if it contains ``/``).
-        group_by: a column of the table, or a regular expression on the path, that names images that belong together.
+        group_by: a column of the table, or a regular expression on the path, that names images that belong together,
+            or ``PatientID`` for DICOM files.
         domain_by: a regular expression on the path that names the domain of an image.
         limit_per_class: at most so many images of each class (in each given part), drawn by ``seed`` and name.
         multi_label: an image may have several labels, in one cell, in rows of their own, or in a column per class.
