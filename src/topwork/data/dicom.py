@@ -82,11 +82,11 @@ def _shown(values: NDArray[np.float64], stored: NDArray[Any], header: Any) -> ND
         table = header.VOILUTSequence[0]
         n_bits = int(table.LUTDescriptor[2])
         looked_up = apply_voi(values.astype(np.int64) if "ModalityLUTSequence" in header else stored, header)
-        return np.clip(looked_up / (2.0**n_bits - 1), 0, 1)
+        return np.asarray(np.clip(looked_up / (2.0**n_bits - 1), 0, 1), np.float64)
     center, width = _first(header.get("WindowCenter")), _first(header.get("WindowWidth"))
     if center is None or width is None or width <= 0:
         low, high = values.min(), values.max()
-        return (values - low) / max(high - low, 1e-9)
+        return np.asarray((values - low) / max(high - low, 1e-9), np.float64)
     function = header.get("VOILUTFunction", "LINEAR")
     if function == "SIGMOID":
         return np.asarray(1 / (1 + np.exp(-4 * (values - center) / width)), np.float64)
