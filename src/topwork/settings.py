@@ -312,6 +312,16 @@ class AnswerSettings:
         None, "Instead: answer only where the answers are right this often (such as 0.99); the rest is ambiguous."
     )
     unknown_false_alarms: float = _setting(0.01, "Share of images of known classes that may be called unknown.")
+    positive: str | None = _setting(None, "Of two classes, the one to find; it gets a threshold of its own.")
+    positive_recall: float | None = _setting(
+        None,
+        "Choose that threshold so that this share of the positive images is found, such as 0.95.",
+        above=0,
+        below=1,
+    )
+    miss_cost: float | None = _setting(
+        None, "Choose it by cost: how many times as much a missed positive costs as a false alarm.", above=0
+    )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from topwork.commands.evaluate import evaluate
 from topwork.commands.fit import Fitted, fit
 from topwork.errors import UsageError
 from topwork.export.predictor import Predictor
+from topwork.report.run_page import write_report
 from topwork.settings import FitSettings
 
 SETTINGS = FitSettings(backbone="random:test_efficientnet", size=32)
@@ -43,8 +44,6 @@ def draw(root: Path, counts: tuple[int, ...], kind: str, has_parts: bool = False
 
 def check(run: Fitted, data: Path) -> None:
     """Every later step works on such a run, and every number in it is one."""
-    from topwork.report.run_page import write_report
-
     for path in run.folder.glob("*.json"):
         json.loads(path.read_text(), parse_constant=pytest.fail)
     assert np.isfinite(run.classifier.head.weight).all()
@@ -97,3 +96,4 @@ def test_too_few_images_to_calibrate_are_said_and_answered_with_labels(tmp_path)
     assert "ambiguous" not in {answer.outcome for answer in answers}
     said = "Too few images to calibrate when an answer is ambiguous (it takes at least 39)"
     assert said in (run.folder / "model" / "README.md").read_text()
+    assert said in write_report(run.folder).read_text()

@@ -198,8 +198,18 @@ def test_verbs_that_need_one_label_say_so(fitted, data) -> None:
         examine_model(fitted.folder, data / "test.csv")
     with pytest.raises(UsageError, match="several labels"):
         load_classifier(fitted.folder)
-    with pytest.raises(UsageError, match="several labels"):
-        compare_runs([fitted.folder, fitted.folder])
+
+
+def test_runs_with_several_labels_are_compared_image_by_image(fitted, data, tmp_path) -> None:
+    other = fit(data / "joined.csv", tmp_path / "other", replace(SETTINGS, seed=1, size=32))
+    part, (found,) = compare_runs([fitted.folder, other.folder])
+    assert part == "test"
+    assert found.comparison.accuracy_first == fitted.evaluation["test"]["accuracy"]["value"]
+    assert found.comparison.accuracy_second == other.evaluation["test"]["accuracy"]["value"]
+    assert set(found.comparison.per_class) == set(SHAPES)
+    answers = fitted.predictions["test"].answers, other.predictions["test"].answers
+    assert len(found.disagreements()) == sum(a != b for a, b in zip(*answers, strict=True))
+    json.dumps(found.as_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("limits", [None, [0.5], [0.5, 0.5, "x"], [0.5, 0.5, 7.0]])

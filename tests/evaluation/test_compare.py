@@ -64,7 +64,7 @@ def test_other_images_are_refused():
 
 
 def test_other_labels_are_refused():
-    with pytest.raises(UsageError, match="do not agree"):
+    with pytest.raises(UsageError, match="different labels"):
         compare(answers([0], [0]), answers([1], [0]), ["x"], ["x"])
 
 

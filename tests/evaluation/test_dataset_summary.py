@@ -88,4 +88,4 @@ def test_a_class_of_one_image_and_one_class(tmp_path) -> None:
     surveyed = survey(tmp_path, QUICK)
     assert surveyed.overview.imbalance == 1
     assert surveyed.overview.shortcuts.reason is not None
-    assert any("only one class" in line for line in surveyed.findings)
+    assert any("Only one class" in line for line in surveyed.findings)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from topwork.evaluation.decisions import Decision, Thresholds, decide, fit_ambiguous, too_few_sentence
+from topwork.evaluation.decisions import Decision, Thresholds, decide, fit_ambiguous, fit_positive, too_few_sentence
 from topwork.evaluation.predictions import Task
 
 STATED = np.array([[0.9, 0.1], [0.6, 0.4], [0.55, 0.45], [0.9, 0.1]])
@@ -81,3 +81,18 @@ def test_too_few_images_to_promise_a_coverage_are_answered_with_labels():
     enough = fit_ambiguous(np.array([[0.99, 0.01]] * 39), np.zeros(39, int), 0.975)
     assert enough["set_probability"] == 0.5
     assert too_few_sentence(enough) is None
+
+
+def test_the_threshold_of_a_positive_class_by_cost_and_by_recall():
+    stated = np.stack([1 - np.arange(1, 20) / 20, np.arange(1, 20) / 20], axis=1)  # 0.05 to 0.95 for class 1
+    labels = np.ones(19, int)
+    assert fit_positive(stated, labels, 1, recall=None, miss_cost=9)[0] == pytest.approx(0.1)
+    # 19 positives: k = floor(20 * 0.1) = 2, the second smallest probability
+    assert fit_positive(stated, labels, 1, recall=0.9, miss_cost=None) == (
+        pytest.approx(0.1),
+        "recall of at least 90.0%",
+    )
+    threshold, by = fit_positive(stated[:5], labels[:5], 1, recall=0.9, miss_cost=None)
+    assert threshold == pytest.approx(0.05)
+    assert "too few images to promise it (5)" in by
+    assert fit_positive(stated, labels, 0, recall=0.9, miss_cost=None)[0] == 0.5

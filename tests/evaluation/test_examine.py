@@ -40,18 +40,17 @@ def said(some):
 
 
 def test_sentences_follow_from_the_numbers():
-    assert (
-        said(effect(0.94, p=0.6)) == "Without color, it is right for 94 %: no clear difference (−4.0 to +2.0 points)."
-    )
-    assert "relies a little on color" in said(effect(0.90))
-    assert "it relies on color" in said(effect(0.80))
-    assert "relies heavily on color" in said(effect(0.55))
-    assert "no better than guessing (30 %): it cannot do without color" in said(effect(0.33))
-    assert "does not notice: its mean confidence is 90 %" in said(effect(0.55, confidence=0.9))
+    unclear = "Without color, accuracy is 94.0%: no significant difference (−4.0 to +2.0 points)."
+    assert said(effect(0.94, p=0.6)) == unclear
+    assert "the model relies slightly on color" in said(effect(0.90))
+    assert "the model relies on color" in said(effect(0.80))
+    assert "the model relies heavily on color" in said(effect(0.55))
+    assert "no better than guessing (30.0%): the model depends on color" in said(effect(0.33))
+    assert "overconfident here: mean confidence 90.0%" in said(effect(0.55, confidence=0.9))
     assert "should not help" in said(effect(0.99))
     unsure = said(effect(0.90, p=0.08))
     assert "perhaps" in unsure
-    assert "no clear difference" in unsure
+    assert "not significant" in unsure
 
 
 def test_p_values_are_corrected_for_their_number():
@@ -142,7 +141,7 @@ def test_an_examination_unmasks_the_mark_in_words(marked, marked_images):
     assert by_name["no_surround"].accuracy < 0.7
     assert "no better than guessing" in by_name["no_surround"].sentence
     assert not by_name["flip"].is_clear or by_name["flip"].accuracy < 1
-    assert any("no clear difference" in e.sentence for e in found.effects)
+    assert any("no significant difference" in e.sentence for e in found.effects)
     assert all(e.low <= e.accuracy <= e.high and len(e.examples) == 4 for e in found.effects)
     assert steps[-1][0] == steps[-1][1]
     assert found.as_dict()["effects"][0]["is_clear"] in (True, False)

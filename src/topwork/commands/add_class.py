@@ -205,7 +205,7 @@ def _grown_classifier(
         classifier,
         head=replace(grown.head, weight=grown.head.weight[order], bias=grown.head.bias[order]),
         classes=tuple(names[number] for number in order),
-        thresholds=classifier.thresholds
+        thresholds={key: value for key, value in classifier.thresholds.items() if key != "positive"}
         | {"unknown": max(detector.threshold, classifier.thresholds.get("unknown") or 0.0)},
         arrays=classifier.arrays | {"unknown_centres": detector.centers},
     )

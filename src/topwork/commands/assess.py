@@ -7,7 +7,7 @@ differ only in how thresholds are fitted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from topwork.data.manifest import Manifest
 from topwork.data.split import Split, n_train_of, rarest_labels
 from topwork.errors import UsageError
 from topwork.evaluation.calibration import fit_temperature, fit_thresholds
-from topwork.evaluation.decisions import count_outcomes, fit_ambiguous, too_few_sentence
+from topwork.evaluation.decisions import count_outcomes, fit_ambiguous, fit_positive, too_few_sentence
 from topwork.evaluation.metrics import evaluate_held_out, leak_sentence
 from topwork.evaluation.predictions import Predictions, predict_features, sigmoid, softmax
 from topwork.evaluation.unknown import UnknownDetector, fit_unknown
@@ -27,11 +27,12 @@ from topwork.features.probe import Probe
 from topwork.models.classifier import Classifier
 from topwork.progress import Reporter, Stopwatch
 from topwork.settings import FitSettings
+from topwork.text import canonical, escape
 
 if TYPE_CHECKING:
     from topwork.training.finetune import TunedClassifier
 
-ONLY_ONE_LABEL = {"balance": "auto", "target_precision": None}
+ONLY_ONE_LABEL = {"balance": "auto", "target_precision": None, "positive": None}
 """Settings that need exactly one label per image, with their defaults."""
 
 
@@ -45,15 +46,22 @@ class Assessed:
 
 
 def check_labels(settings: FitSettings) -> None:
-    """The one rule about settings that do not go with several labels per image.
+    """The one rule about answers: settings that do not go with several labels per image, or with each other.
 
     Raises:
-        UsageError: one of those settings was given with ``--multi-label``.
+        UsageError: naming the option.
     """
     for name, default in ONLY_ONE_LABEL.items():
         if settings.multi_label and getattr(settings, name) != default:
             option = f"--{name.replace('_', '-')} {getattr(settings, name)}"
             raise UsageError(f"{option}: not with --multi-label, which fits a threshold for each label.")
+    for name in ("positive_recall", "miss_cost"):
+        if settings.positive is None and getattr(settings, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} has no effect without --positive NAME.")
+    if settings.positive_recall is not None and settings.miss_cost is not None:
+        raise UsageError("--positive-recall and --miss-cost both choose the threshold; give one of them.")
+    if settings.positive is not None and settings.target_precision is not None:
+        raise UsageError("--positive and --target-precision both choose thresholds; give one of them.")
 
 
 def assess(
@@ -105,6 +113,8 @@ def _classifier(data: PreparedData, probe: Probe, tuned: TunedClassifier | None)
     if several:
         limits = [round(float(limit), 4) for limit in fit_thresholds(sigmoid(logits / temperature), truth)]
         rule = {"labels": limits, "none_is_an_answer": bool((~labels[parts.train].any(axis=1)).any())}
+    elif settings.positive is not None:
+        rule = _positive_rule(settings, data.manifest.classes, softmax(logits / temperature), truth)
     else:
         rule = fit_ambiguous(softmax(logits / temperature), truth, settings.coverage, settings.target_precision)
     head = head.divided_by(temperature)
@@ -118,6 +128,33 @@ def _classifier(data: PreparedData, probe: Probe, tuned: TunedClassifier | None)
         arrays={"unknown_centres": detector.centers},
         multi_label=several,
     )
+
+
+def check_positive(settings: FitSettings, classes: Sequence[str]) -> None:
+    """Whether ``--positive`` names one of two classes.
+
+    Raises:
+        UsageError: it does not.
+    """
+    name = settings.positive
+    if name is None:
+        return
+    if len(classes) != 2:
+        raise UsageError(f"--positive {escape(name)}: needs two classes; the data has {len(classes)}.")
+    if canonical(name) not in map(canonical, classes):
+        known = " and ".join(map(escape, classes))
+        raise UsageError(f"--positive {escape(name)}: not one of the classes, which are {known}.")
+
+
+def _positive_rule(
+    settings: FitSettings, classes: Sequence[str], probabilities: NDArray[np.float64], truth: NDArray[np.int64]
+) -> dict[str, Any]:
+    """The threshold of the positive class in place of the rule for ambiguous answers."""
+    label = [canonical(name) for name in classes].index(canonical(str(settings.positive)))
+    threshold, by = fit_positive(
+        probabilities, truth, label, recall=settings.positive_recall, miss_cost=settings.miss_cost
+    )
+    return {"positive": {"class": classes[label], "threshold": threshold, "by": by}}
 
 
 def unknown_threshold(

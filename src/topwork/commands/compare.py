@@ -13,16 +13,14 @@ from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest, load_manifest
 from topwork.errors import TopworkError, UsageError
-from topwork.evaluation.compare import Comparison, compare
-from topwork.evaluation.predictions import Predictions
+from topwork.evaluation.compare import SIGNIFICANCE, Comparison, compare
+from topwork.evaluation.predictions import Predictions, Task
 from topwork.run import read_evaluation, read_logits
 from topwork.text import Described, as_text, canonical, count, escape, percent, points
 
-SIGNIFICANCE = 0.05
-
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class EvaluatedPart:
     """The answers of a run on one of its parts, and what the images are."""
 
     run: Path
@@ -49,8 +47,8 @@ class Compared(Described):
         sentence: which is better, or that there is no clear difference.
     """
 
-    first: Judged
-    second: Judged
+    first: EvaluatedPart
+    second: EvaluatedPart
     comparison: Comparison
     order: NDArray[np.int64]
     sentence: str
@@ -90,6 +88,7 @@ class Compared(Described):
         found, rows = self.comparison, []
         gained, lost = set(found.gained.tolist()), set(found.lost.tolist())
         one, two = self.first.predictions, self.second.predictions
+        answers = one.answers, two.answers
         for position in found.disagreements.tolist():
             other = int(self.order[position])
             sample = self.first.manifest.samples[int(one.sample_indices[position])]
@@ -98,9 +97,9 @@ class Compared(Described):
                     "row": int(one.sample_indices[position]),
                     "path": as_text(sample.path),
                     "label": as_text(sample.label),
-                    "first": as_text(one.classes[one.predicted[position]]),
+                    "first": as_text(answers[0][position]),
                     "first_probability": float(one.confidence[position]),
-                    "second": as_text(two.classes[two.predicted[other]]),
+                    "second": as_text(answers[1][other]),
                     "second_probability": float(two.confidence[other]),
                     "change": "gained" if position in gained else "lost" if position in lost else "both wrong",
                 }
@@ -120,7 +119,7 @@ def compare_runs(
         The part, and one comparison for each run but the first.
 
     Raises:
-        UsageError: fewer than two runs, no finished run, or runs that were not judged on the same images.
+        UsageError: fewer than two runs, no finished run, or runs that were not evaluated on the same images.
     """
     folders = [Path(run) for run in runs]
     if len(folders) < 2:
@@ -130,12 +129,14 @@ def compare_runs(
         part = common_part(records) or "test"
     for folder, record in zip(folders, records, strict=True):
         if not _has(record, part):
-            raise UsageError(f"{escape(str(folder))}: was not judged on a {part} part, so there is nothing to compare.")
-    judged = [judged_part(folder, record, part) for folder, record in zip(folders, records, strict=True)]
-    return part, tuple(_against(judged[0], other, seed) for other in judged[1:])
+            raise UsageError(
+                f"{escape(str(folder))}: was not evaluated on a {part} part, so there is nothing to compare."
+            )
+    parts = [evaluated_part(folder, record, part) for folder, record in zip(folders, records, strict=True)]
+    return part, tuple(_against(parts[0], other, seed) for other in parts[1:])
 
 
-def _against(first: Judged, second: Judged, seed: int) -> Compared:
+def _against(first: EvaluatedPart, second: EvaluatedPart, seed: int) -> Compared:
     try:
         found = compare(first.predictions, second.predictions, first.hashes, second.hashes, seed=seed)
     except UsageError as error:
@@ -164,7 +165,7 @@ def comparison_sentence(first: str, second: str, found: Comparison) -> str:
 
 
 def common_part(evaluations: Sequence[dict[str, Any]]) -> str | None:
-    """The part that counts most of those on which every run was judged."""
+    """The part that counts most of those on which every run was evaluated."""
     return next((name for name in ("test", "valid") if all(_has(one, name) for one in evaluations)), None)
 
 
@@ -172,20 +173,21 @@ def _has(evaluation: dict[str, Any], part: str) -> bool:
     return bool((evaluation.get(part) or {}).get("n"))
 
 
-def judged_part(folder: Path, evaluation: dict[str, Any], part: str) -> Judged:
+def evaluated_part(folder: Path, evaluation: dict[str, Any], part: str) -> EvaluatedPart:
     """Reads the logits of one part of a run."""
     import pyarrow as pa
 
     try:
         manifest = load_manifest(folder / "manifest.parquet")
-        _ = manifest.labels  # several labels an image cannot be compared yet, which this says
         every, in_part, stored = read_logits(folder / "predictions.parquet")
         classes = tuple(canonical(name) for name in evaluation[part]["classes"])  # as the other run may spell it
         index = {name: number for number, name in enumerate(classes)}
         rows, logits = every[in_part == part], stored[in_part == part]
-        labels = np.array(
-            [index.get(canonical(manifest.samples[row].label), -1) for row in rows.tolist()], dtype=np.int64
-        )
-        return Judged(folder, manifest, Predictions(classes, rows, labels, logits))
+        names = [canonical(manifest.samples[row].label) for row in rows.tolist()]
+        labels = np.array([index.get(name, -1) for name in names], dtype=np.int64)
+        if manifest.multi_label:
+            labels = manifest.label_matrix[rows]
+        predictions = Predictions(classes, rows, labels, logits, Task.of_part(evaluation[part]))
+        return EvaluatedPart(folder, manifest, predictions)
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
         raise TopworkError(f"{escape(str(folder))}: the run is damaged ({type(error).__name__}: {error}).") from error

@@ -67,7 +67,7 @@ def examine_model(
     """
     settings, reporter = settings or DataSettings(), reporter or default_reporter()
     if n_images < 10:
-        raise UsageError(f"--n-images {n_images}: give at least 10; fewer show nothing for certain.")
+        raise UsageError(f"--n-images {n_images}: give at least 10; fewer show nothing reliable.")
     classifier = load_classifier(model)
     reporter.step("scan")
     manifest = scan(path, n_threads=settings.workers, on_progress=reporter.progress, rules=rules_of(settings))

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topwork.commands.assess import Assessed, assess, check_labels
+from topwork.commands.assess import Assessed, assess, check_labels, check_positive
 from topwork.commands.prepare import PreparedData, embedder_of, fitted_probe, prepare_data, timing, with_answers
 from topwork.data.augment import pipeline
 from topwork.evaluation.analysis import AnalysisInputs, analyze
@@ -85,6 +85,7 @@ def fit(
     with run_folder(folder, overwrite, wanted) as work:
         write_json(work / "settings.json", wanted)
         data = prepare_data(path, settings, clock, reporter)
+        check_positive(settings, data.manifest.classes)
         if data.choice is not None:  # what is resumed must not choose again: rates differ from time to time
             write_json(work / "settings.json", wanted | {"backbones": data.choice.as_dict()})
         n_values = len(data.manifest.samples) * data.backbone.n_features

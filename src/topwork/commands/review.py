@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from topwork.commands.compare import Judged, common_part, comparison_sentence, judged_part
+from topwork.commands.compare import EvaluatedPart, common_part, comparison_sentence, evaluated_part
 from topwork.commands.fit import fit
 from topwork.data.corrections import Correction, Decision, Journal
 from topwork.data.manifest import Manifest, load_manifest
@@ -179,7 +179,7 @@ def outcome_of(run: Path, corrected: Path) -> Outcome:
     part = common_part(records)
     if part is None:
         raise UsageError(f"{escape(str(run))}: has no test or valid part, so nothing can be compared.")
-    first, second = (judged_part(f, r, part) for f, r in zip((run, corrected), records, strict=True))
+    first, second = (evaluated_part(f, r, part) for f, r in zip((run, corrected), records, strict=True))
     truth = {second.manifest.samples[row].content_hash: second.manifest.samples[row].label
              for row in second.predictions.sample_indices.tolist()}  # fmt: skip
     was = {first.manifest.samples[row].content_hash: first.manifest.samples[row].label
@@ -197,7 +197,7 @@ def outcome_of(run: Path, corrected: Path) -> Outcome:
     return Outcome(corrected, part, found, n_changed, sentence)
 
 
-def _by_truth(judged: Judged, truth: dict[str, str], shared: set[str]) -> tuple[Predictions, list[str]]:
+def _by_truth(judged: EvaluatedPart, truth: dict[str, str], shared: set[str]) -> tuple[Predictions, list[str]]:
     """The answers on the shared images, each image once, with the labels of ``truth``."""
     first_of = {image: position for position, image in reversed(list(enumerate(judged.hashes))) if image in shared}
     hashes = sorted(first_of)

@@ -1,14 +1,14 @@
-"""What would help most? In go measured facts about a run, out comes a ranked list with gains and minutes.
+"""What would help most? In go measured facts about a run, out comes ranked advice with expected gains and minutes.
 
 Nothing here is computed twice: curve, suspects and figures come from the run. A gain that was measured on this data
 (more images, classes that lag) is an expectation with an interval; one that is only known from elsewhere (tuning, another
-backbone) says so. Gains are in shares of accuracy. Where the expected gain is smaller than what the test images can show,
-the advice says that as well.
+backbone) says so. Gains are in shares of accuracy. If the expected gain is smaller than what the test images can show,
+the advice says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,13 @@ import numpy as np
 from topwork.evaluation.intervals import Z_95, wilson
 from topwork.evaluation.learning_curve import LearningCurve
 from topwork.settings import fit_command
-from topwork.text import percent, points
+from topwork.text import count, percent, percent_ci, points
 
 # Share of the errors of a frozen network's head that tuning everything removed: quartiles and median over eleven data sets
 # for ResNet-18 (Salman et al. 2020, arXiv 2007.08489, as in training/estimate.py).
 TUNING_REMOVES = (0.19, 0.42, 0.63)
 # The same for lite2 in place of lite0. Log-odds of accuracy after transfer rise as on ImageNet (Kornblith et al. 2019,
-# arXiv 1805.08974, figure 2); 74.8 % against 77.5 % there multiply the odds by 1.16.
+# arXiv 1805.08974, figure 2); 74.8% against 77.5% there multiply the odds by 1.16.
 LARGER_REMOVES = (0.0, 0.14, 0.28)
 LARGER_COST = 2.2  # multiply-adds of lite2 by those of lite0
 SECONDS_TO_CHECK, SECONDS_TO_COLLECT = 5.0, 10.0  # a person's time for one label, for one new image
@@ -42,7 +42,7 @@ class ClassRecord:
 
     name: str
     n_train: int
-    n_judged: int
+    n_scored: int
     n_right: int
 
 
@@ -52,12 +52,12 @@ class Situation:
 
     Attributes:
         n_images: all images of the run.
-        accuracy: cross-validated, or on valid where the network was tuned.
+        accuracy: cross-validated, or on the held-out part if the network was tuned.
         n_suspects: images whose label confident learning counts as wrong.
-        n_suspects_judged: those of them in the part that counts most.
+        n_suspects_held_out: those of them in the part that counts most.
         n_leaked: images of valid or test that train has, too.
         clean_accuracy: of the part that counts most without such images; None where it has none of them.
-        judged: name, images and accuracy of the part that counts most; None without one.
+        held_out: name, images and accuracy of the part that counts most; None without one.
         embedding_rate: images a second of this run; None where nothing was embedded.
         path, out, settings: what was fitted, the run folder, and the settings asked for, for commands.
     """
@@ -69,14 +69,14 @@ class Situation:
     curve: LearningCurve | None
     n_suspects: int
     n_leaked: int
-    judged: tuple[str, int, float] | None
+    held_out: tuple[str, int, float] | None
     backbone: str
     is_tuned: bool
     embedding_rate: float | None = None
     path: str = "PATH"
     out: str = "RUN"
     settings: Mapping[str, Any] = field(default_factory=dict)
-    n_suspects_judged: int = 0
+    n_suspects_held_out: int = 0
     clean_accuracy: float | None = None
 
     def command(self, suffix: str, **changes: Any) -> str:
@@ -107,7 +107,7 @@ class Advice:
 
 
 def advise(situation: Situation) -> tuple[Advice, ...]:
-    """Everything worth doing, the largest expected gain first, then what makes the figures truer."""
+    """Everything worth doing, the largest expected gain first, then what makes the metrics more reliable."""
     found = [
         _more_images(situation),
         _lagging_classes(situation),
@@ -131,46 +131,46 @@ def _more_images(s: Situation) -> Advice | None:
     gain, low, high = s.curve.gain
     twice = s.curve.forecasts[1]
     text = (
-        f"With twice the training images ({twice.n:,} instead of {s.n_train:,}) the learning curve leads to about "
-        f"{percent(twice.accuracy)} ({percent(twice.low)} to {percent(twice.high)}): {_gain(gain, low, high)}."
+        f"With twice the training images ({twice.n:,} instead of {s.n_train:,}), the learning curve predicts an accuracy of "
+        f"{percent_ci({'value': twice.accuracy, 'low': twice.low, 'high': twice.high})}: {_gain(gain, low, high)}."
     )
     if gain < min(0.005, FLAT * (1 - s.accuracy)):
-        text += " The curve is nearly flat: more images of the same kind are not what is missing."
+        text += " The curve is nearly flat: more images of the same kind would help little."
     seconds = SECONDS_TO_COLLECT * s.n_train
-    return Advice("images", "More images", text, (gain, low, high), "curve", 0.0, seconds / 60)
+    return Advice("images", "Add training images", text, (gain, low, high), "curve", 0.0, seconds / 60)
 
 
 def _lagging_classes(s: Situation) -> Advice | None:
     """Classes whose recall is below the rest by more than chance does."""
-    n_judged, n_right = (sum(getattr(c, key) for c in s.classes) for key in ("n_judged", "n_right"))
-    if len(s.classes) < 2 or not n_judged:
+    n_scored, n_right = (sum(getattr(c, key) for c in s.classes) for key in ("n_scored", "n_right"))
+    if len(s.classes) < 2 or not n_scored:
         return None
     lagging = []
     for record in s.classes:
-        n_others, right_others = n_judged - record.n_judged, n_right - record.n_right
-        if not record.n_judged or not n_others:
+        n_others, right_others = n_scored - record.n_scored, n_right - record.n_right
+        if not record.n_scored or not n_others:
             continue
-        recall, others = record.n_right / record.n_judged, right_others / n_others
+        recall, others = record.n_right / record.n_scored, right_others / n_others
         # One class in so many always looks weak: the interval is widened to the number of classes.
-        interval = wilson(recall, record.n_judged / _widening(len(s.classes)))
+        interval = wilson(recall, record.n_scored / _widening(len(s.classes)))
         if interval.high < others and recall < others - LAGGING:
             lagging.append((others - recall, record, recall, others))
     if not lagging:
         return None
-    lagging.sort(key=lambda item: -item[0] * item[1].n_judged)
+    lagging.sort(key=lambda item: -item[0] * item[1].n_scored)
     named = lagging[:MAX_CLASSES]
-    names = ", ".join(f"{r.name} ({percent(recall)} right, {r.n_train} images)" for _, r, recall, _ in named)
-    bound = sum(gap * r.n_judged for gap, r, _, _ in named) / n_judged
+    names = ", ".join(f"{r.name} (recall {percent(recall)}, {count(r.n_train, 'image')})" for _, r, recall, _ in named)
+    bound = sum(gap * r.n_scored for gap, r, _, _ in named) / n_scored
     n_new = sum(r.n_train for _, r, _, _ in named)
     one = len(named) == 1
     rest = "the other" if len(s.classes) == 2 else "the others"
     text = (
-        f"{'This class lags' if one else 'These classes lag'} behind {rest} ({percent(named[0][3])}) by more than chance: "
-        f"{names}. Caught up, {'it' if one else 'they'} would lift accuracy by {points(bound)} points at most. Collect images "
-        f"of {'it' if one else 'them'} first: {n_new:,} more would double {'it' if one else 'them'}."
+        f"Significantly lower recall than {rest} ({percent(named[0][3])}): {names}. Bringing {'it' if one else 'them'} level "
+        f"would raise accuracy by at most {points(bound)} points. Collect images of {'it' if one else 'them'} first: "
+        f"{count(n_new, 'more image')} would double {'it' if one else 'them'}."
     )
     gain = (bound / 2, 0.0, bound)
-    return Advice("classes", "Images of weak classes", text, gain, "bound", 0.0, SECONDS_TO_COLLECT * n_new / 60)
+    return Advice("classes", "Add images of weak classes", text, gain, "bound", 0.0, SECONDS_TO_COLLECT * n_new / 60)
 
 
 def _widening(n: int) -> float:
@@ -182,20 +182,20 @@ def _labels(s: Situation) -> Advice | None:
     if not s.n_suspects:
         return None
     minutes = SECONDS_TO_CHECK * s.n_suspects / 60
+    kind = "a likely label error, or a hard image" if s.n_suspects == 1 else "likely label errors, or hard images"
     text = (
-        f"{s.n_suspects:,} of {s.n_images:,} labels ({percent(s.n_suspects / s.n_images)}) "
-        f"{'disagrees' if s.n_suspects == 1 else 'disagree'} with what the rest of the data says: wrong labels, or hard images; "
-        "both are worth a look."
+        f"{s.n_suspects:,} of {count(s.n_images, 'label')} ({percent(s.n_suspects / s.n_images)}) "
+        f"{'disagrees' if s.n_suspects == 1 else 'disagree'} with the rest of the data: {kind}."
     )
-    if s.judged is None or not s.n_suspects_judged:
-        text += f" None is in {s.judged[0]}, so its figures do not hang on them." if s.judged else ""
-        return Advice("labels", "Check suspected labels", text, None, None, 0.0, minutes)
-    share = s.n_suspects_judged / s.judged[1]
+    if s.held_out is None or not s.n_suspects_held_out:
+        text += f" None is in {s.held_out[0]}, so its metrics are not affected." if s.held_out else ""
+        return Advice("labels", "Check likely label errors", text, None, None, 0.0, minutes)
+    share = s.n_suspects_held_out / s.held_out[1]
     text += (
-        f" {s.n_suspects_judged:,} of them {'is' if s.n_suspects_judged == 1 else 'are'} in {s.judged[0]}: a wrong label there "
-        f"counts a right answer as wrong, so its accuracy may be up to {100 * share:.1f} points higher than it looks."
+        f" {s.n_suspects_held_out:,} {'is' if s.n_suspects_held_out == 1 else 'are'} in {s.held_out[0]}, where a wrong label counts "
+        f"a correct answer as an error: the true accuracy may be up to {100 * share:.1f} points higher."
     )
-    return Advice("labels", "Check suspected labels", text, (share / 4, 0.0, share), "bound", 0.0, minutes)
+    return Advice("labels", "Check likely label errors", text, (share / 4, 0.0, share), "bound", 0.0, minutes)
 
 
 def _tuning(s: Situation) -> Advice | None:
@@ -204,11 +204,11 @@ def _tuning(s: Situation) -> Advice | None:
     low, middle, high = (share * (1 - s.accuracy) for share in TUNING_REMOVES)
     minutes = TUNING_EPOCHS * s.n_train / TUNING_RATE / 60
     text = (
-        f"Elsewhere, tuning the whole network after a probe removed 19 to 63 % of the errors: here {_gain(middle, low, high)}. "
-        f"The time is a guess; --mode auto measures it before it decides.{_too_small(s, middle)}"
+        f"On other data sets, fine-tuning the whole network removed 19 to 63% of the errors: here {_gain(middle, low, high)}. "
+        f"The time is an estimate; --mode auto measures it before it decides.{_too_small(s, middle)}"
     )
     command = s.command("tuned", mode="tune")
-    return Advice("tuning", "Tune the network", text, (middle, low, high), "elsewhere", minutes, 0.0, command)
+    return Advice("tuning", "Fine-tune the network", text, (middle, low, high), "elsewhere", minutes, 0.0, command)
 
 
 def _backbone(s: Situation) -> Advice | None:
@@ -217,35 +217,37 @@ def _backbone(s: Situation) -> Advice | None:
     low, middle, high = (share * (1 - s.accuracy) for share in LARGER_REMOVES)
     minutes = LARGER_COST * s.n_images / (s.embedding_rate or EMBEDDING_RATE) / 60
     text = (
-        f"A larger embedded network (lite2, in the extra “offline”) should remove about 14 % of the errors: here "
-        f"{_gain(middle, low, high)}. With a network connection, any timm name may be tried.{_too_small(s, middle)}"
+        f"A larger backbone (lite2, in the extra “offline”) should remove about 14% of the errors: here "
+        f"{_gain(middle, low, high)}. With an internet connection, any timm backbone can be used.{_too_small(s, middle)}"
     )
     command = s.command("lite2", backbone="lite2")
-    return Advice("backbone", "Another backbone", text, (middle, low, high), "elsewhere", minutes, 0.0, command)
+    return Advice("backbone", "Use a larger backbone", text, (middle, low, high), "elsewhere", minutes, 0.0, command)
 
 
 def _leaks(s: Situation) -> Advice | None:
     if not s.n_leaked:
         return None
-    images = "1 image of valid or test is" if s.n_leaked == 1 else f"{s.n_leaked:,} images of valid or test are"
-    figures = "so the figures flatter"
-    if s.clean_accuracy is not None and s.judged is not None:
+    images = f"{count(s.n_leaked, 'image')} of valid or test {'is' if s.n_leaked == 1 else 'are'}"
+    figures = "so the metrics are optimistic"
+    if s.clean_accuracy is not None and s.held_out is not None:
         figures = (
-            f"so trust the figures without them: {percent(s.clean_accuracy)} right in {s.judged[0]} instead of "
-            f"{percent(s.judged[2])}"
+            f"so trust the accuracy without {'it' if s.n_leaked == 1 else 'them'}: {percent(s.clean_accuracy)} on {s.held_out[0]} "
+            f"instead of {percent(s.held_out[2])}"
         )
     text = (
-        f"{images} in train, too, as the same picture or of the same group; {figures}. Remove them from one side, or leave the "
-        "split to topwork, which keeps them together."
+        f"{images} also in train (the same picture, or one of the same group), {figures}. Remove "
+        f"{'it' if s.n_leaked == 1 else 'them'} from one part, or let topwork split the data, which keeps such images together."
     )
     return Advice("leaks", "Remove leaked images", text, None, None, 0.0, s.n_leaked * SECONDS_TO_CHECK / 60)
 
 
 def _test_images(s: Situation) -> Advice | None:
-    if s.judged is None:
-        text = "No part is kept aside, so nothing can be said about how good the model is. Keep some images for a test."
-        return Advice("test", "Keep test images", text, None, None, 0.0, 0.0, s.command("judged", test_fraction=0.25))
-    name, n, accuracy = s.judged
+    if s.held_out is None:
+        text = "There is no held-out part, so the accuracy is unknown. Hold out some images for testing."
+        return Advice(
+            "test", "Hold out test images", text, None, None, 0.0, 0.0, s.command("tested", test_fraction=0.25)
+        )
+    name, n, accuracy = s.held_out
     interval = wilson(accuracy, n)
     if (interval.high - interval.low) / 2 < WIDE_INTERVAL:
         return None
@@ -254,28 +256,23 @@ def _test_images(s: Situation) -> Advice | None:
     if wanted <= n:
         return None
     text = (
-        f"With {n:,} images in {name}, accuracy is known to {percent(interval.low)} to {percent(interval.high)} only. "
-        f"About {wanted:,} images would give ±2 points, and show smaller improvements."
+        f"With {count(n, 'image')} in {name}, the accuracy is uncertain by about {100 * (interval.high - interval.low) / 2:.0f} "
+        f"points. About {wanted:,} images would give ±2 points and reveal smaller improvements."
     )
-    return Advice("test", "More test images", text, None, None, 0.0, (wanted - n) * SECONDS_TO_COLLECT / 60)
+    return Advice("test", "Add test images", text, None, None, 0.0, (wanted - n) * SECONDS_TO_COLLECT / 60)
 
 
 def _too_small(s: Situation, gain: float) -> str:
-    """A warning where the judged part could not show such a gain."""
-    if s.judged is None:
+    """A warning where the held-out part could not show such a gain."""
+    if s.held_out is None:
         return ""
-    _, n, accuracy = s.judged
+    _, n, accuracy = s.held_out
     noise = Z_95 * float(np.sqrt(max(accuracy * (1 - accuracy), 0.01) / n))
-    return f" The {n} images of {s.judged[0]} could hardly show a gain this small." if gain < noise / 2 else ""
-
-
-def lines(advice: Sequence[Advice]) -> list[str]:
-    """For the terminal."""
-    return [f"{number}. {item.title} ({times(item)}): {item.text}" for number, item in enumerate(advice, start=1)]
+    return f" The {count(n, 'image')} of {s.held_out[0]} can hardly show a gain this small." if gain < noise / 2 else ""
 
 
 def times(item: Advice) -> str:
-    """``about 3 min of computing``, ``about 10 min of yours``."""
+    """``about 3 min of computing``, ``about 10 min of your time``."""
     parts = []
     if item.minutes:
         parts.append(f"about {_minutes(item.minutes)} of computing")
@@ -291,4 +288,4 @@ def _minutes(minutes: float) -> str:
 
 
 def _gain(gain: float, low: float, high: float) -> str:
-    return f"{points(gain)} points ({points(low)} to {points(high)})"
+    return f"{points(gain)} points (95% CI {points(low)} to {points(high)})"

@@ -67,9 +67,9 @@ def suspected_labels(
     probability reaches t_j, the mean probability of class j over the images labeled j (eq. 2); where the likeliest
     candidate is not the label, the image counts as an error (eq. 1). The ranking is by
     ``max_{j != label}(p_j - t_j) - (p_label - t_label)``, the margin with both sides measured against what is usual for
-    their class. Of 5 % planted wrong labels it puts 100 % into the first 7 % on 20 Caltech classes, and, where the head
-    itself is less sure, 90 % on painted PACS (plain margin: 86 %), 89 % on ants/bees, 50 % on solar cells (where the
-    head is right on 85 %). The neighbors are evidence for the eye and are not mixed into the score: that changed none
+    their class. Of 5% planted wrong labels it puts 100% into the first 7% on 20 Caltech classes, and, where the head
+    itself is less sure, 90% on painted PACS (plain margin: 86%), 89% on ants/bees, 50% on solar cells (where the
+    head is right on 85%). The neighbors are evidence for the eye and are not mixed into the score: that changed none
     of those figures by more than the noise.
 
     Args:

@@ -21,7 +21,7 @@ LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 _MADE_UP_IMAGES = 0.5
 _PRIOR_IMAGES = 10.0  # images with the label whose weight the average class has in the threshold of each class
 _GRID = np.round(np.arange(0.02, 0.981, 0.01), 2)  # thresholds of several labels that are tried
-_LARGEST_FIT_VALUES = 4_000_000  # logits looked at: one parameter is known to 1 % long before that
+_LARGEST_FIT_VALUES = 4_000_000  # logits looked at: one parameter is known to 1% long before that
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
@@ -102,8 +102,8 @@ def fit_conformal(probabilities: ArrayLike, labels: ArrayLike, coverage: float =
     set of an image is every class with a probability of at least t, where t is the k-th smallest probability that
     held-out images give to their true class, k = floor((N + 1)(1 - coverage)). Over images drawn like the held-out
     ones, the truth is in the set with a chance of at least ``coverage``, and at most ``coverage + 1/(N + 1)`` without
-    ties. We prefer it to the adaptive sets of 2009.14193 because those hold the best class always, and so cover 97 %
-    where 90 % was asked of a model that is 97 % right. The price: a set may be empty, which means that not even the
+    ties. We prefer it to the adaptive sets of 2009.14193 because those hold the best class always, and so cover 97%
+    where 90% was asked of a model that is 97% right. The price: a set may be empty, which means that not even the
     best class is likely enough.
 
     Args:
@@ -170,7 +170,7 @@ def target_precision_threshold(
 
     Of all thresholds the smallest that meets the goal is taken, so its luck is taken with it: on new images the
     precision is below the goal about half of the time, by about its standard error. ``cautious`` asks for more: that
-    the one-sided 95 % lower limit (Wilson) of the held-out precision meets the goal. For 95 % that takes at least 52
+    the one-sided 95% lower limit (Wilson) of the held-out precision meets the goal. For 95% that takes at least 52
     answers, all right.
 
     Args:

@@ -18,6 +18,9 @@ from topwork.errors import UsageError
 from topwork.evaluation.intervals import Interval
 from topwork.evaluation.predictions import Bools, Ints, Predictions
 
+SIGNIFICANCE = 0.05
+"""A difference is significant below this p-value."""
+
 
 @dataclass(frozen=True)
 class ClassChange:
@@ -39,7 +42,7 @@ class Comparison:
         accuracy_first: Share of right answers of the first model.
         accuracy_second: Share of right answers of the second model.
         difference: Second minus first.
-        difference_interval: Its 95 % interval; None where n is 0.
+        difference_interval: Its 95% confidence interval; None where n is 0.
         p_value: Of McNemar's exact test that both are right equally often.
         per_class: Changes by class name, for the classes with images.
         gained: Positions (rows in the first predictions) that only the second model gets right.
@@ -125,7 +128,7 @@ def mcnemar(correct_first: ArrayLike, correct_second: ArrayLike) -> float:
 def accuracy_difference_interval(
     correct_first: ArrayLike, correct_second: ArrayLike, n_resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """95 % interval of the accuracy of the second model minus that of the first, by a paired bootstrap.
+    """95% confidence interval of the accuracy of the second model minus that of the first, by a paired bootstrap.
 
     Images are drawn with what both models made of them. To the N images are added two made-up ones, one that only the
     first model gets right and one that only the second does, as Bonett & Price 2012 (J. Educ. Behav. Stat. 37:479) do
@@ -164,44 +167,42 @@ def _places(first: Sequence[str], second: Sequence[str], n_first: int, n_second:
     return place
 
 
-def _true_names(first: Predictions, second: Predictions) -> list[str | None]:
-    """The true class of each image, from whichever model knows it."""
-    names: list[str | None] = []
-    for row, (a, b) in enumerate(zip(first.labels, second.labels, strict=True)):
-        name_a, name_b = first.classes[a] if a >= 0 else None, second.classes[b] if b >= 0 else None
-        if name_a is not None and name_b is not None and name_a != name_b:
+def _truth(predictions: Predictions) -> list[tuple[str, ...] | None]:
+    """The names of the labels of each image; None if the model does not know its class."""
+    classes = predictions.classes
+    if predictions.multi_label:
+        return [tuple(classes[label] for label in np.flatnonzero(row).tolist()) for row in predictions.truth]
+    return [(classes[label],) if label >= 0 else None for label in predictions.labels.tolist()]
+
+
+def _true_names(first: Predictions, second: Predictions) -> list[tuple[str, ...] | None]:
+    """The true labels of each image, from whichever model knows them."""
+    names = []
+    for row, (a, b) in enumerate(zip(_truth(first), _truth(second), strict=True)):
+        if a is not None and b is not None and set(a) != set(b):
             raise UsageError(
-                f"the two runs do not agree on what image {row} shows ({name_a!r} and {name_b!r});"
-                " compare runs made from the same labels"
+                f"the two runs have different labels for image {row} ({'|'.join(a)!r} and {'|'.join(b)!r});"
+                " compare runs that were made from the same labels"
             )
-        names.append(name_b if name_a is None else name_a)
+        names.append(b if a is None else a)
     return names
 
 
-def _class_changes(true: list[str], right_first: Bools, right_second: Bools) -> dict[str, ClassChange]:
-    names = sorted(set(true))
-    if not names:
-        return {}
+def _class_changes(true: list[tuple[str, ...]], right_first: Bools, right_second: Bools) -> dict[str, ClassChange]:
+    """Images of each class, and which model is right on them; an image with several labels counts for each."""
+    names = sorted({name for own in true for name in own})
     index = {name: i for i, name in enumerate(names)}
-    label = np.array([index[name] for name in true])
+    pairs = np.array([(row, index[name]) for row, own in enumerate(true) for name in own], np.int64).reshape(-1, 2)
+    first, second, label = right_first[pairs[:, 0]], right_second[pairs[:, 0]], pairs[:, 1]
 
-    def count(mask: Bools) -> Ints:
-        return np.bincount(label[mask], minlength=len(names))
+    def count(mask: Bools) -> list[int]:
+        return [int(n) for n in np.bincount(label[mask], minlength=len(names))]
 
-    n = count(np.ones(len(label), dtype=np.bool_))
-    columns = (
-        count(right_first),
-        count(right_second),
-        count(right_second & ~right_first),
-        count(right_first & ~right_second),
-    )
-    first, second, gained, lost = columns
-    return {
-        name: ClassChange(int(n[i]), float(first[i] / n[i]), float(second[i] / n[i]), int(gained[i]), int(lost[i]))
-        for i, name in enumerate(names)
-    }
+    masks = (np.ones(len(label), np.bool_), first, second, second & ~first, first & ~second)
+    rows = zip(names, *map(count, masks), strict=True)
+    return {name: ClassChange(n, a / n, b / n, gained, lost) for name, n, a, b, gained, lost in rows}
 
 
 def _disagreements(first: Predictions, second: Predictions) -> Ints:
-    a, b = np.array(first.classes, dtype=object), np.array(second.classes, dtype=object)
-    return np.flatnonzero(a[first.predicted] != b[second.predicted])
+    answers = zip(first.answers, second.answers, strict=True)
+    return np.flatnonzero([set(a.split("|")) != set(b.split("|")) if first.multi_label else a != b for a, b in answers])

@@ -40,13 +40,13 @@ def calibration_error(confidence: ArrayLike, correct: ArrayLike, n_bins: int = N
 def calibration_error_interval(
     confidence: ArrayLike, correct: ArrayLike, n_resamples: int = 1000, seed: int = 0
 ) -> Interval:
-    """95 % interval of the calibration error; N must not be 0.
+    """95% confidence interval of the calibration error; N must not be 0.
 
     The error seen is always above 0, even for perfect probabilities, and resampling adds the same bias once more, so
     that a plain bootstrap interval never holds 0. Ours is the bootstrap interval with its low end moved down by twice
     the bias, and reaches 0 whenever probabilities that are exactly right would show an error this large in more than
-    5 % of parts of this size (consistency resampling, Bröcker & Smith 2007, Weather and Forecasting 22:651). It covers
-    94 to 97 % in simulation from 200 images on, 90 % with 50.
+    5% of parts of this size (consistency resampling, Bröcker & Smith 2007, Weather and Forecasting 22:651). It covers
+    94 to 97% in simulation from 200 images on, 90% with 50.
     """
     stated, right = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.bool_)
     n, rng = len(stated), np.random.default_rng(seed)

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.data.manifest import FEW_IMAGES, Manifest
+from topwork.data.manifest import Manifest
 from topwork.data.split import Split, exact_duplicates
 from topwork.data.traits import TraitTable
 from topwork.evaluation.shortcut import ShortcutCheck
 from topwork.features.duplicates import NearDuplicates
-from topwork.text import first_names
+from topwork.text import count, first_names
 
 OUTLIER_SPREADS = 3.5  # robust standard deviations from the median (Iglewicz & Hoaglin 1993)
 MAX_LISTED = 50
@@ -29,7 +29,7 @@ STRETCHED = 2.0  # ratio of the sides above which squashing changes what things 
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """One class: its count, and medians with the middle 90 % of size and aspect ratio (width by height)."""
+    """One class: its count, and medians with the middle 90% of size and aspect ratio (width by height)."""
 
     n: int
     parts: dict[str, int]
@@ -155,19 +155,19 @@ def advise_fit(aspects: NDArray[np.float64]) -> FitAdvice:
     low, high = (float(q) for q in np.quantile(aspects, [0.05, 0.95]))
     lost = 1 - 1 / float(np.quantile(stretch, 0.9))
     if lost < 0.005:
-        return FitAdvice("squash", "the images are square, so there is nothing to cut off or to stretch")
+        return FitAdvice("squash", "the images are square, so nothing is cropped or stretched")
     if lost <= CUT_OFF:
         return FitAdvice(
-            "crop", f"nearly square images: a center crop cuts off at most {100 * lost:.0f} % of nine in ten"
+            "crop", f"the images are nearly square: a center crop removes at most {100 * lost:.0f}% of nine in ten"
         )
     if high / low > STRETCHED and extreme > STRETCHED:
         return FitAdvice(
             "pad",
-            f"shapes differ from 1:{1 / low:.1f} to {high:.1f}:1, so squashing would stretch some images far more than others",
+            f"aspect ratios range from 1:{1 / low:.1f} to {high:.1f}:1, so squashing would distort some images much more than others",
         )
     return FitAdvice(
         "squash",
-        f"a center crop would cut {100 * (1 - 1 / usual):.0f} % off the usual image and {100 * lost:.0f} % off one in ten; "
+        f"a center crop would remove {100 * (1 - 1 / usual):.0f}% of a typical image and {100 * lost:.0f}% of one in ten; "
         "squashing keeps everything",
     )
 
@@ -176,41 +176,37 @@ def findings(manifest: Manifest, found: Overview) -> list[str]:
     """Sentences about what the user should look at, the weightiest first. The manifest's own notes are not repeated."""
     lines = list(found.shortcuts.warnings)
     if len(found.classes) == 1 and not manifest.multi_label:
-        lines.append("There is only one class; a classifier needs at least two.")
+        lines.append("Only one class; a classifier needs at least two.")
     if found.leaks:
         n = len({row for row, _ in found.leaks})
-        lines.insert(0, f"{_images(n)} of valid or test: the same picture, or one of the same group, is in train.")
+        lines.insert(
+            0,
+            f"{count(n, 'image')} of valid or test {'is' if n == 1 else 'are'} also in train (the same picture, or one of the same group).",
+        )
     if found.near_duplicates:
         n = sum(len(rows) - 1 for rows in found.near_duplicates)
         lines.append(
-            f"Near duplicates of others: {_images(n)} in {len(found.near_duplicates)} groups, which stay together."
+            f"Near duplicates: {count(n, 'image')} in {count(len(found.near_duplicates), 'group')}, which are kept in one part."
         )
     if found.imbalance > 3:
-        lines.append(f"The largest class has {found.imbalance:.1f} times the images of the smallest; see --balance.")
+        lines.append(
+            f"The largest class has {found.imbalance:.1f} times as many images as the smallest; see --balance."
+        )
     if 0 < found.n_gray < len(manifest.samples):
-        lines.append(f"Stored as gray: {_images(found.n_gray)}; the others in color.")
+        lines.append(f"Grayscale: {count(found.n_gray, 'image')}; the others are in color.")
     if found.n_turned:
-        lines.append(f"Turned by EXIF orientation, and read upright: {_images(found.n_turned)}.")
+        lines.append(f"Rotated by EXIF orientation, and read upright: {count(found.n_turned, 'image')}.")
     if found.n_small:
-        lines.append(f"Less than half the side that the network looks at: {_images(found.n_small)}.")
+        lines.append(f"Smaller than half the network's input: {count(found.n_small, 'image')}.")
     for name, outliers in (("dark", found.dark), ("bright", found.bright), ("blurred", found.blurred)):
         if outliers:
             lines.append(
-                f"Unusually {name}: {_images(len(outliers))}, such as {first_names([o.path for o in outliers], 2)}."
+                f"Unusually {name}: {count(len(outliers), 'image')}, such as {first_names([o.path for o in outliers], 2)}."
             )
     return lines
 
 
-def too_small_classes(found: Overview) -> list[str]:
-    """Classes with too few images for figures one could rely on."""
-    return [name for name, facts in found.classes.items() if facts.n < FEW_IMAGES]
-
-
 # ---- pieces
-
-
-def _images(n: int) -> str:
-    return f"{n:,} image" if n == 1 else f"{n:,} images"
 
 
 def _class_facts(manifest: Manifest) -> dict[str, ClassFacts]:
@@ -231,7 +227,7 @@ def _class_facts(manifest: Manifest) -> dict[str, ClassFacts]:
 
 
 def _middle(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """5 %, 50 % and 95 % quantiles."""
+    """5%, 50% and 95% quantiles."""
     low, median, high = (round(float(value), 3) for value in np.quantile(values, [0.05, 0.5, 0.95]))
     return low, median, high
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import ceil
+from math import ceil, floor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,6 +144,36 @@ def fit_ambiguous(
         "target_precision": target_precision,
         "target_precision_met": "surely" if cautious is not None else "about" if plain is not None else "no",
     }
+
+
+def fit_positive(
+    probabilities: ArrayLike, labels: ArrayLike, positive: int, *, recall: float | None, miss_cost: float | None
+) -> tuple[float, str]:
+    """The probability from which on the positive one of two classes is given, and how it was chosen.
+
+    By cost: if a missed positive costs ``miss_cost`` times as much as a false alarm, the expected cost is least with the
+    threshold 1 / (1 + miss_cost) (Elkan 2001, "The foundations of cost-sensitive learning", eq. 2). By recall: the highest
+    threshold that this share of the held-out positives reaches, counted as in ``fit_conformal`` so that new images reach
+    it too; with too few of them, the lowest probability seen.
+
+    Args:
+        probabilities: (N, 2) held-out calibrated probabilities.
+        labels: (N,) their labels.
+        positive: the label of the positive class.
+        recall: wanted recall, between 0 and 1; or
+        miss_cost: above 0; with neither, the more probable class is given.
+    """
+    if miss_cost is not None:
+        return 1 / (1 + miss_cost), f"cost of a miss {miss_cost:g} times that of a false alarm"
+    if recall is None:
+        return 0.5, "the more probable class"
+    own = np.sort(np.asarray(probabilities)[np.asarray(labels) == positive, positive])
+    if not len(own):
+        return 0.5, "the more probable class (no held-out images of the positive class)"
+    k = floor((len(own) + 1) * (1 - recall) + 1e-9)
+    threshold = min(max(float(own[max(k, 1) - 1]), 1e-6), 1 - 1e-6)
+    few = "" if k >= 1 else f", from too few images to promise it ({len(own)})"
+    return threshold, f"recall of at least {percent(recall)}{few}"
 
 
 def outcome_sentence(outcomes: Mapping[str, int] | None) -> str:

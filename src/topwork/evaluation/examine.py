@@ -1,10 +1,10 @@
-"""What did the model learn? In go a classifier and labeled images, out come effects, findings and plain sentences.
+"""What does a model rely on? In go a classifier and labeled images, out come effects, findings and plain sentences.
 
 The images are changed in one way at a time (``perturb``, ``preprocessing``) and the same model answers again; each
-effect is paired with the answers to the images as they are. An effect is called clear only where it stays significant
-among all of them (McNemar's exact test, with the false discovery rate held at 5 %: Benjamini & Hochberg 1995). Everything said follows from these numbers.
+effect is paired with the answers to the unchanged images. An effect is significant only if it stays so among all of them
+(McNemar's exact test, with the false discovery rate held at 5%: Benjamini & Hochberg 1995).
 
-Not here: what is said about the numbers (``findings``), watermarks and the like (``places``), pages (``web``).
+Not here: what is said about the numbers (``findings``), watermarks (``fixed_regions``), pages (``report``).
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Examination:
 
     Attributes:
         n: images examined.
-        guess: accuracy of always naming the commonest class.
-        unchanged: the images as they are.
-        effects: one a perturbation, preprocessing last.
+        guess: accuracy of always predicting the most frequent class.
+        unchanged: the unchanged images.
+        effects: one per perturbation, preprocessing last.
         fits: how normalizations fit the weights, best first.
         border: share of the evidence in the outer tenth of each side, and the share of the area that is.
         example_rows: positions of the example images.
@@ -102,15 +102,17 @@ def examine(
     progress = _Progress(on_progress, n_steps)
     network = open_network(classifier.backbone)
     asker = _Asker(classifier, engine, network, labels, seed)
-    asker.ask("unchanged", "", "As they are", images, "")
+    asker.ask("unchanged", "", "Unchanged", images, "")
     progress.step()
     for some in PERTURBATIONS:
         asker.ask(some.name, some.group, some.title, some.make(images), "", some)
         progress.step()
     for fit in fits_to_try:
         changed = load(InputSpec.from_dict(spec.as_dict() | {"fit": fit}))
-        title = "Middle cut out" if fit == "crop" else "Whole image squashed"
-        asker.ask(f"fit_{fit}", "preprocessing", title, changed, f"{title} instead of {_FIT_WORDS[spec.fit]}")
+        title = "Center crop" if fit == "crop" else "Squashed"
+        asker.ask(
+            f"fit_{fit}", "preprocessing", title, changed, f"With {_FIT_WORDS[fit]} instead of {_FIT_WORDS[spec.fit]}"
+        )
         progress.step()
     for other in others:
         values = renormalized(images, spec, other)
@@ -154,7 +156,7 @@ class _Progress:
             self.tell(min(self.n_done, self.n_steps), self.n_steps)
 
 
-_FIT_WORDS = {"squash": "the whole image squashed", "crop": "the middle cut out", "pad": "the whole image with bars"}
+_FIT_WORDS = {"squash": "squashing", "crop": "a center crop", "pad": "padding"}
 
 
 # ---- effects
@@ -193,7 +195,7 @@ class _Asker:
 
     @property
     def examples(self) -> Ints:
-        """Images to show: answered right as they are, of different classes as far as there are."""
+        """Images to show: answered correctly when unchanged, of as many classes as there are."""
         first = self.answers["unchanged"]
         order = np.random.default_rng(self.seed).permutation(len(self.labels))
         order = order[np.argsort(~first.correct[order], kind="stable")]
@@ -237,7 +239,7 @@ class _Asker:
 
 
 def _corrected(p_values: dict[str, float]) -> dict[str, float]:
-    """P-values adjusted for their number, so that of those below 0.05 about 5 % are chance (Benjamini & Hochberg 1995)."""
+    """P-values adjusted for their number, so that of those below 0.05 about 5% are chance (Benjamini & Hochberg 1995)."""
     order = sorted(p_values, key=lambda name: -p_values[name])
     corrected, lowest = {}, 1.0
     for place, name in enumerate(order):

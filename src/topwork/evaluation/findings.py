@@ -1,7 +1,7 @@
-"""What an examination means, in plain sentences: in go effects and checks, out come sentences that follow from the numbers.
+"""What an examination means, in plain sentences: in go effects and checks, out come findings that follow from the numbers.
 
-Where there is no clear difference, the sentence says so. Warnings come first: a wrong normalization, a place that a
-class hangs on, files that give the label away, evidence outside the objects.
+Without a significant difference, the sentence says so. Warnings come first: a wrong normalization, a fixed region that a
+class depends on, files that reveal the label, evidence outside the objects.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from topwork.evaluation.compare import SIGNIFICANCE
 from topwork.evaluation.explain import Randomized
 from topwork.evaluation.fixed_regions import FixedPlace, place_sentence
 from topwork.evaluation.preprocessing import Fit, misfit_sentence
 from topwork.evaluation.shortcut import ShortcutCheck
-from topwork.text import percent, points
-
-SIGNIFICANCE = 0.05
+from topwork.text import count, percent, percent_ci, points
 
 
 @dataclass(frozen=True)
@@ -23,9 +22,9 @@ class Effect:
     """What the model makes of the images after one change.
 
     Attributes:
-        accuracy: with a 95 % interval ``low`` to ``high``.
+        accuracy: with a 95% confidence interval ``low`` to ``high``.
         confidence: mean probability of the answers.
-        difference: accuracy less that on the images as they are, with its paired interval.
+        difference: accuracy minus that on the unchanged images, with its paired interval.
         p_value: corrected for the number of effects.
         same: share of images with the same answer as before.
         examples: answer and probability for each of the example images.
@@ -49,7 +48,7 @@ class Effect:
 
     @property
     def is_clear(self) -> bool:
-        """Whether chance would hardly do it."""
+        """Whether the difference is significant."""
         return self.p_value < SIGNIFICANCE and self.difference != 0
 
 
@@ -68,27 +67,27 @@ def effect_sentence(effect: Effect, done: str, about: str, before: float, guess:
     Args:
         done: what was done, as in "Without color".
         about: what that took away.
-        before: accuracy on the images as they are.
-        guess: accuracy of always naming the commonest class.
+        before: accuracy on the unchanged images.
+        guess: accuracy of always predicting the most frequent class.
     """
     if effect.name == "unchanged":
-        return f"As they are, it is right for {percent(before)} of the {effect.n} images."
-    start = f"{done}, it is right for {percent(effect.accuracy)}"
+        return f"Unchanged, accuracy is {percent(before)} on {count(effect.n, 'image')}."
+    start = f"{done}, accuracy is {percent(effect.accuracy)}"
     if not effect.is_clear:
         span = f"{points(effect.difference_low)} to {points(effect.difference_high)} points"
         if effect.difference_low > 0 or effect.difference_high < 0:
-            return f"{start}: perhaps a difference ({span}), but no clear difference among so many comparisons."
-        return f"{start}: no clear difference ({span})."
+            return f"{start}: perhaps a difference ({span}), but not significant among so many comparisons."
+        return f"{start}: no significant difference ({span})."
     if effect.difference > 0:
-        return f"{start}, more than the {percent(before)} as they are: that should not help, so look into it."
+        return f"{start}, higher than {percent(before)} on the unchanged images: that should not help, so look into it."
     lost = -effect.difference / max(before - guess, 1e-9)
     unaware = ""
     if effect.confidence - effect.accuracy > 0.2:
-        unaware = f" It does not notice: its mean confidence is {percent(effect.confidence)}."
+        unaware = f" It is overconfident here: mean confidence {percent(effect.confidence)}."
     if effect.low <= guess or effect.accuracy < guess:
-        return f"{start}, no better than guessing ({percent(guess)}): it cannot do without {about}.{unaware}"
-    degree = "relies heavily on" if lost > 0.4 else "relies on" if lost > 0.15 else "relies a little on"
-    return f"{start} instead of {percent(before)}: it {degree} {about}.{unaware}"
+        return f"{start}, no better than guessing ({percent(guess)}): the model depends on {about}.{unaware}"
+    degree = "relies heavily on" if lost > 0.4 else "relies on" if lost > 0.15 else "relies slightly on"
+    return f"{start} instead of {percent(before)}: the model {degree} {about}.{unaware}"
 
 
 # ---- findings
@@ -107,7 +106,7 @@ def find_findings(
 
     Args:
         effects: by name, ``unchanged`` among them.
-        guess: accuracy of always naming the commonest class.
+        guess: accuracy of always predicting the most frequent class.
         border: share of the evidence near the border, and of the area.
     """
     first = effects["unchanged"]
@@ -125,8 +124,9 @@ def find_findings(
 
 def _accuracy_text(first: Effect, guess: float) -> str:
     return (
-        f"On the {first.n} images as they are it is right for {percent(first.accuracy)} "
-        f"({percent(first.low)} to {percent(first.high)}); always naming the commonest class gives {percent(guess)}."
+        f"Accuracy on {count(first.n, 'unchanged image')}: "
+        f"{percent_ci({'value': first.accuracy, 'low': first.low, 'high': first.high})}; always predicting the most frequent "
+        f"class gives {percent(guess)}."
     )
 
 
@@ -141,8 +141,8 @@ def _normalization_findings(effects: dict[str, Effect], fits: tuple[Fit, ...]) -
             Finding(
                 "warning",
                 "normalization",
-                f"The stored normalization is most likely not the one the model was trained with: with {best.title} it is "
-                f"right for {percent(best.accuracy)} instead of {percent(effects['unchanged'].accuracy)}.",
+                f"The stored normalization is most likely not the one the model was trained with: with {best.title}, accuracy "
+                f"is {percent(best.accuracy)} instead of {percent(effects['unchanged'].accuracy)}.",
             )
         )
     said = misfit_sentence(fits)
@@ -150,11 +150,9 @@ def _normalization_findings(effects: dict[str, Effect], fits: tuple[Fit, ...]) -
         found.append(Finding("warning", "normalization", said[1]))
     elif not better and others:
         worst = min(others, key=lambda effect: effect.accuracy)
-        start = said[1] + " " if said is not None else "No other normalization does better. "
+        start = said[1] + " " if said is not None else "No other normalization is better. "
         found.append(
-            Finding(
-                "good", "normalization", f"{start}With {worst.title} it would be right for {percent(worst.accuracy)}."
-            )
+            Finding("good", "normalization", f"{start}With {worst.title}, accuracy would be {percent(worst.accuracy)}.")
         )
     return found
 
@@ -168,13 +166,13 @@ def _place_findings(effects: dict[str, Effect], border: tuple[float, float] | No
             Finding(
                 "warning",
                 "object or background",
-                f"{text} It does better without the middle than without the surround: what it goes by lies around "
+                f"{text} The model does better without the center than without the background: what it relies on is around "
                 "the objects, in the background, at the border or in a mark.",
             )
         )
     elif only.accuracy > without.accuracy + 0.05 and without.is_clear:
         found.append(
-            Finding("note", "object or background", f"{text} So it goes by the middle, where the objects mostly are.")
+            Finding("note", "object or background", f"{text} So it relies on the center, where objects usually are.")
         )
     else:
         found.append(Finding("note", "object or background", text))
@@ -187,7 +185,7 @@ def _place_findings(effects: dict[str, Effect], border: tuple[float, float] | No
                 kind,
                 "border",
                 f"The outer tenth of each side is {percent(area)} of the area and holds {percent(share)} of the "
-                f"evidence: {more} an even spread would put there.",
+                f"evidence: {more} an even distribution would have there.",
             )
         )
     return found
@@ -198,15 +196,15 @@ def _file_findings(shortcuts: ShortcutCheck | None) -> list[Finding]:
         return []
     if shortcuts.warnings:
         return [
-            Finding("warning", "file properties", f"{text} The model may use it, too.") for text in shortcuts.warnings
+            Finding("warning", "file properties", f"{text} The model may rely on it.") for text in shortcuts.warnings
         ]
     best = shortcuts.families[0]
     return [
         Finding(
             "good",
             "file properties",
-            f"Facts about the files alone give little away: the most telling, {best.family}, reach "
-            f"{percent(round(best.balanced_accuracy, 2))} balanced accuracy where guessing gives {percent(round(best.chance, 2))}.",
+            f"Metadata alone says little about the label: the most informative, {best.family}, gives a balanced accuracy of "
+            f"{percent(best.balanced_accuracy, 0)}; chance is {percent(best.chance, 0)}.",
         )
     ]
 
@@ -218,10 +216,10 @@ def _texture_text(effects: dict[str, Effect]) -> list[str]:
     gap = texture.accuracy - shape.accuracy
     half_width = 1.96 * math.sqrt(max(0.5 / texture.n, 1e-9) * 0.5)
     if gap > half_width:
-        return [f"{text} So it goes more by texture than by shape, as most networks trained on photos do."]
+        return [f"{text} So the model relies more on texture than on shape, like most networks trained on photos."]
     if gap < -half_width:
-        return [f"{text} So it goes more by shape than by texture."]
-    return [f"{text} Neither texture alone nor shape alone stands out."]
+        return [f"{text} So the model relies more on shape than on texture."]
+    return [f"{text} Neither texture nor shape clearly matters more."]
 
 
 def _fragility_findings(effects: dict[str, Effect]) -> list[Finding]:
@@ -230,11 +228,13 @@ def _fragility_findings(effects: dict[str, Effect]) -> list[Finding]:
     ]
     if not hurt:
         return [
-            Finding("good", "robustness", "No change of view, detail or quality tried here costs it 5 points or more.")
+            Finding(
+                "good", "robustness", "No change of view, detail or quality lowers the accuracy by 5 points or more."
+            )
         ]
     hurt.sort(key=lambda effect: effect.difference)
     named = ", ".join(f"{e.title.lower().replace('jpeg', 'JPEG')} ({points(e.difference)})" for e in hurt[:6])
-    return [Finding("note", "robustness", f"What costs it most, in points of accuracy: {named}.")]
+    return [Finding("note", "robustness", f"Largest losses, in points of accuracy: {named}.")]
 
 
 def _sanity_findings(randomized: tuple[Randomized, ...]) -> list[Finding]:
@@ -243,7 +243,7 @@ def _sanity_findings(randomized: tuple[Randomized, ...]) -> list[Finding]:
     most = max(abs(r.agreement) for r in randomized)
     steps = "; ".join(f"{r.part}: {r.agreement:.2f}" for r in randomized)
     if most < 0.5:
-        text = "The maps of evidence depend on what was learned: with random weights they look different"
-        return [Finding("good", "maps", f"{text} (rank correlation after randomizing {steps}).")]
-    text = "The maps of evidence stay similar with random weights: they show edges of the image rather than what was learned"
-    return [Finding("warning", "maps", f"{text} (rank correlation after randomizing {steps}).")]
+        text = "The heatmaps depend on what was learned: with random weights they look different"
+        return [Finding("good", "heatmaps", f"{text} (rank correlation after randomizing {steps}).")]
+    text = "The heatmaps stay similar with random weights: they show edges of the image rather than what was learned"
+    return [Finding("warning", "heatmaps", f"{text} (rank correlation after randomizing {steps}).")]

@@ -1,8 +1,8 @@
-"""Does a class hang on something that never moves? In go maps of evidence, out come places near the border, tested.
+"""Does a class depend on something that never moves? In go heatmaps, out come regions near the border, tested.
 
 A watermark, a date stamp, a ruler, a frame: evidence that lies at one place in most images of a class moves with no
-object. Candidates come from the mean map of each class; hiding the place, and copying it into images of other classes,
-tells whether answers really hang on it, always against the mirrored places.
+object. Candidates come from the mean map of each class; hiding the region, and copying it into images of other classes,
+tells whether answers really depend on it, always against the mirrored regions.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from topwork.evaluation.perturb import hide_box
 from topwork.evaluation.predictions import Ints
 from topwork.features.engine import Engine
 from topwork.models.classifier import Classifier
+from topwork.text import percent
 
 _LEAST_OF_CLASS = 10
 _CONCENTRATED = 1.8  # a border cell with this many times its share of the evidence may be a fixed place; usual: 0.8
@@ -190,7 +191,7 @@ def _where(box: tuple[int, int, int, int], height: int, width: int) -> str:
     column = "left" if middle[1] < 0.36 else "right" if middle[1] > 0.64 else ""
     if row and column:
         return f"the {row} {column} corner"
-    return f"the {row or column} edge" if row or column else "one place"
+    return f"the {row or column} edge" if row or column else "one region"
 
 
 # ---- words
@@ -201,18 +202,14 @@ def place_sentence(place: FixedPlace) -> str:
     moved = ""
     if place.transplanted > place.transplanted_elsewhere + 0.05:
         moved = (
-            f" Copied into images of other classes, this place alone turns {_percent(place.transplanted)} of them into "
-            f"“{place.label}” (the mirrored places: {_percent(place.transplanted_elsewhere)})."
+            f" Copied into images of other classes, this region alone turns {percent(place.transplanted, 0)} of them into "
+            f"“{place.label}” (the mirrored regions: {percent(place.transplanted_elsewhere, 0)})."
         )
     return (
-        f"“{place.label}” seems to be recognized by something at {place.where}, at the same place in most of its "
-        f"{place.n} images: {place.concentration:.1f} times its share of the evidence lies there, and hiding it takes away "
-        f"{_percent(min(1.0, place.lost))} of what speaks for the class "
-        f"(the mirrored places: {_percent(max(0.0, place.lost_elsewhere))}).{moved} "
+        f"“{place.label}” seems to be recognized by something at {place.where}, in the same position in most of its "
+        f"{place.n} images: the region holds {place.concentration:.1f} times its share of the evidence, and hiding it removes "
+        f"{percent(min(1.0, place.lost), 0)} of the evidence for the class "
+        f"(the mirrored regions: {percent(max(0.0, place.lost_elsewhere), 0)}).{moved} "
         "Objects move, marks do not: look for a watermark, a date stamp, a ruler, a frame, or a strip of background that is "
         "always there, and remove or cover it."
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}".removesuffix(".0") + " %"

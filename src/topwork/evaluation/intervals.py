@@ -1,10 +1,10 @@
-"""95 % intervals for the numbers in ``metrics``: in go counts or values per image, out comes (low, high).
+"""95% confidence intervals for the numbers in ``metrics``: in go counts or values per image, out comes (low, high).
 
 All of them are closed formulas: no resampling, the same answer every time, a cost linear in the images. The plain
-percentile bootstrap is not used because it fails where classifiers live, near 100 %: in simulation its nominal 95 %
-covered 63 % for balanced accuracy (100 images, 20 classes, 99 % right: it says 100 to 100 % whenever nothing went
-wrong), 81 to 90 % for the area under the ROC curve, and 86 to 94 % for cross-entropy with 50 images. The formulas
-below cover 92 to 98 % in the same simulations (``tests/evaluation/test_coverage.py`` keeps them there).
+percentile bootstrap is not used because it fails where classifiers live, near 100%: in simulation its nominal 95%
+covered 63% for balanced accuracy (100 images, 20 classes, 99% right: it says 100 to 100% whenever nothing went
+wrong), 81 to 90% for the area under the ROC curve, and 86 to 94% for cross-entropy with 50 images. The formulas
+below cover 92 to 98% in the same simulations (``tests/evaluation/test_coverage.py`` keeps them there).
 
 Not here: the interval of the calibration error, which needs resampling (``curves``), and that of the difference of two
 models (``compare``).
@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Z_95 = 1.959963984540054
-"""The 97.5 % point of the normal distribution: two-sided 95 % intervals."""
+"""The 97.5% point of the normal distribution: two-sided 95% confidence intervals."""
 Z_95_ONE_SIDED = 1.6448536269514722
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The low and the high end of a 95 % interval."""
+    """The low and the high end of a 95% confidence interval."""
 
     low: float
     high: float
@@ -192,7 +192,7 @@ def mean_interval(values: ArrayLike) -> Interval | None:
 
 
 def lower_bound(proportion: NDArray[np.float64], n: NDArray[np.int64]) -> NDArray[np.float64]:
-    """One-sided 95 % lower limits (Wilson) of proportions seen in ``n`` trials each."""
+    """One-sided 95% lower limits (Wilson) of proportions seen in ``n`` trials each."""
     z2 = Z_95_ONE_SIDED**2
     half = Z_95_ONE_SIDED * np.sqrt(proportion * (1 - proportion) / n + z2 / (4 * n**2))
     return np.asarray((proportion + z2 / (2 * n) - half) / (1 + z2 / n))

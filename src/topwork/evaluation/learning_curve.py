@@ -1,6 +1,6 @@
 """How accuracy grows with images: in go the probe's features and labels of train, out come a measured curve and its future.
 
-Heads are fitted on growing parts of the training images and judged on the rest of them; the last point is the
+Heads are fitted on growing parts of the training images and evaluated on the rest of them; the last point is the
 cross-validation that chose the head. Error falls with images about as a power law with a floor, ``c + a n^-b`` (Hestness
 et al. 2017, arXiv 1712.00409; Rosenfeld et al. 2020, arXiv 1909.12673); the curve is that law fitted to the points, and the
 interval of what more images would bring is a bootstrap over images. Valid and test are never looked at.
@@ -41,7 +41,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Accuracy to be expected with n training images, with a 95 % interval."""
+    """Accuracy to be expected with n training images, with a 95% confidence interval."""
 
     n: int
     accuracy: float
@@ -56,7 +56,7 @@ class LearningCurve:
     Attributes:
         points: measured, smallest first.
         forecasts: for the images there are (the final head sees all), twice and four times as many.
-        gain: points of accuracy (as a share) that twice the images should add, with its 95 % interval.
+        gain: points of accuracy (as a share) that twice the images should add, with its 95% confidence interval.
         floor, scale, exponent: of the likeliest ``error = floor + scale n^-exponent``.
         line: (images, accuracy) expected, from the smallest part to four times the images; it passes through the
             forecasts.
@@ -101,7 +101,7 @@ def learning_curve(
         return None
     work = sum(m * min(m, columns.shape[1]) * n_classes * 2 * _STEPS for m in sizes)
     n_repeats = int(np.clip(WORK_BUDGET // max(work, 1), 1, MAX_REPEATS))
-    rights = [_judged(columns, labels, groups, n_classes, m, n, penalty, n_repeats, seed) for m in sizes]
+    rights = [_scored(columns, labels, groups, n_classes, m, n, penalty, n_repeats, seed) for m in sizes]
     sizes.append(round(fold_share * n))
     rights.append(out_of_fold_correct.astype(np.float64))
     if any(np.isnan(right).all() for right in rights):  # all images in one group: no other head to score them with
@@ -109,7 +109,7 @@ def learning_curve(
     return _extrapolated(sizes, np.stack(rights), n, seed)
 
 
-def _judged(
+def _scored(
     columns: Floats,
     labels: Ints,
     groups: Ints,

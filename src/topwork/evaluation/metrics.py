@@ -197,7 +197,11 @@ def _entropy_interval(m: Measured) -> Interval | None:
 
 def _roc_interval(m: Measured) -> Interval | None:
     area = roc_auc(*m.positive)
-    return None if area is None else auc_interval(area, int(m.counts.n[1]), int(m.counts.n[0]))
+    return (
+        None
+        if area is None
+        else auc_interval(area, int(m.counts.n[m.known.task.positive]), int(m.counts.n[1 - m.known.task.positive]))
+    )
 
 
 def _average_precision(m: Measured) -> float | None:
@@ -207,7 +211,7 @@ def _average_precision(m: Measured) -> float | None:
 
 def _average_precision_interval(m: Measured) -> Interval | None:
     value = _average_precision(m)
-    return None if value is None else average_precision_interval(value, int(m.counts.n[1]))
+    return None if value is None else average_precision_interval(value, int(m.counts.n[m.known.task.positive]))
 
 
 def _ece_interval(m: Measured) -> Interval | None:
@@ -328,6 +332,8 @@ class PartEvaluation:
         confusion_cells: (M, 3) true label, predicted label, count, if the count is not 0; empty for several labels.
         classes: The C class names.
         labels: Facts about several labels, as ``evaluation.json`` holds them; None for one label per image.
+        positive: Of two classes, the positive one with its threshold, if the model has one: ``class``, ``threshold``, and its
+            ``recall``, ``precision`` and ``false_positive_rate`` there.
     """
 
     n: int
@@ -339,6 +345,7 @@ class PartEvaluation:
     confusion_cells: Ints
     classes: tuple[str, ...]
     labels: dict[str, Any] | None = field(default=None)
+    positive: dict[str, Any] | None = field(default=None)
 
     def __getitem__(self, key: str) -> float | None:
         """The value of one metric."""
@@ -381,6 +388,7 @@ class PartEvaluation:
             for name, more in self.labels["per_class"].items():
                 part["per_class"][name] |= more
             return part | {key: value for key, value in self.labels.items() if key != "per_class"}
+        part |= {"positive": self.positive} if self.positive else {}
         is_dense = len(self.classes) <= LARGEST_DENSE_CONFUSION
         part["confusion"] = self.confusion.tolist() if is_dense else None
         return part if is_dense else part | {"confusion_cells": self.confusion_cells.tolist()}
@@ -413,6 +421,7 @@ def evaluate_part(
         confusion_cells=np.empty((0, 3), np.int64) if known.multi_label else measured.cells,
         classes=known.classes,
         labels=_facts_of_several(measured) if known.multi_label else None,
+        positive=None if known.multi_label or known.task.thresholds is None else _positive_facts(measured),
     )
 
 
@@ -494,6 +503,19 @@ def _facts_of_several(m: Measured) -> dict[str, Any]:
     }
 
 
+def _positive_facts(m: Measured) -> dict[str, Any]:
+    task, counts = m.known.task, m.counts
+    p, n_others = task.positive, int(counts.n[1 - task.positive])
+    n, n_given, n_correct = (int(values[p]) for values in (counts.n, counts.n_predicted, counts.n_correct))
+    return {
+        "class": m.known.classes[p],
+        "threshold": float(task.limits(2)[p]),
+        "recall": n_correct / n if n else None,
+        "precision": n_correct / n_given if n_given else None,
+        "false_positive_rate": (n_given - n_correct) / n_others if n_others else None,
+    }
+
+
 @dataclass(frozen=True, eq=False)
 class _Counts:
     """(C,) images (or their weights) per class: of it, given it, and both."""
@@ -563,12 +585,12 @@ def _class_intervals(classes: tuple[str, ...], counts: _Counts) -> dict[str, dic
 
 
 def positive_scores(known: Predictions) -> tuple[Bools, NDArray[np.float64]]:
-    """Of two classes: which images are of the second, and how far each is on its side.
+    """Of two classes: which images are of the positive one, and how far each is on its side.
 
     The score is the difference of logits and not the probability: confident probabilities round to 1 and would tie.
     """
-    logits = known.logits.astype(np.float64)
-    return np.asarray(known.labels == 1), logits[:, 1] - logits[:, 0]
+    logits, positive = known.logits.astype(np.float64), known.task.positive
+    return np.asarray(known.labels == positive), logits[:, positive] - logits[:, 1 - positive]
 
 
 def _mean(values: NDArray[Any]) -> float | None:

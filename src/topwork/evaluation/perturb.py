@@ -1,4 +1,4 @@
-"""Ways to take something away from images: color, detail, shape, the object, the background, the right way up.
+"""Ways to take something away from images: color, detail, shape, the object, the background, the upright view.
 
 In: uint8 (N, H, W, 3) of the network's input size. Out: the same shape, each image changed alone, the same way every
 time. ``PERTURBATIONS`` lists them in the order they are told. Not here: what a model makes of them (``examine``), and
@@ -28,8 +28,8 @@ class Perturbation:
         name: short and stable, for programs.
         group: what it asks about.
         title: what was done, as a heading.
-        done: what was done, to go on with "…, it is right for".
-        about: what it takes away, to go on with "it relies on …".
+        done: what was done, to go on with "…, accuracy is".
+        about: what it takes away, to go on with "the model relies on …".
         make: (N, H, W, 3) to (N, H, W, 3).
     """
 
@@ -175,26 +175,26 @@ def add_noise(images: Pixels, spread: float = 25.0, seed: int = 0) -> Pixels:
 
 
 PERTURBATIONS = (
-    Perturbation("gray", "color", "Gray", "Without color", "color", gray),
-    Perturbation("swap", "color", "Red and blue swapped", "With red and blue swapped", "the right colors", swap_channels),
+    Perturbation("gray", "color", "Grayscale", "Without color", "color", gray),
+    Perturbation("swap", "color", "Red and blue swapped", "With red and blue swapped", "correct colors", swap_channels),
     Perturbation("blur", "detail", "Blurred", "Blurred", "fine detail", lambda x: blur(x, 0.01)),
-    Perturbation("low_pass", "detail", "Low pass", "With coarse structure only", "detail", lambda x: blur(x, 0.03)),
-    Perturbation("high_pass", "detail", "High pass", "With fine detail only", "coarse shapes and colors", high_pass),
-    Perturbation("shuffle", "shape", "Patches shuffled", "With the patches shuffled", "the shape of the whole", shuffle_patches),
-    Perturbation("silhouette", "shape", "Silhouette", "From rough silhouettes", "what lies inside the outline", silhouettes),
-    Perturbation("edges", "shape", "Outlines", "From outlines", "color and surface", edges),
-    Perturbation("no_center", "place", "Middle hidden", "With the middle hidden", "the middle of the image", hide_center),
-    Perturbation("no_surround", "place", "Surround hidden", "With the surround hidden", "the surround", hide_surround),
-    Perturbation("flip", "view", "Mirrored", "Mirrored", "left and right", lambda x: np.ascontiguousarray(x[:, :, ::-1])),
-    Perturbation("tilt", "view", "Tilted by 15°", "Tilted by 15°", "an upright view", tilt),
-    Perturbation("turn", "view", "Turned by 90°", "Turned by 90°", "an upright view", quarter_turn),
+    Perturbation("low_pass", "detail", "Low-pass filtered", "With coarse structure only", "detail", lambda x: blur(x, 0.03)),
+    Perturbation("high_pass", "detail", "High-pass filtered", "With fine detail only", "coarse shapes and colors", high_pass),
+    Perturbation("shuffle", "shape", "Patches shuffled", "With shuffled patches", "global shape", shuffle_patches),
+    Perturbation("silhouette", "shape", "Silhouette", "With silhouettes only", "what is inside the outline", silhouettes),
+    Perturbation("edges", "shape", "Edges", "With edges only", "color and texture", edges),
+    Perturbation("no_center", "place", "Center masked", "With the center masked", "the center of the image", hide_center),
+    Perturbation("no_surround", "place", "Background masked", "With the background masked", "the background", hide_surround),
+    Perturbation("flip", "view", "Flipped", "With a horizontal flip", "left and right", lambda x: np.ascontiguousarray(x[:, :, ::-1])),
+    Perturbation("tilt", "view", "Rotated by 15°", "Rotated by 15°", "an upright view", tilt),
+    Perturbation("turn", "view", "Rotated by 90°", "Rotated by 90°", "an upright view", quarter_turn),
     Perturbation("upside_down", "view", "Upside down", "Upside down", "an upright view", lambda x: quarter_turn(x, 2)),
     Perturbation("jpeg30", "quality", "JPEG quality 30", "At JPEG quality 30", "clean pixels", lambda x: compress(x, 30)),
     Perturbation("jpeg10", "quality", "JPEG quality 10", "At JPEG quality 10", "clean pixels", lambda x: compress(x, 10)),
-    Perturbation("half", "quality", "Half the size", "At half the size", "resolution", lambda x: shrink(x, 2)),
-    Perturbation("quarter", "quality", "A quarter of the size", "At a quarter of the size", "resolution", lambda x: shrink(x, 4)),
-    Perturbation("dark", "quality", "Half as bright", "Half as bright", "good light", lambda x: lighten(x, 0.5)),
-    Perturbation("bright", "quality", "Overexposed", "Overexposed", "good light", lambda x: lighten(x, 1.7)),
+    Perturbation("half", "quality", "Half the resolution", "At half the resolution", "resolution", lambda x: shrink(x, 2)),
+    Perturbation("quarter", "quality", "A quarter of the resolution", "At a quarter of the resolution", "resolution", lambda x: shrink(x, 4)),
+    Perturbation("dark", "quality", "Half as bright", "At half the brightness", "good lighting", lambda x: lighten(x, 0.5)),
+    Perturbation("bright", "quality", "Overexposed", "Overexposed", "good lighting", lambda x: lighten(x, 1.7)),
     Perturbation("noise", "quality", "Noise", "With sensor noise", "clean pixels", add_noise),
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ array of the size of the logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -44,17 +44,26 @@ class Task:
         thresholds: (C,) between 0 and 1, or None. With the sigmoid a label is given from its threshold on (None: 0.5).
             With the softmax the class with the highest ratio of probability to threshold is given (None: the most
             probable one); of two classes with the thresholds 1 - t and t, the second is given from probability t on.
+        positive: Of two classes, the label of the positive one.
     """
 
     activation: Literal["softmax", "sigmoid"] = "softmax"
     thresholds: NDArray[np.float64] | None = None
+    positive: int = 1
 
     @staticmethod
     def of(classifier: Classifier) -> Task:
         """The task of a model."""
         if classifier.multi_label:
             return Task("sigmoid", np.asarray(classifier.thresholds["labels"], np.float64))
-        return ONE_LABEL
+        return _with_positive(classifier.classes, classifier.thresholds.get("positive"))
+
+    @staticmethod
+    def of_part(part: Mapping[str, Any]) -> Task:
+        """The task behind a part of an ``evaluation.json``."""
+        if part.get("multi_label"):
+            return Task("sigmoid", np.array([part["per_class"][name]["threshold"] for name in part["classes"]]))
+        return _with_positive(part["classes"], part.get("positive"))
 
     @property
     def multi_label(self) -> bool:
@@ -79,6 +88,16 @@ class Task:
 
 
 ONE_LABEL = Task()
+
+
+def _with_positive(classes: Sequence[str], positive: Mapping[str, Any] | None) -> Task:
+    """One label per image, with the positive class of two and its ``threshold`` if a model has one."""
+    if positive is None:
+        return ONE_LABEL
+    label, threshold = list(classes).index(positive["class"]), float(positive["threshold"])
+    limits = np.full(2, 1 - threshold)
+    limits[label] = threshold
+    return Task("softmax", limits, label)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -124,11 +124,11 @@ def misfit_sentence(fits: tuple[Fit, ...]) -> tuple[bool, str] | None:
     if best.misfit > GOOD_MISFIT:  # weights without training, or statistics of something that is no photo
         return None
     if best.is_declared or declared.misfit < max(GOOD_MISFIT, CLEARLY_WORSE * best.misfit):
-        return False, f"The declared normalization ({_values(declared)}) is the one that the weights were trained with."
+        return False, f"The stored normalization ({_values(declared)}) is the one that the weights were trained with."
     return True, (
         f"The normalization is most likely wrong: the batch-norm statistics inside the weights fit {_values(best)} "
-        f"(misfit {best.misfit:.2f}) and not the declared {_values(declared)} (misfit {declared.misfit:.2f}). "
-        "The head has made the best of distorted features; with the right values it would have better ones."
+        f"(misfit {best.misfit:.2f}) and not the stored {_values(declared)} (misfit {declared.misfit:.2f}). "
+        "The head was trained on distorted features; train it again with the right values."
     )
 
 

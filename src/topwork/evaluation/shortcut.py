@@ -1,7 +1,7 @@
-"""Can the label be told without looking at what is on the image? The commonest way to 99 % on paper.
+"""Can the label be predicted from metadata alone? The most common reason for 99% accuracy on paper.
 
 In: a manifest, its traits and its groups. Out: :class:`ShortcutCheck`: for each family of facts (file size, compression,
-border, ...) how well a small classifier does on them alone, cross-validated, against chance, with a 95 % interval; and
+border, ...) how well a small classifier does on them alone, cross-validated, against chance, with a 95% confidence interval; and
 which of them to warn about.
 
 A warning is given where the facts do more than half of what a perfect classifier does beyond chance (lower end of the
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from topwork.data.manifest import Manifest
 from topwork.data.traits import TraitTable
 from topwork.evaluation.intervals import balanced_accuracy_interval, wilson
+from topwork.text import first_names, percent
 
 MIN_IMAGES = 10  # of a class, without duplicates, for it to be part of the check
 MAX_IMAGES = 1200  # plenty for intervals of a few points, at half the time
@@ -41,7 +42,7 @@ class FamilyCheck:
     """What one family of facts tells about the label.
 
     Attributes:
-        balanced_accuracy: cross-validated; ``low`` and ``high`` are its 95 % interval, ``chance`` what guessing gives.
+        balanced_accuracy: cross-validated; ``low`` and ``high`` are its 95% confidence interval, ``chance`` what guessing gives.
         given_away: classes that the facts alone recognize.
     """
 
@@ -75,7 +76,7 @@ class ShortcutCheck:
 
 
 FACTS = {
-    "file size": "bytes, and bytes a pixel",
+    "file size": "bytes, and bytes per pixel",
     "dimensions": "width, height, aspect ratio",
     "format": "file format, color mode, stored as gray",
     "compression": "JPEG quantization, subsampling, progressive or not",
@@ -94,11 +95,13 @@ def check_shortcuts(manifest: Manifest, traits: TraitTable, groups: Sequence[int
         groups: (N,) group of each row; a group never straddles two folds.
     """
     if manifest.multi_label:
-        return ShortcutCheck((), 0, 0, "images with several labels are not checked")
+        return ShortcutCheck((), 0, 0, "not checked for images with several labels")
     rows, folds = _chosen(manifest, np.asarray(groups), seed)
     labels, names = _labels(manifest, rows)
     if len(names) < 2:
-        return ShortcutCheck((), len(rows), len(names), f"needs two classes with {MIN_IMAGES} different images each")
+        return ShortcutCheck(
+            (), len(rows), len(names), f"needs two classes with at least {MIN_IMAGES} different images each"
+        )
     columns = fact_columns(manifest, traits)
     checks = [_check(name, columns[name][rows], labels, names, folds, seed) for name in FACTS]
     checks.sort(key=lambda check: (check.warning is None, -check.low))
@@ -175,15 +178,13 @@ def _predicted(
 def _warning(check: FamilyCheck) -> str | None:
     skill = (check.low - check.chance) / (1 - check.chance)
     figures = (
-        f"{100 * check.balanced_accuracy:.0f} % ({100 * check.low:.0f} to {100 * check.high:.0f}) balanced accuracy where "
-        f"guessing gives {100 * check.chance:.0f} %"
+        f"balanced accuracy {percent(check.balanced_accuracy, 0)} (95% CI {100 * check.low:.0f}–{100 * check.high:.0f}), "
+        f"chance {percent(check.chance, 0)}"
     )
     if skill >= WARN_SKILL:
-        return f"The label can be told from {check.family} alone ({check.facts}): {figures}."
+        return f"The label can be predicted from {check.family} alone ({check.facts}): {figures}."
     if check.given_away and check.family in _MAKING:
-        from topwork.text import first_names
-
-        return f"{check.family.capitalize()} alone ({check.facts}) gives away {first_names(list(check.given_away))}."
+        return f"Recognizable from {check.family} alone ({check.facts}): {first_names(list(check.given_away))}."
     return None
 
 

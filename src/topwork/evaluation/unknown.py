@@ -4,16 +4,16 @@ The score is the cosine distance to the nearest of a few typical feature vectors
 k-means in every class): the nearest-neighbor distance of Sun et al. 2022 (2204.06507), with k = 1, over centers in
 place of all training images, which makes the detector small enough to ship (at most 4 MB) and fast enough to serve.
 
-Why this one. Mean AUROC, and share of unknown images caught where 5 % of the known raise an alarm, over 20 random
-splits each, last features of the embedded EfficientNet-Lite0, 60 % of the known images for fitting:
+Why this one. Mean AUROC, and share of unknown images caught where 5% of the known raise an alarm, over 20 random
+splits each, last features of the embedded EfficientNet-Lite0, 60% of the known images for fitting:
 
     known                        15 of 20 Caltech   ants and bees   solar cells    5 of 7 PACS art
     unknown                      the other 5        Caltech         Caltech        the other 2
-    nearest center (this)        0.982  90 %        0.993  98 %     1.000 100 %    0.806  35 %
-    mean of 5 nearest images     0.978  89 %        0.993  97 %     1.000 100 %    0.796  39 %
-    Mahalanobis, shared cov.     0.983  92 %        0.992  96 %     1.000 100 %    0.802  40 %
-    energy of the head           0.979  89 %        0.801  28 %     0.018   0 %    0.859  31 %
-    max. softmax probability     0.976  88 %        0.801  27 %     0.018   0 %    0.867  32 %
+    nearest center (this)        0.982  90%        0.993  98%     1.000 100%    0.806  35%
+    mean of 5 nearest images     0.978  89%        0.993  97%     1.000 100%    0.796  39%
+    Mahalanobis, shared cov.     0.983  92%        0.992  96%     1.000 100%    0.802  40%
+    energy of the head           0.979  89%        0.801  28%     0.018   0%    0.859  31%
+    max. softmax probability     0.976  88%        0.801  27%     0.018   0%    0.867  32%
 
 Scores taken from the head fail where there are two classes: any image at all may lie far on one side of the line. The
 Mahalanobis distance costs an eigendecomposition in every fold. Dividing distances by the usual distance of the class

@@ -186,11 +186,11 @@ def _cost(checked: Checked, ours: Sequence[Prediction], theirs: Sequence[dict[st
 
 
 def _difference(mine: Prediction, other: str, classifier: Classifier) -> Difference:
-    """What differs; of several labels, the one furthest from its threshold: its probability, and the threshold."""
-    stated = dict(mine.top)
-    if not classifier.multi_label:
+    """What differs; with thresholds, the label furthest from its own: its probability, and the threshold."""
+    stated, thresholds = dict(mine.top), Task.of(classifier).thresholds
+    if thresholds is None:
         return Difference(mine.path, str(mine.label), other, (stated[str(mine.label)], stated[other]))
-    limits = dict(zip(classifier.classes, classifier.thresholds["labels"], strict=True))
+    limits = dict(zip(classifier.classes, thresholds.tolist(), strict=True))
     turned = set(str(mine.label).split(LABEL_SEPARATOR)) ^ set(other.split(LABEL_SEPARATOR))
     far = max(turned - {""}, key=lambda name: abs(stated[name] - limits[name]))
     ends = sorted((stated[far], limits[far]), reverse=True)

@@ -174,7 +174,8 @@ class Predictor:
             given = self._thresholds.task.given(probabilities[None])[0]
             sureness = float(probabilities[given].min() if given.any() else probabilities.max())
             return Prediction(name, str(outcome), join_labels(self.classes, given), round(sureness, DIGITS), top)
-        return Prediction(name, str(outcome), top[0][0], top[0][1], top)
+        label = int(self._thresholds.task.given(probabilities[None])[0].argmax())
+        return Prediction(name, str(outcome), self.classes[label], round(float(probabilities[label]), DIGITS), top)
 
 
 def _listed(images: Any) -> list[Image]:

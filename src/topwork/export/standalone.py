@@ -95,11 +95,13 @@ def open_model(path: Path) -> Callable[[Any], Any]:
 
 
 def named(probabilities: Any, order: Any) -> str:
-    """The most probable class; of a model with several labels per image, those that reach their thresholds."""
+    """The most probable class, relative to its threshold if there is one; of several labels those that reach theirs."""
     classes = SETTINGS["classes"]
     if "thresholds" not in SETTINGS:
         return str(classes[order[0]])
     limits = SETTINGS["thresholds"]
+    if not SETTINGS["multi_label"]:
+        return str(max(zip(classes, probabilities, limits, strict=True), key=lambda item: item[1] / item[2])[0])
     return "|".join(name for name, p, least in zip(classes, probabilities, limits, strict=True) if p >= least)
 
 
@@ -135,7 +137,7 @@ def main() -> int:
             print(json.dumps({"path": name, "label": label, "probabilities": probabilities.tolist()}), flush=True)
         else:
             print(
-                name if "thresholds" not in SETTINGS else f"{name}: {label or '(none)'}",
+                name if not SETTINGS.get("multi_label") else f"{name}: {label or '(none)'}",
                 *[f"  {probabilities[i]:.3f}  {SETTINGS['classes'][i]}" for i in order],
                 sep="\n",
             )

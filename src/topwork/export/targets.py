@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topwork.errors import TopworkError, UsageError
+from topwork.evaluation.predictions import Task
 
 if TYPE_CHECKING:  # the command line reads the table: nothing heavy before there is something to export
     from torch import nn
@@ -126,8 +127,11 @@ def description(classifier: Classifier, model: str) -> dict[str, Any]:
     """What goes with an export: file name, class names, preprocessing, origin."""
     import topwork
 
-    several = {"thresholds": classifier.thresholds["labels"]} if classifier.multi_label else {}
-    return several | {
+    task = Task.of(classifier)
+    limits = (
+        {} if task.thresholds is None else {"thresholds": task.thresholds.tolist(), "multi_label": task.multi_label}
+    )
+    return limits | {
         "model": model,
         "classes": list(classifier.classes),
         "preprocessing": classifier.backbone.spec.as_dict(),

@@ -82,7 +82,13 @@ class Classifier(Described):
     @property
     def is_timm(self) -> bool:
         """Whether timm's network of that name can hold all of it, so that the folder is a timm model, too."""
-        return self.head.kind == "plain" and self.backbone.is_timm and self.backbone.spec.mirror == "none"
+        is_most_probable = "positive" not in self.thresholds
+        return (
+            self.head.kind == "plain"
+            and self.backbone.is_timm
+            and self.backbone.spec.mirror == "none"
+            and is_most_probable
+        )
 
 
 def save_classifier(classifier: Classifier, folder: Path, compiled: Path | None, card: str) -> None:

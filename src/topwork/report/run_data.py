@@ -165,11 +165,10 @@ def _predictions(
     logits: NDArray[np.float32],
 ) -> Predictions:
     if manifest.multi_label:
-        thresholds = np.array([judged["per_class"][name]["threshold"] for name in classes], np.float64)
-        return Predictions(classes, rows, manifest.label_matrix[rows], logits, Task("sigmoid", thresholds))
+        return Predictions(classes, rows, manifest.label_matrix[rows], logits, Task.of_part(judged))
     index = {name: number for number, name in enumerate(classes)}
     labels = np.array([index.get(manifest.samples[row].label, -1) for row in rows.tolist()], dtype=np.int64)
-    return Predictions(classes, rows, labels, logits).labeled()
+    return Predictions(classes, rows, labels, logits, Task.of_part(judged)).labeled()
 
 
 def _confusion_cells(judged: dict[str, Any]) -> dict[tuple[int, int], int]:

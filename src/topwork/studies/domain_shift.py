@@ -68,7 +68,7 @@ def run(bench: Bench) -> Findings:
                 "old images after",
             ),
             tuple(rows),
-            "Judged on images whose label nobody gave. Expected: of the head as it is, from the methods' agreement.",
+            "EvaluatedPart on images whose label nobody gave. Expected: of the head as it is, from the methods' agreement.",
         ),
         *(
             Bars(

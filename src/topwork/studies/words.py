@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from topwork.evaluation.compare import accuracy_difference_interval, mcnemar
+from topwork.evaluation.compare import SIGNIFICANCE, accuracy_difference_interval, mcnemar
 from topwork.studies.study import Measured
 from topwork.text import join_names, percent, points
-
-SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from topwork.blocks import Beside, Block, Cell, Chart, Fold, Series, Share, Stack, Table, Text, as_share
 from topwork.evaluation.curves import precision_recall_curve, reliability_bins, roc_curve
+from topwork.evaluation.decisions import too_few_sentence
 from topwork.evaluation.metrics import accuracy_by_class_size, evaluate_part, positive_scores
 from topwork.evaluation.predictions import Floats, Predictions
 from topwork.report.pictures import Album
@@ -94,6 +95,13 @@ def rules(thresholds: dict[str, Any]) -> list[str]:
         said.append(
             f"Ambiguous: the model can't narrow it down to one class (cutoff {percent(thresholds['set_probability'])})."
         )
+    few, positive = too_few_sentence(thresholds), thresholds.get("positive")
+    if few:
+        said.append(few)
+    if positive:
+        said.append(
+            f"{quoted(positive['class'])} is predicted from a probability of {percent(positive['threshold'])} ({positive['by']})."
+        )
     if thresholds.get("unknown") is not None:
         rate = percent(thresholds.get("unknown_false_alarm_rate"), 0)
         said.append(f"Unknown: unlike the training images (false-positive rate {rate}).")
@@ -112,7 +120,7 @@ def _two_classes(part: str, predictions: Predictions) -> list[Block]:
     if roc is None or recalled is None:
         return []
     in_use = _threshold_in_use(predictions)
-    share, name = float(is_positive.mean()), quoted(predictions.classes[1], 24)
+    share, name = float(is_positive.mean()), quoted(predictions.classes[predictions.task.positive], 24)
     chance = Series("chance", ((0.0, 0.0), (1.0, 1.0)), kind="dashed", color=0)
     roc_line = _curve("model", roc.false_positive_rate, roc.true_positive_rate, roc.thresholds, in_use)
     pr_line = _curve("model", recalled.recall, recalled.precision, recalled.thresholds, in_use)
@@ -134,9 +142,9 @@ def _two_classes(part: str, predictions: Predictions) -> list[Block]:
 
 
 def _threshold_in_use(predictions: Predictions) -> float:
-    """The score from which the second class is given: 0 for the more probable one."""
-    limits = predictions.task.limits(2)
-    return math.log(float(limits[1]) / float(limits[0]))
+    """The score from which the positive class is given: 0 for the more probable one."""
+    limits, positive = predictions.task.limits(2), predictions.task.positive
+    return math.log(float(limits[positive]) / float(limits[1 - positive]))
 
 
 def _curve(name: str, x: Floats, y: Floats, thresholds: Floats, in_use: float) -> Series:

@@ -14,13 +14,13 @@ import numpy as np
 from topwork.blocks import Bar, Block, Figure, Figures, Fold, Share, Special, Text, as_share
 from topwork.evaluation.advice import Advice
 from topwork.evaluation.analysis import advice_of
+from topwork.evaluation.compare import SIGNIFICANCE
 from topwork.evaluation.intervals import wilson
 from topwork.evaluation.metrics import metrics_of
 from topwork.report.pictures import Album
 from topwork.report.run_data import Record
 from topwork.text import count, decimal, escape, percent, points, quoted
 
-SIGNIFICANCE = 0.05  # a weak class or a confused pair is named if chance gives one as extreme less often than this
 CONFIDENT = 0.9  # a mistake stated with at least this probability is a confident one
 WORTHWHILE = 0.005  # expected gain in accuracy from which advice becomes the next step
 MORE = ("Cross-entropy", "Average precision", "Hamming loss")  # metrics behind the fold
@@ -132,7 +132,7 @@ def figures_of(evaluation: dict[str, Any], base: float | None = None) -> list[Fi
 def _hint(key: str, hint: str, evaluation: dict[str, Any]) -> str:
     if key != "average_precision":
         return hint
-    name = evaluation["classes"][1]
+    name = (evaluation.get("positive") or {}).get("class") or evaluation["classes"][1]
     chance = decimal(evaluation["per_class"][name]["n"] / evaluation["n"], 2)
     return f"{hint} of {quoted(name, 24)}; chance: {chance}"
 
