@@ -18,7 +18,7 @@ import torch
 
 from topwork.models.backbone import load_backbone
 from topwork.models.head import HeadSpec
-from topwork.training.batches import ImageDataset, InputNetwork
+from topwork.training.batches import ImageDataset, InputNetwork, to_device
 from topwork.training.finetune import data_facts, make_network
 from topwork.training.loop import TrainableNetwork
 from topwork.training.losses import Loss
@@ -43,7 +43,7 @@ def plain_step(backbone, recipe, stream, batch, device):
     rows = np.arange(batch)
 
     def step():
-        images = torch.from_numpy(stream.load(rows, 0)).to(device)
+        images = to_device(stream.load(rows, 0), device)
         normalized = ((images.permute(0, 3, 1, 2).float() - network.mean) / network.std).contiguous()
         labels = torch.from_numpy(stream.labels[rows]).to(device)
         loss = torch.nn.functional.cross_entropy(network.network(normalized), labels)
@@ -69,7 +69,7 @@ def our_step(backbone, recipe, stream, batch, device):
     rows = np.arange(batch)
 
     def step():
-        loss = loss_of(net.logits(stream.load(rows, 0)), loss_of.targets(stream.labels[rows])).mean()
+        loss = loss_of.mean(net.logits(net.inputs(stream.load(rows, 0))), loss_of.targets(stream.labels[rows]))
         optimizer.zero_grad()
         loss.backward()
         clip_gradients(net.core.parameters(), 1.0)

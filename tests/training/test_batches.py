@@ -1,7 +1,6 @@
 """Augmentation depends on (seed, epoch, sample) only; batches are never tiny; decoded images are what prediction sees."""
 
 import io
-import threading
 import time
 from dataclasses import replace
 
@@ -16,54 +15,57 @@ from topwork.data.images import decode
 from topwork.data.transforms import fit_to_input
 from topwork.errors import TopworkError
 from topwork.training import batches as module
-from topwork.training.batches import ImageDataset, ahead, batches_of, decode_all, epoch_order, loading_threads
+from topwork.training.batches import ImageDataset, ahead, batches_of, decode_all, epoch_order, to_device
 from training.drawn import SPEC, drawn_images
+
+
+def views(data, rows, epoch):
+    return to_device(data.load(np.asarray(rows), epoch), "cpu").numpy()
 
 
 @pytest.mark.parametrize("name", list(PIPELINES))
 def test_a_view_depends_on_seed_epoch_and_key_only(name):
     pixels, labels = drawn_images(12)
-    stream = ImageDataset(pixels, labels, SPEC, name, seed=3)
-    together = stream.load(np.arange(12), 5)
-    one_by_one = np.concatenate([stream.load(np.array([row]), 5) for row in reversed(range(12))])[::-1]
+    data = ImageDataset(pixels, labels, SPEC, name, seed=3)
+    together = views(data, range(12), 5)
+    one_by_one = np.concatenate([views(data, [row], 5) for row in reversed(range(12))])[::-1]
     assert np.array_equal(together, one_by_one)
     # other rows, same keys: the sample is what counts
     order = np.random.default_rng(0).permutation(12)
     shuffled = ImageDataset(pixels[order], labels[order], SPEC, name, seed=3, keys=order)
-    assert np.array_equal(shuffled.load(np.arange(12), 5), together[order])
+    assert np.array_equal(views(shuffled, range(12), 5), together[order])
 
 
 @pytest.mark.parametrize("name", [name for name in PIPELINES if name != "none"])
 def test_epochs_seeds_and_samples_differ(name):
     pixels, labels = drawn_images(12)
-    stream = ImageDataset(pixels, labels, SPEC, name, seed=3)
-    rows = np.arange(12)
-    assert not np.array_equal(stream.load(rows, 0), stream.load(rows, 1))
+    data = ImageDataset(pixels, labels, SPEC, name, seed=3)
+    assert not np.array_equal(views(data, range(12), 0), views(data, range(12), 1))
     other = ImageDataset(pixels, labels, SPEC, name, seed=4)
-    assert not np.array_equal(stream.load(rows, 0), other.load(rows, 0))
+    assert not np.array_equal(views(data, range(12), 0), views(other, range(12), 0))
 
 
 def test_nothing_asked_changes_nothing():
     pixels, labels = drawn_images(4)
-    stream = ImageDataset(pixels, labels, SPEC)
-    assert np.array_equal(stream.load(np.arange(4), 0), pixels)
-    assert np.array_equal(stream.load(np.arange(4), None), pixels)
+    data = ImageDataset(pixels, labels, SPEC)
+    assert np.array_equal(data.load(np.arange(4), 0), pixels)
+    assert np.array_equal(data.load(np.arange(4), None), pixels)
 
 
 def test_flips_are_mirror_images_about_half_the_time():
     pixels, labels = drawn_images(1)
-    stream = ImageDataset(pixels, labels, SPEC, "flip")
-    views = [stream.view(0, epoch) for epoch in range(200)]
-    flipped = [np.array_equal(view, pixels[0][:, ::-1]) for view in views]
-    assert all(np.array_equal(v, pixels[0]) or f for v, f in zip(views, flipped, strict=True))
+    data = ImageDataset(pixels, labels, SPEC, "flip")
+    seen = [views(data, [0], epoch)[0] for epoch in range(200)]
+    flipped = [np.array_equal(view, pixels[0][:, ::-1]) for view in seen]
+    assert all(np.array_equal(v, pixels[0]) or f for v, f in zip(seen, flipped, strict=True))
     assert 70 < sum(flipped) < 130
 
 
 def test_an_input_that_was_cut_out_is_not_cut_a_second_time():
     pixels, labels = drawn_images(2)
-    stream = ImageDataset(pixels, labels, replace(SPEC, fit="crop", crop_fraction=0.5), "flip")
-    views = {stream.view(0, epoch).tobytes() for epoch in range(20)}
-    assert views == {pixels[0].tobytes(), pixels[0][:, ::-1].tobytes()}
+    data = ImageDataset(pixels, labels, replace(SPEC, fit="crop", crop_fraction=0.5), "flip")
+    seen = {views(data, [0], epoch).tobytes() for epoch in range(20)}
+    assert seen == {pixels[0].tobytes(), pixels[0][:, ::-1].tobytes()}
 
 
 @given(st.integers(1, 500), st.integers(1, 64))
@@ -111,31 +113,15 @@ def test_an_image_that_vanished_is_named():
         decode_all(read, [0], SPEC, name=lambda row: "cats/1.jpg")
 
 
-def test_batches_come_in_order_and_are_the_same_from_several_threads(monkeypatch):
-    """As beside a GPU; one thread prepares fewer images a second than it trains on."""
-    stream = ImageDataset(*drawn_images(40), SPEC, "standard")
+def test_batches_come_in_order_and_are_prepared_ahead():
+    data = ImageDataset(*drawn_images(40), SPEC, "standard")
     batches = batches_of(epoch_order(40, 0, 0), 4)
-    one = list(ahead(lambda rows: stream.load(rows, 0), batches))
-    names = set()
-
-    def load(rows):
-        names.add(threading.current_thread().name)
-        time.sleep(0.02 * (rows[0] % 3))  # some take longer than those after them
-        return stream.load(rows, 0)
-
-    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 16)
-    several = list(ahead(load, batches))
-    assert len(names) > 1
-    for (rows, pixels), (same_rows, same_pixels) in zip(one, several, strict=True):
-        assert np.array_equal(rows, same_rows)
-        assert np.array_equal(pixels, same_pixels)
-
-
-def test_processes_on_one_machine_share_its_cores(monkeypatch):
-    assert loading_threads() == 1  # the network on the CPU takes them all
-    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 12)
-    assert loading_threads() == 8
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert loading_threads() == 3
+    prepared = []
+    loading = ahead(lambda rows: prepared.append(rows) or data.load(rows, 0), batches)
+    first, _ = next(loading)
+    assert np.array_equal(first, batches[0])
+    while len(prepared) < 1 + module.AHEAD:  # while nobody asks for them
+        time.sleep(0.01)
+    found = list(loading)
+    assert [rows.tolist() for rows, _ in found] == [rows.tolist() for rows in batches[1:]]
+    assert all(np.array_equal(to_device(loaded, "cpu"), views(data, rows, 0)) for rows, loaded in found)

@@ -44,7 +44,7 @@ class View:
 
 # In the order in which time is spent on them.
 BOUGHT = (
-    (View(Pipeline("mirror", None, (Flip(1.0),))),),
+    (View(Pipeline("mirror", (Flip(1.0),))),),
     tuple(View(pipeline("light"), number) for number in range(2)),
 )
 SHARE_OF_BUDGET = 0.8  # the rest is for the head, the figures and the report
@@ -86,7 +86,7 @@ class WithViews:
 def asked_views(name: str, n: int) -> list[View]:
     """``n`` views by the pipeline of this name; none for ``none``."""
     chosen = pipeline(name)
-    return [View(chosen, number) for number in range(n)] if chosen.steps or chosen.crop else []
+    return [View(chosen, number) for number in range(n)] if chosen.steps else []
 
 
 def buy_views(
@@ -184,4 +184,4 @@ def _pixels(manifest: Manifest, row: int, embedder: Embedder, view: View, seed: 
 
 def _key(content_hash: str, view: View, seed: int) -> str:
     """Names a view in the store; everything it depends on beside the store's own fingerprint."""
-    return hashlib.sha256(f"{content_hash} {view.pipeline!r} {seed} {view.number}".encode()).hexdigest()
+    return hashlib.sha256(f"{content_hash} affine {view.pipeline!r} {seed} {view.number}".encode()).hexdigest()

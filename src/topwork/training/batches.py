@@ -1,7 +1,7 @@
 """Batches for training: pixels decoded once, then augmented by a random stream of their own.
 
-In: images and labels. Out: for any rows and epoch, the input of the network, uint8 (B, H, W, 3). What happens to a
-sample depends on (seed, epoch, key of the sample) only: not on workers, on batch size, on other samples, or on where a
+In: images and labels. Out: for any rows and epoch, pixels and the random views to make of them on the device that trains
+(:func:`to_device`): the host only gathers uint8. What happens to a sample depends on (seed, epoch, key of the sample) only: not on workers, on batch size, on other samples, or on where a
 run was interrupted. The training loop asks for nothing but what :class:`Dataset` says.
 """
 
@@ -13,7 +13,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from topwork.data.augment import pipeline, stream
+from topwork.data.augment import Draw, apply, pipeline, stream
 from topwork.data.images import decode
 from topwork.data.loader import in_order
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input, resize
@@ -31,7 +31,6 @@ from topwork.settings import cache_folder
 
 IN_MEMORY_BYTES = 1_000_000_000  # more decoded pixels than this are kept in a file
 AHEAD = 4  # batches prepared while the network is busy
-MAX_LOADING_THREADS = 8
 
 
 class Dataset(Protocol):
@@ -47,12 +46,12 @@ class Dataset(Protocol):
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network as a module that takes what :meth:`load` gives."""
 
-    def load(self, rows: NDArray[np.int64], epoch: int | None) -> NDArray[Any]:
-        """Inputs of some rows as training sees them in an epoch; as judging sees them for None."""
+    def load(self, rows: NDArray[np.int64], epoch: int | None) -> NDArray[Any] | Views:
+        """Some rows as training sees them in an epoch, or as evaluation does for None, for :func:`to_device`."""
 
 
 class ImageDataset:
-    """Decoded images that are cropped, turned and colored on the way to the network.
+    """Decoded images that are augmented on the way to the network.
 
     Args:
         pixels: (N, h, w, 3) uint8 from :func:`decode_all`, at least as large as the input.
@@ -72,7 +71,6 @@ class ImageDataset:
         assert len(pixels) == len(labels)
         self.pixels, self.labels, self.spec = pixels, labels, spec
         self.augmentation, self.seed = pipeline(augmentation), seed
-        self._whole = replace(spec, fit="squash")  # what decode_all made has the input's shape already
         self.keys = np.arange(len(pixels)) if keys is None else keys
         self.shape = (3, spec.height, spec.width)
 
@@ -80,19 +78,34 @@ class ImageDataset:
         """The network with normalization in front."""
         return InputNetwork(network, self.spec)
 
-    def load(self, rows: NDArray[np.int64], epoch: int | None) -> Pixels:
-        """(B, H, W, 3) uint8."""
-        if epoch is None:
-            return np.stack([self._fitted(self.pixels[row]) for row in rows])
-        return np.stack([self.view(row, epoch) for row in rows])
-
-    def view(self, row: int, epoch: int) -> Pixels:
-        """One augmented image (H, W, 3)."""
-        rng = stream(self.seed, epoch, int(self.keys[row]))
-        return self.augmentation.view(self.pixels[row], self._whole, rng)
+    def load(self, rows: NDArray[np.int64], epoch: int | None) -> Pixels | Views:
+        """Pixels (B, H, W, 3) uint8, with what :func:`to_device` makes of them if they are augmented."""
+        if epoch is None or not self.augmentation.steps:
+            return self._fitted(self.pixels[rows])
+        streams = (stream(self.seed, epoch, int(self.keys[row])) for row in rows)
+        return Views(self.pixels[rows], [self.augmentation.draw(self.spec, rng) for rng in streams], self.spec)
 
     def _fitted(self, pixels: Pixels) -> Pixels:
-        return resize(pixels, self.spec.height, self.spec.width, self.spec.interpolation)
+        height, width = self.spec.height, self.spec.width
+        if pixels.shape[1:3] == (height, width):
+            return pixels
+        return np.stack([resize(image, height, width, self.spec.interpolation) for image in pixels])
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """Prepared pixels of a batch, and the random views to make of them."""
+
+    pixels: Pixels
+    draws: list[Draw]
+    spec: InputSpec
+
+
+def to_device(loaded: NDArray[Any] | Views, device: str) -> Tensor:
+    """What a data set has loaded as the network's input; augmentation is computed on the device that trains."""
+    if isinstance(loaded, Views):
+        return apply(torch.from_numpy(loaded.pixels).to(device, non_blocking=True), loaded.draws, loaded.spec)
+    return torch.from_numpy(loaded).to(device, non_blocking=True)
 
 
 class InputNetwork(nn.Module):
@@ -190,17 +203,6 @@ def _reserve(descriptor: int, n_bytes: int) -> None:
 # ---- batches
 
 
-def loading_threads() -> int:
-    """One beside a network on the CPU, which takes all cores; beside a GPU up to eight, as the cores have no other work.
-
-    One prepares 300 to 1,300 images a second here, a GPU trains on thousands.
-    """
-    if not torch.cuda.is_available():
-        return 1
-    n_here = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)  # processes that share this machine's cores
-    return max(1, min(MAX_LOADING_THREADS, (os.cpu_count() or 1) // n_here))
-
-
 def epoch_order(n: int, seed: int, epoch: int, weights: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
     """The order of the samples in an epoch; with (N,) weights as many draws with replacement (``--balance sampler``)."""
     rng = np.random.default_rng([seed, epoch, n])
@@ -220,13 +222,12 @@ def ahead(
     load: Callable[[NDArray[np.int64]], Any], batches: Sequence[NDArray[np.int64]]
 ) -> Generator[tuple[NDArray[np.int64], Any]]:
     """(rows, load(rows)) in order, a few batches ahead."""
-    n_threads = loading_threads()
-    with ThreadPoolExecutor(n_threads, thread_name_prefix="batches") as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         pending: deque[tuple[NDArray[np.int64], Future[Any]]] = deque()
         try:
             for rows in batches:
                 pending.append((rows, pool.submit(load, rows)))
-                if len(pending) > max(AHEAD, n_threads + 1):
+                if len(pending) > AHEAD:
                     first, future = pending.popleft()
                     yield first, future.result()
             while pending:

@@ -36,7 +36,7 @@ from topwork.models.modules import classifier_name
 from topwork.progress import Reporter
 from topwork.text import count
 from topwork.training import checkpoint as disk
-from topwork.training.batches import Dataset, ahead, batches_of, epoch_order
+from topwork.training.batches import Dataset, ahead, batches_of, epoch_order, to_device
 from topwork.training.cpu import Folding, State, fold_batch_norm, use_fast_depthwise
 from topwork.training.distributed import Processes, processes
 from topwork.training.lora import add_adapters, merged
@@ -194,7 +194,7 @@ class TrainableNetwork:
 
     def inputs(self, loaded: Any) -> Tensor:
         """What a data set has loaded, as the network's input on its device."""
-        return torch.from_numpy(loaded).to(self.device, non_blocking=True)
+        return to_device(loaded, self.device)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """(B, C) float32."""
