@@ -132,7 +132,7 @@ def test_a_disk_that_fills_up_during_a_run_is_named_and_the_run_goes_on_from_the
         return write(path, data)
 
     monkeypatch.setattr(disk.Path, "write_bytes", fill)
-    with pytest.raises(TopworkError, match=f"{tmp_path}: the checkpoint could not be saved: no space left on device"):
+    with pytest.raises(TopworkError, match=f"{tmp_path}.*: no space left on device"):
         fit(TinyNetwork(), recipe, *streams(recipe=recipe), TrainerContext(tmp_path))
     monkeypatch.undo()
     assert disk.load_checkpoint(tmp_path).values["epoch"] == 2
