@@ -26,6 +26,7 @@ from topwork.adaptation.adapted_head import distil
 from topwork.adaptation.align import Domains, clamped
 from topwork.adaptation.expected import expected_recall, predicted_accuracy
 from topwork.adaptation.guards import choose
+from topwork.adaptation.restyle import N_SAMPLE, STYLES, nearest_style
 from topwork.data.manifest import scan
 from topwork.evaluation.predictions import softmax
 from topwork.features.embed import Embedder
@@ -44,11 +45,17 @@ def sketch(image: Image.Image) -> Image.Image:
     )
 
 
+def styled(style):
+    """A restyling of arrays as one of Pillow images."""
+    return lambda image: Image.fromarray(style(np.asarray(image)[None])[0])
+
+
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "gray": ImageOps.grayscale,
     "blurred": lambda image: image.filter(ImageFilter.GaussianBlur(4)),
     "small": lambda image: image.resize((48, 48)),
     "sketch": sketch,
+    **{name: styled(style) for name, style in STYLES.items() if name not in ("gray", "blurred")},
 }
 
 
@@ -109,6 +116,7 @@ class Case:
     source: Set
     target: Set
     same_classes: bool = True
+    styled: dict[str, Set] | None = None  # the source's images in other looks
 
 
 def halves(n: int, seed: int):
@@ -130,8 +138,16 @@ def cases(sets: Sets, seed: int, quick: bool) -> Iterator[Case]:
         whole = sets(name)
         a, b = halves(len(whole.labels), seed)
         yield Case(f"{name} > other half", whole.take(a), whole.take(b))
-        for change in () if quick or name == "ants-bees" else CHANGES:
+        for change in () if quick or name == "ants-bees" else ("gray", "blurred", "small", "sketch"):
             yield Case(f"{name} > {change}", whole.take(a), sets(name, change).take(b))
+    for style in ("line drawings", "flat colors"):
+        a, b = halves(len(photo.labels), seed)
+        styled = {name: sets("pacs-mini/photo", name).take(a) for name in STYLES}
+        yield Case(f"photo > own {style}", photo.take(a), sets("pacs-mini/photo", style).take(b), styled=styled)
+    for a, b, name in ((photo, art, "photo > art"), (art, photo, "art > photo")):
+        path = "pacs-mini/photo" if a is photo else "pacs-mini/art_painting"
+        styled = {style: sets(path, style) for style in STYLES}
+        yield Case(f"{name}, restyled", a, some(b, 0.7, np.random.default_rng(seed)), styled=styled)
     for a, b in (("pacs-mini/photo", "caltech-mini"), ("pacs-mini/photo", "ants-bees"), ("caltech-mini", "ants-bees"),
                  ("caltech-mini", "pacs-mini/photo"), ("pacs-mini/art_painting", "caltech-mini"),
                  ("pacs-mini/art_painting", "ants-bees"), ("ants-bees", "pacs-mini/photo")):  # fmt: skip
@@ -192,7 +208,12 @@ def judge(case: Case, seed: int, n_labels: int = 0) -> dict[str, float]:
     domains = Domains(x[train], y[train], t, known, n_classes)
     given = softmax(t @ head[:-1] + head[-1])
     started = time.perf_counter()
-    choice = choose(domains, given, seed=seed)
+    restyled = None
+    if case.styled is not None:
+        sample = train[:N_SAMPLE]
+        style = nearest_style(x[sample], {name: found.features[sample] for name, found in case.styled.items()}, t)
+        restyled = style and (style, case.styled[style].features[train])
+    choice = choose(domains, given, seed=seed, restyled=restyled or None)
     after = head
     if choice.outcome == "adapted":
         eye = np.eye(n_classes)
@@ -212,6 +233,7 @@ def judge(case: Case, seed: int, n_labels: int = 0) -> dict[str, float]:
         "seconds": seconds,
         "adapted": choice.outcome == "adapted",
         "refused": choice.outcome == "refused",
+        "class_method": choice.method + (f" [{restyled[0]}]" if restyled else ""),
         "class_errors": class_errors(truth, answers[0], choice.votes) if case.same_classes else [],
         "class_errors_after": class_errors(truth, answers[1], choice.votes) if case.same_classes else [],
     }

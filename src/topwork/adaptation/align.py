@@ -52,14 +52,19 @@ class Domains:
 # ---- alignment
 
 
-def standardized(domains: Domains) -> Domains:
+def standardized(domains: Domains, restyled: Rows | None = None) -> Domains:
     """Each domain centered and scaled by its own statistics, every image then brought to length sqrt(D).
 
     What the batch-norm statistics of the target do inside a network (Li et al. 2016, arXiv 1603.04779), on features:
     ``(x - mean_d) / deviation_d``. This assumes that both domains have a similar class mix.
+
+    Args:
+        restyled: (N, D) the source's images in another look (``restyle.py``): a third domain with the source's labels.
     """
-    source, target = (_unit((x - x.mean(0)) / _deviation(x.var(0))) for x in (domains.source, domains.target))
-    return _reduced(replace(domains, source=source, target=target))
+    parts = [domains.source, domains.target] + ([] if restyled is None else [restyled])
+    source, target, *more = (_unit((x - x.mean(0)) / _deviation(x.var(0))) for x in parts)
+    labels = np.concatenate([domains.labels] * (1 + len(more)))
+    return _reduced(replace(domains, source=np.concatenate([source, *more]), labels=labels, target=target))
 
 
 def class_mix_matched(domains: Domains, probabilities: Shares) -> Domains:

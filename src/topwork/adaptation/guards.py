@@ -11,8 +11,8 @@ refused, with the reason and every number behind it. The rules, in order:
    hard predictions): adapted predictions must agree with their neighbors clearly more often than those of the source
    model, and by far more if the source model's predictions crowd into few classes, since centering assumes a similar
    class mix.
-   Two hypotheses are tried: both domains have a similar class mix, or the target's is as the source model predicts. The
-   one with more support from the target's neighborhoods comes first.
+   The hypotheses are: both domains have a similar class mix; the same, with restyled copies of the source's images; the
+   target's class mix is as the source model predicts. The one with the most support from the neighborhoods comes first.
 5. Classes that the source does not have, checked again on the adapted predictions: refused if the target's classes are
    nowhere near the source's; or if they hardly are, the methods contradict each other on many images, and yet the two
    sets look alike as a whole. (If the look differs a lot, contradictions are expected, and the predictions stand.)
@@ -98,12 +98,13 @@ class Choice:
         }
 
 
-def choose(domains: Domains, given: Shares, *, seed: int = 0) -> Choice:
+def choose(domains: Domains, given: Shares, *, seed: int = 0, restyled: tuple[str, Rows] | None = None) -> Choice:
     """Adapts, or leaves the model unchanged.
 
     Args:
         domains: features as the head of the source model sees them.
         given: (M, C) probabilities of the source model on the target.
+        restyled: a look, and (N, D) features of the source's images in it.
     """
     given = clamped(given, domains.known)
     n, n_known = len(domains.target), int((domains.known >= 0).sum())
@@ -121,12 +122,18 @@ def choose(domains: Domains, given: Shares, *, seed: int = 0) -> Choice:
         return kept("There is no clear difference between the two domains.")
     if n < least:
         return kept(f"{n} images are too few to use more than their own labels.")
-    aligned = standardized(domains)
-    checks = {"lead": lead_kept(aligned), "images": float(n), "known_labels": float(n_known)}
+    alignments = {SAME_MIX: standardized(domains)}
+    if restyled is not None:
+        alignments[f"source as {restyled[0]}"] = standardized(domains, restyled[1])
+    checks = {
+        "lead": max(lead_kept(aligned) for aligned in alignments.values()),
+        "images": float(n),
+        "known_labels": float(n_known),
+    }
     if checks["lead"] < LEAST_LEAD and not n_known:
         reason = "The images are no closer to one of the model's classes than to the others: other classes, or too far away to tell."
         return kept(reason, "refused", checks)
-    return _adapted(domains, aligned, given, distance, checks)
+    return _adapted(domains, alignments, given, distance, checks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,11 +145,14 @@ class _Hypothesis:
     adapted: Shares
 
 
-def _adapted(domains: Domains, aligned: Domains, given: Shares, distance: Distance, checks: dict[str, float]) -> Choice:
+def _adapted(
+    domains: Domains, alignments: dict[str, Domains], given: Shares, distance: Distance, checks: dict[str, float]
+) -> Choice:
     """Rules 4 and 5."""
+    aligned = alignments[SAME_MIX]
     has_labels = bool((domains.known >= 0).any())
     neighbors = nearest(aligned.target)
-    hypotheses = _hypotheses(domains, aligned, given)
+    hypotheses = [*map(_of_alignment, alignments.items()), _of_other_mix(domains, given)]
     tried = {"source model": given, **hypotheses[0].methods, **{found.name: found.adapted for found in hypotheses}}
     records = tuple(_tried(name, p, given, neighbors) for name, p in tried.items())
     checks["class_mix_entropy"] = class_mix_entropy(given)
@@ -177,25 +187,26 @@ def _adapted(domains: Domains, aligned: Domains, given: Shares, distance: Distan
     return Choice("unchanged", "none", words, given, given, distance, checks, records)
 
 
-def _hypotheses(domains: Domains, aligned: Domains, given: Shares) -> list[_Hypothesis]:
-    """The target has the class mix of the source, or the one that the source model predicts."""
+def _of_alignment(item: tuple[str, Domains]) -> _Hypothesis:
+    name, aligned = item
     head = AlignedHead(aligned)
-    same = {
+    methods = {
         "aligned": head.probabilities(),
         "confusion": head.fit(class_confusion),
         "information": head.fit(information_maximization),
         "self-training": self_training(head),
         "prototypes": soft_prototypes(aligned, head.probabilities()),
     }
+    mean = averaged([p for method, p in methods.items() if method != "aligned"])
+    return _Hypothesis(name, methods, clamped(mean, aligned.known))
+
+
+def _of_other_mix(domains: Domains, given: Shares) -> _Hypothesis:
     head = AlignedHead(class_mix_matched(domains, given))
     head = AlignedHead(class_mix_matched(domains, clamped(head.probabilities(), domains.known)))
-    other = {"confusion": head.fit(class_confusion), "information": head.fit(information_maximization)}
-    means = [p for name, p in same.items() if name != "aligned"], [given, *other.values()]
-    other["aligned"] = head.probabilities()
-    return [
-        _Hypothesis(name, methods, clamped(averaged(mean), domains.known))
-        for name, methods, mean in zip((SAME_MIX, OTHER_MIX), (same, other), means, strict=True)
-    ]
+    methods = {"confusion": head.fit(class_confusion), "information": head.fit(information_maximization)}
+    mean = averaged([given, *methods.values()])
+    return _Hypothesis(OTHER_MIX, methods | {"aligned": head.probabilities()}, clamped(mean, domains.known))
 
 
 def _tried(name: str, probabilities: Shares, given: Shares, neighbors: Ints) -> dict[str, Any]:

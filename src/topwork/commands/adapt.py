@@ -20,18 +20,22 @@ from topwork.adaptation.active_learning import images_to_label
 from topwork.adaptation.adapted_head import HeldOut, adapted_classifier, adapted_head, loss_on_source, score
 from topwork.adaptation.align import Domains, Ints, Rows
 from topwork.adaptation.expected import domains_record, target_figures
-from topwork.adaptation.guards import Choice, choose
+from topwork.adaptation.guards import SIGNIFICANCE, Choice, choose
+from topwork.adaptation.restyle import N_SAMPLE, STYLES, nearest_style
 from topwork.commands.add_class import stored_run
 from topwork.commands.assess import evaluate_parts
 from topwork.commands.prepare import scan_and_embed, timing
+from topwork.data.images import decode
 from topwork.data.manifest import Manifest, save_manifest
 from topwork.data.samples import rules_of
 from topwork.data.split import Split, split, split_record
+from topwork.data.transforms import fit_to_input
 from topwork.data.unlabeled import COLUMNS, read_labels, rules_without_labels, without_labels
-from topwork.errors import Interrupted, UsageError
+from topwork.errors import ImageError, Interrupted, UsageError
+from topwork.evaluation.domains import energy_distance
 from topwork.evaluation.predictions import Predictions, predict_features, softmax
 from topwork.export.runtime import model_embedder
-from topwork.features.embed import Embedder, Features, embed
+from topwork.features.embed import Embedder, Features, embed, embed_changed
 from topwork.features.engine import compiled_form, load_engine
 from topwork.files import atomic_file
 from topwork.models.classifier import COMPILED, Classifier, find_model, save_classifier
@@ -245,7 +249,8 @@ def _adapted(
     own, rows = _chosen_rows(source, target, settings)
     domains, old = _domains(source, target, own, rows), source.classifier
     given = softmax(score(old.head, domains.target))
-    choice = choose(domains, given, seed=settings.seed)
+    restyled = _restyled(source, domains, own, embedder, reporter)
+    choice = choose(domains, given, seed=settings.seed, restyled=restyled)
     if target.has_labels and (target.truth < 0).all() and not (target.known >= 0).any():
         reason = f"The target's folders ({first_names(target.manifest.classes)}) are not classes of the model. If folder names are not labels, add --unlabeled."
         choice = replace(choice, outcome="refused", method="none", probabilities=given, reason=reason)
@@ -261,6 +266,34 @@ def _adapted(
         kept = replace(choice, outcome="unchanged", method="none", reason=reason, probabilities=given)
         return replace(unchanged, choice=kept)
     return _calibrated(unchanged, head)
+
+
+def _restyled(
+    source: Source, domains: Domains, own: Ints, embedder: Embedder, reporter: Reporter
+) -> tuple[str, Rows] | None:
+    """The look of the target, and the source's training images in it; None if none of ``STYLES`` is near."""
+    spec, classifier = embedder.spec, source.classifier
+
+    def rows_in(style: str, rows: Ints) -> Rows:
+        samples = [source.manifest.samples[row] for row in rows.tolist()]
+        pixels = (fit_to_input(decode(source.manifest.read(row), min_side=spec.min_side).pixels, spec) for row in rows)
+        changed = (STYLES[style](image[None])[0] for image in pixels)
+        found = embed_changed(embedder, [s.content_hash for s in samples], changed, style)
+        return _rows_for(classifier, found, np.arange(len(rows)))
+
+    if energy_distance(domains.source, domains.target, n_permutations=99).p_value >= 2 * SIGNIFICANCE:
+        return None
+    some = np.sort(np.random.default_rng(29).permutation(len(own))[:N_SAMPLE])
+    try:
+        styled = {style: rows_in(style, own[some]) for style in STYLES}
+        style = nearest_style(domains.source[some], styled, domains.target)
+        if style is None:
+            return None
+        reporter.step(f"embed as {style}")
+        return style, rows_in(style, own)
+    except (ImageError, OSError):
+        reporter.note("The run's images can no longer be read, so no restyled copies of them were tried.")
+        return None
 
 
 def _calibrated(now: Adaptation, head: Any) -> Adaptation:

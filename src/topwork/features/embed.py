@@ -6,8 +6,9 @@ one pass over the pixels). Out: :class:`Features`, read from the store block by 
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -116,6 +117,15 @@ class Embedder:
             blocks = {name: np.concatenate([batch[name] for _, batch in self._rows]) for name in BLOCKS}
             self.store.append([key for key, _ in self._rows], blocks)
             self._rows = []
+
+
+def embed_changed(embedder: Embedder, hashes: Sequence[str], pixels: Iterable[Pixels], change: str) -> Features:
+    """Features of N changed images (H, W, 3), kept in the store by content hash and name of the change."""
+    keys = tuple(hashlib.sha256(f"{content_hash} {change}".encode()).hexdigest() for content_hash in hashes)
+    for key, image in zip(keys, pixels, strict=True):
+        embedder.take(key, image)
+    embedder.flush()
+    return Features(keys, embedder.store)
 
 
 def embed(

@@ -1,8 +1,8 @@
-"""The tutorials' backbones and some others: parameters, multiply-adds, images per second here, accuracy where it can be had.
+"""The tutorials' backbones and some others: parameters, multiply-adds, images per second here, and accuracy.
 
-Sizes are worked out without weights. The speed is that of plain PyTorch in float32 on this machine, eight images at a time.
-Accuracy is that of a fitted head on frozen features; it needs pretrained weights, which are in the package for the Lite
-networks and have to be downloaded for the others.
+Sizes are counted without weights. Speed is that of plain PyTorch in float32 on this machine, eight images at a time. Accuracy is
+that of a fitted head on frozen features; it needs pretrained weights, which come with the package for the Lite networks and
+must be downloaded for the others.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from topwork.blocks import Bars, Chart, Series, Table
+from topwork.blocks import Chart, Series, Table
 from topwork.errors import DownloadError, UsageError
 from topwork.models.backbone import load_backbone
 from topwork.models.sources import EMBEDDED
 from topwork.studies.bench import Bench, Bools
-from topwork.studies.study import Findings, Measured, Part
-from topwork.studies.words import best_of
+from topwork.studies.study import Findings, Measured, accuracies, accuracy_bars, best_of
 from topwork.text import join_names
 
 # (name, timm's name, where it is from)
@@ -45,7 +44,7 @@ BATCH, MIN_SECONDS, MAX_ROUNDS = 8, 1.0, 20
 
 @dataclass(frozen=True)
 class Size:
-    """What a network costs: parameters with 1,000 classes, multiply-adds an image, images per second here."""
+    """What a network costs: parameters with 1,000 classes, multiply-adds per image, images per second here."""
 
     name: str
     source: str
@@ -70,21 +69,37 @@ def run(bench: Bench) -> Findings:
             online = online and (found is not None or name in EMBEDDED)
             if found is not None:
                 answers[name] = found
+    ordered = sorted(sizes, key=lambda size: size.multiply_adds)
+    points = tuple((size.multiply_adds / 1e9, size.images_per_second) for size in ordered)
     return Findings(
         sentences=tuple(_sentences(sizes, answers, bench.seed)),
         parts=(
-            _table(sizes, answers),
-            *_accuracy_parts(sizes, answers),
-            _speed_plot(sizes),
+            Table(
+                "Backbones",
+                ("network", "parameters", "billion multiply-adds", "images per second", "accuracy of a fitted head", "from"),
+                tuple(
+                    (
+                        s.name, s.n_parameters, round(s.multiply_adds / 1e9, 2), round(s.images_per_second, 1),
+                        Measured.of(answers[s.name]) if s.name in answers else None, s.source,
+                    )
+                    for s in sizes
+                ),
+                "Parameters with the layer for 1,000 classes. A dash: the weights are not on this machine and could not be downloaded.",
+            ),
+            *([accuracy_bars("Accuracy of a fitted head", answers)] if answers else []),
+            Chart(
+                "Multiply-adds and speed", "billion multiply-adds per image", "images per second", (Series("networks", points),),
+                x_scale="log", y_scale="log", note="From left to right: " + ", ".join(size.name for size in ordered) + ".",
+            ),
         ),
         values={
             "n_parameters": {size.name: size.n_parameters for size in sizes},
             "multiply_adds": {size.name: size.multiply_adds for size in sizes},
             "images_per_second": {size.name: round(size.images_per_second, 2) for size in sizes},
-            "accuracy": {name: float(right.mean()) for name, right in answers.items()},
+            "accuracy": accuracies(answers),
         },
         facts=bench.facts(threads=torch.get_num_threads()),
-    )
+    )  # fmt: skip
 
 
 def _size(name: str, timm_name: str, source: str, side: int) -> Size:
@@ -109,7 +124,7 @@ def multiply_adds(network: Any, shape: tuple[int, int]) -> float:
 
 
 def _speed(network: Any, shape: tuple[int, int]) -> float:
-    """Images per second of a forward pass, the best of a few rounds; the weights are made up."""
+    """Images per second of a forward pass, the best of a few rounds, with made-up weights."""
     network.to_empty(device="cpu")
     with torch.no_grad():
         for name, value in network.state_dict().items():
@@ -127,7 +142,7 @@ def _speed(network: Any, shape: tuple[int, int]) -> float:
 
 
 def _accuracy(bench: Bench, name: str) -> Bools | None:
-    """Of a fitted head on its frozen features; None where the weights cannot be had."""
+    """Of a fitted head on its frozen features; None if the weights are not available."""
     try:
         backbone = bench.backbone if name == bench.backbone.name else load_backbone(name)
     except (DownloadError, UsageError):
@@ -135,38 +150,7 @@ def _accuracy(bench: Bench, name: str) -> Bools | None:
     if bench.settings.size:
         backbone = backbone.with_spec(height=bench.settings.size, width=bench.settings.size)
     features = bench.features(backbone)
-    return bench.judged(bench.probe(features), features)
-
-
-def _table(sizes: list[Size], answers: dict[str, Bools]) -> Table:
-    rows = [
-        (
-            size.name, size.n_parameters, round(size.multiply_adds / 1e9, 2), round(size.images_per_second, 1),
-            Measured.of(answers[size.name]) if size.name in answers else None, size.source,
-        )
-        for size in sizes
-    ]  # fmt: skip
-    return Table(
-        "Backbones",
-        ("network", "parameters", "billion multiply-adds", "images per second", "accuracy of a fitted head", "from"),
-        tuple(rows),
-        "Parameters with the layer for 1,000 classes. A dash: its weights are not on this machine and could not be downloaded.",
-    )
-
-
-def _accuracy_parts(sizes: list[Size], answers: dict[str, Bools]) -> list[Part]:
-    rows = tuple((size.name, Measured.of(answers[size.name])) for size in sizes if size.name in answers)
-    return [Bars("Accuracy of a fitted head", "accuracy on held-out images", rows)] if rows else []
-
-
-def _speed_plot(sizes: list[Size]) -> Chart:
-    ordered = sorted(sizes, key=lambda size: size.multiply_adds)
-    points = tuple((size.multiply_adds / 1e9, size.images_per_second) for size in ordered)
-    return Chart(
-        "Multiply-adds and speed", "billion multiply-adds an image", "images per second", (Series("networks", points),),
-        x_scale="log", y_scale="log",
-        note="From left to right: " + ", ".join(size.name for size in ordered) + ".",
-    )  # fmt: skip
+    return bench.correct(bench.probe(features), features)
 
 
 def _sentences(sizes: list[Size], answers: dict[str, Bools], seed: int) -> list[str]:
@@ -181,13 +165,11 @@ def _sentences(sizes: list[Size], answers: dict[str, Bools], seed: int) -> list[
         np.argsort(np.argsort([-size.images_per_second for size in sizes])),
     )[0, 1]
     if len(sizes) > 2:
-        said.append(
-            f"Parameters tell {'much' if ranks > 0.8 else 'something' if ranks > 0.5 else 'little'} about the time an image "
-            f"takes (rank correlation {ranks:.2f})."
-        )
+        how = "well" if ranks > 0.8 else "roughly" if ranks > 0.5 else "poorly"
+        said.append(f"The number of parameters predicts the time per image {how} (rank correlation {ranks:.2f}).")
     if len(answers) > 1:
-        said.append(best_of(dict(answers), seed))
+        said.append(best_of(answers, seed))
     missing = [size.name for size in sizes if size.name not in answers]
     if missing:
-        said.append(f"No weights at hand for {join_names(missing)}: their accuracy was not measured.")
+        said.append(f"Not measured, because the weights are not available here: {join_names(missing)}.")
     return said

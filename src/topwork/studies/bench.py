@@ -1,15 +1,15 @@
 """What a study works with: a bounded, balanced choice of the user's images, divided, and a pretrained backbone.
 
-In: a path, or nothing (then shapes are drawn). Out: :class:`Bench`. Methods are compared on the held-out images and
-nothing is chosen on them; a study trains on ``train`` alone.
+In: a path, or nothing (then shapes are drawn). Out: :class:`Bench`. Methods are compared on the held-out images, and nothing is
+chosen on them; a study trains on ``train`` alone.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,17 @@ from topwork.data.samples import Rules
 from topwork.data.split import split
 from topwork.data.transforms import Pixels
 from topwork.errors import UsageError
-from topwork.features.embed import Embedder, Features, embed
+from topwork.features.embed import Embedder, Features, embed, embed_changed
 from topwork.features.engine import load_engine
 from topwork.features.probe import fit_probe
+from topwork.features.store import FeatureStore
 from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.head import LinearHead
 from topwork.settings import StudySettings, cache_folder
 from topwork.studies.drawn import draw_folder
+
+if TYPE_CHECKING:
+    from topwork.studies.learning import Task
 
 QUICK_IMAGES = 120
 SMALLEST_SIDE = 32
@@ -34,7 +38,7 @@ Bools = NDArray[np.bool_]
 
 
 def _nothing(*_: object) -> None:
-    """Nobody listens."""
+    """Ignores everything."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,9 @@ class Bench:
     """Images and tools of one study.
 
     Attributes:
-        train: rows to train on, class after class in turn, so that every beginning of it is balanced.
-        held_out: rows to judge on: the test part, else valid, else drawn by the seed; in turn as well.
-        say: hears what is being done.
+        train: training rows, round-robin over the classes, so that every prefix is balanced.
+        held_out: rows to evaluate on: the test part, else valid, else drawn by the seed; round-robin as well.
+        say: called with what is being done.
         on_progress: called with (done, all).
     """
 
@@ -82,27 +86,32 @@ class Bench:
 
     def features(self, backbone: Backbone | None = None) -> Features:
         """Features of all images, from the store where known."""
-        backbone = backbone or self.backbone
-        # converting a network costs more than it saves on few images
-        engine = load_engine(backbone, "torch" if self.quick else "auto")
+        embedder = self.embedder(backbone or self.backbone)
         return embed(
-            backbone, self.manifest, embedder=Embedder(backbone, engine), n_threads=self.settings.workers,
+            embedder.backbone,
+            self.manifest,
+            embedder=embedder,
+            n_threads=self.settings.workers,
             on_progress=self.on_progress,
-        )  # fmt: skip
+        )
+
+    def embedder(self, backbone: Backbone, store: FeatureStore | None = None) -> Embedder:
+        """The embedder of ``fit``, so that its features are found again; in quick studies PyTorch instead of OpenVINO."""
+        # converting a network costs more than it saves on few images
+        return Embedder(backbone, load_engine(backbone, "torch") if self.quick else None, store)
 
     def embedded(self, rows: Ints, pixels: Pixels, what: str, backbone: Backbone) -> Features:
         """Features of changed images (N, H, W, 3) of some rows, kept in the store under the name of the change.
 
         Rows of the result are 0 to N - 1.
         """
-        embedder = Embedder(backbone, load_engine(backbone, "torch" if self.quick else "auto"))
-        keys = [
-            hashlib.sha256(f"{self.manifest.samples[row].content_hash} {what}".encode()).hexdigest() for row in rows
-        ]
-        for key, image in zip(keys, pixels, strict=True):
-            embedder.take(key, image)
-        embedder.flush()
-        return Features(tuple(keys), embedder.store)
+        hashes = [self.manifest.samples[row].content_hash for row in rows]
+        return embed_changed(self.embedder(backbone), hashes, pixels, what)
+
+    def embedded_task(self, task: Task, what: str, backbone: Backbone) -> Features:
+        """Features of a task's training images, then of its held-out ones."""
+        rows = np.concatenate([self.train[: len(task.train)], self.held_out[: len(task.held_out)]])
+        return self.embedded(rows, np.concatenate([task.train, task.held_out]), what, backbone)
 
     def probe(self, features: Features, rows: Ints | None = None, head: str = "plain") -> LinearHead:
         """A head fitted on training rows (all by default), chosen by cross-validation on them."""
@@ -121,7 +130,7 @@ class Bench:
             features, labels, len(self.classes), rows=rows, groups=groups.tolist(), head="plain", seed=self.seed
         ).head
 
-    def judged(self, head: LinearHead, features: Features) -> Bools:
+    def correct(self, head: LinearHead, features: Features) -> Bools:
         """(n_held_out,) whether a head is right on each held-out image."""
         blocks = features.blocks(head.transform.blocks, self.held_out)
         return np.asarray(head.logits(blocks).argmax(1) == self.labels[self.held_out])
@@ -136,7 +145,7 @@ class Bench:
         )  # fmt: skip
 
     def facts(self, **more: object) -> dict[str, object]:
-        """What the figures rest on, for the record."""
+        """What was measured on what, for the record."""
         return {
             "backbone": self.backbone.name, "n_classes": len(self.classes), "n_train": len(self.train),
             "n_held_out": len(self.held_out), "data_digest": self.manifest.digest, "seed": self.seed, "quick": self.quick,
@@ -150,10 +159,10 @@ def prepare(
     say: Callable[[str], None] = _nothing,
     on_progress: Callable[[int, int], None] = _nothing,
 ) -> Bench:
-    """Scans, divides and thins out the images; draws some where no path is given.
+    """Scans, splits and subsamples the images; draws some if no path is given.
 
     Raises:
-        UsageError: nothing to train on, fewer than two classes, or no image to judge on.
+        UsageError: nothing to train on, fewer than two classes, or no image to evaluate on.
     """
     _check(settings)
     if path is None:
@@ -171,12 +180,12 @@ def prepare(
     parts = split(manifest, 0.0, settings.test_fraction, settings.seed)
     held_out = parts.test if len(parts.test) else parts.valid
     if not len(held_out):
-        raise UsageError(f"{path}: no image is left to judge on; give --test-fraction or more images.")
+        raise UsageError(f"{path}: no image is left to evaluate on; give --test-fraction or more images.")
     n = settings.n_images or (QUICK_IMAGES if settings.quick else len(labels))
     kept = min(1.0, n / (len(parts.train) + len(held_out)))
-    train = in_turn(parts.train, labels, settings.seed)[: _at_least(kept * len(parts.train), manifest)]
-    judged = in_turn(held_out, labels, settings.seed)[: _at_least(kept * len(held_out), manifest)]
-    rows = np.concatenate([train, judged])
+    train = round_robin(parts.train, labels, settings.seed)[: _at_least(kept * len(parts.train), manifest)]
+    kept_out = round_robin(held_out, labels, settings.seed)[: _at_least(kept * len(held_out), manifest)]
+    rows = np.concatenate([train, kept_out])
     thin = replace(manifest, samples=tuple(manifest.samples[row] for row in rows))
     places = np.arange(len(rows))
     return Bench(
@@ -192,8 +201,8 @@ def _check(settings: StudySettings) -> None:
         raise UsageError(f"--n-images {settings.n_images}: a study needs at least 8 images.")
 
 
-def in_turn(rows: Ints, labels: Ints, seed: int) -> Ints:
-    """The rows in a random order in which the classes take turns."""
+def round_robin(rows: Ints, labels: Ints, seed: int) -> Ints:
+    """The rows in a random order, round-robin over the classes."""
     shuffled = np.random.default_rng([seed, 3]).permutation(rows)
     rank = np.zeros(len(shuffled), np.int64)
     for label in np.unique(labels[shuffled]):

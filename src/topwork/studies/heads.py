@@ -1,34 +1,33 @@
 """The tutorials' heads side by side on the same frozen features, and two losses for two classes.
 
-Each head is trained by the plain loop with AdamW on stored features, so an epoch takes a moment; the fitted head of a probe
-stands beside them. For two classes a softmax over two logits with cross-entropy and one logit with binary cross-entropy are
-compared image by image.
+Each head is trained by the plain loop with AdamW on stored features; the fitted head of a probe is compared with them. For two
+classes, softmax over two logits with cross-entropy is compared with one logit and binary cross-entropy.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from topwork.blocks import Bars, Chart, Series, Table
+from topwork.blocks import Table
 from topwork.features.embed import Features
 from topwork.models.head import HeadSpec, parse_head
 from topwork.models.modules import make_head
 from topwork.studies.bench import Bench, Bools, Ints
-from topwork.studies.learning import FeatureTask, Learned, learn, seeded
-from topwork.studies.study import Findings, Measured
-from topwork.studies.words import best_of, compared, share, upper
+from topwork.studies.learning import FeatureTask, Learned, by_epoch, learn, seeded
+from topwork.studies.study import Findings, Measured, accuracies, accuracy_bars, best_of, compared, upper
 from topwork.text import count
 from topwork.training.recipe import TuneSettings
 
 SIDE, QUICK_SIDE = 224, 64
 EPOCHS, QUICK_EPOCHS = 40, 5
 FITTED = "linear, fitted (probe)"
-# (name, head, the tutorial's own network and what its head holds there)
+# (name, head, the tutorial's own network and the parameters of its head)
 HEADS = (
     ("linear", "linear", "ResNet-18 with 131 classes: 67,203"),
     ("256-relu-0.4", "256:0.4", "VGG16 with 100 classes: 1,074,532"),
@@ -59,79 +58,72 @@ def run(bench: Bench) -> Findings:
     started = time.perf_counter()
     fitted = bench.probe(features)
     seconds = time.perf_counter() - started
-    answers: dict[str, Bools] = {FITTED: bench.judged(fitted, features)}
-    runs: dict[str, Learned] = {}
+    runs = {}
     for name, text, _ in HEADS:
         bench.say(f"heads: {name}")
         runs[name] = _learn(name, parse_head(text), task, epochs)
-        answers[name] = runs[name].correct
+    answers: dict[str, Bools] = {FITTED: bench.correct(fitted, features)} | {n: r.correct for n, r in runs.items()}
     pair, two = _two_classes(bench, features, epochs)
+    n_fitted = int(fitted.weight.size + fitted.bias.size)
     return Findings(
-        sentences=(
-            best_of(dict(answers), bench.seed),
-            _loss_sentence(pair, two, bench.seed),
-            _size_sentence(runs),
-        ),
+        sentences=(best_of(answers, bench.seed), _loss_sentence(pair, two, bench.seed), _size_sentence(runs)),
         parts=(
-            Bars("Heads on the same features", "accuracy on held-out images",
-                 tuple((name, Measured.of(right)) for name, right in answers.items())),
+            accuracy_bars("Heads on the same features", answers),
             Table(
-                "Heads", ("head", "parameters here", "seconds", "accuracy", "loss on held-out images", "in its tutorial"),
+                "Heads",
+                ("head", "parameters here", "seconds", "accuracy", "loss on held-out images", "in its tutorial"),
                 (
-                    (FITTED, int(fitted.weight.size + fitted.bias.size), seconds, Measured.of(answers[FITTED]), None, "none"),
+                    (FITTED, n_fitted, seconds, Measured.of(answers[FITTED]), None, "none"),
                     *(
                         (name, run.n_trainable, run.seconds, Measured.of(run.correct), run.epochs[-1].loss, where)
                         for (name, _, where), run in zip(HEADS, runs.values(), strict=True)
                     ),
                 ),
-                f"{task.train.shape[1]} features; {count(epochs, 'epoch')} of AdamW with one-cycle rates; the fitted head is solved, "
-                "its penalty chosen by cross-validation.",
+                f"{task.train.shape[1]} features; {count(epochs, 'epoch')} of AdamW with a one-cycle schedule. The fitted head is "
+                "solved to the minimum, its penalty chosen by cross-validation.",
             ),
-            Chart(
-                "Loss by epoch", "epoch", "cross-entropy on held-out images",
-                tuple(Series(run.name, tuple((float(e.number), e.loss) for e in run.epochs)) for run in runs.values()),
-            ),
+            by_epoch("Loss by epoch", runs.values(), "loss"),
             Table(
-                f"Two classes: {pair[0]} and {pair[1]}", ("output and loss", "parameters", "accuracy", "loss"),
+                f"Two classes: {pair[0]} and {pair[1]}",
+                ("output and loss", "parameters", "accuracy", "loss"),
                 tuple((run.name, run.n_trainable, Measured.of(run.correct), run.epochs[-1].loss) for run in two),
             ),
         ),
         values={
-            "accuracy": {name: float(right.mean()) for name, right in answers.items()},
+            "accuracy": accuracies(answers),
             "n_parameters": {name: run.n_trainable for name, run in runs.items()},
             "two_classes": {run.name: run.accuracy for run in two},
         },
         facts=bench.facts(side=side, epochs=epochs),
-    )  # fmt: skip
-
-
-def _task(bench: Bench, features: Features, train: Ints, held_out: Ints, n_classes: int) -> FeatureTask:
-    """Stored features, each column brought to mean 0 and deviation 1 by the training images."""
-    columns = features.block("last", train).astype(np.float32), features.block("last", held_out).astype(np.float32)
-    mean, std = columns[0].mean(0), columns[0].std(0) + 1e-3
-    first, second = ((values - mean) / std for values in columns)
-    return FeatureTask(
-        first, bench.labels[train], second, bench.labels[held_out], bench.backbone.spec, n_classes, bench.seed
     )
 
 
-def _learn(name: str, spec: HeadSpec, task: FeatureTask, epochs: int, outputs: str = "softmax") -> Learned:
-    n_outputs = 1 if outputs == "binary" else task.n_classes
-    head = seeded(lambda: Head(spec, task.train.shape[1], n_outputs), task.seed)
-    settings = TuneSettings(strategy="head", epochs=epochs, augment="none", lr="1e-3", batch_size=32, outputs=outputs)  # type: ignore[arg-type]
+def _task(bench: Bench, features: Features, train: Ints, held_out: Ints, n_classes: int) -> FeatureTask:
+    """Stored features, each one standardized by the training images."""
+    first, second = (features.block("last", rows).astype(np.float32) for rows in (train, held_out))
+    mean, std = first.mean(0), first.std(0) + 1e-3
+    labels = bench.labels
+    return FeatureTask(
+        (first - mean) / std, labels[train], (second - mean) / std, labels[held_out], bench.backbone.spec, n_classes, bench.seed
+    )  # fmt: skip
+
+
+def _learn(
+    name: str, spec: HeadSpec, task: FeatureTask, epochs: int, outputs: Literal["softmax", "binary"] = "softmax"
+) -> Learned:
+    head = seeded(lambda: Head(spec, task.train.shape[1], 1 if outputs == "binary" else task.n_classes), task.seed)
+    settings = TuneSettings(strategy="head", epochs=epochs, augment="none", lr="1e-3", batch_size=32, outputs=outputs)
     return learn(name, head, settings, task)
 
 
 def _two_classes(bench: Bench, features: Features, epochs: int) -> tuple[tuple[str, str], tuple[Learned, Learned]]:
-    """The two classes of most images: two logits and cross-entropy, one logit and binary cross-entropy."""
+    """The two classes with most images: two logits and cross-entropy, one logit and binary cross-entropy."""
     counts = np.bincount(bench.labels[bench.held_out], minlength=len(bench.classes))
     pair = np.sort(np.argsort(-counts, kind="stable")[:2])
     train, held_out = (rows[np.isin(bench.labels[rows], pair)] for rows in (bench.train, bench.held_out))
     task = _task(bench, features, train, held_out, 2)
-    task = replace(
-        task, train_labels=np.searchsorted(pair, task.train_labels),
-        held_out_labels=np.searchsorted(pair, task.held_out_labels),
-    )  # fmt: skip
+    labels = [np.searchsorted(pair, own) for own in (task.train_labels, task.held_out_labels)]
+    task = replace(task, train_labels=labels[0], held_out_labels=labels[1])
     runs = (
         _learn("two logits, cross-entropy", HeadSpec(), task, epochs),
         _learn("one logit, binary cross-entropy", HeadSpec(), task, epochs, "binary"),
@@ -140,26 +132,18 @@ def _two_classes(bench: Bench, features: Features, epochs: int) -> tuple[tuple[s
 
 
 def _loss_sentence(pair: tuple[str, str], two: tuple[Learned, Learned], seed: int) -> str:
-    same = bool((two[0].correct == two[1].correct).all())
     names = f"{pair[0]} and {pair[1]}"
-    if same:
+    if (two[0].correct == two[1].correct).all():
         return (
-            f"For two classes ({names}) two logits with cross-entropy and one logit with binary cross-entropy are right on "
-            f"exactly the same images, {share(Measured.of(two[0].correct))}; the second has half the parameters."
+            f"For two classes ({names}), two logits with cross-entropy and one logit with binary cross-entropy get exactly the "
+            f"same images right, {Measured.of(two[0].correct)}; the second has half the parameters."
         )
-    return f"For two classes ({names}): " + compared(
-        "two logits with cross-entropy",
-        two[0].correct,
-        "one logit with binary cross-entropy",
-        two[1].correct,
-        seed,
-    )
+    return f"For two classes ({names}): " + compared(*two[0].answer, *two[1].answer, seed)
 
 
 def _size_sentence(runs: dict[str, Learned]) -> str:
-    small = min(runs.values(), key=lambda run: run.n_trainable)
-    large = max(runs.values(), key=lambda run: run.n_trainable)
+    small, large = (choose(runs.values(), key=lambda run: run.n_trainable) for choose in (min, max))
     times = large.n_trainable / small.n_trainable
     return f"{upper(large.name)} has {times:.0f} times the parameters of {small.name}. " + compared(
-        small.name, small.correct, large.name, large.correct
+        *small.answer, *large.answer
     )

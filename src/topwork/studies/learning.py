@@ -1,4 +1,4 @@
-"""Training inside studies: the same loop as everywhere, judged after each epoch, with the time it took.
+"""Training inside studies: the same loop as everywhere, evaluated after each epoch, with the time it took.
 
 In: a network, what fine-tuning may be asked, and a :class:`Task` of decoded images or stored features. Out:
 :class:`Learned`: right or wrong for each held-out image after every epoch. Recipes come from ``training/recipe.py``, the
@@ -8,9 +8,9 @@ loop from ``training/loop.py``; nothing is chosen on the held-out images.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from topwork.blocks import Chart, Series
 from topwork.data.transforms import InputSpec, Pixels
 from topwork.models.backbone import Backbone
 from topwork.models.head import HeadSpec, LinearHead
@@ -29,12 +30,12 @@ from topwork.training.loop import TrainerContext, fit
 from topwork.training.optimizer import freeze
 from topwork.training.recipe import Phase, Recipe, TuneSettings, plan
 
-JUDGE_BATCH = 64
+EVALUATION_BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Images to learn from and images to judge on, decoded to one size."""
+    """Training and held-out images, decoded to one size."""
 
     train: Pixels
     train_labels: Ints
@@ -111,14 +112,29 @@ class Learned:
         return self.epochs[-1].correct
 
     @property
+    def answer(self) -> tuple[str, Bools]:
+        """Name, and right or wrong."""
+        return self.name, self.correct
+
+    @property
     def accuracy(self) -> float:
         """After the last epoch."""
         return float(self.correct.mean())
 
     @property
     def seconds(self) -> float:
-        """Of training, judging not counted."""
+        """Of training, without evaluation."""
         return self.epochs[-1].seconds
+
+
+def by_epoch(title: str, runs: Iterable[Learned], what: Literal["accuracy", "loss"]) -> Chart:
+    """Accuracy or loss on the held-out images after each epoch."""
+
+    def value(epoch: Epoch) -> float:
+        return float(epoch.correct.mean()) if what == "accuracy" else epoch.loss
+
+    series = tuple(Series(run.name, tuple((float(e.number), value(e)) for e in run.epochs)) for run in runs)
+    return Chart(title, "epoch", f"{what} on held-out images", series, y_is_share=what == "accuracy")
 
 
 def task_of(
@@ -142,11 +158,11 @@ def learn(
     rates: dict[str, float] | None = None,
     on_epoch: Callable[[nn.Module], None] | None = None,
 ) -> Learned:
-    """Trains a network by one plan and judges it after every epoch.
+    """Trains a network by one plan and evaluates it after every epoch.
 
     Args:
         network: changed in place; ends with the last epoch's weights.
-        rates: peak rate by stage instead of the plan's; 0 rests.
+        rates: peak rate by stage instead of the plan's; 0 freezes it.
         on_epoch: called with the network after each epoch.
     """
     facts = data_facts(task.train_labels, task.n_classes, 0)
@@ -158,16 +174,16 @@ def learn(
     epochs: list[Epoch] = []
     last: list[NDArray[np.float32]] = []
 
-    def judge(record: dict[str, Any]) -> None:
+    def evaluate(record: dict[str, Any]) -> None:
         logits = logits_of(network, task)
         seconds = record["seconds"] + (epochs[-1].seconds if epochs else 0.0)
-        loss, correct = _judged(logits, task.held_out_labels, recipe.outputs)
+        loss, correct = _evaluated(logits, task.held_out_labels, recipe.outputs)
         epochs.append(Epoch(record["epoch"], seconds, record["train_loss"], loss, correct))
         last[:] = [logits]
         if on_epoch is not None:
             on_epoch(network)
 
-    fit(network, recipe, task.stream(recipe), None, TrainerContext(on_epoch=judge))
+    fit(network, recipe, task.stream(recipe), None, TrainerContext(on_epoch=evaluate))
     return Learned(name, tuple(epochs), last[0], n_parameters, n_trainable)
 
 
@@ -177,8 +193,8 @@ def logits_of(network: nn.Module, task: Task) -> NDArray[np.float32]:
     wrapped = task.inputs(network).eval()
     parts = []
     with torch.no_grad():
-        for start in range(0, len(task.held_out), JUDGE_BATCH):
-            parts.append(wrapped(torch.from_numpy(task.held_out[start : start + JUDGE_BATCH])).float().numpy())
+        for start in range(0, len(task.held_out), EVALUATION_BATCH):
+            parts.append(wrapped(torch.from_numpy(task.held_out[start : start + EVALUATION_BATCH])).float().numpy())
     for module, training in modes:
         module.training = training
     return np.concatenate(parts)
@@ -206,7 +222,7 @@ def _counted(network: nn.Module, phase: Phase) -> tuple[int, int]:
     return count_parameters(counted)
 
 
-def _judged(logits: NDArray[np.float32], labels: Ints, outputs: str) -> tuple[float, Bools]:
+def _evaluated(logits: NDArray[np.float32], labels: Ints, outputs: str) -> tuple[float, Bools]:
     """Mean loss, and right or wrong."""
     tensor, target = torch.from_numpy(logits), torch.from_numpy(labels)
     if outputs == "binary":

@@ -1,8 +1,8 @@
 """Pretrained against from scratch: at equal epochs, and at equal time.
 
-The lecture's six blocks of convolution, a plain deep network, a residual one, and the backbone itself with random
-weights, against the same backbone with pretrained ones. Equal time means: every network from scratch trains as many
-epochs as fit into the time that the pretrained one took.
+The lecture's six convolution blocks, a plain deep network, a residual one, and the backbone with random weights, against the
+same backbone with pretrained ones. At equal time, every network from scratch trains as many epochs as fit into the time
+that the pretrained one took.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from topwork.models.backbone import load_backbone
 from topwork.models.modules import SixBlockNetwork
 from topwork.models.small_networks import DeepNetwork, ResNet9
 from topwork.studies.bench import Bench
-from topwork.studies.learning import Learned, Task, learn, pretrained, seeded, task_of
-from topwork.studies.study import Findings, Measured
-from topwork.studies.words import difference
-from topwork.text import count, join_names, percent, points
+from topwork.studies.learning import Learned, learn, pretrained, seeded, task_of
+from topwork.studies.study import Findings, Measured, accuracy_bars, difference
+from topwork.text import count, join_names, percent
 from topwork.training.recipe import TuneSettings
 
 SIDE, QUICK_SIDE = 96, 64
@@ -28,6 +27,7 @@ N_TRAIN, N_HELD_OUT = 240, 200
 EPOCHS, QUICK_EPOCHS = 4, 3
 MAX_EPOCHS = 30  # at equal time
 PRETRAINED = "pretrained"
+Runs = dict[str, Learned]
 
 
 def run(bench: Bench) -> Findings:
@@ -36,26 +36,26 @@ def run(bench: Bench) -> Findings:
     task = task_of(bench, side, N_TRAIN, N_HELD_OUT)
     settings = TuneSettings(epochs=epochs, augment="flip", batch_size=16)
     bench.say("scratch: the pretrained network")
-    tuned = learn(
-        PRETRAINED,
-        pretrained(bench.scaled(side), task.n_classes, None, bench.seed),
-        replace(settings, lr="2e-4:2e-3", strategy="all"),
-        task,
-    )
+    network = pretrained(bench.scaled(side), task.n_classes, None, bench.seed)
+    tuned = learn(PRETRAINED, network, replace(settings, lr="2e-4:2e-3", strategy="all"), task)
+
+    def from_scratch(name: str, make: Callable[[], nn.Module], n_epochs: int) -> Learned:
+        return learn(name, seeded(make, task.seed), replace(settings, strategy="scratch", epochs=n_epochs), task)
+
     equal_epochs, equal_time = {}, {}
     for name, make in _networks(bench, task.n_classes).items():
         bench.say(f"scratch: {name}")
-        short = _from_scratch(name, make, settings, task, epochs)
+        short = equal_epochs[name] = from_scratch(name, make, epochs)
         fitting = min(MAX_EPOCHS, int(epochs * tuned.seconds / short.seconds))
-        equal_epochs[name] = short
-        equal_time[name] = short if fitting <= epochs else _from_scratch(name, make, settings, task, fitting)
+        equal_time[name] = short if fitting <= epochs else from_scratch(name, make, fitting)
+    every = list(dict.fromkeys((tuned, *equal_epochs.values(), *equal_time.values())))
     return Findings(
         sentences=tuple(_sentences(tuned, equal_epochs, equal_time, task.n_classes, bench.seed)),
         parts=(
             _bars("At equal epochs", tuned, equal_epochs),
             _bars("At equal time", tuned, equal_time),
             Chart(
-                "Accuracy against time of training",
+                "Accuracy against training time",
                 "seconds",
                 "accuracy on held-out images",
                 tuple(
@@ -67,9 +67,11 @@ def run(bench: Bench) -> Findings:
             Table(
                 "All runs",
                 ("network", "parameters", "epochs", "seconds", "accuracy", "loss on held-out images"),
-                tuple(_row(found) for found in _distinct(tuned, equal_epochs, equal_time)),
-                f"{len(task.train)} training images at {side} px, mirrored at random; one-cycle rates with AdamW. The lecture: "
-                "98 % with a pretrained VGG16, 86 % from scratch with the six blocks, cats and dogs, 500 images of each.",
+                tuple(
+                    (r.name, r.n_parameters, len(r.epochs), r.seconds, Measured.of(r.correct), r.epochs[-1].loss) for r in every
+                ),
+                f"{len(task.train)} training images at {side} px with random flips; AdamW, one-cycle. In the lecture: 98% with a "
+                "pretrained VGG16, 86% from scratch with the six blocks (cats and dogs, 500 images per class).",
             ),
         ),
         values={
@@ -77,8 +79,7 @@ def run(bench: Bench) -> Findings:
             | {f"{name}, equal epochs": found.accuracy for name, found in equal_epochs.items()}
             | {f"{name}, equal time": found.accuracy for name, found in equal_time.items()},
             "differences": {
-                name: difference(found.correct, tuned.correct, bench.seed).as_dict()
-                for name, found in equal_time.items()
+                name: difference(r.correct, tuned.correct, bench.seed).as_dict() for name, r in equal_time.items()
             },
         },
         facts=bench.facts(side=side, epochs=epochs, n_train=len(task.train), n_held_out=len(task.held_out)),
@@ -87,61 +88,35 @@ def run(bench: Bench) -> Findings:
 
 def _networks(bench: Bench, n_classes: int) -> dict[str, Callable[[], nn.Module]]:
     """The networks that start at random; narrow ones, so that two cores are enough."""
-    made: dict[str, Callable[[], nn.Module]] = {
+    random = load_backbone(f"random:{bench.backbone.architecture}")
+    return {
         "six blocks": lambda: SixBlockNetwork(n_classes, narrower=8, padding=1),
         "plain, 12 layers": lambda: DeepNetwork(n_classes, 12, 16, norm=True),
         "residual, ResNet-9": lambda: ResNet9(n_classes, width=8),
+        f"{bench.backbone.name}, random": lambda: pretrained(random, n_classes, None, bench.seed),
     }
-    random = load_backbone(f"random:{bench.backbone.architecture}")
-    made[f"{bench.backbone.name}, random"] = lambda: pretrained(random, n_classes, None, bench.seed)
-    return made
 
 
-def _from_scratch(name: str, make: Callable[[], nn.Module], settings: TuneSettings, task: Task, epochs: int) -> Learned:
-    chosen = replace(settings, strategy="scratch", epochs=epochs)
-    return learn(name, seeded(make, task.seed), chosen, task)
+def _bars(title: str, tuned: Learned, others: Runs) -> Bars:
+    return accuracy_bars(title, {f"{r.name} ({len(r.epochs)} epochs)": r.correct for r in (tuned, *others.values())})
 
 
-def _bars(title: str, tuned: Learned, others: dict[str, Learned]) -> Bars:
-    rows = [
-        (f"{found.name} ({len(found.epochs)} epochs)", Measured.of(found.correct))
-        for found in (tuned, *others.values())
-    ]
-    return Bars(title, "accuracy on held-out images", tuple(rows))
-
-
-def _row(found: Learned) -> tuple[str, int, int, float, Measured, float]:
-    last = found.epochs[-1]
-    return found.name, found.n_parameters, last.number, found.seconds, Measured.of(found.correct), last.loss
-
-
-def _distinct(tuned: Learned, *groups: dict[str, Learned]) -> list[Learned]:
-    found = [tuned]
-    for group in groups:
-        found += [learned for learned in group.values() if learned not in found]
-    return found
-
-
-def _sentences(
-    tuned: Learned, equal_epochs: dict[str, Learned], equal_time: dict[str, Learned], n_classes: int, seed: int
-) -> list[str]:
+def _sentences(tuned: Learned, equal_epochs: Runs, equal_time: Runs, n_classes: int, seed: int) -> list[str]:
     said = []
     for words, group in (("equal epochs", equal_epochs), ("equal time", equal_time)):
         best = max(group.values(), key=lambda found: found.accuracy)
         gain = difference(best.correct, tuned.correct, seed)
         facts = (
-            f"At {words}, the pretrained network is right for {percent(tuned.accuracy)} and the best from scratch, "
-            f"{best.name}, for {percent(best.accuracy)}: {points(gain.value)} points ({points(gain.low)} to {points(gain.high)})"
+            f"At {words}: pretrained {percent(tuned.accuracy)}, best from scratch ({best.name}) {percent(best.accuracy)}; "
+            f"difference {gain}"
         )
-        if not gain.is_clear:
-            said.append(f"{facts}. No clear difference on {gain.n} images.")
-        else:
-            who = "Pretraining is far ahead" if gain.value > 0 else "From scratch is ahead"
-            said.append(f"{facts}. {who}, outside the noise.")
+        verdict = "No significant difference" if not gain.is_clear else (
+            "Pretraining is significantly better" if gain.value > 0 else "From scratch is significantly better"
+        )  # fmt: skip
+        said.append(f"{facts}. {verdict} on {gain.n} images.")
     chance = 1 / n_classes
     lost = [name for name, found in equal_epochs.items() if Measured.of(found.correct).low <= chance]
     if lost:
-        said.append(
-            f"After {count(len(tuned.epochs), 'epoch')}, {join_names(lost)} cannot be told from guessing ({percent(chance)})."
-        )
+        after = count(len(tuned.epochs), "epoch")
+        said.append(f"After {after}, {join_names(lost)} are no better than guessing ({percent(chance)}).")
     return said

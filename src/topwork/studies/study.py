@@ -7,6 +7,7 @@ tables, charts and pictures (``blocks``) that show them. Pages are in ``report/o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from topwork.blocks import Bars, Chart, Grid, Share, Table
+from topwork.evaluation.compare import SIGNIFICANCE, accuracy_difference_interval, mcnemar
 from topwork.evaluation.intervals import wilson
+from topwork.text import join_names, percent, points
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,33 @@ class Measured(Share):
 
     @classmethod
     def of(cls, correct: ArrayLike) -> Measured:
-        """The share of (N,) answers that are right, N > 0."""
+        """Accuracy from (N,) right or wrong, N > 0."""
         right = np.asarray(correct, np.bool_)
         interval = wilson(float(right.mean()), len(right))
         return cls(float(right.mean()), interval.low, interval.high, len(right))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of the second way minus the first on the same images, with its paired 95% interval and McNemar's p-value."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is significant."""
+        return self.p_value < SIGNIFICANCE and self.value != 0
+
+    def __str__(self) -> str:
+        return f"{points(self.value)} points (95% CI {points(self.low)} to {points(self.high)})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"is_clear": self.is_clear}
 
 
 Part = Table | Chart | Bars | Grid
@@ -83,3 +109,54 @@ class Findings:
                 kind = {Table: "tables", Chart: "plots", Bars: "bars"}[type(part)]
                 kinds[kind].append(asdict(part))
         return {"sentences": list(self.sentences), "values": self.values, "facts": self.facts, **kinds}
+
+
+# ---- sentences and charts that follow from (N,) right or wrong per way
+
+
+def difference(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Difference:
+    """Compares two ways of predicting the same N images, given as (N,) right or wrong."""
+    one, two = np.asarray(first, np.bool_), np.asarray(second, np.bool_)
+    interval = accuracy_difference_interval(one, two, seed=seed)
+    return Difference(float(two.mean() - one.mean()), interval.low, interval.high, mcnemar(one, two), len(one))
+
+
+def compared(first: str, first_correct: ArrayLike, second: str, second_correct: ArrayLike, seed: int = 0) -> str:
+    """Whether the second way is better than the first, on the same images."""
+    found = difference(first_correct, second_correct, seed)
+    one, two = (percent(Measured.of(correct).value) for correct in (first_correct, second_correct))
+    facts = f"{upper(second)}: accuracy {two}; {first}: {one}; difference {found}"
+    if not found.is_clear:
+        return f"{facts}. No significant difference on {found.n} images (p = {found.p_value:.2f})."
+    better = second if found.value > 0 else first
+    p = "< 0.001" if found.p_value < 0.001 else f"= {found.p_value:.3f}"
+    return f"{facts}. {upper(better)} is significantly better (p {p})."
+
+
+def best_of(answers: Mapping[str, ArrayLike], seed: int = 0) -> str:
+    """Which of several ways is best, and which others are not significantly worse."""
+    names = sorted(answers, key=lambda name: -float(np.mean(np.asarray(answers[name], np.bool_))))
+    best, share = names[0], Measured.of(answers[names[0]])
+    tied = [name for name in names[1:] if not difference(answers[best], answers[name], seed).is_clear]
+    worse = [name for name in names[1:] if name not in tied]
+    facts = f"Highest accuracy: {best}, {share}"
+    if not tied:
+        return f"{facts}, significantly better than all others."
+    text = f"{facts}; no significant difference from {join_names(tied)} on {share.n} images"
+    return f"{text}; significantly better than {join_names(worse)}." if worse else f"{text}."
+
+
+def accuracy_bars(title: str, answers: Mapping[str, ArrayLike]) -> Bars:
+    """Accuracy of each way with its interval."""
+    rows = tuple((name, Measured.of(right)) for name, right in answers.items())
+    return Bars(title, "accuracy on held-out images", rows)
+
+
+def accuracies(answers: Mapping[str, ArrayLike]) -> dict[str, float]:
+    """Accuracy by name, for ``values``."""
+    return {name: Measured.of(right).value for name, right in answers.items()}
+
+
+def upper(text: str) -> str:
+    """The text with a capital in front."""
+    return text[:1].upper() + text[1:]

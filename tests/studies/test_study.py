@@ -1,4 +1,4 @@
-"""Sentences of studies follow from the values: hand-set answers, and what has to be said of them."""
+"""Sentences of studies follow from the values: hand-set results, and what has to be said about them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import pytest
 from topwork.blocks import as_cell
 from topwork.studies import data_size, normalization, rates, residual, scratch
 from topwork.studies.learning import Epoch, Learned
-from topwork.studies.study import Measured
-from topwork.studies.words import best_of, compared, difference, share
+from topwork.studies.study import Measured, best_of, compared, difference
 from topwork.text import join_names, points
 
 
@@ -26,19 +25,19 @@ def test_a_measured_share_has_wilsons_interval():
     found = Measured.of(right(95))
     assert (found.value, found.n) == (0.95, 100)
     assert (round(found.low, 3), round(found.high, 3)) == (0.888, 0.978)
-    assert share(found) == "95.0% (88.8–97.8)"
+    assert str(found) == "95.0% (88.8–97.8)"
     assert Measured.of(right(50)).overlaps(Measured.of(right(55)))
     assert not Measured.of(right(50)).overlaps(Measured.of(right(90)))
 
 
-def test_equal_answers_are_no_clear_difference():
-    assert "No clear difference" in compared("a", right(90), "b", right(90))
+def test_equal_answers_do_not_differ_significantly():
+    assert "No significant difference" in compared("a", right(90), "b", right(90))
     assert not difference(right(90), right(91)).is_clear
 
 
 def test_a_clear_difference_names_the_better_one_whatever_the_order():
-    assert "b is clearly better" in compared("a", right(60), "b", right(90))
-    assert "a is clearly better" in compared("a", right(90), "b", right(60))
+    assert "B is significantly better" in compared("a", right(60), "b", right(90))
+    assert "A is significantly better" in compared("a", right(90), "b", right(60))
 
 
 def test_the_numbers_of_a_sentence_are_those_of_the_answers():
@@ -49,13 +48,13 @@ def test_the_numbers_of_a_sentence_are_those_of_the_answers():
         assert part in text
 
 
-def test_the_best_of_several_is_told_from_those_it_can_be_told_from():
+def test_the_best_of_several_names_what_it_differs_from():
     text = best_of({"one": right(90), "two": right(89), "three": right(50)})
-    assert text.startswith("One has the most right: 90.0%")
-    assert "two cannot be told from it" in text
-    assert "three clearly can" in text
-    assert "no clear difference" in best_of({"one": right(90), "two": right(89)})
-    assert "clearly more than every other" in best_of({"one": right(90), "two": right(50)})
+    assert text.startswith("Highest accuracy: one, 90.0%")
+    assert "no significant difference from two on 100 images" in text
+    assert "significantly better than three" in text
+    assert best_of({"one": right(90), "two": right(89)}).endswith("no significant difference from two on 100 images.")
+    assert "significantly better than all others" in best_of({"one": right(90), "two": right(50)})
 
 
 def test_cells_and_lists_are_written_plainly():
@@ -72,37 +71,38 @@ def table(with_unit: int, with_bytes: int, unit_unit: int):
     }  # fmt: skip
 
 
-def test_normalization_says_what_it_costs_or_that_nothing_is_clear():
+def test_normalization_says_what_it_costs_or_that_nothing_is_significant():
     first, second, third = normalization._sentences(table(95, 55, 94))
-    assert "no clear difference" in first
+    assert "no significant difference" in first
     assert "95.0%" in second
     assert "55.0%" in second
-    assert "costs 40.0 points" in second
-    assert "no clear difference from normalization in both" in third
+    assert "−40.0 points" in second
+    assert "costs accuracy" in second
+    assert "no significant difference" in third
     first, _, third = normalization._sentences(table(60, 55, 60))
-    assert "costs 35.0 points" in first
-    assert "clearly less" in third
+    assert "costs accuracy" in first
+    assert "the head adjusts" in third
 
 
-def test_scratch_says_far_ahead_only_outside_the_noise():
-    far = scratch._sentences(learned("pretrained", 95), {"six": learned("six", 60)}, {"six": learned("six", 70)}, 2, 0)
+def test_scratch_says_better_only_if_it_is_significant():
+    six = learned("six", 60), learned("six", 70)
+    far = scratch._sentences(learned("pretrained", 95), {"six": six[0]}, {"six": six[1]}, 2, 0)
     assert "At equal epochs" in far[0]
-    assert "Pretraining is far ahead, outside the noise" in far[0]
+    assert "Pretraining is significantly better" in far[0]
     assert "+25.0 points" in far[1]
     near = scratch._sentences(learned("pretrained", 95), {"six": learned("six", 94)}, {"six": learned("six", 94)}, 2, 0)
-    assert all("No clear difference" in text for text in near[:2])
-    behind = scratch._sentences(
-        learned("pretrained", 50), {"six": learned("six", 95)}, {"six": learned("six", 95)}, 2, 0
-    )
-    assert "From scratch is ahead" in behind[0]
+    assert all("No significant difference" in text for text in near[:2])
+    ahead = learned("six", 95)
+    behind = scratch._sentences(learned("pretrained", 50), {"six": ahead}, {"six": ahead}, 2, 0)
+    assert "From scratch is significantly better" in behind[0]
 
 
-def test_rates_says_no_clear_difference_where_there_is_none():
+def test_rates_says_so_if_nothing_differs():
     runs = {name: learned(name, n) for name, n in (("a", 90), ("b", 90), ("c", 90), ("d", 40), ("e", 91))}
     said = rates._sentences(runs, 0)
-    assert "No clear difference" in said[0]
+    assert "No significant difference" in said[0]
     assert "−50.0 points" in said[2]
-    assert said[3].endswith("no clear difference.")
+    assert said[3].endswith("no significant difference.")
 
 
 def measurement(kind: str, depth: int, first: float) -> residual.Measurement:
@@ -114,8 +114,8 @@ def test_residual_says_decays_only_where_it_does():
     plain, skip = residual._gradient_sentences(found)
     assert "1e-6 times with 32" in plain
     assert "it decays with depth, by 6 orders of magnitude" in plain
-    assert "it does not decay away with depth, it stays within a factor of 2.0" in skip
-    assert "no clear difference" in residual._training_sentence(found)
+    assert "it does not decay, it stays within a factor of 2.0" in skip
+    assert "No significant difference" in residual._training_sentence(found)
 
 
 def test_the_padding_sentence_is_read_off_the_table():
