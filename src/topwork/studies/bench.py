@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +26,6 @@ from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.head import LinearHead
 from topwork.settings import StudySettings, cache_folder
 from topwork.studies.drawn import draw_folder
-
-if TYPE_CHECKING:
-    from topwork.studies.learning import Task
 
 QUICK_IMAGES = 120
 SMALLEST_SIDE = 32
@@ -107,11 +103,6 @@ class Bench:
         """
         hashes = [self.manifest.samples[row].content_hash for row in rows]
         return embed_changed(self.embedder(backbone), hashes, pixels, what)
-
-    def embedded_task(self, task: Task, what: str, backbone: Backbone) -> Features:
-        """Features of a task's training images, then of its held-out ones."""
-        rows = np.concatenate([self.train[: len(task.train)], self.held_out[: len(task.held_out)]])
-        return self.embedded(rows, np.concatenate([task.train, task.held_out]), what, backbone)
 
     def probe(self, features: Features, rows: Ints | None = None, head: str = "plain") -> LinearHead:
         """A head fitted on training rows (all by default), chosen by cross-validation on them."""

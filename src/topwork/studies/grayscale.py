@@ -16,7 +16,7 @@ from topwork.evaluation.perturb import gray
 from topwork.models.head import LinearHead
 from topwork.models.small_networks import FirstChannel, LearnedColors, fold_first_convolution
 from topwork.studies.bench import Bench, Bools
-from topwork.studies.learning import Learned, Task, by_epoch, learn, logits_of, pretrained, seeded, task_of
+from topwork.studies.learning import Learned, Task, by_epoch, embed_task, learn, logits_of, pretrained, seeded, task_of
 from topwork.studies.study import Findings, Measured, accuracies, accuracy_bars, compared, difference
 from topwork.text import count, percent
 from topwork.training.recipe import TuneSettings
@@ -36,7 +36,7 @@ def run(bench: Bench) -> Findings:
     backbone = bench.scaled(side)
     color, task = task_of(bench, side, N_TRAIN, N_HELD_OUT), task_of(bench, side, N_TRAIN, N_HELD_OUT, gray)
     n = len(task.train)
-    features = {k: bench.embedded_task(t, f"{k} {side}", backbone) for k, t in (("color", color), ("gray", task))}
+    features = {k: embed_task(bench, t, f"{k} {side}", backbone) for k, t in (("color", color), ("gray", task))}
     heads = {kind: bench.probe_on(found, np.arange(n), task.train_labels) for kind, found in features.items()}
 
     def right(head: str, images: str) -> Bools:

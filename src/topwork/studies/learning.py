@@ -20,6 +20,7 @@ from torch import nn
 
 from topwork.blocks import Chart, Series
 from topwork.data.transforms import InputSpec, Pixels
+from topwork.features.embed import Features
 from topwork.models.backbone import Backbone
 from topwork.models.head import HeadSpec, LinearHead
 from topwork.models.modules import build_classifier, count_parameters, set_linear
@@ -147,6 +148,12 @@ def task_of(
         change(bench.pixels(train, side)), bench.labels[train], change(bench.pixels(held_out, side)),
         bench.labels[held_out], bench.scaled(side).spec, len(bench.classes), bench.seed,
     )  # fmt: skip
+
+
+def embed_task(bench: Bench, task: Task, what: str, backbone: Backbone) -> Features:
+    """Features of a task's training images, then of its held-out ones; ``what`` names how the images were changed."""
+    rows = np.concatenate([bench.train[: len(task.train)], bench.held_out[: len(task.held_out)]])
+    return bench.embedded(rows, np.concatenate([task.train, task.held_out]), what, backbone)
 
 
 def learn(

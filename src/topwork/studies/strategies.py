@@ -15,7 +15,7 @@ from topwork.blocks import Grid, Table
 from topwork.data.transforms import Pixels
 from topwork.evaluation.perturb import edges
 from topwork.studies.bench import Bench
-from topwork.studies.learning import Epoch, Learned, Task, learn, pretrained, task_of
+from topwork.studies.learning import Epoch, Learned, Task, embed_task, learn, pretrained, task_of
 from topwork.studies.study import Findings, Measured, accuracy_bars, best_of, difference
 from topwork.text import count
 from topwork.training.recipe import TuneSettings
@@ -77,7 +77,7 @@ def run(bench: Bench) -> Findings:
 def _strategies(bench: Bench, task: Task, kind: str, side: int, epochs: int) -> Runs:
     """The three ways on one set of images, all from the head that was fitted on its frozen features."""
     backbone, n = bench.scaled(side), len(task.train)
-    features = bench.embedded_task(task, f"{kind} {side}", backbone)
+    features = embed_task(bench, task, f"{kind} {side}", backbone)
     started = time.perf_counter()
     head = bench.probe_on(features, np.arange(n), task.train_labels)
     seconds = time.perf_counter() - started
