@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from data.layouts import LAYOUTS, Labeled, add, folders, read_folders, saved_dataset_dict, tar, zipped
 from drawing import draw_folders
-from topwork.data.layouts import Found, arrange, label_taker, limited
+from topwork.data.layouts import Found, arrange
 from topwork.data.listing import list_data
 from topwork.data.manifest import scan
+from topwork.data.patterns import label_taker, limited
 from topwork.data.samples import Entry, Listing, Reject, Rules
 from topwork.data.split import split, split_record
 from topwork.errors import UsageError

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data.layouts import embedded_parquet, saved_dataset
 from drawing import draw_folders
@@ -198,3 +202,32 @@ def test_a_damaged_saved_dataset_is_named(damage, images, tmp_path) -> None:
         (folder / "dataset_info.json").write_text('{"features": {"image": {"_type": "Image"}}}')
     with pytest.raises(UsageError, match=r"cannot be read|no column label"):
         list_data(folder)
+
+
+hostile = st.one_of(
+    st.binary(max_size=80),
+    st.text(alphabet="path,label;\t|\"'[]{}:01.\n jpgé\x00", max_size=80).map(str.encode),
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(max_size=6),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["images", "annotations", "data", "image", "label", "file_name", "id", "result", "a"]),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=8,
+    ).map(lambda value: json.dumps(value).encode()),
+)
+
+
+@given(hostile, st.sampled_from([".csv", ".tsv", ".txt", ".json", ".jsonl", ".xml", ".parquet", ".npz"]), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_any_bytes_under_any_ending_are_read_or_refused(data, ending, multi_label) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"x{ending}"
+        path.write_bytes(data)
+        for source in (path, path.parent):
+            with contextlib.suppress(UsageError):
+                list_data(source, rules=Rules(multi_label=multi_label))

@@ -1,41 +1,36 @@
-"""What the columns of a table mean, and which file each row names.
+"""What the columns of a table mean.
 
 In: a :class:`Table`, the names of the files around it, and the user's :class:`Rules`. Out: rows with a path, a label, and
 what else is known, and one sentence that says what was assumed. Columns are found by the user's word, else by their usual
-names, else by what is in them. Files are found by path, else by name, else by name without ending, and always by the
-canonical Unicode form.
+names, else by what is in them.
 """
 
 from __future__ import annotations
 
 import ast
 import json
-import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from topwork.data.layouts import (
     PART_NAMES,
-    label_taker,
     looks_like_image,
     make_listing,
     merged_forms,
     part_named,
-    with_domains,
-    with_groups,
 )
+from topwork.data.named_files import Files, located, some_of
+from topwork.data.patterns import label_taker, with_domains, with_groups
 from topwork.data.samples import LABEL_SEPARATOR, Entry, Listing, Reject, Rules
 from topwork.data.tables import Cell, Table, decoded
 from topwork.errors import UsageError
 from topwork.files import error_reason
-from topwork.text import canonical, count, escape, first_names, natural_key
+from topwork.text import count, escape, first_names, natural_key
 
 # Names are compared without case, blanks and punctuation; the order is that of preference.
 _PATH_NAMES = (
@@ -62,8 +57,6 @@ _TRUE, _FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "-1", "-1.0", "false",
 _NUMBERED_PARTS = {"0": "train", "1": "valid", "2": "test"}
 _CLASS_FILES = re.compile(r"(class|label|name|synset|categor).*\.(txt|names|json)$|\.names$", re.IGNORECASE)
 _LONGEST_PATH, _LONGEST_LABEL = 4096, 1000
-_SAMPLE = 200
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,82 +69,6 @@ class Row:
     group: str | None = None
     domain: str | None = None
     reason: str | None = None  # why the row cannot be used
-
-
-@dataclass
-class Files:
-    """The files that a table may name.
-
-    Attributes:
-        exists: whether there is a file of this name; asked before all files are listed, which may take long.
-        list_all: all names below the root.
-        folder: where the table lies, relative to the root, with a slash at the end.
-        beside: the files in that folder, among which may be one of class names; ``read`` gives their bytes.
-    """
-
-    exists: Callable[[str], bool]
-    list_all: Callable[[], Sequence[str]]
-    read: Callable[[str], bytes]
-    folder: str = ""
-    beside: Sequence[str] = ()
-
-    @cached_property
-    def names(self) -> list[str]:
-        """The files that may be images: those with such an ending, or all but tables and texts."""
-        every = self.list_all()
-        return [name for name in every if looks_like_image(name)] or [
-            name for name in every if not name.lower().endswith((".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xml"))
-        ]
-
-    @cached_property
-    def _by_name(self) -> dict[str, list[str]]:
-        return _index(self.names, lambda name: _key(posixpath.basename(name)))
-
-    @cached_property
-    def _by_stem(self) -> dict[str, list[str]]:
-        return _index(self.names, lambda name: _key(posixpath.splitext(posixpath.basename(name))[0]))
-
-    def named(self, path: str) -> list[str]:
-        """The files that a path may mean, the most literal reading that finds one."""
-        wanted = _key(path.replace("\\", "/").strip().removeprefix("./"))
-        own = posixpath.basename(wanted)
-        if not own:
-            return []
-        uploaded = re.match(r"[0-9a-f]{8}-(.+)", own)  # what Label Studio puts before the names of uploads
-        return (
-            [name for name in self._by_name.get(own, []) if _key(name) == _key(self.folder) + wanted]
-            or _nearest(wanted, self._by_name.get(own, []))
-            or _nearest(wanted, self._by_stem.get(own, []))
-            or (self._by_name.get(uploaded[1], []) if uploaded else [])
-        )
-
-
-def _nearest(wanted: str, names: Sequence[str]) -> list[str]:
-    """The names that have the most folders in common with a path, from its end: it may start somewhere else."""
-    if len(names) < 2 or "/" not in wanted:
-        return list(names)
-    folders = wanted.split("/")[-2::-1]
-    n_common = [
-        sum(
-            1
-            for _ in takewhile(
-                lambda pair: pair[0] == pair[1], zip(folders, _key(name).split("/")[-2::-1], strict=False)
-            )
-        )
-        for name in names
-    ]
-    return [name for name, n in zip(names, n_common, strict=True) if n == max(n_common)]
-
-
-def _index(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(key(name), []).append(name)
-    return found
-
-
-def _key(name: str) -> str:
-    return canonical(name).casefold()
 
 
 @dataclass(frozen=True)
@@ -221,20 +138,17 @@ def _first(table: Table, names: Sequence[str], among: Sequence[str] | None = Non
     return next((normal[name] for name in names if name in normal), None)
 
 
-def _some(cells: Sequence[T]) -> Sequence[T]:
-    """A sample of a column from its whole length."""
-    return cells[:: max(1, len(cells) // _SAMPLE)][:_SAMPLE]
-
-
 def _path_column(table: Table, files: Files) -> str | None:
     by_name = [name for wanted in _PATH_NAMES for name in table.columns if _normal(name) == wanted]
     for find in (files.exists, lambda path: bool(files.named(path))):
         for name in [*by_name, *(name for name in table.columns if name not in by_name)]:
-            cells = [cell for cell in _some(table.columns[name]) if isinstance(cell, str) and cell]
+            cells = [cell for cell in some_of(table.columns[name]) if isinstance(cell, str) and cell]
             if cells and 2 * sum(find(cell) for cell in cells) >= len(cells):
                 return name
     endings = [
-        n for n, cells in table.columns.items() if any(isinstance(c, str) and looks_like_image(c) for c in _some(cells))
+        n
+        for n, cells in table.columns.items()
+        if any(isinstance(c, str) and looks_like_image(c) for c in some_of(cells))
     ]
     return next((name for name in by_name if name in endings), None) or next(iter(endings or by_name), None)
 
@@ -255,12 +169,9 @@ def _split_column(table: Table, path: str | None) -> str | None:
 
 
 def _is_binary(cells: Sequence[Cell]) -> bool:
-    values = {cell.strip().lower() if isinstance(cell, str) else cell for cell in cells}
-    return (
-        None not in values - {None}
-        and values - {None} <= _TRUE | _FALSE
-        and bool(values & _TRUE | values & {"0", "0.0"})
-    )
+    """Whether a column holds 0 and 1 (or true and false, or -1, 0 and 1), and not only blanks."""
+    values = {None if isinstance(cell, list) else (cell or "").strip().lower() for cell in cells}
+    return values <= _TRUE | _FALSE and values != {""}
 
 
 def _label_by_content(table: Table, rest: Sequence[str]) -> str | None:
@@ -298,7 +209,7 @@ def rows_of(table: Table, meaning: Meaning, files: Files | None, rules: Rules) -
         UsageError: a part that is none; several labels for one image without ``--multi-label``.
     """
     paths = [cell if isinstance(cell, str) else "" for cell in table.columns[meaning.path]]
-    placed, where = _located(table, paths, files) if files is not None else (paths, "")
+    placed, where = located(paths, files, table.encoding) if files is not None else (paths, "")
     labels, said = _labels(table, meaning, rules, files)
     parts = _parts(table, meaning)
     rows = []
@@ -336,71 +247,6 @@ def _text(table: Table, column: str | None, number: int) -> str | None:
     cell = table.columns[column][number] if column is not None else None
     text = ", ".join(cell) if isinstance(cell, list) else cell
     return (text.strip() or None) if text else None
-
-
-# ---- files
-
-
-def _located(table: Table, paths: Sequence[str], files: Files) -> tuple[list[str], str]:
-    """The file of each row, as it was written if there is none; and where they were found, for the sentence."""
-    written = [_as_written(path) for path in paths]
-    sample = [path for path in _some(written) if path]
-    if all(files.exists(files.folder + path) for path in sample):
-        suspects = {n for n, path in enumerate(written) if not path.isascii() or "\\" in path or path != path.strip()}
-    else:
-        suspects = set(range(len(written)))
-    found = [files.folder + path if path and not path.startswith("/") else path for path in written]
-    several: dict[int, list[str]] = {}
-    completed = set()
-    for number in suspects:
-        path = written[number]
-        if not path or files.exists(found[number]):
-            continue
-        names = files.named(path) or _in_bytes(path, table.encoding, files)
-        if len(names) > 1:
-            several[number] = names
-        elif names:
-            found[number] = names[0]
-            completed.add(names[0] if posixpath.splitext(path)[1] != posixpath.splitext(names[0])[1] else "")
-    folders = Counter(posixpath.dirname(name) for n, name in enumerate(found) if n not in several)
-    own = posixpath.splitext(posixpath.basename(table.name))[0].lower()
-    for number, names in several.items():
-        found[number] = max(
-            names, key=lambda name: (_part_word(name) == _part_word(own) is not None, folders[posixpath.dirname(name)])
-        )
-    return found, _where(found, completed, suspects, files)
-
-
-def _part_word(name: str) -> str | None:
-    words = re.findall(r"[a-z]+", posixpath.dirname(name).lower() or name)
-    return next((PART_NAMES[word] for word in words if word in PART_NAMES), None)
-
-
-def _where(found: Sequence[str], completed: set[str], suspects: set[int], files: Files) -> str:
-    if len(suspects) < len(found):
-        return ""
-    n_there = sum(bool(path) and files.exists(path) for path in found)
-    folders = sorted({posixpath.dirname(path) + "/" for path in found if path and files.exists(path)}, key=natural_key)
-    endings = sorted({posixpath.splitext(name)[1] for name in completed if name})
-    ending = f" with {' or '.join(endings)} added" if endings else ""
-    if not n_there:
-        return ""
-    return f"{ending} (files of {n_there:,} of {count(len(found), 'row')} found in {first_names(folders, 3)})"
-
-
-def _as_written(path: str) -> str:
-    """One spelling of a path, whether or not it starts at the root."""
-    absolute = "/" if path.startswith("/") else ""
-    return absolute + "/".join(piece for piece in path.split("/") if piece not in ("", ".")) or path
-
-
-def _in_bytes(path: str, encoding: str | None, files: Files) -> list[str]:
-    """File names keep the bytes that they were made with, on whatever system that was."""
-    try:
-        raw = files.folder + os.fsdecode(path.encode(encoding or "utf-8"))
-    except UnicodeError:
-        return []
-    return [raw] if files.exists(raw) else []
 
 
 # ---- labels

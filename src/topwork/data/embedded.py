@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topwork.data.columns import Files, listing_of, meaning_of, rows_of
+from topwork.data.columns import listing_of, meaning_of, rows_of
+from topwork.data.named_files import Files
 from topwork.data.samples import Listing, Rules
 from topwork.data.tables import Table, cells_of, class_names_of
 from topwork.errors import ImageError, UsageError

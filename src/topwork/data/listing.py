@@ -17,9 +17,11 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 from topwork.data import archives, arrays, embedded, hub, layouts, remote
-from topwork.data.columns import Files, Row, listing_of, meaning_of, rows_of
+from topwork.data.columns import Row, listing_of, meaning_of, rows_of
 from topwork.data.folders import read_regular_file, walk_folder
-from topwork.data.layouts import CONTAINER_NAMES, Found, arrange, limited, look_through, looks_like_image, tree_of
+from topwork.data.layouts import CONTAINER_NAMES, Found, arrange, look_through, looks_like_image, tree_of
+from topwork.data.named_files import Files
+from topwork.data.patterns import limited, regex_for_names
 from topwork.data.samples import Listing, Reject, Rules
 from topwork.data.tables import ENDINGS, LIST_ENDINGS, Table, read_table
 from topwork.errors import ImageError, TopworkError, UsageError
@@ -130,7 +132,7 @@ def _list_archive(path: Path, inner: str, rules: Rules) -> Listing:
         read=lambda name: archives.read_member(path, name),
     )  # fmt: skip
     if inner in archive.members:
-        files = _files_of(found, posixpath.dirname(inner))
+        files = _files_of(found, inner)
         return _listing_of_table(path, read_table(inner, _bytes(found, inner), rules.encoding), files, rules)
     if inner:
         below = f"{inner}/"
@@ -178,7 +180,7 @@ def _list_names(root: Path, found: Found, rules: Rules) -> Listing:
 
 
 def _no_classes(root: Path, found: Found, listing: Listing) -> str:
-    pattern = layouts.regex_for_names([name for name in found.files if looks_like_image(name)])
+    pattern = regex_for_names([name for name in found.files if looks_like_image(name)])
     if pattern is None:
         return _nothing_there(root, listing)
     return (
@@ -208,7 +210,7 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
     failed: list[UsageError] = []
     for name in names:
         try:
-            files = _files_of(found, posixpath.dirname(name))
+            files = _files_of(found, name)
             table = read_table(name, _bytes(found, name), rules.encoding)
             rows, notes = rows_of(table, meaning_of(table, files, rules), files, rules)
         except UsageError as error:
@@ -235,14 +237,13 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
 
 def _names_of_tables(found: Found) -> list[str]:
     """Files with the ending of a table beside the folders of images or in the folders of the parts."""
-    tree = tree_of(found)
-    top = look_through(tree)
+    names = [name for name in found.files if name.lower().endswith(ENDINGS) and not _is_class_file(name)]
+    if not names:
+        return []
+    top = look_through(tree_of(found))
     parts = [folder.name for folder in top.full.values() if folder.n_direct]
     folders = {"", top.name, *parts, *(f"{folder}/" for folder in found.folders if "/" not in folder)}
-    candidates = [
-        n for n in found.files if n.lower().endswith(ENDINGS) and f"{posixpath.dirname(n)}/".lstrip("/") in folders
-    ]
-    return [name for name in candidates if not _is_class_file(name)]
+    return [name for name in names if f"{posixpath.dirname(name)}/".lstrip("/") in folders]
 
 
 def _is_class_file(name: str) -> bool:
@@ -318,6 +319,7 @@ def _list_table(source: Path, rules: Rules) -> Listing:
         exists=lambda name: remote.is_url(name) or _exists(root, name, names),
         list_all=lambda: _names_below(root),
         read=lambda name: _read_file(source.parent / name, _MAX_TABLE_BYTES),
+        table=source.name,
         beside=[name for name in beside if name != source.name],
     )
     table = read_table(source.name, data, rules.encoding)
@@ -330,7 +332,7 @@ def _read_file(path: Path, max_bytes: int) -> bytes:
 
 def _exists(root: Path, name: str, names: Callable[[], frozenset[str]]) -> bool:
     if not remote.is_url(root):
-        return os.path.lexists(root / name)
+        return os.path.lexists(name if name.startswith("/") else f"{root}/{name}")
     return _is_web(root) or name in names()
 
 
@@ -350,13 +352,16 @@ def _listing_of_table(root: Path, table: Table, files: Files, rules: Rules) -> L
     return listing_of(root, "table", rows, rules, notes)
 
 
-def _files_of(found: Found, folder: str) -> Files:
+def _files_of(found: Found, table: str) -> Files:
+    """The files that a table of this name may name; all of them for ""."""
+    folder = posixpath.dirname(table)
     names = set(found.files)
     beside = [name for name in found.files if posixpath.dirname(name) == folder]
     return Files(
         exists=names.__contains__,
         list_all=lambda: found.files,
         read=lambda name: _bytes(found, name),
+        table=table,
         folder=f"{folder}/" if folder else "",
         beside=beside,
     )

@@ -1,0 +1,181 @@
+"""Which file a row of a table names.
+
+In: the paths that a table states and the names of the files around it. Out: the name of a file for each row. Found by path,
+else by name, else by name without ending, and always by the canonical Unicode form.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from typing import TypeVar
+
+from topwork.data.layouts import PART_NAMES, looks_like_image
+from topwork.data.tables import ENDINGS
+from topwork.text import canonical, count, first_names, natural_key
+
+_SAMPLE = 200
+T = TypeVar("T")
+
+
+@dataclass
+class Files:
+    """The files that a table may name.
+
+    Attributes:
+        exists: whether there is a file of this name; asked before all files are listed, which may take long.
+        list_all: all names below the root.
+        table: the name of the table.
+        folder: where the table lies, relative to the root, with a slash at the end.
+        beside: the files in that folder, among which may be one of class names; ``read`` gives their bytes.
+    """
+
+    exists: Callable[[str], bool]
+    list_all: Callable[[], Sequence[str]]
+    read: Callable[[str], bytes]
+    table: str = ""
+    folder: str = ""
+    beside: Sequence[str] = ()
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The files that may be images: those with such an ending, or all but tables and texts."""
+        every = self.list_all()
+        return [name for name in every if looks_like_image(name)] or [
+            name for name in every if not name.lower().endswith(ENDINGS)
+        ]
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        return _index(self.names, lambda name: _key(posixpath.basename(name)))
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        return _index(self.names, lambda name: _key(posixpath.splitext(posixpath.basename(name))[0]))
+
+    def named(self, path: str) -> list[str]:
+        """The files that a path may mean, the most literal reading that finds one."""
+        wanted = _key(path.replace("\\", "/").strip().removeprefix("./"))
+        own = posixpath.basename(wanted)
+        if not own:
+            return []
+        uploaded = re.match(r"[0-9a-f]{8}-(.+)", own)  # what Label Studio puts before the names of uploads
+        return (
+            [name for name in self._by_name.get(own, []) if _key(name) == _key(self.folder) + wanted]
+            or _nearest(wanted, self._by_name.get(own, []))
+            or _nearest(wanted, self._by_stem.get(own, []))
+            or (self._by_name.get(uploaded[1], []) if uploaded else [])
+        )
+
+
+def _nearest(wanted: str, names: Sequence[str]) -> list[str]:
+    """The names that have the most folders in common with a path, from its end: it may start somewhere else."""
+    if len(names) < 2 or "/" not in wanted:
+        return list(names)
+    folders = wanted.split("/")[-2::-1]
+    n_common = [
+        sum(
+            1
+            for _ in takewhile(
+                lambda pair: pair[0] == pair[1], zip(folders, _key(name).split("/")[-2::-1], strict=False)
+            )
+        )
+        for name in names
+    ]
+    return [name for name, n in zip(names, n_common, strict=True) if n == max(n_common)]
+
+
+def _index(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(key(name), []).append(name)
+    return found
+
+
+def _key(name: str) -> str:
+    return canonical(name).casefold()
+
+
+def located(paths: Sequence[str], files: Files, encoding: str | None) -> tuple[list[str], str]:
+    """The file of each row, as it was written if there is none; and where they were found, for a sentence.
+
+    Args:
+        encoding: of the table, in whose bytes file names may be kept.
+    """
+    written = [_as_written(path) for path in paths]
+    found = [files.folder + path if path and not path.startswith("/") else path for path in written]
+    if all(files.exists(name) for name in some_of([name for name in found if name])):
+        suspects = [n for n, path in enumerate(written) if not path.isascii() or "\\" in path or path != path.strip()]
+        suspects = [n for n in suspects if not files.exists(found[n])]
+        is_search = False
+    else:
+        known = set(files.names)
+        suspects = [n for n, name in enumerate(found) if name and name not in known and not _is_elsewhere(name, files)]
+        is_search = True
+    several: dict[int, list[str]] = {}
+    endings: set[str] = set()
+    for number in suspects:
+        names = files.named(written[number]) or _in_bytes(written[number], encoding, files)
+        if len(names) > 1:
+            several[number] = names
+        elif names:
+            found[number] = names[0]
+            endings.add(posixpath.splitext(names[0])[1] if not posixpath.splitext(written[number])[1] else "")
+    _choose(found, several, files.table)
+    return found, _where(found, endings - {""}, files) if is_search else ""
+
+
+def _is_elsewhere(name: str, files: Files) -> bool:
+    """Whether a path leads out of the folder, to a file or a URL that is there."""
+    return (name.startswith("/") or ":/" in name) and files.exists(name)
+
+
+def _choose(found: list[str], several: dict[int, list[str]], table: str) -> None:
+    """Of several files of a name takes that in the part that the table is called after, else that in the usual folder."""
+    folders = Counter(posixpath.dirname(name) for n, name in enumerate(found) if n not in several)
+    part = _part_word(posixpath.splitext(posixpath.basename(table))[0])
+    for number, names in several.items():
+        found[number] = max(
+            names, key=lambda name: (_part_word(name) == part is not None, folders[posixpath.dirname(name)])
+        )
+
+
+def _part_word(name: str) -> str | None:
+    words = re.findall(r"[a-z]+", posixpath.dirname(name).lower() or name)
+    return next((PART_NAMES[word] for word in words if word in PART_NAMES), None)
+
+
+def _where(found: Sequence[str], endings: set[str], files: Files) -> str:
+    known = set(files.names)
+    there = [name for name in found if name in known or _is_elsewhere(name, files)]
+    if not there:
+        return ""
+    folders = sorted({f"{posixpath.dirname(name)}/".lstrip("/") or "./" for name in there}, key=natural_key)
+    ending = f" with {' or '.join(sorted(endings))} added" if endings else ""
+    return f"{ending} (files of {len(there):,} of {count(len(found), 'row')} found in {first_names(folders, 3)})"
+
+
+def _as_written(path: str) -> str:
+    """One spelling of a path, whether or not it starts at the root."""
+    absolute = "/" if path.startswith("/") else ""
+    return absolute + "/".join(piece for piece in path.split("/") if piece not in ("", ".")) or path
+
+
+def _in_bytes(path: str, encoding: str | None, files: Files) -> list[str]:
+    """File names keep the bytes that they were made with, on whatever system that was."""
+    try:
+        raw = files.folder + os.fsdecode(path.encode(encoding or "utf-8"))
+    except UnicodeError:
+        return []
+    return [raw] if files.exists(raw) else []
+
+
+def some_of(cells: Sequence[T]) -> Sequence[T]:
+    """A sample of a column from its whole length."""
+    return cells[:: max(1, len(cells) // _SAMPLE)][:_SAMPLE]
