@@ -199,12 +199,13 @@ def test_a_person_goes_through_the_labels_and_fits_again(browser: Any, page: Pag
         wide.keyboard.press("ArrowLeft")
         wide.wait_for_selector(f"#place:text-is('{n} of {len(likely)}')")
     if len(likely) > 1:
-        wide.keyboard.press("s")
+        before = wide.inner_text("#stands")
+        wide.keyboard.press("x")
         wide.wait_for_selector(f"#place:text-is('2 of {len(likely)}')")
         wide.evaluate("doubts[1].now_decision = null; show()")  # as if nobody had decided about the next one yet
         wide.keyboard.press("u")
         wide.wait_for_selector(f"#place:text-is('1 of {len(likely)}')")
-        wide.wait_for_selector("#stands", state="hidden")
+        wide.wait_for_selector(f"#stands:has-text('{before}')")
     wide.keyboard.press("s")
     wide.wait_for_selector("#fit:not([disabled])")
     wide.click(".picture")
