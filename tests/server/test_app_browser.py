@@ -181,3 +181,33 @@ def test_the_page_for_programs_fits_a_phone(open_page: Any) -> None:
     page.wait_for_selector("text=curl")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate(FAINT_TEXT) == []
+
+
+def test_several_images_at_once_and_examples_and_other_models(browser: Any, place: Path, tmp_path: Path) -> None:
+    token = "0123456789abcdef-token"
+    (tmp_path / "token").write_text(token)
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "one.jpg").write_bytes((place / "disc.jpg").read_bytes())
+    options = {"token_file": tmp_path / "token", "examples": tmp_path / "examples"}
+    with serving(place / "run", f"other={place / 'run'}", **options) as served:
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{served.port}/")
+        page.fill("#token", "wrong-token-wrong")
+        page.click("#token-form button")
+        page.wait_for_selector("#error:has-text('not right')")
+        page.fill("#token", token)
+        page.click("#token-form button")
+        page.wait_for_selector("#about:has-text('3 classes')")
+        page.set_input_files("#file", [str(place / name) for name in ("disc.jpg", "broken.jpg", "cross.png")])
+        page.wait_for_selector("#answer:not([hidden])")
+        assert page.locator("#all button").count() == 3
+        assert page.locator("#name").inner_text() == "disc.jpg"
+        page.wait_for_selector("#others li")
+        assert page.locator("#others li").inner_text().startswith("other")
+        page.locator("#all button").nth(1).click()
+        assert page.locator("#error").inner_text().startswith("broken.jpg")
+        page.locator("#all button").nth(2).click()
+        assert page.locator("#name").inner_text() == "cross.png"
+        page.locator("#examples button").first.click()
+        page.wait_for_selector("#name:has-text('example 1')")
+        page.close()

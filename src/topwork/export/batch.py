@@ -184,7 +184,7 @@ def _below_url(path: Path) -> list[str]:
 
 
 def _members(name: str) -> list[str]:
-    """The members of an archive, the rejected ones last; none where it is no archive that can be read."""
+    """The members of an archive, the rejected ones last; none if it is no readable archive."""
     from topwork.data.archives import is_archive, open_archive
 
     if not Path(name).is_file() or not is_archive(Path(name)):

@@ -1,7 +1,7 @@
 """What leaves for another runtime: the export, its stand-alone ``predict.py`` and its parity certificate, or nothing.
 
 In: a model folder, a format and images to check with. All files appear at their names at the end, once the certificate
-has passed; where it does not, only a certificate of failure is left, to say which images are answered differently.
+has passed; if it fails, only that certificate is left, which names the images that are answered differently.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from topwork.models.classifier import Classifier, load_classifier
 from topwork.text import escape
 
 SCRIPT = "predict.py"
-MAX_IMAGES = 500  # of a run's own images, where none are named
+MAX_IMAGES = 500  # of a run's own images, if none are given
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def export_model(
         certificate = certify(classifier, partial / out.name, partial / script.name, checked, is_int8=int8)
         _check_passed(certificate, out.with_name(f"{out.stem}.parity-failed.json"))
         _write_certificate(certificate, partial / certificate_path.name)
-        for piece in reversed(pieces):  # the export last: where it is, the rest is
+        for piece in reversed(pieces):  # the export last: if it is there, the rest is
             _move(partial / piece.name, piece)
     except OSError as error:
         raise TopworkError(f"{out}: cannot be written: {(error.strerror or str(error)).lower()}.") from None
@@ -177,7 +177,7 @@ def _check_passed(certificate: Certificate, path: Path) -> None:
         )
     if certificate.is_int8:
         raise TopworkError(
-            f"in eight bits only {certificate.n_same} of {certificate.n_compared} images are answered alike, so the export "
+            f"in 8 bits only {certificate.n_same} of {certificate.n_compared} images get the same answer, so the export "
             f"was not kept: export without --int8, or calibrate with other images. {path} has the figures."
         )
     if certificate.different:

@@ -3,7 +3,7 @@
 In: a predictor, an export with its stand-alone ``predict.py``, and images. The script is run as its user would run it, in
 a process of its own; its answers are compared with those of the predictor. Out: a :class:`Certificate`. A different
 best class fails it and is named, unless it is a tie: both best classes of the original within ``TIE`` of one another,
-where the order of summation decides. (In eight bits answers may differ, at a cost that is stated.) Beside that the graph itself is compared on equal pixels.
+so that the order of summation decides. (In 8 bits answers may differ, at a cost that is stated.) Beside that the graph itself is compared on equal pixels.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Checked:
-    """The images to check with, words for where they came from, and the true class of each where it is known."""
+    """The images to check with, where they came from in words, and the true class of each if known."""
 
     paths: list[str]
     words: str
@@ -207,7 +207,7 @@ def _graph_difference(classifier: Classifier, exported: Path, paths: Sequence[st
 
 
 def _pixels(classifier: Classifier, paths: Sequence[str]) -> Pixels:
-    """Some of the images as the model's input; drawn ones where none can be read."""
+    """Some of the images as the model's input; drawn ones if none can be read."""
     from topwork.features.engine import drawn_images
 
     spec, found = classifier.backbone.spec, []

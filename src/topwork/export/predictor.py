@@ -48,7 +48,7 @@ class Prediction:
         path: as it was given.
         outcome: ``label``, ``ambiguous``, ``unknown`` or ``error``.
         label: most probable class, also when the outcome is ambiguous or unknown; None after an error. Of a model with
-            several labels an image: those that reach their thresholds, joined by ``|``, "" for none.
+            several labels per image: those that reach their thresholds, joined by ``|``, "" for none.
         probability: of that class, calibrated; of several, of the least probable; of none, of the most probable class.
         top: (class name, probability) pairs, most probable first.
         error: why there is no answer.
@@ -225,7 +225,7 @@ def _read_remote(path: Path) -> bytes:
 
 
 class Heatmaps:
-    """Pictures of where one predictor looks. Safe to call from several threads."""
+    """Heatmaps over images, of one predictor. Safe to call from several threads."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor

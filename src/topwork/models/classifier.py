@@ -125,7 +125,7 @@ def load_classifier(path: str | os.PathLike[str], *, multi_label: bool = False) 
         multi_label: whether the caller can do with a model that gives an image several labels.
 
     Raises:
-        UsageError: there is no model at that path, or one with several labels an image and the caller wants one.
+        UsageError: there is no model at that path, or one with several labels per image and the caller wants one.
         ModelError: damaged, altered, or written by a newer topwork.
     """
     folder = find_model(path)

@@ -29,9 +29,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, Response
 
 import topwork
+from topwork.data.images import decode
 from topwork.data.loader import default_threads
-from topwork.export.batch import row_of
-from topwork.export.predictor import Prediction, Predictor
+from topwork.data.transforms import resize
+from topwork.errors import ImageError, UsageError
+from topwork.export.batch import list_inputs, row_of
+from topwork.export.predictor import Prediction, Predictor, read_image
 from topwork.server.metrics import Measures
 from topwork.server.queue import ServedModel
 from topwork.settings import ServeSettings
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_TOP = 100
+MAX_EXAMPLES, EXAMPLE_SIDE = 12, 640
 MAX_FIELDS = 100  # of a form, beside its files
 DRAIN_SECONDS = 1.0
 _HERE = Path(__file__).parent
@@ -57,7 +61,7 @@ _STATIC = {"app.js": "text/javascript", "app.css": "text/css"}
 _LOG = logging.getLogger("topwork.server")
 
 _Top = Annotated[int, Query(ge=1, le=MAX_TOP, description="how many classes to name")]
-_Explain = Annotated[bool, Query(description="also send the picture with where the model looked; one image only")]
+_Explain = Annotated[bool, Query(description="also send a heatmap; one image only")]
 
 
 def refusal(status: int, text: str, *, closes: bool = False, rows: list[dict[str, Any]] | None = None) -> HTTPException:
@@ -82,6 +86,7 @@ class Service:
         self.failure = "starting"
         threads = settings.workers or default_threads()
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self.examples = example_images(settings.examples) if settings.examples is not None else []
         self.models = {
             name: ServedModel(name, predictor, self._decoders, self.measures) for name, predictor in models.items()
         }
@@ -108,7 +113,7 @@ class Service:
 
     @contextmanager
     def admitted(self, n_images: int) -> Iterator[None]:
-        """Room for images that are waited for; refused at once where there is none."""
+        """Room for images that are waited for; refused at once if there is none."""
         if self.measures.n_waiting + n_images > self.settings.max_queue:
             raise refusal(503, "too many images are waiting; try again in a second", closes=True)
         self.measures.n_waiting += n_images
@@ -144,7 +149,7 @@ def create_app(service: Service) -> ASGIApp:
     _add_error_texts(app)
     _add_predictions(app, service)
     _add_status(app, service)
-    _add_pages(app)
+    _add_pages(app, service)
     settings = service.settings
     access = Access(names_of_host(settings.host, settings.allow_host), service.token)
     return Guard(app, service.measures, access)
@@ -194,7 +199,7 @@ def _add_status(app: FastAPI, service: Service) -> None:
         return Response(service.measures.text(service.is_ready), media_type="text/plain; version=0.0.4")
 
 
-def _add_pages(app: FastAPI) -> None:
+def _add_pages(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return as_page(own_text("templates", "app.html"))
@@ -203,6 +208,16 @@ def _add_pages(app: FastAPI) -> None:
     async def docs(request: Request) -> Response:
         address = html.escape(f"{request.url.scheme}://{request.headers.get('host', 'localhost')}")
         return as_page(own_text("templates", "app_docs.html").replace("http://127.0.0.1:8000", address))
+
+    @app.get("/examples", include_in_schema=False)
+    async def examples() -> Response:
+        return as_json({"n": len(service.examples)})
+
+    @app.get("/examples/{number}", include_in_schema=False)
+    async def example(number: int) -> Response:
+        if not 0 <= number < len(service.examples):
+            raise HTTPException(404)
+        return Response(service.examples[number], media_type="image/jpeg")
 
     @app.get("/static/{name}", include_in_schema=False)
     async def static(name: str) -> Response:
@@ -354,6 +369,30 @@ def _as_png(pixels: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def example_images(folder: str) -> list[bytes]:
+    """The first images of a folder as small JPEG files, for the page.
+
+    Raises:
+        UsageError: no such folder, or no image in it.
+    """
+    import simplejpeg
+
+    found: list[bytes] = []
+    for path in list_inputs([folder], must_exist=True):
+        try:
+            pixels = decode(read_image(path), min_side=EXAMPLE_SIDE).pixels
+        except ImageError:
+            continue
+        scale = min(1.0, EXAMPLE_SIDE / max(pixels.shape[:2]))
+        height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+        found.append(bytes(simplejpeg.encode_jpeg(resize(pixels, height, width), quality=90)))
+        if len(found) == MAX_EXAMPLES:
+            break
+    if not found:
+        raise UsageError(f"--examples {folder}: no image here.")
+    return found
 
 
 # ---- answers

@@ -2,7 +2,7 @@
 
 In: contents of image files. Out: predictions, those that ``Predictor`` gives for each image alone. Decoding runs on
 threads that all models share; the network has a thread of its own. While it works, what arrives piles up into the next
-batch; when it is free it starts at once, or after ``WAIT_SECONDS`` where more images are about to be decoded. How many
+batch; when it is free it starts at once, or after ``WAIT_SECONDS`` if more images are about to be decoded. How many
 images may wait is decided before, in ``app.py``.
 """
 

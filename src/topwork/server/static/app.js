@@ -1,11 +1,11 @@
-// The prediction page: one image goes to the server, the answer is shown. Names and errors are always set as text.
+// The prediction page: images go to the server, the answers are shown. Names and errors are always set as text.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const MEANING = {
-  label: "Clear: no other class is likely.",
-  ambiguous: "Not clear: another class cannot be ruled out.",
-  unknown: "Nothing like this was in the training images; the classes below are the nearest.",
+  label: "No other class is likely.",
+  ambiguous: "The model can't narrow it down to one class.",
+  unknown: "Nothing like this was in the training images; these classes are the nearest.",
 };
 const SEVERAL = {
   label: "Each label is given where it is likely enough on its own.",
@@ -14,55 +14,112 @@ const SEVERAL = {
 };
 const BADGE = { label: "Label", ambiguous: "Ambiguous", unknown: "Unknown" };
 let models = [];
+let token = sessionStorage.getItem("topwork-token") ?? "";
 let latest = 0; // answers that come after a newer question are dropped
-let pictures = { plain: "", evidence: "" };
+let answers = []; // of one question: {file, url, prediction} or {file, url, error}
+let shown = null;
+
+const headers = (more = {}) => (token ? { Authorization: `Bearer ${token}`, ...more } : more);
 
 async function loadModels() {
+  let response;
   try {
-    const answer = await fetch("/models");
-    models = (await answer.json()).models;
+    response = await fetch("/models", { headers: headers() });
   } catch {
     fail("The server cannot be reached.");
     return;
   }
-  for (const model of models) $("model").append(new Option(model.name, model.name));
+  $("token-form").hidden = response.status !== 401;
+  if (response.status === 401) {
+    if (token) fail("This token is not right.");
+    return;
+  }
+  models = (await response.json()).models;
+  $("model").replaceChildren(...models.map((model) => new Option(model.name, model.name)));
   $("choice").hidden = models.length < 2;
   describe();
+  loadExamples();
 }
 
 function describe() {
   const model = models.find((m) => m.name === $("model").value) ?? models[0];
-  const shown = model.classes.slice(0, 8).join(", ");
+  const known = model.classes.slice(0, 8).join(", ");
   const more = model.classes.length > 8 ? ` and ${model.classes.length - 8} more` : "";
-  $("about").textContent = `The model knows ${model.classes.length} classes: ${shown}${more}.`;
+  $("about").textContent = `The model knows ${model.classes.length} classes: ${known}${more}.`;
 }
 
-async function ask(file) {
-  const number = ++latest;
-  $("error").hidden = true;
-  $("answer").hidden = true;
-  $("status").textContent = "Looking…";
-  $("status").className = "";
-  const address = `/predict/${encodeURIComponent($("model").value)}?explain=true`;
+async function loadExamples() {
+  const { n } = await (await fetch("/examples", { headers: headers() })).json();
+  $("examples").hidden = !n;
+  $("examples").replaceChildren();
+  for (let number = 0; number < n; number++) {
+    const blob = await (await fetch(`/examples/${number}`, { headers: headers() })).blob();
+    const button = thumb(URL.createObjectURL(blob), `Example ${number + 1}`, "");
+    button.addEventListener("click", () => ask([new File([blob], `example ${number + 1}`, { type: blob.type })]));
+    $("examples").append(button);
+  }
+}
+
+function thumb(url, name, text) {
+  const button = document.createElement("button");
+  const image = document.createElement("img");
+  button.type = "button";
+  image.src = url;
+  image.alt = name;
+  button.append(image);
+  if (text) button.append(Object.assign(document.createElement("span"), { textContent: text }));
+  return button;
+}
+
+async function predictionOf(file, model, explain) {
+  const address = `/predict/${encodeURIComponent(model)}?explain=${explain}`;
   let response, answer;
   try {
-    response = await fetch(address, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+    const type = { "Content-Type": "application/octet-stream" };
+    response = await fetch(address, { method: "POST", body: file, headers: headers(type) });
     answer = await response.json();
   } catch {
-    answer = null;
+    return { error: "The server cannot be reached, or did not take the file. Is it larger than the server allows?" };
   }
-  if (number !== latest) return;
-  $("status").textContent = "";
-  $("status").className = "away"; // what follows is for those who do not see the answer
-  if (answer === null) fail("The server cannot be reached, or did not take the file. Is it larger than the server allows?");
-  else if (!response.ok) fail(`${file.name || "The image"}: ${answer.error}.`);
-  else show(file, answer.predictions[0]);
+  return response.ok ? { prediction: answer.predictions[0] } : { error: `${file.name || "The image"}: ${answer.error}.` };
 }
 
-function show(file, prediction) {
-  if (pictures.plain) URL.revokeObjectURL(pictures.plain);
-  pictures = { plain: URL.createObjectURL(file), evidence: prediction.map ?? "" };
-  $("look").hidden = !pictures.evidence;
+async function ask(files) {
+  const number = ++latest;
+  for (const answer of answers) URL.revokeObjectURL(answer.url);
+  answers = [];
+  $("error").hidden = $("answer").hidden = $("all").hidden = true;
+  $("all").replaceChildren();
+  $("status").className = "";
+  for (const [position, file] of files.entries()) {
+    $("status").textContent = files.length > 1 ? `Looking… ${position + 1} of ${files.length}` : "Looking…";
+    const found = await predictionOf(file, $("model").value, true);
+    if (number !== latest) return;
+    answers.push({ file, url: URL.createObjectURL(file), ...found });
+    if (files.length > 1) list(answers.at(-1));
+  }
+  $("status").textContent = "";
+  $("status").className = "away"; // what follows is for those who do not see the answer
+  show(answers.find((answer) => answer.prediction) ?? answers[0]);
+}
+
+function list(answer) {
+  const text = answer.prediction ? headline(answer.prediction) : "Error";
+  const button = thumb(answer.url, answer.file.name, text);
+  button.addEventListener("click", () => show(answer));
+  answer.button = button;
+  $("all").append(button);
+  $("all").hidden = false;
+}
+
+function show(answer) {
+  shown = answer;
+  for (const other of answers) other.button?.setAttribute("aria-pressed", String(other === answer));
+  $("error").hidden = true;
+  $("answer").hidden = !answer.prediction;
+  if (!answer.prediction) return fail(answer.error);
+  const { file, prediction } = answer;
+  $("look").hidden = !prediction.map;
   showPicture();
   $("picture").alt = `The image, named ${headline(prediction)} by the model`;
   $("name").textContent = file.name;
@@ -71,10 +128,24 @@ function show(file, prediction) {
   $("decision").textContent = headline(prediction);
   $("meaning").textContent = (hasSeveral() ? SEVERAL : MEANING)[prediction.outcome];
   $("top").replaceChildren(...prediction.top.map(bar));
-  $("answer").hidden = false;
   const sure = prediction.outcome === "label" ? `, ${percent(prediction.probability)}` : "";
   $("status").textContent = `${BADGE[prediction.outcome]}: ${headline(prediction)}${sure}.`;
   $("answer").scrollIntoView({ block: "nearest" });
+  compare(answer);
+}
+
+async function compare(answer) {
+  const others = models.filter((model) => model.name !== $("model").value);
+  $("others").hidden = !others.length;
+  $("others").querySelector("ul").replaceChildren();
+  for (const model of others) {
+    const { prediction, error } = await predictionOf(answer.file, model.name, false);
+    if (shown !== answer) return;
+    const item = document.createElement("li");
+    const said = prediction ? `${prediction.label || "none"} (${BADGE[prediction.outcome].toLowerCase()}, ${percent(prediction.probability)})` : error;
+    item.append(Object.assign(document.createElement("span"), { textContent: model.name }), Object.assign(document.createElement("b"), { textContent: said }));
+    $("others").querySelector("ul").append(item);
+  }
 }
 
 function hasSeveral() {
@@ -89,7 +160,7 @@ function headline(prediction) {
 }
 
 function showPicture() {
-  $("picture").src = $("evidence").checked && pictures.evidence ? pictures.evidence : pictures.plain;
+  $("picture").src = ($("evidence").checked && shown.prediction.map) || shown.url;
 }
 
 function bar([label, probability]) {
@@ -122,11 +193,21 @@ if (navigator.maxTouchPoints || matchMedia("(any-pointer: coarse)").matches) {
 }
 for (const id of ["file", "camera"]) {
   $(id).addEventListener("change", (event) => {
-    if (event.target.files.length) ask(event.target.files[0]);
+    if (event.target.files.length) ask([...event.target.files]);
     event.target.value = ""; // the same file again is a new question
   });
 }
-$("model").addEventListener("change", describe);
+$("model").addEventListener("change", () => {
+  describe();
+  if (answers.length) ask(answers.map((answer) => answer.file));
+});
+$("token-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token = $("token").value.trim();
+  sessionStorage.setItem("topwork-token", token);
+  $("error").hidden = true;
+  loadModels();
+});
 $("evidence").addEventListener("change", showPicture);
 for (const kind of ["dragenter", "dragover"]) {
   document.addEventListener(kind, (event) => {
@@ -140,11 +221,11 @@ document.addEventListener("dragleave", (event) => {
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   $("drop").classList.remove("over");
-  if (event.dataTransfer.files.length) ask(event.dataTransfer.files[0]);
+  if (event.dataTransfer.files.length) ask([...event.dataTransfer.files]);
   else fail("Drop an image file; links and text from other pages are not opened.");
 });
 document.addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find((f) => f.type.startsWith("image/"));
-  if (file) ask(file);
+  if (file) ask([file]);
 });
 loadModels();
