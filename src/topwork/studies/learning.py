@@ -24,6 +24,7 @@ from topwork.features.embed import Features
 from topwork.models.backbone import Backbone
 from topwork.models.head import HeadSpec, LinearHead
 from topwork.models.modules import build_classifier, count_parameters, set_linear
+from topwork.models.stages import is_inside
 from topwork.studies.bench import Bench, Bools, Ints
 from topwork.training.batches import Dataset, ImageDataset
 from topwork.training.finetune import data_facts, stage_names
@@ -169,13 +170,16 @@ def learn(
 
     Args:
         network: changed in place; ends with the last epoch's weights.
-        rates: peak rate by stage instead of the plan's; 0 freezes it.
+        rates: peak rate by stage, or by module that holds stages, instead of the plan's; 0 freezes it.
         on_epoch: called with the network after each epoch.
     """
     facts = data_facts(task.train_labels, task.n_classes, 0)
     recipe = plan(replace(settings, ema=None, patience=None), facts, stage_names(network), task.seed)
     if rates is not None:
-        phases = tuple(replace(phase, rates=tuple(rates.items()), batch_norm="frozen") for phase in recipe.phases)
+        named = tuple(
+            (stage, next(r for name, r in rates.items() if is_inside(stage, [name]))) for stage in stage_names(network)
+        )
+        phases = tuple(replace(phase, rates=named, batch_norm="frozen") for phase in recipe.phases)
         recipe = replace(recipe, phases=phases)
     n_parameters, n_trainable = _counted(network, recipe.phases[-1])
     epochs: list[Epoch] = []
