@@ -52,6 +52,7 @@ ABSURD = [
     ("thresholds.confidence", 2),
     ("thresholds.set_probability", float("nan")),
     ("thresholds.labels", [0.5, "a"]),
+    *[("thresholds.positive", value) for value in (3, {}, {"class": "none", "threshold": 0.5}, {"class": "disc", "threshold": 2})],
     ("classes", []),
     ("classes", ["disc", "disc", "square"]),
     ("classes", "abc"),

@@ -120,6 +120,7 @@ THRESHOLDS: dict[str, Rule] = {
     "set_coverage": SHARE,
     "target_precision": SHARE,
     "labels": items(number(0, 1)),
+    "positive": Rule("an object or null", lambda v: v is None or isinstance(v, dict)),
     "none_is_an_answer": FLAG,
 }
 LAYOUT: dict[str, Rule] = {
@@ -157,6 +158,10 @@ def check_description(facts: dict[str, Any], path: Path, newest_format: int) -> 
     _check("preprocessing.", facts["preprocessing"], PREPROCESSING, PREPROCESSING_OPTIONAL, path)
     _check("head.", facts["head"], HEAD, {}, path)
     _check("thresholds.", facts["thresholds"], {}, THRESHOLDS, path)
+    if facts["thresholds"].get("positive") is not None:
+        positive = {"class": one_of(*facts["classes"][:2]), "threshold": number(0, 1)}
+        _check("thresholds.positive.", facts["thresholds"]["positive"], positive, {}, path)
+        _check("", facts, {"classes": items(text(), 2, 2)}, {}, path)
     if "layout" in facts:
         _check("layout.", facts["layout"], LAYOUT, {}, path)
     for row, stage in enumerate(facts["stages"]):
