@@ -13,7 +13,7 @@ from topwork.errors import TopworkError, UsageError
 from topwork.models.backbone import load_backbone
 from topwork.models.head import FeatureTransform, LinearHead, parse_head
 from topwork.models.modules import count_parameters
-from topwork.training.batches import ImageDataset
+from topwork.training.batches import ImageDataset, to_device
 from topwork.training.checkpoint import load_checkpoint
 from topwork.training.finetune import SIX_BLOCKS, data_facts, image_datasets, make_network, tune
 from topwork.training.loop import Interruption, TrainerContext, fit
@@ -103,7 +103,7 @@ def test_images_of_a_manifest_become_streams(shared_data, monkeypatch, tmp_path,
     assert valid.pixels.shape == (4, SIDE, SIDE, 3)
     assert list(train.labels) == manifest.labels[:6]
     assert done[-1] == (10, 10)
-    assert train.load(np.arange(2), 0).shape == (2, SIDE, SIDE, 3)
+    assert to_device(train.load(np.arange(2), 0), "cpu").shape == (2, SIDE, SIDE, 3)
 
 
 def test_a_signal_saves_and_ends_and_the_second_is_not_held_back(tmp_path):
