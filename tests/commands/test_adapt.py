@@ -86,8 +86,7 @@ def test_an_adapted_run_holds_all_that_a_run_holds(adapted, run, negatives):
 def test_its_report_shows_both_domains(adapted):
     page = write_report(adapted.folder).read_text()
     assert 'id="domains"' in page
-    assert "Each domain centered by itself" in page
-    assert page.count("of-target") > 30
+    assert "Source and target" in page
 
 
 def test_the_predictor_reads_it_like_any_other_model(adapted, negatives):
