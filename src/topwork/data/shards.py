@@ -66,8 +66,8 @@ def _not_written(folder: Path, error: OSError) -> TopworkError:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The whole shards of a folder, in a fixed order."""
-    return sorted(folder.glob("shard-*.parquet")) if folder.is_dir() else []
+    """The whole shards of a folder, in a fixed order; those of older versions have no checksum in their name."""
+    return sorted(folder.glob("shard-*-*.parquet")) if folder.is_dir() else []
 
 
 def read_shards(folder: Path, columns: list[str], *, verify: bool = True) -> Iterator[tuple[Path, pa.Table]]:
@@ -77,6 +77,8 @@ def read_shards(folder: Path, columns: list[str], *, verify: bool = True) -> Ite
             if verify:
                 verify_shard(path)
             table = read_parquet(path, columns)
+        except FileNotFoundError:
+            continue  # another process found it damaged
         except DAMAGE as error:
             forget(path, error)
             continue
