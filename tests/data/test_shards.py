@@ -14,15 +14,22 @@ from topwork.features.store import FeatureStore
 def test_folder_names_are_no_columns_and_missing_columns_are_named(tmp_path):
     folder = tmp_path / "lens=wide"
     folder.mkdir()
-    path = folder / "shard-1.parquet"
+    path = folder / "shard-1-00000000.parquet"
     pq.write_table(pa.table({"a": [1, 2], "b": ["x", "y"]}), path)
     assert read_parquet(path).column_names == ["a", "b"]
     assert read_parquet(path, ["b"]).to_pydict() == {"b": ["x", "y"]}
     with pytest.raises(KeyError, match="c"):
         read_parquet(path, ["a", "c"])
-    (folder / "shard-2.parquet").write_bytes(b"damaged")
-    assert [found.name for found, _ in read_shards(folder, ["a"], verify=False)] == ["shard-1.parquet"]
+    (folder / "shard-2-00000000.parquet").write_bytes(b"damaged")
+    assert [found.name for found, _ in read_shards(folder, ["a"], verify=False)] == ["shard-1-00000000.parquet"]
     assert not list(read_shards(folder, ["a"]))
+
+
+def test_shards_of_older_versions_are_passed_over_without_a_word(tmp_path, caplog):
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "shard-1.parquet")
+    assert not list(read_shards(tmp_path, ["a"]))
+    assert not caplog.records
+    assert (tmp_path / "shard-1.parquet").exists()
 
 
 def features(n=40):
