@@ -6,9 +6,11 @@ Drawn images and small networks are made in the tests that use them, not here.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -58,3 +60,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the shared images are not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium with a fake camera, driven by Playwright: one for all tests, as there can be no second one."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium_path = shutil.which("chromium") or "/usr/bin/chromium"
+    if not Path(chromium_path).exists():
+        pytest.skip("there is no Chromium on this machine")
+    flags = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=chromium_path, args=flags)
+        yield chromium
+        chromium.close()

@@ -25,8 +25,10 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("growing")
     data = draw_folders(root / "data", n_each=20, shapes=("disc", "square"))
     draw_folders(root / "more", n_each=20, shapes=("cross", "stripes"))
-    fit(data, root / "run", FitSettings(backbone="random:test_efficientnet"))
-    return root / "run"
+    with pytest.MonkeyPatch.context() as patch:  # other tests draw the same images
+        patch.setenv("TOPWORK_CACHE", str(root / "cache"))
+        fit(data, root / "run", FitSettings(backbone="random:test_efficientnet"))
+        yield root / "run"
 
 
 # ---- the head

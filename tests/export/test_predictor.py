@@ -73,7 +73,7 @@ def test_figures_are_about_f32_answers_also_after_training_in_bf16(drawn, images
 
     load = engine.load_engine
 
-    def load_engine(backbone, kind="auto", precision="auto"):
+    def load_engine(backbone, kind="auto", precision="auto", device="auto"):
         found = load(backbone, kind, "f32")
         return found if precision == "f32" else Bf16Engine(engine.compiled_path(backbone), "bf16")
 
@@ -223,7 +223,7 @@ def test_pictures_of_where_the_model_looked(runs, images, tmp_path):
         tmp_path / "maps",
         "--json",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, "one of three inputs failed, more than the tenth that is allowed"
     names = sorted(path.name for path in (tmp_path / "maps").iterdir())
     assert names == [f"000001-{Path(images[0]).stem}.jpg", f"000003-{Path(images[1]).stem}.jpg"]
     picture = np.asarray(Image.open(tmp_path / "maps" / names[0]))

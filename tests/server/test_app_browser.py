@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.report.conftest import browser as browser
 from tests.report.test_browser import FAINT_TEXT
 
 from drawing import draw, draw_folders

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report.conftest import browser as browser
 from tests.report.test_browser import FAINT_TEXT
 
 from drawing import draw, draw_folders

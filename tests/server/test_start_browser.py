@@ -17,22 +17,10 @@ from .serving import serving
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture(scope="module")
-def browser_with_camera() -> Any:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as play:
-        found = play.chromium.launch(
-            executable_path="/usr/bin/chromium" if Path("/usr/bin/chromium").exists() else None,
-            args=["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--no-sandbox"],
-        )
-        yield found
-        found.close()
-
-
-def test_from_two_folders_to_an_answer_on_a_webcam_frame(browser_with_camera: Any, tmp_path: Path) -> None:
+def test_from_two_folders_to_an_answer_on_a_webcam_frame(browser: Any, tmp_path: Path) -> None:
     data = draw_folders(tmp_path / "shapes", n_each=40, shapes=("disc", "square"))
     with serving(tmp_path / "work", verb="app", ready="/state") as served:
-        context = browser_with_camera.new_context(permissions=["camera"])
+        context = browser.new_context(permissions=["camera"])
         page = context.new_page()
         trouble: list[str] = []
         page.on("pageerror", lambda error: trouble.append(str(error)))

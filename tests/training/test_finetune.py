@@ -108,6 +108,7 @@ def test_images_of_a_manifest_become_streams(shared_data, monkeypatch, tmp_path,
 
 def test_a_signal_saves_and_ends_and_the_second_is_not_held_back(tmp_path):
     recipe = recipe_for(epochs=50)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # another test may have run the command line in this process
     before = {kind: signal.getsignal(kind) for kind in Interruption.kinds}  # a shell may have SIGINT ignored
     with Interruption() as interruption:
 
@@ -152,7 +153,7 @@ def test_a_gpu_that_only_emulates_bf16_is_not_given_it(has_bf16, monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has_bf16
     )
-    assert data_facts(np.arange(24) % 2, 2, 8).has_bf16 is has_bf16
+    assert data_facts(np.arange(24) % 2, 2, 8, device="cuda").has_bf16 is has_bf16
 
 
 def test_an_image_that_vanished_or_changed_since_the_scan_is_named(tmp_path, monkeypatch, backbone):

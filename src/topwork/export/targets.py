@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topwork.errors import TopworkError, UsageError
-from topwork.evaluation.predictions import Task
 
 if TYPE_CHECKING:  # the command line reads the table: nothing heavy before there is something to export
     from torch import nn
@@ -126,6 +125,7 @@ def classifier_network(classifier: Classifier) -> nn.Module:
 def description(classifier: Classifier, model: str) -> dict[str, Any]:
     """What goes with an export: file name, class names, preprocessing, origin."""
     import topwork
+    from topwork.evaluation.predictions import Task
 
     task = Task.of(classifier)
     limits = (

@@ -204,10 +204,11 @@ def load_backbone(
         DownloadError: the weights have to be downloaded and cannot be.
         ModelError: the weights are damaged or do not fit.
     """
-    source = parse_name(name)
+    source = parse_name(name, check=False)
     folder = (cache or cache_folder()) / "backbones" / f"{source.key}-v{FORMAT}"
     prepared = _read_prepared(source.name, folder)
     if prepared is None:
+        source = parse_name(name)
         note = license_note(source)
         if note and on_note:
             on_note(note)

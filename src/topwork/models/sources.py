@@ -115,7 +115,7 @@ class Source:
         return _downloaded(self)
 
 
-def parse_name(name: str) -> Source:
+def parse_name(name: str, *, check: bool = True) -> Source:
     """What a name of a backbone means; nothing is downloaded.
 
     Args:
@@ -123,26 +123,28 @@ def parse_name(name: str) -> Source:
             ``timm/NAME`` or ``hf-hub:ORG/NAME``; the name that transformers, torch.hub or torchvision have for weights
             timm has, too; ``random:ARCHITECTURE``; ``ARCHITECTURE=FILE.safetensors``; ``local-dir:FOLDER`` or the
             path of a folder with ``config.json`` and ``model.safetensors``.
+        check: ask timm whether it knows the name, which imports torch.
 
     Raises:
         UsageError: no such name, file or folder.
     """
+    known = _known if check else lambda timm_name, _: timm_name
     if name in ("auto", *EMBEDDED):
         name = "lite0" if name == "auto" else name
         return Source(name, "embedded", EMBEDDED[name].architecture)
     if name == "random" or name.startswith("random:"):
         architecture = name.partition(":")[2] or EMBEDDED["lite0"].architecture
-        return Source(name, "random", _known(architecture, name))
+        return Source(name, "random", known(architecture, name))
     if "=" in name:
         architecture, _, file = name.partition("=")
-        return Source(name, "file", _known(architecture, name), _weights_file(name, Path(file)))
+        return Source(name, "file", known(architecture, name), _weights_file(name, Path(file)))
     if name.startswith("local-dir:") or Path(name).is_dir():
         return Source(name, "folder", name.removeprefix("local-dir:"), _folder(name))
     plain = re.sub(r"^(hf-hub:|hf_hub:)?timm/", "", name)
     translated = well_known().get(plain.lower(), plain)
-    if name.startswith(("hf-hub:", "hf_hub:")) and not _is_known(translated):
+    if translated.startswith(("hf-hub:", "hf_hub:")):
         return Source(name, "timm", name)
-    return Source(name, "timm", _known(translated, name))
+    return Source(name, "timm", known(translated, name))
 
 
 def license_note(source: Source) -> str | None:
