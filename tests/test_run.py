@@ -343,7 +343,7 @@ def test_missing_columns_are_named(tmp_path):
     (tmp_path / "table.csv").write_text("picture,kind\na.jpg,b\n")
     done = topwork("fit", tmp_path / "table.csv", "--out", tmp_path / "run", "--json")
     assert done.returncode == 2
-    assert "no column path and no column label" in json.loads(done.stdout)["error"]
+    assert "no column label; found: picture, kind" in json.loads(done.stdout)["error"]
     assert "picture, kind" in done.stderr
 
 

@@ -119,7 +119,8 @@ def test_a_tuned_network_predicts_as_it_was_evaluated_or_is_dropped(is_kept, run
     answers = Predictor(tmp_path / "run").predict([few_colors / row["path"] for row in rows])
     assert [a.label for a in answers] == [row["predicted"] for row in rows]
     page = write_report(tmp_path / "run").read_text()
-    assert "then adapted to another set of images" in page
+    assert "The model was adapted" in page
+    assert "A fine-tuned " in page
     assert not (tmp_path / "run" / "insights.json").exists()  # the source's are about another network
 
 

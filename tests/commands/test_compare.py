@@ -58,7 +58,7 @@ def test_a_better_run_is_called_better_and_pictures_are_shown(runs, tmp_path):
 
 def test_a_run_against_itself_shows_no_clear_difference(runs):
     _, (found,) = compare_runs([runs / "good", runs / "good"])
-    assert "No clear difference" in found.sentence
+    assert "No significant difference (p = 1.00)" in found.sentence
     assert found.as_dict()["disagreements"] == []
 
 

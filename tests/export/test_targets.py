@@ -17,7 +17,7 @@ from topwork.data.images import decode
 from topwork.data.manifest import load_manifest
 from topwork.data.transforms import InputSpec, fit_to_input
 from topwork.errors import TopworkError, UsageError
-from topwork.export import package, standalone, targets
+from topwork.export import package, quantize, standalone, targets
 from topwork.export.package import export_model
 from topwork.export.parity import run_script
 from topwork.export.predictor import Predictor
@@ -252,8 +252,8 @@ def held_out(run):
 def test_eight_bits_that_answer_otherwise_are_not_kept(runs, images, tmp_path, monkeypatch):
     """The wrong network in place of a quantizer that went wrong."""
     monkeypatch.setattr(package, "_calibration", lambda *_: np.zeros((1, 160, 160, 3), np.uint8))
-    monkeypatch.setattr(targets, "quantized", lambda model, *_: inverted(model))
-    with pytest.raises(TopworkError, match="in eight bits only"):
+    monkeypatch.setattr(quantize, "quantized", lambda model, *_: inverted(model))
+    with pytest.raises(TopworkError, match="in 8 bits only"):
         exported(runs["plain"], "onnx", tmp_path, int8=True, check=images)
     assert [p.name for p in tmp_path.iterdir()] == ["model.parity-failed.json"]
 

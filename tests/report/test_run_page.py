@@ -387,7 +387,8 @@ def test_command_names_what_is_not_the_default(make_run: MakeRun) -> None:
     command = repeat_command(read_record(make_run(valid=0.2, test=0.3)))
     assert "--test-fraction 0.3" in command
     assert "--seed 0" in command
-    assert "--valid-fraction" not in command  # 0.2 is the default
+    assert "--valid-fraction 0.2" in command  # a probe has no valid part by default
+    assert "--near-duplicates" not in command
     assert "--backbone" not in command
 
 

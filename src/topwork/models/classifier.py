@@ -172,7 +172,8 @@ def timm_config(classifier: Classifier) -> dict[str, Any]:
     pretrained = {key: backbone.pretrained_cfg.get(key) for key in kept if key in backbone.pretrained_cfg}
     # transformers then takes sigmoids; timm leaves that to the caller
     problem = {"problem_type": "multi_label_classification"} if classifier.multi_label else {}
-    is_resized = [spec.height, spec.width] != list(backbone.pretrained_cfg["input_size"][1:])
+    size = [3, spec.height, spec.width]
+    is_resized = list(backbone.pretrained_cfg.get("input_size") or size) != size
     sized = backbone.layout.takes_size and (is_resized or backbone.layout.options)
     options = backbone.layout.options | ({"img_size": [spec.height, spec.width]} if sized else {})
     return (
