@@ -27,6 +27,7 @@ from topwork import __version__
 from topwork.console import Terminal
 from topwork.errors import Interrupted, TopworkError, UsageError
 from topwork.export.targets import TARGETS
+from topwork.files import error_reason
 from topwork.settings import (
     AdaptSettings,
     DataSettings,
@@ -919,7 +920,7 @@ def _flushed(status: int) -> int:
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            print(f"topwork: stdout: {(error.strerror or str(error)).lower()}.", file=sys.stderr)
+            print(f"topwork: stdout: {error_reason(error)}.", file=sys.stderr)
         return status or 1
     return status
 
@@ -930,7 +931,7 @@ def _failed(error: Exception, arguments: Iterable[str]) -> int:
     known = isinstance(error, TopworkError)
     text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows where)"
     if isinstance(error, OSError) and not known:
-        text = f"{error.filename or 'input/output'}: {(error.strerror or str(error)).lower()}"
+        text = f"{error.filename or 'input/output'}: {error_reason(error)}"
     if "--json" in arguments:
         _print_json({"error": text})
     print(f"topwork: {text}", file=sys.stderr)

@@ -13,66 +13,54 @@ from pathlib import Path
 from topwork.errors import TopworkError, UsageError
 from topwork.text import escape
 
+BUSY = "another process is writing here. Wait for it, or choose another --out."
 
-class atomic_file:
-    """Context manager that gives a temporary path and renames it to ``final`` once its data are on the disk.
+
+@contextmanager
+def atomic_file(final: Path) -> Iterator[Path]:
+    """Gives a temporary path and renames it to ``final`` once its data are on the disk.
 
     After an exception the temporary file is removed and ``final`` is untouched.
 
     Raises:
         TopworkError: it could not be written (full disk, permissions), with its name.
     """
-
-    def __init__(self, final: Path) -> None:
-        self.final = final
-        self.partial = _beside(final)
-
-    def __enter__(self) -> Path:
-        return self.partial
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            with writing(self.final):
-                if error is not None:
-                    raise error
-                with open(self.partial, "rb+") as file:
-                    os.fsync(file.fileno())
-                os.replace(self.partial, self.final)
-                flush_folder(self.final.parent)
-        finally:
-            self.partial.unlink(missing_ok=True)
+    partial = _beside(final)
+    try:
+        with writing(final):
+            yield partial
+            _flush_file(partial)
+            os.replace(partial, final)
+            flush_folder(final.parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-class atomic_folder:
-    """Context manager that gives a temporary folder and puts it in the place of ``final`` once it is complete.
+@contextmanager
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """Gives a temporary folder and puts it in the place of ``final`` once it is complete.
 
     What stood there stays whole until then. After an exception the temporary folder is removed and ``final`` is untouched.
 
     Raises:
         TopworkError: it could not be written (full disk, permissions), with its name.
     """
+    partial = _beside(final)
+    try:
+        with writing(final):
+            partial.mkdir(parents=True)
+            yield partial
+            for path in partial.rglob("*"):
+                if path.is_file():
+                    _flush_file(path)
+            replace_folder(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
-    def __init__(self, final: Path) -> None:
-        self.final = final
-        self.partial = _beside(final)
 
-    def __enter__(self) -> Path:
-        with writing(self.final):
-            self.partial.mkdir(parents=True)
-        return self.partial
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            with writing(self.final):
-                if error is not None:
-                    raise error
-                for path in self.partial.rglob("*"):
-                    if path.is_file():
-                        with open(path, "rb+") as file:
-                            os.fsync(file.fileno())
-                replace_folder(self.partial, self.final)
-        finally:
-            shutil.rmtree(self.partial, ignore_errors=True)
+def _flush_file(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def replace_folder(new: Path, final: Path) -> None:
@@ -138,10 +126,13 @@ def error_reason(error: Exception) -> str:
 
 
 @contextmanager
-def locked(final: Path) -> Iterator[None]:
+def locked(final: Path, busy: str = BUSY) -> Iterator[None]:
     """Holds a file or folder for this process alone, by a lock beside it that is removed at the end.
 
     A lock that a dead process left does not block. Folders above ``final`` are made.
+
+    Args:
+        busy: what to say, after the name, if another process holds it.
 
     Raises:
         UsageError: another process is writing there.
@@ -155,15 +146,12 @@ def locked(final: Path) -> Iterator[None]:
         final.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout:
-        raise UsageError(
-            f"{escape(str(final))}: another process is writing here. Wait for it, or choose another --out."
-        ) from None
+        raise UsageError(f"{escape(str(final))}: {busy}") from None
     except OSError as error:
-        raise TopworkError(f"{escape(str(error.filename or final))}: {error_reason(error)}.") from error
+        raise TopworkError(f"{escape(str(final))}: cannot be written: {error_reason(error)}.") from error
     try:
         yield
     finally:
-        path.unlink(
-            missing_ok=True
-        )  # while it is held: whoever opened it meanwhile sees that it is gone and asks again
+        # While it is held: whoever opened it meanwhile sees that it is gone and asks again.
+        path.unlink(missing_ok=True)
         lock.release()

@@ -483,11 +483,6 @@ def _octal(character: str) -> str:
     return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
-def help_of(kind: type[DataSettings]) -> dict[str, str]:
-    """The help line of every setting of a kind, by name."""
-    return {item.name: item.metadata["help"] for item in fields(kind)}
-
-
 def learning_rates(text: str) -> tuple[float, float]:
     """(lowest, highest) of ``1e-4`` or ``1e-6:1e-4``.
 

@@ -57,7 +57,7 @@ def test_labels_are_laid_over_the_images_which_stay_as_they_are(tmp_path: Path) 
     labels = {sample.path: sample.label for sample in after.samples}
     assert labels == {s.path: "square" if s is first else s.label for s in before.samples if s is not second}
     assert [(reject.path, reject.reason) for reject in after.rejects] == [(second.path, REMOVED)]
-    assert "c.csv: 1 label changed, 1 image set aside. 1 decision about images that are not here." in after.notes
+    assert "c.csv: 1 label changed, 1 image excluded. 1 decision about images that are not here." in after.notes
     assert {path: path.read_bytes() for path in data.rglob("*.jpg")} == files
     assert after.digest != before.digest
 

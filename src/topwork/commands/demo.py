@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from topwork.errors import UsageError
-from topwork.files import atomic_file
+from topwork.files import atomic_file, error_reason
 from topwork.settings import cache_folder
 
 LICENSE_NOTE = (
@@ -47,7 +47,7 @@ def write_demo_data(folder: Path | None = None, seed: int = 0) -> Path:
             writer.writeheader()
             writer.writerows(rows)
     except OSError as error:
-        raise UsageError(f"{error.filename or folder}: {(error.strerror or str(error)).lower()}") from None
+        raise UsageError(f"{error.filename or folder}: {error_reason(error)}") from None
     return table
 
 

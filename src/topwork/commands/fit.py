@@ -1,6 +1,6 @@
 """``topwork fit``: from a folder of images to a run folder.
 
-``fit`` reads from top to bottom: scan and embed in one pass, split, probe, tune where asked, calibrate, judge, write.
+``fit`` reads from top to bottom: scan and embed in one pass, split, probe, tune where asked, calibrate, evaluate, write.
 Each step is one public function of the layer below; here is only their order and what is recorded.
 """
 
@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from topwork.training.finetune import TunedClassifier
 
 RESERVED = 0.15  # of the time budget, for evaluation, insights and the report
-VALID_OF_TUNING = "choosing the epoch, the mixture of weights, the temperature and the thresholds; its figures flatter"
+VALID_OF_TUNING = (
+    "choosing the epoch, the mixture of weights, the temperature and the thresholds, so its scores are optimistic"
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

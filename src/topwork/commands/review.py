@@ -185,7 +185,7 @@ def outcome_of(run: Path, corrected: Path) -> Outcome:
     was = {first.manifest.samples[row].content_hash: first.manifest.samples[row].label
            for row in first.predictions.sample_indices.tolist()}  # fmt: skip
     shared = truth.keys() & was.keys()
-    (one, one_hashes), (two, two_hashes) = (_by_truth(judged, truth, shared) for judged in (first, second))
+    (one, one_hashes), (two, two_hashes) = (_by_truth(part, truth, shared) for part in (first, second))
     found = compare(one, two, one_hashes, two_hashes)
     n_changed = sum(truth[image] != was[image] for image in shared)
     sentence = comparison_sentence("the previous run", "the retrained model", found)
@@ -197,11 +197,11 @@ def outcome_of(run: Path, corrected: Path) -> Outcome:
     return Outcome(corrected, part, found, n_changed, sentence)
 
 
-def _by_truth(judged: EvaluatedPart, truth: dict[str, str], shared: set[str]) -> tuple[Predictions, list[str]]:
+def _by_truth(part: EvaluatedPart, truth: dict[str, str], shared: set[str]) -> tuple[Predictions, list[str]]:
     """The answers on the shared images, each image once, with the labels of ``truth``."""
-    first_of = {image: position for position, image in reversed(list(enumerate(judged.hashes))) if image in shared}
+    first_of = {image: position for position, image in reversed(list(enumerate(part.hashes))) if image in shared}
     hashes = sorted(first_of)
-    taken = judged.predictions.take(np.array([first_of[image] for image in hashes], np.int64))
+    taken = part.predictions.take(np.array([first_of[image] for image in hashes], np.int64))
     index = {name: number for number, name in enumerate(taken.classes)}
     labels = np.array([index.get(truth[image], -1) for image in hashes], np.int64)
     return replace(taken, labels=labels), hashes

@@ -7,6 +7,7 @@ written is ever changed, and undoing is one more line.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -20,8 +21,8 @@ from typing import Any, Literal, cast, get_args
 from topwork.data.samples import Reject, Sample
 from topwork.data.tables import decoded
 from topwork.errors import TopworkError, UsageError
-from topwork.files import flush_folder
-from topwork.text import canonical, escape
+from topwork.files import error_reason, flush_folder, locked
+from topwork.text import canonical, count, escape
 
 Decision = Literal["relabel", "keep", "remove", "undo"]
 COLUMNS = ("content_hash", "path", "was", "decision", "label", "time")
@@ -97,7 +98,7 @@ def read_corrections(path: str | os.PathLike[str]) -> Corrections:
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error_reason(error)
         raise UsageError(f"--corrections {escape(str(path))}: {reason}.") from None
     text = raw.decode("utf-8-sig", "surrogateescape")
     return _parsed(_whole_lines(text) if _is_journal(text) else decoded(str(path), raw)[0], escape(str(path)))
@@ -159,14 +160,10 @@ def lay_over(
             n_changed += label != sample.label
             kept.append(replace(sample, label=label))
     n_strange = len(corrections.standing.keys() - met)
-    note = f"{escape(name)}: {_count(n_changed, 'label')} changed, {_count(len(rejects), 'image')} set aside."
+    note = f"{escape(name)}: {count(n_changed, 'label')} changed, {count(len(rejects), 'image')} excluded."
     if n_strange:
-        note += f" {_count(n_strange, 'decision')} about images that are not here."
+        note += f" {count(n_strange, 'decision')} about images that are not here."
     return kept, rejects, (note,)
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 # ---- writing
@@ -181,19 +178,12 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        import filelock
-
         self.path = path
         self._file: Any = None
-        self._lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
-        try:
-            self._lock.acquire()
-        except filelock.Timeout:
-            raise UsageError(
-                f"{escape(str(path))}: another review has it open. End that one, or name another --corrections."
-            ) from None
-        except OSError as error:
-            raise _cannot_write(path, error) from None
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(
+            locked(path, "another review has it open. End that one, or name another --corrections.")
+        )
         try:
             self._file = open(path, "a+b")  # noqa: SIM115 - open for its life
             self.corrections = self._begin()
@@ -243,7 +233,7 @@ class Journal:
         """Lets others write."""
         if self._file is not None:
             self._file.close()
-        self._lock.release()
+        self._lock.close()
 
     def _write(self, text: str) -> None:
         self._file.write(text.encode("utf-8", "surrogateescape"))
@@ -280,4 +270,4 @@ def _line(values: Iterable[str]) -> str:
 
 
 def _cannot_write(path: Path, error: OSError) -> TopworkError:
-    return TopworkError(f"{escape(str(path))}: cannot be written: {(error.strerror or str(error)).lower()}.")
+    return TopworkError(f"{escape(str(path))}: cannot be written: {error_reason(error)}.")

@@ -32,7 +32,7 @@ from topwork.data.traits import TraitStore, TraitTable
 from topwork.errors import ImageError, UsageError, changed_since_scan
 from topwork.files import atomic_file
 from topwork.settings import cache_folder
-from topwork.text import Described, canonical, escape, natural_key
+from topwork.text import Described, canonical, escape, first_names, natural_key
 
 FEW_IMAGES = 10  # a class with fewer training images than this is named before training
 
@@ -287,20 +287,22 @@ def _class_notes(listing: Listing, manifest: Manifest) -> list[str]:
     listed = _classes(listing.class_names, manifest.multi_label)
     empty = [name for name in listed if name not in classes]
     if empty:
-        notes.append(f"Classes without a usable image, left out: {_some(empty)}.")
+        notes.append(f"Classes without a usable image, left out: {first_names(empty, 8)}.")
     n_none = sum(not sample.label for sample in manifest.samples)
     if n_none:
         notes.append(f"{n_none} {'image has' if n_none == 1 else 'images have'} none of the labels.")
     few = [f"{escape(name)} ({counts[name]})" for name in classes if counts[name] < FEW_IMAGES]
     if few:
-        notes.append(f"Classes with fewer than {FEW_IMAGES} images, whose figures will be uncertain: {_some(few)}.")
+        notes.append(
+            f"Classes with fewer than {FEW_IMAGES} images, whose figures will be uncertain: {first_names(few, 8)}."
+        )
     notes += _part_notes(manifest)
     alike = defaultdict(list)
     for name in classes:
         alike[unicodedata.normalize("NFKC", name).casefold().strip()].append(name)
     for names in alike.values():
         if len(names) > 1:
-            notes.append(f"Class names that differ only in case, spaces or Unicode form: {_some(names)}.")
+            notes.append(f"Class names that differ only in case, spaces or Unicode form: {first_names(names, 8)}.")
     return notes
 
 
@@ -315,7 +317,7 @@ def _part_notes(manifest: Manifest) -> list[str]:
     for part, meaning in (("train", "so they cannot be learned"), ("valid", ""), ("test", "so they are not measured")):
         missing = [name for name in manifest.classes if name not in found[part]] if part in found else []
         if missing:
-            notes.append(f"Without an image in {part}{f', {meaning}' if meaning else ''}: {_some(missing)}.")
+            notes.append(f"Without an image in {part}{f', {meaning}' if meaning else ''}: {first_names(missing, 8)}.")
     return notes
 
 
@@ -335,11 +337,6 @@ def _conflict_notes(samples: list[Sample]) -> list[str]:
     if len(conflicts) > 5:
         notes.append(f"{len(conflicts) - 5} more images stand under different labels.")
     return notes
-
-
-def _some(names: list[str], n: int = 8) -> str:
-    text = ", ".join(escape(name) for name in names[:n])
-    return text + (f" and {len(names) - n} more" if len(names) > n else "")
 
 
 # ---- on disk

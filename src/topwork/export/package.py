@@ -25,7 +25,7 @@ from topwork.export.parity import Certificate, Checked, certify
 from topwork.export.predictor import read_image
 from topwork.export.quantize import N_IMAGES
 from topwork.export.targets import export_classifier, standalone_script, target_of
-from topwork.files import atomic_file
+from topwork.files import atomic_file, error_reason
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.text import escape
 
@@ -83,7 +83,7 @@ def export_model(
         for piece in reversed(pieces):  # the export last: if it is there, the rest is
             _move(partial / piece.name, piece)
     except OSError as error:
-        raise TopworkError(f"{out}: cannot be written: {(error.strerror or str(error)).lower()}.") from None
+        raise TopworkError(f"{out}: cannot be written: {error_reason(error)}.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Package(out, script, certificate_path, certificate)

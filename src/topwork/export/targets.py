@@ -175,14 +175,6 @@ def _target_of_file(path: Path) -> Target:
     return next(target for target in TARGETS.values() if target.endings[0] == path.suffix)
 
 
-def reference_decoder() -> str:
-    """The part of ``predict.py`` that others have to match: from the file to the pixels that the model takes."""
-    from topwork.export import standalone
-
-    text = Path(standalone.__file__).read_text(encoding="utf-8")
-    return text.partition("# ---- reference decoder")[2].partition("\n")[2].partition("# ---- the model")[0].strip()
-
-
 # ---- formats
 
 

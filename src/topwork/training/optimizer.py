@@ -19,8 +19,6 @@ from topwork.training.lora import adapted_modules, is_adapter, n_adapter_paramet
 from topwork.training.recipe import HEAD, Phase, Recipe
 from topwork.training.schedule import momentum_schedule, rate_schedule
 
-MOMENTUM_KEYS = {"adamw": "betas", "adam": "betas", "sgd": "momentum"}
-
 
 @dataclass(frozen=True)
 class StageRow:
