@@ -352,8 +352,12 @@ class StudySettings(DataSettings):
 
     quick: bool = _setting(False, "A rough answer within a minute: few images, small inputs, short training.")
     backbone: str = _setting("auto", "The pretrained network that is studied; as for fit.")
-    size: int | None = _setting(None, "Input side in pixels, for training and features; by default the study's own.")
-    n_images: int | None = _setting(None, "Use at most this many images, evenly of all classes; by default all.")
+    size: int | None = _setting(
+        None, "Input side in pixels, for training and features; by default the study's own.", at_least=32
+    )
+    n_images: int | None = _setting(
+        None, "Use at most this many images, evenly of all classes; by default all.", at_least=8
+    )
     test_fraction: float = _setting(0.25, "Fraction held out for the test if the data has no split.")
 
 

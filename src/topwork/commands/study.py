@@ -10,8 +10,8 @@ from typing import Any
 from topwork.progress import Reporter, default_reporter
 from topwork.settings import StudySettings
 from topwork.studies.bench import prepare
-from topwork.studies.catalog import runner_of, study_named
-from topwork.studies.study import Findings, Study
+from topwork.studies.catalog import Study, runner_of, study_named
+from topwork.studies.study import Findings
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ def run_study(
     started = time.perf_counter()
     run = runner_of(study)
     reporter.step("scan")
-    bench = prepare(path, settings, reporter.step, reporter.progress)
+    bench = prepare(path, settings, reporter)
     reporter.step(study.title)
     findings = run(bench)
     return Studied(study, None if path is None else str(path), findings, time.perf_counter() - started)

@@ -44,6 +44,13 @@ BYTES = Normalization("pixels from 0 to 255", (0.0, 0.0, 0.0), (1 / 255, 1 / 255
 USUAL = (IMAGENET, HALF, UNIT, CLIP, BYTES)
 
 
+def declared(spec: InputSpec) -> Normalization:
+    """The normalization of an input spec, under its usual name if it has one."""
+    return next(
+        (way for way in USUAL if way.is_that_of(spec)), Normalization("the declared values", spec.mean, spec.std)
+    )
+
+
 def alternatives(spec: InputSpec) -> tuple[Normalization, ...]:
     """The usual normalizations that are clearly different from the declared one."""
     return tuple(n for n in USUAL if np.abs(np.subtract(n.mean, spec.mean)).max() > 0.05 or _far(n.std, spec.std))
@@ -90,9 +97,7 @@ def statistics_fit(backbone: Backbone, images: Pixels) -> tuple[Fit, ...]:
         raise _SeenEnoughError  # the rest of the network is not needed
 
     hook = first.register_forward_pre_hook(keep)
-    declared = Normalization("the declared values", backbone.spec.mean, backbone.spec.std)
-    known = [n for n in USUAL if n.is_that_of(backbone.spec)]
-    candidates = [known[0] if known else declared, *alternatives(backbone.spec)]
+    candidates = [declared(backbone.spec), *alternatives(backbone.spec)]
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
     found = []
     with torch.inference_mode():
@@ -120,14 +125,14 @@ def misfit_sentence(fits: tuple[Fit, ...]) -> tuple[bool, str] | None:
     """Whether the declared normalization is most likely wrong, and a sentence; None where nothing can be said."""
     if not fits:
         return None
-    declared, best = next(fit for fit in fits if fit.is_declared), fits[0]
+    own, best = next(fit for fit in fits if fit.is_declared), fits[0]
     if best.misfit > GOOD_MISFIT:  # weights without training, or statistics of something that is no photo
         return None
-    if best.is_declared or declared.misfit < max(GOOD_MISFIT, CLEARLY_WORSE * best.misfit):
-        return False, f"The stored normalization ({_values(declared)}) is the one that the weights were trained with."
+    if best.is_declared or own.misfit < max(GOOD_MISFIT, CLEARLY_WORSE * best.misfit):
+        return False, f"The stored normalization ({_values(own)}) is the one that the weights were trained with."
     return True, (
         f"The normalization is most likely wrong: the batch-norm statistics inside the weights fit {_values(best)} "
-        f"(misfit {best.misfit:.2f}) and not the stored {_values(declared)} (misfit {declared.misfit:.2f}). "
+        f"(misfit {best.misfit:.2f}) and not the stored {_values(own)} (misfit {own.misfit:.2f}). "
         "The head was trained on distorted features; train it again with the right values."
     )
 

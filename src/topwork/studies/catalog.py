@@ -8,10 +8,29 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from topwork.errors import UsageError
 from topwork.studies.bench import Bench
-from topwork.studies.study import Findings, Study
+from topwork.studies.study import Findings
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as ``topwork study --list`` shows it.
+
+    Attributes:
+        teaches: what one knows afterwards.
+        cost: time it takes, with what that was measured on.
+        source: the tutorial or paper it comes from.
+    """
+
+    name: str
+    title: str
+    teaches: str
+    cost: str
+    source: str
+
 
 STUDIES = (
     Study(

@@ -11,27 +11,24 @@ import numpy as np
 from topwork.blocks import Chart, Series, Share, Table
 from topwork.evaluation.learning_curve import LearningCurve, learning_curve
 from topwork.features.embed import Features
-from topwork.features.probe import Probe, fit_probe
+from topwork.features.probe import Probe
 from topwork.studies.bench import Bench, Bools
 from topwork.studies.study import Findings, Measured, accuracies, compared, difference
 from topwork.text import points
 
-SIDE, QUICK_SIDE = 224, 96
 STEPS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def run(bench: Bench) -> Findings:
     """The study."""
-    backbone = bench.scaled(bench.side(SIDE, QUICK_SIDE))
+    backbone = bench.scaled(224, 96)
     features, n_classes, n_all = bench.features(backbone), len(bench.classes), len(bench.train)
     half = max(1, n_all // (2 * n_classes))  # images per class
     sizes = sorted({n for n in STEPS if n * n_classes < n_all * 0.45} | {half})
-    answers: dict[int, Bools] = {}
-    for n in (n * n_classes for n in sizes):
-        answers[n] = bench.correct(bench.probe(features, bench.train[:n]), features)
-    probe = fit_probe(features, bench.labels, n_classes, rows=bench.train, head="plain", seed=bench.seed)
-    answers[n_all] = bench.correct(probe.head, features)
-    curve = _law(bench, features, probe)
+    probes = {n * n_classes: bench.probe(features, bench.train[: n * n_classes]) for n in sizes}
+    probes[n_all] = bench.probe(features)
+    answers = {n: bench.correct(probe, features) for n, probe in probes.items()}
+    curve = _law(bench, features, probes[n_all])
     return Findings(
         sentences=tuple(_sentences(answers, curve, n_classes, bench.seed)),
         parts=(
@@ -65,14 +62,9 @@ def _law(bench: Bench, features: Features, probe: Probe) -> LearningCurve | None
 
 
 def _chart(answers: dict[int, Bools], curve: LearningCurve | None) -> Chart:
-    shares = {n: Measured.of(right) for n, right in answers.items()}
-    series = [
-        Series(
-            "measured on held-out images",
-            tuple((float(n), s.value) for n, s in shares.items()),
-            tuple((s.low, s.high) for s in shares.values()),
-        )
-    ]
+    shares = {float(n): Measured.of(right) for n, right in answers.items()}
+    measured, spans = tuple((n, s.value) for n, s in shares.items()), tuple((s.low, s.high) for s in shares.values())
+    series = [Series("measured on held-out images", measured, spans)]
     if curve:
         expected = tuple((float(f.n), f.accuracy) for f in curve.forecasts)
         spans = tuple((f.low, f.high) for f in curve.forecasts)
@@ -84,12 +76,9 @@ def _chart(answers: dict[int, Bools], curve: LearningCurve | None) -> Chart:
 
 
 def _forecasts(curve: LearningCurve) -> Table:
-    return Table(
-        "Expected with more images",
-        ("training images", "accuracy"),
-        tuple((f.n, Share(f.accuracy, f.low, f.high)) for f in curve.forecasts),
-        f"Best fit: error = {curve.floor:.3f} + {curve.scale:.2f} n^-{curve.exponent:.2f}.",
-    )
+    rows = tuple((f.n, Share(f.accuracy, f.low, f.high)) for f in curve.forecasts)
+    note = f"Best fit: error = {curve.floor:.3f} + {curve.scale:.2f} n^-{curve.exponent:.2f}."
+    return Table("Expected with more images", ("training images", "accuracy"), rows, note)
 
 
 def _sentences(answers: dict[int, Bools], curve: LearningCurve | None, n_classes: int, seed: int) -> list[str]:
@@ -100,17 +89,16 @@ def _sentences(answers: dict[int, Bools], curve: LearningCurve | None, n_classes
         for n in dict.fromkeys((sizes[0], sizes[-1]))
     ]
     if len(sizes) > 1:
-        is_half = abs(2 * sizes[-2] - sizes[-1]) <= 2 * n_classes  # within one image per class
-        first = f"with half as many ({sizes[-2]})" if is_half else f"with {sizes[-2]} images"
-        said.append(compared(first, answers[sizes[-2]], f"with all {sizes[-1]} images", last, seed))
+        said.append(
+            compared(f"with {sizes[-2]} images", answers[sizes[-2]], f"with all {sizes[-1]} images", last, seed)
+        )
         enough = next(n for n in sizes if not difference(answers[n], last, seed).is_clear)
         if enough < sizes[-1]:
             said.append(f"From {enough} images on, there is no significant difference from all {sizes[-1]}.")
     if curve:
-        gain, low, high = curve.gain
-        no_gain = "" if low > 0 else ": no clear gain"
+        gain, low, high = map(points, curve.gain)
         said.append(
-            f"Twice as many images should change accuracy by {points(gain)} points (95% CI {points(low)} to {points(high)}), "
-            f"extrapolated from cross-validated heads{no_gain}."
+            f"Twice as many images should change accuracy by {gain} points (95% CI {low} to {high}), extrapolated from "
+            f"cross-validated heads{'' if curve.gain[1] > 0 else ': no clear gain'}."
         )
     return said

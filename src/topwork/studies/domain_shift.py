@@ -13,17 +13,18 @@ import numpy as np
 
 from topwork.adaptation.adapted_head import adapted_head, score
 from topwork.adaptation.align import Domains, Rows
-from topwork.adaptation.expected import predicted_accuracy
+from topwork.adaptation.expected import expected_accuracy
 from topwork.adaptation.guards import Choice, choose
 from topwork.blocks import AnyCell, Grid, Table
 from topwork.evaluation.perturb import PERTURBATIONS
 from topwork.evaluation.predictions import softmax
+from topwork.features.embed import Features
+from topwork.models.backbone import Backbone
 from topwork.models.head import LinearHead
 from topwork.studies.bench import Bench, Bools, Ints
-from topwork.studies.study import Findings, Measured, accuracies, accuracy_bars, difference
+from topwork.studies.study import Findings, Measured, accuracies, accuracy_bars, compared
 from topwork.text import percent
 
-SIDE, QUICK_SIDE = 224, 96
 CHANGES = ("gray", "blur", "edges")
 N_LABELS = 5  # per class
 PENALTY = 3e-3
@@ -32,12 +33,20 @@ PLAIN, ADAPTED, LABELED = "not adapted", "adapted, no labels", f"adapted, {N_LAB
 
 
 @dataclass(frozen=True, eq=False)
-class Shift:
-    """One new domain: (N,) right or wrong by way, which images count, and the source's before and after."""
+class Source:
+    """A head and the columns and labels of the domain it was trained on; the first ``n_train`` rows are for training."""
 
-    name: str
-    right: dict[str, Bools]
-    unlabeled: Bools
+    head: LinearHead
+    rows: Rows
+    labels: Ints
+    n_train: int
+
+
+@dataclass(frozen=True, eq=False)
+class Shift:
+    """One new domain: right or wrong on images whose label was not given, by way; and on the source's held-out images."""
+
+    answers: dict[str, Bools]
     choice: Choice
     expected: float
     source: tuple[Bools, Bools]
@@ -45,124 +54,99 @@ class Shift:
 
 def run(bench: Bench) -> Findings:
     """The study."""
-    side = bench.side(SIDE, QUICK_SIDE)
-    named = sorted({sample.domain for sample in bench.manifest.samples if sample.domain})
-    shifts, grid = _between_domains(bench, side, named) if len(named) > 1 else _changed(bench, side)
-    answers = {s.name: {way: right[s.unlabeled] for way, right in s.right.items()} for s in shifts}
-    rows: tuple[tuple[AnyCell, ...], ...] = tuple(
-        (
-            s.name, *map(Measured.of, answers[s.name].values()), percent(s.expected), s.choice.outcome, *map(Measured.of, s.source)
-        )
-        for s in shifts
-    )  # fmt: skip
-    columns = (*answers[shifts[0].name], "expected without labels", "decision", "old images before", "old images after")
+    backbone = bench.scaled(224, 96)
+    domains = sorted({sample.domain for sample in bench.manifest.samples if sample.domain})
+    shifts, grids = _between(bench, backbone, domains) if len(domains) > 1 else _changed(bench, backbone)
+    rows: list[tuple[AnyCell, ...]] = []
+    for name, s in shifts.items():
+        measured, source = (map(Measured.of, right) for right in (s.answers.values(), s.source))
+        rows.append((name, *measured, percent(s.expected), s.choice.outcome, *source))
+    columns = (
+        "new images",
+        PLAIN,
+        ADAPTED,
+        LABELED,
+        "expected without labels",
+        "decision",
+        "old images before",
+        "old images after",
+    )
     note = "On images whose label was not given. Expected: of the head before adapting, from how far the methods agree."
     return Findings(
-        sentences=tuple(_sentence(shift, bench.seed) for shift in shifts) + _summary(shifts),
+        sentences=tuple(_sentence(name, shift, bench.seed) for name, shift in shifts.items()),
         parts=(
-            Table("New domains", ("new images", *columns), rows, note),
-            *(accuracy_bars(f"On {name}", found) for name, found in answers.items()),
-            *([grid] if grid else []),
+            Table("New domains", columns, tuple(rows), note),
+            *(accuracy_bars(f"On {name}", shift.answers) for name, shift in shifts.items()),
+            *grids,
         ),
         values={
-            shift.name: {
-                **accuracies(answers[shift.name]),
-                "outcome": shift.choice.outcome,
-                "method": shift.choice.method,
-                "expected": shift.expected,
-                "distance": shift.choice.distance.as_dict(),
+            name: {
+                **accuracies(s.answers), "outcome": s.choice.outcome, "method": s.choice.method, "expected": s.expected,
+                "distance": s.choice.distance.as_dict(),
             }
-            for shift in shifts
+            for name, s in shifts.items()
         },
-        facts=bench.facts(side=side),
-    )
+        facts=bench.facts(side=backbone.spec.height),
+    )  # fmt: skip
 
 
-def _changed(bench: Bench, side: int) -> tuple[list[Shift], Grid]:
+def _changed(bench: Bench, backbone: Backbone) -> tuple[dict[str, Shift], list[Grid]]:
     """The held-out images changed, the training images unchanged."""
-    backbone = bench.scaled(side)
-    rows = np.concatenate([bench.train, bench.held_out])
-    plain = bench.pixels(rows, side)
-    n = len(bench.train)
-    features = bench.embedded(rows, plain, f"plain {side}", backbone)
-    labels = bench.labels[rows]
-    head = bench.probe_on(features, np.arange(n), labels[:n])
-    columns = _columns(head, features.blocks(head.transform.blocks))
-    shifts, pictures = [], [("unchanged", tuple(plain[n:][:N_SHOWN]))]
-    for name in CHANGES:
-        change = next(found for found in PERTURBATIONS if found.name == name)
+    rows, n = np.concatenate([bench.train, bench.held_out]), len(bench.train)
+    plain = bench.pixels(rows, backbone)
+    features, labels = bench.embedded(rows, plain, "plain", backbone), bench.labels[rows]
+    head = bench.probe(features, np.arange(n), labels).head
+    source = Source(head, _columns(head, features), labels, n)
+    shifts, pictures = {}, [("unchanged", tuple(plain[n:][:N_SHOWN]))]
+    for change in (found for name in CHANGES for found in PERTURBATIONS if found.name == name):
         images = change.make(plain[n:])
-        changed = bench.embedded(bench.held_out, images, f"{name} {side}", backbone)
-        target = _columns(head, {block: changed.block(block) for block in head.transform.blocks})
-        shifts.append(_shift(change.title, head, columns, labels, n, target, labels[n:], bench))
+        target = _columns(head, bench.embedded(bench.held_out, images, change.name, backbone))
+        shifts[change.title] = _shift(source, target, labels[n:], bench)
         pictures.append((change.title, tuple(images[:N_SHOWN])))
-    grid = Grid("What changes", tuple(f"image {number + 1}" for number in range(len(pictures[0][1]))), tuple(pictures))
-    return shifts, grid
+    return shifts, [Grid("What changes", ("",) * N_SHOWN, tuple(pictures))]
 
 
-def _between_domains(bench: Bench, side: int, names: list[str]) -> tuple[list[Shift], None]:
+def _between(bench: Bench, backbone: Backbone, names: list[str]) -> tuple[dict[str, Shift], list[Grid]]:
     """The first domain is for training; every other one is new."""
-    features = bench.features(bench.scaled(side))
+    features = bench.features(backbone)
     domain = np.array([sample.domain or "" for sample in bench.manifest.samples])
-    train = bench.train[domain[bench.train] == names[0]]
-    held = bench.held_out[domain[bench.held_out] == names[0]]
-    head = bench.probe(features, train)
-
-    def columns(rows: Ints) -> Rows:
-        return _columns(head, {block: features.block(block, rows) for block in head.transform.blocks})
-
-    own = np.concatenate([train, held])
-    source, labels = columns(own), bench.labels[own]
-    shifts = []
-    for name in names[1:]:
-        rows = np.flatnonzero(domain == name)
-        shifts.append(_shift(name, head, source, labels, len(train), columns(rows), bench.labels[rows], bench))
-    return shifts, None
+    train, held = (rows[domain[rows] == names[0]] for rows in (bench.train, bench.held_out))
+    head, own = bench.probe(features, train).head, np.concatenate([train, held])
+    columns = _columns(head, features)
+    source = Source(head, columns[own], bench.labels[own], len(train))
+    new = {name: np.flatnonzero(domain == name) for name in names[1:]}
+    return {name: _shift(source, columns[rows], bench.labels[rows], bench) for name, rows in new.items()}, []
 
 
-def _columns(head: LinearHead, blocks: dict[str, np.ndarray[tuple[int, int], np.dtype[np.float16]]]) -> Rows:
-    return head.transform.apply(dict(blocks))
+def _columns(head: LinearHead, features: Features) -> Rows:
+    return head.transform.apply(features.blocks(head.transform.blocks))
 
 
-def _shift(
-    name: str, head: LinearHead, source: Rows, labels: Ints, n: int, target: Rows, truth: Ints, bench: Bench
-) -> Shift:
-    """Everything about one new domain; the first ``n`` rows of the source are for training, the rest held out."""
+def _shift(source: Source, target: Rows, truth: Ints, bench: Bench) -> Shift:
+    """Everything about one new domain."""
     rng = np.random.default_rng([bench.seed, 29])
-    given = np.full(len(truth), -1, np.int64)
+    given, head, n = np.full(len(truth), -1, np.int64), source.head, source.n_train
     for label in np.unique(truth):
         own = rng.permutation(np.flatnonzero(truth == label))
         given[own[: min(N_LABELS, len(own) // 2)]] = label  # the other half is left to evaluate on
-    answers = softmax(score(head, target))
-    right, choices, heads = {PLAIN: answers.argmax(1) == truth}, [], []
+    probabilities = softmax(score(head, target))
+    unlabeled, predicted = given < 0, probabilities.argmax(1)
+    answers, choices, heads = {PLAIN: (predicted == truth)[unlabeled]}, [], [head]
     for way, known in ((ADAPTED, np.full_like(given, -1)), (LABELED, given)):
-        domains = Domains(source[:n], labels[:n], target, known, len(bench.classes))
-        choice = choose(domains, answers, seed=bench.seed)
-        found = adapted_head(head, domains, choice, PENALTY) if choice.outcome == "adapted" else head
-        right[way] = score(found, target).argmax(1) == truth
+        domains = Domains(source.rows[:n], source.labels[:n], target, known, len(bench.classes))
+        choice = choose(domains, probabilities, seed=bench.seed)
+        heads.append(adapted_head(head, domains, choice, PENALTY) if choice.outcome == "adapted" else head)
+        answers[way] = (score(heads[-1], target).argmax(1) == truth)[unlabeled]
         choices.append(choice)
-        heads.append(found)
-    votes = predicted_accuracy(answers.argmax(1).astype(np.int64), choices[0].votes)
-    before, after = (score(h, source[n:]).argmax(1) == labels[n:] for h in (head, heads[0]))
-    expected = (votes + float(answers.max(1).mean())) / 2
-    return Shift(name, right, given < 0, choices[0], expected, (before, after))
+    before, after = (score(h, source.rows[n:]).argmax(1) == source.labels[n:] for h in heads[:2])
+    expected = expected_accuracy(predicted, choices[0], probabilities.max(1))["value"]
+    return Shift(answers, choices[0], expected, (before, after))
 
 
-def _sentence(shift: Shift, seed: int) -> str:
-    before, after, labeled = (right[shift.unlabeled] for right in shift.right.values())
-    facts = f"{shift.name}: accuracy {percent(float(before.mean()))} before adapting"
-    if shift.choice.outcome != "adapted":
-        text = f"{facts}; it was not adapted without labels. {shift.choice.reason}"
+def _sentence(name: str, shift: Shift, seed: int) -> str:
+    before, after, labeled = shift.answers.values()
+    if shift.choice.outcome == "adapted":
+        text = compared(PLAIN, before, ADAPTED, after, seed)
     else:
-        found = difference(before, after, seed)
-        clear = "significant" if found.is_clear else "no significant difference"
-        text = f"{facts}, {percent(float(after.mean()))} after, without labels ({found}, {clear})."
-    more = difference(after, labeled, seed)
-    said = str(more) if more.is_clear and more.value > 0 else "no significant further gain"
-    return f"{text} With {N_LABELS} labels per class: {said}."
-
-
-def _summary(shifts: list[Shift]) -> tuple[str, ...]:
-    errors = [abs(shift.expected - float(shift.right[PLAIN][shift.unlabeled].mean())) for shift in shifts]
-    error = 100 * float(np.mean(errors))
-    return (f"The accuracy expected without labels was off by {error:.0f} percentage points on average.",)
+        text = f"Accuracy {percent(float(before.mean()))}; not adapted without labels. {shift.choice.reason}"
+    return f"{name}: {text} {compared(ADAPTED, after, LABELED, labeled, seed)}"

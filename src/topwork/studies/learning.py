@@ -8,7 +8,8 @@ loop from ``training/loop.py``; nothing is chosen on the held-out images.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,64 +19,60 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from topwork.blocks import Chart, Series
+from topwork.blocks import Chart, Series, Table
 from topwork.data.transforms import InputSpec, Pixels
-from topwork.features.embed import Features
 from topwork.models.backbone import Backbone
 from topwork.models.head import HeadSpec, LinearHead
 from topwork.models.modules import build_classifier, count_parameters, set_linear
 from topwork.models.stages import is_inside
 from topwork.studies.bench import Bench, Bools, Ints
+from topwork.studies.study import Measured
 from topwork.training.batches import Dataset, ImageDataset
 from topwork.training.finetune import data_facts, stage_names
 from topwork.training.loop import TrainerContext, fit
 from topwork.training.optimizer import freeze
-from topwork.training.recipe import Phase, Recipe, TuneSettings, plan
+from topwork.training.recipe import TuneSettings, plan
 
+N_TRAIN, N_HELD_OUT = 240, 200  # images at most, so that training takes minutes on two cores
 EVALUATION_BATCH = 64
+Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Training and held-out images, decoded to one size."""
+    """Training and held-out images, decoded to one size; without ``spec`` frozen features (N, D) float32 instead."""
 
-    train: Pixels
+    train: NDArray[Any]
     train_labels: Ints
-    held_out: Pixels
+    held_out: NDArray[Any]
     held_out_labels: Ints
-    spec: InputSpec
+    spec: InputSpec | None
     n_classes: int
     seed: int = 0
 
-    def stream(self, recipe: Recipe) -> Dataset:
-        """The training images, augmented by the recipe."""
-        return ImageDataset(self.train, self.train_labels, self.spec, recipe.augmentation, recipe.seed)
+    @property
+    def labels(self) -> Ints:
+        """Of the training images, then of the held-out ones."""
+        return np.concatenate([self.train_labels, self.held_out_labels])
 
-    def inputs(self, network: nn.Module) -> nn.Module:
-        """The network as a module that takes what ``held_out`` holds."""
-        wrapped: nn.Module = ImageDataset(self.held_out, self.held_out_labels, self.spec).wrap(network)
-        return wrapped
+    def dataset(self, augmentation: str = "none") -> Dataset:
+        """The training images for the loop."""
+        if self.spec is None:
+            return _FeatureDataset(self.train, self.train_labels)
+        return ImageDataset(self.train, self.train_labels, self.spec, augmentation, self.seed)
 
     def first(self, n_train: int) -> Task:
         """The same with fewer training images: the first ones, balanced by their order."""
         return replace(self, train=self.train[:n_train], train_labels=self.train_labels[:n_train])
 
-
-@dataclass(frozen=True, eq=False)
-class FeatureTask(Task):
-    """The same with frozen features (N, D) float32 in place of images: only a head is trained."""
-
-    def stream(self, recipe: Recipe) -> Dataset:  # noqa: ARG002
-        """The training features."""
-        return _FeatureStream(self.train, self.train_labels)
-
-    def inputs(self, network: nn.Module) -> nn.Module:
-        """The head itself."""
-        return network
+    def facts(self, bench: Bench, epochs: int) -> dict[str, object]:
+        """What was measured on what, for the record."""
+        side = {} if self.spec is None else {"side": self.spec.height}
+        return bench.facts(n_train=len(self.train), n_held_out=len(self.held_out), epochs=epochs, **side)
 
 
-class _FeatureStream:
-    """Frozen features as a stream of the training loop."""
+class _FeatureDataset:
+    """Frozen features, of which only a head is trained."""
 
     def __init__(self, features: NDArray[Any], labels: Ints) -> None:
         self.features, self.labels, self.shape = features, labels, (1, 1, features.shape[1])
@@ -87,128 +84,133 @@ class _FeatureStream:
         return np.asarray(self.features[rows])
 
 
+def task_of(bench: Bench, backbone: Backbone, change: Callable[[Pixels], Pixels] | None = None) -> Task:
+    """Decodes the first images of both parts, optionally changed (without color, say)."""
+    train, held_out = bench.train[:N_TRAIN], bench.held_out[:N_HELD_OUT]
+    images = [bench.pixels(rows, backbone) for rows in (train, held_out)]
+    first, second = images if change is None else map(change, images)
+    labels = bench.labels
+    return Task(first, labels[train], second, labels[held_out], backbone.spec, len(bench.classes), bench.seed)
+
+
+# ---- what training came to
+
+
 @dataclass(frozen=True, eq=False)
 class Epoch:
-    """The state after an epoch: seconds of training so far, training loss, and each held-out image right or wrong."""
+    """The state after an epoch: seconds of training so far, and each held-out image right or wrong."""
 
     number: int
     seconds: float
-    train_loss: float
-    loss: float
+    loss: float | None
     correct: Bools
 
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What training came to; ``logits`` are those of the held-out images at the end."""
+    """What training came to."""
 
     name: str
     epochs: tuple[Epoch, ...]
-    logits: NDArray[np.float32]
     n_parameters: int
     n_trainable: int
 
     @property
+    def last(self) -> Epoch:
+        """After the last epoch."""
+        return self.epochs[-1]
+
+    @property
     def correct(self) -> Bools:
         """Right or wrong after the last epoch."""
-        return self.epochs[-1].correct
-
-    @property
-    def answer(self) -> tuple[str, Bools]:
-        """Name, and right or wrong."""
-        return self.name, self.correct
-
-    @property
-    def accuracy(self) -> float:
-        """After the last epoch."""
-        return float(self.correct.mean())
-
-    @property
-    def seconds(self) -> float:
-        """Of training, without evaluation."""
-        return self.epochs[-1].seconds
+        return self.last.correct
 
 
 def by_epoch(title: str, runs: Iterable[Learned], what: Literal["accuracy", "loss"]) -> Chart:
     """Accuracy or loss on the held-out images after each epoch."""
 
     def value(epoch: Epoch) -> float:
-        return float(epoch.correct.mean()) if what == "accuracy" else epoch.loss
+        return float(epoch.correct.mean()) if what == "accuracy" else epoch.loss or 0.0
 
     series = tuple(Series(run.name, tuple((float(e.number), value(e)) for e in run.epochs)) for run in runs)
     return Chart(title, "epoch", f"{what} on held-out images", series, y_is_share=what == "accuracy")
 
 
-def task_of(
-    bench: Bench, side: int, n_train: int, n_held_out: int, change: Callable[[Pixels], Pixels] | None = None
-) -> Task:
-    """Decodes the first images of both parts, optionally changed (without color, say)."""
-    train, held_out = bench.train[:n_train], bench.held_out[:n_held_out]
-    change = change or (lambda images: images)
-    return Task(
-        change(bench.pixels(train, side)), bench.labels[train], change(bench.pixels(held_out, side)),
-        bench.labels[held_out], bench.scaled(side).spec, len(bench.classes), bench.seed,
-    )  # fmt: skip
+def runs_table(runs: Iterable[Learned], note: str = "", title: str = "All runs", more: Sequence[str] = ()) -> Table:
+    """Every run with its size, time, accuracy and loss; ``more`` is a remark on each."""
+    rows = [
+        (run.name, run.n_parameters, run.n_trainable, run.last.number, run.last.seconds, Measured.of(run.correct), run.last.loss)
+        for run in runs
+    ]  # fmt: skip
+    columns = ("run", "parameters", "trainable", "epochs", "seconds", "accuracy", "loss on held-out images")
+    if not more:
+        return Table(title, columns, tuple(rows), note)
+    return Table(title, (*columns, "from"), tuple((*row, text) for row, text in zip(rows, more, strict=True)), note)
 
 
-def embed_task(bench: Bench, task: Task, what: str, backbone: Backbone) -> Features:
-    """Features of a task's training images, then of its held-out ones; ``what`` names how the images were changed."""
-    rows = np.concatenate([bench.train[: len(task.train)], bench.held_out[: len(task.held_out)]])
-    return bench.embedded(rows, np.concatenate([task.train, task.held_out]), what, backbone)
+# ---- training
 
 
 def learn(
-    name: str,
-    network: nn.Module,
-    settings: TuneSettings,
-    task: Task,
-    *,
-    rates: dict[str, float] | None = None,
-    on_epoch: Callable[[nn.Module], None] | None = None,
+    name: str, network: nn.Module, settings: TuneSettings, task: Task, rates: dict[str, float] | None = None
 ) -> Learned:
     """Trains a network by one plan and evaluates it after every epoch.
 
     Args:
         network: changed in place; ends with the last epoch's weights.
         rates: peak rate by stage, or by module that holds stages, instead of the plan's; 0 freezes it.
-        on_epoch: called with the network after each epoch.
     """
-    facts = data_facts(task.train_labels, task.n_classes, 0)
-    recipe = plan(replace(settings, ema=None, patience=None), facts, stage_names(network), task.seed)
+    stages = stage_names(network)
+    recipe = plan(replace(settings, ema=None, patience=None), data_facts(task.train_labels, task.n_classes, 0), stages, task.seed)  # fmt: skip
     if rates is not None:
-        named = tuple(
-            (stage, next(r for name, r in rates.items() if is_inside(stage, [name]))) for stage in stage_names(network)
-        )
-        phases = tuple(replace(phase, rates=named, batch_norm="frozen") for phase in recipe.phases)
-        recipe = replace(recipe, phases=phases)
-    n_parameters, n_trainable = _counted(network, recipe.phases[-1])
+        named = tuple((stage, next(r for name, r in rates.items() if is_inside(stage, [name]))) for stage in stages)
+        recipe = replace(recipe, phases=tuple(replace(p, rates=named, batch_norm="frozen") for p in recipe.phases))
+    frozen = copy.deepcopy(network)
+    freeze(frozen, recipe.phases[-1])
     epochs: list[Epoch] = []
-    last: list[NDArray[np.float32]] = []
 
     def evaluate(record: dict[str, Any]) -> None:
-        logits = logits_of(network, task)
         seconds = record["seconds"] + (epochs[-1].seconds if epochs else 0.0)
-        loss, correct = _evaluated(logits, task.held_out_labels, recipe.outputs)
-        epochs.append(Epoch(record["epoch"], seconds, record["train_loss"], loss, correct))
-        last[:] = [logits]
-        if on_epoch is not None:
-            on_epoch(network)
+        loss, correct = _evaluated(logits_of(network, task), task.held_out_labels)
+        epochs.append(Epoch(record["epoch"], seconds, loss, correct))
 
-    fit(network, recipe, task.stream(recipe), None, TrainerContext(on_epoch=evaluate))
-    return Learned(name, tuple(epochs), last[0], n_parameters, n_trainable)
+    fit(network, recipe, task.dataset(recipe.augmentation), None, TrainerContext(on_epoch=evaluate))
+    return Learned(name, tuple(epochs), *count_parameters(frozen))
 
 
-def logits_of(network: nn.Module, task: Task) -> NDArray[np.float32]:
+def fitted(bench: Bench, task: Task, what: str, backbone: Backbone, name: str) -> tuple[LinearHead, Learned]:
+    """A head fitted on the frozen features of a task's images; ``what`` names how they were changed."""
+    n = len(task.train)
+    rows = np.concatenate([bench.train[:n], bench.held_out[: len(task.held_out)]])
+    features = bench.embedded(rows, np.concatenate([task.train, task.held_out]), what, backbone)
+    started = time.perf_counter()
+    head = bench.probe(features, np.arange(n), task.labels).head
+    seconds = time.perf_counter() - started
+    logits = head.logits({"last": features.block("last", np.arange(n, len(features)))})
+    size = int(head.weight.size + head.bias.size)
+    epoch = Epoch(0, seconds, *_evaluated(logits, task.held_out_labels))
+    return head, Learned(name, (epoch,), backbone.n_parameters + size, size)
+
+
+def logits_of(network: nn.Module, task: Task) -> Logits:
     """(N, C) logits of the held-out images; the network is left in the mode it was in."""
     modes = [(module, module.training) for module in network.modules()]
-    wrapped = task.inputs(network).eval()
-    parts = []
+    wrapped = task.dataset().wrap(network).eval()
     with torch.no_grad():
-        for start in range(0, len(task.held_out), EVALUATION_BATCH):
-            parts.append(wrapped(torch.from_numpy(task.held_out[start : start + EVALUATION_BATCH])).float().numpy())
+        batches = torch.split(torch.from_numpy(task.held_out), EVALUATION_BATCH)
+        logits: Logits = torch.cat([wrapped(batch).float() for batch in batches]).numpy()
     for module, training in modes:
         module.training = training
-    return np.concatenate(parts)
+    return logits
+
+
+def _evaluated(logits: NDArray[Any], labels: Ints) -> tuple[float, Bools]:
+    """Mean loss of (N, C) logits, or of (N, 1) for two classes, and right or wrong."""
+    tensor, target = torch.from_numpy(logits).float(), torch.from_numpy(labels)
+    if logits.shape[1] == 1:
+        loss = F.binary_cross_entropy_with_logits(tensor[:, 0], target.float())
+        return float(loss), np.asarray((logits[:, 0] > 0) == (labels == 1))
+    return float(F.cross_entropy(tensor, target)), np.asarray(logits.argmax(1) == labels)
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -225,18 +227,3 @@ def pretrained(backbone: Backbone, n_outputs: int, head: LinearHead | None = Non
         folded = head.folded()
         set_linear(network, folded.weight, folded.bias)
     return network
-
-
-def _counted(network: nn.Module, phase: Phase) -> tuple[int, int]:
-    counted = copy.deepcopy(network)
-    freeze(counted, phase)
-    return count_parameters(counted)
-
-
-def _evaluated(logits: NDArray[np.float32], labels: Ints, outputs: str) -> tuple[float, Bools]:
-    """Mean loss, and right or wrong."""
-    tensor, target = torch.from_numpy(logits), torch.from_numpy(labels)
-    if outputs == "binary":
-        loss = F.binary_cross_entropy_with_logits(tensor[:, 0], target.float())
-        return float(loss), np.asarray((logits[:, 0] > 0) == (labels == 1))
-    return float(F.cross_entropy(tensor, target)), np.asarray(logits.argmax(1) == labels)

@@ -8,8 +8,7 @@ padding that keeps a map's side is worked out, too.
 from __future__ import annotations
 
 import copy
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +20,9 @@ from topwork.models.small_networks import Bottleneck, DeepNetwork, ResNet9, Same
 from topwork.studies.bench import Bench
 from topwork.studies.learning import Learned, Task, learn, seeded, task_of
 from topwork.studies.study import Findings, Measured, compared
-from topwork.text import count
 from topwork.training.recipe import TuneSettings
 
-SIDE, QUICK_SIDE = 32, 24
-DEPTHS, QUICK_DEPTHS = (4, 8, 16, 32), (4, 12)
-N_TRAIN, N_HELD_OUT, N_BATCH = 240, 200, 32
-EPOCHS, QUICK_EPOCHS = 6, 1
+N_BATCH = 32
 KERNELS = range(1, 9)
 VANISHED = 0.02  # below this part of the shallowest network's ratio, the gradient decays with depth
 
@@ -55,27 +50,32 @@ class Measurement:
 
 def run(bench: Bench) -> Findings:
     """The study."""
-    side, epochs = bench.side(SIDE, QUICK_SIDE), QUICK_EPOCHS if bench.quick else EPOCHS
-    task = task_of(bench, side, N_TRAIN, N_HELD_OUT)
+    epochs, depths = bench.pick(6, 1), bench.pick((4, 8, 16, 32), (4, 12))
+    task = task_of(bench, bench.scaled(32))
     found = []
     for kind in ("plain", "residual"):
-        for depth in QUICK_DEPTHS if bench.quick else DEPTHS:
-            bench.say(f"residual: {kind}, {depth} layers")
+        for depth in depths:
+            bench.reporter.step(f"residual: {kind}, {depth} layers")
             found.append(_measure(kind, depth, task, epochs))
+    plain, residual = (m.learned for m in found if m.depth == depths[-1])
     kernels = [_kernel_row(k) for k in KERNELS]
+    rows = tuple(
+        (m.kind, m.depth, m.ratio, m.ratio_after, Measured.of(m.learned.correct), m.learned.n_parameters) for m in found
+    )
     return Findings(
-        sentences=(*_gradient_sentences(found), _training_sentence(found), padding_sentence(kernels)),
+        sentences=(
+            *_gradient_sentences(found),
+            compared(plain.name, plain.correct, residual.name, residual.correct, bench.seed),
+            padding_sentence(kernels),
+        ),
         parts=(
             _chart("Gradient by layer at the start", found, "start"),
             _chart("Gradient by layer after training", found, "end"),
             Table(
                 "Depth",
                 ("network", "layers", "first / last gradient, start", "after training", "accuracy", "parameters"),
-                tuple(
-                    (m.kind, m.depth, m.ratio, m.ratio_after, Measured.of(m.learned.correct), m.learned.n_parameters)
-                    for m in found
-                ),
-                f"16 channels, no batch norm, {count(epochs, 'epoch')} on {len(task.train)} images at {side} px.",
+                rows,
+                "16 channels, no batch norm.",
             ),
             Table(
                 "Padding that keeps the side",
@@ -89,7 +89,7 @@ def run(bench: Bench) -> Findings:
             "first_by_last": {f"{m.kind} {m.depth}": m.ratio for m in found},
             "first_by_last_after": {f"{m.kind} {m.depth}": m.ratio_after for m in found},
         },
-        facts=bench.facts(side=side, epochs=epochs, n_train=len(task.train), n_held_out=len(task.held_out)),
+        facts=task.facts(bench, epochs),
     )
 
 
@@ -103,56 +103,33 @@ def _measure(kind: str, depth: int, task: Task, epochs: int) -> Measurement:
 
 def _gradients(network: nn.Module, task: Task) -> list[float]:
     """Root mean square of the gradient of the loss on the first images, for each layer after the stem."""
-    some = replace(task, held_out=task.train[:N_BATCH], held_out_labels=task.train_labels[:N_BATCH])
     copied = copy.deepcopy(network).train().requires_grad_(True)
-    logits = some.inputs(copied)(torch.from_numpy(some.held_out))
-    loss = F.cross_entropy(logits, torch.from_numpy(some.held_out_labels))
+    logits = task.dataset().wrap(copied)(torch.from_numpy(task.train[:N_BATCH]))
+    loss = F.cross_entropy(logits, torch.from_numpy(task.train_labels[:N_BATCH]))
     return layer_gradients(copied, copied.layers(), loss)[1:]  # type: ignore[operator]
 
 
 def _chart(title: str, found: list[Measurement], when: str) -> Chart:
-    def points(m: Measurement) -> tuple[tuple[float, float], ...]:
-        return tuple((n / max(1, m.depth - 1), max(value, 1e-12)) for n, value in enumerate(getattr(m, when)))
-
-    return Chart(
-        title,
-        "position of the layer: 0 next to the image, 1 next to the classifier",
-        "gradient (root mean square)",
-        tuple(
-            Series(f"{m.kind}, {m.depth} layers", points(m), kind="dashed" if m.kind == "residual" else "line") for m in found
-        ),
-        y_scale="log",
-        note="Values below 1e-12 are drawn at 1e-12.",
-    )  # fmt: skip
+    series = []
+    for m in found:
+        values = enumerate(getattr(m, when))
+        points = tuple((n / max(1, m.depth - 1), max(value, 1e-12)) for n, value in values)
+        series.append(Series(m.learned.name, points, kind="dashed" if m.kind == "residual" else "line"))
+    x_label = "position of the layer: 0 next to the image, 1 next to the classifier"
+    note = "Values below 1e-12 are drawn at 1e-12."
+    return Chart(title, x_label, "gradient (root mean square)", tuple(series), y_scale="log", note=note)
 
 
 def _gradient_sentences(found: list[Measurement]) -> list[str]:
     said = []
     for kind in ("plain", "residual"):
         shallow, *_, deep = sorted((m for m in found if m.kind == kind), key=lambda m: m.depth)
-        fall = shallow.ratio / max(deep.ratio, 1e-30)
         decays = deep.ratio < VANISHED * shallow.ratio
-        orders = f"{fall:,.0f} times" if fall < 1e4 else f"by {round(math.log10(fall))} orders of magnitude"
-        verdict = (
-            f"it decays with depth, {orders}" if decays else f"it does not decay, it stays within a factor of {max(fall, 1 / fall):.1f}"
-        )  # fmt: skip
         said.append(
-            f"In {kind} networks the first layer's gradient is {_times(shallow.ratio)} the last one's with {shallow.depth} layers "
-            f"and {_times(deep.ratio)} with {deep.depth}: {verdict}."
+            f"In {kind} networks the first layer's gradient is {shallow.ratio:.2g} times the last one's with {shallow.depth} "
+            f"layers and {deep.ratio:.2g} times with {deep.depth}: it {'decays' if decays else 'does not decay'} with depth."
         )
     return said
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.2g} times" if ratio >= 0.01 else f"{ratio:.0e}".replace("e-0", "e-") + " times"
-
-
-def _training_sentence(found: list[Measurement]) -> str:
-    deepest = {kind: max((m for m in found if m.kind == kind), key=lambda m: m.depth) for kind in ("plain", "residual")}
-    plain, residual = (deepest[kind].learned.correct for kind in ("plain", "residual"))
-    return "After the same training: " + compared(
-        "the deepest plain network", plain, "the deepest residual one", residual
-    )
 
 
 def _kernel_row(kernel: int) -> tuple[int, int | None, int, str]:

@@ -1,8 +1,8 @@
-"""What a study is: an experiment that teaches one idea of transfer learning, run on the user's own images.
+"""What a study finds: sentences that follow from measured values, and the tables, charts and pictures that show them.
 
-A study is a module of this folder with one function ``run(bench) -> Findings`` and a row in ``catalog.py``. In: a
-:class:`~topwork.studies.bench.Bench`. Out: :class:`Findings`: sentences that follow from the measured values, and the
-tables, charts and pictures (``blocks``) that show them. Pages are in ``report/other_pages.py``; nothing here prints or writes.
+A study is a module of this folder with one function ``run(bench) -> Findings`` and a row in ``catalog.py``. Here are its
+result and what all studies share: differences on the same held-out images, and the sentences and charts made from them.
+Pages are in ``report/other_pages.py``; nothing here prints or writes.
 """
 
 from __future__ import annotations
@@ -18,25 +18,6 @@ from topwork.blocks import Bars, Chart, Grid, Share, Table
 from topwork.evaluation.compare import SIGNIFICANCE, accuracy_difference_interval, mcnemar
 from topwork.evaluation.intervals import wilson
 from topwork.text import join_names, percent, points
-
-
-@dataclass(frozen=True)
-class Study:
-    """A study as ``topwork study --list`` shows it.
-
-    Attributes:
-        teaches: what one knows afterwards.
-        cost: time it takes, with what that was measured on.
-        source: the tutorial or paper it comes from.
-        needs_images: False for studies about networks alone.
-    """
-
-    name: str
-    title: str
-    teaches: str
-    cost: str
-    source: str
-    needs_images: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,21 +46,10 @@ class Difference:
     high: float
     p_value: float
     n: int
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether it is significant."""
-        return self.p_value < SIGNIFICANCE and self.value != 0
+    is_clear: bool
 
     def __str__(self) -> str:
         return f"{points(self.value)} points (95% CI {points(self.low)} to {points(self.high)})"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self) | {"is_clear": self.is_clear}
-
-
-Part = Table | Chart | Bars | Grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +64,7 @@ class Findings:
     """
 
     sentences: tuple[str, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[Table | Chart | Bars | Grid, ...]
     values: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -111,14 +81,12 @@ class Findings:
         return {"sentences": list(self.sentences), "values": self.values, "facts": self.facts, **kinds}
 
 
-# ---- sentences and charts that follow from (N,) right or wrong per way
-
-
 def difference(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Difference:
     """Compares two ways of predicting the same N images, given as (N,) right or wrong."""
     one, two = np.asarray(first, np.bool_), np.asarray(second, np.bool_)
-    interval = accuracy_difference_interval(one, two, seed=seed)
-    return Difference(float(two.mean() - one.mean()), interval.low, interval.high, mcnemar(one, two), len(one))
+    interval, p_value = accuracy_difference_interval(one, two, seed=seed), mcnemar(one, two)
+    value = float(two.mean() - one.mean())
+    return Difference(value, interval.low, interval.high, p_value, len(one), p_value < SIGNIFICANCE and value != 0)
 
 
 def compared(first: str, first_correct: ArrayLike, second: str, second_correct: ArrayLike, seed: int = 0) -> str:
