@@ -9,11 +9,12 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,7 +30,9 @@ from topwork.errors import Interrupted, TopworkError, UsageError
 from topwork.export.targets import TARGETS
 from topwork.files import error_reason
 from topwork.settings import (
+    HERE,
     AdaptSettings,
+    ClusterSettings,
     DataSettings,
     FitSettings,
     ModelSettings,
@@ -306,6 +309,7 @@ def evaluate(
     ] = None,
     overwrite: Overwrite = False,
     settings: Annotated[DataSettings, Flat] = DataSettings(),
+    cluster: Annotated[ClusterSettings, Flat] = HERE,
     common: CommonArgs = Common(),
 ) -> int:
     """Evaluate a saved model on labeled images. Classes are matched by name."""
@@ -314,8 +318,9 @@ def evaluate(
 
     with _terminal(common) as terminal:
         evaluated = evaluate_model(
-            model, path, settings, part=part, by=by, rename=map or (), out=out, overwrite=overwrite, reporter=terminal
-        )
+            model, path, settings, part=part, by=by, rename=map or (), out=out, overwrite=overwrite, cluster=cluster,
+            reporter=terminal,
+        )  # fmt: skip
         if out is not None:
             from topwork.report.run_page import write_report
 
@@ -480,6 +485,7 @@ def predict(
         float, Parameter(help="Exit with status 3 if a larger fraction of the images failed.")
     ] = 0.1,
     overwrite: Overwrite = False,
+    cluster: Annotated[ClusterSettings, Flat] = HERE,
     common: CommonArgs = Common(),
 ) -> int:
     """Classify images: one result row per input, in input order, including failures."""
@@ -492,7 +498,7 @@ def predict(
     check_output(out, all_probabilities=all_probabilities, csv_safe=csv_safe)
     with _terminal(common) as terminal:
         terminal.step("predict")
-        predictor = Predictor(model, n_top=top, tta=tta, runtime=runtime, precision=precision)
+        predictor = Predictor(model, n_top=top, tta=tta, runtime=runtime, precision=precision, cluster=cluster)
         on_row = _picture_writer(predictor, explain) if explain else None
         if out is not None:
             layout = Layout(top, predictor.classes if all_probabilities else (), csv_safe)
@@ -900,7 +906,7 @@ def main(tokens: Iterable[str] | None = None) -> None:
     )  # odd metadata; what concerns pixels is a reject with its reason
     _catch_signals()
     try:
-        status = app([{"-": STDIN, "--help-all": "--help"}.get(token, token) for token in arguments])
+        status = app(plain_tokens(arguments))
     except Interrupted as interrupted:
         name = signal.Signals(interrupted.signum).name
         print(f"topwork: interrupted ({name}). Progress is saved; run it again, or pass --resume.", file=sys.stderr)
@@ -911,6 +917,17 @@ def main(tokens: Iterable[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001 - the last place to turn a bug into one line
         status = _failed(error, arguments)
     sys.exit(_flushed(status or 0))
+
+
+def plain_tokens(arguments: Sequence[str]) -> list[str]:
+    """The arguments as the parser takes them: ``--ray`` without an address stands for this machine."""
+    tokens = [{"-": STDIN, "--help-all": "--help"}.get(token, token) for token in arguments]
+    for place, token in enumerate(tokens):
+        if token == "--ray" and not re.fullmatch(
+            r"auto|local|ray://.+|[\w.-]+:\d+", "".join(tokens[place + 1 : place + 2])
+        ):
+            tokens[place] = "--ray=local"
+    return tokens
 
 
 def _flushed(status: int) -> int:

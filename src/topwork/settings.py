@@ -36,6 +36,7 @@ AUGMENT_HELP = (
 )
 
 
+ANY = ("...",)  # any value of another setting will do
 TUNING: dict[str, tuple[str, ...]] = {"mode": ("tune", "auto")}  # what a setting needs that only fine-tuning reads
 
 
@@ -87,7 +88,8 @@ def check(settings: Any) -> None:
         if item.metadata.get("parse"):
             item.metadata["parse"](value)
         for other, values in item.metadata.get("needs", {}).items():
-            if hasattr(settings, other) and getattr(settings, other) not in values:
+            asked = getattr(settings, other, None)
+            if hasattr(settings, other) and (asked is None if values == ANY else asked not in values):
                 raise UsageError(f"{option} has no effect without {option_of(other, values[0])}.")
         package = item.metadata.get("packages", {}).get(value)
         if package is not None and importlib.util.find_spec(package) is None:
@@ -151,7 +153,25 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class ScanSettings(DataSettings):
+class ClusterSettings:
+    """Which machines read and embed images."""
+
+    ray: str | None = _setting(
+        None,
+        "Read and embed images on a Ray cluster: --ray alone uses the cores of this machine, --ray auto or "
+        "--ray ray://HOST:10001 a cluster that runs.",
+    )
+    num_cpus_per_worker: float = _setting(1.0, "CPUs of each Ray worker.", needs={"ray": ANY}, above=0)
+    num_gpus_per_worker: float = _setting(
+        0.0, "GPUs of each Ray worker; 0.5: two workers share one.", needs={"ray": ANY}, at_least=0
+    )
+
+
+HERE = ClusterSettings()  # no cluster: threads of this process
+
+
+@dataclass(frozen=True)
+class ScanSettings(ClusterSettings, DataSettings):
     """What ``topwork scan`` may be asked, beyond the data."""
 
     quick: bool = _setting(
@@ -325,7 +345,7 @@ class AnswerSettings:
 
 
 @dataclass(frozen=True)
-class FitSettings(AnswerSettings, TuneSettings, NetworkSettings, DataSettings):
+class FitSettings(ClusterSettings, AnswerSettings, TuneSettings, NetworkSettings, DataSettings):
     """What ``topwork fit`` may be asked, beyond the data."""
 
     split_of: str | None = _setting(
@@ -556,6 +576,7 @@ _SUBJECTS: dict[str, Any] = {
     "Model": NetworkSettings,
     "Training": TuneSettings,
     "Answers": AnswerSettings,
+    "Cluster": ClusterSettings,
 }
 _COMMON = frozenset({"json", "quiet", "debug"})
 

@@ -77,7 +77,7 @@ def test_figures_are_about_f32_answers_also_after_training_in_bf16(drawn, images
         found = load(backbone, kind, "f32")
         return found if precision == "f32" else Bf16Engine(engine.compiled_path(backbone), "bf16")
 
-    for module in ("topwork.features.embed", "topwork.commands.prepare"):
+    for module in ("topwork.features.embed", "topwork.features.cluster"):
         monkeypatch.setattr(f"{module}.load_engine", load_engine)
     fitted = fit(drawn, tmp_path / "run", FitSettings(backbone="random:test_efficientnet", seed=3))
     assert fitted.recipe["precision"] == fitted.classifier.precision == "bf16"

@@ -31,7 +31,7 @@ from topwork.features.engine import load_engine
 from topwork.models.classifier import Classifier, find_model, load_classifier
 from topwork.progress import Reporter, Stopwatch, default_reporter
 from topwork.run import asked, read_split, run_folder, save_predictions, write_json
-from topwork.settings import DataSettings
+from topwork.settings import HERE, ClusterSettings, DataSettings, check
 from topwork.text import count, escape, first_names, natural_key
 
 
@@ -45,6 +45,7 @@ def evaluate(
     rename: Sequence[str] = (),
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    cluster: ClusterSettings = HERE,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Evaluates a saved model on labeled images; class names are matched by name.
@@ -56,6 +57,7 @@ def evaluate(
         rename: ``OLD=NEW``: images of the class OLD count as images of the model's class NEW.
         out: folder to write ``evaluation.json``, ``predictions.parquet`` and ``confusion.csv`` to, as the report needs them.
         overwrite: replace an evaluation that is there.
+        cluster: which machines read and embed the images.
 
     Returns:
         One part of ``evaluation.json``, with ``outcomes``, ``notes`` and ``seen_in_training``: None if the model folder does
@@ -66,12 +68,13 @@ def evaluate(
         UsageError: nothing to evaluate; ``by`` or ``rename`` names what the data does not have.
     """
     settings, reporter, clock = settings or DataSettings(), reporter or default_reporter(), Stopwatch()
+    check(cluster)
     classifier = load_classifier(model, multi_label=True)
     if classifier.multi_label:  # the model knows what kind of data it is for
         settings = replace(settings, multi_label=True)
     with clock("scan_and_embed"):
         reporter.step("scan and embed")
-        embedder = model_embedder(classifier)
+        embedder = model_embedder(classifier, cluster)
         manifest, features = scan_and_embed(path, settings, embedder, reporter)
     manifest = _renamed(manifest, rename).named_like(classifier.classes)
     rows = part_rows(manifest, part)

@@ -21,9 +21,10 @@ from topwork.data.split import Split, divided_as, join_groups, leave_out, split,
 from topwork.data.transforms import Mirror
 from topwork.errors import UsageError
 from topwork.features.backbone_selection import Choice, choose, names_of, subsample
+from topwork.features.cluster import embedder_on
 from topwork.features.duplicates import near_duplicates, near_pairs
 from topwork.features.embed import Embedder, Features, embed
-from topwork.features.engine import Engine, load_engine
+from topwork.features.engine import Engine
 from topwork.features.probe import Probe, fit_probe
 from topwork.features.views import Probed, View, asked_views, buy_views, with_views
 from topwork.models.backbone import Backbone, load_backbone
@@ -171,7 +172,7 @@ def _with_chosen(
 
 def embedder_of(backbone: Backbone, settings: FitSettings) -> Embedder:
     """The backbone with its engine and its part of the feature store."""
-    return Embedder(backbone, load_engine(backbone, settings.engine, settings.precision, settings.device))
+    return embedder_on(settings, backbone, settings.engine, settings.precision, settings.device)
 
 
 def with_answers(data: PreparedData, reporter: Reporter) -> PreparedData:
@@ -181,10 +182,11 @@ def with_answers(data: PreparedData, reporter: Reporter) -> PreparedData:
     """
     if data.embedder.engine.precision == "f32":
         return data
-    exact = Embedder(data.backbone, load_engine(data.backbone, data.settings.engine, "f32", data.settings.device))
+    settings = data.settings
+    exact = embedder_on(settings, data.backbone, settings.engine, "f32", settings.device)
     rows = np.concatenate([data.parts.valid, data.parts.test]).tolist()
     held_out = replace(data.manifest, samples=tuple(data.manifest.samples[row] for row in rows))
-    embed(exact.backbone, held_out, embedder=exact, n_threads=data.settings.workers, on_progress=reporter.progress)
+    embed(exact.backbone, held_out, embedder=exact, n_threads=settings.workers, on_progress=reporter.progress)
     return replace(data, backbone=exact.backbone, answers=Features(data.features.hashes, exact.store))
 
 
@@ -266,6 +268,7 @@ def scan_and_embed(
             n_threads=settings.workers,
             on_progress=reporter.progress,
             rules=rules_of(settings),
+            load=embedder.load,
         )
     finally:
         embedder.flush()

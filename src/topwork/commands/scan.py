@@ -16,8 +16,8 @@ from topwork.data.split import join_groups, split
 from topwork.data.transforms import InputSpec
 from topwork.evaluation.dataset_summary import Overview, findings, overview
 from topwork.evaluation.shortcut import check_shortcuts
+from topwork.features.cluster import embedder_on, loader_on
 from topwork.features.duplicates import near_duplicates, near_pairs
-from topwork.features.embed import Embedder
 from topwork.models.backbone import load_backbone
 from topwork.progress import Reporter
 from topwork.settings import DataSettings, ScanSettings
@@ -142,12 +142,15 @@ def survey(
     near, spec = None, InputSpec()
     if settings.quick:
         reporter.step("scan")
-        manifest = scan(path, n_threads=settings.workers, on_progress=reporter.progress, rules=rules_of(settings))
+        manifest = scan(
+            path, n_threads=settings.workers, on_progress=reporter.progress, rules=rules_of(settings),
+            load=loader_on(settings),
+        )  # fmt: skip
     else:
         reporter.step("backbone")
         backbone = load_backbone(settings.backbone)
         spec = backbone.spec
-        embedder = Embedder(backbone)
+        embedder = embedder_on(settings, backbone)
         if embedder.engine.note:
             reporter.note(embedder.engine.note)
         reporter.step("scan and embed")

@@ -54,6 +54,9 @@ class Loaded:
     traits: Traits | None = None
 
 
+Loader = Callable[..., Iterator[Loaded]]  # with the arguments of load_images
+
+
 class FactsStore:
     """What is known about image contents: facts, or the reason they are no image. Keyed by content hash."""
 
@@ -70,6 +73,10 @@ class FactsStore:
     def get(self, content_hash: str) -> ImageFacts | str | None:
         """Facts, the reason against it, or None where the content is new."""
         return self._known.get(content_hash)
+
+    def hashes(self) -> Iterator[str]:
+        """The contents that are known."""
+        return iter(self._known)
 
     def put(self, content_hash: str, value: ImageFacts | str) -> None:
         """Keeps facts or a reason; written now and then, and by ``flush``."""

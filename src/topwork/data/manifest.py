@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from topwork.data.corrections import lay_over, read_corrections
 from topwork.data.layouts import looks_like_image
 from topwork.data.listing import list_data, read_image
-from topwork.data.loader import FactsStore, Loaded, Visitor, load_images
+from topwork.data.loader import FactsStore, Loaded, Loader, Visitor, load_images
 from topwork.data.remote import n_threads_for
 from topwork.data.samples import LABEL_SEPARATOR, PATIENT_ID, Listing, Reject, Rules, Sample
 from topwork.data.shards import read_parquet
@@ -174,6 +174,7 @@ def scan(
     n_threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     rules: Rules | None = None,
+    load: Loader = load_images,
 ) -> Manifest:
     """Reads every image below ``path`` once and says what is there.
 
@@ -182,6 +183,7 @@ def scan(
         visitor: takes the input-sized pixels of images it does not know (see ``features/embed.py``).
         on_progress: called with (images done, images in all).
         rules: what the user says about labels, groups and limits.
+        load: what reads and decodes the images (see ``features/cluster.py``).
 
     Raises:
         UsageError: nothing usable there, or fewer than one class.
@@ -194,7 +196,7 @@ def scan(
     rejects = list(listing.rejects)
     failed: list[Loaded] = []
     try:
-        images = load_images(
+        images = load(
             listing.entries,
             lambda entry: read_image(listing.root, entry.path),
             facts,

@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,11 @@ from topwork.errors import ImageError, TopworkError
 from topwork.evaluation.decisions import Thresholds, decide, unknown_detector
 from topwork.evaluation.predictions import join_labels
 from topwork.export.runtime import Precision, Runtime, engine_of
+from topwork.features.cluster import Cluster, Packed, chunks, shared
 from topwork.features.engine import BATCH, with_resizer
 from topwork.files import atomic_file, error_reason
 from topwork.models.classifier import Classifier, load_classifier
+from topwork.settings import HERE, ClusterSettings
 
 PICTURE_SIDE = 640  # pixels, of the long side of a heatmap
 DIGITS = 6  # probabilities are rounded here, once, so that every way of asking gives the same text
@@ -80,6 +82,7 @@ class Predictor:
         tta: test-time augmentation: average the probabilities of each image and its horizontal flip (2x slower). A
             model that was fitted with flips uses them anyway.
         runtime, precision: what runs the network, see :func:`topwork.export.runtime.engine_of`.
+        cluster: which machines read and classify the images of :meth:`stream`.
     """
 
     def __init__(
@@ -90,7 +93,11 @@ class Predictor:
         tta: bool = False,
         runtime: Runtime = "auto",
         precision: Precision = "f32",
+        cluster: ClusterSettings = HERE,
     ) -> None:
+        self._cluster = None if cluster.ray is None else Cluster(cluster)
+        if cluster.num_gpus_per_worker and runtime == "auto":
+            runtime = "torch"
         self.classifier = model if isinstance(model, Classifier) else load_classifier(model, multi_label=True)
         self.n_top = n_top
         self.tta = tta and self.classifier.backbone.spec.mirror == "none"
@@ -114,6 +121,10 @@ class Predictor:
 
     def stream(self, images: Sequence[Image], n_threads: int | None = None) -> Iterator[Prediction]:
         """Predictions one by one, in order, with bounded memory, however many images there are."""
+        if self._cluster is not None:
+            for part in self._cluster.map(self._in_worker(n_threads), chunks(images)):
+                yield from part
+            return
         batch: list[Loaded] = []
         urls = [image for image in images[:1000] if isinstance(image, str)]
         n_threads = remote.n_threads_for(Path(), urls, n_threads)
@@ -123,6 +134,22 @@ class Predictor:
                 yield from self.answer_loaded(batch)
                 batch = []
         yield from self.answer_loaded(batch)
+
+    def _in_worker(self, n_threads: int | None) -> Callable[[], Callable[[Sequence[Image]], list[Prediction]]]:
+        """What makes the same predictor in a worker."""
+        assert self._cluster is not None
+        n_threads = self._cluster.n_threads(n_threads)
+        files = shared(Packed.of(self.classifier.backbone.folder))
+        n_top, tta, runtime, precision = self.n_top, self.tta, self.engine.kind, self.engine.precision
+
+        def make() -> Callable[[Sequence[Image]], list[Prediction]]:
+            import ray
+
+            folder = ray.get(files).unpacked()
+            predictor = Predictor(folder, n_top, tta=tta, runtime=cast(Any, runtime), precision=cast(Any, precision))
+            return lambda images: list(predictor.stream(images, n_threads))
+
+        return make
 
     def load(self, image: Image, name: str) -> Loaded:
         """Reads, decodes and resizes one image; whatever is wrong with it is in the value."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from topwork.data.transforms import Pixels
 from topwork.errors import ModelError, UsageError
+from topwork.features.cluster import loader_on
 from topwork.features.embed import Embedder
 from topwork.features.engine import (
     BATCH,
@@ -34,7 +35,7 @@ from topwork.features.store import BLOCKS
 from topwork.files import atomic_file
 from topwork.models.backbone import Backbone
 from topwork.models.classifier import COMPILED, FACTS, Classifier
-from topwork.settings import cache_folder
+from topwork.settings import HERE, ClusterSettings, cache_folder
 
 Runtime = Literal["auto", "openvino", "onnxruntime", "torch"]
 Precision = Literal["f32", "bf16"]
@@ -118,9 +119,8 @@ def _export(backbone: Backbone, path: Path) -> None:
         )  # fmt: skip
 
 
-def model_embedder(classifier: Classifier) -> Embedder:
+def model_embedder(classifier: Classifier, cluster: ClusterSettings = HERE) -> Embedder:
     """An embedder whose features are exactly those that the model's head reads."""
-    from topwork.export.runtime import engine_of
-
-    engine = engine_of(classifier)
-    return Embedder(classifier.backbone, engine)
+    load = loader_on(cluster)
+    engine = engine_of(classifier, "torch" if cluster.num_gpus_per_worker else "auto")
+    return Embedder(classifier.backbone, engine, load=load)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.listing import read_image
-from topwork.data.loader import FactsStore, load_images
+from topwork.data.loader import FactsStore, Loader, load_images
 from topwork.data.manifest import Manifest
 from topwork.data.remote import n_threads_for
 from topwork.data.samples import Entry
@@ -60,9 +60,17 @@ class Embedder:
 
     Attributes:
         backbone: as given, with the resizer that goes with the precision of the engine.
+        load: what reads and decodes the images: threads of this process, or the workers of a cluster.
     """
 
-    def __init__(self, backbone: Backbone, engine: Engine | None = None, store: FeatureStore | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        engine: Engine | None = None,
+        store: FeatureStore | None = None,
+        load: Loader = load_images,
+    ) -> None:
+        self.load = load
         self.engine = load_engine(backbone) if engine is None else engine
         self.backbone = with_resizer(backbone, self.engine)
         self.spec = self.backbone.spec
@@ -72,7 +80,7 @@ class Embedder:
         self.engine_seconds = 0.0
         self._taken: set[str] = set()
         self._images: list[tuple[str, Pixels]] = []
-        self._rows: list[tuple[str, Batch]] = []
+        self._rows: list[tuple[Sequence[str], Batch]] = []
 
     def wants(self, content_hash: str) -> bool:
         """Whether these contents have no features yet."""
@@ -88,7 +96,17 @@ class Embedder:
         self._images.append((content_hash, pixels))
         if len(self._images) == BATCH:
             self._run()
-        if sum(len(batch["last"]) for _, batch in self._rows) >= ROWS_PER_SHARD:
+
+    def keep(self, hashes: Sequence[str], batch: Batch, seconds: float) -> None:
+        """Keeps features that were computed here or elsewhere, and writes a shard when it is full."""
+        if not all(np.isfinite(values).all() for values in batch.values()):
+            name = self.backbone.name
+            raise TopworkError(f"{name}: the network gave features that are not finite; try --precision f32")
+        self.engine_seconds += seconds
+        self.n_embedded += len(hashes)
+        self._taken.update(hashes)
+        self._rows.append((hashes, batch))
+        if sum(len(keys) for keys, _ in self._rows) >= ROWS_PER_SHARD:
             self._write()
 
     def flush(self) -> None:
@@ -97,25 +115,21 @@ class Embedder:
         self._write()
 
     def _run(self) -> None:
+        """Always a whole batch: alone, an image would get features that differ in the last bit."""
         if not self._images:
             return
-        started = time.perf_counter()
-        batch = self.engine.run(np.stack([pixels for _, pixels in self._images]))
-        self.engine_seconds += time.perf_counter() - started
-        if not all(np.isfinite(values).all() for values in batch.values()):
-            name = self.backbone.name
-            raise TopworkError(f"{name}: the network gave features that are not finite; try --precision f32")
-        self._rows += [
-            (key, {name: values[i : i + 1] for name, values in batch.items()})
-            for i, (key, _) in enumerate(self._images)
-        ]
-        self.n_embedded += len(self._images)
+        hashes, images = [key for key, _ in self._images], np.zeros((BATCH, *self._images[0][1].shape), np.uint8)
+        for place, (_, pixels) in enumerate(self._images):
+            images[place] = pixels
         self._images = []
+        started = time.perf_counter()
+        batch = {name: values[: len(hashes)] for name, values in self.engine.run(images).items()}
+        self.keep(hashes, batch, time.perf_counter() - started)
 
     def _write(self) -> None:
         if self._rows:
             blocks = {name: np.concatenate([batch[name] for _, batch in self._rows]) for name in BLOCKS}
-            self.store.append([key for key, _ in self._rows], blocks)
+            self.store.append([key for keys, _ in self._rows for key in keys], blocks)
             self._rows = []
 
 
@@ -149,14 +163,15 @@ def embed(
     facts = FactsStore(cache_folder())
     n_threads = n_threads_for(manifest.root, [entry.path for entry in new.values()], n_threads)
     try:
-        loaded_images = load_images(
+        loaded_images = embedder.load(
             list(new.values()), lambda entry: read_image(manifest.root, entry.path), facts, embedder, n_threads
         )
         for n_done, loaded in enumerate(loaded_images, start=1):
-            if loaded.pixels is None or loaded.content_hash not in new:
+            if loaded.reason is not None or loaded.content_hash not in new:
                 reason = loaded.reason or "it has changed"
                 raise changed_since_scan(escape(str(manifest.root / loaded.entry.path)), reason)
-            embedder.take(loaded.content_hash, loaded.pixels)
+            if loaded.pixels is not None:
+                embedder.take(loaded.content_hash, loaded.pixels)
             if on_progress:
                 on_progress(n_done, len(new))
     finally:

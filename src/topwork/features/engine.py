@@ -142,7 +142,7 @@ class OpenVINOEngine:
             self._model = self._core.read_model(xml)
         except RuntimeError as error:
             raise ModelError(f"{xml}: cannot be read: {str(error).splitlines()[0]}") from None
-        self._xml = xml
+        self.xml = xml
         self._compiled: dict[int, Any] = {}
         self._lock = threading.Lock()
 
@@ -178,7 +178,7 @@ class OpenVINOEngine:
                     self._compiled[n] = self._core.compile_model(model, "CPU", self._options)
                 except RuntimeError as error:
                     reason = str(error).splitlines()[0]
-                    raise ModelError(f"{self._xml}: cannot be compiled: {reason}") from None
+                    raise ModelError(f"{self.xml}: cannot be compiled: {reason}") from None
             return self._compiled[n]
 
     def _infer(self, compiled: Any, images: Pixels) -> Blocks:

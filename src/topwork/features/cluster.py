@@ -1,0 +1,386 @@
+"""Reading, embedding and predicting on many machines: Ray Data runs in workers what one machine runs in threads.
+
+In: the settings of a cluster, and the same embedder or predictor as on one machine. Out: the same results in the same order.
+Workers read and decode images and run the network; only what they found comes back, and the driver (the process the user
+started) writes it to its stores. Scheduling, retries, lost workers and lost nodes are Ray's: a chunk of images whose worker
+died is done again by another one.
+
+The workers get the files of the network from the driver. Images they read themselves, so every machine must see them under the
+same path: URLs, or a shared file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topwork.data.loader import FactsStore, Loaded, Loader, Visitor, default_threads, load_images
+from topwork.data.samples import Entry
+from topwork.data.traits import TraitStore
+from topwork.errors import TopworkError, UsageError
+from topwork.features.embed import Embedder
+from topwork.features.engine import BATCH, Batch, Engine, OpenVINOEngine, TorchEngine, load_engine
+from topwork.models.backbone import Backbone
+from topwork.settings import ClusterSettings, cache_folder
+
+CHUNK = 8 * BATCH  # images that a worker takes at a time; whole batches, so that they are those of one machine
+_ANSWER_SECONDS = 30
+
+
+def embedder_on(
+    settings: ClusterSettings, backbone: Backbone, kind: str = "auto", precision: str = "auto", device: str = "auto"
+) -> Embedder:
+    """The embedder of a backbone; with ``--ray`` its images are read and embedded by the workers of the cluster.
+
+    Args:
+        kind, precision, device: as for :func:`topwork.features.engine.load_engine`. With GPUs for the workers, torch runs the
+            network, in f32 unless asked otherwise: the driver need not have one.
+    """
+    load = loader_on(settings)
+    if settings.num_gpus_per_worker and kind != "openvino":
+        kind, precision = "torch", "f32" if precision == "auto" else precision
+    return Embedder(backbone, load_engine(backbone, kind, precision, device), load=load)
+
+
+def loader_on(settings: ClusterSettings) -> Loader:
+    """What reads images: threads of this process, or with ``--ray`` the workers of the cluster."""
+    return load_images if settings.ray is None else Cluster(settings).load_images
+
+
+class Cluster:
+    """A connection to Ray, for the life of the process.
+
+    Raises:
+        UsageError: Ray is not installed, or no cluster answers at the address.
+    """
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        self.settings = settings
+        _connect(settings.ray or "local")
+
+    def map(self, make: Callable[[], Callable[[Any], Any]], chunks: Iterable[Any]) -> Iterator[Any]:
+        """The results of ``make()(chunk)`` in the order of the chunks; each worker calls ``make`` once.
+
+        Raises:
+            TopworkError: a worker raised it, or the cluster failed.
+        """
+        import ray
+
+        items = [{"chunk": _Boxed(chunk)} for chunk in chunks]
+        if not items:
+            return
+        data = ray.data.from_items(items, override_num_blocks=len(items))
+        data.context.enable_progress_bars = data.context.print_on_execution_start = False
+        data.context.execution_options.preserve_order = True
+        workers = data.map_batches(
+            _Worker,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=self._n_workers(len(items))),
+            fn_constructor_args=(make, str(Path.cwd())),
+            num_cpus=self._n_cpus,
+            num_gpus=self.settings.num_gpus_per_worker or None,
+        )
+        try:
+            for row in workers.iter_rows():
+                if isinstance(row["found"].value, TopworkError):
+                    raise row["found"].value
+                yield row["found"].value
+        except ray.exceptions.RayError as error:
+            reason = _line_of(error, -1)  # the last one is that of the worker
+            raise TopworkError(
+                f"--ray: the cluster failed: {reason}. Finished images are kept; run it again."
+            ) from None
+
+    def load_images(
+        self,
+        entries: Sequence[Entry],
+        read: Callable[[Entry], bytes],
+        facts: FactsStore,
+        visitor: Visitor | None = None,
+        n_threads: int | None = None,
+        traits: TraitStore | None = None,
+    ) -> Iterator[Loaded]:
+        """As :func:`topwork.data.loader.load_images`, but the features of the images go to the embedder at once."""
+        embedder = cast(Embedder | None, visitor)
+        found = facts.hashes() if traits is None else [key for key in facts.hashes() if key in traits]
+        known = np.array(sorted(key for key in found if embedder is None or not embedder.wants(key)), dtype="S64")
+        network = None if embedder is None else _Network.of(embedder)
+        make = partial(
+            _Loader, shared(known), shared(network), read, traits is not None, self.n_threads(n_threads)
+        )  # fmt: skip
+        for part in self.map(make, chunks(entries)):
+            if embedder is not None:
+                for features in part.features:
+                    embedder.keep(part.hashes, features, part.engine_seconds)
+            for loaded in part.loaded:
+                value = facts.get(loaded.content_hash) if loaded.facts == _KNOWN else loaded.facts
+                reason = value if isinstance(value, str) else loaded.reason
+                yield replace(loaded, facts=None if reason else value, reason=reason)
+
+    def n_threads(self, asked: int | None) -> int:
+        """Threads of one worker that read and decode."""
+        return asked or max(1, round(self._n_cpus))
+
+    @property
+    def _n_cpus(self) -> float:
+        return self.settings.num_cpus_per_worker
+
+    def _n_workers(self, n_chunks: int) -> int:
+        """Workers that fit into the cluster as it is; Ray adds more if it grows."""
+        import ray
+
+        have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        room = have.get("CPU", 1) // self._n_cpus
+        if self.settings.num_gpus_per_worker:
+            room = min(room, have.get("GPU", 0) // self.settings.num_gpus_per_worker)
+        return int(max(1, min(room, n_chunks)))
+
+
+def shared(value: Any) -> Any:
+    """A value that every machine of the cluster gets once."""
+    import ray
+
+    return ray.put(value)
+
+
+def chunks(items: Sequence[Any]) -> list[Sequence[Any]]:
+    """What the workers take at a time."""
+    return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+
+
+# ---- the connection
+
+
+def _connect(address: str) -> None:
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError("--ray: Ray is not installed (pip install 'topwork[cluster]').")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent that nobody asked for
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray.data
+
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    for name in ("ray", "ray.data"):  # what Ray says goes to its own files; users see one bar
+        for handler in logging.getLogger(name).handlers:
+            if type(handler) is not ray.data._internal.logging.SessionFileHandler:
+                handler.setLevel(logging.CRITICAL)
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
+    if address == "local":
+        before = signal.getsignal(signal.SIGTERM)
+        with _silent_stderr():  # in this thread: what it starts ends with the thread that started it
+            ray.init("local", num_cpus=default_threads(), include_dashboard=False, **options)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray takes it
+        return
+    _check_answers(address)
+    failed: list[Exception] = []
+
+    def join() -> None:
+        try:
+            ray.init(address, **options)
+        except Exception as error:  # noqa: BLE001 - Ray raises what its transports raise
+            failed.append(error)
+
+    thread = threading.Thread(target=join, daemon=True)  # nothing else limits the time that it waits
+    with _silent_stderr():
+        thread.start()
+        thread.join(_ANSWER_SECONDS)
+    if thread.is_alive() or failed:
+        reason = _line_of(failed[0]) if failed else f"no answer within {_ANSWER_SECONDS} seconds"
+        raise UsageError(f"--ray {address}: cannot be reached: {reason} (ray status shows whether a cluster runs).")
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Nothing is written to file descriptor 2 within: Ray's C++ part greets there, whatever its level of logging."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _check_answers(address: str) -> None:
+    """Asks whether anybody listens there, before Ray, which may end the process if nobody does."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(f"--ray {address}: cannot be reached: {reason} (is a cluster running there?)") from None
+
+
+def _line_of(error: BaseException, number: int = 0) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[number].rstrip(".")
+
+
+# ---- in the workers
+
+
+@dataclass(frozen=True)
+class _Boxed:
+    """A value that Ray Data passes on as it is, whatever it is."""
+
+    value: Any
+
+
+class _Worker:
+    """What Ray starts in each worker; an exception comes back as a value, for Ray would wrap it."""
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]], folder: str) -> None:
+        with contextlib.suppress(OSError):  # elsewhere it may not exist; whoever named relative paths will read so
+            os.chdir(folder)
+        self._make = make
+        self._work: Callable[[Any], Any] | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        found = np.empty(1, object)
+        try:
+            self._work = self._work or self._make()
+            found[0] = _Boxed(self._work(batch["chunk"][0].value))
+        except TopworkError as error:
+            found[0] = _Boxed(error)
+        except Exception as error:  # noqa: BLE001 - a bug becomes one line here as it does on one machine
+            found[0] = _Boxed(TopworkError(f"--ray: a worker failed: {type(error).__name__}: {error}"))
+        return {"found": found}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The files of a folder on their way to the workers."""
+
+    files: dict[str, bytes]
+
+    @classmethod
+    def of(cls, folder: Path) -> Packed:
+        """The files directly in a folder."""
+        return cls({path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()})
+
+    def unpacked(self) -> Path:
+        """The folder in the cache of this machine, where several workers may want it at once."""
+        digest = hashlib.sha256()
+        for name, data in self.files.items():
+            digest.update(name.encode() + hashlib.sha256(data).digest())
+        folder = cache_folder() / "cluster" / digest.hexdigest()[:32]
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            partial_folder = Path(tempfile.mkdtemp(dir=folder.parent))
+            for name, data in self.files.items():
+                (partial_folder / name).write_bytes(data)
+            try:
+                partial_folder.rename(folder)
+            except OSError:  # another worker was faster
+                shutil.rmtree(partial_folder)
+        return folder
+
+
+@dataclass(frozen=True)
+class _Network:
+    """What a worker needs to make the embedder of the driver again."""
+
+    backbone: Backbone
+    files: Packed
+    kind: str
+    precision: str
+    compiled: str | None
+
+    @classmethod
+    def of(cls, embedder: Embedder) -> _Network:
+        engine = embedder.engine
+        compiled = engine.xml.name if isinstance(engine, OpenVINOEngine) else None
+        files = Packed.of(embedder.backbone.folder)
+        return cls(embedder.backbone, files, engine.kind, engine.precision, compiled)
+
+    def load(self) -> tuple[Backbone, Engine]:
+        backbone = replace(self.backbone, folder=self.files.unpacked())
+        if self.compiled is not None:
+            return backbone, OpenVINOEngine(backbone.folder / self.compiled, self.precision)
+        return backbone, TorchEngine(backbone, self.precision)
+
+
+_KNOWN = cast(Any, ("known to the driver",))  # in the place of facts; compared by value, since it travels
+
+
+class _Known:
+    """In the place of a worker's stores: what the driver knows already, and room for what is new."""
+
+    def __init__(self, hashes: NDArray[np.bytes_]) -> None:
+        self._hashes = hashes
+        self.new: list[str] = []
+        self.features: list[Batch] = []
+
+    def __contains__(self, content_hash: str) -> bool:
+        key = np.bytes_(content_hash)
+        place = int(np.searchsorted(self._hashes, key))
+        return place < len(self._hashes) and bool(self._hashes[place] == key)
+
+    def get(self, content_hash: str) -> Any:
+        return _KNOWN if content_hash in self else None
+
+    def check_writable(self) -> None:
+        """The driver writes."""
+
+    def append(self, hashes: Sequence[str], features: Batch) -> None:
+        self.new += hashes
+        self.features.append(features)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a worker found in one chunk: no pixels, but their features."""
+
+    loaded: list[Loaded]
+    hashes: list[str] = field(default_factory=list)
+    features: list[Batch] = field(default_factory=list)
+    engine_seconds: float = 0.0
+
+
+class _Loader:
+    """Reads, checks and embeds chunks of entries."""
+
+    def __init__(
+        self, known: Any, network: Any, read: Callable[[Entry], bytes], wants_traits: bool, n_threads: int
+    ) -> None:
+        import ray
+
+        self._known, shipped = ray.get([known, network])
+        self._network = None if shipped is None else shipped.load()
+        self._read, self._wants_traits, self._n_threads = read, wants_traits, n_threads
+
+    def __call__(self, entries: Sequence[Entry]) -> _Part:
+        store: Any = _Known(self._known)
+        embedder = None if self._network is None else Embedder(self._network[0], self._network[1], store)
+        loaded: list[Loaded] = []
+        traits = store if self._wants_traits else None
+        for one in load_images(entries, self._read, store, embedder, self._n_threads, traits):
+            if embedder is not None and one.pixels is not None:
+                embedder.take(one.content_hash, one.pixels)
+            loaded.append(replace(one, pixels=None))
+        if embedder is None:
+            return _Part(loaded)
+        embedder.flush()
+        return _Part(loaded, store.new, store.features, embedder.engine_seconds)

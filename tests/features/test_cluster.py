@@ -1,0 +1,173 @@
+"""Ray on this machine: the same features and predictions as without, what is known is not done again, and what fails."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drawing import draw_folders
+from topwork.cli import plain_tokens
+from topwork.data.manifest import scan
+from topwork.errors import ModelError, TopworkError, UsageError
+from topwork.export.predictor import Predictor
+from topwork.export.runtime import engine_of
+from topwork.features import cluster
+from topwork.features.cluster import CHUNK, Cluster
+from topwork.features.embed import Embedder, embed
+from topwork.features.store import FeatureStore
+from topwork.models.classifier import load_classifier
+from topwork.settings import ClusterSettings
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),  # Ray's own code warns of Ray's own settings
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "format-2"
+LOCAL = ClusterSettings(ray="local")
+
+
+@pytest.fixture(scope="module")
+def local(cache_folder):
+    """Two workers on this machine, which import the package from here."""
+    pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT / "src"))
+        patch.setattr(cluster, "default_threads", lambda: 2)
+        yield Cluster(LOCAL)
+        import ray
+
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    root = draw_folders(tmp_path_factory.mktemp("drawn"), n_each=CHUNK // 2 + 9)
+    (root / "disc" / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    shutil.copy(root / "disc" / "disc_1.jpg", root / "disc" / "zz_copy.jpg")  # in the other chunk than its original
+    return root
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A tiny network with its engine; OpenVINO, so that the workers need not import torch."""
+    classifier = load_classifier(GOLDEN)
+    return classifier.backbone, engine_of(classifier)
+
+
+def embedder(network, folder: Path, **options) -> Embedder:
+    return Embedder(*network, FeatureStore(folder, "test"), **options)
+
+
+def test_same_manifest_and_features_as_on_one_machine(local, drawn, network, tmp_path):
+    here, there = embedder(network, tmp_path / "a"), embedder(network, tmp_path / "b", load=local.load_images)
+    seen: list[tuple[int, int]] = []
+    expected, found = (
+        scan(drawn, visitor=here),
+        scan(drawn, visitor=there, load=there.load, on_progress=lambda *n: seen.append(n)),
+    )
+    here.flush()
+    there.flush()
+    assert found == expected
+    assert seen == [(n + 1, len(found.samples) + 1) for n in range(len(found.samples) + 1)]
+    assert [reject.path for reject in found.rejects] == ["disc/broken.jpg"]
+    hashes = sorted({sample.content_hash for sample in found.samples})
+    assert there.n_embedded >= len(hashes) == here.n_embedded == len(there.store)
+    for block in ("last", "stages"):
+        np.testing.assert_array_equal(there.store.load(hashes, block), here.store.load(hashes, block))
+
+
+@pytest.mark.slow
+def test_a_second_run_goes_on_from_the_store(local, drawn, network, tmp_path):
+    here = embedder(network, tmp_path / "b")
+    expected = scan(drawn, visitor=here)
+    here.flush()
+    hashes = sorted({sample.content_hash for sample in expected.samples})
+    again = embedder(network, tmp_path / "b", load=local.load_images)
+    assert scan(drawn, visitor=again, load=again.load) == expected
+    assert again.n_embedded == 0
+    part = embedder(network, tmp_path / "c", load=local.load_images)
+    part.store.append(hashes[:50], {name: here.store.load(hashes[:50], name) for name in ("last", "stages")})
+    features = embed(part.backbone, expected, embedder=part)
+    assert part.n_embedded == len(hashes) - 50
+    np.testing.assert_array_equal(
+        features.block("stages"), here.store.load([s.content_hash for s in expected.samples], "stages")
+    )
+
+
+@pytest.mark.slow
+def test_scan_without_a_network(local, drawn):
+    assert scan(drawn, load=local.load_images) == scan(drawn)
+
+
+@pytest.mark.slow
+def test_same_predictions_as_on_one_machine(local, drawn):
+    names = [*sorted(map(str, drawn.rglob("*.jpg"))), str(drawn / "gone.jpg")]
+    expected, found = Predictor(GOLDEN), Predictor(GOLDEN, cluster=LOCAL)
+    assert list(found.stream(names)) == list(expected.stream(names))
+
+
+@pytest.mark.slow
+def test_what_a_worker_raises_is_what_the_user_reads(local):
+    def fails(chunk):
+        raise ModelError("weights.bin: damaged")
+
+    def cannot_start():
+        raise ModuleNotFoundError("No module named 'topwork'")
+
+    with pytest.raises(ModelError, match=r"^weights\.bin: damaged$"):
+        list(local.map(lambda: fails, [1]))
+    with pytest.raises(TopworkError, match="--ray: a worker failed: ZeroDivisionError: division by zero"):
+        list(local.map(lambda: lambda chunk: chunk / 0, [1]))
+    with pytest.raises(TopworkError, match=r"--ray: a worker failed: ModuleNotFoundError: No module named 'topwork'"):
+        list(local.map(cannot_start, [1]))
+
+
+@pytest.mark.slow
+def test_the_chunk_of_a_killed_worker_is_done_by_another(local, tmp_path):
+    def killed_once(mark, chunk):
+        if chunk == 3 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return chunk * chunk
+
+    found = list(local.map(lambda: partial(killed_once, tmp_path / "mark"), range(8)))
+    assert (tmp_path / "mark").exists()
+    assert found == [n * n for n in range(8)]
+
+
+def test_an_address_where_nobody_listens():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(UsageError, match=rf"--ray ray://127\.0\.0\.1:{port}: cannot be reached: connection refused"):
+        cluster._check_answers(f"ray://127.0.0.1:{port}")
+
+
+def test_without_the_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"--ray: Ray is not installed \(pip install 'topwork\[cluster\]'\)"):
+        Cluster(LOCAL)
+
+
+@pytest.mark.parametrize(
+    ("typed", "parsed"),
+    [
+        (["scan", "--ray"], ["scan", "--ray=local"]),
+        (["predict", "m", "--ray", "a.jpg"], ["predict", "m", "--ray=local", "a.jpg"]),
+        (["scan", "--ray", "--json"], ["scan", "--ray=local", "--json"]),
+        (["scan", "--ray", "auto", "x"], ["scan", "--ray", "auto", "x"]),
+        (["scan", "--ray", "ray://head:10001"], ["scan", "--ray", "ray://head:10001"]),
+        (["scan", "--ray", "10.0.0.1:6379"], ["scan", "--ray", "10.0.0.1:6379"]),
+    ],
+)
+def test_ray_may_stand_without_an_address(typed, parsed):
+    assert plain_tokens(typed) == parsed
