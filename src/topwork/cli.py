@@ -15,8 +15,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -26,6 +26,7 @@ from cyclopts.help import DefaultFormatter, HelpPanel
 
 from topwork import __version__
 from topwork.console import Terminal
+from topwork.data.remote import is_url, local_folder, shown, uploaded, work_path
 from topwork.errors import Interrupted, TopworkError, UsageError
 from topwork.export.targets import TARGETS
 from topwork.files import error_reason
@@ -160,15 +161,17 @@ def fit(
         from topwork.training.distributed import processes
 
         if not processes().is_main:  # the first process reports and writes
-            follow(path, folder, settings)
+            follow(path, work_path(folder), settings)
             return 0
     threading.Thread(target=prepare, daemon=True).start()
-    with _terminal(common) as terminal:
-        fitted = fit_run(path, folder, settings, overwrite=overwrite, reporter=terminal)
+    with _terminal(common) as terminal, uploaded(out or folder, overwrite=overwrite) as place:
+        fitted = fit_run(path, place, settings, overwrite=overwrite, reporter=terminal)
         terminal.step("report")
-        report_path = write_report(folder)
-    _show(common, fitted.as_dict() | {"report": str(report_path), "notes": terminal.notes}, lambda: fit_lines(fitted))
-    if open:
+        report_path = write_report(place)
+    fitted, report_path = replace(fitted, folder=folder), folder / report_path.name
+    answer = fitted.as_dict() | {"report": shown(report_path), "notes": terminal.notes}
+    _show(common, answer, lambda: fit_lines(fitted))
+    if open and not is_url(report_path):
         _open(report_path)
     return _reject_status(fitted.manifest.n_failed, len(fitted.manifest.samples), settings)
 
@@ -316,16 +319,16 @@ def evaluate(
     from topwork.commands.evaluate import evaluate as evaluate_model
     from topwork.console import evaluation_lines
 
-    with _terminal(common) as terminal:
+    with _terminal(common) as terminal, nullcontext() if out is None else uploaded(out, overwrite=overwrite) as place:
         evaluated = evaluate_model(
-            model, path, settings, part=part, by=by, rename=map or (), out=out, overwrite=overwrite, cluster=cluster,
+            model, path, settings, part=part, by=by, rename=map or (), out=place, overwrite=overwrite, cluster=cluster,
             reporter=terminal,
         )  # fmt: skip
-        if out is not None:
+        if place is not None:
             from topwork.report.run_page import write_report
 
             terminal.step("report")
-            write_report(Path(out))
+            write_report(place)
     _show(common, evaluated, lambda: evaluation_lines(str(path), evaluated, out))
     return _reject_status(evaluated["n_unused"], evaluated["n"], settings)
 
@@ -378,7 +381,7 @@ def compare(
     from topwork.console import comparison_lines
 
     with _terminal(common) as terminal:
-        part_name, compared = compare_runs(runs, part, seed=seed)
+        part_name, compared = compare_runs(list(map(str, map(local_folder, runs))), part, seed=seed)
         if out is not None:
             from topwork.report.other_pages import write_compare_page
 
@@ -433,7 +436,8 @@ def report(
 
     with _terminal(common) as terminal:
         terminal.step("report")
-        path = write_report(Path(run)) if format == "html" else write_plain(Path(run), format)
+        folder = local_folder(run)
+        path = write_report(folder) if format == "html" else write_plain(folder, format)
     _show(common, {"run": run, "report": str(path)}, lambda: [str(path)])
     return 0
 
@@ -504,10 +508,11 @@ def predict(
             layout = Layout(top, predictor.classes if all_probabilities else (), csv_safe)
             if all_probabilities:
                 predictor.n_top = len(predictor.classes)
-            counts = predict_to_file(
-                predictor, inputs, Path(out), overwrite, terminal.progress, workers, on_row,
-                layout=layout, max_reject_fraction=max_reject_fraction,
-            )  # fmt: skip
+            with uploaded(out, overwrite=overwrite) as place:
+                counts = predict_to_file(
+                    predictor, inputs, place, overwrite, terminal.progress, workers, on_row,
+                    layout=layout, max_reject_fraction=max_reject_fraction,
+                )  # fmt: skip
             n_errors = counts["n_errors"]
         else:
             predictions = list(predictor.stream(inputs, workers))
@@ -732,10 +737,12 @@ def add_class(
     from topwork.console import added_lines
     from topwork.report.run_page import write_report
 
-    with _terminal(common) as terminal:
-        grown = add_class_to(model, path, out, settings, name=name, overwrite=overwrite, reporter=terminal)
+    with _terminal(common) as terminal, uploaded(out, overwrite=overwrite) as place:
+        grown = add_class_to(
+            local_folder(model), path, place, settings, name=name, overwrite=overwrite, reporter=terminal
+        )
         terminal.step("report")
-        write_report(grown.folder)
+        write_report(place)
     parts = {key: grown.evaluation.get(key) for key in ("valid", "test", "old_classes", "timing")}
     _show(common, {"run": out, "added": list(grown.added), **parts}, lambda: added_lines(grown))
     return 0
@@ -763,16 +770,16 @@ def adapt(
     from topwork.console import adaptation_lines
     from topwork.report.run_page import write_report
 
-    with _terminal(common) as terminal:
-        adapted = adapt_run(run, target, out, settings, overwrite=overwrite, reporter=terminal)
+    with _terminal(common) as terminal, uploaded(out, overwrite=overwrite) as place:
+        adapted = adapt_run(local_folder(run), target, place, settings, overwrite=overwrite, reporter=terminal)
         terminal.step("report")
         report_path = write_report(adapted.folder)
-    where = [f"Model: {Path(out) / 'model'}", f"Report: {report_path}"]
+    where = [f"Model: {Path(out) / 'model'}", f"Report: {Path(out) / report_path.name}"]
     if adapted.ask_path:
         where.insert(0, f"To label: {adapted.ask_path} (fill in the column label, then --labels {adapted.ask_path})")
     _show(
         common,
-        adapted.as_dict() | {"report": str(report_path), "notes": terminal.notes},
+        adapted.as_dict() | {"report": shown(Path(out) / report_path.name), "notes": terminal.notes},
         lambda: [*adaptation_lines(adapted.record, adapted.evaluation), *where],
     )
     return _reject_status(adapted.n_rejected, adapted.n_used, settings)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from topwork.data.remote import shown
 from topwork.progress import Reporter
 from topwork.text import count, duration, escape, percent_ci
 
@@ -436,7 +437,7 @@ def fit_lines(fitted: Any) -> list[str]:
         lines += ["", *class_lines(evaluation[parts[-1]]["per_class"])]
     if "test" not in evaluation:
         lines.append(f"There is no test part. valid: {fitted.recipe['valid_used_for']}.")
-    run = escape(str(fitted.folder))
+    run = escape(shown(fitted.folder))
     return [
         *lines,
         "",

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest, load_manifest, save_manifest
+from topwork.data.remote import absolute, is_url, local_folder, shown, url_of, work_path
 from topwork.data.shards import read_parquet
 from topwork.data.split import PARTS, Split, n_train_of, recorded_split, split_record
 from topwork.errors import TopworkError, UsageError
@@ -79,7 +80,7 @@ class Run(Described):
     def as_dict(self) -> dict[str, Any]:
         """What ``fit --json`` prints."""
         return {
-            "run": str(self.folder),
+            "run": shown(self.folder),
             "valid": self.evaluation.get("valid"),
             "test": self.evaluation.get("test"),
             **{key: part for key, part in self.evaluation.items() if key.endswith("_without_leaks")},
@@ -98,7 +99,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     """
     import pyarrow as pa
 
-    folder = Path(path)
+    folder = local_folder(path)
     evaluation, record, classifier = (
         read_evaluation(folder),
         read_split(folder),
@@ -136,6 +137,8 @@ def run_folder(folder: Path, overwrite: bool, asked: Mapping[str, Any] | None = 
             process is writing there.
         TopworkError: it cannot be written.
     """
+    if is_url(folder):
+        raise UsageError(f"{escape(url_of(folder))}: a run is written to a local folder; topwork --out uploads it.")
     with locked(folder):
         work = replacement_of(folder) if is_finished(folder) else folder
         _check_free(folder, work, overwrite, asked)
@@ -273,7 +276,7 @@ def read_logits(path: Path) -> tuple[NDArray[np.int64], NDArray[np.str_], NDArra
 def asked(path: str | os.PathLike[str], settings: DataSettings) -> dict[str, Any]:
     """``settings.json``: enough to repeat or resume the run."""
     return {
-        "path": str(Path(path).absolute()),
+        "path": absolute(path),
         "settings": as_dict(settings),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
@@ -300,7 +303,7 @@ def interrupted(run: str | os.PathLike[str]) -> tuple[str, FitSettings]:
     Raises:
         UsageError: there is no interrupted run.
     """
-    folder = Path(run)
+    folder = work_path(run)
     work = replacement_of(folder) if is_finished(folder) else folder
     if work != folder and not work.is_dir():
         raise UsageError(f"{escape(str(folder))}: this run is finished; there is nothing to resume.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import threading
 import time
 import zipfile
@@ -14,13 +16,17 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from drawing import draw_folders
+from topwork.cli import main
 from topwork.data import remote
 from topwork.data.listing import list_data, read_image
-from topwork.data.manifest import scan
+from topwork.data.manifest import load_manifest, scan
 from topwork.data.remote import is_url, url_of
-from topwork.errors import ImageError, UsageError
+from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.export.batch import list_inputs
 from topwork.export.predictor import read_image as read_input
+from topwork.export.runtime import model_embedder
+from topwork.models.classifier import load_classifier
+from topwork.run import load_run
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +225,96 @@ def test_a_server_that_does_not_answer(s3, monkeypatch) -> None:
     with pytest.raises(UsageError, match="cannot be reached"):
         list_data("s3://pictures/shapes")
     type(s3).clear_instance_cache()
+
+
+# ---- what is written
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "format-2"
+
+
+def command(*words: str) -> dict:
+    """What a command prints with --json."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as ended:
+        main([*words, "--json"])
+    assert ended.value.code == 0, out.getvalue()
+    return json.loads(out.getvalue())
+
+
+def test_fit_from_a_bucket_into_a_bucket_and_predict_from_there(s3, drawn, tmp_path, monkeypatch) -> None:
+    put(s3, drawn, "pictures/shapes")
+    s3.mkdir("results")
+    options = ["--backbone", "random:test_efficientnet", "--seed", "1"]
+    here = command("fit", str(drawn), "--out", str(tmp_path / "run"), *options)
+    there = command("fit", "s3://pictures/shapes", "--out", "s3://results/runs/one", *options)
+    assert there["run"] == "s3://results/runs/one"
+    assert there["report"] == "s3://results/runs/one/report.html"
+    assert there["test"]["accuracy"] == here["test"]["accuracy"]
+    names = {path.removeprefix("results/runs/one/") for path in s3.find("results/runs/one")}
+    written = {
+        path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*") if path.is_file()
+    }
+    assert names == written
+    assert json.loads(s3.cat_file("results/runs/one/settings.json"))["path"] == "s3://pictures/shapes"
+    assert load_run("s3://results/runs/one").evaluation["test"]["accuracy"] == here["test"]["accuracy"]
+
+    images = sorted(str(path) for path in drawn.rglob("*.jpg"))
+    command("predict", str(tmp_path / "run"), *images, "--out", str(tmp_path / "p.csv"))
+    command("predict", "s3://results/runs/one", *images, "--out", "s3://results/p.csv")
+    assert s3.cat_file("results/p.csv") == (tmp_path / "p.csv").read_bytes()
+    found = command(
+        "evaluate", "s3://results/runs/one/model", "s3://pictures/shapes", "--out", "s3://results/evaluation"
+    )
+    assert s3.exists("results/evaluation/report.html")
+    assert found["n"] == 16
+    with pytest.raises(UsageError, match="exists already"), remote.uploaded("s3://results/p.csv", overwrite=False):
+        pass
+    with remote.uploaded("s3://results/evaluation", overwrite=True) as folder:
+        folder.mkdir()
+        (folder / "only.txt").write_text("x")
+    assert s3.find("results/evaluation") == ["results/evaluation/only.txt"]
+    # Said before the work, not after it.
+    with (
+        pytest.raises(UsageError, match=r"^--out s3://nowhere/p.csv: no such bucket, folder or file.$"),
+        remote.uploaded("s3://nowhere/p.csv", overwrite=False),
+    ):
+        pass
+    assert not s3.exists("nowhere")
+
+
+def test_a_store_in_a_bucket_is_shared(s3, drawn, tmp_path, monkeypatch) -> None:
+    s3.mkdir("store")
+    monkeypatch.setenv("TOPWORK_STORE", "s3://store/of/us")
+    classifier = load_classifier(GOLDEN)
+    stored = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path / name))
+        embedder = model_embedder(classifier)
+        manifest = scan(drawn, visitor=embedder)
+        embedder.flush()
+        stored.append(embedder)
+    first, second = stored
+    assert (first.n_embedded, second.n_embedded) == (16, 0)
+    hashes = [sample.content_hash for sample in manifest.samples]
+    assert (first.store.load(hashes, "last") == second.store.load(hashes, "last")).all()
+    (shard,) = s3.find(f"store/of/us/features/{first.store.folder.name}")
+    s3.pipe_file(shard, b"damaged")
+    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path / "three"))
+    assert len(model_embedder(classifier).store) == 0
+    monkeypatch.setenv("TOPWORK_STORE", "s3://nowhere/x")
+    with pytest.raises(TopworkError, match=r"^s3://nowhere/x/.*: cannot be written: no such bucket, folder or file.$"):
+        scan(drawn)
+    monkeypatch.setenv("TOPWORK_STORE", str(tmp_path))
+    with pytest.raises(UsageError, match="give a URL such as"):
+        model_embedder(classifier)
+
+
+def test_add_a_class_of_a_bucket(s3, drawn, tmp_path) -> None:
+    put(s3, draw_folders(tmp_path / "more", n_each=8, shapes=("cross",)) / "cross", "pictures/cross")
+    command("fit", str(drawn), "--out", str(tmp_path / "run"), "--backbone", "random:test_efficientnet")
+    grown = command("add-class", str(tmp_path / "run"), "s3://pictures/cross", "--out", str(tmp_path / "grown"))
+    assert grown["added"] == ["cross"]
+    manifest = load_manifest(tmp_path / "grown" / "manifest.parquet")
+    assert sorted({sample.path.split("/")[0] for sample in manifest.samples}) == ["disc", "s3:", "square"]
+    assert all(manifest.read(row) for row in range(len(manifest.samples)))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -142,6 +145,14 @@ def test_the_chunk_of_a_killed_worker_is_done_by_another(local, tmp_path):
     found = list(local.map(lambda: partial(killed_once, tmp_path / "mark"), range(8)))
     assert (tmp_path / "mark").exists()
     assert found == [n * n for n in range(8)]
+
+
+@pytest.mark.slow
+def test_a_killed_node_changes_nothing():
+    """Three nodes, one of them killed after a third of the images."""
+    command = [sys.executable, ROOT / "benchmarks" / "cluster.py", "--images", "600", "--model", GOLDEN, "--kill-only"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["same_after_kill"] is True
 
 
 def test_an_address_where_nobody_listens():

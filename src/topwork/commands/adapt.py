@@ -27,6 +27,7 @@ from topwork.commands.assess import evaluate_parts
 from topwork.commands.prepare import scan_and_embed, timing
 from topwork.data.images import decode
 from topwork.data.manifest import Manifest, save_manifest
+from topwork.data.remote import absolute
 from topwork.data.samples import rules_of
 from topwork.data.split import Split, split, split_record
 from topwork.data.transforms import fit_to_input
@@ -150,7 +151,7 @@ def adapt(
     check(settings)
     run = Path(run)
     with run_folder(Path(out), overwrite) as folder:
-        started = {"path": str(Path(target).absolute()), "adapted_from": str(run.absolute())}
+        started = {"path": absolute(target), "adapted_from": str(run.absolute())}
         write_json(folder / "settings.json", started | {"settings": as_dict(settings), "versions": versions()})
         with clock("scan_and_embed"):
             reporter.step("scan and embed")

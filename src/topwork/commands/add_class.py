@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from topwork.commands.assess import evaluate_parts
 from topwork.commands.prepare import VALID_FRACTION, scan_and_embed, timing
 from topwork.data.manifest import Manifest
+from topwork.data.remote import absolute, is_folder, is_url, url_of, walk
 from topwork.data.split import Split, split
 from topwork.errors import UsageError
 from topwork.evaluation.predictions import Predictions, predict_features
@@ -75,9 +76,7 @@ def add_class(
     """
     settings, reporter, clock = settings or DataSettings(), reporter or default_reporter(), Stopwatch()
     with run_folder(Path(out), overwrite) as folder:
-        write_json(
-            folder / "settings.json", {"path": str(Path(path).absolute()), "grown_from": str(Path(run).absolute())}
-        )
+        write_json(folder / "settings.json", {"path": absolute(path), "grown_from": str(Path(run).absolute())})
         classifier, old_manifest, old_parts = stored_run(Path(run), "add-class")
         with clock("scan_and_embed"):
             reporter.step("scan and embed")
@@ -127,7 +126,10 @@ def _new_images(
     path: Path, name: str | None, settings: DataSettings, embedder: Embedder, reporter: Reporter
 ) -> Manifest:
     """The new images, embedded; a folder with images directly in it is one class."""
-    is_flat = path.is_dir() and not any(p.is_dir() and not p.name.startswith(".") for p in path.iterdir())
+    if is_url(path):
+        is_flat = is_folder(path) and not walk(path).folders
+    else:
+        is_flat = path.is_dir() and not any(p.is_dir() and not p.name.startswith(".") for p in path.iterdir())
     if is_flat:
         settings = replace(settings, label_regex="(.)")  # any label will do: it is replaced
     manifest, _ = scan_and_embed(path, settings, embedder, reporter)
@@ -150,13 +152,11 @@ def _joined(
     known = [name for name in new.classes if name in classifier.classes]
     if known:
         raise UsageError(f"The model already has the class {escape(known[0])}; add-class takes new classes only.")
-    if not old.root.exists():
+    if not is_url(old.root) and not old.root.exists():
         raise UsageError(
             f"{escape(str(old.root))}: the run's images are no longer there. Move them back, or fit again where they are now."
         )
-    if not (old.root.is_dir() and new.root.is_dir()) or any(
-        (m.root / "dataset_info.json").exists() for m in (old, new)
-    ):
+    if not all(_is_plain_folder(m.root) for m in (old, new)):
         raise UsageError("add-class needs old and new images in folders; unpack the archive or table first.")
     twice = {s.content_hash for s in old.samples} & {s.content_hash for s in new.samples}
     if twice:
@@ -172,11 +172,16 @@ def _joined(
     plain = replace(new, samples=tuple(replace(sample, part=None) for sample in new.samples))
     chosen = split(plain, fractions[0], fractions[1], settings.seed)
     part_of = {row: name for name, rows in chosen.parts().items() for row in rows.tolist()}
-    root = Path(os.path.commonpath([old.root.resolve(), new.root.resolve()]))
+    local = [m.root.resolve() for m in (old, new) if not is_url(m.root)]
+    root = Path(os.path.commonpath(local)) if local else old.root
 
     def moved(manifest: Manifest, row: int, part: str) -> Any:
         sample = manifest.samples[row]
-        return replace(sample, path=os.path.relpath(manifest.root.resolve() / sample.path, root), part=part)
+        if is_url(manifest.root) or is_url(sample.path):
+            path = url_of(sample.path if is_url(sample.path) else manifest.root / sample.path)
+        else:
+            path = os.path.relpath(manifest.root.resolve() / sample.path, root)
+        return replace(sample, path=path, part=part)
 
     samples = [
         moved(old, row, old_parts[s.content_hash]) for row, s in enumerate(old.samples) if s.content_hash in old_parts
@@ -185,6 +190,11 @@ def _joined(
     classes = tuple(sorted({sample.label for sample in samples}, key=natural_key))
     manifest = replace(old, root=root, samples=tuple(samples), classes=classes, rejects=new.rejects, notes=())
     return manifest, split(manifest, seed=settings.seed)
+
+
+def _is_plain_folder(root: Path) -> bool:
+    """Whether a path below the root is a file: no archive, no table of images, no saved data set."""
+    return is_folder(root) if is_url(root) else root.is_dir() and not (root / "dataset_info.json").exists()
 
 
 def _grown_classifier(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from topwork.commands.assess import Assessed, assess, check_labels, check_positive
 from topwork.commands.prepare import PreparedData, embedder_of, fitted_probe, prepare_data, timing, with_answers
 from topwork.data.augment import pipeline
+from topwork.data.remote import absolute
 from topwork.evaluation.analysis import AnalysisInputs, analyze
 from topwork.features.blas import few_threads
 from topwork.features.embed import Embedder, Features, embed
@@ -245,7 +246,7 @@ def _write_insights(
         assessed.evaluation,
         is_tuned=is_tuned,
         embedding_rate=timing(clock, data.embedder)["images_per_second"],
-        path=str(Path(path).absolute()),
+        path=absolute(path),
         out=str(folder.absolute()),
         settings=as_dict(data.settings),
         seed=data.settings.seed,

@@ -11,16 +11,20 @@ the URL back.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from topwork.data.folders import MAX_FILE_BYTES, Walk, is_hidden
 from topwork.data.samples import Reject
 from topwork.errors import ImageError, TopworkError, UsageError
-from topwork.files import atomic_file, error_reason
+from topwork.files import atomic_file, atomic_folder, error_reason
 from topwork.settings import cache_folder
 from topwork.text import escape, natural_key
 
@@ -103,6 +107,22 @@ def walk(path: Path) -> Walk:
     return found
 
 
+def names_in(url: str) -> list[str]:
+    """The names of the files in a folder behind a URL; none if it is not there yet.
+
+    Raises:
+        UsageError: it cannot be reached.
+    """
+    try:
+        fs, place = _opened(url)
+        fs.invalidate_cache()
+        return [name.rpartition("/")[2] for name in fs.find(place, maxdepth=1)]
+    except FileNotFoundError:
+        return []
+    except Exception as error:  # noqa: BLE001
+        raise UsageError(f"{escape(url)}: {_reason(error)}.") from None
+
+
 def read(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """The bytes of a file, retried with back-off.
 
@@ -121,6 +141,109 @@ def read(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> bytes
     if len(data) > max_bytes:
         raise ImageError(f"larger than {max_bytes >> 20} MiB")
     return data
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as the user typed it: a URL with both its slashes."""
+    return url_of(path) if is_url(path) else os.fspath(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """A path as it is recorded: the URL, or from the root of the disk on."""
+    return url_of(path) if is_url(path) else str(Path(path).absolute())
+
+
+def local_folder(path: str | os.PathLike[str]) -> Path:
+    """A run or model folder on this machine: if it is behind a URL, a copy of its present version in the cache.
+
+    Raises:
+        UsageError: there is nothing, or it cannot be reached.
+        TopworkError: the cache cannot be written.
+    """
+    if not is_url(path):
+        return Path(path)
+    url = url_of(path).rstrip("/")
+    try:
+        fs, place = _opened(url)
+        versions = {name: str(fs.ukey(name)) for name in fs.find(place)}
+    except Exception as error:  # noqa: BLE001
+        raise UsageError(f"{escape(url)}: {_reason(error)}.") from None
+    if not versions:
+        raise UsageError(f"{escape(url)}: no such bucket, folder or file.")
+    key = hashlib.sha256(json.dumps([url, versions], sort_keys=True).encode()).hexdigest()[:32]
+    copy = cache_folder() / "runs" / key / url.rpartition("/")[2]
+    if not copy.is_dir():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(copy) as partial:
+            for name in versions:
+                target = partial / name.removeprefix(place).lstrip("/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _download(fs, name, url, target)
+    return copy
+
+
+def work_path(out: str | os.PathLike[str]) -> Path:
+    """Where a file or folder for ``--out`` is written: there, or if that is a URL, in the cache until it is uploaded."""
+    if not is_url(out):
+        return Path(out)
+    url = url_of(out).rstrip("/")
+    return cache_folder() / "outbox" / hashlib.sha256(url.encode()).hexdigest()[:32] / url.rpartition("/")[2]
+
+
+@contextmanager
+def uploaded(out: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Path]:
+    """The local path to write a file or folder to; if it is for a URL, it is uploaded at the end.
+
+    Nothing is uploaded before all of it is there. After an exception it stays in the cache, so that the same command goes on.
+
+    Raises:
+        UsageError: something stands there and may not be replaced, or the URL cannot be reached.
+        TopworkError: it cannot be written.
+    """
+    if not is_url(out):
+        yield Path(out)
+        return
+    url = url_of(out).rstrip("/")
+    try:
+        fs, place = _opened(url)
+        before = set(fs.find(place))
+    except Exception as error:  # noqa: BLE001
+        raise UsageError(f"--out {escape(url)}: {_reason(error)}.") from None
+    if before and not overwrite:
+        raise UsageError(f"--out {escape(url)}: exists already. Choose another name, or add --overwrite.")
+    work = work_path(out)
+    work.parent.mkdir(parents=True, exist_ok=True)
+    yield work
+    written = {place} if work.is_file() else set()
+    if work.is_file():
+        upload(work, url)
+    else:
+        files = sorted(path for path in work.rglob("*") if path.is_file() and not path.name.startswith("."))
+        for path in sorted(files, key=lambda path: path.name == "evaluation.json"):  # the file that says it is done
+            upload(path, f"{url}/{path.relative_to(work).as_posix()}")
+            written.add(f"{place.rstrip('/')}/{path.relative_to(work).as_posix()}")
+    for name in before - written:
+        fs.rm_file(name)
+    shutil.rmtree(work.parent, ignore_errors=True)
+
+
+def upload(path: Path, url: str) -> None:
+    """Writes a file behind a URL, retried with back-off.
+
+    Raises:
+        TopworkError: it cannot be written, in one sentence.
+    """
+    for wait in (*_WAITS, None):
+        try:
+            fs, place = _opened(url)
+            if not getattr(fs, "async_impl", False):  # object stores have no folders, and would make a bucket
+                fs.makedirs(place.rpartition("/")[0], exist_ok=True)
+            fs.put_file(os.fspath(path), place)
+            return
+        except Exception as error:  # noqa: BLE001
+            if wait is None or isinstance(error, _FINAL) or _is_refused(error):
+                raise TopworkError(f"{escape(url)}: cannot be written: {_reason(error)}.") from None
+            time.sleep(wait)
 
 
 def local_copy(path: Path) -> Path:

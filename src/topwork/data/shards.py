@@ -3,6 +3,9 @@
 A shard is written under a temporary name, flushed to the disk, and renamed: at its final name it is always whole. The name
 holds a checksum of the file, and every page carries one, so what is read is what was written. Several processes may append at once. A shard that is damaged
 or of another format is removed with a note in the log (``topwork.cache``), and what it held is computed again.
+
+With ``TOPWORK_STORE=URL`` several machines share what they found: a shard is also written there, and what others wrote is
+copied into the cache before it is read (docs/decisions/0100-urls-for-what-is-written.md).
 """
 
 from __future__ import annotations
@@ -14,13 +17,16 @@ import os
 import uuid
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from topwork.errors import TopworkError
+from topwork.data import remote
+from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.files import atomic_file, error_reason
+from topwork.settings import cache_folder
 from topwork.text import escape
 
 DAMAGE = (OSError, ValueError, pa.ArrowException, KeyError)  # what reading a shard raises if it cannot be used
@@ -44,7 +50,42 @@ def append_shard(folder: Path, table: pa.Table) -> Path:
             file.write(data)
     except OSError as error:
         raise _not_written(folder, error) from None
+    if (shared := _shared(folder)) is not None:
+        remote.upload(final, f"{shared}/{final.name}")
     return final
+
+
+def _shared(folder: Path) -> str | None:
+    """Where ``TOPWORK_STORE`` keeps the shards of a folder of the cache; the cache holds a copy of them."""
+    store = os.environ.get("TOPWORK_STORE")
+    if not store or not folder.is_relative_to(cache_folder()):
+        return None
+    if not remote.is_url(store):
+        raise UsageError(f"TOPWORK_STORE={escape(store)}: give a URL such as s3://bucket/features.")
+    return f"{remote.url_of(store).rstrip('/')}/{folder.relative_to(cache_folder()).as_posix()}"
+
+
+def _fetch(folder: Path) -> None:
+    """Brings the shards of the shared store that the cache lacks; damaged ones are left there with a note in the log."""
+    shared = _shared(folder)
+    if shared is None:
+        return
+    names = [name for name in remote.names_in(shared) if name.endswith(".parquet") and not (folder / name).exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def fetch(name: str) -> None:
+        try:
+            data = remote.read(f"{shared}/{name}")
+        except ImageError as error:
+            raise TopworkError(f"TOPWORK_STORE: {shared}/{name}: {error}.") from None
+        if not name.endswith(f"-{zlib.crc32(data):08x}.parquet"):
+            _LOG.warning("%s: damaged (the checksum is wrong); what it held is computed again.", f"{shared}/{name}")
+            return
+        with atomic_file(folder / name) as partial:
+            partial.write_bytes(data)
+
+    with ThreadPoolExecutor(remote.N_READERS) as pool:
+        list(pool.map(fetch, names))
 
 
 def check_writable(folder: Path) -> None:
@@ -72,6 +113,7 @@ def shard_files(folder: Path) -> list[Path]:
 
 def read_shards(folder: Path, columns: list[str], *, verify: bool = True) -> Iterator[tuple[Path, pa.Table]]:
     """Every sound shard with the columns asked for; without ``verify`` only the pages of these columns are checked."""
+    _fetch(folder)
     for path in shard_files(folder):
         try:
             if verify:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.data.remote import local_folder
 from topwork.data.transforms import InputSpec
 from topwork.errors import ModelError, UsageError
 from topwork.files import atomic_folder
@@ -158,7 +159,8 @@ def facts_digest(facts: dict[str, Any]) -> str:
 
 def find_model(path: str | os.PathLike[str]) -> Path:
     """The model folder for a path that is one, or that is a run."""
-    for folder in (Path(path), Path(path) / "model"):
+    place = local_folder(path)
+    for folder in (place, place / "model"):
         if (folder / FACTS).is_file():
             return folder
     raise UsageError(f"{path}: no model here. Give a run folder or its model/ folder (topwork fit makes one).")
