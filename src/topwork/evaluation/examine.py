@@ -1,43 +1,86 @@
 """What does a model rely on? In go a classifier and labeled images, out come effects, findings and plain sentences.
 
-The images are changed in one way at a time (``perturb``, ``preprocessing``) and the same model answers again; each
-effect is paired with the answers to the unchanged images. An effect is significant only if it stays so among all of them
-(McNemar's exact test, with the false discovery rate held at 5%: Benjamini & Hochberg 1995).
-
-Not here: what is said about the numbers (``findings``), watermarks (``fixed_regions``), pages (``report``).
+The images are changed in one way at a time and the same model answers again; each effect is paired with the answers to the
+unchanged images. An effect is significant only if it stays so among all of them (McNemar's exact test, with the false
+discovery rate held at 5%: Benjamini & Hochberg 1995). Findings follow from the effects and from three checks: does the
+normalization fit the weights (``preprocessing``), does a class depend on a mark that never moves (``fixed_regions``), and do
+heatmaps depend on the weights (``explain``). Warnings come first. Not here: pages (``report``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from math import sqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.transforms import InputSpec, Pixels
-from topwork.evaluation.compare import accuracy_difference_interval, mcnemar
+from topwork.evaluation.compare import SIGNIFICANCE, accuracy_difference_interval, mcnemar
 from topwork.evaluation.explain import Randomized, border_area, border_share, find_evidence, randomization_test
-from topwork.evaluation.findings import Effect, Finding, effect_sentence, find_findings
-from topwork.evaluation.fixed_regions import FixedPlace, fixed_places
+from topwork.evaluation.fixed_regions import FixedPlace, fixed_places, place_sentence
 from topwork.evaluation.intervals import wilson
 from topwork.evaluation.perturb import PERTURBATIONS, Perturbation
-from topwork.evaluation.predictions import Bools, Ints, softmax
-from topwork.evaluation.preprocessing import Fit, alternatives, renormalized, statistics_fit
+from topwork.evaluation.predictions import Ints, softmax
+from topwork.evaluation.preprocessing import Fit, alternatives, misfit_sentence, renormalized, statistics_fit
 from topwork.evaluation.shortcut import ShortcutCheck
 from topwork.features.engine import Engine
 from topwork.features.feature_maps import OpenNetwork, open_network
 from topwork.models.classifier import Classifier
+from topwork.text import count, percent, percent_ci, points
 
 N_EXAMPLES = 4
-_N_MAPS = {
-    "activation": 200,
-    "gradient": 100,
-    "occlusion": 24,
-}  # images whose evidence is looked at: occlusion costs 49 passes each
-_N_CHECKED = 32  # images for the batch-norm check
-_N_RANDOMIZED = 8
+_N_MAPS = {"activation": 200, "gradient": 100, "occlusion": 24}  # images with heatmaps: occlusion costs 49 passes each
+_N_CHECKED, _N_RANDOMIZED = 32, 8  # images for the batch-norm check, and for heatmaps of random weights
+_RESIZES = {"squash": "squashing", "crop": "a center crop", "pad": "padding"}
+Load = Callable[[InputSpec], Pixels]
+Probabilities = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What the model makes of the images after one change.
+
+    Attributes:
+        accuracy: with a 95% confidence interval ``low`` to ``high``.
+        confidence: mean probability of the answers.
+        difference: accuracy minus that on the unchanged images, with its paired interval.
+        p_value: corrected for the number of effects.
+        same: share of images with the same answer as before.
+        examples: answer and probability for each of the example images.
+    """
+
+    name: str
+    group: str
+    title: str
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    confidence: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    p_value: float
+    same: float
+    sentence: str
+    examples: tuple[tuple[str, float], ...]
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the difference is significant."""
+        return self.p_value < SIGNIFICANCE and self.difference != 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence for a person: a ``warning``, a ``note``, or something ``good``."""
+
+    kind: str
+    topic: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -66,24 +109,21 @@ class Examination:
     shortcuts: ShortcutCheck | None
     findings: tuple[Finding, ...]
     example_rows: tuple[int, ...]
-    notes: tuple[str, ...] = field(default=())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        values = asdict(self)
-        values["effects"] = [asdict(e) | {"is_clear": e.is_clear} for e in self.effects]
-        return values
+        return asdict(self) | {"effects": [asdict(e) | {"is_clear": e.is_clear} for e in self.effects]}
 
 
 def examine(
     classifier: Classifier,
     engine: Engine,
-    load: Callable[[InputSpec], Pixels],
+    load: Load,
     labels: Ints,
     *,
     shortcuts: ShortcutCheck | None = None,
     seed: int = 0,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Examination:
     """Examines a classifier on images whose classes it knows.
 
@@ -94,183 +134,264 @@ def examine(
         shortcuts: what facts of the files alone tell about the labels.
         on_progress: called with (steps done, steps in all).
     """
-    spec = classifier.backbone.spec
-    images = load(spec)
-    others = alternatives(spec)
-    fits_to_try = [fit for fit in ("squash", "crop") if fit != spec.fit]
-    n_steps = 1 + len(PERTURBATIONS) + len(others) + len(fits_to_try) + 3
-    progress = _Progress(on_progress, n_steps)
-    network = open_network(classifier.backbone)
-    asker = _Asker(classifier, engine, network, labels, seed)
-    asker.ask("unchanged", "", "Unchanged", images, "")
-    progress.step()
-    for some in PERTURBATIONS:
-        asker.ask(some.name, some.group, some.title, some.make(images), "", some)
-        progress.step()
-    for fit in fits_to_try:
-        changed = load(InputSpec.from_dict(spec.as_dict() | {"fit": fit}))
-        title = "Center crop" if fit == "crop" else "Squashed"
-        asker.ask(
-            f"fit_{fit}", "preprocessing", title, changed, f"With {_FIT_WORDS[fit]} instead of {_FIT_WORDS[spec.fit]}"
-        )
-        progress.step()
-    for other in others:
-        values = renormalized(images, spec, other)
-        asker.ask(f"norm_{_slug(other.name)}", "normalization", other.name, values, f"Normalized with {other.name}")
-        progress.step()
-    effects = asker.effects()
-    evidence = _evidence(classifier, images, labels, network, engine)
-    places = fixed_places(classifier, engine, images[: len(evidence.maps)], labels[: len(evidence.maps)], evidence.maps)
-    progress.step()
-    border = (float(border_share(evidence.maps).mean()), border_area()) if len(evidence.maps) else None
+    spec, network = classifier.backbone.spec, open_network(classifier.backbone)
+    images, changes = load(spec), all_changes(spec, load)
+    probabilities: dict[str, Probabilities] = {}
+    for number, change in enumerate(changes.values(), start=1):
+        changed = change.make(images)
+        blocks = engine.run(changed) if changed.dtype == np.uint8 else network.run(changed).blocks
+        probabilities[change.name] = softmax(classifier.head.logits(dict(blocks)))
+        on_progress(number, len(changes) + 1)
+    guess = float(np.bincount(labels).max() / len(labels))
+    shown = _examples(probabilities["unchanged"].argmax(1) == labels, labels, seed)
+    effects = _effects(changes, probabilities, labels, classifier.classes, shown, guess)
+    method, maps = _heatmaps(classifier, images, labels, network, engine)
+    n, k = len(maps), _N_RANDOMIZED
+    places = fixed_places(classifier, engine, images[:n], labels[:n], maps)
+    border = (float(border_share(maps).mean()), border_area())
     fits = statistics_fit(classifier.backbone, images[:_N_CHECKED])
-    progress.step()
-    n = _N_RANDOMIZED
-    is_exact = evidence.method == "activation"
-    randomized = randomization_test(classifier, images[:n], labels[:n], evidence.maps[:n], seed) if is_exact else ()
-    progress.step()
-    findings = find_findings(effects, asker.guess, fits, places, border, randomized, shortcuts)
+    is_exact = method == "activation"
+    randomized = randomization_test(classifier, images[:k], labels[:k], maps[:k], seed) if is_exact else ()
+    on_progress(len(changes) + 1, len(changes) + 1)
+    findings = [
+        _accuracy(effects["unchanged"], guess),
+        *_normalization(effects, fits),
+        *(Finding("warning", "shortcut", place_sentence(place)) for place in places),
+        _background(effects),
+        _border(*border, bool(places)),
+        *_files(shortcuts),
+        _texture(effects),
+        Finding("note", "color", effects["gray"].sentence),
+        _robustness(effects),
+        *_sanity(randomized),
+    ]
     return Examination(
         n=len(labels),
-        guess=asker.guess,
-        unchanged=effects["unchanged"],
-        effects=tuple(effect for name, effect in effects.items() if name != "unchanged"),
+        guess=guess,
+        unchanged=effects.pop("unchanged"),
+        effects=tuple(effects.values()),
         fits=fits,
         places=places,
         border=border,
-        method=evidence.method,
+        method=method,
         randomized=randomized,
         shortcuts=shortcuts,
-        findings=findings,
-        example_rows=tuple(int(row) for row in asker.examples),
+        findings=tuple(sorted(findings, key=lambda finding: finding.kind != "warning")),
+        example_rows=tuple(shown.tolist()),
     )
 
 
-class _Progress:
-    def __init__(self, tell: Callable[[int, int], None] | None, n_steps: int) -> None:
-        self.tell, self.n_steps, self.n_done = tell, n_steps, 0
+def all_changes(spec: InputSpec, load: Load) -> dict[str, Perturbation]:
+    """Every change by name: none, the perturbations, other resize modes, other normalizations (which give floats).
 
-    def step(self) -> None:
-        self.n_done += 1
-        if self.tell:
-            self.tell(min(self.n_done, self.n_steps), self.n_steps)
+    Args:
+        load: gives the same images as another input spec wants them.
+    """
+    changes = [Perturbation("unchanged", "", "Unchanged", "Unchanged", "", lambda images: images), *PERTURBATIONS]
+
+    def resized(fit: str) -> Callable[[Pixels], Pixels]:
+        return lambda _: load(InputSpec.from_dict(spec.as_dict() | {"fit": fit}))
+
+    about = "the right preprocessing"
+    for fit, title in (("squash", "Squashed"), ("crop", "Center crop")):
+        if fit != spec.fit:
+            done = f"With {_RESIZES[fit]} instead of {_RESIZES[spec.fit]}"
+            changes.append(Perturbation(f"fit_{fit}", "preprocessing", title, done, about, resized(fit)))
+    for other in alternatives(spec):
+        name = "norm_" + "".join(c if c.isalnum() else "_" for c in other.name.lower()).strip("_")
+        make = renormalized(spec, other)
+        changes.append(Perturbation(name, "normalization", other.name, f"Normalized with {other.name}", about, make))
+    return {change.name: change for change in changes}
 
 
-_FIT_WORDS = {"squash": "squashing", "crop": "a center crop", "pad": "padding"}
+def _examples(correct: NDArray[np.bool_], labels: Ints, seed: int) -> Ints:
+    """Images to show: answered correctly when unchanged, of as many classes as there are."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(~correct[order], kind="stable")]
+    once = order[np.sort(np.unique(labels[order], return_index=True)[1])]
+    return np.concatenate([once, order[~np.isin(order, once)]])[:N_EXAMPLES].astype(np.int64)
+
+
+def _heatmaps(
+    classifier: Classifier, images: Pixels, labels: Ints, network: OpenNetwork, engine: Engine
+) -> tuple[str, NDArray[np.float32]]:
+    """Maps (n, h, w) of the true class, of as many images as are affordable, in pieces so that memory stays flat."""
+
+    def piece(rows: slice) -> Any:
+        return find_evidence(classifier, images[rows], labels[rows, None], network, engine)
+
+    method = piece(slice(1)).method
+    n = min(len(images), _N_MAPS[method])
+    return method, np.concatenate([piece(slice(i, min(n, i + 32))).maps[:, 0] for i in range(0, n, 32)])
 
 
 # ---- effects
 
 
-@dataclass(frozen=True, eq=False)
-class _Answers:
-    group: str
-    title: str
-    done: str
-    about: str
-    predicted: Ints
-    probability: NDArray[np.float64]
-    correct: Bools
+def _effects(
+    changes: Mapping[str, Perturbation],
+    probabilities: Mapping[str, Probabilities],
+    labels: Ints,
+    classes: tuple[str, ...],
+    shown: Ints,
+    guess: float,
+) -> dict[str, Effect]:
+    """The effect of each change by its name."""
+    from scipy.stats import false_discovery_control
 
-
-class _Asker:
-    """Asks the model again and again, and compares with its first answers."""
-
-    def __init__(self, classifier: Classifier, engine: Engine, network: OpenNetwork, labels: Ints, seed: int) -> None:
-        self.classifier, self.engine, self.network, self.labels, self.seed = classifier, engine, network, labels, seed
-        self.answers: dict[str, _Answers] = {}
-        self.guess = float(np.bincount(labels).max() / len(labels))
-
-    def ask(
-        self, name: str, group: str, title: str, images: NDArray[Any], done: str, some: Perturbation | None = None
-    ) -> None:
-        is_bytes = images.dtype == np.uint8
-        blocks = self.engine.run(images) if is_bytes else self.network.run(images).blocks
-        probabilities = softmax(self.classifier.head.logits(dict(blocks)))
-        predicted = probabilities.argmax(1).astype(np.int64)
-        about = some.about if some else "the right preprocessing"
-        self.answers[name] = _Answers(
-            group, title, some.done if some else done, about, predicted, probabilities.max(1), predicted == self.labels
+    predicted = {name: stated.argmax(1) for name, stated in probabilities.items()}
+    correct = {name: answers == labels for name, answers in predicted.items()}
+    first, before = correct["unchanged"], float(correct["unchanged"].mean())
+    others = [name for name in changes if name != "unchanged"]
+    corrected = false_discovery_control([mcnemar(first, correct[name]) for name in others])
+    p_values = dict(zip(others, corrected.tolist(), strict=True))
+    found = {}
+    for name, change in changes.items():
+        accuracy, stated = float(correct[name].mean()), probabilities[name].max(1)
+        interval, around = wilson(accuracy, len(labels)), accuracy_difference_interval(first, correct[name])
+        effect = Effect(
+            name=name,
+            group=change.group,
+            title=change.title,
+            n=len(labels),
+            accuracy=accuracy,
+            low=interval.low,
+            high=interval.high,
+            confidence=float(stated.mean()),
+            difference=accuracy - before,
+            difference_low=around.low,
+            difference_high=around.high,
+            p_value=p_values.get(name, 1.0),
+            same=float((predicted[name] == predicted["unchanged"]).mean()),
+            sentence="",
+            examples=tuple((classes[predicted[name][row]], round(float(stated[row]), 4)) for row in shown),
         )
-
-    @property
-    def examples(self) -> Ints:
-        """Images to show: answered correctly when unchanged, of as many classes as there are."""
-        first = self.answers["unchanged"]
-        order = np.random.default_rng(self.seed).permutation(len(self.labels))
-        order = order[np.argsort(~first.correct[order], kind="stable")]
-        _, places = np.unique(self.labels[order], return_index=True)
-        once = order[np.sort(places)]
-        rest = order[~np.isin(order, once)]
-        return np.concatenate([once, rest])[:N_EXAMPLES].astype(np.int64)
-
-    def effects(self) -> dict[str, Effect]:
-        first, shown = self.answers["unchanged"], self.examples
-        raw = {name: mcnemar(first.correct, a.correct) for name, a in self.answers.items() if name != "unchanged"}
-        corrected = _corrected(raw)
-        found: dict[str, Effect] = {}
-        for name, answers in self.answers.items():
-            n, right = len(answers.correct), float(answers.correct.mean())
-            around = accuracy_difference_interval(first.correct, answers.correct)
-            interval = wilson(right, n)
-            effect = Effect(
-                name=name,
-                group=answers.group,
-                title=answers.title,
-                n=n,
-                accuracy=right,
-                low=interval.low,
-                high=interval.high,
-                confidence=float(answers.probability.mean()),
-                difference=right - float(first.correct.mean()),
-                difference_low=around.low,
-                difference_high=around.high,
-                p_value=corrected.get(name, 1.0),
-                same=float((answers.predicted == first.predicted).mean()),
-                sentence="",
-                examples=tuple(
-                    (self.classifier.classes[answers.predicted[row]], round(float(answers.probability[row]), 4))
-                    for row in shown
-                ),
-            )
-            said = effect_sentence(effect, answers.done, answers.about, float(first.correct.mean()), self.guess)
-            found[name] = Effect(**(vars(effect) | {"sentence": said}))
-        return found
+        found[name] = replace(effect, sentence=effect_sentence(effect, change.done, change.about, before, guess))
+    return found
 
 
-def _corrected(p_values: dict[str, float]) -> dict[str, float]:
-    """P-values adjusted for their number, so that of those below 0.05 about 5% are chance (Benjamini & Hochberg 1995)."""
-    order = sorted(p_values, key=lambda name: -p_values[name])
-    corrected, lowest = {}, 1.0
-    for place, name in enumerate(order):
-        lowest = min(lowest, p_values[name] * len(order) / (len(order) - place))
-        corrected[name] = lowest
-    return corrected
+def effect_sentence(effect: Effect, done: str, about: str, before: float, guess: float) -> str:
+    """What one effect means, in a sentence that follows from its numbers.
+
+    Args:
+        done: what was done, as in "Without color".
+        about: what that took away.
+        before: accuracy on the unchanged images.
+        guess: accuracy of always predicting the most frequent class.
+    """
+    start = f"{done}, accuracy is {percent(effect.accuracy)}"
+    if effect.name == "unchanged":
+        return f"{start} on {count(effect.n, 'image')}."
+    if not effect.is_clear:
+        span = f"{points(effect.difference_low)} to {points(effect.difference_high)} points"
+        if effect.difference_low > 0 or effect.difference_high < 0:
+            return f"{start}: perhaps a difference ({span}), but not significant among so many comparisons."
+        return f"{start}: no significant difference ({span})."
+    if effect.difference > 0:
+        return f"{start}, higher than {percent(before)} on the unchanged images: that should not help, so look into it."
+    unaware = ""
+    if effect.confidence - effect.accuracy > 0.2:
+        unaware = f" It is overconfident here: mean confidence {percent(effect.confidence)}."
+    if effect.low <= guess or effect.accuracy < guess:
+        return f"{start}, no better than guessing ({percent(guess)}): the model depends on {about}.{unaware}"
+    lost = -effect.difference / max(before - guess, 1e-9)
+    degree = "relies heavily on" if lost > 0.4 else "relies on" if lost > 0.15 else "relies slightly on"
+    return f"{start} instead of {percent(before)}: the model {degree} {about}.{unaware}"
 
 
-# ---- evidence
+# ---- findings
 
 
-def _evidence(
-    classifier: Classifier, images: Pixels, labels: Ints, network: OpenNetwork, engine: Engine
-) -> _TrueEvidence:
-    """Maps of the true class, of as many images as are affordable, in pieces so that memory stays flat."""
-    first = find_evidence(classifier, images[:1], labels[:1, None], network, engine)
-    n = min(len(images), _N_MAPS[first.method])
-    pieces = [
-        find_evidence(classifier, images[start : start + 32], labels[start : start + 32, None], network, engine).maps[
-            :, 0
-        ]
-        for start in range(0, n, 32)
+def _accuracy(first: Effect, guess: float) -> Finding:
+    accuracy = percent_ci({"value": first.accuracy, "low": first.low, "high": first.high})
+    return Finding(
+        "note",
+        "accuracy",
+        f"Accuracy on {count(first.n, 'unchanged image')}: {accuracy}; always predicting the most frequent class gives {percent(guess)}.",
+    )
+
+
+def _normalization(effects: dict[str, Effect], fits: tuple[Fit, ...]) -> list[Finding]:
+    others = [effect for effect in effects.values() if effect.group == "normalization"]
+    better = [effect for effect in others if effect.is_clear and effect.difference > 0]
+    warnings, said = [], misfit_sentence(fits)
+    if better:
+        fitting = fits[0].normalization.name if fits else None  # decides among equals
+        best = max(better, key=lambda effect: (effect.accuracy, effect.title == fitting))
+        warnings.append(
+            "The stored normalization is most likely not the one the model was trained with: "
+            f"with {best.title}, accuracy is {percent(best.accuracy)} instead of {percent(effects['unchanged'].accuracy)}."
+        )
+    if said is not None and said[0]:
+        warnings.append(said[1])
+    if warnings or not others:
+        return [Finding("warning", "normalization", text) for text in warnings]
+    worst = min(others, key=lambda effect: effect.accuracy)
+    start = said[1] if said is not None else "No other normalization is better."
+    return [
+        Finding("good", "normalization", f"{start} With {worst.title}, accuracy would be {percent(worst.accuracy)}.")
     ]
-    return _TrueEvidence(first.method, np.concatenate(pieces)[:n] if pieces else first.maps[:0, 0])
 
 
-@dataclass(frozen=True, eq=False)
-class _TrueEvidence:
-    method: str
-    maps: NDArray[np.float32]
+def _background(effects: dict[str, Effect]) -> Finding:
+    without, only = effects["no_center"], effects["no_surround"]
+    kind, text = "note", f"{without.sentence} {only.sentence}"
+    if without.accuracy > only.accuracy + 0.05 and only.is_clear:
+        kind = "warning"
+        text += " So the model relies on what is around the objects: the background, the border or a mark."
+    elif only.accuracy > without.accuracy + 0.05 and without.is_clear:
+        text += " So it relies on the center, where objects usually are."
+    return Finding(kind, "object or background", text)
 
 
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name.lower()).strip("_")
+def _border(share: float, area: float, has_places: bool) -> Finding:
+    more = "more than" if share > 1.1 * area else "less than" if share < 0.9 * area else "about what"
+    return Finding(
+        "warning" if share > 1.2 * area and not has_places else "note",
+        "border",
+        f"The outer tenth of each side is {percent(area)} of the area and holds {percent(share)} of the evidence: {more} an "
+        "even distribution would have there.",
+    )
+
+
+def _files(shortcuts: ShortcutCheck | None) -> list[Finding]:
+    if shortcuts is None or not shortcuts.families:
+        return []
+    if shortcuts.warnings:
+        return [Finding("warning", "file properties", f"{text} The model may rely on it.") for text in shortcuts.warnings]  # fmt: skip
+    best = shortcuts.families[0]
+    figures = f"balanced accuracy {percent(best.balanced_accuracy, 0)}, chance {percent(best.chance, 0)}"
+    return [Finding("good", "file properties", f"Metadata says little about the label: at most {figures} ({best.family}).")]  # fmt: skip
+
+
+def _texture(effects: dict[str, Effect]) -> Finding:
+    texture = effects["shuffle"]
+    shape = max((effects["edges"], effects["silhouette"]), key=lambda effect: effect.accuracy)
+    gap, half_width = texture.accuracy - shape.accuracy, 1.96 * sqrt(0.25 / texture.n)
+    said = "Neither texture nor shape clearly matters more."
+    if gap > half_width:
+        said = "So the model relies more on texture than on shape, like most networks trained on photos."
+    elif gap < -half_width:
+        said = "So the model relies more on shape than on texture."
+    return Finding("note", "texture or shape", f"{texture.sentence} {shape.sentence} {said}")
+
+
+def _robustness(effects: dict[str, Effect]) -> Finding:
+    some = [e for e in effects.values() if e.group in ("quality", "view", "detail") and e.is_clear]
+    hurt = sorted((e for e in some if e.difference < -0.05), key=lambda effect: effect.difference)[:6]
+    if not hurt:
+        text = "No change of view, detail or quality lowers the accuracy by 5 points or more."
+        return Finding("good", "robustness", text)
+    named = ", ".join(f"{e.title[0].lower()}{e.title[1:]} ({points(e.difference)})" for e in hurt)
+    return Finding("note", "robustness", f"Largest losses, in points of accuracy: {named.replace('jPEG', 'JPEG')}.")
+
+
+def _sanity(randomized: tuple[Randomized, ...]) -> list[Finding]:
+    if not randomized:
+        return []
+    steps = "; ".join(f"{r.part}: {r.agreement:.2f}" for r in randomized)
+    kind, text = "good", "The heatmaps depend on what was learned: with random weights they look different"
+    if max(abs(r.agreement) for r in randomized) >= 0.5:
+        kind = "warning"
+        text = "The heatmaps stay similar with random weights: they show edges of the image, not what was learned"
+    return [Finding(kind, "heatmaps", f"{text} (rank correlation after randomizing {steps}).")]

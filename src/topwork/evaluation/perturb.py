@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.transforms import Pixels, resize
 
-HALF = float(np.sqrt(0.5))  # side of a box that holds half of the area
+Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels
 PATCHES = 4  # a side, for the shuffle
 _GRAY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601
 
@@ -38,7 +39,7 @@ class Perturbation:
     title: str
     done: str
     about: str
-    make: Callable[[Pixels], Pixels]
+    make: Callable[[Pixels], NDArray[Any]]
 
 
 def gray(images: Pixels) -> Pixels:
@@ -67,13 +68,11 @@ def shuffle_patches(images: Pixels, n: int = PATCHES, seed: int = 0) -> Pixels:
     """Cut n × n patches and put them in another order, none at its own place: texture stays, shape goes."""
     changed = images.copy()
     height, width = images.shape[1] // n, images.shape[2] // n
+    spots = [np.s_[r * height : (r + 1) * height, c * width : (c + 1) * width] for r in range(n) for c in range(n)]
     for number, image in enumerate(images):
         order = _derangement(n * n, np.random.default_rng([seed, number]))
-        for place, source in enumerate(order):
-            (row, column), (old_row, old_column) = divmod(place, n), divmod(int(source), n)
-            changed[number, row * height : (row + 1) * height, column * width : (column + 1) * width] = image[
-                old_row * height : (old_row + 1) * height, old_column * width : (old_column + 1) * width
-            ]
+        for spot, source in zip(spots, order, strict=True):
+            changed[number][spot] = image[spots[source]]
     return changed
 
 
@@ -110,17 +109,23 @@ def silhouettes(images: Pixels) -> Pixels:
 
 def hide_center(images: Pixels) -> Pixels:
     """The middle half of the area filled with the mean color of the image."""
-    return _hide(images, _center(images.shape[1:3], HALF), inside=True)
+    return hide_box(images, _center(images.shape[1:3]))
 
 
 def hide_surround(images: Pixels) -> Pixels:
     """All but the middle half of the area filled with the mean color of the image."""
-    return _hide(images, _center(images.shape[1:3], HALF), inside=False)
+    top, bottom, left, right = _center(images.shape[1:3])
+    hidden = hide_box(images, (0, *images.shape[1:2], 0, *images.shape[2:3]))
+    hidden[:, top:bottom, left:right] = images[:, top:bottom, left:right]
+    return hidden
 
 
-def hide_box(images: Pixels, box: tuple[int, int, int, int]) -> Pixels:
-    """A box (top, bottom, left, right) filled with the mean color of each image."""
-    return _hide(images, box, inside=True)
+def hide_box(images: Pixels, box: Box) -> Pixels:
+    """A box filled with the mean color of each image."""
+    top, bottom, left, right = box
+    hidden = images.copy()
+    hidden[:, top:bottom, left:right] = images.mean((1, 2), keepdims=True).round()
+    return hidden
 
 
 def quarter_turn(images: Pixels, n: int = 1) -> Pixels:
@@ -132,20 +137,10 @@ def quarter_turn(images: Pixels, n: int = 1) -> Pixels:
 
 def tilt(images: Pixels, degrees: float = 15.0) -> Pixels:
     """Turned a little around the middle; the corners repeat the pixels at the edge."""
-    height, width = images.shape[1:3]
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    angle = np.float32(np.deg2rad(degrees))
-    dy, dx = y - (height - 1) / 2, x - (width - 1) / 2
-    rows = np.clip(np.cos(angle) * dy - np.sin(angle) * dx + (height - 1) / 2, 0, height - 1)
-    columns = np.clip(np.sin(angle) * dy + np.cos(angle) * dx + (width - 1) / 2, 0, width - 1)
-    top, left = np.minimum(rows.astype(int), height - 2), np.minimum(columns.astype(int), width - 2)
-    down, right = (rows - top)[..., None], (columns - left)[..., None]
-    changed = np.empty_like(images)
-    for number, image in enumerate(images):
-        upper = image[top, left] * (1 - right) + image[top, left + 1] * right
-        lower = image[top + 1, left] * (1 - right) + image[top + 1, left + 1] * right
-        changed[number] = _bytes(upper * (1 - down) + lower * down)
-    return changed
+    from scipy.ndimage import rotate
+
+    turned = [rotate(image, degrees, reshape=False, order=1, mode="nearest") for image in images]
+    return np.stack(turned)
 
 
 def compress(images: Pixels, quality: int) -> Pixels:
@@ -207,26 +202,18 @@ def _bytes(values: NDArray[np.float32]) -> Pixels:
 
 
 def _blurred(images: Pixels, share: float) -> NDArray[np.float32]:
-    from scipy.ndimage import gaussian_filter1d
+    from scipy.ndimage import gaussian_filter
 
     sigma = share * min(images.shape[1:3])
-    values = images.astype(np.float32)
-    for axis in (1, 2):
-        values = gaussian_filter1d(values, sigma, axis=axis, mode="nearest", truncate=3.0)
-    return values
+    blurred = gaussian_filter(images.astype(np.float32), (0, sigma, sigma, 0), mode="nearest", truncate=3.0)
+    return np.asarray(blurred, np.float32)
 
 
-def _center(shape: tuple[int, ...], side: float) -> tuple[int, int, int, int]:
+def _center(shape: tuple[int, ...]) -> Box:
+    """The box in the middle that holds half of the area."""
+    side = float(np.sqrt(0.5))
     (top, bottom), (left, right) = ((round(n * (1 - side) / 2), round(n * (1 + side) / 2)) for n in shape)
     return top, bottom, left, right
-
-
-def _hide(images: Pixels, box: tuple[int, int, int, int], inside: bool) -> Pixels:
-    top, bottom, left, right = box
-    color = images.mean((1, 2), keepdims=True).round().astype(np.uint8)
-    covered = np.zeros((*images.shape[1:3], 1), np.bool_)
-    covered[top:bottom, left:right] = True
-    return np.asarray(np.where(covered == inside, color, images), np.uint8)
 
 
 def _derangement(n: int, rng: np.random.Generator) -> NDArray[np.int64]:

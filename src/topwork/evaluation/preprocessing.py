@@ -8,6 +8,7 @@ each batch norm keeps the mean and the variance of what it saw in training (Ioff
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -56,13 +57,18 @@ def alternatives(spec: InputSpec) -> tuple[Normalization, ...]:
     return tuple(n for n in USUAL if np.abs(np.subtract(n.mean, spec.mean)).max() > 0.05 or _far(n.std, spec.std))
 
 
-def renormalized(images: Pixels, spec: InputSpec, other: Normalization) -> NDArray[np.float32]:
-    """Pixel values that a network with ``spec`` inside takes for what ``images`` would be under ``other``.
+def renormalized(spec: InputSpec, other: Normalization) -> Callable[[Pixels], NDArray[np.float32]]:
+    """Makes pixel values that a network with ``spec`` inside takes for what the images would be under ``other``.
 
     They are neither whole nor between 0 and 255.
     """
     mean, std, spec_mean, spec_std = (np.array(v, np.float32) for v in (other.mean, other.std, spec.mean, spec.std))
-    return np.asarray(((images / np.float32(255) - mean) / std * spec_std + spec_mean) * np.float32(255), np.float32)
+
+    def make(images: Pixels) -> NDArray[np.float32]:
+        values = (images / np.float32(255) - mean) / std * spec_std + spec_mean
+        return np.asarray(values * np.float32(255), np.float32)
+
+    return make
 
 
 @dataclass(frozen=True)
@@ -96,23 +102,19 @@ def statistics_fit(backbone: Backbone, images: Pixels) -> tuple[Fit, ...]:
         seen.append(inputs[0])
         raise _SeenEnoughError  # the rest of the network is not needed
 
-    hook = first.register_forward_pre_hook(keep)
-    candidates = [declared(backbone.spec), *alternatives(backbone.spec)]
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
     found = []
-    with torch.inference_mode():
-        for number, candidate in enumerate(candidates):
-            mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (candidate.mean, candidate.std))
-            seen.clear()
-            with suppress(_SeenEnoughError):
-                network((pixels - mean) / std)
-            x = seen[0].double()
-            variance = x.var((0, 2, 3)).clamp_min(1e-12)
-            shift = (x.mean((0, 2, 3)) - stored_mean) ** 2
-            alive = stored_variance > 1e-3 * stored_variance.median()
-            ratio = variance / stored_variance
-            divergence = 0.5 * (ratio + shift / stored_variance - 1 - ratio.log())
-            found.append(Fit(candidate, float(divergence[alive].median()), number == 0))
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    alive = stored_variance > 1e-3 * stored_variance.median()
+    hook = first.register_forward_pre_hook(keep)
+    for number, candidate in enumerate([declared(backbone.spec), *alternatives(backbone.spec)]):
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (candidate.mean, candidate.std))
+        with torch.inference_mode(), suppress(_SeenEnoughError):
+            network((pixels - mean) / std)
+        x = seen.pop().double()
+        ratio = x.var((0, 2, 3)).clamp_min(1e-12) / stored_variance
+        shift = (x.mean((0, 2, 3)) - stored_mean) ** 2
+        divergence = 0.5 * (ratio + shift / stored_variance - 1 - ratio.log())
+        found.append(Fit(candidate, float(divergence[alive].median()), number == 0))
     hook.remove()
     return tuple(sorted(found, key=lambda fit: fit.misfit))
 

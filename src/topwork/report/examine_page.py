@@ -6,6 +6,7 @@ In: an examination and its images. Out: one page. Numbers and sentences come fro
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,8 @@ from topwork.commands.examine import Examined
 from topwork.data.images import decode
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input
 from topwork.errors import ImageError
-from topwork.evaluation.findings import Effect
+from topwork.evaluation.examine import Effect, all_changes
 from topwork.evaluation.fixed_regions import FixedPlace
-from topwork.evaluation.perturb import PERTURBATIONS
-from topwork.evaluation.preprocessing import USUAL, renormalized
 from topwork.models.classifier import find_model
 from topwork.report.page import render_page, write_page
 from topwork.report.pictures import encoded
@@ -71,7 +70,7 @@ def write_examine_page(examined: Examined, path: Path) -> None:
 def render(examined: Examined) -> str:
     """The page as text."""
     found = examined.examination
-    images = _inputs(examined, found.example_rows, examined.classifier.backbone.spec)
+    pictures = _pictures(examined)
     sections = [Section("verdict", "Verdict", _verdict(examined)), Section("effects", "Effects", [_chart(examined)])]
     if found.places:
         sections.append(
@@ -80,17 +79,20 @@ def render(examined: Examined) -> str:
     for name, title in GROUPS.items():
         effects = [effect for effect in found.effects if effect.group == name]
         if effects:
-            sections.append(Section(f"group-{name}", title, _group(effects, examined, images)))
+            sections.append(Section(f"group-{name}", title, _group(effects, examined, pictures)))
     sections.append(Section("checks", "Checks", _checks(examined)))
     note = "95% confidence intervals. An effect is significant if McNemar's exact test says so, corrected for the number of effects."
     subtitle = f"{count(found.n, 'image')} of {escape(examined.path)}"
     return render_page(examined.model.resolve().name, "examine", sections, subtitle=subtitle, footer=[note])
 
 
-def _group(effects: list[Effect], examined: Examined, images: Pixels | None) -> list[Block]:
+Pictures = Callable[[str], Pixels | None]
+
+
+def _group(effects: list[Effect], examined: Examined, pictures: Pictures) -> list[Block]:
     """Significant effects with their images; the others behind a fold."""
     shown = {
-        is_clear: [block for effect in effects if effect.is_clear == is_clear for block in _effect(effect, examined, images)]
+        is_clear: [block for effect in effects if effect.is_clear == is_clear for block in _effect(effect, examined, pictures)]
         for is_clear in (True, False)
     }  # fmt: skip
     if not shown[False]:
@@ -127,23 +129,19 @@ def _verdict(examined: Examined) -> list[Block]:
 
 def _chart(examined: Examined) -> Bars:
     found = examined.examination
-    effects = [effect for effect in found.effects if effect.name != "unchanged"]
     rows = tuple(
         (effect.title, Share(effect.difference, effect.difference_low, effect.difference_high))
-        for effect in sorted(effects, key=lambda effect: effect.difference)
+        for effect in sorted(found.effects, key=lambda effect: effect.difference)
     )
     return Bars("Change in accuracy", "points", rows, "Against the unchanged images, with 95% CI.", is_difference=True)
 
 
-def _effect(effect: Effect, examined: Examined, images: Pixels | None) -> list[Block]:
+def _effect(effect: Effect, examined: Examined, pictures: Pictures) -> list[Block]:
     share = Share(effect.accuracy, effect.low, effect.high)
-    difference = "" if effect.name == "unchanged" else f", {points(effect.difference)} points"
-    said = (
-        f"{effect.sentence} Accuracy {share}{difference}; mean confidence {percent(effect.confidence)}."
-        if effect.is_clear
-        else effect.sentence
-    )
-    changed = _changed(effect, examined, images)
+    said = effect.sentence
+    if effect.is_clear:
+        said += f" Accuracy {share}, {points(effect.difference)} points; mean confidence {percent(effect.confidence)}."
+    changed = pictures(effect.name)
     names = [examined.manifest.samples[int(examined.rows[row])].label for row in examined.examination.example_rows]
     cards = []
     for number, (answer, probability) in enumerate(effect.examples):
@@ -159,27 +157,22 @@ def _effect(effect: Effect, examined: Examined, images: Pixels | None) -> list[B
     return [Heading(effect.title), Text(said), Gallery(tuple(cards), "s")]
 
 
-def _changed(effect: Effect, examined: Examined, images: Pixels | None) -> Pixels | None:
-    """What the network was shown; for a wrong normalization what it takes the image for, cut to what can be shown."""
-    if images is None or effect.name == "unchanged":
-        return images
-    spec = examined.classifier.backbone.spec
-    for one in PERTURBATIONS:
-        if one.name == effect.name:
-            return one.make(images)
-    for other in USUAL:
-        if other.name == effect.title:
-            return np.clip(renormalized(images, spec, other), 0, 255).astype(np.uint8)
-    fit = effect.name.removeprefix("fit_")
-    return _inputs(examined, examined.examination.example_rows, InputSpec.from_dict(spec.as_dict() | {"fit": fit}))
+def _pictures(examined: Examined) -> Pictures:
+    """The example images after a change, as the network sees them, cut to what can be shown; None if a file is gone."""
+    spec, positions = examined.classifier.backbone.spec, examined.examination.example_rows
 
+    def load(some: InputSpec) -> Pixels:
+        return np.stack([_input(examined, position, some) for position in positions])  # all of one size
 
-def _inputs(examined: Examined, positions: tuple[int, ...], spec: InputSpec) -> Pixels | None:
-    """The example images as the network sees them; None if a file is gone."""
-    try:
-        return np.stack([_input(examined, position, spec) for position in positions])  # all of one size
-    except (ImageError, OSError, ValueError):
-        return None
+    changes = all_changes(spec, load)
+
+    def make(name: str) -> Pixels | None:
+        try:
+            return np.asarray(np.clip(changes[name].make(load(spec)), 0, 255), np.uint8)
+        except (ImageError, OSError, ValueError):
+            return None
+
+    return make
 
 
 def _input(examined: Examined, position: int, spec: InputSpec) -> Pixels:
