@@ -126,7 +126,7 @@ def curves(source: Source) -> Figure:
 def reliability(source: Source | Predictions, *, part: str = "auto") -> Figure:
     """Reliability diagram: accuracy against confidence, with 95% intervals; on the diagonal the model is calibrated."""
     found = _one_label(_predictions(source, part))
-    bins = [b for b in reliability_bins(found) if b.n and b.accuracy_interval]
+    bins = reliability_bins(found)
     known = found.labeled()
     error = calibration_error(known.confidence, known.correct)
     figure, axis = _figure(4.2, 4)

@@ -6,14 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from topwork.errors import UsageError
 from topwork.evaluation.metrics import (
     LARGEST_DENSE_CONFUSION,
     METRICS,
-    accuracy_by_class_size,
     evaluate_part,
     metrics_of,
-    most_confused,
+    rank_correlation,
     top_losses,
 )
 from topwork.evaluation.predictions import Predictions, Task
@@ -214,11 +212,13 @@ def test_very_many_classes_keep_the_cells_only():
 
 def test_most_confused():
     confusion = np.array([[5, 3, 0], [1, 20, 3], [0, 0, 4]])
-    found = most_confused(confusion, ("x", "y", "z"), 10)
-    assert [(c.true, c.predicted, c.count) for c in found] == [("x", "y", 3), ("y", "z", 3), ("y", "x", 1)]
+    true, predicted = (np.repeat(side.ravel(), confusion.ravel()) for side in np.indices((3, 3)))
+    part = evaluate_part(answers(true, predicted, 3))
+    found = part.most_confused(10)
+    assert [(c.true, c.predicted, c.count) for c in found] == [("a", "b", 3), ("b", "c", 3), ("b", "a", 1)]
     assert found[0].fraction == 3 / 8
-    assert most_confused(confusion, ("x", "y", "z"), 1) == found[:1]
-    assert most_confused(np.eye(3, dtype=int), ("x", "y", "z"), 5) == ()
+    assert part.most_confused(1) == found[:1]
+    assert evaluate_part(answers([0, 1, 2], [0, 1, 2], 3)).most_confused(5) == ()
 
 
 def test_top_losses_leave_out_what_has_no_label():
@@ -232,38 +232,21 @@ def test_top_losses_leave_out_what_has_no_label():
     assert len(top_losses(p, 99)) == 3
 
 
-def test_accuracy_by_class_size_finds_a_plain_trend():
-    labels = np.repeat(np.arange(8), 10)
-    predicted = labels.copy()
-    for c in range(8):
-        predicted[labels == c] = np.where(np.arange(10) < 2 + c, c, (c + 1) % 8)
-    n_train = dict(zip("abcdefgh", [5, 9, 20, 31, 40, 55, 60, 80], strict=True))
-    effect = accuracy_by_class_size(evaluate_part(answers(labels, predicted, 8), n_train))
-    assert effect.rank_correlation == pytest.approx(1.0)
-    assert effect.p_value < 0.01
-    assert effect.accuracy[0] == 0.2
-    assert effect.accuracy_intervals[0].low < 0.2 < effect.accuracy_intervals[0].high
-
-
-def test_accuracy_by_class_size_agrees_with_scipy():
+def test_rank_correlation_agrees_with_scipy():
     from scipy.stats import spearmanr
 
     rng = np.random.default_rng(3)
-    labels = rng.integers(0, 10, 400)
-    predicted = np.where(rng.random(400) < 0.7, labels, rng.integers(0, 10, 400))
-    n_train = {name: int(v) for name, v in zip("abcdefghij", rng.integers(1, 6, 10), strict=True)}
-    effect = accuracy_by_class_size(evaluate_part(answers(labels, predicted, 10), n_train))
-    expected = spearmanr(effect.n_train, effect.accuracy)
-    assert effect.rank_correlation == pytest.approx(expected.statistic)
-    assert effect.p_value == pytest.approx(expected.pvalue, abs=0.05)
+    sizes, recalls = rng.integers(1, 6, 10), rng.integers(0, 8, 10) / 8
+    correlation, p_value = rank_correlation(sizes, recalls)
+    expected = spearmanr(sizes, recalls)
+    assert correlation == pytest.approx(expected.statistic)
+    assert p_value == pytest.approx(expected.pvalue, abs=0.05)
+    assert rank_correlation(sizes, sizes)[0] == pytest.approx(1.0)
 
 
-def test_accuracy_by_class_size_without_variation_or_counts():
-    p = answers([0, 1, 2], [0, 1, 2], 3)
-    effect = accuracy_by_class_size(evaluate_part(p, {"a": 3, "b": 3, "c": 3}))
-    assert effect.rank_correlation is None
-    with pytest.raises(UsageError, match="n_train"):
-        accuracy_by_class_size(evaluate_part(p))
+def test_rank_correlation_needs_three_values_that_vary():
+    assert rank_correlation([3, 3, 3], [0.1, 0.2, 0.3]) is None
+    assert rank_correlation([1, 2], [0.1, 0.2]) is None
 
 
 def test_metrics_shown_follow_from_the_table():

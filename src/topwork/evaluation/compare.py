@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, lgamma, log
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -116,13 +115,11 @@ def mcnemar(correct_first: ArrayLike, correct_second: ArrayLike) -> float:
     Returns:
         The chance of a split of the images on which just one is right that is at least this uneven; 1 without any.
     """
+    from scipy.special import bdtr  # the binomial distribution: at most k of n
+
     first, second = np.asarray(correct_first, dtype=np.bool_), np.asarray(correct_second, dtype=np.bool_)
     n_first, n_second = int((first & ~second).sum()), int((second & ~first).sum())
-    n = n_first + n_second
-    tail = sum(
-        exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) - n * log(2)) for k in range(min(n_first, n_second) + 1)
-    )
-    return min(1.0, 2 * tail)
+    return float(min(1.0, 2 * bdtr(min(n_first, n_second), n_first + n_second, 0.5)))
 
 
 def accuracy_difference_interval(

@@ -74,31 +74,27 @@ def calibration_error_interval(
 class ReliabilityBin:
     """One bar of a reliability diagram: answers with a confidence in (low, high].
 
-    ``confidence`` is their mean confidence and ``accuracy`` their share of right answers, with its Wilson interval;
-    all None where the bin holds no image.
+    ``confidence`` is their mean confidence and ``accuracy`` their share of right answers, with its Wilson interval.
     """
 
     low: float
     high: float
     n: int
-    confidence: float | None
-    accuracy: float | None
-    accuracy_interval: Interval | None
+    confidence: float
+    accuracy: float
+    accuracy_interval: Interval
 
 
 def reliability_bins(predictions: Predictions, n_bins: int = N_BINS) -> tuple[ReliabilityBin, ...]:
-    """The data of a reliability diagram, with the bins of ``calibration_error``."""
+    """The data of a reliability diagram: those bins of ``calibration_error`` that hold images."""
     known = predictions.labeled()
     bins = _bins(known.confidence, n_bins)
     rows = []
-    for index in range(n_bins):
-        inside = bins == index
-        n = int(inside.sum())
-        accuracy = float(known.correct[inside].mean()) if n else None
-        interval = None if accuracy is None else wilson(accuracy, n)
-        confidence = float(known.confidence[inside].mean()) if n else None
+    for index in np.unique(bins).tolist():
+        stated, right = known.confidence[bins == index], known.correct[bins == index]
+        n, accuracy = len(right), float(right.mean())
         ends = (index / n_bins, (index + 1) / n_bins)
-        rows.append(ReliabilityBin(*ends, n, confidence, accuracy, interval))
+        rows.append(ReliabilityBin(*ends, n, float(stated.mean()), accuracy, wilson(accuracy, n)))
     return tuple(rows)
 
 

@@ -11,15 +11,14 @@ Not here: the intervals themselves (``intervals``), curves and calibration error
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from topwork.errors import UsageError
 from topwork.evaluation.curves import (
     LabelRanking,
     calibration_error,
@@ -45,6 +44,7 @@ from topwork.text import count, decimal, percent, percent_ci
 TOP_K = 5
 LARGEST_DENSE_CONFUSION = 2_000
 """With more classes than this the confusion matrix is kept as its cells only: 10,000 classes would take 800 MB."""
+_PERMUTATIONS = 2000
 _RESAMPLES_OF_RANKINGS = 200  # intervals come from the variance (``interval_from_variance``): a few hundred are plenty
 
 
@@ -359,8 +359,15 @@ class PartEvaluation:
         return matrix
 
     def most_confused(self, n: int) -> tuple[Confusion, ...]:
-        """The ``n`` most frequent mistakes, as ``most_confused``, for any number of classes."""
-        return _most_confused(self.confusion_cells, self.classes, n)
+        """The ``n`` most frequent mistakes, most frequent first, then by share of the true class."""
+        true, predicted, count = self.confusion_cells.T
+        fraction = count / np.maximum(_sums(true, count, len(self.classes))[true], 1)
+        order = np.lexsort((-fraction, -count))
+        wrong = order[true[order] != predicted[order]][:n]
+        return tuple(
+            Confusion(self.classes[true[i]], self.classes[predicted[i]], int(count[i]), float(fraction[i]))
+            for i in wrong
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The part as ``evaluation.json`` holds it: plain values, None if nothing was measured.
@@ -411,13 +418,14 @@ def evaluate_part(
     metrics = [m for m in METRICS if m.applies(known.multi_label, known.n_classes)]
     metrics = [m for m in metrics if m.max_classes is None or known.n_classes >= m.min_classes]
     intervals = {m.key: found for m in metrics if has_any and (found := m.interval(measured)) is not None}
+    per_class, class_intervals = _class_scores(known.classes, measured.counts, n_train)
     return PartEvaluation(
         n=len(known),
         n_unknown_class=len(predictions) - len(known),
         values={m.key: m.value(measured) if has_any else None for m in metrics},
         intervals=intervals,
-        per_class=_per_class(known.classes, measured.counts, n_train),
-        class_intervals=_class_intervals(known.classes, measured.counts),
+        per_class=per_class,
+        class_intervals=class_intervals,
         confusion_cells=np.empty((0, 3), np.int64) if known.multi_label else measured.cells,
         classes=known.classes,
         labels=_facts_of_several(measured) if known.multi_label else None,
@@ -557,31 +565,20 @@ def _sums(labels: Ints, count: Ints, n_classes: int) -> Ints:
     return np.bincount(labels, weights=count, minlength=n_classes).astype(np.int64)
 
 
-def _per_class(classes: tuple[str, ...], counts: _Counts, n_train: Mapping[str, int] | None) -> dict[str, ClassScores]:
-    scores = {}
+def _class_scores(
+    classes: tuple[str, ...], counts: _Counts, n_train: Mapping[str, int] | None
+) -> tuple[dict[str, ClassScores], dict[str, dict[str, Interval]]]:
+    """Scores and their intervals by class name."""
+    scores, intervals = {}, {}
     rows = zip(classes, counts.n.tolist(), counts.n_predicted.tolist(), counts.n_correct.tolist(), strict=True)
     for name, n, n_predicted, n_correct in rows:
-        scores[name] = ClassScores(
-            n_train=None if n_train is None else int(n_train.get(name, 0)),
-            n=n,
-            precision=n_correct / n_predicted if n_predicted else None,
-            recall=n_correct / n if n else None,
-            f1=2 * n_correct / (n + n_predicted) if n else None,
-        )
-    return scores
-
-
-def _class_intervals(classes: tuple[str, ...], counts: _Counts) -> dict[str, dict[str, Interval]]:
-    found: dict[str, dict[str, Interval]] = {}
-    rows = zip(classes, counts.n.tolist(), counts.n_predicted.tolist(), counts.n_correct.tolist(), strict=True)
-    for name, n, n_predicted, n_correct in rows:
-        measured = {}
-        if n_predicted:
-            measured["precision"] = wilson(n_correct / n_predicted, n_predicted)
-        if n:
-            measured |= {"recall": wilson(n_correct / n, n), "f1": f1_interval(n_correct, n, n_predicted)}
-        found[name] = measured
-    return found
+        precision = n_correct / n_predicted if n_predicted else None
+        recall, f1 = (n_correct / n, 2 * n_correct / (n + n_predicted)) if n else (None, None)
+        scores[name] = ClassScores(None if n_train is None else int(n_train.get(name, 0)), n, precision, recall, f1)
+        intervals[name] = {} if precision is None else {"precision": wilson(precision, n_predicted)}
+        if recall is not None:
+            intervals[name] |= {"recall": wilson(recall, n), "f1": f1_interval(n_correct, n, n_predicted)}
+    return scores, intervals
 
 
 def positive_scores(known: Predictions) -> tuple[Bools, NDArray[np.float64]]:
@@ -625,49 +622,6 @@ class TopLoss:
     loss: float
 
 
-@dataclass(frozen=True)
-class ClassSizeEffect:
-    """How the accuracy of a class goes with its training images.
-
-    Attributes:
-        names: The classes with images in the part.
-        n_train: Training images of each.
-        accuracy: Share of right answers of each, with ``accuracy_intervals``.
-        rank_correlation: Spearman's, between the two; None with fewer than three classes or where one of them does
-            not vary.
-        p_value: Chance of a correlation this far from 0 if the two were unrelated (two-sided permutation test).
-    """
-
-    names: tuple[str, ...]
-    n_train: tuple[int, ...]
-    accuracy: tuple[float, ...]
-    accuracy_intervals: tuple[Interval, ...]
-    rank_correlation: float | None
-    p_value: float | None
-
-
-def most_confused(confusion: Ints, classes: Sequence[str], n: int) -> tuple[Confusion, ...]:
-    """The ``n`` most frequent mistakes, most frequent first, then by share of the true class.
-
-    Args:
-        confusion: (C, C) counts, rows true, columns predicted.
-        classes: The C class names.
-        n: How many to give at most.
-    """
-    true, predicted = np.nonzero(confusion)
-    return _most_confused(np.stack([true, predicted, confusion[true, predicted]], axis=1), classes, n)
-
-
-def _most_confused(cells: Ints, classes: Sequence[str], n: int) -> tuple[Confusion, ...]:
-    per_class = _sums(cells[:, 0], cells[:, 2], len(classes))
-    wrong = cells[cells[:, 0] != cells[:, 1]]
-    fraction = wrong[:, 2] / per_class[wrong[:, 0]]
-    order = np.lexsort((-fraction, -wrong[:, 2]))[:n]
-    return tuple(
-        Confusion(classes[wrong[i, 0]], classes[wrong[i, 1]], int(wrong[i, 2]), float(fraction[i])) for i in order
-    )
-
-
 def top_losses(predictions: Predictions, n: int) -> tuple[TopLoss, ...]:
     """The ``n`` labeled images with the highest loss, highest first."""
     positions = np.flatnonzero(predictions.labels >= 0)
@@ -685,38 +639,16 @@ def top_losses(predictions: Predictions, n: int) -> tuple[TopLoss, ...]:
     )
 
 
-def accuracy_by_class_size(evaluation: PartEvaluation, n_permutations: int = 2000, seed: int = 0) -> ClassSizeEffect:
-    """Relate the accuracy of each class to its number of training images; the evaluation must know ``n_train``.
+def rank_correlation(first: ArrayLike, second: ArrayLike, seed: int = 0) -> tuple[float, float] | None:
+    """Spearman's rank correlation of (N,) values, and the chance of one this far from 0 (two-sided permutation test).
 
-    Raises:
-        UsageError: The evaluation was made without ``n_train``.
+    None for fewer than three values, or if one of the two does not vary.
     """
-    rows = [(name, s.n_train, s.recall, s.n) for name, s in evaluation.per_class.items() if s.recall is not None]
-    if any(n_train is None for _, n_train, _, _ in rows):
-        raise UsageError("accuracy by class size needs the number of training images per class (n_train)")
-    sizes = tuple(n_train or 0 for _, n_train, _, _ in rows)
-    accuracy = tuple(recall for _, _, recall, _ in rows)
-    correlation, p_value = _spearman(np.array(sizes), np.array(accuracy), n_permutations, seed)
-    return ClassSizeEffect(
-        names=tuple(name for name, _, _, _ in rows),
-        n_train=sizes,
-        accuracy=accuracy,
-        accuracy_intervals=tuple(wilson(recall, n) for _, _, recall, n in rows),
-        rank_correlation=correlation,
-        p_value=p_value,
-    )
-
-
-def _spearman(
-    first: NDArray[Any], second: NDArray[Any], n_permutations: int, seed: int
-) -> tuple[float, float] | tuple[None, None]:
-    """Spearman's rank correlation and its p-value by permutation; (None, None) where it is not defined."""
-    if len(first) < 3 or (first == first[0]).all() or (second == second[0]).all():
-        return None, None
-    a, b = (ranks - ranks.mean() for ranks in (mean_ranks(first), mean_ranks(second)))
-    a, b = a / np.sqrt((a**2).sum()), b / np.sqrt((b**2).sum())
-    seen = float(a @ b)
-    rng = np.random.default_rng(seed)
-    by_chance = np.array([rng.permutation(a) @ b for _ in range(n_permutations)])
-    n_as_far = int((np.abs(by_chance) >= abs(seen) - 1e-12).sum())
-    return seen, (n_as_far + 1) / (n_permutations + 1)
+    ranks = [mean_ranks(np.asarray(values)) for values in (first, second)]
+    a, b = (r - r.mean() for r in ranks)
+    length = np.sqrt((a**2).sum() * (b**2).sum())
+    if len(a) < 3 or not length:
+        return None
+    rng, seen = np.random.default_rng(seed), float(a @ b / length)
+    by_chance = np.array([rng.permutation(a) @ b / length for _ in range(_PERMUTATIONS)])
+    return seen, float(((np.abs(by_chance) >= abs(seen) - 1e-12).sum() + 1) / (_PERMUTATIONS + 1))

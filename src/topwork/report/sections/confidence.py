@@ -10,7 +10,7 @@ import numpy as np
 from topwork.blocks import Beside, Block, Cell, Chart, Fold, Series, Share, Stack, Table, Text, as_share
 from topwork.evaluation.curves import precision_recall_curve, reliability_bins, roc_curve
 from topwork.evaluation.decisions import too_few_sentence
-from topwork.evaluation.metrics import accuracy_by_class_size, evaluate_part, positive_scores
+from topwork.evaluation.metrics import positive_scores, rank_correlation
 from topwork.evaluation.predictions import Floats, Predictions
 from topwork.report.pictures import Album
 from topwork.report.run_data import Record
@@ -38,20 +38,17 @@ def confidence(record: Record, _album: Album) -> list[Block]:
 
 def reliability(predictions: Predictions, note: str = "") -> Chart:
     """The reliability diagram."""
-    bins = [found for found in reliability_bins(predictions) if found.n]
+    bins = reliability_bins(predictions)
     most = max((found.n for found in bins), default=1)
-    points_, spans, labels, sizes = [], [], [], []
-    for found in bins:
-        if found.confidence is None or found.accuracy is None or found.accuracy_interval is None:
-            continue
-        share = Share(found.accuracy, found.accuracy_interval.low, found.accuracy_interval.high)
-        points_.append((found.confidence, found.accuracy))
-        spans.append((found.accuracy_interval.low, found.accuracy_interval.high))
-        labels.append(f"{count(found.n, 'image')}: mean probability {percent(found.confidence)}, accuracy {share}")
-        sizes.append(round(2.5 + 4.5 * (found.n / most) ** 0.5, 2))
+    spans = tuple((found.accuracy_interval.low, found.accuracy_interval.high) for found in bins)
+    labels = tuple(
+        f"{count(b.n, 'image')}: mean probability {percent(b.confidence)}, accuracy {Share(b.accuracy, *span)}"
+        for b, span in zip(bins, spans, strict=True)
+    )
+    sizes = tuple(round(2.5 + 4.5 * (found.n / most) ** 0.5, 2) for found in bins)
     series = (
         Series("perfectly calibrated", ((0.0, 0.0), (1.0, 1.0)), kind="dashed", color=0),
-        Series("model", tuple(points_), tuple(spans), "dots", tuple(labels), tuple(sizes), color=1),
+        Series("model", tuple((b.confidence, b.accuracy) for b in bins), spans, "dots", labels, sizes, color=1),
     )
     return Chart("Calibration", "predicted probability", "accuracy", series, x_is_share=True, y_is_share=True,
                  x_range=(0, 1), y_range=(0, 1), has_legend=False, note=note)  # fmt: skip
@@ -205,24 +202,26 @@ def _class_sizes(record: Record) -> list[Block]:
     part = record.main_part
     if part is None or record.manifest.multi_label or len(record.manifest.classes) < MIN_CLASSES:
         return []
-    counts = {name: scores["n_train"] or 0 for name, scores in record.evaluation[part]["per_class"].items()}
-    effect = accuracy_by_class_size(evaluate_part(record.predictions[part], n_train=counts))
-    sizes = [max(n, 1) for n in effect.n_train]
-    if max(sizes) < 1.5 * min(sizes):
+    scores = [(name, s["n_train"], s["recall"]) for name, s in record.evaluation[part]["per_class"].items()]
+    known = [(max(n_train or 0, 1), recall, name) for name, n_train, recall in scores if recall is not None]
+    sizes = [n for n, _, _ in known]
+    if not sizes or max(sizes) < 1.5 * min(sizes):
         return []
-    rows = list(zip(sizes, effect.accuracy, effect.names, strict=True))[:MAX_DOTS]
+    correlation = rank_correlation(sizes, [recall for _, recall, _ in known])
+    rows = known[:MAX_DOTS]
     labels = tuple(
         f"{escape(name)}: recall {percent(recall)}, {count(n, 'training image')}" for n, recall, name in rows
     )
     series = Series("classes", tuple((float(n), recall) for n, recall, _ in rows), kind="dots", labels=labels, color=1)
     return [Chart("Recall by class size", "training images of the class", "recall", (series,),
                   "log" if max(sizes) > 8 * min(sizes) else "linear", y_is_share=True, y_range=(0, 1),
-                  note=_size_sentence(effect.rank_correlation, effect.p_value))]  # fmt: skip
+                  note=_size_sentence(correlation))]  # fmt: skip
 
 
-def _size_sentence(correlation: float | None, p_value: float | None) -> str:
-    if correlation is None or p_value is None:
-        return "All classes have the same recall or the same number of images."
+def _size_sentence(found: tuple[float, float] | None) -> str:
+    if found is None:
+        return "All classes have the same recall."
+    correlation, p_value = found
     facts = f"Rank correlation {correlation:+.2f}, p = {p_value:.2g}"
     if p_value >= 0.05:
         return f"{facts}: no significant relation."

@@ -26,7 +26,7 @@ from topwork.blocks import (
 from topwork.evaluation.predictions import Predictions
 from topwork.report.pictures import MISTAKE, RIGHT_ANSWER, Album
 from topwork.report.run_data import Record
-from topwork.report.sections.summary import CONFIDENT, figures_of, recall_share
+from topwork.report.sections.summary import CONFIDENT, figures_of
 from topwork.text import count, decimal, escape, percent
 
 MAX_MATRIX = 40  # classes in the matrix; with more, those with most errors
@@ -161,7 +161,8 @@ def _class_table(evaluation: dict[str, Any], part: str) -> Block:
     """One row per class, the lowest recall first; classes without images in the part last."""
     spans, rows = evaluation.get("per_class_intervals", {}), []
     for name, scores in evaluation["per_class"].items():
-        recall, found = recall_share(scores["recall"], scores["n"]), spans.get(name, {})
+        found = spans.get(name, {})
+        recall = Share(scores["recall"], **(found.get("recall") or {}))
         precision = Share(scores["precision"], **(found.get("precision") or {}))
         rows.append((escape(name), scores["n_train"], scores["n"], recall, Bar(recall), precision, Share(scores["f1"])))
     rows.sort(key=lambda row: (row[3].value is None, row[3].value or 0.0, -row[2]))

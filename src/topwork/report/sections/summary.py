@@ -5,7 +5,6 @@ A class is called weak and a pair confused only if chance alone would hardly do 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,6 @@ from topwork.blocks import Bar, Block, Figure, Figures, Fold, Share, Special, Te
 from topwork.evaluation.advice import Advice
 from topwork.evaluation.analysis import advice_of
 from topwork.evaluation.compare import SIGNIFICANCE
-from topwork.evaluation.intervals import wilson
 from topwork.evaluation.metrics import metrics_of
 from topwork.report.pictures import Album
 from topwork.report.run_data import Record
@@ -229,6 +227,8 @@ def weakest_class(record: Record, part: str) -> tuple[str, int, int, float] | No
     Returns:
         name, images right, images, and the chance that any of the classes comes out this low; None without a mistake.
     """
+    from scipy.special import bdtr  # the binomial distribution: at most k of n
+
     classes, cells = record.evaluation[part]["classes"], record.confusion(part)
     n, n_right = np.zeros(len(classes), np.int64), np.zeros(len(classes), np.int64)
     for (true, predicted), k in cells.items():
@@ -242,12 +242,14 @@ def weakest_class(record: Record, part: str) -> tuple[str, int, int, float] | No
         n_others = all_n - int(n[label])
         # Laplace's rule: others without a mistake are not perfect.
         share = (all_right - int(n_right[label]) + 1) / (n_others + 2)
-        rows.append((_at_most(int(n_right[label]), int(n[label]), share), int(n_right[label]) / int(n[label]), label))
+        rows.append((float(bdtr(n_right[label], n[label], share)), n_right[label] / n[label], label))
     chance, _, label = min(rows)
     return classes[label], int(n_right[label]), int(n[label]), min(1.0, chance * len(rows))
 
 
 def _confused_pair(record: Record, part: str) -> str:
+    from scipy.special import bdtrc  # the binomial distribution: more than k of n
+
     wrong = {pair: k for pair, k in record.confusion(part).items() if pair[0] != pair[1]}
     classes, n_wrong = record.evaluation[part]["classes"], sum(wrong.values())
     if not wrong:
@@ -258,7 +260,7 @@ def _confused_pair(record: Record, part: str) -> str:
         back = wrong.get((predicted, true), 0)
         return f"{first}, {back or 'none'} the other way round."
     n_pairs = len(classes) * (len(classes) - 1)
-    if k > 1 and n_pairs * _at_least(k, n_wrong, 1 / n_pairs) < SIGNIFICANCE:
+    if k > 1 and n_pairs * bdtrc(k - 1, n_wrong, 1 / n_pairs) < SIGNIFICANCE:
         return f"Most frequent error: {first}."
     return ""
 
@@ -316,25 +318,3 @@ def baseline(record: Record, part: str) -> float | None:
         return None
     _, n = np.unique(truth, axis=0, return_counts=True)
     return float(n.max() / len(truth))
-
-
-def recall_share(recall: float | None, n: int) -> Share:
-    """A share of ``n`` images with Wilson's 95% interval."""
-    if recall is None:
-        return Share(None)
-    found = wilson(recall, n)
-    return Share(recall, found.low, found.high, n)
-
-
-def _at_most(k: int, n: int, share: float) -> float:
-    return sum(_binomial(i, n, share) for i in range(k + 1)) if k < n else 1.0
-
-
-def _at_least(k: int, n: int, share: float) -> float:
-    return min(1.0, sum(_binomial(i, n, share) for i in range(k, n + 1)))
-
-
-def _binomial(k: int, n: int, share: float) -> float:
-    """Probability of k successes in n trials; share strictly between 0 and 1."""
-    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    return math.exp(ways + k * math.log(share) + (n - k) * math.log1p(-share))
