@@ -12,6 +12,7 @@ import math
 import operator
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -495,8 +496,6 @@ def fit_command(path: str, out: str, asked: Mapping[str, Any]) -> str:
 def quote(word: str) -> str:
     """A word for a POSIX shell; with control characters or undecodable bytes in the ``$'...'`` form of bash."""
     if word.isprintable():
-        import shlex
-
         return shlex.quote(word)
     escaped = re.sub(r"[\\']", lambda found: "\\" + found[0], word)
     encoded = "".join(c if c.isprintable() else _octal(c) for c in escaped)

@@ -35,6 +35,7 @@ from topwork.data.unlabeled import COLUMNS, read_labels, rules_without_labels, w
 from topwork.errors import ImageError, Interrupted, UsageError
 from topwork.evaluation.domains import energy_distance
 from topwork.evaluation.predictions import Predictions, predict_features, softmax
+from topwork.export.card import model_card
 from topwork.export.runtime import model_embedder
 from topwork.features.embed import Embedder, Features, embed, embed_changed
 from topwork.features.engine import compiled_form, load_engine
@@ -445,8 +446,6 @@ def _write_ask(path: Path, asked: Ints, now: Adaptation, after: Predictions) -> 
 def _write(
     folder: Path, now: Adaptation, classifier: Classifier, predictions: dict[str, Predictions], after: Predictions
 ) -> None:
-    from topwork.export.card import model_card
-
     source, target = now.source, now.target
     recipe = json.loads((source.run / "recipe.json").read_text())
     adapted = {"from": str(source.run.absolute()), "to": str(target.manifest.root), **now.choice.as_dict()}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from topwork.commands.assess import evaluate_parts
 from topwork.commands.prepare import VALID_FRACTION, scan_and_embed, timing
-from topwork.data.manifest import Manifest
+from topwork.data.manifest import Manifest, load_manifest
 from topwork.data.remote import absolute, is_folder, is_url, url_of, walk
 from topwork.data.split import Split, split
 from topwork.errors import UsageError
@@ -108,8 +108,6 @@ def add_class(
 
 def stored_run(run: Path, verb: str) -> tuple[Classifier, Manifest, dict[str, str]]:
     """The model of a run, its images, and the part of each content."""
-    from topwork.data.manifest import load_manifest
-
     classifier = load_classifier(run)
     try:
         manifest = load_manifest(run / "manifest.parquet")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 
 from topwork.data.transforms import Pixels, resize
@@ -145,8 +146,6 @@ def tilt(images: Pixels, degrees: float = 15.0) -> Pixels:
 
 def compress(images: Pixels, quality: int) -> Pixels:
     """Saved as JPEG and read again."""
-    import simplejpeg
-
     files = (simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality) for image in images)
     return np.stack([simplejpeg.decode_jpeg(file) for file in files])
 

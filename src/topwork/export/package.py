@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from topwork.data.images import decode
+from topwork.data.manifest import load_manifest
 from topwork.data.transforms import Pixels, fit_to_input
 from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.export.batch import list_inputs
@@ -123,8 +124,6 @@ def _images(model: str | os.PathLike[str], classifier: Classifier, check: Sequen
 
 def _of_run(run: Path, parts: Sequence[str]) -> list[tuple[str, str]]:
     """Files of some parts of a run, with their classes."""
-    from topwork.data.manifest import load_manifest
-
     try:
         manifest = load_manifest(run / "manifest.parquet")
         labels = {sample.path: sample.label for sample in manifest.samples}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 
 from topwork.data import remote
@@ -281,8 +282,6 @@ class Heatmaps:
 
     def jpeg(self, data: bytes, label: str) -> bytes:
         """The picture as a JPEG file."""
-        import simplejpeg
-
         return bytes(simplejpeg.encode_jpeg(self.picture(data, label), quality=88))
 
     def write(self, number: int, prediction: Prediction, folder: Path) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 
 from topwork.data.augment import stream
@@ -315,8 +316,6 @@ def _cut(pixels: Pixels, shares: NDArray[np.float64]) -> Pixels:
 
 
 def _encode(pixels: Pixels, quality: int) -> bytes:
-    import simplejpeg
-
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality))
 
 

@@ -13,11 +13,13 @@ network, and the engine's note says why. On a GPU torch runs it, too.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import sys
 import threading
 import uuid
+import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -353,8 +355,6 @@ def _compile(backbone: Backbone, xml: Path) -> EngineCheck:
 
 def _converted(network: nn.Module, spec: InputSpec) -> Any:
     """The network as an OpenVINO graph that takes batches of any size."""
-    import warnings
-
     import torch
 
     ov = _openvino()
@@ -465,8 +465,6 @@ def _openvino() -> Any:
 
 
 def _has_openvino() -> bool:
-    import importlib.util
-
     return importlib.util.find_spec("openvino") is not None
 
 

@@ -8,6 +8,7 @@ for those who do. Running it is ``features/engine.py``.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import sys
 import warnings
@@ -332,8 +333,6 @@ def _measured(
 
     The network, which may be a whole one of timm, is without its classifier afterwards.
     """
-    import inspect
-
     import torch
 
     from topwork.models.modules import OWN_HEAD, classifier_name, headless, reads_output, timm_layers

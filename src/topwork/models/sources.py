@@ -7,6 +7,7 @@ their tensors line up one to one, in order and in shape, with timm's, and the fi
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import importlib.metadata
@@ -170,8 +171,6 @@ def _is_known(name: str) -> bool:
 
 
 def _known(timm_name: str, name: str) -> str:
-    import difflib
-
     import timm
 
     if _is_known(timm_name):

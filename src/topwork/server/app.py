@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import html
+import io
 import ipaddress
 import json
 import logging
@@ -21,8 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import simplejpeg
 from fastapi import FastAPI, HTTPException, Query, Request  # noqa: TID253 - only `topwork serve` loads this file
 from fastapi.exceptions import RequestValidationError  # noqa: TID253
+from PIL import Image
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -362,10 +365,6 @@ def _about(model: ServedModel) -> dict[str, Any]:
 
 
 def _as_png(pixels: Any) -> bytes:
-    import io
-
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
@@ -377,8 +376,6 @@ def example_images(folder: str) -> list[bytes]:
     Raises:
         UsageError: no such folder, or no image in it.
     """
-    import simplejpeg
-
     found: list[bytes] = []
     for path in list_inputs([folder], must_exist=True):
         try:

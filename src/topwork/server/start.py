@@ -9,6 +9,7 @@ killed app, started again, has lost nothing, and the commands work on the same f
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -160,8 +161,6 @@ class Start(OwnPage):
 
     def predict(self, run: Path, data: bytes) -> dict[str, Any]:
         """The prediction for one image, with a heatmap as a data URL."""
-        import base64
-
         predictor, heatmaps = self._opened(run)
         prediction = predictor.predict(data)[0]
         row = row_of(prediction)

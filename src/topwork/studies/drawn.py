@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 
 from topwork.data.transforms import Pixels
@@ -20,8 +21,6 @@ SIDE = 128
 
 def draw_folder(folder: Path, n_each: int, seed: int = 0) -> Path:
     """Draws ``n_each`` JPEG files of each shape below a folder of this seed, and returns that; what is there is kept."""
-    import simplejpeg
-
     root = folder / f"{n_each}-{seed}"
     for number, shape in enumerate(SHAPES):
         (root / shape).mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ In: the tracker's name and the records of the loop. Nothing else in topwork know
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,8 +64,6 @@ def _tensorboard(run: str, place: Path, settings: dict[str, Any]) -> tuple[Send,
 
 
 def _mlflow(run: str, place: Path, settings: dict[str, Any]) -> tuple[Send, Callable[[], Any]]:
-    import os
-
     import mlflow
 
     if not os.environ.get("MLFLOW_TRACKING_URI"):
