@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from drawing import draw, draw_folders
+from terminal import topwork
 from topwork.commands.evaluate import evaluate
 from topwork.commands.fit import fit
 from topwork.data.split import split_record
@@ -39,17 +40,6 @@ RUN_FILES = {
     "predictions.parquet",
     "evaluation.json",
 }
-
-
-def topwork(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """The command as a user runs it."""
-    return subprocess.run(
-        [sys.executable, "-m", "topwork.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        **options,
-    )
 
 
 @pytest.fixture(scope="module")

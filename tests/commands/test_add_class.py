@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from drawing import draw_folders
+from terminal import topwork
 from topwork.commands.add_class import _NewRows, add_class, grow_head
 from topwork.commands.fit import fit
 from topwork.errors import UsageError
@@ -103,10 +102,8 @@ def test_what_is_reported_is_what_the_grown_model_answers(run, tmp_path):
 
 
 def test_a_folder_of_images_is_one_class_and_the_command_prints_before_and_after(run, tmp_path):
-    command = [sys.executable, "-m", "topwork.cli", "add-class", str(run), str(run.parent / "more" / "cross")]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "a"), "--name", "plus sign"], capture_output=True, text=True, check=False
-    )
+    new, out = run.parent / "more" / "cross", tmp_path / "a"
+    done = topwork("add-class", run, new, "--out", out, "--name", "plus sign")
     assert done.returncode == 0, done.stderr
     assert "Added plus sign." in done.stdout
     assert "before" in done.stdout

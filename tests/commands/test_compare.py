@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from drawing import draw_folders
+from terminal import topwork
 from topwork.commands.compare import compare_runs
 from topwork.commands.fit import fit
 from topwork.commands.runs import list_runs
@@ -18,12 +17,6 @@ from topwork.settings import FitSettings
 
 SHAPES = ("disc", "square", "cross")
 SMALL = "random:test_efficientnet"
-
-
-def topwork(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "topwork.cli", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
 
 
 @pytest.fixture(scope="module")

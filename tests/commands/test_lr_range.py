@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 
 import pytest
 
 from drawing import draw_folders
+from terminal import topwork
 
 OPTIONS = ("--backbone", "random:test_efficientnet", "--size", "32", "--batch-size", "8", "--workers", "1")
 
@@ -17,16 +16,6 @@ OPTIONS = ("--backbone", "random:test_efficientnet", "--size", "32", "--batch-si
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return draw_folders(tmp_path_factory.mktemp("data"), n_each=20, shapes=("disc", "cross"))
-
-
-def topwork(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "topwork.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-    )
 
 
 def test_it_suggests_a_rate_and_writes_only_the_plot(data, tmp_path):

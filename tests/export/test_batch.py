@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from terminal import topwork
 from topwork.errors import TopworkError, UsageError
 from topwork.export.batch import COLUMNS, Layout, _append_rows, list_inputs, predict_to_file
 from topwork.export.predictor import Predictor
 from topwork.files import locked
-
-
-def topwork(*arguments, **options):
-    command = [sys.executable, "-m", "topwork.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ import pytest
 from PIL import Image
 
 from server.serving import form, serving
+from terminal import topwork
 from topwork.commands.fit import fit
 from topwork.export.package import export_model
 from topwork.export.parity import TOLERANCE, run_script
@@ -37,19 +36,8 @@ def by_library(run, paths, classes):
 
 def by_command(run, paths, classes, folder):
     out = folder / "rows.jsonl"
-    command = [
-        sys.executable,
-        "-m",
-        "topwork.cli",
-        "predict",
-        str(run),
-        "-",
-        "--out",
-        str(out),
-        "--top",
-        str(len(classes)),
-    ]
-    subprocess.run(command, input="\n".join(paths), text=True, check=True, capture_output=True)
+    done = topwork("predict", run, "-", "--out", out, "--top", len(classes), input="\n".join(paths))
+    assert done.returncode == 0, done.stderr
     return table([json.loads(line)["top"] for line in out.read_text().splitlines()], classes)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tarfile
 import threading
 import zipfile
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from terminal import topwork
 from topwork.commands.evaluate import evaluate
 from topwork.commands.fit import fit
 from topwork.errors import UsageError
@@ -22,12 +21,6 @@ from topwork.export.batch import list_inputs
 from topwork.export.predictor import Predictor, read_image
 from topwork.features.engine import OpenVINOEngine, TorchEngine
 from topwork.settings import FitSettings
-
-
-def topwork(*arguments):
-    command = [sys.executable, "-m", "topwork.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
 
 # ---- f32
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from terminal import topwork
 from topwork.data.images import decode
 from topwork.data.manifest import load_manifest
 from topwork.data.transforms import InputSpec, fit_to_input
@@ -279,21 +280,11 @@ def test_eight_bits_need_images_and_a_format(runs, tmp_path):
 
 
 def test_export_as_a_command(runs, images, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "topwork.cli",
-        "export",
-        str(runs["extended"]),
-        "--to",
-        "onnx",
-        "--out",
-        str(tmp_path / "m.onnx"),
-    ]
-    done = subprocess.run([*command, "--check", *images[:6], "--json"], capture_output=True, text=True, check=False)
+    command = ["export", runs["extended"], "--to", "onnx", "--out", tmp_path / "m.onnx"]
+    done = topwork(*command, "--check", *images[:6], "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert (answer["passed"], answer["n_same"], answer["format"]) == (True, 6, f"ONNX, opset {targets.OPSET}")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = topwork(*command)
     assert done.returncode == 2
     assert "exists already" in done.stderr

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
 
 from data.drawn import encoded, scene
 from drawing import draw_folders
+from terminal import topwork
 from topwork.commands.scan import survey
 from topwork.errors import UsageError
 from topwork.report.scan_page import write_scan_page
@@ -97,18 +96,7 @@ def test_an_unknown_augmentation_is_named_and_nothing_is_written(tmp_path) -> No
 def test_the_command(tmp_path) -> None:
     root = draw_folders(tmp_path / "data", n_each=12)
     (root / "disc" / "bad.jpg").write_text("no")
-    command = [
-        sys.executable,
-        "-m",
-        "topwork.cli",
-        "scan",
-        str(root),
-        "--quick",
-        "--report",
-        str(tmp_path / "x.html"),
-        "--json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = topwork("scan", root, "--quick", "--report", tmp_path / "x.html", "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["classes"] == {"disc": 12, "square": 12}
