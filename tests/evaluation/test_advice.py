@@ -3,15 +3,15 @@ from dataclasses import replace
 import pytest
 
 from topwork.evaluation.advice import ClassRecord, Situation, advise, times
-from topwork.evaluation.learning_curve import Forecast, LearningCurve, Point
+from topwork.evaluation.learning_curve import LearningCurve, Point
 
 
 def curve(now=0.90, twice=0.93):
     points = (Point(100, now - 0.05, now - 0.07, now - 0.03), Point(200, now - 0.02, now - 0.04, now))
     forecasts = (
-        Forecast(250, now, now - 0.02, now + 0.01),
-        Forecast(500, twice, twice - 0.02, twice + 0.02),
-        Forecast(1000, twice + 0.01, twice - 0.02, twice + 0.03),
+        Point(250, now, now - 0.02, now + 0.01),
+        Point(500, twice, twice - 0.02, twice + 0.02),
+        Point(1000, twice + 0.01, twice - 0.02, twice + 0.03),
     )
     return LearningCurve(points, forecasts, (twice - now, 0.01, 0.05), 0.0, 1.0, 0.5)
 

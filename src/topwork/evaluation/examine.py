@@ -2,9 +2,9 @@
 
 The images are changed in one way at a time and the same model answers again; each effect is paired with the answers to the
 unchanged images. An effect is significant only if it stays so among all of them (McNemar's exact test, with the false
-discovery rate held at 5%: Benjamini & Hochberg 1995). Findings follow from the effects and from three checks: does the
-normalization fit the weights (``preprocessing``), does a class depend on a mark that never moves (``fixed_regions``), and do
-heatmaps depend on the weights (``explain``). Warnings come first. Not here: pages (``report``).
+discovery rate held at 5%: Benjamini & Hochberg 1995). Findings follow from the effects and from two checks: does the
+normalization fit the weights (``preprocessing``), and does a class depend on a mark that never moves (``fixed_regions``)?
+Warnings come first. Not here: pages (``report``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from topwork.data.transforms import InputSpec, Pixels
 from topwork.evaluation.compare import SIGNIFICANCE, accuracy_difference_interval, mcnemar
-from topwork.evaluation.explain import Randomized, border_area, border_share, find_evidence, randomization_test
+from topwork.evaluation.explain import border_area, border_share, find_evidence
 from topwork.evaluation.fixed_regions import FixedPlace, fixed_places, place_sentence
 from topwork.evaluation.intervals import wilson
 from topwork.evaluation.perturb import PERTURBATIONS, Perturbation
@@ -33,7 +33,7 @@ from topwork.text import count, percent, percent_ci, points
 
 N_EXAMPLES = 4
 _N_MAPS = {"activation": 200, "gradient": 100, "occlusion": 24}  # images with heatmaps: occlusion costs 49 passes each
-_N_CHECKED, _N_RANDOMIZED = 32, 8  # images for the batch-norm check, and for heatmaps of random weights
+_N_CHECKED = 32  # images for the batch-norm check
 _RESIZES = {"squash": "squashing", "crop": "a center crop", "pad": "padding"}
 Load = Callable[[InputSpec], Pixels]
 Probabilities = NDArray[np.float64]
@@ -105,7 +105,6 @@ class Examination:
     places: tuple[FixedPlace, ...]
     border: tuple[float, float] | None
     method: str
-    randomized: tuple[Randomized, ...]
     shortcuts: ShortcutCheck | None
     findings: tuple[Finding, ...]
     example_rows: tuple[int, ...]
@@ -146,12 +145,10 @@ def examine(
     shown = _examples(probabilities["unchanged"].argmax(1) == labels, labels, seed)
     effects = _effects(changes, probabilities, labels, classifier.classes, shown, guess)
     method, maps = _heatmaps(classifier, images, labels, network, engine)
-    n, k = len(maps), _N_RANDOMIZED
+    n = len(maps)
     places = fixed_places(classifier, engine, images[:n], labels[:n], maps)
     border = (float(border_share(maps).mean()), border_area())
     fits = statistics_fit(classifier.backbone, images[:_N_CHECKED])
-    is_exact = method == "activation"
-    randomized = randomization_test(classifier, images[:k], labels[:k], maps[:k], seed) if is_exact else ()
     on_progress(len(changes) + 1, len(changes) + 1)
     findings = [
         _accuracy(effects["unchanged"], guess),
@@ -163,7 +160,6 @@ def examine(
         _texture(effects),
         Finding("note", "color", effects["gray"].sentence),
         _robustness(effects),
-        *_sanity(randomized),
     ]
     return Examination(
         n=len(labels),
@@ -174,7 +170,6 @@ def examine(
         places=places,
         border=border,
         method=method,
-        randomized=randomized,
         shortcuts=shortcuts,
         findings=tuple(sorted(findings, key=lambda finding: finding.kind != "warning")),
         example_rows=tuple(shown.tolist()),
@@ -384,14 +379,3 @@ def _robustness(effects: dict[str, Effect]) -> Finding:
         return Finding("good", "robustness", text)
     named = ", ".join(f"{e.title[0].lower()}{e.title[1:]} ({points(e.difference)})" for e in hurt)
     return Finding("note", "robustness", f"Largest losses, in points of accuracy: {named.replace('jPEG', 'JPEG')}.")
-
-
-def _sanity(randomized: tuple[Randomized, ...]) -> list[Finding]:
-    if not randomized:
-        return []
-    steps = "; ".join(f"{r.part}: {r.agreement:.2f}" for r in randomized)
-    kind, text = "good", "The heatmaps depend on what was learned: with random weights they look different"
-    if max(abs(r.agreement) for r in randomized) >= 0.5:
-        kind = "warning"
-        text = "The heatmaps stay similar with random weights: they show edges of the image, not what was learned"
-    return [Finding(kind, "heatmaps", f"{text} (rank correlation after randomizing {steps}).")]

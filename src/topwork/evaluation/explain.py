@@ -8,7 +8,7 @@ slower, but true of any head and network, and without gradients or torch (docs/d
 
 Softmax does not change when the same number is added to every logit, so logits and maps are taken relative to the mean
 of the classes: evidence for a class is evidence against the others. Here too: the most similar training images, the map
-laid over the original, and the test whether maps depend on the weights at all. Not here: pages (``web``).
+laid over the original. Not here: pages (``report``).
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from topwork.data.transforms import InputSpec, Pixels, resize
-from topwork.evaluation.curves import mean_ranks
 from topwork.evaluation.predictions import Ints
 from topwork.evaluation.unknown import unit_rows
 from topwork.features.engine import Engine
-from topwork.features.feature_maps import OpenNetwork, TorchNetwork, open_network
+from topwork.features.feature_maps import OpenNetwork, open_network
 from topwork.models.classifier import Classifier
 from topwork.models.head import LinearHead
 from topwork.models.stages import has_attention
@@ -159,62 +158,6 @@ def _inside(shape: Sequence[int], outer: float) -> NDArray[np.float64]:
         return np.asarray(np.diff(edges) * n)
 
     return np.outer(along(shape[0]), along(shape[1]))
-
-
-def rank_agreement(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(N,) Spearman correlation of the cells of two sets of maps, (N, h, w) each; 0 where a map is flat."""
-    agreement = np.zeros(len(first))
-    for row, (a, b) in enumerate(zip(first, second, strict=True)):
-        x, y = mean_ranks(a.ravel()), mean_ranks(b.ravel())
-        x, y = x - x.mean(), y - y.mean()
-        length = np.sqrt((x @ x) * (y @ y))
-        agreement[row] = (x @ y) / length if length > 0 else 0.0
-    return agreement
-
-
-@dataclass(frozen=True)
-class Randomized:
-    """Mean agreement (-1 to 1) of maps with those of the same model after a part of it was given random values."""
-
-    part: str
-    agreement: float
-
-
-def randomization_test(
-    classifier: Classifier, images: Pixels, labels: Ints, maps: NDArray[np.float32], seed: int = 0
-) -> tuple[Randomized, ...]:
-    """Do the maps depend on the model? The same maps with a random head, over a random network, and both.
-
-    The model parameter randomization test of Adebayo et al. 2018 (arXiv 1810.03292, section 3.1), with three steps of
-    their cascade. A map that stays as it was shows edges of the image, not what the model does. Needs torch.
-
-    Args:
-        images: uint8 (N, H, W, 3).
-        labels: (N,) the classes that the maps are for.
-        maps: (N, h, w) of the trained model, by activation.
-
-    Returns:
-        Rank correlations of the maps; empty where the network gives no map.
-    """
-    head, rng = classifier.head, np.random.default_rng(seed)
-    names = [name for stage in classifier.backbone.stages for name in stage.parameters]
-    trained = TorchNetwork(classifier.backbone).run(images).maps
-    untrained = TorchNetwork(classifier.backbone, names, seed).run(images).maps
-    if head.kind != "plain" or trained is None or untrained is None or untrained.shape[2:] != maps.shape[1:]:
-        return ()
-    spread = head.weight.std(axis=1, keepdims=True)
-    random_head = LinearHead(
-        head.transform, (spread * rng.normal(size=head.weight.shape)).astype(np.float32), head.bias
-    )
-
-    def agreement(some_head: LinearHead, some_maps: NDArray[np.float32]) -> float:
-        return float(rank_agreement(maps, activation_maps(some_head, some_maps, labels[:, None])[:, 0]).mean())
-
-    return (
-        Randomized("the head", agreement(random_head, trained)),
-        Randomized("the network", agreement(head, untrained)),
-        Randomized("the head and the network", agreement(random_head, untrained)),
-    )
 
 
 # ---- similar images

@@ -8,6 +8,7 @@ interval of what more images would bring is a bootstrap over images. Valid and t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,21 +28,12 @@ _STEPS = 40  # of the solver, roughly
 _EXPONENTS = np.linspace(0.1, 1.5, 29)
 _FLOORS = np.linspace(0.0, 1.0, 11)  # shares of the lowest error seen
 _PATH = (1.0, 0.1, 0.01, 1e-3)
+Errors = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Point:
-    """Accuracy of heads fitted on n images, with a bootstrap interval."""
-
-    n: int
-    accuracy: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """Accuracy to be expected with n training images, with a 95% confidence interval."""
+    """Accuracy of heads fitted on n images, measured or to be expected, with a 95% confidence interval."""
 
     n: int
     accuracy: float
@@ -63,7 +55,7 @@ class LearningCurve:
     """
 
     points: tuple[Point, ...]
-    forecasts: tuple[Forecast, ...]
+    forecasts: tuple[Point, ...]
     gain: tuple[float, float, float]
     floor: float
     scale: float
@@ -119,7 +111,7 @@ def _scored(
     penalty: float,
     n_repeats: int,
     seed: int,
-) -> NDArray[np.float64]:
+) -> Errors:
     """(N,) share of repeats in which each image was answered right by a head that did not see it; NaN where none."""
     right, asked = np.zeros(n), np.zeros(n)
     for repeat in range(n_repeats):
@@ -151,7 +143,7 @@ def _part(labels: Ints, groups: Ints, m: int, rng: np.random.Generator) -> Ints:
     return np.sort(np.argsort(rank, kind="stable")[:m]).astype(np.int64)
 
 
-def _extrapolated(sizes: list[int], right: NDArray[np.float64], n: int, seed: int) -> LearningCurve:
+def _extrapolated(sizes: list[int], right: Errors, n: int, seed: int) -> LearningCurve:
     """The law through the mean of (S, N) answers of n training images, and through bootstrap samples of images."""
     rng = np.random.default_rng([seed, 7])
     n_images = right.shape[1]
@@ -174,15 +166,14 @@ def _extrapolated(sizes: list[int], right: NDArray[np.float64], n: int, seed: in
     along = np.geomspace(x.min(), 4 * n, 33)
     line = zip(along.tolist(), np.clip(1 - laws.mean_error(along)[0], 0, 1).tolist(), strict=True)
     point_low, point_high = np.quantile(1 - boot, [0.025, 0.975], axis=0)
+
+    def points(at: Sequence[float], accuracy: Errors, low: Errors, high: Errors) -> tuple[Point, ...]:
+        rows = zip(at, accuracy, np.minimum(low, accuracy), np.maximum(high, accuracy), strict=True)
+        return tuple(Point(int(m), float(v), float(a), float(b)) for m, v, a, b in rows)
+
     return LearningCurve(
-        points=tuple(
-            Point(int(m), float(1 - e), float(min(a, 1 - e)), float(max(b, 1 - e)))
-            for m, e, a, b in zip(sizes, seen, point_low, point_high, strict=True)
-        ),
-        forecasts=tuple(
-            Forecast(int(m), float(v), float(min(a, v)), float(max(b, v)))
-            for m, v, a, b in zip(wanted, expected, low, high, strict=True)
-        ),
+        points=points(sizes, 1 - seen, point_low, point_high),
+        forecasts=points(wanted.tolist(), expected, low, high),
         gain=(float(expected[1] - expected[0]), float(gain[0]), float(gain[1])),
         floor=floor,
         scale=scale,
@@ -198,7 +189,7 @@ class _Laws:
     floor from a slow fall, so no single law is taken: each counts with exp(-loss / 2).
     """
 
-    def __init__(self, n: NDArray[np.float64], errors: NDArray[np.float64], spread: NDArray[np.float64]) -> None:
+    def __init__(self, n: Errors, errors: Errors, spread: Errors) -> None:
         weights, lowest = 1 / spread**2, errors.min(axis=1)
         exponents, shares = (grid.ravel() for grid in np.meshgrid(_EXPONENTS, _FLOORS, indexing="ij"))
         power = n[None] ** -exponents[:, None]  # (G, S)
@@ -216,12 +207,12 @@ class _Laws:
         at = int(self.chance[0].argmax())
         return float(self.floors[0, at]), float(self.scales[0, at]), float(self.exponents[at])
 
-    def mean_error(self, n: NDArray[np.float64]) -> NDArray[np.float64]:
+    def mean_error(self, n: Errors) -> Errors:
         """(B, W) expected errors at some sizes."""
         power = n[None] ** -self.exponents[:, None]
         return np.asarray((self.chance * self.floors).sum(1)[:, None] + (self.chance * self.scales) @ power)
 
-    def drawn_error(self, n: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    def drawn_error(self, n: Errors, rng: np.random.Generator) -> Errors:
         """(B, W) errors of one law for each row, drawn by its chance."""
         at = (self.chance.cumsum(axis=1) < rng.uniform(size=(len(self.chance), 1))).sum(axis=1)
         at = np.minimum(at, len(self.exponents) - 1)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -154,9 +154,10 @@ def _check(
         for r, a, g in zip(right, n, given, strict=True)
     ]
     away = tuple(name for name, given_away in zip(names, is_given_away, strict=True) if given_away)
-    value = float((right / n).mean())
-    check = FamilyCheck(family, FACTS[family], value, interval.low, interval.high, chance, away, None)
-    return FamilyCheck(**(asdict(check) | {"warning": _warning(check)}))
+    check = FamilyCheck(
+        family, FACTS[family], float((right / n).mean()), interval.low, interval.high, chance, away, None
+    )
+    return replace(check, warning=_warning(check))
 
 
 def _predicted(
@@ -164,15 +165,12 @@ def _predicted(
 ) -> NDArray[np.int64]:
     """(N,) out-of-fold answers; one and the same where the facts are alike for all images."""
     from sklearn.ensemble import ExtraTreesClassifier
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
-    answers = np.zeros_like(labels)
     if (columns == columns[0]).all():
-        return answers
-    for fold in np.unique(folds):
-        held = folds == fold
-        model = ExtraTreesClassifier(N_TREES, min_samples_leaf=2, class_weight="balanced", random_state=seed)
-        answers[held] = model.fit(columns[~held], labels[~held]).predict(columns[held])
-    return answers
+        return np.zeros_like(labels)
+    model = ExtraTreesClassifier(N_TREES, min_samples_leaf=2, class_weight="balanced", random_state=seed)
+    return np.asarray(cross_val_predict(model, columns, labels, cv=PredefinedSplit(folds)), np.int64)
 
 
 def _warning(check: FamilyCheck) -> str | None:

@@ -109,17 +109,11 @@ class OpenVINONetwork:
 
 
 class TorchNetwork:
-    """The network run by torch in f32.
+    """The network run by torch in f32."""
 
-    Args:
-        untrained: names of parameters and buffers that get fresh random values: for checks that a map depends on them.
-    """
-
-    def __init__(self, backbone: Backbone, untrained: Sequence[str] = (), seed: int = 0) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         self.module: Any = feature_network(backbone)
         self._backbone = backbone
-        if untrained:
-            _randomize(self.module.network, backbone.architecture, untrained, seed)
 
     def run(self, images: Images) -> Opened:
         """Batches of the engine's size, so that memory stays flat."""
@@ -264,20 +258,3 @@ def _map_output(result: Any) -> tuple[Any, bool]:
         return None, False
     over = {int(axis) % 4 for axis in np.ravel(axes.data)}
     return (source, over == {1, 2}) if over in ({2, 3}, {1, 2}) else (None, False)
-
-
-# ---- random weights
-
-
-def _randomize(network: Any, architecture: str, names: Sequence[str], seed: int) -> None:
-    """Gives some tensors the values of an untrained network, running statistics of their layers included."""
-    import timm
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = timm.create_model(architecture, pretrained=False, num_classes=0).state_dict()
-    layers = {name.rpartition(".")[0] for name in names}
-    state = network.state_dict()
-    chosen = {k: v for k, v in fresh.items() if k in state and (k in names or k.rpartition(".")[0] in layers)}
-    network.load_state_dict(state | chosen)

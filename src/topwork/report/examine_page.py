@@ -13,7 +13,6 @@ import numpy as np
 
 from topwork.blocks import (
     Bars,
-    Beside,
     Block,
     Card,
     Findings,
@@ -207,20 +206,9 @@ def _marked(image: Pixels, box: tuple[int, int, int, int]) -> Pixels:
 
 def _checks(examined: Examined) -> list[Block]:
     found = examined.examination
-    fits: list[Block] = [Text("The network has no batch norm to check the normalization with.", "muted")]
-    if found.fits:
-        rows = tuple((fit.normalization.name, f"{fit.misfit:.3g}") for fit in found.fits)
-        declared = tuple(n for n, fit in enumerate(found.fits) if fit.is_declared)
-        note = "Distance between the statistics of the first batch norm in training and now; 0 is perfect. The stored normalization is in bold."  # fmt: skip
-        fits = [Table("Normalization", ("Normalization", "Misfit"), rows, note, chosen=declared)]
-    maps: list[Block] = [
-        Text("The heatmaps are approximate, so they are not compared with those of random weights.", "muted")
-    ]
-    if found.randomized:
-        rows = tuple((step.part, f"{step.agreement:+.2f}") for step in found.randomized)
-        note = "Rank correlation of the heatmaps with those of a model whose part has random weights; it should be near 0."  # fmt: skip
-        maps = [Table("Heatmaps", ("Randomized", "Correlation"), rows, note)]
-    if found.border:
-        share, area = map(percent, found.border)
-        maps.append(Text(f"{share} of the evidence is within a tenth of the border, which is {area} of the area.", "small"))  # fmt: skip
-    return [Beside((fits, maps))]
+    if not found.fits:
+        return [Text("The network has no batch norm to check the normalization with.", "muted")]
+    rows = tuple((fit.normalization.name, f"{fit.misfit:.3g}") for fit in found.fits)
+    declared = tuple(n for n, fit in enumerate(found.fits) if fit.is_declared)
+    note = "Distance between the statistics of the first batch norm in training and now; 0 is perfect. The stored normalization is in bold."  # fmt: skip
+    return [Table("Normalization", ("Normalization", "Misfit"), rows, note, chosen=declared)]
