@@ -255,3 +255,19 @@ def test_forty_copies_among_caltech_mini(shared_data, tmp_path) -> None:
     parts = split(manifest, groups=groups)
     part_of = {manifest.samples[row].path: name for name, some in parts.parts().items() for row in some.tolist()}
     assert all(len({part_of[path] for path in pair}) == 1 for pair, hit in zip(planted, hits, strict=True) if hit)
+
+
+def test_cells_find_nearly_all_pairs_that_the_exact_search_finds(monkeypatch):
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((4000, 64)).astype(np.float32)
+    points[2000:2400] = points[:400] + 0.3 * rng.standard_normal((400, 64)).astype(np.float32)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    exact, _ = duplicates.close_pairs(points, 0.7)
+    monkeypatch.setattr(duplicates, "_EXACT_UP_TO", 1000)
+    found, cosines = duplicates.close_pairs(points, 0.7)
+    known = set(map(tuple, exact.tolist()))
+    assert len(known) >= 400
+    assert set(map(tuple, found.tolist())) <= known
+    assert len(found) >= 0.95 * len(known)
+    np.testing.assert_allclose(cosines, (points[found[:, 0]] * points[found[:, 1]]).sum(1), atol=1e-5)

@@ -14,6 +14,7 @@ there is ``--group-by``.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -58,6 +59,8 @@ _REDUCED_FROM = 4096  # images; below, all dimensions are quick enough
 _N_NEIGHBORS = 8
 _PROPOSALS = 4  # pairs for each image, the closest first, whose pixels are compared
 _BLOCK = 2048
+_EXACT_UP_TO = 50_000  # images: 40 s on two cores
+_N_CELLS_SEARCHED = 16
 _CENTER_FROM = 50  # with fewer images their mean says more about them than about images in general
 _ROUGHLY_ALIKE = 0.5  # copies cut by 8 % a side have 0.55 or more, three of four other close pairs have less
 
@@ -167,8 +170,11 @@ def close_pairs(points: Floats, least_cosine: float) -> tuple[NDArray[np.int64],
     """(M, 2) rows, the smaller first, and (M,) cosines of the closest pairs.
 
     In a block with many, each row proposes only its ``_N_NEIGHBORS`` closest, so M is bounded by the number
-    of rows and not by its square, and so is the memory.
+    of rows and not by its square, and so is the memory. The time grows with the square; beyond ``_EXACT_UP_TO`` rows faiss, if
+    it is installed, looks only into the cells around each row (docs/decisions/0101-near-duplicates-at-scale.md).
     """
+    if len(points) > _EXACT_UP_TO and importlib.util.find_spec("faiss") is not None:
+        return _pairs_in_cells(points, least_cosine)
     found: list[NDArray[np.int64]] = []
     cosines: list[NDArray[np.float32]] = []
     for start in range(0, len(points), _BLOCK):
@@ -186,6 +192,27 @@ def close_pairs(points: Floats, least_cosine: float) -> tuple[NDArray[np.int64],
     if not found:
         return np.empty((0, 2), np.int64), np.empty(0, np.float32)
     return np.concatenate(found), np.concatenate(cosines)
+
+
+def _pairs_in_cells(points: Floats, least_cosine: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """:func:`close_pairs` by an inverted file of faiss: 98 to 99 % of the pairs, in a fraction of the time."""
+    import faiss
+
+    n_cells = int(2 * len(points) ** 0.5)
+    index = faiss.index_factory(points.shape[1], f"IVF{n_cells},Flat", faiss.METRIC_INNER_PRODUCT)
+    index.train(points[:: max(1, len(points) // (40 * n_cells))])
+    index.add(points)
+    index.nprobe = _N_CELLS_SEARCHED
+    pairs: dict[tuple[int, int], float] = {}
+    for start in range(0, len(points), _BLOCK):
+        cosines, near = index.search(points[start : start + _BLOCK], _N_NEIGHBORS + 1)
+        rows, places = np.nonzero(cosines >= least_cosine)
+        for a, b, cosine in zip(
+            (rows + start).tolist(), near[rows, places].tolist(), cosines[rows, places].tolist(), strict=True
+        ):
+            if a != b:
+                pairs[min(a, b), max(a, b)] = cosine
+    return np.array([*pairs], np.int64).reshape(-1, 2), np.array([*pairs.values()], np.float32)
 
 
 def _closest(cosine: Floats, least_cosine: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
