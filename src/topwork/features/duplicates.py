@@ -199,7 +199,7 @@ def _pairs_in_cells(points: Floats, least_cosine: float) -> tuple[NDArray[np.int
     import faiss
 
     n_cells = int(2 * len(points) ** 0.5)
-    index = faiss.index_factory(points.shape[1], f"IVF{n_cells},Flat", faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(points.shape[1], f"IVF{n_cells},Flat", faiss.METRIC_INNER_PRODUCT)
     index.train(points[:: max(1, len(points) // (40 * n_cells))])
     index.add(points)
     index.nprobe = _N_CELLS_SEARCHED
