@@ -26,10 +26,6 @@ class Share:
     high: float | None = None
     n: int | None = None
 
-    def overlaps(self, other: Share) -> bool:
-        """Whether the two intervals have anything in common; both need one."""
-        return (self.low or 0) <= (other.high or 0) and (other.low or 0) <= (self.high or 0)
-
     def __str__(self) -> str:
         return percent(self.value) + self.interval(" ({})")
 

@@ -14,6 +14,7 @@ from topwork.blocks import Chart, Fold, Gallery, Special, Table
 from topwork.data.manifest import load_manifest
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.explain import overlay
+from topwork.evaluation.predictions import Predictions
 from topwork.report import pictures
 from topwork.report.markdown import write_plain
 from topwork.report.pictures import Album
@@ -246,9 +247,8 @@ def test_weak_class_needs_evidence(make_run: MakeRun) -> None:
     assert (weakest_class(record, "test") or ("", 0, 0, 0.0))[3] > 0.5
     assert any("No class is clearly weaker" in sentence for sentence in sentences(record))
     # All ants wrong, no bee: by hand, a chance far below 1 in 1,000.
-    judged = record.evaluation["test"]
-    judged["confusion"] = [[0, 6], [0, 6]]
-    record.__dict__.pop("_confusions")
+    labels, all_bees = np.repeat([0, 1], 6), np.tile([0.0, 9.0], (12, 1))
+    record.predictions["test"] = Predictions(("ants", "bees"), np.arange(12), labels, all_bees)
     name, n_right, n, chance = weakest_class(record, "test") or ("", 0, 0, 1.0)
     # The others: (6 + 1) / (6 + 2) right by Laplace's rule, so 0 of 6 has probability (1/8)^6, for either of 2 classes.
     assert (name, n_right, n) == ("ants", 0, 6)

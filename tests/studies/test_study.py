@@ -25,8 +25,6 @@ def test_a_measured_share_has_wilsons_interval():
     assert (found.value, found.n) == (0.95, 100)
     assert (round(found.low, 3), round(found.high, 3)) == (0.888, 0.978)
     assert str(found) == "95.0% (88.8–97.8)"
-    assert Measured.of(right(50)).overlaps(Measured.of(right(55)))
-    assert not Measured.of(right(50)).overlaps(Measured.of(right(90)))
 
 
 def test_equal_answers_do_not_differ_significantly():

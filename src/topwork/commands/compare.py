@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,14 +180,21 @@ def evaluated_part(folder: Path, evaluation: dict[str, Any], part: str) -> Evalu
     try:
         manifest = load_manifest(folder / "manifest.parquet")
         every, in_part, stored = read_logits(folder / "predictions.parquet")
-        classes = tuple(canonical(name) for name in evaluation[part]["classes"])  # as the other run may spell it
-        index = {name: number for number, name in enumerate(classes)}
-        rows, logits = every[in_part == part], stored[in_part == part]
-        names = [canonical(manifest.samples[row].label) for row in rows.tolist()]
-        labels = np.array([index.get(name, -1) for name in names], dtype=np.int64)
-        if manifest.multi_label:
-            labels = manifest.label_matrix[rows]
-        predictions = Predictions(classes, rows, labels, logits, Task.of_part(evaluation[part]))
+        own = in_part == part
+        found = stored_predictions(manifest, evaluation[part], every[own], stored[own])
+        predictions = replace(found, classes=tuple(map(canonical, found.classes)))  # as the other run may spell them
         return EvaluatedPart(folder, manifest, predictions)
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
         raise TopworkError(f"{escape(str(folder))}: the run is damaged ({type(error).__name__}: {error}).") from error
+
+
+def stored_predictions(
+    manifest: Manifest, evaluated: dict[str, Any], rows: NDArray[np.int64], logits: NDArray[np.float32]
+) -> Predictions:
+    """The stored answers for some rows, with their labels among the classes of a part of an ``evaluation.json``."""
+    classes = tuple(evaluated["classes"])
+    if manifest.multi_label:
+        return Predictions(classes, rows, manifest.label_matrix[rows], logits, Task.of_part(evaluated))
+    index = {canonical(name): number for number, name in enumerate(classes)}
+    labels = np.array([index.get(canonical(manifest.samples[row].label), -1) for row in rows.tolist()], np.int64)
+    return Predictions(classes, rows, labels, logits, Task.of_part(evaluated))

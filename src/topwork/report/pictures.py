@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -71,11 +72,17 @@ def make_picture(manifest: Manifest, row: int, side: int = SIDES[1][1]) -> Pictu
         return Picture(None, problem=str(error))
 
 
-def encoded(pixels: Pixels, side: int, quality: int = QUALITY) -> Picture:
+def encoded(pixels: Pixels, side: int) -> Picture:
     """Pixels (H, W, 3) as a picture whose long side has at most ``side`` pixels."""
+    small = smaller(pixels, side)
+    return _as_picture(jpeg_of(small), small.shape[1], small.shape[0])
+
+
+def smaller(pixels: Pixels, side: int) -> Pixels:
+    """Pixels (H, W, 3) whose long side has at most ``side`` pixels."""
     scale = min(1.0, side / max(pixels.shape[:2]))
-    small = resize(np.ascontiguousarray(pixels), *(max(1, round(n * scale)) for n in pixels.shape[:2]))
-    return _as_picture(jpeg_of(small, quality), small.shape[1], small.shape[0])
+    height, width = (max(1, round(n * scale)) for n in pixels.shape[:2])
+    return resize(np.ascontiguousarray(pixels), height, width)
 
 
 def small_jpeg(manifest: Manifest, row: int, side: int, quality: int = QUALITY) -> tuple[bytes, int, int]:
@@ -96,19 +103,13 @@ def small_jpeg(manifest: Manifest, row: int, side: int, quality: int = QUALITY) 
         raise ImageError("not enough memory to show it") from None
     if pixels is None:
         raise ImageError("the file has changed since")
-    height, width = pixels.shape[:2]
-    scale = min(1.0, side / max(height, width))
-    small = resize(pixels, max(1, round(height * scale)), max(1, round(width * scale)))
+    small = smaller(pixels, side)
     return jpeg_of(small, quality), small.shape[1], small.shape[0]
 
 
-def problems(pictures: Mapping[int, Picture]) -> dict[str, int]:
+def problems(pictures: Mapping[int, Picture]) -> Counter[str]:
     """How many pictures are missing, by reason."""
-    found: dict[str, int] = {}
-    for picture in pictures.values():
-        if picture.source is None:
-            found[picture.problem] = found.get(picture.problem, 0) + 1
-    return found
+    return Counter(picture.problem for picture in pictures.values() if picture.source is None)
 
 
 def jpeg_of(pixels: Pixels, quality: int = QUALITY) -> bytes:

@@ -1,12 +1,13 @@
 """A finished run as values: in goes a run folder, out comes everything a page may show about it.
 
 Not here: what is made of it (``sections``, ``summary``), the images themselves (``pictures``). Nothing is computed
-again that the folder already holds; logits are read for the parts that were judged only.
+again that the folder already holds; logits are read for the evaluated parts only.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from topwork.commands.compare import stored_predictions
 from topwork.data.manifest import Manifest, load_manifest
 from topwork.errors import TopworkError, UsageError
-from topwork.evaluation.predictions import Predictions, Task
+from topwork.evaluation.metrics import HELD_OUT
+from topwork.evaluation.predictions import Predictions
 from topwork.run import read_logits
 from topwork.text import escape
-
-JUDGED_PARTS = ("test", "valid")  # in the order they are shown: what counts most comes first
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +33,10 @@ class Record:
     Attributes:
         folder: absolute path of the run.
         settings, recipe, split, evaluation: the JSON files of those names.
-        model: ``model/topwork.json``; empty where it is gone.
-        history: one record a line of ``history.jsonl``: trials of the cross-validation, or epochs.
+        model: ``model/topwork.json``; empty if it is gone.
+        history: one record per line of ``history.jsonl``: trials of the cross-validation, or epochs.
         part_of: (N,) ``train``, ``valid``, ``test`` or "" for each sample of the manifest.
-        predictions: answers by part, for the judged parts that hold images.
+        predictions: answers by held-out part, if it holds images; what counts most comes first.
     """
 
     folder: Path
@@ -76,7 +77,7 @@ class Record:
 
     @cached_property
     def insights(self) -> dict[str, Any]:
-        """The content of ``insights.json``; empty where a run has none that can be read."""
+        """The content of ``insights.json``; empty if a run has none that can be read."""
         try:
             return read_json(self.folder / "insights.json")
         except (OSError, ValueError):
@@ -88,13 +89,10 @@ class Record:
         path = self.folder / "domains.json"
         return read_json(path) if path.is_file() else None
 
-    def confusion(self, part: str) -> dict[tuple[int, int], int]:
+    def confusion(self, part: str) -> Counter[tuple[int, int]]:
         """Count of each (true, predicted) pair of labels that occurs."""
-        return self._confusions[part]
-
-    @cached_property
-    def _confusions(self) -> dict[str, dict[tuple[int, int], int]]:
-        return {part: _confusion_cells(self.evaluation[part]) for part in self.predictions}
+        own = self.predictions[part]
+        return Counter(zip(own.labels.tolist(), own.predicted.tolist(), strict=True))
 
 
 def read_record(run: Path) -> Record:
@@ -109,8 +107,11 @@ def read_record(run: Path) -> Record:
     try:
         manifest = load_manifest(run / "manifest.parquet")
         evaluation = read_json(run / "evaluation.json")
-        part_of, tables = _read_predictions(run / "predictions.parquet", manifest, evaluation)
+        rows, parts, logits = read_logits(run / "predictions.parquet")
+        part_of = np.full(len(manifest.samples), "", dtype="<U5")
+        part_of[rows] = parts
         history = run / "history.jsonl"
+        lines = history.read_text().splitlines() if history.is_file() else []
         return Record(
             folder=run.resolve(),
             settings=_if_there(run / "settings.json"),
@@ -118,12 +119,16 @@ def read_record(run: Path) -> Record:
             split=_if_there(run / "split.json"),
             evaluation=evaluation,
             model=_if_there(run / "model" / "topwork.json"),
-            history=tuple(json.loads(line) for line in history.read_text().splitlines() if line)
-            if history.is_file()
-            else (),
+            history=tuple(json.loads(line) for line in lines if line),
             manifest=manifest,
             part_of=part_of,
-            predictions={name: _predictions(manifest, evaluation[name], *table) for name, table in tables.items()},
+            predictions={
+                part: stored_predictions(
+                    manifest, evaluation[part], rows[parts == part], logits[parts == part]
+                ).labeled()
+                for part in HELD_OUT
+                if evaluation.get(part, {}).get("n")
+            },
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
         raise TopworkError(f"{escape(str(run))}: the run is damaged ({type(error).__name__}: {error}).") from error
@@ -140,39 +145,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return value
-
-
-def _read_predictions(
-    path: Path, manifest: Manifest, evaluation: dict[str, Any]
-) -> tuple[NDArray[np.str_], dict[str, tuple[tuple[str, ...], NDArray[np.int64], NDArray[np.float32]]]]:
-    """The part of every sample; classes, rows and logits of the judged parts."""
-    part_of = np.full(len(manifest.samples), "", dtype="<U5")
-    stored_rows, in_part, stored = read_logits(path)
-    part_of[stored_rows] = in_part
-    tables = {}
-    for part in JUDGED_PARTS:
-        if part not in evaluation or not evaluation[part]["n"]:
-            continue
-        tables[part] = tuple(evaluation[part]["classes"]), stored_rows[in_part == part], stored[in_part == part]
-    return part_of, tables
-
-
-def _predictions(
-    manifest: Manifest,
-    judged: dict[str, Any],
-    classes: tuple[str, ...],
-    rows: NDArray[np.int64],
-    logits: NDArray[np.float32],
-) -> Predictions:
-    if manifest.multi_label:
-        return Predictions(classes, rows, manifest.label_matrix[rows], logits, Task.of_part(judged))
-    index = {name: number for number, name in enumerate(classes)}
-    labels = np.array([index.get(manifest.samples[row].label, -1) for row in rows.tolist()], dtype=np.int64)
-    return Predictions(classes, rows, labels, logits, Task.of_part(judged)).labeled()
-
-
-def _confusion_cells(judged: dict[str, Any]) -> dict[tuple[int, int], int]:
-    if judged["confusion"] is None:
-        return {(true, predicted): n for true, predicted, n in judged["confusion_cells"]}
-    matrix = np.asarray(judged["confusion"], dtype=np.int64)
-    return {(int(t), int(p)): int(matrix[t, p]) for t, p in zip(*np.nonzero(matrix), strict=True)}

@@ -42,15 +42,14 @@ from topwork.data.transforms import InputSpec, Pixels, fit_to_input
 from topwork.errors import ImageError
 from topwork.evaluation.dataset_summary import ClassFacts, Overview
 from topwork.report.page import render_page, write_page
-from topwork.report.pictures import EXAMPLE, MISTAKE, Album
+from topwork.report.pictures import MISTAKE, Album
+from topwork.report.sections.data import examples, rejected
 from topwork.text import count, escape, percent
 
 MAX_ROWS = 1000  # of the table of classes
-MAX_REJECTS = 500
 MAX_DOTS = 3000
 MAX_GROUPS, GROUP_PICTURES = 12, 4
 OUTLIER_PICTURES = 8
-MAX_EXAMPLE_CLASSES, N_OPEN = 200, 12
 N_VIEWS, N_VIEWED = 5, 8  # augmented views of each image, images
 RATIOS = ((-3, "1:8"), (-2, "1:4"), (-1, "1:2"), (-0.585, "2:3"), (0, "1:1"), (0.585, "3:2"), (1, "2:1"), (2, "4:1"), (3, "8:1"))  # fmt: skip
 
@@ -125,28 +124,11 @@ def _class_row(name: str, facts: ClassFacts, largest: int, parts: Sequence[str])
 
 
 def _examples(manifest: Manifest, album: Album) -> list[Block]:
-    """A gallery of each class."""
-    n_classes = len(manifest.classes)
-    n_each = 6 if n_classes <= 12 else 4 if n_classes <= 40 else 2
     by_class: dict[str, list[int]] = {name: [] for name in manifest.classes}
-    for row in sorted(range(len(manifest.samples)), key=lambda row: manifest.samples[row].content_hash):
-        for name in manifest.names_of(manifest.samples[row]):
-            if len(by_class[name]) < n_each:
-                by_class[name].append(row)
-    cards = tuple(
-        Card(
-            tuple(Tile(album.want(row, EXAMPLE), f"image of {escape(name)}") for row in rows),
-            title=f"{escape(name)} ({manifest.counts[name]:,})",
-        )
-        for name, rows in list(by_class.items())[:MAX_EXAMPLE_CLASSES]
-        if rows
-    )
-    more = (
-        f"Examples of the first {MAX_EXAMPLE_CLASSES:,} of {n_classes:,} classes."
-        if n_classes > MAX_EXAMPLE_CLASSES
-        else ""
-    )
-    return [Heading("Examples"), Gallery(cards, "l" if n_each > 2 else "s", N_OPEN, "class"), *([Text(more, "small")] if more else [])]  # fmt: skip
+    for row, sample in enumerate(manifest.samples):
+        for name in manifest.names_of(sample):
+            by_class[name].append(row)
+    return [Heading("Examples"), *examples(manifest, by_class, album)]
 
 
 # ---- sizes
@@ -287,9 +269,4 @@ def _files(manifest: Manifest, found: Overview) -> list[Block]:
     if found.cameras:
         cameras = tuple((escape(name), k) for name, k in found.cameras.items())
         blocks.append(Table("Cameras", ("Camera", "Images"), cameras))
-    rejects = manifest.rejects
-    if rejects:
-        rows = tuple((escape(reject.path), escape(reject.reason)) for reject in rejects[:MAX_REJECTS])
-        note = f"The first {MAX_REJECTS:,} of {len(rejects):,}; --json has all." if len(rejects) > MAX_REJECTS else ""
-        blocks.append(Table("Rejected files", ("File", "Reason"), rows, note, text_columns=(1,), name="rejects", has_filter=True))  # fmt: skip
-    return blocks
+    return [*blocks, *rejected(manifest)]

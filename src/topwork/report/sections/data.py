@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from topwork.blocks import AnyCell, Block, Card, Facts, Fold, Gallery, Notes, Stack, Table, Text, Tile
+from topwork.data.manifest import Manifest
 from topwork.report.pictures import EXAMPLE, Album
 from topwork.report.run_data import Record
 from topwork.text import count, escape
@@ -23,7 +25,9 @@ def data(record: Record, album: Album) -> list[Block]:
     blocks: list[Block] = [Facts(tuple(_facts(record)))]
     if record.manifest.notes:
         blocks.append(Notes(tuple(escape(note) for note in record.manifest.notes)))
-    return [*blocks, _classes(record), *_examples(record, album), *_rejects(record)]
+    rows = {name: by.get("train") or next(iter(by.values()), []) for name, by in record.rows_by_class.items()}
+    shown = Fold("Examples of each class", examples(record.manifest, rows, album))
+    return [*blocks, _classes(record), shown, *rejected(record.manifest)]
 
 
 def _facts(record: Record) -> list[tuple[str, str, str]]:
@@ -66,24 +70,25 @@ def _classes(record: Record) -> Table:
     return Table("Images per class", columns, rows, note, is_sortable=True, legend=tuple(parts))
 
 
-def _examples(record: Record, album: Album) -> list[Block]:
-    n_classes = len(record.manifest.classes)
+def examples(manifest: Manifest, rows: Mapping[str, Sequence[int]], album: Album) -> list[Block]:
+    """Some images of each class, from its rows; always the same ones."""
+    n_classes = len(manifest.classes)
     n_each = 6 if n_classes <= 12 else 4 if n_classes <= 40 else 2 if n_classes <= 100 else 1
     cards = []
-    for name, parts in list(record.rows_by_class.items())[:MAX_EXAMPLE_CLASSES]:
-        rows = parts.get("train") or next(iter(parts.values()), [])
-        chosen = sorted(rows, key=lambda row: record.manifest.samples[row].content_hash)[:n_each]
-        tiles = tuple(Tile(album.want(row, EXAMPLE), f"{escape(name)}, training image") for row in chosen)
+    for name, own in list(rows.items())[:MAX_EXAMPLE_CLASSES]:
+        chosen = sorted(own, key=lambda row: manifest.samples[row].content_hash)[:n_each]
+        tiles = tuple(Tile(album.want(row, EXAMPLE), f"image of {escape(name)}") for row in chosen)
         if tiles:
-            cards.append(Card(tiles, title=escape(name)))
+            cards.append(Card(tiles, title=f"{escape(name)} ({manifest.counts[name]:,})"))
     blocks: list[Block] = [Gallery(tuple(cards), "l" if n_each > 2 else "s", n_open=N_OPEN, noun="class")]
     if n_classes > MAX_EXAMPLE_CLASSES:
         blocks.append(Text(f"Examples of the first {MAX_EXAMPLE_CLASSES:,} of {n_classes:,} classes.", "small"))
-    return [Fold("Examples of each class", blocks)]
+    return blocks
 
 
-def _rejects(record: Record) -> list[Block]:
-    rejects = record.manifest.rejects
+def rejected(manifest: Manifest) -> list[Block]:
+    """The files that could not be used, with the reason; nothing if there are none."""
+    rejects = manifest.rejects
     if not rejects:
         return []
     rows, n_characters = [], 0
@@ -93,8 +98,7 @@ def _rejects(record: Record) -> list[Block]:
         if n_characters > MAX_REJECT_CHARACTERS:
             break
     reasons = Counter(escape(reject.reason) for reject in rejects).most_common(5)
-    lead = "; ".join(f"{n:,} × {reason}" for reason, n in reasons)
-    note = f"The first {len(rows):,} of {len(rejects):,}; all are in manifest.parquet." if len(rejects) > len(rows) else ""  # fmt: skip
-    table = Table(f"{count(len(rejects), 'rejected file')}: {lead}", ("File", "Reason"), tuple(rows), note,
-                  heading=False, text_columns=(1,), name="rejects", has_filter=True)  # fmt: skip
-    return [Fold(f"{count(len(rejects), 'rejected file')}: {lead}", [table])]
+    lead = f"{count(len(rejects), 'rejected file')}: " + "; ".join(f"{n:,} × {reason}" for reason, n in reasons)
+    note = f"The first {len(rows):,} of {len(rejects):,}; all are in --json and manifest.parquet." if len(rejects) > len(rows) else ""  # fmt: skip
+    table = Table(lead, ("File", "Reason"), tuple(rows), note, heading=False, text_columns=(1,), name="rejects", has_filter=True)  # fmt: skip
+    return [Fold(lead, [table])]

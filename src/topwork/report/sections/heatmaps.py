@@ -8,10 +8,10 @@ import numpy as np
 
 from topwork.blocks import Block, Card, Command, Gallery, Picture, Text, Tile
 from topwork.data.images import decode
-from topwork.data.transforms import InputSpec, Pixels, resize
+from topwork.data.transforms import InputSpec, Pixels
 from topwork.errors import ImageError
 from topwork.evaluation.explain import overlay
-from topwork.report.pictures import EXAMPLE, Album, encoded
+from topwork.report.pictures import EXAMPLE, Album, encoded, smaller
 from topwork.report.run_data import Record
 from topwork.settings import quote
 from topwork.text import escape, percent
@@ -70,14 +70,10 @@ def _spec(record: Record) -> InputSpec:
 
 def _pixels(record: Record, row: int) -> Pixels | None:
     """The upright original, small; None if the file is gone."""
-    sample = record.manifest.samples[row]
     try:
-        pixels = decode(record.manifest.read(row), min_side=SIDE).pixels
+        return smaller(decode(record.manifest.read(row), min_side=SIDE).pixels, SIDE)
     except (ImageError, OSError, ValueError):
         return None
-    scale = min(1.0, SIDE / max(sample.width, sample.height, 1), SIDE / max(pixels.shape[:2]))
-    height, width = (max(1, round(n * scale)) for n in pixels.shape[:2])
-    return resize(pixels, height, width)
 
 
 def _overlay(pixels: Pixels | None, values: Any, spec: InputSpec, strongest: float) -> Picture:
