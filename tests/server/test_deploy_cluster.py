@@ -30,7 +30,8 @@ def commands() -> list[list[str]]:
         if "topwork" in service.get("command", ())
     ]
     found += [
-        shlex.split(text) for text in re.findall(r"(topwork fit .*)'$", (DEPLOY / "ray-cluster.yaml").read_text(), re.MULTILINE)
+        shlex.split(text)
+        for text in re.findall(r"(topwork fit .*)'$", (DEPLOY / "ray-cluster.yaml").read_text(), re.MULTILINE)
     ]
     return found
 
