@@ -12,9 +12,9 @@ from topwork.evaluation.explain import (
     border_area,
     border_share,
     find_evidence,
-    nearest_images,
     overlay,
 )
+from topwork.evaluation.similarity import nearest_images
 from topwork.features.engine import load_engine
 from topwork.features.feature_maps import OpenVINONetwork, TorchNetwork, open_network
 from topwork.models.backbone import load_backbone

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from topwork.adaptation.align import Domains, Ints, Rows, Shares, entropy, standardized
+from topwork.adaptation.align import Domains, Ints, entropy, standardized
 from topwork.adaptation.guards import Choice
-
-_K_MEANS_STEPS = 10
+from topwork.evaluation.similarity import k_means, unit_rows
 
 
 def images_to_label(domains: Domains, choice: Choice, n: int, seed: int = 0) -> Ints:
@@ -22,9 +21,9 @@ def images_to_label(domains: Domains, choice: Choice, n: int, seed: int = 0) -> 
     if not n:
         return np.empty(0, np.int64)
     disputed = entropy(choice.votes)
-    target = standardized(domains).target[free]
-    z = target / np.maximum(np.linalg.norm(target, axis=1, keepdims=True), 1e-6)
-    cluster, closeness = _clusters(z, n, np.random.default_rng([seed, 13]))
+    z = unit_rows(standardized(domains).target[free])
+    cosine = z @ k_means(z, n, np.random.default_rng([seed, 13]), n_steps=10).T
+    cluster, closeness = cosine.argmax(1), cosine.max(1)
     chosen = []
     for number in range(n):
         members = np.flatnonzero(cluster == number)
@@ -35,15 +34,3 @@ def images_to_label(domains: Domains, choice: Choice, n: int, seed: int = 0) -> 
     rest = rest[np.argsort(-disputed[rest], kind="stable")][: n - len(chosen)]
     rows = np.array([*chosen, *rest], np.int64)
     return rows[np.argsort(-disputed[rows], kind="stable")]
-
-
-def _clusters(z: Rows, n: int, rng: np.random.Generator) -> tuple[Ints, Shares]:
-    """Cluster of each row by spherical k-means, and its cosine with the center."""
-    centers = z[rng.choice(len(z), n, replace=False)]
-    for _ in range(_K_MEANS_STEPS):
-        nearest = (z @ centers.T).argmax(1)
-        sums = (nearest == np.arange(n)[:, None]).astype(np.float32) @ z
-        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-        centers = np.where(lengths > 0, sums / np.maximum(lengths, 1e-6), centers)
-    similarity = z @ centers.T
-    return similarity.argmax(1).astype(np.int64), similarity.max(1)

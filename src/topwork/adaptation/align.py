@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.evaluation import similarity
 from topwork.evaluation.domains import MCC_TEMPERATURE
 from topwork.evaluation.predictions import softmax
+from topwork.evaluation.similarity import unit_rows
 from topwork.features.logistic import SoftmaxRegression
 
 Rows = NDArray[np.float32]
@@ -255,7 +257,7 @@ def soft_prototypes(domains: Domains, probabilities: Shares, n_rounds: int = 10,
     """
     pull = 5.0
     means = class_means(domains.source, domains.labels, domains.n_classes)
-    z = domains.target / np.maximum(np.linalg.norm(domains.target, axis=1, keepdims=True), 1e-6)
+    z = unit_rows(domains.target)
     typical = float(np.linalg.norm(domains.target, axis=1).mean())
     for _ in range(n_rounds):
         p = clamped(probabilities, domains.known)
@@ -283,14 +285,8 @@ def averaged(probabilities: list[Shares]) -> Shares:
 
 def nearest(rows: Rows, k: int = N_NEIGHBORS) -> Ints:
     """(M, k) the most similar other images by cosine; fewer than k if there are no more."""
-    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
-    k = max(0, min(k, len(rows) - 1))
-    found = np.empty((len(rows), k), np.int64)
-    for start in range(0, len(rows), 1024):
-        similarity = unit[start : start + 1024] @ unit.T
-        similarity[np.arange(len(similarity)), np.arange(start, start + len(similarity))] = -2
-        found[start : start + 1024] = np.argpartition(-similarity, max(k - 1, 0), axis=1)[:, :k]
-    return found
+    every = np.arange(len(rows))
+    return similarity.nearest(unit_rows(rows), every, every, k)[0]
 
 
 def neighbor_agreement(predicted: Ints, neighbors: Ints) -> Shares:

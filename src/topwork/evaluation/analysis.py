@@ -24,11 +24,12 @@ from topwork.errors import ImageError
 from topwork.evaluation.advice import Advice, ClassRecord, Situation, advise
 from topwork.evaluation.audit import Outlier, SuspectedLabel, outliers, suspected_labels
 from topwork.evaluation.decisions import Decision, count_outcomes
-from topwork.evaluation.explain import find_evidence, nearest_images
+from topwork.evaluation.explain import find_evidence
 from topwork.evaluation.intervals import wilson
 from topwork.evaluation.learning_curve import LearningCurve, learning_curve
 from topwork.evaluation.metrics import HELD_OUT
 from topwork.evaluation.predictions import Ints, Predictions, softmax
+from topwork.evaluation.similarity import nearest_images
 from topwork.features.embed import Features
 from topwork.features.feature_maps import open_network
 from topwork.features.probe import Probe

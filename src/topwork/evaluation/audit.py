@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from topwork.evaluation.predictions import Bools, Ints
-from topwork.evaluation.unknown import unit_rows
+from topwork.evaluation.similarity import nearest, unit_rows
 
-_BLOCK_ROWS = 1024
 _LARGEST_REFERENCE = 2048
 
 
@@ -123,7 +122,7 @@ def outliers(features: ArrayLike, n: int, n_neighbors: int = 5, seed: int = 0) -
     reference = usable
     if len(usable) > _LARGEST_REFERENCE:
         reference = np.sort(np.random.default_rng(seed).choice(usable, _LARGEST_REFERENCE, replace=False))
-    near, similarity = _nearest(rows, usable, reference, n_neighbors)
+    near, similarity = nearest(rows, usable, reference, n_neighbors)
     if near.shape[1] == 0:
         return ()
     distance = 1 - similarity.mean(axis=1)
@@ -154,22 +153,4 @@ def _neighbors(features: ArrayLike | None, chosen: Ints, n_neighbors: int) -> li
     if features is None:
         return [np.empty(0, dtype=np.int64)] * len(chosen)
     rows = unit_rows(np.asarray(features))
-    return list(_nearest(rows, chosen, np.flatnonzero(np.isfinite(rows).all(axis=1)), n_neighbors)[0])
-
-
-def _nearest(
-    rows: NDArray[np.float32], chosen: Ints, reference: Ints, n_neighbors: int
-) -> tuple[Ints, NDArray[np.float32]]:
-    """For each chosen row its nearest reference rows but itself, nearest first, and their cosine similarity."""
-    k = max(0, min(n_neighbors, len(reference) - 1))
-    near, similarity = np.empty((len(chosen), k), np.int64), np.empty((len(chosen), k), np.float32)
-    for start in range(0, len(chosen) if k else 0, _BLOCK_ROWS):
-        block = slice(start, start + _BLOCK_ROWS)
-        with np.errstate(invalid="ignore"):
-            found = np.nan_to_num(rows[chosen[block]] @ rows[reference].T, nan=-2.0)
-        found[chosen[block][:, None] == reference] = -np.inf
-        best = np.argpartition(-found, k - 1, axis=1)[:, :k]
-        order = np.argsort(-np.take_along_axis(found, best, axis=1), axis=1, kind="stable")
-        best = np.take_along_axis(best, order, axis=1)
-        near[block], similarity[block] = reference[best], np.take_along_axis(found, best, axis=1)
-    return near, similarity
+    return list(nearest(rows, chosen, np.flatnonzero(np.isfinite(rows).all(axis=1)), n_neighbors)[0])

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.evaluation.similarity import nearest_images
+
 MCC_TEMPERATURE = 2.5  # of minimum class confusion: Jin et al. 2020, arXiv 1912.03699
 N_PERMUTATIONS = 299
 N_CLASS_PERMUTATIONS = 4999  # so that the chance of one class can be seen among a hundred of them
@@ -145,18 +147,7 @@ def class_shifts(
 
 def farthest(a: NDArray[Any], b: NDArray[Any], k: int = 5) -> NDArray[np.int64]:
     """Rows of ``b`` by mean cosine with the k most similar images of ``a``, the least similar first."""
-    unit = [
-        x.astype(np.float32) / np.maximum(np.linalg.norm(x.astype(np.float32), axis=1, keepdims=True), 1e-6)
-        for x in (a, b)
-    ]
-    k = min(k, len(a))
-    closeness = np.concatenate(
-        [
-            np.partition(unit[1][start : start + 1024] @ unit[0].T, -k, axis=1)[:, -k:].mean(1)
-            for start in range(0, len(b), 1024)
-        ]
-    )
-    return np.argsort(closeness, kind="stable").astype(np.int64)
+    return np.argsort(nearest_images(b, a, k)[1].mean(1), kind="stable").astype(np.int64)
 
 
 def joint_map(

@@ -7,8 +7,7 @@ the evidence of a cell is what the logit loses when the cell is covered (occlusi
 slower, but true of any head and network, and without gradients or torch (docs/decisions/0010-explanations.md).
 
 Softmax does not change when the same number is added to every logit, so logits and maps are taken relative to the mean
-of the classes: evidence for a class is evidence against the others. Here too: the most similar training images, the map
-laid over the original. Not here: pages (``report``).
+of the classes: evidence for a class is evidence against the others. Here too: the map laid over the original. Not here: pages (``report``).
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from topwork.data.transforms import InputSpec, Pixels, resize
 from topwork.evaluation.predictions import Ints
-from topwork.evaluation.unknown import unit_rows
 from topwork.features.engine import Engine
 from topwork.features.feature_maps import OpenNetwork, open_network
 from topwork.models.classifier import Classifier
@@ -158,24 +156,6 @@ def _inside(shape: Sequence[int], outer: float) -> NDArray[np.float64]:
         return np.asarray(np.diff(edges) * n)
 
     return np.outer(along(shape[0]), along(shape[1]))
-
-
-# ---- similar images
-
-
-def nearest_images(features: ArrayLike, reference: ArrayLike, n: int) -> tuple[Ints, NDArray[np.float32]]:
-    """(N, n) rows of the reference most like each row of features, nearest first, and their cosine similarity.
-
-    Args:
-        features: (N, D).
-        reference: (M, D) of the training images.
-    """
-    rows, others = unit_rows(np.asarray(features)), unit_rows(np.asarray(reference))
-    k = min(n, len(others))
-    with np.errstate(invalid="ignore"):
-        cosine = np.nan_to_num(rows @ others.T, nan=-1.0)
-    best = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
-    return best.astype(np.int64), np.take_along_axis(cosine, best, axis=1)
 
 
 # ---- pictures

@@ -33,11 +33,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from topwork.errors import UsageError
 from topwork.evaluation.predictions import Bools, Ints
+from topwork.evaluation.similarity import k_means, unit_rows
 
 _IMAGES_PER_CENTER = 8
 _LARGEST_CENTERS_PER_CLASS = 16
 _LARGEST_STORED_VALUES = 2_000_000  # 4 MB of float16, passed only where one center per class is more than that
-_K_MEANS_STEPS = 5
 _LARGEST_DISTANCE = 2.0  # of the cosine distance: as a threshold, nothing is unknown
 
 
@@ -118,14 +118,6 @@ def fit_unknown(
     return UnknownDetector(centers, _threshold(held_out, false_alarm_rate), false_alarm_rate, len(held_out))
 
 
-def unit_rows(features: NDArray[np.generic]) -> NDArray[np.float32]:
-    """(N, D) float32 rows of length 1; rows of zeros stay zeros."""
-    rows = features.astype(np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):  # infinite features give NaN rows; whoever uses them looks
-        lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
-        return np.asarray(rows / np.where(lengths == 0, 1, lengths))
-
-
 def _distances(rows: NDArray[np.float32], centers: NDArray[np.float32]) -> NDArray[np.float32]:
     with np.errstate(invalid="ignore"):
         scores = 1 - (rows @ centers.T).max(axis=1)
@@ -163,7 +155,7 @@ def _fit_centers(rows: NDArray[np.float32], labels: Ints, rng: np.random.Generat
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     members = np.split(order, starts[1:])
     quotas = _centers_per_class(np.array([len(m) for m in members]), rows.shape[1])
-    return np.concatenate([_class_centers(rows[m], q, rng) for m, q in zip(members, quotas, strict=True)])
+    return np.concatenate([k_means(rows[m], q, rng) for m, q in zip(members, quotas, strict=True)])
 
 
 def _centers_per_class(n_images: Ints, n_features: int) -> list[int]:
@@ -172,16 +164,3 @@ def _centers_per_class(n_images: Ints, n_features: int) -> list[int]:
     while largest > 1 and np.minimum(wanted, largest).sum() * n_features > _LARGEST_STORED_VALUES:
         largest -= 1
     return [int(q) for q in np.minimum(wanted, largest)]
-
-
-def _class_centers(rows: NDArray[np.float32], n_centers: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(n_centers, D) spherical k-means of the images of one class, from random images."""
-    if n_centers == 1:
-        return unit_rows(rows.mean(axis=0, keepdims=True))
-    centers = rows[rng.choice(len(rows), n_centers, replace=False)]
-    for _ in range(_K_MEANS_STEPS):
-        nearest = (rows @ centers.T).argmax(axis=1)
-        belongs = nearest == np.arange(n_centers)[:, None]
-        sums = belongs.astype(np.float32) @ rows
-        centers = np.where(belongs.any(axis=1)[:, None], unit_rows(sums), centers)
-    return np.asarray(centers)
