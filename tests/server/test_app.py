@@ -237,18 +237,18 @@ def test_mutated_requests_never_give_a_server_error(server, photos):
     )
     sound = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
     seen: dict[int, int] = {}
-    for _ in range(100):
+    for _ in range(50):
         data = bytearray(sound)
         for _ in range(rng.randint(1, 6)):
             place = rng.randrange(400) if rng.random() < 0.3 else rng.randrange(len(data))
             n_bytes = rng.randint(0, 3)
             data[place : place + n_bytes] = rng.randbytes(n_bytes if rng.random() < 0.9 else rng.randint(0, 3))
-        answer = server.talk(bytes(data), 2)
+        answer = server.talk(bytes(data), 5)
         status = int(answer.split(b" ")[1]) if answer else 0
         seen[status] = seen.get(status, 0) + 1
     assert set(seen) <= ENVELOPE | {0, 200}, f"0 is no answer, as to an upgrade or a longer length: {seen}"
     assert seen.get(200, 0) > 10
-    assert seen.get(0, 0) < 10
+    assert seen.get(0, 0) < 5
     assert 400 in seen
 
 
