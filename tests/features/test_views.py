@@ -63,11 +63,22 @@ def test_what_is_calibrated_on_are_images(embedded) -> None:
     made = with_views(
         manifest, features, np.array(manifest.labels), rows.tolist(), rows, embedder, asked_views("light", 2)
     )
-    probe = fit_probe(made.features, made.labels, 2, rows=made.rows, groups=made.groups.tolist())
-    kept = made.images_only(probe)
-    assert len(probe.rows) == 60
-    assert sorted(kept.rows.tolist()) == list(range(20))
-    assert len(kept.out_of_fold_logits) == 20
+    probe = fit_probe(made.features, made.labels, 2, rows=made.rows, groups=made.groups.tolist(), n_views=2)
+    assert sorted(probe.rows.tolist()) == list(range(20))
+    assert len(probe.out_of_fold_logits) == 20
+    assert {trial.n_images for trial in probe.trials} == {20}
+
+
+def test_views_do_not_make_cross_validation_leave_images_out(embedded, monkeypatch) -> None:
+    """With a budget that holds some of the images, heads with and without views see and are scored on the same ones."""
+    manifest, features, embedder = embedded
+    monkeypatch.setattr("topwork.features.probe.STEP_BUDGET", 12 * 20 * 2 * 3)
+    labels, rows = np.array(manifest.labels), np.arange(20)
+    plain = fit_probe(features, labels, 2)
+    made = with_views(manifest, features, labels, rows.tolist(), rows, embedder, asked_views("light", 2))
+    probe = fit_probe(made.features, made.labels, 2, rows=made.rows, groups=made.groups.tolist(), n_views=2)
+    assert 4 <= len(plain.rows) < 20
+    assert probe.rows.tolist() == plain.rows.tolist()
 
 
 def test_an_image_that_changed_is_named(embedded, tmp_path) -> None:

@@ -199,18 +199,18 @@ def fitted_probe(data: PreparedData, clock: Stopwatch, reporter: Reporter) -> Pr
             data.manifest, data.features, data.labels, data.groups, data.parts.train, data.embedder, views,
             settings.seed, settings.workers, reporter.progress,
         )  # fmt: skip
-        probe = fit_probe(
+        return fit_probe(
             seen.features,
             seen.labels,
             len(data.manifest.classes),
             rows=seen.rows,
             groups=seen.groups.tolist(),
+            n_views=seen.n_views,
             head="plain" if settings.head == "cosine" else settings.head,
             seed=settings.seed,
             on_progress=reporter.progress,
             balance=settings.balance,
         )
-        return seen.images_only(probe)
 
     if settings.augment != "auto":
         return Probed(fitted(views := asked_views(settings.augment, settings.views)), tuple(views), ())

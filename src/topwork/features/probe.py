@@ -23,7 +23,9 @@ from topwork.features.logistic import LogisticRegressions, SoftmaxRegression
 from topwork.models.head import FeatureTransform, Floats, LinearHead, Power, powered
 from topwork.paired import is_clearly_better, paired
 
-PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)  # strong to weak, on the mean loss
+# Strong to weak, on the mean loss. Those after USUAL_END are tried as long as each lowers the loss by 2%.
+PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
+USUAL_END = 3e-4
 BALANCE_RATIO = 3.0  # class weights when the largest class is more than this many times the smallest
 # Cross-validation sees at most this many multiply-adds a step: above, fewer folds and then fewer images.
 STEP_BUDGET = 1.2e9
@@ -104,6 +106,7 @@ def fit_probe(
     *,
     rows: NDArray[np.int64] | None = None,
     groups: Sequence[int] | None = None,
+    n_views: int = 0,
     head: str = "auto",
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
@@ -115,6 +118,9 @@ def fit_probe(
         labels: (N,) class indices for all of ``features``; (N, C) which classes each has, where it may have several.
         rows: training rows; all by default.
         groups: (N,) group of each row; a group never straddles two folds.
+        n_views: augmented views of each training image, as in :class:`~topwork.features.views.WithViews`: ``rows`` holds
+            all images, then one view of each in the same order, and so on. A view goes with its image, is trained on, and
+            is never scored: so heads with and without views are compared on the same images.
         head: ``plain``, ``extended``, or ``auto``: an extended one wins only when it is clearly ahead of the best plain
             one (more than one standard error of the paired difference in cross-entropy, and ahead in accuracy).
 
@@ -126,17 +132,19 @@ def fit_probe(
     """
     rows = np.arange(len(features)) if rows is None else np.asarray(rows)
     y = np.asarray(labels)[rows]
-    strata = rarest_labels(y) if y.ndim == 2 else y
+    n_images = len(rows) // (1 + n_views)
+    strata = (rarest_labels(y) if y.ndim == 2 else y)[:n_images]
     if len(np.unique(strata)) < 2:
         raise UsageError("Training needs images of at least two classes.")
-    group = np.asarray(groups)[rows] if groups is not None else np.arange(len(rows))
+    group = np.asarray(groups)[rows[:n_images]] if groups is not None else np.arange(n_images)
     candidates = [c for c in CANDIDATES if c.plain or head != "plain"]
     data = _Blocks(features, rows)
     if not data.has_stages:
         candidates = [c for c in candidates if "stages" not in c.blocks]
     folds, chosen_rows = _folds(strata, group, n_classes, data.width(candidates[0]), seed)
     weights = class_weights(np.bincount(y, minlength=n_classes), balance) if y.ndim == 1 else None
-    search = _Search(data, y, n_classes, chosen_rows, folds, weights)
+    shown = np.concatenate([chosen_rows + view * n_images for view in range(1 + n_views)])
+    search = _Search(data, y, n_classes, shown, np.tile(folds, 1 + n_views), weights, len(chosen_rows))
     for number, candidate in enumerate(candidates):
         search.try_candidate(candidate)
         if on_progress:
@@ -144,7 +152,7 @@ def fit_probe(
     best, reason = search.choose(head)
     # The penalty is on the mean loss, so with more images than a fold saw, proportionally less of it is right.
     n_seen = len(chosen_rows) * (1 - 1 / (folds.max() + 1))
-    fitted = _fit_final(data, best.candidate, y, n_classes, best.penalty * n_seen / len(y), weights)
+    fitted = _fit_final(data, best.candidate, y, n_classes, best.penalty * n_seen / n_images, weights)
     if on_progress:
         on_progress(len(candidates) + 1, len(candidates) + 1)
     known = _has_class_elsewhere(strata[chosen_rows], folds)
@@ -220,8 +228,9 @@ class _Search:
         rows: NDArray[np.int64],
         folds: NDArray[np.int64],
         weights: NDArray[np.float64] | None,
+        n_scored: int,
     ) -> None:
-        self.data, self.rows, self.folds = data, rows, folds
+        self.data, self.rows, self.folds, self.n_scored = data, rows, folds, n_scored
         self.y, self.n_classes = y[rows], n_classes
         each = np.ones(len(rows)) if weights is None else weights[self.y]
         is_seen = folds[None, :] != np.arange(folds.max() + 1)[:, None]
@@ -230,19 +239,22 @@ class _Search:
         self.tried: list[_Tried] = []
 
     def try_candidate(self, candidate: Candidate) -> None:
-        """The whole path for the first candidate, its neighborhood for the others."""
+        """The whole path for the first candidate, as long as weaker penalties help; its neighborhood for the others."""
         x, _ = self.data.columns(candidate, self.rows)
         problem = _regression(x, self.y, self.n_classes, self.sample_weights)
         path: tuple[float, ...] = PENALTIES
         if self.tried:
             best = PENALTIES.index(min(self.tried, key=lambda t: t.cross_entropy).penalty)
             path = PENALTIES[max(0, best - 1) : best + 2]
+            for penalty in (0.1, 0.01):  # a weak penalty takes many steps from zero
+                if penalty > path[0]:
+                    problem.solve(penalty, tolerance=1e-2)
         lowest = np.inf
         for penalty in path:
             problem.solve(penalty, tolerance=1e-3)
-            tried = self._judge(candidate, penalty, problem.logits())
+            tried = self._scored(candidate, penalty, problem.logits())
             self.tried.append(tried)
-            if tried.cross_entropy > lowest * 1.02:
+            if tried.cross_entropy > lowest * (1.02 if penalty >= USUAL_END else 0.98):
                 break  # past the best penalty of this path
             lowest = min(lowest, tried.cross_entropy)
 
@@ -278,17 +290,18 @@ class _Search:
                 accuracy=float(t.correct.mean()),
                 standard_error=float(t.correct.std() / np.sqrt(len(t.correct))),
                 cross_entropy=t.cross_entropy,
-                n_images=len(self.rows),
+                n_images=self.n_scored,
                 n_folds=int(self.folds.max()) + 1,
                 chosen=t is chosen,
             )
             for t in self.tried
         )
 
-    def _judge(self, candidate: Candidate, penalty: float, logits: NDArray[np.float32]) -> _Tried:
-        own = logits[self.folds, np.arange(len(self.y))].astype(np.float64)
-        correct = own.argmax(1) == self.y if self.y.ndim == 1 else ((own > 0) == self.y).all(1)
-        return _Tried(candidate, penalty, own, correct, cross_entropies(own, self.y))
+    def _scored(self, candidate: Candidate, penalty: float, logits: NDArray[np.float32]) -> _Tried:
+        images = np.arange(self.n_scored)
+        own, y = logits[self.folds[images], images].astype(np.float64), self.y[images]
+        correct = own.argmax(1) == y if y.ndim == 1 else ((own > 0) == y).all(1)
+        return _Tried(candidate, penalty, own, correct, cross_entropies(own, y))
 
 
 def _regression(x: Floats, y: NDArray[Any], n_classes: int, sample_weights: NDArray[np.float64]) -> SoftmaxRegression:

@@ -4,7 +4,7 @@ In: a manifest, its features, the training rows and views. Out: :class:`WithView
 appended, each with the label and the group of its image, so that a view and its image never straddle two folds.
 
 :func:`buy_views` spends a time budget: the mirror image of each training image first, then the image at other scales,
-as long as the time lasts; what is kept is what cross-validation on the training images finds best. Predicting costs
+as long as the time lasts; views are kept if cross-validation on the training images finds them clearly better. Predicting costs
 the same with and without: views are for training alone.
 """
 
@@ -26,7 +26,7 @@ from topwork.data.manifest import Manifest
 from topwork.data.transforms import Pixels
 from topwork.features.embed import Embedder, Features
 from topwork.features.probe import Probe, cross_entropies
-from topwork.paired import Gain, paired
+from topwork.paired import Gain, is_clearly_better, paired
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,17 @@ class Probed:
 
 @dataclass(frozen=True, eq=False)
 class WithViews:
-    """Features, labels and groups of all images and of the views after them; ``rows`` are those to train on.
+    """Features, labels and groups of all images and of the views after them.
 
     Attributes:
-        n_images: how many of ``rows`` are images; they come first.
+        rows: to train on: the images, then one view of each in the same order, and so on.
     """
 
     features: Features
     labels: NDArray[Any]
     groups: NDArray[np.int64]
     rows: NDArray[np.int64]
-    n_images: int
-
-    def images_only(self, probe: Probe) -> Probe:
-        """A probe whose out-of-fold logits are those of images: what is calibrated on views would doubt itself."""
-        kept = probe.rows < self.n_images
-        return replace(probe, rows=probe.rows[kept], out_of_fold_logits=probe.out_of_fold_logits[kept])
+    n_views: int
 
 
 def asked_views(name: str, n: int) -> list[View]:
@@ -113,10 +108,10 @@ def buy_views(
             break
         views = (*views, *more)
         probe = fitted(views)
-        gain, error = _gain(best.probe, probe, labels)
+        gain = _gain(best.probe, probe, labels)
         names = ", ".join(view.name for view in views)
-        tried.append(f"{names}: cross-entropy lower by {gain:.4f}, standard error {error:.4f}.")
-        if gain > 0:
+        tried.append(f"{names}: cross-entropy lower by {gain.mean:.4f}, standard error {gain.error:.4f}.")
+        if is_clearly_better(gain):
             best = Probed(probe, views, ())
     return Probed(best.probe, best.views, tuple(tried))
 
@@ -173,7 +168,7 @@ def with_views(
         labels=np.concatenate([labels, labels[sources]]),
         groups=np.concatenate([group, group[sources]]),
         rows=np.concatenate([rows, np.arange(len(keys)) + len(features)]),
-        n_images=len(rows),
+        n_views=len(views),
     )
 
 

@@ -60,7 +60,7 @@ def _with_views(bench: Bench, backbone: Backbone, features: Features, rows: Ints
         asked_views(kind, VIEWS), bench.seed, bench.settings.workers,
     )  # fmt: skip
     probe = fit_probe(
-        views.features, views.labels, len(bench.classes), rows=views.rows, groups=views.groups.tolist(), head="plain",
+        views.features, views.labels, len(bench.classes), rows=views.rows, groups=views.groups.tolist(), n_views=views.n_views, head="plain",
         seed=bench.seed,
     )  # fmt: skip
     return bench.correct(probe, features)
