@@ -165,7 +165,7 @@ def heatmap(source: Source, image: str | os.PathLike[str] | bytes, label: str | 
     probability = dict(answer.top).get(label)
     title = escape(label) if probability is None else f"{escape(label)} ({percent(probability)})"
     figure, axes = _figure(7, 3.6, columns=2)
-    _show(axes[0], decode(data, min_side=SIDE).pixels, "")
+    _show(axes[0], decode(predictor.as_trained(data), min_side=SIDE).pixels, "")
     _show(axes[1], Heatmaps(predictor).picture(data, label), title)
     return figure
 

@@ -133,6 +133,11 @@ class DataSettings:
     domain_by: str | None = _setting(
         None, "Source of an image (camera, hospital, style): a regular expression on the path; tables have a column."
     )
+    bands: str | None = _setting(
+        None,
+        "Bands of a many-band TIFF to take as red, green and blue, counted from 1, such as 3,2,1 [default: the model's].",
+        parse=lambda text: band_numbers(text),
+    )
     limit_per_class: int | None = _setting(None, "Use at most this many images per class, drawn by --seed.")
     corrections: str | None = _setting(
         None,
@@ -520,6 +525,18 @@ def learning_rates(text: str) -> tuple[float, float]:
     if len(parts) > 2 or not (0 < low <= high < math.inf):
         raise UsageError(f"--lr {text}: use one number such as 1e-4, or LOW:HIGH such as 1e-6:1e-4.")
     return low, high
+
+
+def band_numbers(text: str) -> tuple[int, int, int]:
+    """The three numbers in ``3,2,1``, counted from 1.
+
+    Raises:
+        UsageError: something else.
+    """
+    if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3}){2}", text):
+        raise UsageError(f"--bands {text[:40]}: give three band numbers, counted from 1, such as 3,2,1.")
+    red, green, blue = map(int, text.split(","))
+    return red, green, blue
 
 
 def seconds_of(text: str) -> float:

@@ -145,8 +145,13 @@ def test_wrong_names_are_refused(runs, tmp_path):
         export_model(runs["plain"], "openvino", tmp_path / "model.onnx")
     with pytest.raises(UsageError, match="one of onnx, openvino, pt2"):
         export_model(runs["plain"], "coreml", tmp_path / "model.mlpackage")
-    with pytest.raises(UsageError, match="no folder"):
-        export_model(runs["plain"], "onnx", tmp_path / "nowhere" / "model.onnx")
+
+
+def test_folders_above_the_export_are_made(runs, images, tmp_path):
+    assert exported(runs["plain"], "onnx", tmp_path / "not" / "there", check=images[:1]).exported.is_file()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TopworkError, match="cannot be written: not a directory"):
+        exported(runs["plain"], "onnx", tmp_path / "file" / "below", check=images[:1])
 
 
 def test_exports_to_all_formats_stand_in_one_folder(runs, images, tmp_path):

@@ -70,7 +70,12 @@ def examine_model(
         raise UsageError(f"--n-images {n_images}: give at least 10; fewer show nothing reliable.")
     classifier = load_classifier(model)
     reporter.step("scan")
-    manifest = scan(path, n_threads=settings.workers, on_progress=reporter.progress, rules=rules_of(settings))
+    manifest = scan(
+        path,
+        n_threads=settings.workers,
+        on_progress=reporter.progress,
+        rules=rules_of(settings, classifier.backbone.spec.bands),
+    )
     index = {name: number for number, name in enumerate(classifier.classes)}
     rows = np.array([row for row in part_rows(manifest, part) if manifest.samples[row].label in index], dtype=np.int64)
     if not len(rows):

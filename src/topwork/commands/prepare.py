@@ -124,7 +124,9 @@ def _divided(manifest: Manifest, settings: FitSettings, groups: Sequence[int]) -
 def _backbone(name: str, settings: FitSettings, reporter: Reporter) -> Backbone:
     backbone = load_backbone(name, on_note=reporter.note).changed(Changes(settings.pooling, settings.drop_hidden))
     fit = None if settings.resize == "auto" else settings.resize
-    return backbone.with_spec(height=settings.size, width=settings.size, fit=fit, mirror=_mirror(settings))
+    return backbone.with_spec(
+        height=settings.size, width=settings.size, fit=fit, mirror=_mirror(settings), bands=settings.bands
+    )
 
 
 def _mirror(settings: FitSettings) -> Mirror:
@@ -267,7 +269,7 @@ def scan_and_embed(
             visitor=embedder,
             n_threads=settings.workers,
             on_progress=reporter.progress,
-            rules=rules_of(settings),
+            rules=rules_of(settings, embedder.backbone.spec.bands),
             load=embedder.load,
         )
     finally:

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -124,12 +126,19 @@ def decode(data: bytes, *, min_side: int | None = None) -> Decoded:
         ImageError: the file is not a sound image of a supported format, or would cost too much.
     """
     found = sniff(data[:HEAD_BYTES])
-    try:
+    with reading(str(found)):
         if found is None:
             raise ImageError(_not_supported(data[:256]))
         if found == "DICOM":
             return _decode_dicom(data)
         return _decode_jpeg(data, min_side) if found == "JPEG" else _decode_with_pillow(data, found, min_side)
+
+
+@contextmanager
+def reading(format: str) -> Iterator[None]:
+    """Turns whatever decoders raise into ImageError with a short reason."""
+    try:
+        yield
     except ImageError:
         raise
     except MemoryError as error:
@@ -137,11 +146,23 @@ def decode(data: bytes, *, min_side: int | None = None) -> Decoded:
     except (OSError, IndexError, EOFError, struct.error) as error:  # what Pillow meets when data are missing
         raise ImageError("damaged or truncated image data") from error
     except SyntaxError as error:  # what Pillow's plugins raise for headers
-        raise ImageError(f"damaged {found}, or of a layout that is not supported ({_short(error)})") from error
+        raise ImageError(f"damaged {format}, or of a layout that is not supported ({_short(error)})") from error
     except Exception as error:  # damaged files make decoders fail in more ways than anybody can list
         if type(error).__name__ == "DecompressionBombError":  # Pillow's WebP reader looks at Pillow's limit itself
             raise ImageError(f"too large: {_short(error)}") from error
-        raise ImageError(f"damaged {found} file ({_short(error)})") from error
+        raise ImageError(f"damaged {format} file ({_short(error)})") from error
+
+
+def stored_samples(data: bytes) -> NDArray[Any]:
+    """(H, W) samples of a gray TIFF as they are stored.
+
+    Raises:
+        ImageError: it would cost too much; other errors for damaged files, see :func:`reading`.
+    """
+    with _plugins()["TIFF"](io.BytesIO(data), has_any_samples=True) as image:
+        _check_cost(image, data, "TIFF", None)
+        image.load()
+        return np.array(image)
 
 
 def sniff(head: bytes) -> str | None:
@@ -260,8 +281,15 @@ def _plugins() -> dict[str, Any]:
 
         orientation = 1
 
+        def __init__(self, file: io.BytesIO, *, has_any_samples: bool = False) -> None:
+            self.has_any_samples = has_any_samples
+            super().__init__(file)
+
         def _setup(self) -> None:
-            _check_tiff(self.tag_v2)
+            if self.has_any_samples:
+                _check_pieces(self.tag_v2)
+            else:
+                _check_tiff(self.tag_v2)
             self.orientation = self.tag_v2.get(274, 1)
             super()._setup()
             self._size = self._tile_size
@@ -307,7 +335,9 @@ def _check_tiff(tags: Any) -> None:
     if photometric in (0, 1) and n_samples == 3:
         tags[262] = 2  # three bands are red, green and blue, whatever the color tag says
     elif n_samples > 4 + len(tags.get(338, ())) or (photometric in (0, 1) and n_samples > 2):
-        raise ImageError(f"has {n_samples} bands, and nothing says which are red, green and blue")
+        raise ImageError(
+            f"has {n_samples} bands, and nothing says which are red, green and blue (scan and fit take --bands 3,2,1)"
+        )
     if tags.get(284, 1) == 2 and n_samples > 1 and max(bits) > 8:
         raise ImageError("TIFF with 16-bit colors in separate planes is not supported")
     if photometric == 6 and tags.get(259, 1) == 1 and tuple(tags.get(530, (1, 1))) != (1, 1):

@@ -17,6 +17,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 from topwork.data import archives, arrays, embedded, hub, layouts, remote
+from topwork.data.bands import select_bands
 from topwork.data.columns import Row, listing_of, meaning_of, rows_of
 from topwork.data.folders import read_regular_file, walk_folder
 from topwork.data.layouts import CONTAINER_NAMES, Found, arrange, look_through, looks_like_image, tree_of
@@ -378,12 +379,20 @@ def _bytes(found: Found, name: str) -> bytes:
 # ---- bytes
 
 
-def read_image(root: Path, path: str) -> bytes:
+def read_image(root: Path, path: str, bands: str | None = None) -> bytes:
     """The bytes of one image of a listing, from its root and path alone.
+
+    Args:
+        bands: which bands of a many-band TIFF to take, such as ``3,2,1``.
 
     Raises:
         ImageError: with the reason, when they cannot be had.
     """
+    data = _stored(root, path)
+    return select_bands(data, bands) if bands else data
+
+
+def _stored(root: Path, path: str) -> bytes:
     if remote.is_url(path):
         return remote.read(path)
     if remote.is_url(root):

@@ -46,6 +46,7 @@ class Manifest(Described):
         layout: how the data was laid out (see ``data/samples.py``).
         classes: class names that have images, in natural order; a label is an index into them.
         notes: sentences the user should read before training.
+        bands: which bands of many-band TIFF files are read, such as ``3,2,1``; "" for other images.
         multi_label: an image may have several labels; then ``labels`` has no meaning, and ``label_matrix`` has.
     """
 
@@ -56,6 +57,7 @@ class Manifest(Described):
     rejects: tuple[Reject, ...]
     notes: tuple[str, ...] = ()
     multi_label: bool = False
+    bands: str = ""
 
     def facts(self) -> dict[str, object]:
         """What a notebook shows."""
@@ -144,7 +146,11 @@ class Manifest(Described):
 
     def read(self, row: int) -> bytes:
         """The bytes of one image; raises ImageError."""
-        return read_image(self.root, self.samples[row].path)
+        return self.read_path(self.samples[row].path)
+
+    def read_path(self, path: str) -> bytes:
+        """The bytes of one image by its path; raises ImageError."""
+        return read_image(self.root, path, self.bands)
 
     def read_unchanged(self, row: int) -> bytes:
         """The bytes of one image as they were scanned.
@@ -198,7 +204,7 @@ def scan(
     try:
         images = load(
             listing.entries,
-            lambda entry: read_image(listing.root, entry.path),
+            lambda entry: read_image(listing.root, entry.path, rules.bands),
             facts,
             visitor,
             n_threads_for(listing.root, [entry.path for entry in listing.entries], n_threads),
@@ -228,7 +234,8 @@ def scan(
     if corrections is not None:
         samples, removed, said = lay_over(samples, corrections, Path(rules.corrections or "").name)
         rejects += removed
-    return _manifest(listing, samples, rejects, rules.multi_label, said)
+    manifest = _manifest(listing, samples, rejects, rules.multi_label, said)
+    return replace(manifest, bands=rules.bands or "")
 
 
 def _remember(facts: FactsStore, traits: TraitStore, loaded: Loaded) -> None:
@@ -351,6 +358,7 @@ def save_manifest(manifest: Manifest, path: Path) -> None:
     columns = {name: [row[name] for row in rows] for name in [*Sample.__slots__, "reject_reason"]}
     metadata = {"root": str(manifest.root), "layout": manifest.layout, "notes": "\n".join(manifest.notes)}
     metadata |= {"multi_label": "yes"} if manifest.multi_label else {}
+    metadata |= {"bands": manifest.bands} if manifest.bands else {}
     table = pa.table({name: _column(values) for name, values in columns.items()})
     table = table.replace_schema_metadata({key: os.fsencode(value) for key, value in metadata.items()})
     with atomic_file(path) as partial:
@@ -373,8 +381,9 @@ def load_manifest(path: Path) -> Manifest:
     classes = _classes((sample.label for sample in samples), multi_label)
     notes = tuple(line for line in metadata.get("notes", "").split("\n") if line)
     return Manifest(
-        Path(metadata["root"]), metadata["layout"], tuple(samples), classes, tuple(rejects), notes, multi_label
-    )
+        Path(metadata["root"]), metadata["layout"], tuple(samples), classes, tuple(rejects), notes, multi_label,
+        metadata.get("bands", ""),
+    )  # fmt: skip
 
 
 def _column(values: list[Any]) -> pa.Array:

@@ -6,9 +6,10 @@ In: nothing. Out: types that every other file here may import; this one imports 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from topwork.errors import UsageError
 from topwork.settings import DataSettings
 
 LABEL_SEPARATOR = "|"
@@ -66,6 +67,7 @@ class Rules:
         label_separator: what stands between several labels in one cell; by default found by content.
         class_names: a text or JSON file with the name of each class number.
         encoding: of a table; by default the first that fits.
+        bands: which bands of a many-band TIFF are red, green and blue, such as ``3,2,1``.
     """
 
     root: str | os.PathLike[str] | None = None
@@ -82,6 +84,7 @@ class Rules:
     label_separator: str | None = None
     class_names: str | os.PathLike[str] | None = None
     encoding: str | None = None
+    bands: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,16 @@ class Sample:
     is_gray: bool = False
 
 
-def rules_of(settings: DataSettings) -> Rules:
-    """What the settings say about how the data is to be read."""
-    return Rules(**{item.name: getattr(settings, item.name) for item in fields(Rules)})
+def rules_of(settings: DataSettings, bands: str = "") -> Rules:
+    """What the settings say about how the data is to be read.
+
+    Args:
+        bands: those that the model was trained on, if there is one.
+
+    Raises:
+        UsageError: other bands were asked for.
+    """
+    if bands and settings.bands not in (None, bands):
+        raise UsageError(f"--bands {settings.bands}: the model was trained with --bands {bands}.")
+    rules = Rules(**{item.name: getattr(settings, item.name) for item in fields(Rules)})
+    return replace(rules, bands=bands or settings.bands)

@@ -50,6 +50,7 @@ class InputSpec:
             fifth of the time.
         mirror: which mirrored positions the network sees beside the image itself; features are the mean over them
             (test-time augmentation): ``horizontal`` left to right, ``both`` also upside down and both together.
+        bands: which bands of a many-band TIFF are red, green and blue, such as ``3,2,1``; "" for other images.
     """
 
     height: int = 224
@@ -62,6 +63,7 @@ class InputSpec:
     background: tuple[int, int, int] = (128, 128, 128)
     resizer: Resizer = "quick"
     mirror: Mirror = "none"
+    bands: str = ""
 
     @property
     def min_side(self) -> int:
@@ -73,10 +75,12 @@ class InputSpec:
         return 2 * max(self.height, self.width)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; ``mirror`` only where there is one, so that older records and caches stay valid."""
+        """Plain JSON values; ``mirror`` and ``bands`` only if they say something, so that older records and caches stay valid."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         if self.mirror == "none":
             del values["mirror"]
+        if not self.bands:
+            del values["bands"]
         return values
 
     @classmethod

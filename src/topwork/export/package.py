@@ -67,13 +67,17 @@ def export_model(
     """
     target = target_of(to, out)
     classifier = load_classifier(model, multi_label=True)
+    if classifier.backbone.spec.bands:
+        raise UsageError(
+            "the model was trained with --bands, and an export cannot pick bands of a TIFF by itself: use predict or serve."
+        )
     script = _place(out, SCRIPT, f"predict_{to}.py")
     certificate_path = _place(out, f"{out.stem}.parity.json", f"{out.name}.parity.json")
     pieces = [out, script, certificate_path, *(out.with_suffix(ending) for ending in target.endings[1:])]
     _check_free(pieces, overwrite)
     partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
-        partial.mkdir()
+        partial.mkdir(parents=True)
         checked = _images(model, classifier, check, partial)
         pixels = _calibration(model, classifier, calibrate) if int8 else None
         export_classifier(classifier, to, partial / out.name, pixels)
@@ -103,8 +107,6 @@ def _place(out: Path, name: str, other: str) -> Path:
 
 
 def _check_free(pieces: Sequence[Path], overwrite: bool) -> None:
-    if not pieces[0].parent.is_dir():
-        raise UsageError(f"--out {pieces[0]}: there is no folder {pieces[0].parent}.")
     taken = [piece for piece in pieces if piece.exists()]
     if taken and not overwrite:
         raise UsageError(f"--out {pieces[0]}: {taken[0]} exists already. Choose another folder, or add --overwrite.")

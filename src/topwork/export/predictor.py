@@ -22,6 +22,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from topwork.data import remote
+from topwork.data.bands import select_bands
 from topwork.data.folders import read_regular_file
 from topwork.data.images import as_rgb, decode, encoded_image
 from topwork.data.listing import read_image as listed_image
@@ -152,13 +153,18 @@ class Predictor:
 
         return make
 
+    def as_trained(self, data: bytes) -> bytes:
+        """A file as the model was trained on: of a many-band TIFF the same bands; raises ImageError."""
+        return select_bands(data, self.spec.bands) if self.spec.bands else data
+
     def load(self, image: Image, name: str) -> Loaded:
         """Reads, decodes and resizes one image; whatever is wrong with it is in the value."""
         try:
             if isinstance(image, np.ndarray):
                 return Loaded(name, fit_to_input(as_rgb(image), self.spec))
             data = read_image(image) if isinstance(image, (str, os.PathLike, bytes)) else encoded_image(image)
-            return Loaded(name, fit_to_input(decode(data, min_side=self.spec.min_side).pixels, self.spec))
+            pixels = decode(self.as_trained(data), min_side=self.spec.min_side).pixels
+            return Loaded(name, fit_to_input(pixels, self.spec))
         except ImageError as error:
             return Loaded(name, error=str(error))
         except MemoryError:
@@ -267,7 +273,7 @@ class Heatmaps:
 
         classifier = self.predictor.classifier
         spec = self.predictor.spec
-        pixels = decode(data, min_side=max(spec.min_side, PICTURE_SIDE)).pixels
+        pixels = decode(self.predictor.as_trained(data), min_side=max(spec.min_side, PICTURE_SIDE)).pixels
         with self._lock:
             if self._network is None:
                 self._network = open_network(classifier.backbone)

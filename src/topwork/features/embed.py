@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.data.listing import read_image
 from topwork.data.loader import FactsStore, Loader, load_images
 from topwork.data.manifest import Manifest
 from topwork.data.remote import n_threads_for
@@ -164,7 +163,7 @@ def embed(
     n_threads = n_threads_for(manifest.root, [entry.path for entry in new.values()], n_threads)
     try:
         loaded_images = embedder.load(
-            list(new.values()), lambda entry: read_image(manifest.root, entry.path), facts, embedder, n_threads
+            list(new.values()), lambda entry: manifest.read_path(entry.path), facts, embedder, n_threads
         )
         for n_done, loaded in enumerate(loaded_images, start=1):
             if loaded.reason is not None or loaded.content_hash not in new:

@@ -88,6 +88,7 @@ class Classifier(Described):
             self.head.kind == "plain"
             and self.backbone.is_timm
             and self.backbone.spec.mirror == "none"
+            and not self.backbone.spec.bands
             and is_most_probable
         )
 

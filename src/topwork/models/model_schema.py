@@ -107,7 +107,11 @@ PREPROCESSING: dict[str, Rule] = {
     "std": items(number(1e-3, 10), 3, 3),
     "background": items(number(0, 255, whole=True), 3, 3),
 }
-PREPROCESSING_OPTIONAL: dict[str, Rule] = {"resizer": one_of("quick", "pillow"), "mirror": one_of(*MIRRORS)}
+PREPROCESSING_OPTIONAL: dict[str, Rule] = {
+    "resizer": one_of("quick", "pillow"),
+    "mirror": one_of(*MIRRORS),
+    "bands": text(r"\d{1,4},\d{1,4},\d{1,4}", "three band numbers"),
+}
 HEAD: dict[str, Rule] = {
     "blocks": items(one_of("last", "stages"), 1, 2, unique=True),
     "power": one_of("none", "sqrt", "unit"),
