@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,3 +107,29 @@ def test_predictions_on_a_full_disk_are_named_and_go_on(data, run, tmp_path):
     assert not out.exists()
     predict_to_file(predictor, inputs, out)
     assert len(out.read_text().splitlines()) == 1 + len(inputs)
+
+
+@pytest.mark.parametrize("command", ["predict RUN IMAGE --json", "models", "fit missing --json", "fit --help", "--version"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_answer_that_cannot_be_printed_is_one_line(command, unbuffered, data, run):
+    words = command.replace("RUN", str(run)).replace("IMAGE", str(data / "disc" / "disc_0.jpg")).split()
+    start = [sys.executable, "-m", "topwork.cli", *words]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(start, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert ended.returncode != 0
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert ("no space left" in ended.stderr) != ("missing" in command), "an error is said rather than where it was printed"
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(start, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    os.close(writing)
+    assert ended.returncode != 0
+    assert ended.stderr.count("\n") == ("missing" in command), "who closed the pipe needs no message"
+
+
+def test_a_stderr_that_cannot_be_written_ends_no_work(data, tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "topwork.cli", "fit", str(data), "--backbone", "random:test_efficientnet"]
+        subprocess.run([*command, "--out", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=full, check=True)
+    assert (tmp_path / "run" / "report.html").is_file()

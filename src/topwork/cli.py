@@ -15,7 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -25,7 +25,7 @@ from cyclopts import App, Group, Parameter
 from cyclopts.help import DefaultFormatter, HelpPanel
 
 from topwork import __version__
-from topwork.console import Terminal
+from topwork.console import Terminal, say
 from topwork.data.remote import is_url, local_folder, shown, uploaded, work_path
 from topwork.errors import Interrupted, TopworkError, UsageError
 from topwork.export.targets import TARGETS
@@ -255,7 +255,7 @@ def demo(
     from topwork.commands.demo import LICENSE_NOTE, write_demo_data
 
     if not common.quiet:
-        print(LICENSE_NOTE, file=sys.stderr)
+        say(LICENSE_NOTE)
     table_path = write_demo_data(Path(folder) if folder else None, seed)
     return fit(
         str(table_path), out=out, overwrite=overwrite, open=open and not common.json and _has_desktop(),
@@ -598,11 +598,10 @@ def serve(
     if common.json:
         _print_json({"url": f"http://{host}:{port}", "models": list(predictors)})
     elif not common.quiet:
-        print(f"Serving {', '.join(predictors)} on http://{host}:{port} (Ctrl+C to stop)", file=sys.stderr)
+        say(f"Serving {', '.join(predictors)} on http://{host}:{port} (Ctrl+C to stop)")
         if not is_loopback(listener):
             needed = "only with the token" if token else "without a password"
-            print(f"Other machines can use it {needed}.", file=sys.stderr)
-    sys.stdout.flush()
+            say(f"Other machines can use it {needed}.")
     serve_models(predictors, settings, listener, token)
     return 0
 
@@ -629,7 +628,7 @@ def start(
     if common.json:
         _print_json({"url": url, "folder": folder})
     elif not common.quiet:
-        print(f"topwork runs at {url} (Ctrl+C to stop)", file=sys.stderr)
+        say(f"topwork runs at {url} (Ctrl+C to stop)")
     sys.stdout.flush()
     if open and not common.json and _has_desktop():
         import webbrowser
@@ -705,17 +704,15 @@ def review(
     if common.json:
         _print_json({"url": url, "corrections": file, **tally})
     elif not common.quiet:
-        print(
+        say(
             f"{count(n_likely, 'likely label error')} and {tally['doubts'] - n_likely:,} less likely: {url} (Ctrl+C to stop)\n"
-            f"Decisions are saved to {escape(file)}",
-            file=sys.stderr,
+            f"Decisions are saved to {escape(file)}"
         )
-    sys.stdout.flush()
     serve_review(reviewed, listener)
     tally = reviewed.tally()
     if not common.json and not common.quiet and (tally["changed"] or tally["removed"]):
-        print(f"{tally['changed']} relabeled, {tally['removed']} excluded. To retrain:", file=sys.stderr)
-        print(reviewed.command, file=sys.stderr)
+        say(f"{tally['changed']} relabeled, {tally['removed']} excluded. To retrain:")
+        say(reviewed.command)
     reviewed.close()
     return 0
 
@@ -856,11 +853,32 @@ def _show(common: Common, answer: Mapping[str, Any], lines: Any) -> None:
     if common.json:
         _print_json(answer)
     else:
-        print("\n".join(lines()))
+        _print("\n".join(lines()))
 
 
 def _print_json(answer: Mapping[str, Any]) -> None:
-    print(json.dumps(answer, allow_nan=False))
+    _print(json.dumps(answer, allow_nan=False))
+
+
+def _print(text: str) -> None:
+    """Prints to stdout at once.
+
+    Raises:
+        BrokenPipeError: whoever read stdout has gone.
+        TopworkError: stdout cannot be written, such as a file on a full disk.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        _discard_stdout()
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise TopworkError(f"stdout: cannot be written: {error_reason(error)}.") from error
+
+
+def _discard_stdout() -> None:
+    """What is left in the buffer of stdout goes nowhere, so that the interpreter can end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _picture_writer(predictor: Any, folder: str) -> Any:
@@ -916,10 +934,10 @@ def main(tokens: Iterable[str] | None = None) -> None:
         status = app(plain_tokens(arguments))
     except Interrupted as interrupted:
         name = signal.Signals(interrupted.signum).name
-        print(f"topwork: interrupted ({name}). Progress is saved; run it again, or pass --resume.", file=sys.stderr)
+        say(f"topwork: interrupted ({name}). Progress is saved; run it again, or pass --resume.")
         status = 128 + interrupted.signum
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         status = 1
     except Exception as error:  # noqa: BLE001 - the last place to turn a bug into one line
         status = _failed(error, arguments)
@@ -938,13 +956,13 @@ def plain_tokens(arguments: Sequence[str]) -> list[str]:
 
 
 def _flushed(status: int) -> int:
-    """The status, or 1 if what was printed could not be written (a full disk)."""
+    """The status, or 1 if what the help printed could not be written."""
     try:
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         if not isinstance(error, BrokenPipeError):
-            print(f"topwork: stdout: {error_reason(error)}.", file=sys.stderr)
+            say(f"topwork: stdout: cannot be written: {error_reason(error)}.")
         return status or 1
     return status
 
@@ -952,13 +970,16 @@ def _flushed(status: int) -> int:
 def _failed(error: Exception, arguments: Iterable[str]) -> int:
     if "--debug" in arguments:
         raise error
+    if isinstance(error, OSError) and error.filename is None and _flushed(0):
+        return 1  # the help could not be printed, which has been said
     known = isinstance(error, TopworkError)
     text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows where)"
     if isinstance(error, OSError) and not known:
         text = f"{error.filename or 'input/output'}: {error_reason(error)}"
     if "--json" in arguments:
-        _print_json({"error": text})
-    print(f"topwork: {text}", file=sys.stderr)
+        with suppress(OSError, TopworkError):
+            _print_json({"error": text})
+    say(f"topwork: {text}")
     return error.exit_status if isinstance(error, TopworkError) else 1
 
 

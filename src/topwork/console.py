@@ -6,6 +6,7 @@ answer and nothing else. Notes are repeated at the end, where scrolling has not 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -40,6 +41,12 @@ STEP_TEXT = {
     "predict": "Predicting",
     "export": "Exporting and checking",
 }
+
+
+def say(text: str) -> None:
+    """A line on stderr; work does not end because nobody can read it (a full disk, a closed pipe)."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class Terminal(Reporter):
@@ -110,7 +117,7 @@ class Terminal(Reporter):
     def say(self, text: str) -> None:
         """A line now."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     def finish(self) -> None:
         """Ends the bar and repeats the notes."""

@@ -284,3 +284,81 @@ def test_each_row_of_the_page_is_read_as_it_says(row, tmp_path, monkeypatch) -> 
         == read_as
     )
     assert manifest.n_failed == 0
+
+
+# ---- names that mislead
+
+
+def test_windows_paths_beside_folders_called_like_the_labels(tmp_path: Path) -> None:
+    touch(tmp_path, *images("cat", 3), *images("dog", 3))
+    table(tmp_path / "labels.csv", ["path", "label"], *[[f"{c}\\{n}.jpg", c] for c in ("cat", "dog") for n in range(3)])
+    listing = list_data(tmp_path / "labels.csv")
+    assert classes(listing) == {"cat": 3, "dog": 3}
+    assert listing.entries[0].path == "cat/0.jpg"
+
+
+@pytest.mark.parametrize("form", ["{}", "{}.0"])
+def test_numbers_that_lost_their_leading_zeros(form: str, tmp_path: Path) -> None:
+    touch(tmp_path, *[f"{n:04d}.jpg" for n in range(6)])
+    table(tmp_path / "labels.csv", ["id", "label"], *[[form.format(n), "ab"[n % 2]] for n in range(6)])
+    assert [entry.path for entry in list_data(tmp_path / "labels.csv").entries] == [f"{n:04d}.jpg" for n in range(6)]
+
+
+def test_parts_without_class_folders_are_no_classes(tmp_path: Path) -> None:
+    """Kaggle's dogs-vs-cats: the class is in the file name."""
+    touch(tmp_path, *images("train", 6, prefix="cat."), *images("train", 6, prefix="dog."), *images("test1", 5))
+    with pytest.raises(UsageError, match="If the file names hold the labels: topwork fit ") as raised:
+        list_data(tmp_path)
+    pattern = shlex.split(str(raised.value))[-1]
+    assert classes(list_data(tmp_path, rules=Rules(label_regex=pattern))) == {"cat": 6, "dog": 6}
+
+
+def test_detection_data_are_no_class_called_train(tmp_path: Path) -> None:
+    touch(tmp_path, *images("images/train", 4), *images("labels/train", 4, ending=".txt"))
+    with pytest.raises(UsageError, match="the folders train hold images but no class folders"):
+        list_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names", [("Training", "Validierung", "Test"), ("entraînement", "validation", "test"), ("treino", "validacao", "teste")]
+)
+def test_parts_in_other_languages(names: tuple[str, str, str], tmp_path: Path) -> None:
+    for folder in names:
+        touch(tmp_path, *images(f"{folder}/cat", 3), *images(f"{folder}/dog", 3))
+    listing = list_data(tmp_path)
+    assert classes(listing) == {"cat": 9, "dog": 9}
+    assert parts(listing) == {"train": 6, "valid": 6, "test": 6}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("data/train-00000.parquet", "name it: topwork fit"), ("inner.zip", "unpack it"), ("labels.xlsx", "save it as CSV")],
+)
+def test_what_is_not_opened_is_said_with_the_way_out(name: str, words: str, tmp_path: Path) -> None:
+    touch(tmp_path, name)
+    with pytest.raises(UsageError, match=words):
+        list_data(tmp_path)
+
+
+def test_a_spreadsheet_is_no_archive_of_images(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "labels.xlsx", "w") as file:
+        file.writestr("xl/workbook.xml", "x")
+    with pytest.raises(UsageError, match="save the sheet as CSV"):
+        list_data(tmp_path / "labels.xlsx")
+
+
+def test_a_column_of_patients_is_pointed_out(tmp_path: Path) -> None:
+    touch(tmp_path, *images(".", 6))
+    rows = [[f"{n}.jpg", "ab"[n % 2], f"p{n // 2}"] for n in range(6)]
+    table(tmp_path / "l.csv", ["path", "label", "Patient ID"], *rows)
+    assert "--group-by 'Patient ID'" in list_data(tmp_path / "l.csv").notes[-1]
+    assert len(list_data(tmp_path / "l.csv", rules=Rules(group_by="Patient ID")).notes) == 1
+    table(tmp_path / "l.csv", ["path", "label", "patient_id"], *[[*row[:2], n] for n, row in enumerate(rows)])
+    assert len(list_data(tmp_path / "l.csv").notes) == 1, "every patient once: nothing to keep together"
+
+
+def test_a_class_called_like_two_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, *images(".", 4))
+    table(tmp_path / "l.csv", ["path", "a|b", "c"], *[[f"{n}.jpg", n % 2, 1] for n in range(4)])
+    with pytest.raises(UsageError, match=r"label a\|b: .*rename"):
+        list_data(tmp_path / "l.csv", rules=Rules(multi_label=True))

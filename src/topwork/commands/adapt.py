@@ -201,8 +201,6 @@ def adapt(
 
 def _read_source(run: Path, settings: AdaptSettings) -> tuple[Source, Embedder]:
     classifier, manifest, part_of = stored_run(run, "adapt")
-    if manifest.multi_label:
-        raise UsageError(f"{escape(str(run))}: images with several labels cannot be adapted yet.")
     samples = tuple(
         replace(sample, part=part_of[sample.content_hash])
         for sample in manifest.samples

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from topwork.data.augment import Flip, pipeline
 from topwork.data.manifest import Manifest, scan
-from topwork.data.samples import rules_of
+from topwork.data.samples import one_label_only, rules_of
 from topwork.data.split import Split, divided_as, join_groups, leave_out, split, with_valid, without_valid
 from topwork.data.transforms import Mirror
 from topwork.errors import UsageError
@@ -143,9 +143,7 @@ def _with_chosen(
     """The same images and split with the backbone that cross-validation on a few training images prefers."""
     settings, manifest = data.settings, data.manifest
     if manifest.multi_label:
-        raise UsageError(
-            f"--backbone {settings.backbone}: comparing backbones needs one label an image; give one name."
-        )
+        raise one_label_only(f"--backbone {settings.backbone}")
     with clock("compare_backbones"):
         reporter.step("compare backbones")
         rows = subsample(data.labels, data.parts.train, settings.seed)

@@ -11,6 +11,7 @@ import ast
 import json
 import posixpath
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,10 @@ _LABEL_NAMES = (
     "level", "y",
 )  # fmt: skip
 _SPLIT_NAMES = ("split", "part", "partition", "subset", "dataset", "datasplit", "set", "fold")
+_GROUP_NAMES = (
+    "patient", "patientid", "subject", "subjectid", "case", "caseid", "lesion", "lesionid", "individual", "individualid", "animalid",
+    "plantid", "session", "sessionid", "sequence", "sequenceid", "seqid", "video", "videoid", "sceneid", "slideid",
+)  # fmt: skip
 _FLAGS = {
     "isvalid": ("valid", "train"),
     "isval": ("valid", "train"),
@@ -140,11 +145,13 @@ def _first(table: Table, names: Sequence[str], among: Sequence[str] | None = Non
 
 def _path_column(table: Table, files: Files) -> str | None:
     by_name = [name for wanted in _PATH_NAMES for name in table.columns if _normal(name) == wanted]
-    for find in (files.exists, lambda path: bool(files.named(path))):
-        for name in [*by_name, *(name for name in table.columns if name not in by_name)]:
-            cells = [cell for cell in some_of(table.columns[name]) if isinstance(cell, str) and cell]
-            if cells and 2 * sum(find(cell) for cell in cells) >= len(cells):
-                return name
+    others = [name for name in table.columns if name not in by_name]
+    for names in (by_name, others):
+        for find in (files.exists, lambda path: bool(files.named(path))):
+            for name in names:
+                cells = [cell for cell in some_of(table.columns[name]) if isinstance(cell, str) and cell]
+                if cells and 2 * sum(find(cell) for cell in cells) >= len(cells):
+                    return name
     endings = [
         n
         for n, cells in table.columns.items()
@@ -225,7 +232,22 @@ def rows_of(table: Table, meaning: Meaning, files: Files | None, rules: Rules) -
         else f"labels from column {escape(str(meaning.label))}{said}"
     )
     split = f", parts from column {escape(meaning.split)}" if meaning.split else ""
-    return rows, [f"Read {escape(table.name)}{encoding}: {_paths_said(meaning, where)}, {what}{split}."]
+    read = f"Read {escape(table.name)}{encoding}: {_paths_said(meaning, where)}, {what}{split}."
+    return rows, [read, *_group_hint(table, meaning, rules)]
+
+
+def _group_hint(table: Table, meaning: Meaning, rules: Rules) -> list[str]:
+    """A sentence on the column that names images of the same patient or scene, if the split does not look at it yet."""
+    name = _first(table, _GROUP_NAMES)
+    if name is None or name == meaning.label or meaning.group or meaning.split or rules.group_by:
+        return []
+    values = Counter(cell for cell in table.columns[name] if isinstance(cell, str) and cell.strip())
+    if not 1 < len(values) < sum(values.values()):
+        return []
+    return [
+        f"Column {escape(name)} has {len(values):,} values in {count(sum(values.values()), 'row')}. To keep images of the same "
+        f"{escape(name)} on one side of the split: --group-by {shlex.quote(name)}"
+    ]
 
 
 def _paths_said(meaning: Meaning, where: str) -> str:
@@ -460,4 +482,7 @@ def listing_of(root: Path, layout: str, rows: Iterable[Row], rules: Rules, notes
 
 def join_labels(labels: Iterable[str]) -> str:
     """Several labels as one text, whatever their order."""
+    labels = tuple(labels)
+    if len(labels) > 1 and (wrong := next((label for label in labels if LABEL_SEPARATOR in label), None)) is not None:
+        raise UsageError(f"label {escape(wrong)}: {LABEL_SEPARATOR} stands between several labels; rename it.")
     return LABEL_SEPARATOR.join(sorted({label for label in labels if label}, key=natural_key))

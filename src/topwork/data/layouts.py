@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,9 @@ PART_NAMES = {
     "testing": "test",
     "eval": "test",
     "evaluation": "test",
+    **dict.fromkeys(("entrainement", "apprentissage", "entrenamiento", "treino", "treinamento", "addestramento"), "train"),
+    **dict.fromkeys(("validierung", "validacion", "validacao", "validazione"), "valid"),
+    **dict.fromkeys(("prueba", "pruebas", "teste"), "test"),
 }
 _UNLABELED_NAMES = {"pred", "predict", "prediction", "unlabeled", "unlabelled"}
 # A folder of such a name holds images, but says nothing about what is on them.
@@ -235,6 +239,7 @@ def parts_among(folders: Mapping[str, Folder]) -> dict[str, str]:
 
 def _split_name(name: str) -> tuple[str, str] | None:
     """(part, the rest of the name) of a folder name with exactly one word for a part in it."""
+    name = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
     pieces = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^A-Za-z]+", name)
     words = [piece.lower() for piece in pieces]
     known = [n for n, word in enumerate(words) if word in PART_NAMES or word in _UNLABELED_NAMES]
@@ -242,6 +247,13 @@ def _split_name(name: str) -> tuple[str, str] | None:
         return None
     rest = "".join(words[: known[0]] + words[known[0] + 1 :]).strip("_- .")
     return PART_NAMES.get(words[known[0]], "unlabeled"), "" if rest in ("set", "data") else rest
+
+
+def are_parts(names: Iterable[str]) -> bool:
+    """Whether folders that hold images directly are called as parts are, a train part among them, so that none is a class."""
+    found = [_split_name(name) for name in names]
+    kinds = {split[0] for split in found if split and split[1].strip("0123456789") in ("", *CONTAINER_NAMES)}
+    return "train" in kinds and all(split and split[0] in kinds for split in found)
 
 
 def part_of_name(name: str) -> str | None:

@@ -55,16 +55,29 @@ def list_data(
     return listing
 
 
-def _nothing_there(source: Path, listing: Listing) -> str:
+_NOT_OPENED = {
+    ".zip": "an archive inside; unpack it first",
+    ".tar": "an archive inside; unpack it first",
+    ".gz": "an archive inside; unpack it first",
+    ".parquet": "if it holds images, name it: topwork fit .../FILE.parquet",
+    ".xlsx": "a spreadsheet; save it as CSV",
+}
+
+
+def _nothing_there(source: Path, listing: Listing, there: str = "") -> str:
     n_aside, is_table = len(listing.rejects), listing.layout == "table"
     noun = ("row" if is_table else "file") + (" is" if n_aside == 1 else "s are")
     first = f"; {escape(listing.rejects[0].path)}: {listing.rejects[0].reason}" if n_aside else ""
     looked = f" ({n_aside} {noun} not used{first})" if n_aside else ""
     if is_table:
         return f"{escape(str(source))}: no row names an image and its label{looked}."
-    message = f"{escape(str(source))}: no images in class folders here{looked}. "
+    closed = next((reject for reject in listing.rejects if Path(reject.path).suffix.lower() in _NOT_OPENED), None)
+    if closed is not None and not there:
+        reason = _NOT_OPENED[Path(closed.path).suffix.lower()]
+        return f"{escape(str(source))}: no images in class folders here; {escape(closed.path)}: {reason}."
+    there = there or f"no images in class folders here{looked}. "
     return (
-        f"{message}Expected one folder per class with the images in it, train/ and valid/ folders of those, or a table that "
+        f"{escape(str(source))}: {there}Expected one folder per class with the images in it, train/ and valid/ folders of those, or a table that "
         "names the images; if file names hold the labels, add --label-regex."
     )
 
@@ -92,6 +105,8 @@ def _list(source: Path, rules: Rules) -> Listing:
         if source.suffix.lower() == ".parquet" and embedded.holds_images(source):
             return embedded.list_embedded(source, rules)
         return _list_table(source, rules)
+    if source.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        raise UsageError(f"{escape(str(source))}: a spreadsheet; save the sheet as CSV and give that.")
     if stat.S_ISREG(mode) and archives.is_archive(source):
         return _list_archive(source, "", rules)
     raise UsageError(
@@ -160,12 +175,13 @@ def _list_names(root: Path, found: Found, rules: Rules) -> Listing:
         if by_table is None or not by_table.covers_most:
             raise
         return by_table.listing
-    has_classes = bool(by_folder.entries) and not _are_containers(by_folder.class_names)
+    are_parts = layouts.are_parts(by_folder.class_names)
+    has_classes = bool(by_folder.entries) and not are_parts and not _are_containers(by_folder.class_names)
     if failure is not None and by_table is None and not has_classes:
         raise failure
-    if not by_folder.entries and by_table is None:
+    if (not by_folder.entries or are_parts) and by_table is None:
         raise UsageError(_no_classes(root, found, by_folder))
-    if by_table is None or (by_folder.entries and not by_table.covers_most):
+    if by_table is None or (by_folder.entries and not are_parts and not by_table.covers_most):
         return by_folder
     if not has_classes:
         return by_table.listing
@@ -183,7 +199,9 @@ def _list_names(root: Path, found: Found, rules: Rules) -> Listing:
 def _no_classes(root: Path, found: Found, listing: Listing) -> str:
     pattern = regex_for_names([name for name in found.files if looks_like_image(name)])
     if pattern is None:
-        return _nothing_there(root, listing)
+        folders = first_names(listing.class_names, 4)
+        there = f"the folders {folders} hold images but no class folders. " if listing.entries else ""
+        return _nothing_there(root, listing, there)
     return (
         f"{escape(str(root))}: no class folders and no table of labels here. If the file names hold the labels: "
         f"topwork fit {shlex.quote(str(root))} --label-regex '{pattern}'"

@@ -26,7 +26,7 @@ from topwork.data.layouts import looks_like_image
 from topwork.data.listing import list_data, read_image
 from topwork.data.loader import FactsStore, Loaded, Loader, Visitor, load_images
 from topwork.data.remote import n_threads_for
-from topwork.data.samples import LABEL_SEPARATOR, PATIENT_ID, Listing, Reject, Rules, Sample
+from topwork.data.samples import LABEL_SEPARATOR, PATIENT_ID, Listing, Reject, Rules, Sample, one_label_only
 from topwork.data.shards import read_parquet
 from topwork.data.traits import TraitStore, TraitTable
 from topwork.errors import ImageError, UsageError, changed_since_scan
@@ -117,10 +117,7 @@ class Manifest(Described):
             UsageError: an image may have several labels.
         """
         if self.multi_label:
-            raise UsageError(
-                f"{escape(str(self.root))}: this needs one label an image, and these may have several labels (--multi-label). "
-                "scan, fit, evaluate, predict, export and serve take such data."
-            )
+            raise one_label_only(escape(str(self.root)))
         index = {name: number for number, name in enumerate(self.classes)}
         return [index[sample.label] for sample in self.samples]
 

@@ -22,6 +22,7 @@ from topwork.text import canonical, count, first_names, natural_key
 
 _SAMPLE = 200
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 @dataclass
@@ -59,6 +60,13 @@ class Files:
     def _by_stem(self) -> dict[str, list[str]]:
         return _index(self.names, lambda name: _key(posixpath.splitext(posixpath.basename(name))[0]))
 
+    @cached_property
+    def _by_number(self) -> dict[int, list[str]]:
+        """Files called by a number, which spreadsheets and data frames turn into 7 or 7.0 where the file is 0007.jpg."""
+        stems = [posixpath.splitext(posixpath.basename(name))[0] for name in self.names]
+        numbered = [name for name, stem in zip(self.names, stems, strict=True) if stem.isdecimal()]
+        return _index(numbered, lambda name: int(posixpath.splitext(posixpath.basename(name))[0]))
+
     def named(self, path: str) -> list[str]:
         """The files that a path may mean, the most literal reading that finds one."""
         wanted = _key(path.replace("\\", "/").strip().removeprefix("./"))
@@ -70,6 +78,7 @@ class Files:
             [name for name in self._by_name.get(own, []) if _key(name) == _key(self.folder) + wanted]
             or _nearest(wanted, self._by_name.get(own, []))
             or _nearest(wanted, self._by_stem.get(own, []))
+            or (self._by_number.get(int(number), []) if (number := own.removesuffix(".0")).isdecimal() else [])
             or (self._by_name.get(uploaded[1], []) if uploaded else [])
         )
 
@@ -91,8 +100,8 @@ def _nearest(wanted: str, names: Sequence[str]) -> list[str]:
     return [name for name, n in zip(names, n_common, strict=True) if n == max(n_common)]
 
 
-def _index(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+def _index(names: Iterable[str], key: Callable[[str], K]) -> dict[K, list[str]]:
+    found: dict[K, list[str]] = {}
     for name in names:
         found.setdefault(key(name), []).append(name)
     return found

@@ -13,6 +13,14 @@ from topwork.errors import UsageError
 from topwork.settings import DataSettings
 
 LABEL_SEPARATOR = "|"
+
+
+def one_label_only(where: str) -> UsageError:
+    """The one refusal of data and models with several labels per image, by whatever needs exactly one."""
+    return UsageError(
+        f"{where}: several labels per image (--multi-label), and this needs one. scan, fit, evaluate, predict, compare, export "
+        "and serve take several."
+    )
 PATIENT_ID = "PatientID"  # as ``--group-by``: the images of one patient, by what their DICOM files say
 
 

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from topwork.data.remote import local_folder
 from topwork.data.transforms import InputSpec
+from topwork.data.samples import one_label_only
 from topwork.errors import ModelError, UsageError
 from topwork.files import atomic_folder
 from topwork.models.backbone import Backbone, Layout
 from topwork.models.head import POOLINGS, Changes, FeatureTransform, LinearHead, parse_head
 from topwork.models.model_schema import check_description
 from topwork.models.stages import Stage
-from topwork.text import Described, first_names
+from topwork.text import Described, escape, first_names
 
 FORMAT = 2  # 2: a network that differs from timm's or has a layout of its own, or several labels per image; else 1
 FACTS = "topwork.json"
@@ -145,10 +146,7 @@ def load_classifier(path: str | os.PathLike[str], *, multi_label: bool = False) 
     _check_head(classifier, folder)
     _check_config(classifier, folder, facts["files"])
     if classifier.multi_label and not multi_label:
-        raise UsageError(
-            f"{folder}: gives an image several labels, and this needs a model with one label an image. "
-            "evaluate, predict, export and serve take such models."
-        )
+        raise one_label_only(escape(str(folder)))
     return classifier
 
 
