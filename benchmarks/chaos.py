@@ -75,7 +75,7 @@ def main() -> int:
 def import_everything() -> None:
     """What the commands import, once and before any fork; no thread may have started."""
     import timm  # noqa: F401
-    import torch  # noqa: F401
+    import torch
     import torch._dynamo  # noqa: F401
 
     import topwork.cli
@@ -105,7 +105,7 @@ class Child:
     """A command in a forked process, in a folder with ``cache`` for its cache."""
 
     def __init__(self, folder: Path, command: str, n_bytes: int | None = None) -> None:
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the object
         self._pid = os.fork()
         if self._pid == 0:
             status = 99
@@ -126,6 +126,7 @@ class Child:
                 os._exit(status)
 
     def kill(self) -> None:
+        """SIGKILL."""
         os.kill(self._pid, signal.SIGKILL)
 
     def end(self) -> tuple[int, str]:
@@ -147,7 +148,7 @@ def play(reference: Reference, place: Path, command: str, fault: str, rng: rando
     place.mkdir()
     for name in ("data", "model", *(["cache"] if rng.random() < 0.6 or fault in ("flipped bit", "cut file") else [])):
         shutil.copytree(reference.folder / name, place / name)
-    damaged, ended = disturb(reference, place, command, fault, rng)
+    damaged, ended = disturb(place, command, fault, rng)
     for status, said in ended:
         check_words(status, said)
     if any(status == 0 for status, _ in ended):
@@ -166,9 +167,7 @@ def play(reference: Reference, place: Path, command: str, fault: str, rng: rando
     return " and ".join(sorted({"done" if s == 0 else "named error" if s > 0 else "killed" for s, _ in ended}))
 
 
-def disturb(
-    reference: Reference, place: Path, command: str, fault: str, rng: random.Random
-) -> tuple[Path | None, list[tuple[int, str]]]:
+def disturb(place: Path, command: str, fault: str, rng: random.Random) -> tuple[Path | None, list[tuple[int, str]]]:
     """Runs the command with its fault; the damaged file, and how each process ended."""
     seconds = rng.uniform(0, 4.0 if command == FIT else 1.0)
     if fault == "full disk":

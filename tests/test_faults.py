@@ -109,7 +109,9 @@ def test_predictions_on_a_full_disk_are_named_and_go_on(data, run, tmp_path):
     assert len(out.read_text().splitlines()) == 1 + len(inputs)
 
 
-@pytest.mark.parametrize("command", ["predict RUN IMAGE --json", "models", "fit missing --json", "fit --help", "--version"])
+@pytest.mark.parametrize(
+    "command", ["predict RUN IMAGE --json", "models", "fit missing --json", "fit --help", "--version"]
+)
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_an_answer_that_cannot_be_printed_is_one_line(command, unbuffered, data, run):
     words = command.replace("RUN", str(run)).replace("IMAGE", str(data / "disc" / "disc_0.jpg")).split()
@@ -119,7 +121,9 @@ def test_an_answer_that_cannot_be_printed_is_one_line(command, unbuffered, data,
         ended = subprocess.run(start, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
     assert ended.returncode != 0
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
-    assert ("no space left" in ended.stderr) != ("missing" in command), "an error is said rather than where it was printed"
+    assert ("no space left" in ended.stderr) != ("missing" in command), (
+        "an error is said rather than where it was printed"
+    )
     reading, writing = os.pipe()
     os.close(reading)
     ended = subprocess.run(start, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, check=False)

@@ -320,7 +320,8 @@ def test_detection_data_are_no_class_called_train(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [("Training", "Validierung", "Test"), ("entraînement", "validation", "test"), ("treino", "validacao", "teste")]
+    "names",
+    [("Training", "Validierung", "Test"), ("entraînement", "validation", "test"), ("treino", "validacao", "teste")],
 )
 def test_parts_in_other_languages(names: tuple[str, str, str], tmp_path: Path) -> None:
     for folder in names:
@@ -332,7 +333,11 @@ def test_parts_in_other_languages(names: tuple[str, str, str], tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("data/train-00000.parquet", "name it: topwork fit"), ("inner.zip", "unpack it"), ("labels.xlsx", "save it as CSV")],
+    [
+        ("data/train-00000.parquet", "name it: topwork fit"),
+        ("inner.zip", "unpack it"),
+        ("labels.xlsx", "save it as CSV"),
+    ],
 )
 def test_what_is_not_opened_is_said_with_the_way_out(name: str, words: str, tmp_path: Path) -> None:
     touch(tmp_path, name)

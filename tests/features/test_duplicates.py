@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drawing import draw
+from drawing import draw, draw_folders
 from topwork.data.manifest import Manifest, scan
 from topwork.data.split import join_groups, split
 from topwork.data.traits import VIEW, traits_of
 from topwork.data.transforms import resize
+from topwork.errors import TopworkError
 from topwork.features import duplicates
 from topwork.features.duplicates import (
     Calibration,
@@ -126,6 +127,19 @@ def test_a_cache_that_is_damaged_is_ignored(drawn, tmp_path) -> None:
     for text in ("", "{", "[]", '{"pairs": [["x", "y", 1]]}'):
         path.write_text(text)
         assert near_duplicates(manifest, features, embedder) == found
+
+
+def test_an_image_that_changed_since_the_scan_is_named_and_nothing_is_kept(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path / "cache"))
+    draw_folders(tmp_path / "data", n_each=4)
+    found = embedded(tmp_path / "data")
+    before = (tmp_path / "data" / "disc" / "disc_0.jpg").read_bytes()
+    draw("cross", 5).save(tmp_path / "data" / "disc" / "disc_0.jpg")
+    with pytest.raises(TopworkError, match=r"disc_0\.jpg: changed since the scan"):
+        near_duplicates(*found)
+    assert not list((tmp_path / "cache").rglob("neighbors/*.json"))
+    (tmp_path / "data" / "disc" / "disc_0.jpg").write_bytes(before)
+    near_duplicates(*found)
 
 
 def test_two_images_and_one_image(drawn, tmp_path) -> None:

@@ -32,7 +32,7 @@ from topwork.data.samples import rules_of
 from topwork.data.split import Split, split, split_record
 from topwork.data.transforms import fit_to_input
 from topwork.data.unlabeled import COLUMNS, read_labels, rules_without_labels, without_labels
-from topwork.errors import ImageError, Interrupted, UsageError
+from topwork.errors import ImageError, Interrupted
 from topwork.evaluation.domains import energy_distance
 from topwork.evaluation.predictions import Predictions, predict_features, softmax
 from topwork.export.card import model_card
@@ -44,7 +44,7 @@ from topwork.models.classifier import COMPILED, Classifier, find_model, save_cla
 from topwork.progress import Reporter, Stopwatch, default_reporter
 from topwork.run import provenance, read_evaluation, run_folder, save_predictions, versions, write_json
 from topwork.settings import AdaptSettings, DataSettings, as_dict, check
-from topwork.text import escape, first_names, percent
+from topwork.text import first_names, percent
 
 ASK_FILE = "ask.csv"
 DEFAULT_PENALTY = 3e-3  # of heads whose recipe has none (tuned ones)
@@ -276,7 +276,8 @@ def _restyled(
 
     def rows_in(style: str, rows: Ints) -> Rows:
         samples = [source.manifest.samples[row] for row in rows.tolist()]
-        pixels = (fit_to_input(decode(source.manifest.read(row), min_side=spec.min_side).pixels, spec) for row in rows)
+        files = map(source.manifest.read_unchanged, rows.tolist())
+        pixels = (fit_to_input(decode(data, min_side=spec.min_side).pixels, spec) for data in files)
         changed = (STYLES[style](image[None])[0] for image in pixels)
         found = embed_changed(embedder, [s.content_hash for s in samples], changed, style)
         return _rows_for(classifier, found, np.arange(len(rows)))

@@ -19,7 +19,7 @@ from topwork.data.manifest import Manifest, scan
 from topwork.data.samples import rules_of
 from topwork.data.split import join_groups, part_rows
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input
-from topwork.errors import ImageError, UsageError, changed_since_scan
+from topwork.errors import UsageError
 from topwork.evaluation.examine import Examination, examine
 from topwork.evaluation.shortcut import check_shortcuts
 from topwork.export.runtime import engine_of
@@ -111,10 +111,7 @@ def _reader(manifest: Manifest, rows: NDArray[np.int64], n_threads: int | None) 
 
     def load(spec: InputSpec) -> Pixels:
         def one(row: int) -> Pixels:
-            try:
-                return fit_to_input(decode(manifest.read(row), min_side=spec.min_side).pixels, spec)
-            except ImageError as error:
-                raise changed_since_scan(escape(str(manifest.root / manifest.samples[row].path)), error) from None
+            return fit_to_input(decode(manifest.read_unchanged(row), min_side=spec.min_side).pixels, spec)
 
         return np.stack(list(in_order(one, rows.tolist(), n_threads)))
 

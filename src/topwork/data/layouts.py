@@ -36,7 +36,9 @@ PART_NAMES = {
     "testing": "test",
     "eval": "test",
     "evaluation": "test",
-    **dict.fromkeys(("entrainement", "apprentissage", "entrenamiento", "treino", "treinamento", "addestramento"), "train"),
+    **dict.fromkeys(
+        ("entrainement", "apprentissage", "entrenamiento", "treino", "treinamento", "addestramento"), "train"
+    ),
     **dict.fromkeys(("validierung", "validacion", "validacao", "validazione"), "valid"),
     **dict.fromkeys(("prueba", "pruebas", "teste"), "test"),
 }

@@ -21,6 +21,8 @@ def one_label_only(where: str) -> UsageError:
         f"{where}: several labels per image (--multi-label), and this needs one. scan, fit, evaluate, predict, compare, export "
         "and serve take several."
     )
+
+
 PATIENT_ID = "PatientID"  # as ``--group-by``: the images of one patient, by what their DICOM files say
 
 

@@ -20,7 +20,7 @@ from topwork.data.images import decode
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split
 from topwork.data.transforms import Pixels, fit_to_input
-from topwork.errors import ImageError
+from topwork.errors import TopworkError
 from topwork.evaluation.advice import Advice, ClassRecord, Situation, advise
 from topwork.evaluation.audit import Outlier, SuspectedLabel, outliers, suspected_labels
 from topwork.evaluation.decisions import Decision, count_outcomes
@@ -256,11 +256,11 @@ def _readable(manifest: Manifest, classifier: Classifier, part: Predictions, cho
     kept, images = [], []
     for position in chosen.tolist():
         try:
-            data = manifest.read(int(part.sample_indices[position]))
+            data = manifest.read_unchanged(int(part.sample_indices[position]))
             images.append(fit_to_input(decode(data, min_side=spec.min_side).pixels, spec))
             kept.append(position)
-        except ImageError:
-            continue  # gone since the scan: the page says so where it shows pictures
+        except TopworkError:
+            continue  # gone or changed since the scan: the page says so where it shows pictures
     return np.array(kept, dtype=np.int64), np.stack(images) if images else np.empty((0, 1, 1, 3), np.uint8)
 
 

@@ -31,7 +31,6 @@ from topwork.data.loader import in_order
 from topwork.data.manifest import Manifest
 from topwork.data.traits import TRAITS_VERSION, VIEW, traits_of
 from topwork.data.transforms import Pixels, fit_to_input, resize
-from topwork.errors import ImageError
 from topwork.features.embed import Embedder, Features
 from topwork.features.engine import fingerprint
 from topwork.features.image_similarity import (
@@ -309,15 +308,16 @@ def calibrate(
 
 
 def _copies(manifest: Manifest, row: int, embedder: Embedder) -> list[tuple[Pixels, NDArray[np.uint8]]]:
-    """Network input and thumb of each copy of one image; none where it has changed since the scan."""
-    try:
-        decoded = decode(manifest.read(row), min_side=VIEW.min_side).pixels
-        copies = [
-            decode(copy, min_side=embedder.spec.min_side).pixels
-            for copy in copies_of(decoded, manifest.samples[row].content_hash)
-        ]
-    except ImageError:
-        return []  # that will be said where it matters
+    """Network input and thumb of each copy of one image.
+
+    Raises:
+        TopworkError: it has changed since the scan. What is found is kept for the contents of the scan, so it must be from them.
+    """
+    decoded = decode(manifest.read_unchanged(row), min_side=VIEW.min_side).pixels
+    copies = [
+        decode(copy, min_side=embedder.spec.min_side).pixels
+        for copy in copies_of(decoded, manifest.samples[row].content_hash)
+    ]
     return [(fit_to_input(copy, embedder.spec), traits_of(b"", fit_to_input(copy, VIEW)).thumb) for copy in copies]
 
 

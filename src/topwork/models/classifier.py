@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.remote import local_folder
-from topwork.data.transforms import InputSpec
 from topwork.data.samples import one_label_only
+from topwork.data.transforms import InputSpec
 from topwork.errors import ModelError, UsageError
 from topwork.files import atomic_folder
 from topwork.models.backbone import Backbone, Layout
