@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import os
 import shutil
 import signal
@@ -350,6 +351,17 @@ def test_an_output_that_cannot_be_written_is_named(data, tmp_path):
     assert done.returncode == 1
     assert "file" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_commands_values_and_file_names(shell, tmp_path):
+    script = tmp_path / "completion"
+    done = topwork("--install-completion", "--shell", shell, "--output", script)
+    assert done.returncode == 0, done.stderr
+    text = script.read_text()
+    assert {"compare-domains", "squash"} <= set(re.findall(r"[\w-]+", text))
+    if shell != "fish":  # which completes file names where nothing else is known
+        assert text.count({"bash": "compgen -f", "zsh": "_files"}[shell]) > 20
 
 
 def test_a_finished_run_is_not_overwritten_unasked(fitted, data):

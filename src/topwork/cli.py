@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 from cyclopts.help import DefaultFormatter, HelpPanel
@@ -112,9 +112,14 @@ Flat = Parameter(name="*")
 CommonArgs = Annotated[Common, Flat]
 IMAGES = "A folder with one folder per class, or with train/valid/test folders; a CSV or Parquet table; a tar or zip archive."
 MODEL = "A run directory or its model/ folder."
-Model = Annotated[str, Parameter(help=MODEL)]
-Labeled = Annotated[str, Parameter(help=f"Labeled images. {IMAGES}")]
-Out = Annotated[str, Parameter(help="Output directory.")]
+if TYPE_CHECKING:
+    FileName = str
+else:
+    # Parsed as str, which comes first; Path lets the shell complete file names.
+    FileName = Annotated[str | Path, Parameter(metavar="PATH")]
+Model = Annotated[FileName, Parameter(help=MODEL)]
+Labeled = Annotated[FileName, Parameter(help=f"Labeled images. {IMAGES}")]
+Out = Annotated[FileName, Parameter(help="Output directory.")]
 Overwrite = Annotated[bool, Parameter(help="Replace what --out holds.")]
 Part = Annotated[
     Literal["auto", "train", "valid", "test", "all"],
@@ -127,13 +132,13 @@ Part = Annotated[
 
 @app.command(group=TRAIN)
 def fit(
-    path: Annotated[str | None, Parameter(help=IMAGES)] = None,
+    path: Annotated[FileName | None, Parameter(help=IMAGES)] = None,
     /,
     *,
     out: Annotated[
         str | None, Parameter(help="Output directory [default: runs/NAME-OF-PATH, then -2, -3 ...].")
     ] = None,
-    resume: Annotated[str | None, Parameter(help="Continue this interrupted run with its own settings.")] = None,
+    resume: Annotated[FileName | None, Parameter(help="Continue this interrupted run with its own settings.")] = None,
     overwrite: Overwrite = False,
     open: Annotated[bool, Parameter(help="Open the report in a browser at the end.")] = False,
     dry_run: Annotated[
@@ -181,7 +186,7 @@ def lr_range(
     path: Labeled,
     /,
     *,
-    out: Annotated[str | None, Parameter(help="Plot to write [default: runs/NAME-OF-PATH-lr-range.svg].")] = None,
+    out: Annotated[FileName | None, Parameter(help="Plot to write [default: runs/NAME-OF-PATH-lr-range.svg].")] = None,
     steps: Annotated[int, Parameter(help="Training steps.")] = 100,
     low: Annotated[float, Parameter(help="Learning rate of the first step.")] = 1e-6,
     high: Annotated[float, Parameter(help="Learning rate of the last step; stops earlier if the loss diverges.")] = 1.0,
@@ -242,7 +247,7 @@ def models(
 
 @app.command(group=TRAIN)
 def demo(
-    folder: Annotated[str | None, Parameter(help="Where to write the images [default: in the cache].")] = None,
+    folder: Annotated[FileName | None, Parameter(help="Where to write the images [default: in the cache].")] = None,
     /,
     *,
     out: Out = "runs/demo",
@@ -268,10 +273,12 @@ def demo(
 
 @app.command(group=UNDERSTAND)
 def scan(
-    path: Annotated[str, Parameter(help=IMAGES)],
+    path: Annotated[FileName, Parameter(help=IMAGES)],
     /,
     *,
-    report: Annotated[str | None, Parameter(help="Also write a page with plots and examples to this file.")] = None,
+    report: Annotated[
+        FileName | None, Parameter(help="Also write a page with plots and examples to this file.")
+    ] = None,
     settings: Annotated[ScanSettings, Flat] = ScanSettings(),
     common: CommonArgs = Common(),
 ) -> int:
@@ -365,14 +372,14 @@ def examine(
 
 @app.command(group=UNDERSTAND)
 def compare(
-    runs: Annotated[list[str], Parameter(help="Run directories; each is compared with the first.")],
+    runs: Annotated[list[FileName], Parameter(help="Run directories; each is compared with the first.")],
     /,
     *,
     part: Annotated[
         Literal["auto", "valid", "test"],
         Parameter(help="Part to compare on. auto: test if every run has one, else valid."),
     ] = "auto",
-    out: Annotated[str | None, Parameter(help="Also write a page with the images they disagree on.")] = None,
+    out: Annotated[FileName | None, Parameter(help="Also write a page with the images they disagree on.")] = None,
     seed: Annotated[int, Parameter(help="Random seed of the bootstrap.")] = 0,
     common: CommonArgs = Common(),
 ) -> int:
@@ -395,12 +402,12 @@ def compare(
 
 @app.command(name="compare-domains", group=UNDERSTAND)
 def compare_domains(
-    a: Annotated[str, Parameter(help="Images of the first domain; without B, a table with a column domain.")],
-    b: Annotated[str | None, Parameter(help="Images of the second domain.")] = None,
+    a: Annotated[FileName, Parameter(help="Images of the first domain; without B, a table with a column domain.")],
+    b: Annotated[FileName | None, Parameter(help="Images of the second domain.")] = None,
     /,
     *,
-    model: Annotated[str | None, Parameter(help="A run trained on A: also predict its accuracy on B.")] = None,
-    out: Annotated[str, Parameter(help="Page to write.")] = "domains.html",
+    model: Annotated[FileName | None, Parameter(help="A run trained on A: also predict its accuracy on B.")] = None,
+    out: Annotated[FileName, Parameter(help="Page to write.")] = "domains.html",
     unlabeled: Annotated[bool, Parameter(help="The folders of B are not classes.")] = False,
     settings: Annotated[DataSettings, Flat] = DataSettings(),
     common: CommonArgs = Common(),
@@ -422,7 +429,7 @@ def compare_domains(
 
 @app.command(group=UNDERSTAND)
 def report(
-    run: Annotated[str, Parameter(help="A run directory.")],
+    run: Annotated[FileName, Parameter(help="A run directory.")],
     /,
     *,
     format: Annotated[
@@ -444,7 +451,7 @@ def report(
 
 @app.command(group=UNDERSTAND)
 def runs(
-    folder: Annotated[str, Parameter(help="Folder that holds run directories.")] = "runs",
+    folder: Annotated[FileName, Parameter(help="Folder that holds run directories.")] = "runs",
     /,
     *,
     common: CommonArgs = Common(),
@@ -465,14 +472,15 @@ def runs(
 def predict(
     model: Model,
     images: Annotated[
-        list[str], Parameter(help="Files, folders, quoted patterns, tar or zip archives, or - for a list on stdin.")
+        list[FileName],
+        Parameter(help="Files, folders, quoted patterns, tar or zip archives, or - for a list on stdin."),
     ],
     /,
     *,
-    out: Annotated[str | None, Parameter(help="File to write: .csv, .jsonl or .parquet [default: print].")] = None,
+    out: Annotated[FileName | None, Parameter(help="File to write: .csv, .jsonl or .parquet [default: print].")] = None,
     top: Annotated[int, Parameter(help="Classes named per row.")] = 5,
     tta: Annotated[bool, Parameter(help="Test-time augmentation with horizontal flip (2x slower).")] = False,
-    explain: Annotated[str | None, Parameter(help="Save a heatmap per image to this folder.")] = None,
+    explain: Annotated[FileName | None, Parameter(help="Save a heatmap per image to this folder.")] = None,
     runtime: Annotated[
         Literal["auto", "openvino", "onnxruntime", "torch"],
         Parameter(help="What runs the network. auto: OpenVINO if installed, else torch."),
@@ -535,7 +543,7 @@ def export(
     /,
     *,
     to: Annotated[str, Parameter(help="; ".join(f"{name}: {target.help}" for name, target in TARGETS.items()) + ".")],
-    out: Annotated[str, Parameter(help=f"File to write: {', '.join(t.endings[0] for t in TARGETS.values())}.")],
+    out: Annotated[FileName, Parameter(help=f"File to write: {', '.join(t.endings[0] for t in TARGETS.values())}.")],
     check: Annotated[
         list[str] | None,
         Parameter(consume_multiple=True, help="Images to check with [default: the run's own held-out images]."),
@@ -579,7 +587,9 @@ def export(
 
 @app.command(group=USE)
 def serve(
-    models: Annotated[list[str], Parameter(help="Run or model folders, or NAME=FOLDER; the first answers /predict.")],
+    models: Annotated[
+        list[FileName], Parameter(help="Run or model folders, or NAME=FOLDER; the first answers /predict.")
+    ],
     /,
     *,
     settings: Annotated[ServeSettings, Flat] = ServeSettings(),
@@ -608,7 +618,7 @@ def serve(
 
 @app.command(name="app", group=TRAIN)
 def start(
-    folder: Annotated[str, Parameter(help="Where images/ and runs/ are, or will be.")] = ".",
+    folder: Annotated[FileName, Parameter(help="Where images/ and runs/ are, or will be.")] = ".",
     /,
     *,
     port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free one.")] = 8002,
@@ -678,7 +688,7 @@ def pull(
 
 @app.command(group=IMPROVE)
 def review(
-    run: Annotated[str, Parameter(help="A run directory of topwork fit.")],
+    run: Annotated[FileName, Parameter(help="A run directory of topwork fit.")],
     /,
     *,
     corrections: Annotated[
@@ -719,8 +729,10 @@ def review(
 
 @app.command(name="add-class", group=IMPROVE)
 def add_class(
-    model: Annotated[str, Parameter(help="The run directory that holds the model.")],
-    path: Annotated[str, Parameter(help="A folder of images of one new class, or a folder with one folder per class.")],
+    model: Annotated[FileName, Parameter(help="The run directory that holds the model.")],
+    path: Annotated[
+        FileName, Parameter(help="A folder of images of one new class, or a folder with one folder per class.")
+    ],
     /,
     *,
     out: Out,
@@ -747,7 +759,7 @@ def add_class(
 
 @app.command(group=IMPROVE)
 def adapt(
-    run: Annotated[str, Parameter(help="The run directory that holds the model.")],
+    run: Annotated[FileName, Parameter(help="The run directory that holds the model.")],
     target: Annotated[
         str, Parameter(help="Images of the new domain. Class folders are used to report, never to adapt.")
     ],
@@ -788,11 +800,11 @@ def adapt(
 @app.command(group=LEARN)
 def study(
     name: Annotated[str | None, Parameter(help="The study, such as normalization, scratch or augmentation.")] = None,
-    path: Annotated[str | None, Parameter(help="Labeled images; without it, shapes are drawn.")] = None,
+    path: Annotated[FileName | None, Parameter(help="Labeled images; without it, shapes are drawn.")] = None,
     /,
     *,
     list: Annotated[bool, Parameter(help="Say what each study teaches, what it costs and its source.")] = False,
-    out: Annotated[str, Parameter(help="Folder for the page, the numbers and the plots.")] = "runs/studies",
+    out: Annotated[FileName, Parameter(help="Folder for the page, the numbers and the plots.")] = "runs/studies",
     settings: Annotated[StudySettings, Flat] = StudySettings(),
     common: CommonArgs = Common(),
 ) -> int:
