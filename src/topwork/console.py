@@ -313,13 +313,13 @@ def _int8_cost(certificate: Any) -> str:
 def examination_lines(found: Any) -> list[str]:
     """What ``topwork examine`` found: findings in words, then the table of effects."""
     lines = [f"[{finding.kind}] {escape(finding.text)}" for finding in found.findings]
-    rows = [("as they are", percent_ci(found.unchanged.accuracy), "", "")]
+    rows = [("Unchanged", percent_ci(found.unchanged.accuracy), "", "")]
     rows += [
         (
             effect.title,
             percent_ci(effect.accuracy),
             f"{100 * effect.difference:+.1f}",
-            "clear" if effect.is_clear else "",
+            "significant" if effect.is_clear else "",
         )
         for effect in found.effects
     ]
@@ -414,7 +414,9 @@ def overview_lines(found: Any) -> list[str]:
             f"{family.family} {percent_ci({'value': family.balanced_accuracy, 'low': family.low, 'high': family.high})}"
             for family in strongest
         )
-        lines.append(f"Label told without the picture (guessing: {percent_ci(strongest[0].chance)}): {told}.")
+        lines.append(
+            f"Shortcut check: balanced accuracy from metadata alone (chance {percent_ci(strongest[0].chance)}): {told}."
+        )
     else:
         lines.append(f"Shortcuts: {found.shortcuts.reason}.")
     return lines
