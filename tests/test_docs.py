@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import topwork
-from topwork.cli import app
+from topwork.cli import app, plain_tokens
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
@@ -33,7 +33,7 @@ def test_there_are_commands_to_look_at():
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_a_command_of_the_docs_is_one_that_the_program_takes(page, line):
     tokens = shlex.split(line, comments=True)[1:]
-    app.parse_args(["(stdin)" if token == "-" else token for token in tokens], exit_on_error=False, print_error=False)
+    app.parse_args(plain_tokens(tokens), exit_on_error=False, print_error=False)
 
 
 def test_the_python_of_the_docs_uses_names_that_exist():
