@@ -35,6 +35,7 @@ from topwork.errors import UsageError
 from topwork.evaluation.predictions import Bools, Ints
 from topwork.evaluation.similarity import k_means, unit_rows
 
+_BLOCK = 8192  # rows whose distances are computed at a time
 _IMAGES_PER_CENTER = 8
 _LARGEST_CENTERS_PER_CLASS = 16
 _LARGEST_STORED_VALUES = 2_000_000  # 4 MB of float16, passed only where one center per class is more than that
@@ -119,8 +120,10 @@ def fit_unknown(
 
 
 def _distances(rows: NDArray[np.float32], centers: NDArray[np.float32]) -> NDArray[np.float32]:
+    scores = np.empty(len(rows), np.float32)
     with np.errstate(invalid="ignore"):
-        scores = 1 - (rows @ centers.T).max(axis=1)
+        for start in range(0, len(rows), _BLOCK):  # a million rows times 1,600 centers would be 6 GB
+            scores[start : start + _BLOCK] = 1 - (rows[start : start + _BLOCK] @ centers.T).max(axis=1)
     return np.asarray(np.where(np.isfinite(scores), scores, np.float32(np.inf)))
 
 

@@ -202,16 +202,17 @@ def _pairs_in_cells(points: Floats, least_cosine: float) -> tuple[NDArray[np.int
     index.train(points[:: max(1, len(points) // (40 * n_cells))])
     index.add(points)
     index.nprobe = _N_CELLS_SEARCHED
-    pairs: dict[tuple[int, int], float] = {}
+    keys, found = [], []
     for start in range(0, len(points), _BLOCK):
         cosines, near = index.search(points[start : start + _BLOCK], _N_NEIGHBORS + 1)
         rows, places = np.nonzero(cosines >= least_cosine)
-        for a, b, cosine in zip(
-            (rows + start).tolist(), near[rows, places].tolist(), cosines[rows, places].tolist(), strict=True
-        ):
-            if a != b:
-                pairs[min(a, b), max(a, b)] = cosine
-    return np.array([*pairs], np.int64).reshape(-1, 2), np.array([*pairs.values()], np.float32)
+        a, b = rows + start, near[rows, places]
+        keys.append(np.minimum(a, b) * len(points) + np.maximum(a, b))
+        found.append(cosines[rows, places])
+    pairs, first = np.unique(np.concatenate(keys), return_index=True)
+    pairs, cosines = np.stack(np.divmod(pairs, len(points)), 1), np.concatenate(found)[first]
+    others = pairs[:, 0] != pairs[:, 1]  # every row is its own closest
+    return pairs[others], cosines[others]
 
 
 def _closest(cosine: Floats, least_cosine: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -39,15 +39,18 @@ _WAYS = 4  # crop the second; crop it, the first mirrored; crop the first; crop 
 
 def rough_similarity(thumbs: Thumbs, pairs: Ints) -> Floats:
     """(M,) correlation of blurred thumbs or of their mirror images: quick, and sees over a crop, but not much more."""
-    gray = np.asarray(thumbs, np.float32)
+    if not len(pairs):
+        return np.empty(0, np.float32)
+    rows, places = np.unique(pairs, return_inverse=True)
     halve = np.repeat(np.eye(THUMB_SIDE // 2, dtype=np.float32), 2, axis=1) / 2
     fine, broad = (halve @ _blur_matrix(partial(_bell, sigma)) for sigma in (1.5, 5.0))
-    small = fine @ gray @ fine.T - broad @ gray @ broad.T
+    blocks = (np.asarray(thumbs[rows[start : start + 8192]], np.float32) for start in range(0, len(rows), 8192))
+    small = np.concatenate([fine @ gray @ fine.T - broad @ gray @ broad.T for gray in blocks])
     flat = [np.asarray(values.reshape(len(values), -1), np.float32) for values in (small, small[:, :, ::-1])]
     plain, mirrored = _unit(flat[0]), _unit(flat[1])
-    found = [np.empty(0, np.float32)]
+    found = []
     for start in range(0, len(pairs), 8192):
-        a, b = pairs[start : start + 8192].T
+        a, b = places.reshape(-1, 2)[start : start + 8192].T
         found.append(np.maximum((plain[a] * plain[b]).sum(1), (plain[a] * mirrored[b]).sum(1)))
     return np.concatenate(found)
 
