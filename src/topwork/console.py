@@ -431,6 +431,8 @@ def _size(facts: Any) -> str:
 
 def fit_lines(fitted: Any) -> list[str]:
     """What ``topwork fit`` made: images, figures of the held-out parts, the classes that do worst, what to do next."""
+    from topwork.evaluation.metrics import zero_shot_sentence  # numpy stays out of --help
+
     evaluation, manifest = fitted.evaluation, fitted.manifest
     lines = [
         f"{len(manifest.samples):,} images used, {len(manifest.rejects):,} rejected.",
@@ -442,6 +444,8 @@ def fit_lines(fitted: Any) -> list[str]:
         if f"{name}_without_leaks" in evaluation:  # the figure to trust comes first
             lines += part_lines(f"{name} without images that are also in train", evaluation[f"{name}_without_leaks"])
         lines += part_lines(name, evaluation[name])
+    if evaluation.get("zero_shot"):
+        lines.append(zero_shot_sentence(evaluation))
     if parts and "per_class" in evaluation[parts[-1]]:
         lines += ["", *class_lines(evaluation[parts[-1]]["per_class"])]
     if "test" not in evaluation:

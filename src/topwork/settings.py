@@ -59,7 +59,7 @@ def _setting(
         needs: values of other settings, the usual one first; without one of each, this setting has no effect.
         at_least, above, at_most, below: limits of numbers.
         parse: raises UsageError for a text that cannot be read.
-        packages: the optional package that a value needs, by value.
+        packages: the optional package that a value needs, by value; ``*`` for any value.
     """
     limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     limits = {words: limit for words, limit in limits.items() if limit is not None}
@@ -92,7 +92,8 @@ def check(settings: Any) -> None:
             asked = getattr(settings, other, None)
             if hasattr(settings, other) and (asked is None if values == ANY else asked not in values):
                 raise UsageError(f"{option} has no effect without {option_of(other, values[0])}.")
-        package = item.metadata.get("packages", {}).get(value)
+        packages = item.metadata.get("packages", {})
+        package = packages.get(value) or packages.get("*")
         if package is not None and importlib.util.find_spec(package) is None:
             raise UsageError(f"{option}: the package {package} is not installed (pip install {package}).")
 
@@ -369,6 +370,13 @@ class FitSettings(ClusterSettings, AnswerSettings, TuneSettings, NetworkSettings
         None, "Train on all domains but this one, and make it the test part: how well does it do on a new domain?"
     )
     near_duplicates: bool = _setting(True, "Look for near duplicates and keep them on one side of the split.")
+    zero_shot: str | None = _setting(
+        None,
+        "With a CLIP or SigLIP backbone: a prompt with {} for the class name, such as 'a photo of a {}.'; also measures the head "
+        "that the text tower makes of the class names, without training.",
+        parse=lambda text: check_prompt(text),
+        packages={"*": "transformers"},
+    )
     views: int = _setting(2, "Augmented views of each training image for the probe, when --augment is not none.")
 
 
@@ -509,6 +517,12 @@ def quote(word: str) -> str:
 
 def _octal(character: str) -> str:
     return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", "surrogateescape"))
+
+
+def check_prompt(text: str) -> None:
+    """Raises UsageError for a prompt that does not say where the class name goes."""
+    if "{}" not in text:
+        raise UsageError(f"--zero-shot {text!r:.80}: needs {{}} for the class name, such as 'a photo of a {{}}.'")
 
 
 def learning_rates(text: str) -> tuple[float, float]:

@@ -20,11 +20,12 @@ from topwork.data.split import Split, n_train_of, rarest_labels
 from topwork.errors import UsageError
 from topwork.evaluation.calibration import fit_temperature, fit_thresholds
 from topwork.evaluation.decisions import count_outcomes, fit_ambiguous, fit_positive, too_few_sentence
-from topwork.evaluation.metrics import evaluate_held_out, leak_sentence
+from topwork.evaluation.metrics import evaluate_held_out, evaluate_part, headline, leak_sentence
 from topwork.evaluation.predictions import Predictions, predict_features, sigmoid, softmax
 from topwork.evaluation.unknown import UnknownDetector, fit_unknown
 from topwork.features.probe import Probe
 from topwork.models.classifier import Classifier
+from topwork.models.head import LinearHead
 from topwork.progress import Reporter, Stopwatch
 from topwork.settings import FitSettings
 from topwork.text import canonical, escape
@@ -32,7 +33,7 @@ from topwork.text import canonical, escape
 if TYPE_CHECKING:
     from topwork.training.finetune import TunedClassifier
 
-ONLY_ONE_LABEL = {"balance": "auto", "target_precision": None, "positive": None}
+ONLY_ONE_LABEL = {"balance": "auto", "target_precision": None, "positive": None, "zero_shot": None}
 """Settings that need exactly one label per image, with their defaults."""
 
 
@@ -182,6 +183,22 @@ def evaluate_parts(
         rows = [row for row in predictions[name].sample_indices.tolist() if row in leaked]
         leaks["pairs"] = [[manifest.samples[row].path, manifest.samples[leaked[row]].path] for row in rows]
     return found | parameters_of(classifier)
+
+
+def zero_shot_accuracy(data: PreparedData, head: LinearHead, evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Accuracy of a head that saw no training image, on the images of the headline; None if nothing was held out."""
+    found = headline(evaluation)
+    if found is None:
+        return None
+    name, figures = found
+    rows = data.parts.parts()[name]
+    if f"{name}_without_leaks" in evaluation:
+        rows = rows[~np.isin(rows, list(dict(data.parts.leaks)))]
+    classes = data.manifest.classes
+    logits = head.logits(data.features.blocks(head.transform.blocks, rows))
+    measured = evaluate_part(Predictions(classes, rows, data.labels[rows], logits), n_resamples=0).as_dict()
+    assert measured["n"] == figures["n"], "the same images as the classifier's"
+    return {"prompt": data.settings.zero_shot, "part": name, "n": measured["n"], "accuracy": measured["accuracy"]}
 
 
 def leak_notes(evaluation: Mapping[str, Any]) -> list[str]:

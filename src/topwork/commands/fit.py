@@ -12,17 +12,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topwork.commands.assess import Assessed, assess, check_labels, check_positive
+from topwork.commands.assess import Assessed, assess, check_labels, check_positive, zero_shot_accuracy
 from topwork.commands.prepare import PreparedData, embedder_of, fitted_probe, prepare_data, timing, with_answers
 from topwork.data.augment import pipeline
 from topwork.data.remote import absolute
 from topwork.evaluation.analysis import AnalysisInputs, analyze
+from topwork.features.backbone_selection import names_of
 from topwork.features.blas import few_threads
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import best_device, compiled_form
 from topwork.features.probe import Probe
 from topwork.features.views import Probed
 from topwork.models.classifier import Classifier
+from topwork.models.text_tower import text_model, zero_shot_head
 from topwork.progress import Reporter, Stopwatch, default_reporter
 from topwork.run import (
     Run,
@@ -84,11 +86,18 @@ def fit(
     best_device(settings.device)
     pipeline("none" if settings.augment == "auto" else settings.augment)
     check_labels(settings)
+    if settings.zero_shot is not None:
+        for name in names_of(settings.backbone):
+            text_model(name)
     wanted = asked(path, settings)
     with run_folder(folder, overwrite, wanted) as work:
         write_json(work / "settings.json", wanted)
         data = prepare_data(path, settings, clock, reporter)
         check_positive(settings, data.manifest.classes)
+        by_names = None
+        if settings.zero_shot is not None:
+            with clock("zero_shot"):
+                by_names = zero_shot_head(data.backbone, data.manifest.classes, settings.zero_shot)
         if data.choice is not None:  # what is resumed must not choose again: rates differ from time to time
             write_json(work / "settings.json", wanted | {"backbones": data.choice.as_dict()})
         n_values = len(data.manifest.samples) * data.backbone.n_features
@@ -103,6 +112,8 @@ def fit(
         evaluation = assessed.evaluation
         if tuned is not None:
             evaluation |= {"n_parameters": tuned.n_parameters, "n_trainable": tuned.n_trainable}
+        if by_names is not None:
+            evaluation |= {"zero_shot": zero_shot_accuracy(data, by_names, evaluation)}
         classifier = replace(
             assessed.classifier, provenance=provenance(data.manifest, data.parts, evaluation, settings)
         )

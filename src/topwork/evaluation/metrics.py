@@ -39,7 +39,7 @@ from topwork.evaluation.intervals import (
     wilson,
 )
 from topwork.evaluation.predictions import Bools, Ints, Predictions
-from topwork.text import count, decimal, percent, percent_ci
+from topwork.text import count, decimal, percent, percent_ci, quoted
 
 TOP_K = 5
 LARGEST_DENSE_CONFUSION = 2_000
@@ -486,6 +486,15 @@ def leak_sentence(name: str, evaluation: Mapping[str, Any]) -> str:
         return f"{text} Nothing is left without {them}, so the metrics of {name} say little about new images."
     with_all, without = percent_ci(evaluation[name]["accuracy"]), percent_ci(clean["accuracy"])
     return f"{text} Accuracy without {them}: {without}; with {them}: {with_all}."
+
+
+def zero_shot_sentence(evaluation: Mapping[str, Any]) -> str:
+    """What the text tower answers without training; empty if that was not asked for."""
+    found = evaluation.get("zero_shot")
+    if not found:
+        return ""
+    text = f"Zero-shot accuracy with the prompt {quoted(found['prompt'], 80)}: {percent_ci(found['accuracy'])}"
+    return f"{text}, on the same {count(found['n'], 'image')} of {found['part']}."
 
 
 def _sorted(predictions: Predictions) -> Predictions:

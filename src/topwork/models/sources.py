@@ -328,7 +328,7 @@ def _filled(network: Any, state: dict[str, Any], path: Path) -> Any:
 @cache
 def well_known() -> dict[str, str]:
     """Names that transformers, torch.hub and torchvision have, in lower case, to timm's names of the same weights."""
-    return _meta() | _siglip_and_clip() | _others() | _torchvision()
+    return _meta() | siglip_and_clip() | _others() | _torchvision()
 
 
 def _meta() -> dict[str, str]:
@@ -353,7 +353,8 @@ def _meta() -> dict[str, str]:
     return names
 
 
-def _siglip_and_clip() -> dict[str, str]:
+def siglip_and_clip() -> dict[str, str]:
+    """Networks that were trained with a text tower; the keys are names of the Hugging Face Hub."""
     names: dict[str, str] = {}
     shapes = {"base-patch16": (224, 256, 384, 512), "large-patch16": (256, 384), "so400m-patch14": (224, 384)}
     for version, tag in (("siglip", "webli"), ("siglip2", "v2_webli")):

@@ -14,7 +14,7 @@ from topwork.blocks import Bar, Block, Figure, Figures, Fold, Share, Special, Te
 from topwork.evaluation.advice import Advice
 from topwork.evaluation.analysis import advice_of
 from topwork.evaluation.compare import SIGNIFICANCE
-from topwork.evaluation.metrics import metrics_of
+from topwork.evaluation.metrics import metrics_of, zero_shot_sentence
 from topwork.report.pictures import Album
 from topwork.report.run_data import Record
 from topwork.text import count, decimal, escape, percent, points, quoted
@@ -146,7 +146,7 @@ def sentences(record: Record) -> list[str]:
     if part is None:
         missing = "There is no test or validation part, so the accuracy is unknown."
         return [_trained(record), missing, "Next: run fit again with --test-fraction 0.2 to hold out some images."]
-    said = [_trained(record), _leaked(record, part), _perfect(record, part)]
+    said = [_trained(record), _leaked(record, part), _perfect(record, part), zero_shot_sentence(record.evaluation)]
     if record.manifest.multi_label:
         said.append(_weakest_label(record, part))
     else:
