@@ -92,6 +92,10 @@ def test_the_script_needs_nothing_of_topwork(runs, images, tmp_path):
     assert answer.label in done.stdout.splitlines()[1]
 
 
+def test_missing_folders_of_out_are_made(runs, images, tmp_path):
+    assert exported(runs["plain"], "onnx", tmp_path / "not" / "yet", check=images[:1]).exported.is_file()
+
+
 def test_the_script_names_what_it_cannot_read(runs, images, tmp_path):
     made = exported(runs["plain"], "onnx", tmp_path)
     (tmp_path / "broken.jpg").write_bytes(b"no image")

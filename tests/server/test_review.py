@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,20 @@ def test_what_was_confirmed_survives_a_kill(page: Page, run: Path) -> None:
 
 
 @pytest.mark.browser
+def test_a_decision_on_a_full_disk_is_refused_and_the_next_one_counts(page: Page) -> None:
+    pid, size = page.served.process.pid, page.corrections.stat().st_size
+    for n_free in (0, 10):  # nothing fits, half a line fits
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size + n_free, resource.RLIM_INFINITY))
+        status, answer = page.post(page.decision())
+        assert (status, page.corrections.stat().st_size) == (507, size)
+        assert "c.csv: cannot be written" in answer["error"]
+        assert page.served.ask("GET", "/items")[0] == 200
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    status, answer = page.post(page.decision(1))
+    assert (status, answer["tally"]["kept"]) == (200, 1)
+    assert len(read_corrections(page.corrections).standing) == 1
+
+
 def test_a_person_goes_through_the_labels_and_fits_again(browser: Any, page: Page, run: Path) -> None:
     trouble: list[str] = []
     contexts = [browser.new_context(viewport={"width": 1280, "height": 900})]

@@ -185,7 +185,7 @@ class Journal:
             locked(path, "another review has it open. End that one, or name another --corrections.")
         )
         try:
-            self._file = open(path, "a+b")  # noqa: SIM115 - open for its life
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - open for its life
             self.corrections = self._begin()
         except OSError as error:
             self.close()
@@ -236,8 +236,9 @@ class Journal:
         self._lock.close()
 
     def _write(self, text: str) -> None:
-        self._file.write(text.encode("utf-8", "surrogateescape"))
-        self._file.flush()
+        data = text.encode("utf-8", "surrogateescape")
+        while data:  # without a buffer, which would keep what a full disk refused and write it later
+            data = data[self._file.write(data) :]
         os.fsync(self._file.fileno())
 
 
