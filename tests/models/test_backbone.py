@@ -153,3 +153,13 @@ def test_the_digest_sees_names_values_and_types():
     state = {"a": np.zeros(2, np.float32)}
     others = [{"b": state["a"]}, {"a": np.ones(2, np.float32)}, {"a": np.zeros(2, np.float64)}]
     assert len({weights_digest(s) for s in [state, *others]}) == 4
+
+
+def test_cached_weights_that_are_damaged_are_prepared_again(tmp_path):
+    sound = load_backbone("random:test_efficientnet", cache=tmp_path)
+    path = sound.folder / "model.safetensors"
+    data = path.read_bytes()
+    for damaged in (data[: len(data) // 2], data[:-1] + bytes([data[-1] ^ 1]), b""):
+        path.write_bytes(damaged)
+        assert load_backbone("random:test_efficientnet", cache=tmp_path).weights_digest == sound.weights_digest
+        assert path.read_bytes() == data

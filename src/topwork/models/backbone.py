@@ -12,6 +12,7 @@ import inspect
 import json
 import sys
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -241,8 +242,9 @@ def _found(prepared: Backbone | None, folder: Path) -> Backbone:
 def _read_prepared(name: str, folder: Path) -> Backbone | None:
     try:
         facts = json.loads((folder / _PREPARED).read_text())
-        if facts["format"] != FORMAT or not (folder / WEIGHTS).is_file():
-            return None
+        crc = _crc32(folder / WEIGHTS)
+        if facts["format"] != FORMAT or facts.get("weights_crc32", crc) != crc:
+            return None  # damaged: it is prepared again
         return Backbone(
             name=name,
             architecture=facts["architecture"],
@@ -261,6 +263,14 @@ def _read_prepared(name: str, folder: Path) -> Backbone | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _crc32(path: Path) -> int:
+    with open(path, "rb") as file:
+        crc = 0
+        while chunk := file.read(1 << 20):
+            crc = zlib.crc32(chunk, crc)
+    return crc
 
 
 def adopt_weights(
@@ -320,6 +330,7 @@ def _write_prepared(network: Any, folder: Path, like: Backbone | None = None) ->
     try:
         with atomic_folder(folder) as partial:
             save_file(state, partial / WEIGHTS)
+            facts["weights_crc32"] = _crc32(partial / WEIGHTS)
             (partial / _PREPARED).write_text(json.dumps(facts, indent=1))
     except TopworkError:
         if not (folder / _PREPARED).is_file():  # otherwise another process was faster
