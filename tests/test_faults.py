@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import subprocess
@@ -63,6 +64,42 @@ def test_a_full_disk_is_named_and_the_old_run_stays_whole(data, run, tmp_path, m
     assert "\n" not in text
     assert contents(run) == before
     fit(data, tmp_path / "after", SETTINGS)  # once there is space, nothing that was left behind is in the way
+
+
+def answers(folder: Path) -> tuple[bytes, dict[str, object]]:
+    """What a run answers: its logits, and its figures without times."""
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    return (folder / "predictions.parquet").read_bytes(), {
+        key: evaluation[key] for key in evaluation if key != "timing"
+    }
+
+
+def flipped(data: bytes) -> bytes:
+    """One bit in every hundredth byte is another."""
+    changed = bytearray(data)
+    changed[50::100] = bytes(byte ^ 0x40 for byte in changed[50::100])
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flipped,
+        pytest.param(lambda data: data[: len(data) // 2], id="half", marks=pytest.mark.slow),
+        pytest.param(lambda data: b"", id="empty", marks=pytest.mark.slow),
+    ],
+)
+def test_a_damaged_cache_changes_no_answer_of_a_fit(data, tmp_path, monkeypatch, damage):
+    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path / "cache"))
+    fit(data, tmp_path / "run", SETTINGS)
+    before = answers(tmp_path / "run")
+    for part in ("facts", "traits", "features", "backbones"):
+        files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and f"/{part}" in path.as_posix()]
+        assert files
+        for path in files:
+            path.write_bytes(damage(path.read_bytes()))
+        fit(data, tmp_path / part, SETTINGS)
+        assert answers(tmp_path / part) == before, part
 
 
 @pytest.mark.slow
