@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.layouts import LAYOUTS, Labeled, add, folders, read_folders, saved_dataset_dict, tar, zipped
+from data.layouts import LAYOUTS, Labeled, add, folders, hub_table, read_folders, saved_dataset_dict, tar, zipped
 from drawing import draw_folders
 from topwork.data.layouts import Found, arrange
 from topwork.data.listing import list_data
 from topwork.data.manifest import scan
-from topwork.data.patterns import label_taker, limited
+from topwork.data.patterns import label_taker, limited, regex_for_names
 from topwork.data.samples import Entry, Listing, Reject, Rules
 from topwork.data.split import split, split_record
 from topwork.errors import UsageError
@@ -246,3 +247,57 @@ def test_a_hostile_archive_leads_nowhere(images, tmp_path) -> None:
     assert reasons["disc/good.jpg"] == "the name is used twice in the archive"
     assert len(manifest.rejects) == 9
     assert [one.name for one in tmp_path.iterdir()] == ["evil.tar"]
+
+
+def test_a_folder_of_annotations_is_no_class(images, tmp_path) -> None:
+    folders(images, tmp_path)
+    (tmp_path / "Annotations").mkdir()
+    for number in range(5):
+        (tmp_path / "Annotations" / f"{number}.xml").write_text("<annotation/>")
+    listing = list_data(tmp_path)
+    assert listing.class_names == ("disc", "square")
+    assert Reject("Annotations/", "5 files beside the class folders") in listing.rejects
+    (tmp_path / "Annotations" / "image").write_bytes(b"abc")  # images may lack an ending
+    assert list_data(tmp_path).class_names == ("Annotations", "disc", "square")
+
+
+def test_a_folder_of_annotations_and_one_of_images_are_no_classes(images, tmp_path) -> None:
+    for name in ("JPEGImages", "Annotations"):
+        (tmp_path / name).mkdir()
+    for number, data in enumerate(images["disc"].values()):
+        (tmp_path / "JPEGImages" / f"{number}.jpg").write_bytes(data)
+        (tmp_path / "Annotations" / f"{number}.xml").write_text("<annotation/>")
+    with pytest.raises(UsageError, match=r"no (images in )?class folders"):
+        list_data(tmp_path)
+
+
+def test_a_folder_of_parquet_files_as_the_hub_keeps_them(images, reference, tmp_path) -> None:
+    parts = {"train-00000-of-00002": 0, "train-00001-of-00002": 1, "test-00000-of-00001": 2}
+    (tmp_path / "data").mkdir()
+    for name, number in parts.items():
+        own = {label: dict(list(files.items())[number::3]) for label, files in images.items()}
+        pq.write_table(hub_table(own), tmp_path / "data" / f"{name}.parquet", row_group_size=3)
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    manifest = scan(tmp_path)
+    assert manifest.digest == reference.digest
+    assert {(s.path.split("/")[1].split("-")[0], s.part) for s in manifest.samples} == {
+        ("train", "train"),
+        ("test", "test"),
+    }
+    for row, sample in enumerate(manifest.samples):
+        assert len(manifest.read(row)) == sample.n_bytes
+    assert not manifest.n_failed
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["cat.1.jpg", "cat.2.jpg", "dog.1.jpg"], ["cat", "cat", "dog"]),
+        (["great_dane_3.jpg", "great_dane_4.jpg", "pug (1).jpg"], ["great_dane", "great_dane", "pug"]),
+        (["train/0_cat.png", "train/1_cat.png", "train/2_pick-up.png"], ["cat", "cat", "pick-up"]),
+        (["1.jpg", "2.jpg", "3.jpg"], None),
+    ],
+)
+def test_the_pattern_in_file_names_is_proposed(names, labels) -> None:
+    pattern = regex_for_names(names)
+    assert (pattern and [label_taker(pattern)(name) for name in names]) == labels

@@ -46,6 +46,7 @@ _UNLABELED_NAMES = {"pred", "predict", "prediction", "unlabeled", "unlabelled"}
 # A folder of such a name holds images, but says nothing about what is on them.
 CONTAINER_NAMES = {
     "images",
+    "jpegimages",
     "image",
     "imgs",
     "img",
@@ -61,6 +62,21 @@ CONTAINER_NAMES = {
 _IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".dcm",
 )  # fmt: skip
+_NOTE_ENDINGS = (
+    ".xml",
+    ".txt",
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".tsv",
+    ".yaml",
+    ".yml",
+    ".md",
+    ".html",
+    ".pdf",
+    ".py",
+    ".ipynb",
+)
 _OUTSIDE = "not in a class folder"
 
 
@@ -293,7 +309,8 @@ def _by_folder(root: Path, found: Found, tree: Folder, places: list[Place], asid
     entries: list[Entry] = []
     rejects = list(found.rejects)
     outside: Counter[str] = Counter()
-    left_out = sorted([*aside, *copies], key=lambda folder: -len(folder.name))
+    notes_only = _folders_of_notes(found.files, [place.folder for place in labeled])
+    left_out = sorted([*aside, *copies, *notes_only], key=lambda folder: -len(folder.name))
     for name in found.files:
         folder = next((folder.name for folder in left_out if name.startswith(folder.name)), None)
         if folder is not None:
@@ -309,7 +326,10 @@ def _by_folder(root: Path, found: Found, tree: Folder, places: list[Place], asid
     rejects += [
         Reject(name, f"{count(n, 'file')} beside the class folders", expected=True) for name, n in outside.items()
     ]
-    class_names = {name for place in labeled for name, child in place.folder.children.items() if child not in copies}
+    no_classes = [*copies, *notes_only]
+    class_names = {
+        name for place in labeled for name, child in place.folder.children.items() if child not in no_classes
+    }
     notes = [
         *_notes_on_nesting(nested),
         *_notes_on_parts(root, places, labeled, outside),
@@ -317,6 +337,19 @@ def _by_folder(root: Path, found: Found, tree: Folder, places: list[Place], asid
     ]
     layout = "parts" if places[0].part or inner_parts else "folders"
     return make_listing(root, layout, entries, class_names, rejects, notes)
+
+
+def _folders_of_notes(files: Iterable[str], places: Iterable[Folder]) -> list[Folder]:
+    """The folders where class folders are that hold nothing but texts, such as annotations; images may have any ending."""
+    places = list(places)
+    folders = {child.name: child for place in places for child in place.children.values() if not child.n_images}
+    seen: dict[str, bool] = {}
+    for name in files if folders else ():
+        place = next((place.name for place in places if name.startswith(place.name)), "")
+        folder = f"{place}{name.removeprefix(place).partition('/')[0]}/"
+        if folder in folders:
+            seen[folder] = seen.get(folder, True) and name.lower().endswith(_NOTE_ENDINGS)
+    return [folders[name] for name, are_notes in seen.items() if are_notes]
 
 
 def _has_classes(place: Place) -> bool:

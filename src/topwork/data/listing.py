@@ -98,7 +98,8 @@ def _list(source: Path, rules: Rules) -> Listing:
     if stat.S_ISDIR(mode):
         if hub.is_saved_dataset(source):
             return hub.list_saved_dataset(source, rules)
-        return _list_names(source, _found_below(source), rules)
+        found = _found_below(source)
+        return _list_parquets(source, found, rules) or _list_names(source, found, rules)
     if stat.S_ISREG(mode) and source.suffix.lower() == ".npz":
         return arrays.list_arrays(source, rules)
     if stat.S_ISREG(mode) and source.suffix.lower() in ENDINGS:
@@ -113,6 +114,25 @@ def _list(source: Path, rules: Rules) -> Listing:
         f"{escape(str(source))}: neither a folder, a tar or zip archive, nor a table ({', '.join(ENDINGS)}, .npz). "
         "Give a folder with one folder per class, or a table with the columns path and label."
     )
+
+
+def _list_parquets(root: Path, found: Found, rules: Rules) -> Listing | None:
+    """A folder of Parquet files that hold the images, as the Hugging Face hub keeps data sets; None if it is none.
+
+    A file stands for the part that its name says: ``data/train-00000-of-00004.parquet``.
+    """
+    names = [name for name in found.files if name.lower().endswith(".parquet")]
+    if not names or any(map(looks_like_image, found.files)):
+        return None
+    names = [name for name in names if embedded.holds_images(root / name)]
+    entries, rejects, notes = [], list(found.rejects), []
+    for name in names:
+        part = layouts.part_of_name(name)
+        listed = embedded.list_embedded(root / name, rules)
+        entries += [replace(one, path=f"{name}/{one.path}", part=one.part or part) for one in listed.entries]
+        rejects += [replace(one, path=f"{name}/{one.path}") for one in listed.rejects]
+        notes += listed.notes
+    return layouts.make_listing(root, "table", entries, set(), rejects, notes) if names else None
 
 
 def _list_remote(source: Path, rules: Rules) -> Listing:
@@ -448,4 +468,7 @@ def _reader(root: Path, is_folder: bool) -> Callable[[Path, str], bytes]:
 
 
 def _read_below(root: Path, path: str) -> bytes:
+    file, ending, row = path.partition(".parquet/")
+    if ending and (parquet := root / f"{file}.parquet").is_file():
+        return embedded.read_row(parquet, row)
     return read_regular_file(root / path)

@@ -17,12 +17,17 @@ from topwork.text import escape
 
 
 def regex_for_names(names: Sequence[str]) -> str | None:
-    r"""A pattern for ``--label-regex`` if file names look like ``cat.12.jpg`` or ``great_dane_3.jpg``; else None."""
-    pattern = r"^(.*?[^\W\d_])[ ._-]*\(?\d+\)?\.\w+$"
+    r"""A pattern for ``--label-regex`` if file names look like ``cat.12.jpg``, ``great_dane_3.jpg`` or ``3_cat.png``; else None."""
+    return next((pattern for pattern in _NAME_PATTERNS if _finds_labels(pattern, names)), None)
+
+
+_NAME_PATTERNS = (r"^(.*?[^\W\d_])[ ._-]*\(?\d+\)?\.\w+$", r"^\d+[ ._-]+([^\W\d_].*)\.\w+$")
+
+
+def _finds_labels(pattern: str, names: Sequence[str]) -> bool:
     labels = Counter(match[1] for name in names if (match := re.match(pattern, name.rsplit("/", 1)[-1])))
     n_matched = sum(labels.values())
-    is_usual = 2 <= len(labels) <= max(2, n_matched / 3) and 2 * n_matched > len(names)
-    return pattern if is_usual else None
+    return 2 <= len(labels) <= max(2, n_matched / 3) and 2 * n_matched > len(names)
 
 
 def label_taker(pattern: str) -> Callable[[str], str | None]:
