@@ -334,7 +334,7 @@ def test_parts_in_other_languages(names: tuple[str, str, str], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("data/train-00000.parquet", "name it: topwork fit"),
+        ("data/train-00000.parquet", "cannot be read as Parquet"),
         ("inner.zip", "unpack it"),
         ("labels.xlsx", "save it as CSV"),
     ],

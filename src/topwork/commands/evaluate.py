@@ -177,9 +177,10 @@ def _near(
     both = replace(manifest, samples=(*(manifest.samples[row] for row in rows.tolist()), *trained))
     last = store.load([sample.content_hash for sample in trained], "last")
     space = FeatureSpace.of(np.concatenate([features.block("last", rows), last]))
-    every, thumbs = np.arange(len(both.samples)), both.traits().thumbs
+    thumbs = both.traits().thumbs
     labels = [sample.label for sample in both.samples]
-    found = search(space, thumbs, labels, calibrate(both, every, space, thumbs, embedder))
+    measured = calibrate(manifest, rows, space, thumbs, embedder)  # on copies of the images that are here for certain
+    found = search(space, thumbs, labels, measured)
     return sorted({int(rows[pair.a]) for pair in found.pairs if pair.a < len(rows) <= pair.b})
 
 

@@ -59,7 +59,6 @@ _NOT_OPENED = {
     ".zip": "an archive inside; unpack it first",
     ".tar": "an archive inside; unpack it first",
     ".gz": "an archive inside; unpack it first",
-    ".parquet": "if it holds images, name it: topwork fit .../FILE.parquet",
     ".xlsx": "a spreadsheet; save it as CSV",
 }
 

@@ -285,7 +285,7 @@ def calibrate(
     """Makes copies of some images and measures how close they are to their originals.
 
     Args:
-        rows: manifest rows of the points and thumbs.
+        rows: manifest rows of the first points and thumbs; copies are made of some of these images.
     """
     chosen = np.linspace(0, len(rows) - 1, min(N_COPIED, len(rows))).astype(int)  # hashes are in random order
     places = np.unique(chosen).tolist()
