@@ -124,7 +124,8 @@ def _list_parquets(root: Path, found: Found, rules: Rules) -> Listing | None:
     if not names or any(map(looks_like_image, found.files)):
         return None
     names = [name for name in names if embedded.holds_images(root / name)]
-    entries, rejects, notes = [], list(found.rejects), []
+    entries, rejects = [], list(found.rejects)
+    notes: list[str] = []
     for name in names:
         part = layouts.part_of_name(name)
         listed = embedded.list_embedded(root / name, rules)
