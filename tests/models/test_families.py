@@ -12,7 +12,6 @@ import torch
 
 from topwork.errors import UsageError
 from topwork.features.engine import MAX_STAGES, feature_network, feature_stages, load_engine
-from topwork.features.feature_maps import TorchNetwork
 from topwork.models.backbone import load_backbone
 from topwork.models.classifier import Classifier, load_classifier, save_classifier
 from topwork.models.head import FeatureTransform, HeadSpec, LinearHead
@@ -34,17 +33,19 @@ SLOW = (
     "vit_base_patch32_clip_224@64", "beit_base_patch16_224@64", "flexivit_small@64", "swinv2_tiny_window8_256@64",
     "swinv2_cr_tiny_ns_224@64", "convnextv2_atto@64", "mobilenetv4_conv_small@64", "mobilenetv3_small_050@64",
     "efficientnet_b0@64", "tf_efficientnet_lite0@64", "resnet18@64", "resnetv2_50@64", "regnetx_002@64", "vgg11@64",
-    "densenet121@64", "inception_v3@128", "xception41@64", "mixer_s32_224", "resmlp_12_224@64", "repvit_m0_9@64",
+    "densenet121@64", "inception_v3@128", "xception41@64", "mixer_s32_224", "resmlp_12_224", "repvit_m0_9@64",
     "efficientformer_l1", "efficientformerv2_s0", "swiftformer_xs", "efficientvit_m0", "efficientvit_b0@64", "shvit_s1@64",
     "iformer_t@64", "caformer_s18@64", "poolformerv2_s12@64", "volo_d1_224", "crossvit_tiny_240", "coat_lite_tiny@64",
-    "tiny_vit_5m_224@64", "mvitv2_tiny@64", "pit_ti_224@64", "tnt_s_legacy_patch16_224@64", "twins_svt_small@64",
-    "hrnet_w18_small@64", "nest_tiny@64", "cait_xxs24_224@64", "convit_tiny@64", "davit_tiny@64", "dla34@64",
+    "tiny_vit_5m_224@64", "mvitv2_tiny@64", "pit_ti_224", "tnt_s_legacy_patch16_224@64", "twins_svt_small@64",
+    "hrnet_w18_small@64", "nest_tiny", "cait_xxs24_224", "convit_tiny", "davit_tiny@64", "dla34@64",
     "edgenext_xx_small@64", "fastvit_t8@64", "focalnet_tiny_srf@64", "gcvit_xxtiny", "ghostnet_050@64", "hgnetv2_b0@64",
     "hiera_tiny_224", "inception_next_atto@64", "mobilevit_xxs@64", "nextvit_small@64", "pvt_v2_b0@64", "rexnet_100@64",
     "starnet_s1@64", "visformer_tiny", "xcit_nano_12_p16_224@64", "mobileone_s0@64", "repvgg_a0@64",
     "ese_vovnet19b_slim@64",
 )  # fmt: skip
 OTHER_HEADS = ("volo", "crossvit")  # they combine their classifiers in ways that a linear head cannot be written as
+# OpenVINO does not convert the first; the others' features differ from torch's by a cosine below LEAST_COSINE with random weights
+BY_TORCH = ("densenet121", "efficientnet_b0", "inception_v3", "nextvit_small", "mobileone_s0")
 FAMILIES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
@@ -68,7 +69,10 @@ def expected(backbone, images):
 
 def test_the_engine_gives_torchs_features_for_any_number_of_images(backbone, images, expected):
     last, stages = expected
-    engine = load_engine(backbone, "openvino", "f32")
+    engine = load_engine(backbone, "auto", "f32", "cpu")
+    by_torch = backbone.architecture in BY_TORCH
+    assert engine.kind == ("torch" if by_torch else "openvino")
+    assert by_torch == ("using torch (slower)" in (engine.note or ""))
     assert last.shape == (17, backbone.n_features)
     assert len(feature_stages(backbone)) <= MAX_STAGES
     for n in (1, 3, 17):
@@ -111,8 +115,9 @@ def test_a_saved_classifier_is_a_timm_model_and_answers_alike(backbone, images, 
     save_classifier(classifier, tmp_path / "model", None, "card")
     wanted = head.logits({"last": expected[0], "stages": expected[1]})[:2]
     loaded = load_classifier(tmp_path / "model")
-    again = loaded.head.logits({"last": TorchNetwork(loaded.backbone).run(images[:2]).blocks["last"]})
-    np.testing.assert_allclose(again, wanted, atol=2e-2 * wanted.std())
+    with torch.inference_mode():  # not through float16: random weights give some networks features beyond its range
+        again = loaded.head.logits({"last": feature_network(loaded.backbone)(torch.from_numpy(images[:2]))[0].numpy()})
+    np.testing.assert_allclose(again, wanted, atol=1e-3 * wanted.std())
     assert loaded.is_timm == (not backbone.architecture.startswith(OTHER_HEADS))
     if loaded.is_timm:
         network = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
@@ -130,7 +135,8 @@ def test_the_last_two_stages_are_half_of_a_transformer_and_of_a_convolutional_ne
     assert len(stages) == n_stages
 
 
-def test_a_size_that_a_network_does_not_take_is_named():
-    backbone = load_backbone("random:test_vit")
-    with pytest.raises(UsageError, match="--size 70"):
-        backbone.with_spec(height=70, width=70).module()
+@pytest.mark.parametrize(("name", "side"), [("test_vit", 70), ("convit_tiny", 64)])
+def test_a_size_that_a_network_does_not_take_is_named(name, side):
+    backbone = load_backbone(f"random:{name}")
+    with pytest.raises(UsageError, match=f"--size {side}"):
+        backbone.with_spec(height=side, width=side).module()

@@ -110,8 +110,10 @@ class Backbone:
         ours = network.state_dict()
         wanted = [name for name in ours if not is_inside(name, [self.classifier_name])]
         if any(name in state and state[name].shape != ours[name].shape for name in wanted):
-            state = _resized(state, network)
+            state = _resized(state, network, self.architecture)
         wrong = [name for name in wanted if name not in state or state[name].shape != ours[name].shape]
+        if wrong and self._is_resized:
+            raise self._wrong_size(f"{wrong[0]} would have another shape")
         if wrong:
             raise ModelError(f"{self.folder / WEIGHTS}: does not fit {self.architecture}: {wrong[0]}")
         fitting = {name: state[name] for name in ours if name in state and state[name].shape == ours[name].shape}
@@ -149,7 +151,7 @@ class Backbone:
     def _is_resized(self) -> bool:
         return (self.spec.height, self.spec.width) != tuple(self.pretrained_cfg["input_size"][1:])
 
-    def _wrong_size(self, error: Exception) -> UsageError:
+    def _wrong_size(self, error: Exception | str) -> UsageError:
         native = self.pretrained_cfg["input_size"][1]
         reason = (str(error).strip().splitlines() or [""])[0][:160]
         return UsageError(
@@ -382,14 +384,16 @@ def _is_map(output: Any) -> bool:
     return getattr(value, "ndim", 0) in (3, 4) and int(value.shape[0]) == 2
 
 
-def _resized(state: dict[str, Any], network: Any) -> dict[str, Any]:
+def _resized(state: dict[str, Any], network: Any, architecture: str) -> dict[str, Any]:
     """Position embeddings brought to the size of the network, by timm's own filter of checkpoints."""
+    # what timm passes when it loads weights of FlexiViT
+    options: dict[str, Any] = {"interpolation": "bilinear", "antialias": False} if "flexi" in architecture else {}
     for kind in type(network).__mro__:
         module = sys.modules[kind.__module__]
         if kind.__module__.startswith("timm.models.") and hasattr(module, "checkpoint_filter_fn"):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                filtered: dict[str, Any] = module.checkpoint_filter_fn(dict(state), network)
+                filtered: dict[str, Any] = module.checkpoint_filter_fn(dict(state), network, **options)
             return filtered
     return state
 
