@@ -54,8 +54,8 @@ def test_every_verb_of_the_table_exists_and_every_verb_is_in_it():
 
 def commands() -> list[list[str]]:
     """Every command line of the README's blocks, as the shell would split it."""
-    blocks = re.findall(r"^```\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith("topwork ")]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+    lines = [line for kind, block in blocks if not kind for line in block.splitlines() if line.startswith("topwork ")]
     return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
