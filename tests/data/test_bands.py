@@ -52,6 +52,7 @@ def stretched(values: np.ndarray) -> np.ndarray:
         *((None, False, dtype) for dtype in ("u1", "u2", ">u2", "i2", "f4")),
         *(("zlib", False, dtype) for dtype in ("u1", "u2", ">u2", "f4")),
         *(("zlib", True, dtype) for dtype in ("u1", "u2", ">u2", "i2")),
+        *(("lzw", True, dtype) for dtype in ("u1", "u2")),
     ],
 )
 def test_the_bands_that_were_asked_for(planar, tile, compression, predictor, dtype):

@@ -153,18 +153,6 @@ def reading(format: str) -> Iterator[None]:
         raise ImageError(f"damaged {format} file ({_short(error)})") from error
 
 
-def stored_samples(data: bytes) -> NDArray[Any]:
-    """(H, W) samples of a gray TIFF as they are stored.
-
-    Raises:
-        ImageError: it would cost too much; other errors for damaged files, see :func:`reading`.
-    """
-    with _plugins()["TIFF"](io.BytesIO(data), has_any_samples=True) as image:
-        _check_cost(image, data, "TIFF", None)
-        image.load()
-        return np.array(image)
-
-
 def sniff(head: bytes) -> str | None:
     """The format, one of ``FORMATS``, ``HEIC`` or ``DICOM``, that the first bytes of a file are of, or None."""
     if head.startswith(b"\xff\xd8\xff"):
@@ -281,15 +269,8 @@ def _plugins() -> dict[str, Any]:
 
         orientation = 1
 
-        def __init__(self, file: io.BytesIO, *, has_any_samples: bool = False) -> None:
-            self.has_any_samples = has_any_samples
-            super().__init__(file)
-
         def _setup(self) -> None:
-            if self.has_any_samples:
-                _check_pieces(self.tag_v2)
-            else:
-                _check_tiff(self.tag_v2)
+            _check_tiff(self.tag_v2)
             self.orientation = self.tag_v2.get(274, 1)
             super()._setup()
             self._size = self._tile_size
