@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data import images
+from topwork.data.jpeg import check_memory
 from topwork.errors import ImageError, UsageError
 from topwork.settings import band_numbers
 
@@ -54,7 +55,7 @@ def _samples(data: bytes, bands: str) -> NDArray[Any]:
         if str(page.dtype) not in _KINDS:
             raise ImageError(f"bands of {page.bitspersample} bits of this kind are not supported")
         images.check_size(page.imagewidth, page.imagelength)
-        images.check_memory(len(data) + page.nbytes)
+        check_memory(len(data) + page.nbytes)
         samples: NDArray[Any] = page.asarray()
         planes = 0 if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else -1
     samples = samples.reshape(samples.shape + (1,) * (3 - samples.ndim))  # one band has no axis of its own
