@@ -44,6 +44,15 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert "'value':" in said
 
 
+@pytest.mark.parametrize("page", ["index.md", "how-to/notebooks.md"])
+def test_the_python_of_the_docs_runs(page, tmp_path, monkeypatch):
+    draw_photos(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```python\n(.*?)^```", (README.parent / "docs" / page).read_text(), re.DOTALL | re.MULTILINE)
+    exec(block, {})
+    assert list(tmp_path.glob("runs/*/evaluation.json"))
+
+
 def test_every_verb_of_the_table_exists_and_every_verb_is_in_it():
     from topwork.cli import app
 

@@ -17,6 +17,29 @@ from .serving import serving
 pytestmark = pytest.mark.browser
 
 
+def drop(page: Any, paths: list[Path]) -> None:
+    """Drops files or folders on the page as a person does: by the browser's own drag events."""
+    box = page.locator("#drop").bounding_box()
+    event = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    event |= {"data": {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, **event})
+
+
+def test_folders_dropped_on_the_page_are_its_classes(browser: Any, tmp_path: Path) -> None:
+    data = draw_folders(tmp_path / "shapes", n_each=3, shapes=("disc", "square"))
+    (data / "disc" / "more").mkdir()
+    with serving(tmp_path / "work", verb="app", ready="/state") as served:
+        page = browser.new_page()
+        for paths in ([data / "disc", data / "square"], [data]):
+            page.goto(f"http://127.0.0.1:{served.port}/")
+            drop(page, paths)
+            page.wait_for_selector("#scanned:not([hidden])", timeout=60_000)
+            assert "6 images in 2 classes" in page.locator("#scan-summary").inner_text()
+        page.close()
+
+
 def test_from_two_folders_to_an_answer_on_a_webcam_frame(browser: Any, tmp_path: Path) -> None:
     data = draw_folders(tmp_path / "shapes", n_each=40, shapes=("disc", "square"))
     with serving(tmp_path / "work", verb="app", ready="/state") as served:
