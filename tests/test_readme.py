@@ -48,7 +48,9 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 def test_the_python_of_the_docs_runs(page, tmp_path, monkeypatch):
     draw_photos(tmp_path)
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"^```python\n(.*?)^```", (README.parent / "docs" / page).read_text(), re.DOTALL | re.MULTILINE)
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```", (README.parent / "docs" / page).read_text(), re.DOTALL | re.MULTILINE
+    )
     exec(block, {})
     assert list(tmp_path.glob("runs/*/evaluation.json"))
 
