@@ -264,7 +264,7 @@ def test_a_killed_predict_goes_on_without_doubles_or_gaps(fitted, data, tmp_path
 
 def test_starting_up_is_light():
     """What --help and a prediction import decides how long they take; seconds are in benchmarks/."""
-    heavy = ("torch", "timm", "sklearn", "scipy", "matplotlib", "pyarrow", "openvino")
+    heavy = ("torch", "timm", "sklearn", "scipy", "matplotlib", "pyarrow", "openvino", "numpy")
     checks = f"import sys; loaded = [m for m in {heavy!r} if m in sys.modules]; assert not loaded, loaded"
     subprocess.run([sys.executable, "-c", f"import topwork; {checks}"], check=True)
     program = f"from topwork.cli import app\ntry:\n    app(['--help'])\nexcept SystemExit:\n    pass\n{checks}"

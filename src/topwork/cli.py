@@ -26,10 +26,8 @@ from cyclopts.help import DefaultFormatter, HelpPanel
 
 from topwork import __version__
 from topwork.console import Terminal, say
-from topwork.data.remote import is_url, local_folder, shown, uploaded, work_path
 from topwork.errors import Interrupted, TopworkError, UsageError
 from topwork.export.targets import TARGETS
-from topwork.files import error_reason
 from topwork.settings import (
     HERE,
     AdaptSettings,
@@ -136,7 +134,7 @@ def fit(
     /,
     *,
     out: Annotated[
-        str | None, Parameter(help="Output directory [default: runs/NAME-OF-PATH, then -2, -3 ...].")
+        FileName | None, Parameter(help="Output directory [default: runs/NAME-OF-PATH, then -2, -3 ...].")
     ] = None,
     resume: Annotated[FileName | None, Parameter(help="Continue this interrupted run with its own settings.")] = None,
     overwrite: Overwrite = False,
@@ -151,6 +149,7 @@ def fit(
     from topwork.commands.fit import fit as fit_run
     from topwork.commands.fit import follow
     from topwork.console import fit_lines
+    from topwork.data.remote import is_url, shown, uploaded, work_path
     from topwork.report.page import prepare
     from topwork.report.run_page import write_report
     from topwork.run import free_run_folder, interrupted
@@ -315,7 +314,7 @@ def evaluate(
         Parameter(help="OLD=NEW: count images of the class OLD as the model's class NEW. May be repeated."),
     ] = None,
     out: Annotated[
-        str | None, Parameter(help="Also write a report, predictions and the confusion matrix to this directory.")
+        FileName | None, Parameter(help="Also write a report, predictions and the confusion matrix to this directory.")
     ] = None,
     overwrite: Overwrite = False,
     settings: Annotated[DataSettings, Flat] = DataSettings(),
@@ -325,6 +324,7 @@ def evaluate(
     """Evaluate a saved model on labeled images. Classes are matched by name."""
     from topwork.commands.evaluate import evaluate as evaluate_model
     from topwork.console import evaluation_lines
+    from topwork.data.remote import uploaded
 
     with _terminal(common) as terminal, nullcontext() if out is None else uploaded(out, overwrite=overwrite) as place:
         evaluated = evaluate_model(
@@ -347,7 +347,7 @@ def examine(
     /,
     *,
     out: Annotated[
-        str | None, Parameter(help="Page to write [default: examination.html beside the model folder].")
+        FileName | None, Parameter(help="Page to write [default: examination.html beside the model folder].")
     ] = None,
     part: Part = "auto",
     n_images: Annotated[int, Parameter(help="Use at most this many images.")] = 200,
@@ -386,6 +386,7 @@ def compare(
     """Test whether one run is better than another, paired on the same images."""
     from topwork.commands.compare import compare_runs
     from topwork.console import comparison_lines
+    from topwork.data.remote import local_folder
 
     with _terminal(common) as terminal:
         part_name, compared = compare_runs(list(map(str, map(local_folder, runs))), part, seed=seed)
@@ -438,6 +439,7 @@ def report(
     common: CommonArgs = Common(),
 ) -> int:
     """Write RUN/report.html again from what the run holds, or the same as Markdown or JSON."""
+    from topwork.data.remote import local_folder
     from topwork.report.markdown import write_plain
     from topwork.report.run_page import write_report
 
@@ -502,6 +504,7 @@ def predict(
 ) -> int:
     """Classify images: one result row per input, in input order, including failures."""
     from topwork.console import prediction_lines, table
+    from topwork.data.remote import uploaded
     from topwork.export.batch import Layout, check_output, list_inputs, predict_to_file, row_of
     from topwork.export.predictor import Predictor
 
@@ -692,7 +695,8 @@ def review(
     /,
     *,
     corrections: Annotated[
-        str | None, Parameter(help="File of decisions [default: the one the run was trained with, else in the run].")
+        FileName | None,
+        Parameter(help="File of decisions [default: the one the run was trained with, else in the run]."),
     ] = None,
     port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free one.")] = 8001,
     common: CommonArgs = Common(),
@@ -744,6 +748,7 @@ def add_class(
     """Add classes to a trained model without changing the existing ones."""
     from topwork.commands.add_class import add_class as add_class_to
     from topwork.console import added_lines
+    from topwork.data.remote import local_folder, uploaded
     from topwork.report.run_page import write_report
 
     with _terminal(common) as terminal, uploaded(out, overwrite=overwrite) as place:
@@ -761,7 +766,7 @@ def add_class(
 def adapt(
     run: Annotated[FileName, Parameter(help="The run directory that holds the model.")],
     target: Annotated[
-        str, Parameter(help="Images of the new domain. Class folders are used to report, never to adapt.")
+        FileName, Parameter(help="Images of the new domain. Class folders are used to report, never to adapt.")
     ],
     /,
     *,
@@ -777,6 +782,7 @@ def adapt(
     """
     from topwork.commands.adapt import adapt as adapt_run
     from topwork.console import adaptation_lines
+    from topwork.data.remote import local_folder, shown, uploaded
     from topwork.report.run_page import write_report
 
     with _terminal(common) as terminal, uploaded(out, overwrite=overwrite) as place:
@@ -881,11 +887,18 @@ def _print(text: str) -> None:
     """
     try:
         print(text, flush=True)
-    except OSError as error:
+    except BrokenPipeError:
         _discard_stdout()
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise TopworkError(f"stdout: cannot be written: {error_reason(error)}.") from error
+        raise
+    except OSError as error:
+        raise _not_printed(error) from error
+
+
+def _not_printed(error: OSError) -> TopworkError:
+    from topwork.files import error_reason
+
+    _discard_stdout()
+    return TopworkError(f"stdout: cannot be written: {error_reason(error)}.")
 
 
 def _discard_stdout() -> None:
@@ -971,10 +984,11 @@ def _flushed(status: int) -> int:
     """The status, or 1 if what the help printed could not be written."""
     try:
         sys.stdout.flush()
-    except OSError as error:
+    except BrokenPipeError:
         _discard_stdout()
-        if not isinstance(error, BrokenPipeError):
-            say(f"topwork: stdout: cannot be written: {error_reason(error)}.")
+        return status or 1
+    except OSError as error:
+        say(f"topwork: {_not_printed(error)}")
         return status or 1
     return status
 
@@ -987,6 +1001,8 @@ def _failed(error: Exception, arguments: Iterable[str]) -> int:
     known = isinstance(error, TopworkError)
     text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows where)"
     if isinstance(error, OSError) and not known:
+        from topwork.files import error_reason
+
         text = f"{error.filename or 'input/output'}: {error_reason(error)}"
     if "--json" in arguments:
         with suppress(OSError, TopworkError):

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from topwork.data.remote import shown
 from topwork.progress import Reporter
 from topwork.text import count, duration, escape, percent_ci
 
@@ -431,6 +430,7 @@ def _size(facts: Any) -> str:
 
 def fit_lines(fitted: Any) -> list[str]:
     """What ``topwork fit`` made: images, figures of the held-out parts, the classes that do worst, what to do next."""
+    from topwork.data.remote import shown
     from topwork.evaluation.metrics import zero_shot_sentence  # numpy stays out of --help
 
     evaluation, manifest = fitted.evaluation, fitted.manifest

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from topwork.errors import TopworkError, UsageError
 
 if TYPE_CHECKING:  # the command line reads the table: nothing heavy before there is something to export
@@ -93,6 +91,7 @@ def export_classifier(classifier: Classifier, to: str, out: Path, calibration: P
 
 def classifier_network(classifier: Classifier) -> nn.Module:
     """Backbone, head and softmax as one torch module, eval mode: uint8 (B, H, W, 3) to probabilities (B, C)."""
+    import numpy as np
     import torch
     from torch import nn
 
