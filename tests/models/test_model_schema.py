@@ -10,7 +10,8 @@ import pytest
 
 from topwork.errors import ModelError
 from topwork.export.predictor import Predictor
-from topwork.models.classifier import FORMAT, _digest, facts_digest, load_classifier
+from topwork.files import file_digest
+from topwork.models.classifier import FORMAT, facts_digest, load_classifier
 from topwork.models.model_schema import FIELDS, check_description
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "format-1" / "model"
@@ -23,7 +24,7 @@ def signed(folder, change):
     facts = json.loads((folder / "topwork.json").read_text())
     change(facts)
     for name in facts["files"]:
-        facts["files"][name] = _digest(folder / name)
+        facts["files"][name] = file_digest(folder / name)
     facts["digest"] = facts_digest(facts)
     (folder / "topwork.json").write_text(json.dumps(facts))
     return folder

@@ -63,20 +63,8 @@ _IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".dcm",
 )  # fmt: skip
 _NOTE_ENDINGS = (
-    ".xml",
-    ".txt",
-    ".json",
-    ".jsonl",
-    ".csv",
-    ".tsv",
-    ".yaml",
-    ".yml",
-    ".md",
-    ".html",
-    ".pdf",
-    ".py",
-    ".ipynb",
-)
+    ".xml", ".txt", ".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".md", ".html", ".pdf", ".py", ".ipynb",
+)  # fmt: skip
 _OUTSIDE = "not in a class folder"
 
 

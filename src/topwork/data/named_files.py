@@ -58,14 +58,12 @@ class Files:
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
-        return _index(self.names, lambda name: _key(posixpath.splitext(posixpath.basename(name))[0]))
+        return _index(self.names, lambda name: _key(_stem(name)))
 
     @cached_property
     def _by_number(self) -> dict[int, list[str]]:
         """Files called by a number, which spreadsheets and data frames turn into 7 or 7.0 where the file is 0007.jpg."""
-        stems = [posixpath.splitext(posixpath.basename(name))[0] for name in self.names]
-        numbered = [name for name, stem in zip(self.names, stems, strict=True) if stem.isdecimal()]
-        return _index(numbered, lambda name: int(posixpath.splitext(posixpath.basename(name))[0]))
+        return _index([name for name in self.names if _stem(name).isdecimal()], lambda name: int(_stem(name)))
 
     def named(self, path: str) -> list[str]:
         """The files that a path may mean, the most literal reading that finds one."""
@@ -98,6 +96,10 @@ def _nearest(wanted: str, names: Sequence[str]) -> list[str]:
         for name in names
     ]
     return [name for name, n in zip(names, n_common, strict=True) if n == max(n_common)]
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(posixpath.basename(name))[0]
 
 
 def _index(names: Iterable[str], key: Callable[[str], K]) -> dict[K, list[str]]:

@@ -16,10 +16,10 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from topwork.data.folders import MAX_FILE_BYTES, Walk, is_hidden
 from topwork.data.samples import Reject
@@ -32,6 +32,7 @@ N_READERS = 32  # reads in flight: at 20 ms a read that is 1,600 images per seco
 _WAITS = (0.2, 1.0, 3.0)  # seconds before each further try
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)  # two letters at least: C:/ is a drive
 _SECRET = re.compile(r"[?&][^=&]*(sig|signature|token|key|secret|credential|password)[^=&]*=", re.IGNORECASE)
+T = TypeVar("T")
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, UsageError)
 
 
@@ -68,21 +69,18 @@ def is_folder(path: Path) -> bool:
         UsageError: there is nothing, or it cannot be reached; in one sentence.
     """
     url = url_of(path)
-    try:
+    with _reaching(url):
         fs, place = _opened(url)
-        return bool(fs.info(place)["type"] == "directory")
-    except Exception as error:  # noqa: BLE001 - each file system raises what its library does
-        raise UsageError(f"{escape(url)}: {_reason(error)}.") from None
+        kind = fs.info(place)["type"]
+    return bool(kind == "directory")
 
 
 def walk(path: Path) -> Walk:
     """The files below a URL; hidden and too large ones are rejected, as in a local folder."""
     url, found = url_of(path), Walk()
-    try:
+    with _reaching(url):
         fs, place = _opened(url)
         listed = fs.find(place, detail=True)
-    except Exception as error:  # noqa: BLE001
-        raise UsageError(f"{escape(url)}: {_reason(error)}.") from None
     prefix = place.rstrip("/") + "/"
     for full, info in listed.items():
         name = (
@@ -113,14 +111,12 @@ def names_in(url: str) -> list[str]:
     Raises:
         UsageError: it cannot be reached.
     """
-    try:
+    with _reaching(url):
         fs, place = _opened(url)
         fs.invalidate_cache()
-        return [name.rpartition("/")[2] for name in fs.find(place, maxdepth=1)]
-    except FileNotFoundError:
-        return []
-    except Exception as error:  # noqa: BLE001
-        raise UsageError(f"{escape(url)}: {_reason(error)}.") from None
+        with suppress(FileNotFoundError):
+            return [name.rpartition("/")[2] for name in fs.find(place, maxdepth=1)]
+    return []
 
 
 def read(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> bytes:
@@ -129,15 +125,16 @@ def read(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> bytes
     Raises:
         ImageError: with the reason, when they cannot be had.
     """
-    for wait in (*_WAITS, None):
-        try:
-            fs, place = _opened(url_of(path))
-            data: bytes = fs.cat_file(place)
-            break
-        except Exception as error:  # noqa: BLE001
-            if wait is None or isinstance(error, _FINAL) or _is_refused(error):
-                raise ImageError(_reason(error)) from None
-            time.sleep(wait)
+
+    def fetch() -> bytes:
+        fs, place = _opened(url_of(path))
+        data: bytes = fs.cat_file(place)
+        return data
+
+    try:
+        data = _retried(fetch)
+    except Exception as error:  # noqa: BLE001
+        raise ImageError(_reason(error)) from None
     if len(data) > max_bytes:
         raise ImageError(f"larger than {max_bytes >> 20} MiB")
     return data
@@ -163,17 +160,14 @@ def local_folder(path: str | os.PathLike[str]) -> Path:
     if not is_url(path):
         return Path(path)
     url = url_of(path).rstrip("/")
-    try:
+    with _reaching(url):
         fs, place = _opened(url)
         versions = {name: str(fs.ukey(name)) for name in fs.find(place)}
-    except Exception as error:  # noqa: BLE001
-        raise UsageError(f"{escape(url)}: {_reason(error)}.") from None
     if not versions:
         raise UsageError(f"{escape(url)}: no such bucket, folder or file.")
     key = hashlib.sha256(json.dumps([url, versions], sort_keys=True).encode()).hexdigest()[:32]
     copy = cache_folder() / "runs" / key / url.rpartition("/")[2]
     if not copy.is_dir():
-        copy.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(copy) as partial:
             for name in versions:
                 target = partial / name.removeprefix(place).lstrip("/")
@@ -204,11 +198,9 @@ def uploaded(out: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Path]:
         yield Path(out)
         return
     url = url_of(out).rstrip("/")
-    try:
+    with _reaching(url, "--out "):
         fs, place = _opened(url)
         before = set(fs.find(place))
-    except Exception as error:  # noqa: BLE001
-        raise UsageError(f"--out {escape(url)}: {_reason(error)}.") from None
     if before and not overwrite:
         raise UsageError(f"--out {escape(url)}: exists already. Choose another name, or add --overwrite.")
     work = work_path(out)
@@ -233,17 +225,17 @@ def upload(path: Path, url: str) -> None:
     Raises:
         TopworkError: it cannot be written, in one sentence.
     """
-    for wait in (*_WAITS, None):
-        try:
-            fs, place = _opened(url)
-            if not getattr(fs, "async_impl", False):  # object stores have no folders, and would make a bucket
-                fs.makedirs(place.rpartition("/")[0], exist_ok=True)
-            fs.put_file(os.fspath(path), place)
-            return
-        except Exception as error:  # noqa: BLE001
-            if wait is None or isinstance(error, _FINAL) or _is_refused(error):
-                raise TopworkError(f"{escape(url)}: cannot be written: {_reason(error)}.") from None
-            time.sleep(wait)
+
+    def put() -> None:
+        fs, place = _opened(url)
+        if not getattr(fs, "async_impl", False):  # object stores have no folders, and would make a bucket
+            fs.makedirs(place.rpartition("/")[0], exist_ok=True)
+        fs.put_file(os.fspath(path), place)
+
+    try:
+        _retried(put)
+    except Exception as error:  # noqa: BLE001
+        raise TopworkError(f"{escape(url)}: cannot be written: {_reason(error)}.") from None
 
 
 def local_copy(path: Path) -> Path:
@@ -254,11 +246,9 @@ def local_copy(path: Path) -> Path:
         TopworkError: the cache cannot be written.
     """
     url = url_of(path)
-    try:
+    with _reaching(url):
         fs, place = _opened(url)
         version = fs.ukey(place)
-    except Exception as error:  # noqa: BLE001
-        raise UsageError(f"{escape(url)}: {_reason(error)}.") from None
     key = hashlib.sha256(f"{url}\0{version}".encode()).hexdigest()[:32]
     copy = cache_folder() / "archives" / key / path.name
     if copy.is_file():
@@ -302,6 +292,27 @@ def _some(source: Any) -> bytes:
         return bytes(source.read(1 << 22))
     except Exception as error:  # noqa: BLE001
         raise _Broken(_reason(error)) from None
+
+
+@contextmanager
+def _reaching(url: str, option: str = "") -> Iterator[None]:
+    """Turns whatever a file system raises into a UsageError of one sentence."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - each file system raises what its library does
+        raise UsageError(f"{option}{escape(url)}: {_reason(error)}.") from None
+
+
+def _retried(action: Callable[[], T]) -> T:
+    """The result of an action, tried again with back-off unless its error is final; raises the last one."""
+    for wait in _WAITS:
+        try:
+            return action()
+        except Exception as error:
+            if isinstance(error, _FINAL) or _is_refused(error):
+                raise
+            time.sleep(wait)
+    return action()
 
 
 def _opened(url: str) -> tuple[Any, str]:

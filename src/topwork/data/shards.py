@@ -78,7 +78,7 @@ def _fetch(folder: Path) -> None:
             data = remote.read(f"{shared}/{name}")
         except ImageError as error:
             raise TopworkError(f"TOPWORK_STORE: {shared}/{name}: {error}.") from None
-        if not name.endswith(f"-{zlib.crc32(data):08x}.parquet"):
+        if not _is_as_named(name, data):
             _LOG.warning("%s: damaged (the checksum is wrong); what it held is computed again.", f"{shared}/{name}")
             return
         with atomic_file(folder / name) as partial:
@@ -130,8 +130,13 @@ def read_shards(folder: Path, columns: list[str], *, verify: bool = True) -> Ite
 def verify_shard(path: Path) -> None:
     """Raises OSError unless a shard is, to the bit, what was written."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if not path.stem.endswith(f"-{zlib.crc32(data):08x}"):
+        if not _is_as_named(path.name, data):
             raise OSError("the checksum is wrong")
+
+
+def _is_as_named(name: str, data: bytes | mmap.mmap) -> bool:
+    """Whether the checksum in the name of a shard is that of its bytes."""
+    return name.endswith(f"-{zlib.crc32(data):08x}.parquet")
 
 
 def forget(path: Path, error: Exception) -> None:

@@ -8,7 +8,6 @@ so that the order of summation decides. (In 8 bits answers may differ, at a cost
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -31,6 +30,7 @@ from topwork.export.predictor import Prediction, Predictor
 from topwork.export.quantize import Cost, cost
 from topwork.export.runtime import engine_of
 from topwork.export.targets import open_export, title_and_runtime
+from topwork.files import file_digest
 from topwork.models.classifier import Classifier
 
 TOLERANCE = 1e-2  # of probabilities, from image files
@@ -142,7 +142,7 @@ def certify(
     return Certificate(
         model=exported.name,
         format=title,
-        sha256=_digest(exported),
+        sha256=file_digest(exported),
         runtime=f"{runtime} {metadata.version(runtime)}",
         precision_of_original="f32",
         images=checked.words,
@@ -219,8 +219,3 @@ def _pixels(classifier: Classifier, paths: Sequence[str]) -> Pixels:
         if len(found) == _GRAPH_IMAGES:
             break
     return np.stack(found) if found else drawn_images(spec)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

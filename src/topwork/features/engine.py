@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from topwork.data.images import DECODER_VERSION
 from topwork.data.transforms import MIRRORS, InputSpec, Pixels
 from topwork.errors import ModelError, UsageError
-from topwork.files import atomic_file
+from topwork.files import atomic_file, file_digest
 from topwork.models.backbone import Backbone
 
 if TYPE_CHECKING:
@@ -370,7 +370,7 @@ def _converted(network: nn.Module, spec: InputSpec) -> Any:
 
 def _compared(xml: Path, images: Pixels, expected: list[NDArray[np.float32]]) -> EngineCheck:
     """The check of files that were just written; the batch differs from the traced one."""
-    files = {suffix: _digest(xml.with_suffix(suffix)) for suffix in (".xml", ".bin")}
+    files = {suffix: file_digest(xml.with_suffix(suffix)) for suffix in (".xml", ".bin")}
     cosine = {}
     try:
         for precision in _precisions():
@@ -403,16 +403,11 @@ def _read_check(xml: Path) -> EngineCheck | None:
     """The stored check, if the compiled files are those that were checked, on a processor like this one."""
     try:
         check = EngineCheck(**json.loads(xml.with_suffix(".json").read_text()))
-        is_whole = all(_digest(xml.with_suffix(suffix)) == digest for suffix, digest in check.files.items())
+        is_whole = all(file_digest(xml.with_suffix(suffix)) == digest for suffix, digest in check.files.items())
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     is_whole = is_whole and (check.problem is not None or set(check.files) == {".xml", ".bin"})
     return check if is_whole and check.device == _device() else None
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -246,9 +246,7 @@ class _Search:
         if self.tried:
             best = PENALTIES.index(min(self.tried, key=lambda t: t.cross_entropy).penalty)
             path = PENALTIES[max(0, best - 1) : best + 2]
-            for penalty in (0.1, 0.01):  # a weak penalty takes many steps from zero
-                if penalty > path[0]:
-                    problem.solve(penalty, tolerance=1e-2)
+            _approach(problem, path[0], (0.1, 0.01))
         lowest = np.inf
         for penalty in path:
             problem.solve(penalty, tolerance=1e-3)
@@ -307,6 +305,12 @@ class _Search:
 def _regression(x: Floats, y: NDArray[Any], n_classes: int, sample_weights: NDArray[np.float64]) -> SoftmaxRegression:
     kind = LogisticRegressions if y.ndim == 2 else SoftmaxRegression
     return kind(x, y, n_classes, sample_weights)
+
+
+def _approach(problem: SoftmaxRegression, penalty: float, path: Sequence[float]) -> None:
+    """Solves roughly at the stronger penalties of a path: from zero, a weak one takes many steps."""
+    for stronger in (step for step in path if step > penalty):
+        problem.solve(stronger, tolerance=1e-2)
 
 
 def cross_entropies(logits: NDArray[np.float64], y: NDArray[Any]) -> NDArray[np.float64]:
@@ -372,8 +376,7 @@ def _fit_final(
     x, transform = data.columns(candidate, slice(None))
     sample_weights = np.ones((1, len(y))) if weights is None else weights[y][None, :]
     problem = _regression(x, y, n_classes, sample_weights)
-    for step in (p for p in (*PENALTIES, 0.0) if p > penalty):
-        problem.solve(step, tolerance=1e-2)  # warm start along the path
+    _approach(problem, penalty, PENALTIES)
     problem.solve(penalty, tolerance=1e-6, max_steps=200)
     weight, bias = problem.solution()
     return LinearHead(transform, weight[0], bias[0])

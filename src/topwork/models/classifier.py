@@ -23,7 +23,7 @@ from topwork.data.remote import local_folder
 from topwork.data.samples import one_label_only
 from topwork.data.transforms import InputSpec
 from topwork.errors import ModelError, UsageError
-from topwork.files import atomic_folder
+from topwork.files import atomic_folder, file_digest
 from topwork.models.backbone import Backbone, Layout
 from topwork.models.head import POOLINGS, Changes, FeatureTransform, LinearHead, parse_head
 from topwork.models.model_schema import check_description
@@ -116,7 +116,7 @@ def save_classifier(classifier: Classifier, folder: Path, compiled: Path | None,
             (partial / TIMM_CONFIG).write_text(json.dumps(timm_config(classifier), indent=2))
         (partial / CARD).write_text(card, encoding="utf-8", errors="surrogateescape")
         facts = _facts(classifier)
-        facts["files"] = {name: _digest(partial / name) for name in KNOWN_FILES if (partial / name).exists()}
+        facts["files"] = {name: file_digest(partial / name) for name in KNOWN_FILES if (partial / name).exists()}
         facts["digest"] = facts_digest(facts)
         (partial / FACTS).write_text(json.dumps(facts, indent=1))
 
@@ -288,7 +288,7 @@ def _check_files(folder: Path, files: dict[str, Any]) -> None:
             raise ModelError(f"{folder / FACTS}: names a file that topwork does not write: {name!r:.80}")
         if not (folder / name).is_file():
             raise ModelError(f"{folder / name}: missing; the model folder is not whole.")
-        if _digest(folder / name) != digest and name != CARD:
+        if file_digest(folder / name) != digest and name != CARD:
             raise ModelError(f"{folder / name}: damaged or altered (its SHA-256 is not the one in {FACTS}).")
     if COMPILED[0] in files:
         with open(folder / COMPILED[0], "rb") as file:
@@ -399,8 +399,3 @@ def _check_config(classifier: Classifier, folder: Path, files: dict[str, Any]) -
 
 def _is_share(value: object) -> bool:
     return isinstance(value, float) and 0 <= value <= 1
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
