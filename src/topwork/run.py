@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest, load_manifest, save_manifest
 from topwork.data.remote import absolute, is_url, local_folder, shown, url_of, work_path
-from topwork.data.shards import read_parquet
+from topwork.data.shards import matrix_column, matrix_of, read_parquet
 from topwork.data.split import PARTS, Split, n_train_of, recorded_split, split_record
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.metrics import headline
@@ -258,9 +258,7 @@ def save_predictions(predictions: Mapping[str, Predictions], manifest: Manifest,
             "probability": part.confidence,
             "correct": part.correct,
         }
-        flat = pa.array(part.logits.astype(np.float32).reshape(-1))
-        table = pa.table(columns)
-        tables.append(table.append_column("logits", pa.FixedSizeListArray.from_arrays(flat, len(part.classes))))
+        tables.append(pa.table({**columns, "logits": matrix_column(part.logits.astype(np.float32))}))
     with atomic_file(path) as partial:
         pq.write_table(pa.concat_tables(tables), partial)
 
@@ -268,9 +266,7 @@ def save_predictions(predictions: Mapping[str, Predictions], manifest: Manifest,
 def read_logits(path: Path) -> tuple[NDArray[np.int64], NDArray[np.str_], NDArray[np.float32]]:
     """What :func:`save_predictions` wrote: (M,) rows of the manifest, their parts, and (M, C) logits."""
     table = read_parquet(path, ["row", "part", "logits"])
-    column = table["logits"].combine_chunks()
-    logits = np.asarray(column.flatten()).reshape(len(table), column.type.list_size)
-    return table["row"].to_numpy(), np.array(table["part"].to_pylist(), dtype="<U5"), logits
+    return table["row"].to_numpy(), np.array(table["part"].to_pylist(), dtype="<U5"), matrix_of(table["logits"])
 
 
 def asked(path: str | os.PathLike[str], settings: DataSettings) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def stored(folder):
     hashes, blocks = features()
     store = FeatureStore(folder, "f")
     for start in range(0, 40, 20):
-        store.append(hashes[start : start + 20], {name: values[start : start + 20] for name, values in blocks.items()})
+        store.put(hashes[start : start + 20], {name: values[start : start + 20] for name, values in blocks.items()})
     return hashes, blocks, sorted(store.folder.iterdir())
 
 
@@ -98,7 +98,7 @@ def test_a_damaged_shard_is_made_again_with_one_note(damage, tmp_path, monkeypat
     assert "computed again" in note
     assert not files[0].exists()
     rows = [hashes.index(key) for key in missing]
-    store.append(missing, {name: values[rows] for name, values in blocks.items()})
+    store.put(missing, {name: values[rows] for name, values in blocks.items()})
     again = FeatureStore(tmp_path, "f")
     assert all(key in again for key in hashes)
     assert np.array_equal(again.load(hashes, "stages"), blocks["stages"])

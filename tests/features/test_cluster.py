@@ -98,7 +98,7 @@ def test_a_second_run_goes_on_from_the_store(local, drawn, network, tmp_path):
     assert scan(drawn, visitor=again, load=again.load) == expected
     assert again.n_embedded == 0
     part = embedder(network, tmp_path / "c", load=local.load_images)
-    part.store.append(hashes[:50], {name: here.store.load(hashes[:50], name) for name in ("last", "stages")})
+    part.store.put(hashes[:50], {name: here.store.load(hashes[:50], name) for name in ("last", "stages")})
     features = embed(part.backbone, expected, embedder=part)
     assert part.n_embedded == len(hashes) - 50
     np.testing.assert_array_equal(

@@ -65,10 +65,12 @@ class FactsStore:
         self._known: dict[str, ImageFacts | str] = {}
         self._new: list[str] = []
         names = [item.name for item in fields(ImageFacts)]
+        alike: dict[ImageFacts, ImageFacts] = {}  # most images share their size and format with others
         for _, table in read_shards(self.folder, ["content_hash", "reason", *names]):
             for row in table.to_pylist():
                 key, reason = row.pop("content_hash"), row.pop("reason")
-                self._known[key] = ImageFacts(**row) if reason is None else reason
+                found = ImageFacts(**row)
+                self._known[key] = alike.setdefault(found, found) if reason is None else reason
 
     def get(self, content_hash: str) -> ImageFacts | str | None:
         """Facts, the reason against it, or None where the content is new."""

@@ -10,18 +10,24 @@ copied into the cache before it is read (docs/decisions/0100-urls-for-what-is-wr
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import logging
 import mmap
 import os
+import threading
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from topwork.data import remote
 from topwork.errors import ImageError, TopworkError, UsageError
@@ -32,6 +38,96 @@ from topwork.text import escape
 DAMAGE = (OSError, ValueError, pa.ArrowException, KeyError)  # what reading a shard raises if it cannot be used
 
 _LOG = logging.getLogger("topwork.cache")
+
+
+class Shards:
+    """Rows by content hash in the shards of a folder. Only the hashes are in memory; rows are read when asked for.
+
+    A content is known if its whole shard is, to the bit, what was written; a damaged shard is forgotten.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._index: dict[str, int] = {}  # content hash to row, counted through all shards
+        self._files: list[Path] = []
+        self._ends: list[int] = []  # of each shard, in rows
+        self._sound: dict[int, bool] = {}
+        self._lock = threading.Lock()
+        for path, table in read_shards(folder, ["content_hash"], verify=False):
+            self._add(path, table["content_hash"].to_pylist())
+
+    def __contains__(self, content_hash: str) -> bool:
+        """Called from threads."""
+        row = self._index.get(content_hash)
+        return row is not None and self._is_sound(bisect.bisect_right(self._ends, row))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def append(self, hashes: Sequence[str], columns: dict[str, pa.Array]) -> None:
+        """Writes one shard."""
+        path = append_shard(self.folder, pa.table({"content_hash": pa.array(list(hashes), pa.string()), **columns}))
+        self._sound[len(self._files)] = True
+        self._add(path, list(hashes))
+
+    def check_writable(self) -> None:
+        """Raises TopworkError if nothing can be stored: to be asked before the work whose results are."""
+        check_writable(self.folder)
+
+    def read(self, hashes: Sequence[str], columns: list[str]) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
+        """Positions in ``hashes`` with their rows, shard by shard; contents that are not known are left out.
+
+        Raises:
+            TopworkError: a shard has gone or is damaged since the folder was opened.
+        """
+        rows = np.array([self._index.get(content_hash, -1) for content_hash in hashes], np.int64)
+        order = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]
+        limits = np.searchsorted(rows[order], [0, *self._ends])
+        for number, (low, high) in enumerate(pairwise(limits)):
+            if low == high:
+                continue
+            path, positions = self._files[number], order[low:high]
+            try:
+                yield positions, read_parquet(path, columns).take(rows[positions] - self._first_row(number))
+            except DAMAGE as error:
+                forget(path, error)
+                raise TopworkError(f"{path}: was damaged during the run. Run the command again.") from None
+
+    def _is_sound(self, number: int) -> bool:
+        with self._lock:
+            if number not in self._sound:
+                path = self._files[number]
+                try:
+                    verify_shard(path)
+                    self._sound[number] = True
+                except DAMAGE as error:
+                    forget(path, error)
+                    self._sound[number] = False
+                    first = self._first_row(number)
+                    gone = range(first, self._ends[number])
+                    self._index = {key: row for key, row in self._index.items() if row not in gone}
+            return self._sound[number]
+
+    def _first_row(self, number: int) -> int:
+        return self._ends[number - 1] if number else 0
+
+    def _add(self, path: Path, hashes: list[str]) -> None:
+        first = self._first_row(len(self._files))
+        self._files.append(path)
+        self._ends.append(first + len(hashes))
+        for row, content_hash in enumerate(hashes, start=first):
+            self._index.setdefault(content_hash, row)
+
+
+def matrix_column(values: NDArray[Any]) -> pa.Array:
+    """An (N, D) array as a column of lists of D numbers."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
+
+
+def matrix_of(column: pa.ChunkedArray) -> NDArray[Any]:
+    """The (N, D) array that :func:`matrix_column` made a column of."""
+    values = column.combine_chunks()
+    return np.asarray(values.flatten()).reshape(len(values), values.type.list_size)
 
 
 def append_shard(folder: Path, table: pa.Table) -> Path:

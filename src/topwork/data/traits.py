@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from topwork.data.shards import append_shard, check_writable, read_shards
+from topwork.data.shards import Shards, matrix_column, matrix_of
 from topwork.data.transforms import InputSpec, Pixels, resize
 
 TRAITS_VERSION = "3"  # raise it whenever the same image may give other traits
@@ -40,7 +40,6 @@ NUMBERS = (
     "border_spread",  # standard deviation of the outermost pixels around that mean; 0 is a frame of one color
 )
 _BORDER = 4  # pixels of the standard view, 1.8 % of its side
-_COLUMNS = ["content_hash", "camera", "numbers", "blob"]
 _SHARD_ROWS = 4096
 _PARTS = np.repeat(np.eye(COLOR_SIDE, dtype=np.float32), THUMB_SIDE // COLOR_SIDE, axis=1)  # whole numbers: exact
 _BLOB_BYTES = THUMB_SIDE**2 + COLOR_SIDE**2 * 3
@@ -103,29 +102,25 @@ def traits_of(data: bytes, view: Pixels) -> Traits:
     return Traits(header.camera, np.array(numbers, np.float32), thumb.astype(np.uint8), colors.astype(np.uint8))
 
 
-class TraitStore:
-    """Traits on disk by content hash; only the hashes are held in memory.
+class TraitStore(Shards):
+    """Traits on disk by content hash.
 
     Args:
         cache: the cache folder.
     """
 
     def __init__(self, cache: Path) -> None:
-        self.folder = cache / f"traits-{TRAITS_VERSION}"
-        self._known: set[str] = set()
+        super().__init__(cache / f"traits-{TRAITS_VERSION}")
         self._new: dict[str, Traits] = {}
-        for _, table in read_shards(self.folder, _COLUMNS):  # all columns: what is known must be sound
-            self._known.update(table["content_hash"].to_pylist())
 
     def __contains__(self, content_hash: str) -> bool:
-        return content_hash in self._known
+        return content_hash in self._new or super().__contains__(content_hash)
 
     def put(self, content_hash: str, traits: Traits) -> None:
-        """Remembers the traits of one image."""
-        if content_hash not in self._known:
+        """Remembers the traits of one image; written now and then, and by ``flush``."""
+        if content_hash not in self:
             if not self._new:
-                check_writable(self.folder)
-            self._known.add(content_hash)
+                self.check_writable()
             self._new[content_hash] = traits
             if len(self._new) >= _SHARD_ROWS:
                 self.flush()
@@ -133,30 +128,26 @@ class TraitStore:
     def flush(self) -> None:
         """Writes what is new as one shard."""
         if self._new:
-            append_shard(self.folder, _table(self._new))
+            rows = self._new.values()
+            blobs = np.stack([np.concatenate([row.thumb.ravel(), row.colors.ravel()]) for row in rows])
+            columns = {
+                "camera": pa.array([row.camera for row in rows], pa.string()),
+                "numbers": matrix_column(np.stack([row.numbers for row in rows])),
+                "blob": matrix_column(blobs),
+            }
+            self.append(list(self._new), columns)
             self._new = {}
 
     def load(self, hashes: Sequence[str]) -> TraitTable:
         """The traits of these contents, in this order; zeros and no camera for those that are not known."""
         self.flush()
-        places: dict[str, list[int]] = {}
-        for position, content_hash in enumerate(hashes):
-            places.setdefault(content_hash, []).append(position)
-        cameras = [""] * len(hashes)
+        cameras = np.full(len(hashes), "", object)
         numbers = np.zeros((len(hashes), len(NUMBERS)), np.float32)
         blobs = np.zeros((len(hashes), _BLOB_BYTES), np.uint8)
-        for _, table in read_shards(self.folder, _COLUMNS):
-            keys = table["content_hash"].to_pylist()
-            wanted = [(row, position) for row, key in enumerate(keys) for position in places.get(key, ())]
-            if wanted:
-                rows, positions = np.array(wanted).T
-                numbers[positions] = np.asarray(table["numbers"].combine_chunks().flatten()).reshape(len(keys), -1)[
-                    rows
-                ]
-                blobs[positions] = np.asarray(table["blob"].combine_chunks().flatten()).reshape(len(keys), -1)[rows]
-                names = table["camera"].to_pylist()
-                for row, position in wanted:
-                    cameras[position] = names[row]
+        for positions, table in self.read(hashes, ["camera", "numbers", "blob"]):
+            cameras[positions] = table["camera"].to_pylist()
+            numbers[positions] = matrix_of(table["numbers"])
+            blobs[positions] = matrix_of(table["blob"])
         thumbs = blobs[:, : THUMB_SIDE**2].reshape(-1, THUMB_SIDE, THUMB_SIDE)
         colors = blobs[:, THUMB_SIDE**2 :].reshape(-1, COLOR_SIDE, COLOR_SIDE, 3)
         return TraitTable(tuple(cameras), numbers, thumbs, colors)
@@ -253,16 +244,3 @@ def _border(view: Pixels) -> tuple[NDArray[np.float64], float]:
     n_pixels, total = len(border), (np.ones(len(border), np.float32) @ border.astype(np.float32)).astype(np.float64)
     spread = n_pixels * float(flat @ flat) - total @ total
     return total / n_pixels, float(spread / 3) ** 0.5 / n_pixels
-
-
-def _table(rows: dict[str, Traits]) -> pa.Table:
-    numbers = np.stack([row.numbers for row in rows.values()])
-    blobs = np.stack([np.concatenate([row.thumb.ravel(), row.colors.ravel()]) for row in rows.values()])
-    return pa.table(
-        {
-            "content_hash": pa.array(list(rows), pa.string()),
-            "camera": pa.array([row.camera for row in rows.values()], pa.string()),
-            "numbers": pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), numbers.shape[1]),
-            "blob": pa.FixedSizeListArray.from_arrays(pa.array(blobs.ravel()), blobs.shape[1]),
-        }
-    )

@@ -128,7 +128,7 @@ class Embedder:
     def _write(self) -> None:
         if self._rows:
             blocks = {name: np.concatenate([batch[name] for _, batch in self._rows]) for name in BLOCKS}
-            self.store.append([key for keys, _ in self._rows for key in keys], blocks)
+            self.store.put([key for keys, _ in self._rows for key in keys], blocks)
             self._rows = []
 
 
