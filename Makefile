@@ -17,12 +17,12 @@ export UV_SYSTEM_CERTS := 1
 TESTS = $(BIN)/pytest -q $(ARGS)
 MINIMUM := 3, 11
 
-.PHONY: help demo test check docs format clean
+.PHONY: help demo test check docs benchmarks format clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is (the default)
 	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
-		printf '  make %-8s %s\n' "$$name" "$$text"; done
+		printf '  make %-10s %s\n' "$$name" "$$text"; done
 	@printf '\nNo NVIDIA card? Add TORCH=cpu to the first call: a much smaller download.\n'
 
 demo: $(BIN)/.demo-is-installed ## train a classifier on real images, write its report (first call: installs)
@@ -41,6 +41,9 @@ check: $(BIN)/.dev-is-installed ## style, types, layers, dependencies, then the 
 
 docs: $(BIN)/.docs-is-installed ## build the documentation site into site/, without warnings
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+benchmarks: $(BIN)/.benchmarks-is-installed ## compare with fastai, a plain loop and transformers; writes docs/benchmarks.md
+	$(BIN)/python benchmarks/peers.py --write docs/benchmarks.md $(ARGS)
 
 format: $(BIN)/.dev-is-installed ## repair what ruff can repair
 	$(BIN)/ruff check --fix .

@@ -62,14 +62,14 @@ def main() -> None:
     files = sorted(str(p) for p in asked.images.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     paths = list(islice(cycle(files), asked.n))
     model = asked.run / "model" if (asked.run / "model").is_dir() else asked.run
-    rates(model, paths, asked.rounds)
+    predict_rates(model, paths, asked.rounds)
     for n in (asked.n, asked.many):
         print(f"predict over {n} images: largest resident size {memory(model, list(islice(cycle(files), n)))} MB")
     print(f"from the command to the answer for one image: {cold(model, files[0]):.2f} s")
 
 
-def rates(model: Path, paths: list[str], n_rounds: int) -> None:
-    """Images per second of both, and their ratio."""
+def predict_rates(model: Path, paths: list[str], n_rounds: int) -> tuple[dict[str, float], int]:
+    """Prints and returns images per second by name, and on how many images topwork and transformers agree."""
     best: dict[str, float] = {}
     cpu: dict[str, float] = {}
     labels: dict[str, list[str]] = {}
@@ -94,6 +94,7 @@ def rates(model: Path, paths: list[str], n_rounds: int) -> None:
         f"ratio to the better batch size: {best['topwork'] / theirs:.1f}, in processor time {ratio:.1f}; "
         f"same class on {same} of {len(paths)} images"
     )
+    return best, same
 
 
 def memory(model: Path, paths: list[str]) -> int:
