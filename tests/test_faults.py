@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -19,6 +20,7 @@ from topwork.commands.fit import fit
 from topwork.errors import TopworkError
 from topwork.export.batch import predict_to_file
 from topwork.export.predictor import Predictor
+from topwork.files import writable_folder
 from topwork.settings import FitSettings
 
 SETTINGS = FitSettings(backbone="random:test_efficientnet")
@@ -64,6 +66,66 @@ def test_a_full_disk_is_named_and_the_old_run_stays_whole(data, run, tmp_path, m
     assert "\n" not in text
     assert contents(run) == before
     fit(data, tmp_path / "after", SETTINGS)  # once there is space, nothing that was left behind is in the way
+
+
+@contextmanager
+def permissions_that_count(folder: Path) -> Iterator[None]:
+    """Nothing below a folder may be written, not even by root: a container's user meets the same with a mounted cache."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
+    rights = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+    assert libc.capget(header, rights) == 0
+    everything = rights[0]
+    inside = [folder, *folder.rglob("*")]
+    for path in inside:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    rights[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(header, rights) == 0
+    try:
+        yield
+    finally:
+        rights[0] = everything
+        assert libc.capset(header, rights) == 0
+        for path in inside:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes root's rights away as Linux does")
+def test_a_cache_that_may_not_be_written_is_read_with_one_note(data, tmp_path, monkeypatch, caplog):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("TOPWORK_CACHE", str(cache))
+    fit(data, tmp_path / "run", SETTINGS)
+    before = contents(cache)
+    writable_folder.cache_clear()
+    with permissions_that_count(cache):
+        with pytest.raises(PermissionError):
+            (cache / "x").touch()
+        fit(data, tmp_path / "again", SETTINGS)
+        more = draw_folders(tmp_path / "more", n_each=7, shapes=("disc", "square"))  # one new image per class
+        fit(more, tmp_path / "with new images", SETTINGS)
+    writable_folder.cache_clear()
+    assert contents(cache) == before
+    assert answers(tmp_path / "again") == answers(tmp_path / "run")
+    timing = json.loads((tmp_path / "again" / "evaluation.json").read_text())["timing"]
+    assert timing["n_embedded"] == 0, timing
+    (note,) = [record.getMessage() for record in caplog.records if record.name == "topwork.cache"]
+    assert note == (
+        f"{cache}: cannot be written (permission denied): what is there is used, and nothing new is kept. "
+        "TOPWORK_CACHE names another folder."
+    )
+
+
+def test_without_a_cache_a_command_works_and_leaves_no_temporary_folder(data, tmp_path):
+    command = [sys.executable, "-m", "topwork.cli", "scan", str(data), "--quick", "--json"]
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "temporary").mkdir()
+    environment = os.environ | {"TOPWORK_CACHE": str(tmp_path / "file" / "cache"), "TMPDIR": str(tmp_path / "temporary")}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert json.loads(ended.stdout)["n_used"] == 12
+    assert ended.stderr.count("TOPWORK_CACHE") == 1
+    assert "file/cache: cannot be written (not a directory)" in ended.stderr
+    assert not list((tmp_path / "temporary").glob("topwork*"))
+    assert (tmp_path / "file").read_text() == "in the way"
 
 
 def answers(folder: Path) -> tuple[bytes, dict[str, object]]:

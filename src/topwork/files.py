@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import errno
 import hashlib
+import logging
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from topwork.errors import TopworkError, UsageError
 from topwork.text import escape
 
 BUSY = "another process is writing here. Wait for it, or choose another --out."
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST)
+
+_LOG = logging.getLogger("topwork.cache")
 
 
 @contextmanager
@@ -130,6 +138,45 @@ def error_reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error).lower()
+
+
+@lru_cache
+def writable_folder(folder: Path, advice: str) -> Path:
+    """A folder, made if need be; if it may not be written, a temporary one with links to the files in it.
+
+    The temporary folder is removed when this process ends; the log (``topwork.cache``) says once that nothing is kept. A full
+    or failing disk is no reason for one: whoever writes there names it.
+
+    Raises:
+        TopworkError: there is no place for temporary folders either.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        if error.errno not in _NOT_ALLOWED:
+            return folder
+        problem = f"{escape(str(folder))}: cannot be written ({error_reason(error)})"
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix="topwork-"))
+    except OSError as error:
+        raise TopworkError(f"{problem}, and there is no temporary folder: {error_reason(error)}. {advice}") from None
+    atexit.register(_remove, temporary, os.getpid())
+    for place, folders, names in os.walk(folder.absolute()):
+        below = temporary / Path(place).relative_to(folder.absolute())
+        for name in folders:
+            (below / name).mkdir()
+        for name in names:
+            (below / name).symlink_to(Path(place, name))
+    _LOG.warning("%s: what is there is used, and nothing new is kept. %s", problem, advice)
+    return temporary
+
+
+def _remove(folder: Path, process: int) -> None:
+    """Deletes a temporary folder at the end of the process that made it; a forked child leaves it alone."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

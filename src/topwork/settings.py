@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from topwork.errors import UsageError
+from topwork.files import writable_folder
 
 Mode = Literal["probe", "tune", "auto"]
 HeadKind = Literal["auto", "plain", "extended", "cosine"]
@@ -565,12 +566,24 @@ def seconds_of(text: str) -> float:
     return float(match[1]) * {"m": 60.0, "min": 60.0, "h": 3600.0}.get(match[2] or "s", 1.0)
 
 
-def cache_folder() -> Path:
-    """Where features and converted weights are kept: ``TOPWORK_CACHE``, else the user's cache folder."""
+def cache_setting() -> Path:
+    """Where the user wants features and converted weights: ``TOPWORK_CACHE``, else the user's cache folder.
+
+    Raises:
+        UsageError: the user has no home folder and has not chosen another.
+    """
     chosen = os.environ.get("TOPWORK_CACHE")
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topwork"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topwork"
+    except RuntimeError:
+        raise UsageError("There is no home folder for the cache. Set TOPWORK_CACHE to a folder.") from None
+
+
+def cache_folder() -> Path:
+    """The folder where features and converted weights are kept, or a temporary one if it cannot be written."""
+    return writable_folder(cache_setting(), "TOPWORK_CACHE names another folder.")
 
 
 def is_launched() -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from topwork.errors import TopworkError
 from topwork.files import error_reason
-from topwork.settings import cache_folder
+from topwork.settings import cache_setting
 
 # What topwork writes there. Anything else is not ours: somebody may have set TOPWORK_CACHE to a folder of their own.
 OURS = ("archives", "backbones", "demo", "drawn-shapes", "facts", "features", "neighbors", "onnx", "traits")
@@ -17,7 +17,7 @@ OURS = ("archives", "backbones", "demo", "drawn-shapes", "facts", "features", "n
 
 def cache_contents() -> dict[str, Any]:
     """The cache folder and the bytes of each part that topwork keeps there, by name."""
-    folder = cache_folder()
+    folder = cache_setting()
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     parts = [part for part in found if part.is_dir() and re.sub(r"-\d+$", "", part.name) in OURS]
     return {"folder": str(folder), "bytes": {part.name: _bytes_below(part) for part in parts}}
@@ -34,7 +34,7 @@ def clear_cache() -> dict[str, Any]:
     """
     before = cache_contents()
     for name in before["bytes"]:
-        path = cache_folder() / name
+        path = cache_setting() / name
         try:
             shutil.rmtree(path)
         except OSError as error:
