@@ -119,7 +119,10 @@ def test_without_a_cache_a_command_works_and_leaves_no_temporary_folder(data, tm
     command = [sys.executable, "-m", "topwork.cli", "scan", str(data), "--quick", "--json"]
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "temporary").mkdir()
-    environment = os.environ | {"TOPWORK_CACHE": str(tmp_path / "file" / "cache"), "TMPDIR": str(tmp_path / "temporary")}
+    environment = os.environ | {
+        "TOPWORK_CACHE": str(tmp_path / "file" / "cache"),
+        "TMPDIR": str(tmp_path / "temporary"),
+    }
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert json.loads(ended.stdout)["n_used"] == 12
     assert ended.stderr.count("TOPWORK_CACHE") == 1
