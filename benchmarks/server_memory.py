@@ -1,9 +1,10 @@
 """Memory of a serving process over rounds of large uploads: it has to come back.
 
-    python benchmarks/server_memory.py RUN [--rounds 10] [--uploads 200] [--megapixels 10] [--clients 8]
+    python benchmarks/server_memory.py RUN [--rounds 10] [--uploads 200] [--megapixels 10] [--clients 8] [--no-trim]
 
 Uploads one photograph of that size again and again, ``clients`` at a time, and prints the resident memory of the server
-after each round. Results are in docs/lab-log.md.
+after each round. ``--no-trim`` keeps the server from asking glibc for its memory back, as on systems without
+malloc_trim. Results are in docs/lab-log.md.
 """
 
 from __future__ import annotations
@@ -21,6 +22,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+UNTRIMMED = """
+import topwork.server.queue
+topwork.server.queue.give_memory_back = lambda: None
+from topwork.cli import main
+main()
+"""
+
 
 def main() -> None:
     """Starts a server, uploads, measures."""
@@ -31,12 +39,14 @@ def main() -> None:
     parser.add_argument("--megapixels", type=float, default=10)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--format", default="JPEG")
+    parser.add_argument("--no-trim", action="store_true")
     asked = parser.parse_args()
     side = round((asked.megapixels * 1e6) ** 0.5)
     coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side // 40, side // 40, 3), dtype=np.uint8))
     buffer = io.BytesIO()
     coarse.resize((side, side), Image.Resampling.BICUBIC).save(buffer, asked.format)
-    command = [sys.executable, "-m", "topwork.cli", "serve", str(asked.run), "--port", "0", "--json"]
+    start = ["-c", UNTRIMMED] if asked.no_trim else ["-m", "topwork.cli"]
+    command = [sys.executable, *start, "serve", str(asked.run), "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["url"]

@@ -26,7 +26,7 @@ from topwork.commands.fit import fit
 from topwork.data.split import split_record
 from topwork.errors import UsageError
 from topwork.export.predictor import Predictor
-from topwork.files import locked
+from topwork.files import atomic_file, locked
 from topwork.run import asked, run_folder
 from topwork.settings import FitSettings
 
@@ -376,6 +376,22 @@ def test_a_folder_of_other_files_is_left_alone(data, tmp_path):
     with pytest.raises(UsageError, match="not a run"):
         fit(data, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_a_killed_run_left_of_its_first_file_blocks_nothing(tmp_path):
+    folder = tmp_path / "run"
+    if (child := os.fork()) == 0:
+        with run_folder(folder, overwrite=False) as work, atomic_file(work / "settings.json") as partial:
+            partial.write_text("{")
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert len(list(folder.iterdir())) == 1
+    with run_folder(folder, overwrite=False) as work:
+        assert not list(work.iterdir())
+        (work / ".notes.partial").write_text("mine")
+    with pytest.raises(UsageError, match="not a run"), run_folder(folder, overwrite=False):
+        pass
+    assert (folder / ".notes.partial").exists()
 
 
 def test_two_runs_into_one_folder(data, tmp_path):

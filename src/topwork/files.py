@@ -8,6 +8,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -111,6 +112,17 @@ def _is_below(named: object, path: Path) -> bool:
 
 def _beside(final: Path) -> Path:
     return final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file or folder is what a killed process left of one that it was writing."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{8}\.partial", path.name) is not None
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what killed processes left in a folder and below; nobody else may be writing there."""
+    for path in [path for path in folder.rglob(".*.partial") if is_partial(path)]:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def flush_folder(folder: Path) -> None:

@@ -31,7 +31,7 @@ from topwork.data.split import PARTS, Split, n_train_of, recorded_split, split_r
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.metrics import headline
 from topwork.evaluation.predictions import Predictions, Task, labels_for
-from topwork.files import atomic_file, error_reason, locked, replace_folder
+from topwork.files import atomic_file, error_reason, is_partial, locked, remove_partial, replace_folder
 from topwork.models.classifier import Classifier, load_classifier, save_classifier
 from topwork.settings import DataSettings, FitSettings, as_dict
 from topwork.text import Described, as_text, escape, percent_ci
@@ -144,6 +144,7 @@ def run_folder(folder: Path, overwrite: bool, asked: Mapping[str, Any] | None = 
         _check_free(folder, work, overwrite, asked)
         try:
             work.mkdir(exist_ok=True)
+            remove_partial(work)
             yield work
             if work != folder:
                 replace_folder(work, folder)
@@ -186,7 +187,7 @@ def _check_free(folder: Path, work: Path, overwrite: bool, asked: Mapping[str, A
     if not work.is_dir():
         raise UsageError(f"{name}: is a file. Choose another --out.")
     if not (work / "settings.json").exists():
-        if any(work.iterdir()):
+        if not all(is_partial(path) for path in work.iterdir()):
             raise UsageError(f"{name}: holds files that are not a run. Choose another --out.")
     elif (work / "checkpoint").exists() and not _is_same_run(work, asked):
         if not overwrite:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import signal
 import socket
 import struct
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -266,6 +268,91 @@ def test_a_slow_body_is_cut_off_and_slows_nobody(server, photos):
         assert time.monotonic() - started < 1.5
         assert read_all(connection).startswith(b"HTTP/1.1 408")
         assert time.monotonic() - started < 6
+
+
+def statuses(answer: bytes) -> list[int]:
+    """The status of each answer in what came back on one connection."""
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]
+
+
+def test_pipelined_requests_are_answered_in_order(server, photos):
+    photo, headers = photos[0].read_bytes(), "Host: localhost\r\n"
+    post = f"POST /predict HTTP/1.1\r\n{headers}Content-Length: {len(photo)}\r\n\r\n".encode() + photo
+    get = f"GET /live HTTP/1.1\r\n{headers}\r\n".encode()
+    lost = f"GET /nothing HTTP/1.1\r\n{headers}\r\n".encode()
+    last = f"GET /live HTTP/1.1\r\n{headers}Connection: close\r\n\r\n".encode()
+    answer = server.talk(3 * get + 2 * post + lost + post + 200 * get + last)
+    assert statuses(answer) == [200] * 5 + [404, 200] + [200] * 201
+
+
+def test_bodies_in_other_forms_are_taken_whole_or_refused(server, photos):
+    photo = photos[0].read_bytes()
+    chunks = b"".join(
+        b"%x;a=b\r\n%s\r\n" % (len(part), part) for n in range(0, len(photo), 7) if (part := photo[n : n + 7])
+    )
+    chunked = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    label = server.ask("POST", "/predict", photo)[1]["predictions"][0]["label"]
+    answer = server.talk(chunked + chunks + b"0\r\nX-After: 1\r\n\r\n")
+    assert statuses(answer) == [200]
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["predictions"][0]["label"] == label
+    old = server.talk(
+        f"POST /predict HTTP/1.0\r\nHost: localhost\r\nContent-Length: {len(photo)}\r\n\r\n".encode() + photo
+    )
+    assert statuses(old) == [200]
+    assert json.loads(old.partition(b"\r\n\r\n")[2])["predictions"][0]["label"] == label
+    head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n"
+    assert statuses(server.talk(head.format(len(photo) + 9).encode() + photo)) == [408], "it waits for the rest"
+    short = server.talk(head.format(200).encode() + photo)
+    assert statuses(short) == [422, 400], "an image that is cut off, and bytes that are no request"
+
+
+def test_slow_silent_and_endless_clients_disturb_nobody(server, photos):
+    """All at once: heads that come a byte at a time, bodies that never end, connections that say nothing."""
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
+    over = threading.Event()
+
+    def dribble(first: bytes, piece: bytes) -> list[int]:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=0.1) as connection:
+            connection.sendall(first)
+            answer = b""
+            while not over.is_set():
+                try:
+                    connection.sendall(piece)
+                    answer += connection.recv(65536)
+                except TimeoutError:
+                    continue
+                except OSError:
+                    break
+            return statuses(answer)
+
+    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(50)]
+    before = resident(server.process.pid)
+    with ThreadPoolExecutor(60) as clients:
+        heads = [clients.submit(dribble, b"G", b"E") for _ in range(20)]
+        chunked = [
+            clients.submit(dribble, head + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n") for _ in range(20)
+        ]
+        bodies = [clients.submit(dribble, head + b"Content-Length: 900000\r\n\r\n", b"x") for _ in range(20)]
+        for _ in range(20):
+            started = time.monotonic()
+            assert server.ask("GET", "/live")[0] == 200
+            assert server.ask("POST", "/predict", photos[0].read_bytes())[0] == 200
+            assert time.monotonic() - started < 3
+            time.sleep(0.2)
+        over.set()
+        assert all(found.result() in ([408], []) for found in chunked + bodies), "cut off; some meet a reset instead"
+        assert any(found.result() == [408] for found in chunked)
+        assert any(found.result() == [408] for found in bodies)
+        assert all(found.result() in ([], [400]) for found in heads)
+    for connection in silent:
+        connection.close()
+    assert resident(server.process.pid) < before + 50, "MB"
+
+
+def resident(process: int) -> float:
+    """MB of memory of a process."""
+    line = next(line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
 
 
 def test_beyond_the_queue_there_is_503_at_once_and_memory_comes_back(model, photos):

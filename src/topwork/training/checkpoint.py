@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from topwork.errors import ModelError, TopworkError
-from topwork.files import atomic_file, error_reason
+from topwork.files import atomic_file, error_reason, remove_partial
 
 FORMAT = 1
 INDEX = "checkpoint.json"
@@ -142,8 +142,7 @@ def _remove_older(folder: Path, current: Path) -> None:
     for path in folder.glob("weights-*.safetensors"):
         if path != current:
             path.unlink(missing_ok=True)
-    for path in folder.glob(".*.partial"):  # left by a killed process
-        path.unlink(missing_ok=True)
+    remove_partial(folder)
 
 
 def _digest(body: dict[str, Any]) -> str:
