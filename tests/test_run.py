@@ -484,3 +484,11 @@ def test_the_users_folder_is_never_written(data):
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in data.rglob("*")}
     topwork("scan", data)
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in data.rglob("*")} == before
+
+
+def test_wrong_arguments_get_one_line_that_names_the_help() -> None:
+    done = topwork("predict", "somewhere", "--json")
+    assert (done.returncode, done.stderr) == (2, "topwork: IMAGES is missing (topwork predict --help).\n")
+    assert json.loads(done.stdout) == {"error": "IMAGES is missing (topwork predict --help)."}
+    assert "Did you mean --epochs?" in topwork("fit", "photos", "--epoch", "3").stderr
+    assert "--mode" in subprocess.run([sys.executable, "-m", "topwork", "help", "fit"], capture_output=True, text=True).stdout

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
 from cyclopts.help import DefaultFormatter, HelpPanel
 
 from topwork import __version__
@@ -117,6 +117,7 @@ else:
     FileName = Annotated[str | Path, Parameter(metavar="PATH")]
 Model = Annotated[FileName, Parameter(help=MODEL)]
 Labeled = Annotated[FileName, Parameter(help=f"Labeled images. {IMAGES}")]
+OtherLabeled = Annotated[FileName | None, Parameter(help=f"Labeled images [default: those of the run]. {IMAGES}")]
 Out = Annotated[FileName, Parameter(help="Output directory.")]
 Overwrite = Annotated[bool, Parameter(help="Replace what --out holds.")]
 Part = Annotated[
@@ -302,7 +303,7 @@ def scan(
 @app.command(group=UNDERSTAND)
 def evaluate(
     model: Model,
-    path: Labeled,
+    path: OtherLabeled = None,
     /,
     *,
     part: Part = "auto",
@@ -336,14 +337,14 @@ def evaluate(
 
             terminal.step("report")
             write_report(place)
-    _show(common, evaluated, lambda: evaluation_lines(str(path), evaluated, out))
+    _show(common, evaluated, lambda: evaluation_lines(str(path or model), evaluated, out))
     return _reject_status(evaluated["n_unused"], evaluated["n"], settings)
 
 
 @app.command(group=UNDERSTAND)
 def examine(
     model: Model,
-    path: Labeled,
+    path: OtherLabeled = None,
     /,
     *,
     out: Annotated[
@@ -365,7 +366,7 @@ def examine(
         terminal.step("report")
         write_examine_page(examined, page)
     found = examined.examination
-    answer = found.as_dict() | {"model": model, "path": path, "page": str(page)}
+    answer = found.as_dict() | {"model": model, "path": examined.path, "page": str(page)}
     _show(common, answer, lambda: [*examination_lines(found), f"Page: {page}"])
     return 0
 
@@ -545,8 +546,13 @@ def export(
     model: Model,
     /,
     *,
-    to: Annotated[str, Parameter(help="; ".join(f"{name}: {target.help}" for name, target in TARGETS.items()) + ".")],
     out: Annotated[FileName, Parameter(help=f"File to write: {', '.join(t.endings[0] for t in TARGETS.values())}.")],
+    to: Annotated[
+        str | None,
+        Parameter(
+            help="; ".join(f"{name}: {target.help}" for name, target in TARGETS.items()) + " [default: by the ending of --out]."
+        ),
+    ] = None,
     check: Annotated[
         list[str] | None,
         Parameter(consume_multiple=True, help="Images to check with [default: the run's own held-out images]."),
@@ -569,11 +575,12 @@ def export(
     """
     from topwork.console import certificate_lines
     from topwork.export.package import export_model
+    from topwork.export.targets import target_of_file
 
     with _terminal(common) as terminal:
         terminal.step("export")
         package = export_model(
-            model, to, Path(out), check or (), int8=int8, calibrate=calibrate or (), overwrite=overwrite
+            model, to or target_of_file(Path(out)), Path(out), check or (), int8=int8, calibrate=calibrate or (), overwrite=overwrite
         )
     answer = {
         "export": str(package.exported),
@@ -956,7 +963,9 @@ def main(tokens: Iterable[str] | None = None) -> None:
     )  # odd metadata; what concerns pixels is a reject with its reason
     _catch_signals()
     try:
-        status = app(plain_tokens(arguments))
+        status = app(plain_tokens(arguments), print_error=False, exit_on_error=False)
+    except CycloptsError as error:
+        status = _failed(UsageError(_misuse(error)), arguments)
     except Interrupted as interrupted:
         name = signal.Signals(interrupted.signum).name
         say(f"topwork: interrupted ({name}). Progress is saved; run it again, or pass --resume.")
@@ -969,8 +978,18 @@ def main(tokens: Iterable[str] | None = None) -> None:
     sys.exit(_flushed(status or 0))
 
 
+def _misuse(error: CycloptsError) -> str:
+    """What is wrong with the arguments, in one line, and where to look."""
+    command = " ".join(["topwork", *(error.command_chain or ())])
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        return f"{error.argument.name} is missing ({command} --help)."
+    return f"{error} ({command} --help)"
+
+
 def plain_tokens(arguments: Sequence[str]) -> list[str]:
     """The arguments as the parser takes them: ``--ray`` without an address stands for this machine."""
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     tokens = [{"-": STDIN, "--help-all": "--help"}.get(token, token) for token in arguments]
     for place, token in enumerate(tokens):
         if token == "--ray" and not re.fullmatch(

@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +32,7 @@ from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.metrics import headline
 from topwork.evaluation.predictions import Predictions, Task, labels_for
 from topwork.files import atomic_file, error_reason, is_partial, locked, remove_partial, replace_folder
-from topwork.models.classifier import Classifier, load_classifier, save_classifier
+from topwork.models.classifier import Classifier, find_model, load_classifier, save_classifier
 from topwork.settings import DataSettings, FitSettings, as_dict
 from topwork.text import Described, as_text, escape, percent_ci
 
@@ -321,6 +321,24 @@ def read_asked(folder: Path) -> tuple[str, FitSettings]:
         return asked["path"], FitSettings(**values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{escape(str(folder))}: no run here that could be resumed ({error}).") from None
+
+
+def images_of_run(model: str | os.PathLike[str], settings: DataSettings) -> Manifest:
+    """The images that a run was made from, each with the part the run put it in; for commands that take no other ones.
+
+    Raises:
+        UsageError: the model is not in a run, or a setting says how to read other images.
+    """
+    others = replace(settings, workers=None, seed=0, max_reject_fraction=0.1)
+    if others != replace(DataSettings(), multi_label=settings.multi_label):
+        raise UsageError("Options about the data go with a PATH; without one, the images of the run are used as it read them.")
+    folder = find_model(model).parent
+    if not (folder / "split.json").exists():
+        raise UsageError(f"{escape(str(model))}: not a run directory, so give the images, too: MODEL PATH.")
+    record, manifest = read_split(folder), load_manifest(folder / "manifest.parquet")
+    parts = {row: name for name, rows in recorded_split(record, manifest).parts().items() for row in rows.tolist()}
+    samples = tuple(replace(sample, part=parts.get(row)) for row, sample in enumerate(manifest.samples))
+    return replace(manifest, samples=samples)
 
 
 def read_split(folder: Path) -> dict[str, Any]:

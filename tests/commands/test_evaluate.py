@@ -13,9 +13,11 @@ from PIL import Image
 
 from drawing import draw_folders
 from topwork.commands.evaluate import evaluate, seen_notes
+from topwork.commands.examine import examine_model
 from topwork.commands.fit import fit
+from topwork.commands.runs import list_runs
 from topwork.errors import UsageError
-from topwork.settings import FitSettings
+from topwork.settings import DataSettings, FitSettings
 
 SETTINGS = FitSettings(backbone="random:test_efficientnet", size=64)
 
@@ -46,6 +48,25 @@ def test_images_seen_in_training_are_counted_and_left_out_of_the_first_figure(ru
     assert any(f"{n_train} images were seen in training" in note for note in found["notes"])
     assert seen["without"]["accuracy"]["value"] == run.evaluation["test"]["accuracy"]["value"]
     json.dumps(found, allow_nan=False)
+
+
+def test_without_a_path_the_held_out_images_of_the_run_are_used(run, tmp_path) -> None:
+    assert evaluate(run.folder)["accuracy"] == run.evaluation["test"]["accuracy"]
+    examined = examine_model(run.folder, n_images=10)
+    assert set(examined.rows.tolist()) <= set(run.split.test.tolist())
+    with pytest.raises(UsageError, match="go with a PATH"):
+        evaluate(run.folder, settings=DataSettings(label_regex="(a)"))
+    shutil.copytree(run.folder / "model", tmp_path / "model")
+    with pytest.raises(UsageError, match="give the images, too"):
+        examine_model(tmp_path / "model")
+
+
+def test_an_evaluation_of_the_same_images_is_compared_with_the_run(run, tmp_path) -> None:
+    evaluate(run.folder, part="test", out=tmp_path / "again")
+    shutil.copytree(run.folder, tmp_path / "run")
+    found = list_runs(tmp_path)
+    assert [row.mode for row in found.runs] == ["evaluation", "probe"]
+    assert found.verdict.startswith(f"On the same {run.evaluation['test']['n']} images")
 
 
 def test_nearly_the_same_picture_counts_as_seen(run, photos, tmp_path) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from topwork.data.manifest import Manifest, load_manifest
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.compare import SIGNIFICANCE, Comparison, compare
+from topwork.evaluation.metrics import headline
 from topwork.evaluation.predictions import Predictions, Task
 from topwork.run import read_evaluation, read_logits
 from topwork.text import Described, as_text, canonical, count, escape, percent, points
@@ -113,7 +114,8 @@ def compare_runs(
     """Compares runs with the first of them, image by image.
 
     Args:
-        part: ``test``, ``valid``, or ``auto``: the test part where every run has one, else valid.
+        part: ``test``, ``valid``, or ``auto``: test if every run has one, else valid, else what each run was evaluated on,
+            which must be the same images.
 
     Returns:
         The part, and one comparison for each run but the first.
@@ -125,15 +127,13 @@ def compare_runs(
     if len(folders) < 2:
         raise UsageError("compare needs two runs or more: topwork compare RUN_A RUN_B")
     records = [read_evaluation(folder) for folder in folders]
-    if part == "auto":
-        part = common_part(records) or "test"
-    for folder, record in zip(folders, records, strict=True):
-        if not _has(record, part):
-            raise UsageError(
-                f"{escape(str(folder))}: was not evaluated on a {part} part, so there is nothing to compare."
-            )
-    parts = [evaluated_part(folder, record, part) for folder, record in zip(folders, records, strict=True)]
-    return part, tuple(_against(parts[0], other, seed) for other in parts[1:])
+    common = part if part != "auto" else common_part(records)
+    names = [common or (headline(record) or ("test", {}))[0] for record in records]
+    for folder, record, name in zip(folders, records, names, strict=True):
+        if not _has(record, name):
+            raise UsageError(f"{escape(str(folder))}: was not evaluated on a {name} part, so there is nothing to compare.")
+    parts = [evaluated_part(*one) for one in zip(folders, records, names, strict=True)]
+    return names[0], tuple(_against(parts[0], other, seed) for other in parts[1:])
 
 
 def _against(first: EvaluatedPart, second: EvaluatedPart, seed: int) -> Compared:

@@ -26,18 +26,18 @@ from topwork.evaluation.metrics import evaluate_part
 from topwork.evaluation.predictions import Predictions, labels_for, predict_features
 from topwork.export.runtime import model_embedder
 from topwork.features.duplicates import FeatureSpace, calibrate, search
-from topwork.features.embed import Embedder, Features
+from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import load_engine
 from topwork.models.classifier import Classifier, find_model, load_classifier
 from topwork.progress import Reporter, Stopwatch, default_reporter
-from topwork.run import asked, read_split, run_folder, save_predictions, write_json
+from topwork.run import asked, images_of_run, read_split, run_folder, save_predictions, write_json
 from topwork.settings import HERE, ClusterSettings, DataSettings, check
 from topwork.text import count, escape, first_names, natural_key
 
 
 def evaluate(
     model: str | os.PathLike[str],
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     settings: DataSettings | None = None,
     *,
     part: str = "auto",
@@ -48,9 +48,10 @@ def evaluate(
     cluster: ClusterSettings = HERE,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a saved model on labeled images; class names are matched by name.
+    """Evaluates a saved model on labeled images; classes are matched by name.
 
     Args:
+        path: the images; None for those of the run that holds the model.
         part: which part to use if the data has parts: ``train``, ``valid``, ``test``, ``all``; ``auto`` takes test,
             else valid, else all.
         by: also evaluate the images of each ``domain``, ``group`` or ``part``.
@@ -75,7 +76,11 @@ def evaluate(
     with clock("scan_and_embed"):
         reporter.step("scan and embed")
         embedder = model_embedder(classifier, cluster)
-        manifest, features = scan_and_embed(path, settings, embedder, reporter)
+        if path is None:
+            manifest = images_of_run(model, settings)
+            features = embed(embedder.backbone, manifest, embedder=embedder, n_threads=settings.workers)
+        else:
+            manifest, features = scan_and_embed(path, settings, embedder, reporter)
     manifest = _renamed(manifest, rename).named_like(classifier.classes)
     rows = part_rows(manifest, part)
     with clock("evaluate"):
@@ -89,7 +94,7 @@ def evaluate(
     for note in notes:
         reporter.note(note)
     if out is not None:
-        _write(Path(out), overwrite, model, path, settings, manifest, found, clock)
+        _write(Path(out), overwrite, model, path or manifest.root, settings, manifest, found, clock)
     return found.figures | {
         "notes": notes,
         "rejects": [reject.as_dict() for reject in manifest.rejects],

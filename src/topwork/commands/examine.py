@@ -25,6 +25,7 @@ from topwork.evaluation.shortcut import check_shortcuts
 from topwork.export.runtime import engine_of
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.progress import Reporter, default_reporter
+from topwork.run import images_of_run
 from topwork.settings import DataSettings
 from topwork.text import escape
 
@@ -49,18 +50,19 @@ class Examined:
 
 def examine_model(
     model: str | os.PathLike[str],
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     settings: DataSettings | None = None,
     *,
     part: str = "auto",
     n_images: int = N_IMAGES,
     reporter: Reporter | None = None,
 ) -> Examined:
-    """Examines a saved model on labeled images; class names are matched by name.
+    """Examines a saved model on labeled images; classes are matched by name.
 
     Args:
-        part: which part to use when the data has parts, as for ``evaluate``.
-        n_images: at most this many images are looked at, drawn by the seed.
+        path: the images; None for those of the run that holds the model.
+        part: which part to use if the data has parts, as for ``evaluate``.
+        n_images: use at most this many images, drawn by the seed.
 
     Raises:
         UsageError: none of the images is of a class that the model knows.
@@ -70,16 +72,15 @@ def examine_model(
         raise UsageError(f"--n-images {n_images}: give at least 10; fewer show nothing reliable.")
     classifier = load_classifier(model)
     reporter.step("scan")
-    manifest = scan(
-        path,
-        n_threads=settings.workers,
-        on_progress=reporter.progress,
-        rules=rules_of(settings, classifier.backbone.spec.bands),
-    )
+    if path is None:
+        manifest = images_of_run(model, settings)
+    else:
+        rules = rules_of(settings, classifier.backbone.spec.bands)
+        manifest = scan(path, n_threads=settings.workers, on_progress=reporter.progress, rules=rules)
     index = {name: number for number, name in enumerate(classifier.classes)}
     rows = np.array([row for row in part_rows(manifest, part) if manifest.samples[row].label in index], dtype=np.int64)
     if not len(rows):
-        raise UsageError(f"{escape(str(path))}: none of its images is of a class that the model knows.")
+        raise UsageError(f"{escape(str(manifest.root))}: none of its images is of a class that the model knows.")
     rows = _drawn(manifest, rows, n_images, settings.seed)
     labels = np.array([index[manifest.samples[row].label] for row in rows], dtype=np.int64)
     shortcuts = check_shortcuts(manifest, manifest.traits(), join_groups(manifest), settings.seed)
@@ -96,7 +97,7 @@ def examine_model(
     for finding in examination.findings:
         if finding.kind == "warning":
             reporter.note(finding.text)
-    return Examined(Path(model), str(path), manifest, classifier, rows, examination)
+    return Examined(Path(model), str(path or manifest.root), manifest, classifier, rows, examination)
 
 
 def _drawn(manifest: Manifest, rows: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:

@@ -46,10 +46,10 @@ def list_runs(folder: Path) -> Runs:
         UsageError: no such folder, or no run in it.
     """
     if not folder.is_dir():
-        raise UsageError(f"{escape(str(folder))}: no such folder. topwork fit PATH makes the first run in runs/.")
+        raise UsageError(f"{escape(str(folder))}: no such folder. topwork fit PATH creates the first run in runs/.")
     rows = [_row(path.parent) for path in sorted(folder.glob("*/settings.json"))]
     if not rows:
-        raise UsageError(f"{escape(str(folder))}: no runs here. topwork fit PATH makes the first run in runs/.")
+        raise UsageError(f"{escape(str(folder))}: no runs here. topwork fit PATH creates the first run in runs/.")
     rows.sort(key=lambda row: (row.accuracy is None, -((row.accuracy or {}).get("value") or 0.0), row.name))
     return Runs(folder, tuple(rows), _verdict(folder, [row for row in rows if row.accuracy]))
 
@@ -62,8 +62,8 @@ def _row(run: Path) -> RunRow:
         evaluation = {}
     part, figure = headline(evaluation) or (None, {})
     return RunRow(
-        escape(run.name), str(recipe.get("backbone", "")), str(recipe.get("mode", "")), part, figure.get("n", 0),
-        figure.get("accuracy"),
+        escape(run.name), str(recipe.get("backbone", "")), str(recipe.get("mode", "evaluation" if part else "")), part,
+        figure.get("n", 0), figure.get("accuracy"),
     )  # fmt: skip
 
 
@@ -84,6 +84,6 @@ def _verdict(folder: Path, finished: list[RunRow]) -> str:
         return compared.sentence
     except TopworkError:
         return (
-            f"{best.name} has the highest accuracy, {percent_ci(best.accuracy)}, but {second.name} was evaluated on other "
-            "images, so they cannot be compared."
+            f"{best.name} has the highest accuracy, {percent_ci(best.accuracy)}, but {second.name} was evaluated on different "
+            "images, so the two cannot be compared."
         )

@@ -62,6 +62,14 @@ def target_of(to: str, out: Path | None = None) -> Target:
     return target
 
 
+def target_of_file(out: Path) -> str:
+    """The name of the target that writes files with this ending; raises UsageError if there is none."""
+    for name, target in TARGETS.items():
+        if out.suffix == target.endings[0]:
+            return name
+    raise UsageError(f"--out {out}: must end in {', '.join(target.endings[0] for target in TARGETS.values())}.")
+
+
 def export_classifier(classifier: Classifier, to: str, out: Path, calibration: Pixels | None = None) -> None:
     """Writes the export to ``out`` (OpenVINO: and the weights beside it, as ``.bin``).
 

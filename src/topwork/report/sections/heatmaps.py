@@ -32,12 +32,11 @@ def heatmaps(record: Record, album: Album) -> list[Block]:
         return []
     cards = tuple(_card(record, image, album) for image in found["images"])
     method = METHODS.get(str(found.get("method")), METHODS["occlusion"])
-    examine = f"topwork examine {quote(str(record.folder))} {quote(str(record.settings.get('path', 'IMAGES')))}"
     return [
         Text("Bright regions speak for the class below the picture. Check that they are on the object.", "lead"),
         Gallery(cards, "l", n_open=N_OPEN, noun="image"),
         Text(f"{method} To test what the model relies on (color, texture, shape, background):", "small"),
-        Command(examine, "Command that tests what the model relies on"),
+        Command(f"topwork examine {quote(str(record.folder))}", "Command that tests what the model relies on"),
     ]
 
 

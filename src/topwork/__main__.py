@@ -1,0 +1,5 @@
+"""``python -m topwork``: the command line."""
+
+from topwork.cli import main
+
+main()
