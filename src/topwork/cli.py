@@ -550,7 +550,8 @@ def export(
     to: Annotated[
         str | None,
         Parameter(
-            help="; ".join(f"{name}: {target.help}" for name, target in TARGETS.items()) + " [default: by the ending of --out]."
+            help="; ".join(f"{name}: {target.help}" for name, target in TARGETS.items())
+            + " [default: by the ending of --out]."
         ),
     ] = None,
     check: Annotated[
@@ -580,7 +581,13 @@ def export(
     with _terminal(common) as terminal:
         terminal.step("export")
         package = export_model(
-            model, to or target_of_file(Path(out)), Path(out), check or (), int8=int8, calibrate=calibrate or (), overwrite=overwrite
+            model,
+            to or target_of_file(Path(out)),
+            Path(out),
+            check or (),
+            int8=int8,
+            calibrate=calibrate or (),
+            overwrite=overwrite,
         )
     answer = {
         "export": str(package.exported),

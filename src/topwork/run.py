@@ -331,7 +331,9 @@ def images_of_run(model: str | os.PathLike[str], settings: DataSettings) -> Mani
     """
     others = replace(settings, workers=None, seed=0, max_reject_fraction=0.1)
     if others != replace(DataSettings(), multi_label=settings.multi_label):
-        raise UsageError("Options about the data go with a PATH; without one, the images of the run are used as it read them.")
+        raise UsageError(
+            "Options about the data go with a PATH; without one, the images of the run are used as it read them."
+        )
     folder = find_model(model).parent
     if not (folder / "split.json").exists():
         raise UsageError(f"{escape(str(model))}: not a run directory, so give the images, too: MODEL PATH.")

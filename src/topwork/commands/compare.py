@@ -131,7 +131,9 @@ def compare_runs(
     names = [common or (headline(record) or ("test", {}))[0] for record in records]
     for folder, record, name in zip(folders, records, names, strict=True):
         if not _has(record, name):
-            raise UsageError(f"{escape(str(folder))}: was not evaluated on a {name} part, so there is nothing to compare.")
+            raise UsageError(
+                f"{escape(str(folder))}: was not evaluated on a {name} part, so there is nothing to compare."
+            )
     parts = [evaluated_part(*one) for one in zip(folders, records, names, strict=True)]
     return names[0], tuple(_against(parts[0], other, seed) for other in parts[1:])
 
