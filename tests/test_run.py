@@ -491,5 +491,7 @@ def test_wrong_arguments_get_one_line_that_names_the_help() -> None:
     assert (done.returncode, done.stderr) == (2, "topwork: IMAGES is missing (topwork predict --help).\n")
     assert json.loads(done.stdout) == {"error": "IMAGES is missing (topwork predict --help)."}
     assert "Did you mean --epochs?" in topwork("fit", "photos", "--epoch", "3").stderr
-    help_text = subprocess.run([sys.executable, "-m", "topwork", "help", "fit"], check=True, capture_output=True, text=True)
+    help_text = subprocess.run(
+        [sys.executable, "-m", "topwork", "help", "fit"], check=True, capture_output=True, text=True
+    )
     assert "--mode" in help_text.stdout
