@@ -135,7 +135,7 @@ def test_class_names_cannot_run_in_a_notebook(fitted):
 
 
 def test_settings_are_keywords_and_wrong_ones_are_named(images, tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match=r"epochss: there is no such setting\. Did you mean epochs"):
+    with pytest.raises(UsageError, match=r"epochss: no such setting\. Did you mean epochs"):
         topwork.fit(images, tmp_path / "run", epochss=3)
     monkeypatch.chdir(tmp_path)
     one, two = (topwork.fit(images, backbone=SMALL, near_duplicates=False) for _ in range(2))

@@ -1,7 +1,7 @@
-"""The command line: every command, grouped by task. Parsing and showing only; the work is in ``commands/``.
+"""The command line: every command, grouped by task. Only parses arguments and prints results; ``commands/`` does the work.
 
-Exit status: 0 done; 1 failed; 2 wrong use; 3 done, but more files were rejected than allowed; 128+n on signal n.
-With ``--json`` stdout holds one JSON object and nothing else.
+Exit status: 0 success; 1 failure; 2 usage error; 3 success, but more files were rejected than allowed; 128+n on signal n.
+With ``--json``, stdout holds one JSON object and nothing else.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from topwork.settings import (
 )
 
 TOO_MANY_REJECTS = 3
-STDIN = "(stdin)"  # stands for a lone "-", which the parser would take for an option
-MANY_OPTIONS = 24  # a command with more shows only the everyday ones, unless --help-all is given
+STDIN = "(stdin)"  # replaces a lone "-", which the parser would read as an option
+MANY_OPTIONS = 24  # commands with more show only the everyday ones, unless --help-all is given
 
 
 class OptionsBySubject(DefaultFormatter):
-    """Help with the options grouped by subject; of a command with many options, the everyday ones."""
+    """Help with options grouped by subject; for commands with many options, only the everyday ones."""
 
     show_all = False
 
@@ -61,7 +61,7 @@ class OptionsBySubject(DefaultFormatter):
         for entry in panel.entries:
             title, is_everyday = option_group(entry.positive_names[0])
             if is_everyday or self.show_all or len(panel.entries) <= MANY_OPTIONS:
-                # A flag is shown by the one name that changes something.
+                # Show only the name of a flag that changes the default; its help is about that.
                 is_on = entry.default == "True"
                 shown: dict[str, Any] = (
                     {"positive_names": ()} if is_on and entry.negative_names else {"negative_names": ()}
@@ -72,7 +72,7 @@ class OptionsBySubject(DefaultFormatter):
             super().__call__(console, options, panel.copy(title=title, entries=entries))
         n_more = len(panel.entries) - sum(map(len, groups.values()))
         if n_more:
-            console.print(f"{n_more} more options for experts: --help-all", highlight=False)
+            console.print(f"{n_more} more options: --help-all", highlight=False)
 
 
 TRAIN = Group("Train", sort_key=1)
@@ -87,42 +87,42 @@ app = App(
     name="topwork",
     version=__version__,
     help=(
-        "From a folder of images to a classifier you can trust.\n\n"
-        "Start with: topwork fit FOLDER --out RUN (one folder per class). Then open RUN/report.html."
+        "Train, evaluate and ship image classifiers with transfer learning.\n\n"
+        "Get started: topwork fit FOLDER (one folder per class), or topwork app to use the browser."
     ),
     help_format="plaintext",
     help_formatter=formatter,
     result_action="return_value",
 )
-app.register_install_completion_command(add_to_startup=False, help="Install tab completion for this shell.")
+app.register_install_completion_command(add_to_startup=False, help="Install shell completion.")
 
 
 @dataclass(frozen=True)
 class Common:
-    """What every command takes."""
+    """Options of every command."""
 
-    json: bool = field(default=False, metadata={"help": "Print one JSON object on stdout, nothing else."})
-    quiet: bool = field(default=False, metadata={"help": "No progress and no notes on stderr."})
-    debug: bool = field(default=False, metadata={"help": "Show the full traceback of an error."})
+    json: bool = field(default=False, metadata={"help": "Print one JSON object to stdout and nothing else."})
+    quiet: bool = field(default=False, metadata={"help": "Hide progress and notes."})
+    debug: bool = field(default=False, metadata={"help": "Show the full traceback on errors."})
 
 
 Flat = Parameter(name="*")
 CommonArgs = Annotated[Common, Flat]
-IMAGES = "A folder with one folder per class, or with train/valid/test folders; a CSV or Parquet table; a tar or zip archive."
+IMAGES = "A folder with one subfolder per class or with train/valid/test folders, a CSV or Parquet table, or a tar or zip archive."
 MODEL = "A run directory or its model/ folder."
 if TYPE_CHECKING:
     FileName = str
 else:
-    # Parsed as str, which comes first; Path lets the shell complete file names.
+    # Parsed as str, the first type; Path enables completion of file names.
     FileName = Annotated[str | Path, Parameter(metavar="PATH")]
 Model = Annotated[FileName, Parameter(help=MODEL)]
 Labeled = Annotated[FileName, Parameter(help=f"Labeled images. {IMAGES}")]
 OtherLabeled = Annotated[FileName | None, Parameter(help=f"Labeled images [default: those of the run]. {IMAGES}")]
 Out = Annotated[FileName, Parameter(help="Output directory.")]
-Overwrite = Annotated[bool, Parameter(help="Replace what --out holds.")]
+Overwrite = Annotated[bool, Parameter(help="Overwrite --out if it exists.")]
 Part = Annotated[
     Literal["auto", "train", "valid", "test", "all"],
-    Parameter(help="Part to use if the data has train/valid/test. auto: test, else valid, else all."),
+    Parameter(help="Part of the data to use. auto: test, else valid, else all."),
 ]
 
 
@@ -135,18 +135,18 @@ def fit(
     /,
     *,
     out: Annotated[
-        FileName | None, Parameter(help="Output directory [default: runs/NAME-OF-PATH, then -2, -3 ...].")
+        FileName | None, Parameter(help="Output directory [default: runs/<dataset>, numbered if taken].")
     ] = None,
-    resume: Annotated[FileName | None, Parameter(help="Continue this interrupted run with its own settings.")] = None,
+    resume: Annotated[FileName | None, Parameter(help="Resume this interrupted run with its own settings.")] = None,
     overwrite: Overwrite = False,
-    open: Annotated[bool, Parameter(help="Open the report in a browser at the end.")] = False,
+    open: Annotated[bool, Parameter(help="Open the report in a browser when done.")] = False,
     dry_run: Annotated[
-        bool, Parameter(help="Print how the data is read (layout, parts, classes, first paths), and stop.")
+        bool, Parameter(help="Show how the data would be read (layout, split, classes, first paths), and exit.")
     ] = False,
     settings: Annotated[FitSettings, Flat] = FitSettings(),
     common: CommonArgs = Common(),
 ) -> int:
-    """Train a classifier on the images in PATH, evaluate it on held-out data and write a run directory with a report."""
+    """Train a classifier on the images in PATH, evaluate it on held-out data and write a report."""
     from topwork.commands.fit import fit as fit_run
     from topwork.commands.fit import follow
     from topwork.console import fit_lines
@@ -158,14 +158,14 @@ def fit(
     if resume is not None:
         (path, settings), out, overwrite = interrupted(resume), resume, True
     if path is None:
-        raise UsageError("fit needs the folder of images: topwork fit PATH --out RUN (or --resume RUN).")
+        raise UsageError("PATH is missing: topwork fit PATH --out RUN (or --resume RUN).")
     if dry_run:
         return _dry_run(path, settings, common)
     folder = Path(out) if out else free_run_folder(path)
     if is_launched():
         from topwork.training.distributed import processes
 
-        if not processes().is_main:  # the first process reports and writes
+        if not processes().is_main:  # only the main process reports and writes
             follow(path, work_path(folder), settings)
             return 0
     threading.Thread(target=prepare, daemon=True).start()
@@ -186,10 +186,10 @@ def lr_range(
     path: Labeled,
     /,
     *,
-    out: Annotated[FileName | None, Parameter(help="Plot to write [default: runs/NAME-OF-PATH-lr-range.svg].")] = None,
-    steps: Annotated[int, Parameter(help="Training steps.")] = 100,
-    low: Annotated[float, Parameter(help="Learning rate of the first step.")] = 1e-6,
-    high: Annotated[float, Parameter(help="Learning rate of the last step; stops earlier if the loss diverges.")] = 1.0,
+    out: Annotated[FileName | None, Parameter(help="Plot to write [default: runs/<dataset>-lr-range.svg].")] = None,
+    steps: Annotated[int, Parameter(help="Number of training steps.")] = 100,
+    low: Annotated[float, Parameter(help="First learning rate.")] = 1e-6,
+    high: Annotated[float, Parameter(help="Last learning rate; stops early if the loss diverges.")] = 1.0,
     settings: Annotated[FitSettings, Flat] = FitSettings(),
     common: CommonArgs = Common(),
 ) -> int:
@@ -200,7 +200,7 @@ def lr_range(
 
     plot = Path(out) if out else Path("runs") / f"{Path(path).resolve().stem or 'data'}-lr-range.svg"
     if plot.suffix != ".svg":
-        raise UsageError(f"--out {plot}: the plot is an SVG file; give a name that ends in .svg.")
+        raise UsageError(f"--out {plot}: must end in .svg.")
     with _terminal(common) as terminal:
         found = find_rate(path, settings, n_steps=steps, lowest=low, highest=high, reporter=terminal)
         write_range_plot(found, plot)
@@ -210,20 +210,20 @@ def lr_range(
 
 @app.command(group=TRAIN)
 def models(
-    name: Annotated[str | None, Parameter(help="A backbone; without it, list the names.")] = None,
+    name: Annotated[str | None, Parameter(help="Backbone to describe [default: list the backbones].")] = None,
     /,
     *,
-    stages: Annotated[bool, Parameter(help="Show the table of stages.")] = False,
-    filter: Annotated[str, Parameter(help="List timm names that match this pattern, such as '*resnet18*'.")] = "",
+    stages: Annotated[bool, Parameter(help="Show the stages.")] = False,
+    filter: Annotated[str, Parameter(help="List timm models that match this pattern, such as '*resnet18*'.")] = "",
     check: Annotated[
         tuple[str, ...],
         Parameter(
             consume_multiple=True,
             negative=(),
-            help="Load these backbones and run them: engine, input size, features, stages, poolings and speed.",
+            help="Load and run these backbones; show engine, input size, features, stages, pooling options and speed.",
         ),
     ] = (),
-    size: Annotated[int | None, Parameter(help="With --check: input side in pixels.")] = None,
+    size: Annotated[int | None, Parameter(help="With --check: input size in pixels.")] = None,
     settings: Annotated[ModelSettings, Flat] = ModelSettings(),
     common: CommonArgs = Common(),
 ) -> int:
@@ -247,16 +247,16 @@ def models(
 
 @app.command(group=TRAIN)
 def demo(
-    folder: Annotated[FileName | None, Parameter(help="Where to write the images [default: in the cache].")] = None,
+    folder: Annotated[FileName | None, Parameter(help="Folder for the images [default: in the cache].")] = None,
     /,
     *,
     out: Out = "runs/demo",
     overwrite: Overwrite = False,
-    open: Annotated[bool, Parameter(help="Open the report in a browser if there is a desktop.")] = True,
+    open: Annotated[bool, Parameter(help="Do not open the report in a browser.")] = True,
     seed: Annotated[int, Parameter(help="Random seed.")] = 0,
     common: CommonArgs = Common(),
 ) -> int:
-    """Train on 2,624 real images of solar cells (needs the demo extra) and show the report."""
+    """Train on 2,624 images of solar cells and show the report (pip install 'topwork[demo]')."""
     from topwork.commands.demo import LICENSE_NOTE, write_demo_data
 
     if not common.quiet:
@@ -277,12 +277,12 @@ def scan(
     /,
     *,
     report: Annotated[
-        FileName | None, Parameter(help="Also write a page with plots and examples to this file.")
+        FileName | None, Parameter(help="Also write an HTML report to this file.")
     ] = None,
     settings: Annotated[ScanSettings, Flat] = ScanSettings(),
     common: CommonArgs = Common(),
 ) -> int:
-    """Check the data before training: classes, rejects, duplicates, leaks, shortcuts, sizes and outliers."""
+    """Check a dataset before training: classes, unreadable files, duplicates, leaks, shortcuts, sizes and outliers."""
     from topwork.commands.scan import survey
     from topwork.console import scan_lines
 
@@ -308,14 +308,14 @@ def evaluate(
     *,
     part: Part = "auto",
     by: Annotated[
-        Literal["domain", "group", "part"] | None, Parameter(help="Also evaluate each domain, group or part.")
+        Literal["domain", "group", "part"] | None, Parameter(help="Also report results by domain, group or part.")
     ] = None,
     map: Annotated[
         list[str] | None,
-        Parameter(help="OLD=NEW: count images of the class OLD as the model's class NEW. May be repeated."),
+        Parameter(help="OLD=NEW: treat class OLD of the data as class NEW of the model. Can be repeated."),
     ] = None,
     out: Annotated[
-        FileName | None, Parameter(help="Also write a report, predictions and the confusion matrix to this directory.")
+        FileName | None, Parameter(help="Also write a report, the predictions and the confusion matrix to this directory.")
     ] = None,
     overwrite: Overwrite = False,
     settings: Annotated[DataSettings, Flat] = DataSettings(),
@@ -348,14 +348,14 @@ def examine(
     /,
     *,
     out: Annotated[
-        FileName | None, Parameter(help="Page to write [default: examination.html beside the model folder].")
+        FileName | None, Parameter(help="Page to write [default: RUN/examination.html].")
     ] = None,
     part: Part = "auto",
     n_images: Annotated[int, Parameter(help="Use at most this many images.")] = 200,
     settings: Annotated[DataSettings, Flat] = DataSettings(),
     common: CommonArgs = Common(),
 ) -> int:
-    """Test what a model relies on: re-evaluate it on perturbed images (grayscale, silhouette, masked background ...)."""
+    """Test what a model relies on: re-evaluate it on perturbed images (grayscale, silhouette, masked background, ...)."""
     from topwork.commands.examine import examine_model
     from topwork.console import examination_lines
     from topwork.report.examine_page import default_page, write_examine_page
@@ -373,18 +373,18 @@ def examine(
 
 @app.command(group=UNDERSTAND)
 def compare(
-    runs: Annotated[list[FileName], Parameter(help="Run directories; each is compared with the first.")],
+    runs: Annotated[list[FileName], Parameter(help="Two or more run directories; each is compared with the first.")],
     /,
     *,
     part: Annotated[
         Literal["auto", "valid", "test"],
-        Parameter(help="Part to compare on. auto: test if every run has one, else valid."),
+        Parameter(help="Part to compare on. auto: test if every run has it, else valid."),
     ] = "auto",
-    out: Annotated[FileName | None, Parameter(help="Also write a page with the images they disagree on.")] = None,
-    seed: Annotated[int, Parameter(help="Random seed of the bootstrap.")] = 0,
+    out: Annotated[FileName | None, Parameter(help="Also write a page with the images on which they disagree.")] = None,
+    seed: Annotated[int, Parameter(help="Random seed for the bootstrap.")] = 0,
     common: CommonArgs = Common(),
 ) -> int:
-    """Test whether one run is better than another, paired on the same images."""
+    """Test whether one run is better than another, with paired tests on the same images."""
     from topwork.commands.compare import compare_runs
     from topwork.console import comparison_lines
     from topwork.data.remote import local_folder
@@ -404,17 +404,17 @@ def compare(
 
 @app.command(name="compare-domains", group=UNDERSTAND)
 def compare_domains(
-    a: Annotated[FileName, Parameter(help="Images of the first domain; without B, a table with a column domain.")],
+    a: Annotated[FileName, Parameter(help="Images of the first domain; without B, data with several domains.")],
     b: Annotated[FileName | None, Parameter(help="Images of the second domain.")] = None,
     /,
     *,
-    model: Annotated[FileName | None, Parameter(help="A run trained on A: also predict its accuracy on B.")] = None,
+    model: Annotated[FileName | None, Parameter(help="Run trained on A: also estimate its accuracy on B.")] = None,
     out: Annotated[FileName, Parameter(help="Page to write.")] = "domains.html",
-    unlabeled: Annotated[bool, Parameter(help="The folders of B are not classes.")] = False,
+    unlabeled: Annotated[bool, Parameter(help="Folder names in B are not labels.")] = False,
     settings: Annotated[DataSettings, Flat] = DataSettings(),
     common: CommonArgs = Common(),
 ) -> int:
-    """Measure the distribution shift between two datasets, per class, and the accuracy to expect."""
+    """Measure the distribution shift between two datasets and estimate the accuracy on the second."""
     from topwork.commands.compare_domains import compare_domains as compare_both
     from topwork.console import domain_lines
     from topwork.report.other_pages import write_domains_page
@@ -435,11 +435,11 @@ def report(
     /,
     *,
     format: Annotated[
-        Literal["html", "md", "json"], Parameter(help="html: the page; md: text and tables; json: for programs.")
+        Literal["html", "md", "json"], Parameter(help="html: a page; md: text and tables; json: for programs.")
     ] = "html",
     common: CommonArgs = Common(),
 ) -> int:
-    """Write RUN/report.html again from what the run holds, or the same as Markdown or JSON."""
+    """Regenerate the report of a run, as HTML, Markdown or JSON."""
     from topwork.data.remote import local_folder
     from topwork.report.markdown import write_plain
     from topwork.report.run_page import write_report
@@ -454,12 +454,12 @@ def report(
 
 @app.command(group=UNDERSTAND)
 def runs(
-    folder: Annotated[FileName, Parameter(help="Folder that holds run directories.")] = "runs",
+    folder: Annotated[FileName, Parameter(help="Folder with run directories.")] = "runs",
     /,
     *,
     common: CommonArgs = Common(),
 ) -> int:
-    """List runs with their results, and say which is best on the same test images."""
+    """List runs with their results and test which one is best."""
     from topwork.commands.runs import list_runs
     from topwork.console import runs_lines
 
@@ -476,34 +476,34 @@ def predict(
     model: Model,
     images: Annotated[
         list[FileName],
-        Parameter(help="Files, folders, quoted patterns, tar or zip archives, or - for a list on stdin."),
+        Parameter(help="Files, folders, quoted glob patterns, tar or zip archives, or - to read a list from stdin."),
     ],
     /,
     *,
-    out: Annotated[FileName | None, Parameter(help="File to write: .csv, .jsonl or .parquet [default: print].")] = None,
-    top: Annotated[int, Parameter(help="Classes named per row.")] = 5,
+    out: Annotated[FileName | None, Parameter(help="Output file: .csv, .jsonl or .parquet [default: print a table].")] = None,
+    top: Annotated[int, Parameter(help="Number of classes per row.")] = 5,
     tta: Annotated[bool, Parameter(help="Test-time augmentation with horizontal flip (2x slower).")] = False,
-    explain: Annotated[FileName | None, Parameter(help="Save a heatmap per image to this folder.")] = None,
+    explain: Annotated[FileName | None, Parameter(help="Save a heatmap per image to this directory.")] = None,
     runtime: Annotated[
         Literal["auto", "openvino", "onnxruntime", "torch"],
-        Parameter(help="What runs the network. auto: OpenVINO if installed, else torch."),
+        Parameter(help="Inference engine. auto: OpenVINO if installed, else PyTorch."),
     ] = "auto",
     precision: Annotated[
-        Literal["f32", "bf16"], Parameter(help="bf16 is faster if the processor has it; close answers may change.")
+        Literal["f32", "bf16"], Parameter(help="bf16 is faster on processors that support it; borderline predictions may change.")
     ] = "f32",
     workers: Annotated[int | None, Parameter(help="Threads that decode images [default: one per core].")] = None,
-    all_probabilities: Annotated[bool, Parameter(help="With --out: one probability column per class.")] = False,
+    all_probabilities: Annotated[bool, Parameter(help="With --out: write one probability column per class.")] = False,
     csv_safe: Annotated[
-        bool, Parameter(help="With --out FILE.csv: put ' before cells that a spreadsheet would run as a formula.")
+        bool, Parameter(help="With --out FILE.csv: prefix cells that a spreadsheet would run as formulas with '.")
     ] = False,
     max_reject_fraction: Annotated[
-        float, Parameter(help="Exit with status 3 if a larger fraction of the images failed.")
+        float, Parameter(help="Exit with status 3 if a larger fraction of the images fails.")
     ] = 0.1,
     overwrite: Overwrite = False,
     cluster: Annotated[ClusterSettings, Flat] = HERE,
     common: CommonArgs = Common(),
 ) -> int:
-    """Classify images: one result row per input, in input order, including failures."""
+    """Classify images; one result row per input, including failures."""
     from topwork.console import prediction_lines, table
     from topwork.data.remote import uploaded
     from topwork.export.batch import Layout, check_output, list_inputs, predict_to_file, row_of
@@ -546,7 +546,7 @@ def export(
     model: Model,
     /,
     *,
-    out: Annotated[FileName, Parameter(help=f"File to write: {', '.join(t.endings[0] for t in TARGETS.values())}.")],
+    out: Annotated[FileName, Parameter(help=f"Output file: {', '.join(t.endings[0] for t in TARGETS.values())}.")],
     to: Annotated[
         str | None,
         Parameter(
@@ -556,23 +556,24 @@ def export(
     ] = None,
     check: Annotated[
         list[str] | None,
-        Parameter(consume_multiple=True, help="Images to check with [default: the run's own held-out images]."),
+        Parameter(consume_multiple=True, help="Images to verify the export with [default: held-out images of the run]."),
     ] = None,
     int8: Annotated[
         bool,
-        Parameter(help="Quantize to 8 bits: a third of the size, usually faster; the cost is measured and printed."),
+        Parameter(help="Quantize to 8 bits: a third of the size and usually faster; reports the cost in accuracy."),
     ] = False,
     calibrate: Annotated[
         list[str] | None,
-        Parameter(consume_multiple=True, help="Calibration images of --int8 [default: training images of the run]."),
+        Parameter(consume_multiple=True, help="Calibration images for --int8 [default: training images of the run]."),
     ] = None,
     overwrite: Overwrite = False,
     common: CommonArgs = Common(),
 ) -> int:
-    """Export for another runtime, with a parity certificate and a stand-alone predict.py beside the file.
+    """Export a model to ONNX, OpenVINO or .pt2, verify its predictions and write a stand-alone predict.py.
 
-    The export takes uint8 RGB pixels and returns calibrated probabilities. It fails if it predicts another class than
-    the model for any image that it is checked with.
+    The exported model takes uint8 RGB pixels and returns calibrated
+    probabilities. The export fails if its prediction differs from the model's
+    on any image it is verified with.
     """
     from topwork.console import certificate_lines
     from topwork.export.package import export_model
@@ -596,7 +597,7 @@ def export(
         **package.certificate.as_dict(),
     }
     wrote = (
-        f"Wrote {package.exported}, {package.certificate_path} and {package.script} (shows how to use it elsewhere)."
+        f"Wrote {package.exported}, {package.certificate_path} and {package.script} (an example of how to use it)."
     )
     _show(common, answer, lambda: [*certificate_lines(package.certificate), wrote])
     return 0
@@ -605,14 +606,14 @@ def export(
 @app.command(group=USE)
 def serve(
     models: Annotated[
-        list[FileName], Parameter(help="Run or model folders, or NAME=FOLDER; the first answers /predict.")
+        list[FileName], Parameter(help="Run or model folders, or NAME=FOLDER; /predict uses the first.")
     ],
     /,
     *,
     settings: Annotated[ServeSettings, Flat] = ServeSettings(),
     common: CommonArgs = Common(),
 ) -> int:
-    """Serve models over HTTP (localhost by default): a page at /, POST /predict, /docs, /metrics."""
+    """Serve models over HTTP (localhost by default): web page, POST /predict, /docs and /metrics."""
     from topwork.export.predictor import Predictor
     from topwork.server.serve import is_loopback, named_models, open_socket, read_token
     from topwork.server.serve import serve as serve_models
@@ -627,25 +628,25 @@ def serve(
     elif not common.quiet:
         say(f"Serving {', '.join(predictors)} on http://{host}:{port} (Ctrl+C to stop)")
         if not is_loopback(listener):
-            needed = "only with the token" if token else "without a password"
-            say(f"Other machines can use it {needed}.")
+            needed = "with the token" if token else "without a password"
+            say(f"Other machines can connect {needed}.")
     serve_models(predictors, settings, listener, token)
     return 0
 
 
 @app.command(name="app", group=TRAIN)
 def start(
-    folder: Annotated[FileName, Parameter(help="Where images/ and runs/ are, or will be.")] = ".",
+    folder: Annotated[FileName, Parameter(help="Folder that holds images/ and runs/.")] = ".",
     /,
     *,
     port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free one.")] = 8002,
-    open: Annotated[bool, Parameter(help="Open the page in a browser.")] = True,
+    open: Annotated[bool, Parameter(help="Do not open the page in a browser.")] = True,
     common: CommonArgs = Common(),
 ) -> int:
-    """Start in the browser: drop folders of images, train, see the report, try the model, review labels, export.
+    """Use topwork in the browser: drop folders of images, train, read the report, try the model, review labels, export.
 
-    The page listens on localhost only. Dropped images are kept in images/, models in runs/; the other commands work on
-    the same folders.
+    Listens on localhost only. Dropped images are stored in images/ and models
+    in runs/; all other commands work on the same folders.
     """
     from topwork.server.serve import open_socket
     from topwork.server.start import serve_start
@@ -655,7 +656,7 @@ def start(
     if common.json:
         _print_json({"url": url, "folder": folder})
     elif not common.quiet:
-        say(f"topwork runs at {url} (Ctrl+C to stop)")
+        say(f"topwork is running at {url} (Ctrl+C to stop)")
     sys.stdout.flush()
     if open and not common.json and _has_desktop():
         import webbrowser
@@ -668,10 +669,10 @@ def start(
 @app.command(group=USE)
 def push(
     model: Model,
-    repository: Annotated[str, Parameter(help="Such as user/insects; created if needed.")],
+    repository: Annotated[str, Parameter(help="Repository, such as user/insects; created if needed.")],
     /,
     *,
-    private: Annotated[bool, Parameter(help="If the repository is created: only you can see it.")] = False,
+    private: Annotated[bool, Parameter(help="Make the repository private if it is created.")] = False,
     common: CommonArgs = Common(),
 ) -> int:
     """Upload a model folder to the Hugging Face Hub (log in first: hf auth login)."""
@@ -684,14 +685,14 @@ def push(
 
 @app.command(group=USE)
 def pull(
-    repository: Annotated[str, Parameter(help="Such as user/insects.")],
+    repository: Annotated[str, Parameter(help="Repository, such as user/insects.")],
     /,
     *,
     out: Out,
     revision: Annotated[str | None, Parameter(help="Branch, tag or commit [default: the main branch].")] = None,
     common: CommonArgs = Common(),
 ) -> int:
-    """Download a model folder from the Hugging Face Hub and check it."""
+    """Download a model folder from the Hugging Face Hub and verify it."""
     from topwork.export.hub import pull as pull_model
 
     pulled = pull_model(repository, out, revision=revision)
@@ -705,19 +706,20 @@ def pull(
 
 @app.command(group=IMPROVE)
 def review(
-    run: Annotated[FileName, Parameter(help="A run directory of topwork fit.")],
+    run: Annotated[FileName, Parameter(help="A run directory.")],
     /,
     *,
     corrections: Annotated[
         FileName | None,
-        Parameter(help="File of decisions [default: the one the run was trained with, else in the run]."),
+        Parameter(help="File for the decisions [default: the one the run was trained with, else RUN/corrections.csv]."),
     ] = None,
     port: Annotated[int, Parameter(help="Port to listen on; 0 picks a free one.")] = 8001,
     common: CommonArgs = Common(),
 ) -> int:
     """Review likely label errors in the browser: keep, relabel or exclude; then retrain and compare.
 
-    Decisions are saved at once to a corrections file; images and run stay unchanged. The page listens on localhost only.
+    Each decision is saved immediately; the images and the run are never
+    changed. Listens on localhost only.
     """
     from topwork.commands.review import Review
     from topwork.server.review import serve_review
@@ -747,19 +749,19 @@ def review(
 
 @app.command(name="add-class", group=IMPROVE)
 def add_class(
-    model: Annotated[FileName, Parameter(help="The run directory that holds the model.")],
+    model: Annotated[FileName, Parameter(help="A run directory.")],
     path: Annotated[
-        FileName, Parameter(help="A folder of images of one new class, or a folder with one folder per class.")
+        FileName, Parameter(help="A folder with images of one new class, or with one subfolder per new class.")
     ],
     /,
     *,
     out: Out,
-    name: Annotated[str | None, Parameter(help="Name of the new class [default: that of the folder].")] = None,
+    name: Annotated[str | None, Parameter(help="Name of the new class [default: the name of the folder].")] = None,
     overwrite: Overwrite = False,
     settings: Annotated[DataSettings, Flat] = DataSettings(),
     common: CommonArgs = Common(),
 ) -> int:
-    """Add classes to a trained model without changing the existing ones."""
+    """Add classes to a trained model without changing its existing ones."""
     from topwork.commands.add_class import add_class as add_class_to
     from topwork.console import added_lines
     from topwork.data.remote import local_folder, uploaded
@@ -778,9 +780,9 @@ def add_class(
 
 @app.command(group=IMPROVE)
 def adapt(
-    run: Annotated[FileName, Parameter(help="The run directory that holds the model.")],
+    run: Annotated[FileName, Parameter(help="A run directory.")],
     target: Annotated[
-        FileName, Parameter(help="Images of the new domain. Class folders are used to report, never to adapt.")
+        FileName, Parameter(help="Images of the new domain. Labels are used to evaluate, never to adapt.")
     ],
     /,
     *,
@@ -791,8 +793,9 @@ def adapt(
 ) -> int:
     """Adapt a model to images that look different (another camera, drawings, X-rays); no labels needed.
 
-    Several methods are tried on stored features, and label-free checks choose among them. If they are unsure, the model
-    stays unchanged. The new run knows both domains and reports on both.
+    Tries several methods on stored features and selects one with label-free
+    checks; if none is clearly better, the model stays unchanged. The new run
+    covers both domains.
     """
     from topwork.commands.adapt import adapt as adapt_run
     from topwork.console import adaptation_lines
@@ -805,7 +808,7 @@ def adapt(
         report_path = write_report(adapted.folder)
     where = [f"Model: {Path(out) / 'model'}", f"Report: {Path(out) / report_path.name}"]
     if adapted.ask_path:
-        where.insert(0, f"To label: {adapted.ask_path} (fill in the column label, then --labels {adapted.ask_path})")
+        where.insert(0, f"To label: {adapted.ask_path} (fill in the column label, then run again with --labels {adapted.ask_path})")
     _show(
         common,
         adapted.as_dict() | {"report": shown(Path(out) / report_path.name), "notes": terminal.notes},
@@ -819,18 +822,19 @@ def adapt(
 
 @app.command(group=LEARN)
 def study(
-    name: Annotated[str | None, Parameter(help="The study, such as normalization, scratch or augmentation.")] = None,
-    path: Annotated[FileName | None, Parameter(help="Labeled images; without it, shapes are drawn.")] = None,
+    name: Annotated[str | None, Parameter(help="Study to run, such as normalization, scratch or augmentation.")] = None,
+    path: Annotated[FileName | None, Parameter(help="Labeled images [default: drawn shapes].")] = None,
     /,
     *,
-    list: Annotated[bool, Parameter(help="Say what each study teaches, what it costs and its source.")] = False,
-    out: Annotated[FileName, Parameter(help="Folder for the page, the numbers and the plots.")] = "runs/studies",
+    list: Annotated[bool, Parameter(help="List the studies.")] = False,
+    out: Annotated[FileName, Parameter(help="Output directory.")] = "runs/studies",
     settings: Annotated[StudySettings, Flat] = StudySettings(),
     common: CommonArgs = Common(),
 ) -> int:
-    """Learn transfer learning by running it: one experiment of the tutorials on your own images.
+    """Learn transfer learning by running experiments on your own images.
 
-    Start with: topwork study --list. Then: topwork study normalization FOLDER
+    Get started: topwork study --list, then
+    topwork study normalization FOLDER
     """
     from topwork.commands.study import run_study
     from topwork.console import studied_lines, study_list_lines
@@ -856,11 +860,11 @@ def study(
 def cache(
     *,
     clear: Annotated[
-        bool, Parameter(help="Delete features, prepared networks and facts; they are made again.")
+        bool, Parameter(help="Delete the cached files; they are recomputed when needed.")
     ] = False,
     common: CommonArgs = Common(),
 ) -> int:
-    """Show where features and prepared networks are kept and how large they are, or delete them."""
+    """Show the size of the cache (features, prepared networks), or clear it."""
     from topwork.commands.cache import cache_contents, clear_cache
     from topwork.console import cache_lines
 
@@ -874,14 +878,14 @@ def cache(
 
 @contextmanager
 def _terminal(common: Common) -> Iterator[Terminal]:
-    """The progress of a command on stderr, with its notes at the end."""
+    """Shows the progress of a command on stderr, and its notes at the end."""
     with Terminal(common.quiet) as terminal:
         yield terminal
         terminal.finish()
 
 
 def _show(common: Common, answer: Mapping[str, Any], lines: Any) -> None:
-    """The answer as JSON, or as the lines for a person that ``lines()`` gives."""
+    """Prints the answer as JSON, or as the text that ``lines()`` returns."""
     if common.json:
         _print_json(answer)
     else:
@@ -893,11 +897,11 @@ def _print_json(answer: Mapping[str, Any]) -> None:
 
 
 def _print(text: str) -> None:
-    """Prints to stdout at once.
+    """Prints to stdout and flushes.
 
     Raises:
-        BrokenPipeError: whoever read stdout has gone.
-        TopworkError: stdout cannot be written, such as a file on a full disk.
+        BrokenPipeError: the reader of stdout is gone.
+        TopworkError: stdout cannot be written, for example on a full disk.
     """
     try:
         print(text, flush=True)
@@ -912,16 +916,16 @@ def _not_printed(error: OSError) -> TopworkError:
     from topwork.files import error_reason
 
     _discard_stdout()
-    return TopworkError(f"stdout: cannot be written: {error_reason(error)}.")
+    return TopworkError(f"stdout: cannot write: {error_reason(error)}.")
 
 
 def _discard_stdout() -> None:
-    """What is left in the buffer of stdout goes nowhere, so that the interpreter can end."""
+    """Discards what is buffered for stdout, so that the interpreter can exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _picture_writer(predictor: Any, folder: str) -> Any:
-    """Writes the heatmaps that predict --explain asks for."""
+    """Writes the heatmaps of predict --explain."""
     from topwork.export.predictor import Heatmaps
 
     place, heatmaps = Path(folder), Heatmaps(predictor)
@@ -959,15 +963,15 @@ def _open(path: Path) -> None:
 
 
 def main(tokens: Iterable[str] | None = None) -> None:
-    """Runs the command line and ends the process with the promised status."""
+    """Runs the command line and exits with the documented status."""
     gc.set_threshold(
         50_000
-    )  # imports make many objects and no garbage: looking for it costs a tenth of a short command
+    )  # imports create many objects and no garbage; collecting would cost a tenth of a short command
     arguments = [*(sys.argv[1:] if tokens is None else tokens)]
     formatter.show_all = "--help-all" in arguments
     warnings.filterwarnings(
         "ignore", module="PIL|pydicom"
-    )  # odd metadata; what concerns pixels is a reject with its reason
+    )  # about odd metadata; damaged pixels are reported as rejects
     _catch_signals()
     try:
         status = app(plain_tokens(arguments), print_error=False, exit_on_error=False)
@@ -975,18 +979,18 @@ def main(tokens: Iterable[str] | None = None) -> None:
         status = _failed(UsageError(_misuse(error)), arguments)
     except Interrupted as interrupted:
         name = signal.Signals(interrupted.signum).name
-        say(f"topwork: interrupted ({name}). Progress is saved; run it again, or pass --resume.")
+        say(f"topwork: interrupted ({name}). Progress is saved; run the command again, or use fit --resume.")
         status = 128 + interrupted.signum
     except BrokenPipeError:
         _discard_stdout()
         status = 1
-    except Exception as error:  # noqa: BLE001 - the last place to turn a bug into one line
+    except Exception as error:  # noqa: BLE001 - the last chance to turn a bug into one line
         status = _failed(error, arguments)
     sys.exit(_flushed(status or 0))
 
 
 def _misuse(error: CycloptsError) -> str:
-    """What is wrong with the arguments, in one line, and where to look."""
+    """One line that says what is wrong with the arguments."""
     command = " ".join(["topwork", *(error.command_chain or ())])
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         return f"{error.argument.name} is missing ({command} --help)."
@@ -994,7 +998,7 @@ def _misuse(error: CycloptsError) -> str:
 
 
 def plain_tokens(arguments: Sequence[str]) -> list[str]:
-    """The arguments as the parser takes them: ``--ray`` without an address stands for this machine."""
+    """The arguments in the form the parser takes: ``--ray`` without an address means this machine."""
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
     tokens = [{"-": STDIN, "--help-all": "--help"}.get(token, token) for token in arguments]
@@ -1007,7 +1011,7 @@ def plain_tokens(arguments: Sequence[str]) -> list[str]:
 
 
 def _flushed(status: int) -> int:
-    """The status, or 1 if what the help printed could not be written."""
+    """The status, or 1 if the help could not be written."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -1023,9 +1027,9 @@ def _failed(error: Exception, arguments: Iterable[str]) -> int:
     if "--debug" in arguments:
         raise error
     if isinstance(error, OSError) and error.filename is None and _flushed(0):
-        return 1  # the help could not be printed, which has been said
+        return 1  # the help could not be printed, which was reported
     known = isinstance(error, TopworkError)
-    text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+    text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows the traceback)"
     if isinstance(error, OSError) and not known:
         from topwork.files import error_reason
 
@@ -1038,7 +1042,7 @@ def _failed(error: Exception, arguments: Iterable[str]) -> int:
 
 
 def _catch_signals() -> None:
-    """First signal: an exception, so that everything is closed properly. Second: the end at once."""
+    """The first signal raises an exception, so that everything is closed properly; the second exits immediately."""
     seen: list[int] = []
 
     def handle(signum: int, _frame: FrameType | None) -> None:

@@ -1,7 +1,7 @@
-"""What may be asked: every setting once, with its type, default and help.
+"""Every setting once, with its type, default and help.
 
-The command line, the documentation and ``settings.json`` are made from these dataclasses. Nothing is decided here:
-a value may be "auto"; ``run.py`` turns what was asked into what is done and records both.
+The command line, the documentation and ``settings.json`` are generated from these dataclasses. Nothing is decided here:
+a value may be "auto"; ``recipe.json`` records what it was resolved to.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Outputs = Literal["softmax", "binary", "multilabel"]
 
 
 AUGMENT_HELP = (
-    "none; light (mild crops, mirror images); standard (crops, mirror images, color); trivial (TrivialAugment); geometric "
-    "(mild crops, flips both ways, quarter turns); or parts joined by +: random-resized-crop, mild-crop, flip, "
+    "none; light (mild crops, flips); standard (crops, flips, color jitter); trivial (TrivialAugment); geometric (mild crops, "
+    "horizontal and vertical flips, 90-degree rotations); or several joined by +: random-resized-crop, mild-crop, flip, "
     "vertical-flip, quarter-turns, rotation, color-jitter."
 )
 
 
-ANY = ("...",)  # any value of another setting will do
-TUNING: dict[str, tuple[str, ...]] = {"mode": ("tune", "auto")}  # what a setting needs that only fine-tuning reads
+ANY = ("...",)  # any value of the other setting
+TUNING: dict[str, tuple[str, ...]] = {"mode": ("tune", "auto")}  # for settings that only fine-tuning uses
 
 
 def _setting(
@@ -54,13 +54,13 @@ def _setting(
     parse: Callable[[str], Any] | None = None,
     packages: Mapping[str, str] | None = None,
 ) -> Any:
-    """A field with its help line and what :func:`check` asks of it.
+    """A field with its help text and what :func:`check` verifies.
 
     Args:
-        needs: values of other settings, the usual one first; without one of each, this setting has no effect.
+        needs: values of other settings, the usual one first; this setting has no effect without one of each.
         at_least, above, at_most, below: limits of numbers.
-        parse: raises UsageError for a text that cannot be read.
-        packages: the optional package that a value needs, by value; ``*`` for any value.
+        parse: raises UsageError for text it cannot parse.
+        packages: the optional package that each value needs; ``*`` for any value.
     """
     limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     limits = {words: limit for words, limit in limits.items() if limit is not None}
@@ -74,10 +74,10 @@ _WITHIN: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def check(settings: Any) -> None:
-    """Refuses impossible values, and options that have no effect with the others that were given.
+    """Rejects invalid values, and options that have no effect in combination with the others.
 
     Raises:
-        UsageError: naming the option and what to do.
+        UsageError: names the option and what to do.
     """
     for item in fields(settings):
         value = getattr(settings, item.name)
@@ -100,7 +100,7 @@ def check(settings: Any) -> None:
 
 
 def option_of(name: str, value: Any) -> str:
-    """A setting as it is typed: ``--batch-size 8``, ``--no-interpolate``."""
+    """A setting as typed on the command line: ``--batch-size 8``, ``--no-interpolate``."""
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
@@ -109,380 +109,381 @@ def option_of(name: str, value: Any) -> str:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which images, and how they are divided."""
+    """Which images to use, and how to split them."""
 
-    root: str | None = _setting(None, "Folder that the paths in a table are relative to [default: the table's own].")
-    path_column: str | None = _setting(None, "Table column with the image file [default: found by name and content].")
-    label_column: str | None = _setting(None, "Table column with the label [default: found by name and content].")
-    split_column: str | None = _setting(None, "Table column with train, valid or test [default: found by name].")
-    encoding: str | None = _setting(None, "Text encoding of a table, such as cp1252 [default: the first that fits].")
+    root: str | None = _setting(None, "Folder that paths in a table are relative to [default: the table's folder].")
+    path_column: str | None = _setting(None, "Table column with the image path [default: detected].")
+    label_column: str | None = _setting(None, "Table column with the label [default: detected].")
+    split_column: str | None = _setting(None, "Table column with train, valid or test [default: detected].")
+    encoding: str | None = _setting(None, "Text encoding of a table, such as cp1252 [default: detected].")
     class_names: str | None = _setting(
-        None, "Text or JSON file with the name of each class number [default: looked for beside the table]."
+        None, "Text or JSON file that maps class numbers to names [default: one found next to the table]."
     )
     label_regex: str | None = _setting(
-        None, "Takes the label from each file name: group 1, the group 'label', or the name of the group that matches."
+        None, "Regular expression that extracts the label from each path: group 1, a group named label, or the name of the group that "
+        "matches."
     )
     multi_label: bool = _setting(
-        False, "Images may have several labels: in one cell, in rows, or in columns of 0 and 1."
+        False, "Allow several labels per image: in one cell, in several rows, or in columns of 0 and 1."
     )
     label_separator: str | None = _setting(
-        None, "Separates several labels in one cell, with --multi-label [default: found by content]."
+        None, "Separator between labels in one cell, with --multi-label [default: detected]."
     )
     group_by: str | None = _setting(
         None,
-        "Keeps images together in a split (same patient, same burst): a column, or a regular expression on the path.",
+        "Keep related images (same patient, same burst) on one side of the split: a table column, or a regular expression on the "
+        "path.",
     )
     domain_by: str | None = _setting(
-        None, "Source of an image (camera, hospital, style): a regular expression on the path; tables have a column."
+        None, "Domain of each image (camera, hospital, style): a regular expression on the path. Tables use the column domain."
     )
     bands: str | None = _setting(
         None,
-        "Bands of a many-band TIFF to take as red, green and blue, counted from 1, such as 3,2,1 [default: the model's].",
+        "Bands of a multispectral TIFF to use as red, green and blue, counted from 1, such as 3,2,1 [default: the model's].",
         parse=lambda text: band_numbers(text),
     )
-    limit_per_class: int | None = _setting(None, "Use at most this many images per class, drawn by --seed.")
+    limit_per_class: int | None = _setting(None, "Use at most this many images per class, chosen at random (--seed).")
     corrections: str | None = _setting(
         None,
-        "CSV of corrected labels (path,label), such as topwork review writes; replaces the labels of those images.",
+        "CSV of corrected labels (path,label), for example from topwork review.",
     )
     valid_fraction: float | None = _setting(
         None,
-        "Fraction held out for validation if the data has no split [default: 0.2 if the backbone is tuned, else 0: a probe is "
-        "chosen by cross-validation].",
+        "Fraction held out for validation if the data has no split [default: 0.2 for fine-tuning; 0 for a probe, which uses "
+        "cross-validation].",
         at_least=0,
         below=1,
     )
     test_fraction: float = _setting(
-        0.2, "Fraction held out for the test if the data has no split or only a train part; 0: none."
+        0.2, "Fraction held out for testing if the data has no split or only a train part; 0 for none."
     )
-    max_reject_fraction: float = _setting(0.1, "Exit with status 3 if a larger fraction of the files was rejected.")
+    max_reject_fraction: float = _setting(0.1, "Exit with status 3 if a larger fraction of the files is rejected.")
     workers: int | None = _setting(None, "Threads that read and decode images [default: one per core].")
-    seed: int = _setting(0, "Random seed: split, cross-validation folds and every other random choice.")
+    seed: int = _setting(0, "Random seed for the split, the cross-validation folds and everything else that is random.")
 
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """Which machines read and embed images."""
+    """Where images are read and embedded."""
 
     ray: str | None = _setting(
         None,
-        "Read and embed images on a Ray cluster: --ray alone uses the cores of this machine, --ray auto or "
-        "--ray ray://HOST:10001 a cluster that runs.",
+        "Read and embed images with Ray: --ray alone uses this machine; --ray auto or --ray ray://HOST:10001 connects to a "
+        "running cluster.",
     )
-    num_cpus_per_worker: float = _setting(1.0, "CPUs of each Ray worker.", needs={"ray": ANY}, above=0)
+    num_cpus_per_worker: float = _setting(1.0, "CPUs per Ray worker.", needs={"ray": ANY}, above=0)
     num_gpus_per_worker: float = _setting(
-        0.0, "GPUs of each Ray worker; 0.5: two workers share one.", needs={"ray": ANY}, at_least=0
+        0.0, "GPUs per Ray worker; with 0.5, two workers share one.", needs={"ray": ANY}, at_least=0
     )
 
 
-HERE = ClusterSettings()  # no cluster: threads of this process
+HERE = ClusterSettings()  # no cluster: threads in this process
 
 
 @dataclass(frozen=True)
 class ScanSettings(ClusterSettings, DataSettings):
-    """What ``topwork scan`` may be asked, beyond the data."""
+    """Settings of ``topwork scan``."""
 
     quick: bool = _setting(
-        False, "Only read and check the files; near duplicates, which need the network, are left out."
+        False, "Only read and check the files; skip near duplicates, which need the network."
     )
-    backbone: str = _setting("auto", "The network whose features near duplicates are looked for with.")
-    augment: str = _setting("standard", f"Random changes that the page shows. {AUGMENT_HELP}")
+    backbone: str = _setting("auto", "Network whose features are used to find near duplicates.")
+    augment: str = _setting("standard", f"Augmentation that the page previews. {AUGMENT_HELP}")
 
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """What fine-tuning may be asked."""
+    """Settings of fine-tuning."""
 
     strategy: Literal["auto", Strategy] = _setting(
         "auto",
-        "head: train the new head only; last: also the last --last-stages stages; all: everything at once; lp-ft: everything, "
-        "starting from the probe's head; lora: low-rank adapters and the head, for large networks (less memory); gradual: unfreeze one more stage at a time; "
-        "scratch: from random weights. auto: lp-ft.",
+        "Layers to fine-tune. head: the new head; last: also the last --last-stages stages; all: everything; lp-ft: everything, "
+        "starting from the probe's head; lora: low-rank adapters and the head; gradual: unfreeze one stage at a time; scratch: "
+        "everything, from random weights; auto: lp-ft.",
         needs=TUNING,
         packages={"lora": "peft"},
     )
-    lora_rank: int = _setting(8, "Rank of LoRA adapters.", needs=TUNING | {"strategy": ("lora",)}, at_least=1)
+    lora_rank: int = _setting(8, "Rank of the LoRA adapters.", needs=TUNING | {"strategy": ("lora",)}, at_least=1)
     last_stages: int = _setting(
-        2, "Stages that --strategy last trains besides the head.", needs=TUNING | {"strategy": ("last",)}, at_least=1
+        2, "Number of stages that --strategy last trains in addition to the head.", needs=TUNING | {"strategy": ("last",)}, at_least=1
     )
     epochs: int | None = _setting(
-        None, "Epochs; by default chosen from the number of images.", needs=TUNING, at_least=1
+        None, "Number of epochs [default: chosen from the number of images].", needs=TUNING, at_least=1
     )
     time_budget: str | None = _setting(
         None,
-        "Such as 60s, 10min or 1h. Tuning takes no longer, with fewer epochs if need be; a probe spends what is left of it on "
-        "mirror images and other scales of the training images, and keeps them if cross-validation is better for it.",
+        "Time limit, such as 60s, 10min or 1h. Fine-tuning runs fewer epochs if needed; a probe spends the remaining time on "
+        "flips and other scales of the training images and keeps them if they improve cross-validation.",
         parse=lambda text: seconds_of(text),
     )
     lr: str = _setting(
         "auto",
-        "Learning rate: one number, or LOW:HIGH from the first stage to the head (1e-6:1e-4).",
+        "Learning rate: one number, or LOW:HIGH from the first stage to the head, such as 1e-6:1e-4.",
         needs=TUNING,
         parse=lambda text: learning_rates(text),
     )
     lr_spread: Literal["geometric", "linear"] = _setting(
-        "geometric", "How LOW:HIGH is spread over the stages.", needs=TUNING
+        "geometric", "How LOW:HIGH is spread across the stages.", needs=TUNING
     )
     lr_decay: float | None = _setting(
         None,
-        "Layer-wise decay, with a single --lr: each stage gets this share of the rate of the one after it.",
+        "Layer-wise learning-rate decay, with a single --lr: each stage's rate is that of the next stage times this.",
         needs=TUNING,
         above=0,
         at_most=1,
     )
-    schedule: ScheduleName = _setting("one-cycle", "one-cycle, flat, cosine (with warm-up) or step.", needs=TUNING)
+    schedule: ScheduleName = _setting("one-cycle", "Learning-rate schedule: one-cycle, flat, cosine (with warm-up) or step.", needs=TUNING)
     warmup: float = _setting(
         0.25, "Warm-up fraction of each phase (one-cycle, cosine).", needs=TUNING, at_least=0, below=1
     )
-    optimizer: OptimizerName = _setting("adamw", "adamw, adam or sgd (with momentum).", needs=TUNING)
+    optimizer: OptimizerName = _setting("adamw", "Optimizer; sgd uses momentum.", needs=TUNING)
     weight_decay: float = _setting(
-        0.01, "Weight decay; not applied to norm layers, biases, and tokens.", needs=TUNING, at_least=0, below=1
+        0.01, "Weight decay; not applied to norm layers, biases and tokens.", needs=TUNING, at_least=0, below=1
     )
     batch_size: int | None = _setting(
-        None, "Images per step; by default 32, fewer for small data sets, more on a GPU.", needs=TUNING, at_least=1
+        None, "Batch size [default: 32; smaller for small datasets, larger on a GPU].", needs=TUNING, at_least=1
     )
     batch_norm: Literal["auto", BatchNorm] = _setting(
         "auto",
-        "Batch-norm statistics. frozen: keep the pretrained ones; folded: the same, faster; train: update them.",
+        "Batch-norm statistics. frozen: keep the pretrained ones; folded: the same but faster; train: update them.",
         needs=TUNING,
     )
-    augment: str = _setting("auto", f"Augmentation; auto: none for the probe, mild for tuning. {AUGMENT_HELP}")
+    augment: str = _setting("auto", f"Augmentation; auto: none for a probe, light for fine-tuning. {AUGMENT_HELP}")
     outputs: Literal["auto", Outputs] = _setting(
-        "auto", "softmax; binary: one sigmoid for two classes; multilabel.", needs=TUNING
+        "auto", "Output layer: softmax; binary (one sigmoid for two classes); multilabel (one sigmoid per label).", needs=TUNING
     )
     label_smoothing: float = _setting(0.0, "Label smoothing.", needs=TUNING, at_least=0, below=1)
-    mixup: float | None = _setting(None, "Mixup alpha (0.2 is usual).", needs=TUNING, above=0)
-    cutmix: float | None = _setting(None, "CutMix alpha (1.0 is usual).", needs=TUNING, above=0)
+    mixup: float | None = _setting(None, "Mixup alpha, such as 0.2.", needs=TUNING, above=0)
+    cutmix: float | None = _setting(None, "CutMix alpha, such as 1.0.", needs=TUNING, above=0)
     clip_norm: float | None = _setting(1.0, "Clip gradients to this norm; 0 disables.", needs=TUNING, at_least=0)
     ema: float | None = _setting(
         0.99, "EMA decay; EMA weights are evaluated and saved; 0 disables.", needs=TUNING, at_least=0, below=1
     )
     balance: Literal["auto", "none", "weights", "sampler"] = _setting(
         "auto",
-        "Class imbalance: weights inverse to the class counts, or a sampler that draws every class equally often (the same "
-        "for a probe, which sees all images at once); auto: weights if one class is more than 3 times another.",
+        "Class imbalance. weights: class weights inversely proportional to frequency; sampler: sample all classes equally often "
+        "(same as weights for a probe); auto: weights if the largest class is over 3 times the smallest.",
     )
     monitor: Literal["loss", "accuracy"] = _setting(
         "loss",
-        "Validation metric that selects the best epoch; the loss is taken after temperature scaling.",
+        "Validation metric that selects the best epoch; the loss is computed after temperature scaling.",
         needs=TUNING,
     )
     patience: int | None = _setting(None, "Early-stopping patience (epochs).", needs=TUNING, at_least=1)
     interpolate: bool = _setting(
-        True, "Interpolate initial and fine-tuned weights (WiSE-FT) if it is clearly better on valid.", needs=TUNING
+        True, "Do not interpolate initial and fine-tuned weights (WiSE-FT), which is done if clearly better on valid.", needs=TUNING
     )
     average_best: int | None = _setting(
-        None, "Average the weights of this many best epochs if it is clearly better on valid.", needs=TUNING, at_least=1
+        None, "Average the weights of this many best epochs if that is clearly better on valid.", needs=TUNING, at_least=1
     )
     tta: bool = _setting(
         False,
-        "Test-time augmentation: every answer of the model averages the image and its horizontal flip (2x slower); with "
-        "vertical-flip in --augment also both upside down (4x).",
+        "Build test-time augmentation into the model: average over the image and its horizontal flip (2x slower); with "
+        "vertical-flip in --augment, over vertical flips too (4x slower).",
     )
     precision: Literal["auto", "bf16", "f32"] = _setting(
-        "auto", "Of training features; auto: bf16 if the processor has it. Answers are computed in f32."
+        "auto", "Precision of the training features; auto: bf16 if the processor supports it. Predictions always use f32."
     )
     track: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = _setting(
         None,
-        "Also send the epochs to this tracker (its package must be installed); its files go to RUN/tracking.",
+        "Log metrics to this experiment tracker, which must be installed; files go to RUN/tracking.",
         needs=TUNING,
         packages={name: name for name in ("tensorboard", "mlflow", "wandb", "trackio")},
     )
-    compile: bool = _setting(False, "torch.compile the network; pays off in long runs on a GPU.", needs=TUNING)
+    compile: bool = _setting(False, "Use torch.compile; pays off in long runs on a GPU.", needs=TUNING)
 
     @property
     def time_budget_seconds(self) -> float | None:
-        """The time budget in seconds; raises UsageError when it cannot be read."""
+        """The time budget in seconds; raises UsageError if it cannot be parsed."""
         return None if self.time_budget is None else seconds_of(self.time_budget)
 
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """The backbone, its input and the kind of head."""
+    """Settings of the backbone, its input and the head."""
 
     backbone: str = _setting(
         "auto",
-        "auto, lite0, lite1, lite2, random, any timm name, or a local weights file as NAME=FILE. Several, joined by "
-        "commas, are compared on a few training images, and the best for its cost is taken.",
+        "lite0, lite1 and lite2 (no download), any timm name, random:NAME, or your own weights as NAME=FILE. Given several, "
+        "joined by commas, compares them on a sample of the training images and uses the best for its cost. auto: lite0.",
     )
     head: HeadKind = _setting(
         "auto",
-        "plain: last features only, a timm model; extended: more stages and transforms (probe); cosine: by the angle "
-        "between features and class (tune); auto: what pays.",
+        "plain: linear on the last features, loadable by timm; extended: features of more stages, transformed (probe); cosine: "
+        "cosine similarity (tune); auto: extended if clearly better in cross-validation.",
     )
     hidden: str | None = _setting(
-        None, "Hidden layers of the head that tuning trains, WIDTH:DROPOUT or WIDTH: 256:0.4,128:0.2.", needs=TUNING
+        None, "Hidden layers of the head for fine-tuning, as WIDTH or WIDTH:DROPOUT, such as 256:0.4,128:0.2.", needs=TUNING
     )
     pooling: Pooling | None = _setting(
         None,
-        "Pooling of the last map or of the patch tokens; token: the class token; both: class token and mean patch token. "
-        "By default as the weights were trained.",
+        "Pooling of the last feature map or of the patch tokens; token: the class token; both: class token and mean patch token "
+        "[default: as pretrained].",
     )
-    drop_hidden: bool = _setting(False, "Without the hidden layers that VGG has before its last one.")
-    resize: Literal["auto", "squash", "crop", "pad"] = _setting("auto", "Resize mode.")
-    size: int | None = _setting(None, "Input side in pixels; by default the one the weights were trained at.")
-    engine: Literal["auto", "openvino", "torch"] = _setting("auto", "What runs the network.")
+    drop_hidden: bool = _setting(False, "Remove the hidden layers that VGG has before its classifier.")
+    resize: Literal["auto", "squash", "crop", "pad"] = _setting("auto", "Resize mode; auto: as pretrained.")
+    size: int | None = _setting(None, "Input size in pixels [default: as pretrained].")
+    engine: Literal["auto", "openvino", "torch"] = _setting("auto", "Inference engine; auto: OpenVINO on a CPU if it supports the network, else PyTorch.")
     device: Literal["auto", "cpu", "cuda", "mps"] = _setting(
-        "auto", "Device for training and features; auto: a CUDA GPU if there is one, else the CPU."
+        "auto", "Device for training and features; auto: a CUDA GPU if available, else the CPU."
     )
 
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """When a model answers with a label, ``ambiguous`` or ``unknown``."""
+    """When a model answers with a label, and when it abstains with ``ambiguous`` or ``unknown``."""
 
     coverage: float = _setting(
         0.975,
-        "Share of images whose true class must be among those not ruled out; where that takes several, the answer is "
-        "ambiguous.",
+        "Coverage of the conformal prediction sets: the true class is among the plausible ones for this fraction of images; if "
+        "several are plausible, the answer is ambiguous.",
     )
     target_precision: float | None = _setting(
-        None, "Instead: answer only where the answers are right this often (such as 0.99); the rest is ambiguous."
+        None, "Instead of --coverage: answer only if answers are correct this often, such as 0.99; the rest is ambiguous."
     )
-    unknown_false_alarms: float = _setting(0.01, "Share of images of known classes that may be called unknown.")
-    positive: str | None = _setting(None, "Of two classes, the one to find; it gets a threshold of its own.")
+    unknown_false_alarms: float = _setting(0.01, "Fraction of images of known classes that may be answered with unknown.")
+    positive: str | None = _setting(None, "With two classes: the positive one, which gets its own decision threshold.")
     positive_recall: float | None = _setting(
         None,
-        "Choose that threshold so that this share of the positive images is found, such as 0.95.",
+        "Choose the threshold for this recall of the positive class, such as 0.95.",
         above=0,
         below=1,
     )
     miss_cost: float | None = _setting(
-        None, "Choose it by cost: how many times as much a missed positive costs as a false alarm.", above=0
+        None, "Choose the threshold by cost: a missed positive costs this many times as much as a false alarm.", above=0
     )
 
 
 @dataclass(frozen=True)
 class FitSettings(ClusterSettings, AnswerSettings, TuneSettings, NetworkSettings, DataSettings):
-    """What ``topwork fit`` may be asked, beyond the data."""
+    """Settings of ``topwork fit``."""
 
     split_of: str | None = _setting(
-        None, "A run folder: divide the images as that run did; images that it did not have are for training."
+        None, "Use the split of this run; images it does not contain go to train."
     )
     mode: Mode = _setting(
-        "probe", "probe: a head on frozen features; tune: then move the network too; auto: tune where it should pay."
+        "probe", "probe: train a head on frozen features; tune: then fine-tune the network, too; auto: fine-tune if it is likely to help."
     )
     final_fit: Literal["train", "train+valid"] = _setting(
         "train",
-        "Images that a probe is fitted on: train+valid adds a given valid part, which then measures nothing.",
+        "Images to fit a probe on; train+valid adds a given valid part, which is then no longer used for evaluation.",
         needs={"mode": ("probe",)},
     )
     leave_out: str | None = _setting(
-        None, "Train on all domains but this one, and make it the test part: how well does it do on a new domain?"
+        None, "Train on all domains except this one and test on it, to measure generalization to a new domain."
     )
-    near_duplicates: bool = _setting(True, "Look for near duplicates and keep them on one side of the split.")
+    near_duplicates: bool = _setting(True, "Do not look for near duplicates, which are kept on one side of the split.")
     zero_shot: str | None = _setting(
         None,
-        "With a CLIP or SigLIP backbone: a prompt with {} for the class name, such as 'a photo of a {}.'; also measures the head "
-        "that the text tower makes of the class names, without training.",
+        "With a CLIP or SigLIP backbone: also report the zero-shot accuracy with this prompt, such as 'a photo of a {}.' ({} is "
+        "the class name).",
         parse=lambda text: check_prompt(text),
         packages={"*": "transformers"},
     )
-    views: int = _setting(2, "Augmented views of each training image for the probe, when --augment is not none.")
+    views: int = _setting(2, "Number of augmented views of each training image for a probe, unless --augment is none.")
 
 
 @dataclass(frozen=True)
 class StudySettings(DataSettings):
-    """What ``topwork study`` may be asked, beyond the data."""
+    """Settings of ``topwork study``."""
 
-    quick: bool = _setting(False, "A rough answer within a minute: few images, small inputs, short training.")
-    backbone: str = _setting("auto", "The pretrained network that is studied; as for fit.")
+    quick: bool = _setting(False, "Rough results within a minute: few images, small inputs, short training.")
+    backbone: str = _setting("auto", "Pretrained network, as for fit.")
     size: int | None = _setting(
-        None, "Input side in pixels, for training and features; by default the study's own.", at_least=32
+        None, "Input size in pixels, for training and features [default: depends on the study].", at_least=32
     )
     n_images: int | None = _setting(
-        None, "Use at most this many images, evenly of all classes; by default all.", at_least=8
+        None, "Use at most this many images, balanced over the classes [default: all].", at_least=8
     )
-    test_fraction: float = _setting(0.25, "Fraction held out for the test if the data has no split.")
+    test_fraction: float = _setting(0.25, "Fraction held out for testing if the data has no split.")
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What the table of ``topwork models NAME`` may be asked: the head and what would move."""
+    """Settings of ``topwork models NAME``: the head and the trainable layers."""
 
-    n_classes: int | None = _setting(None, "Classes of the new head; by default the classifier that the weights have.")
-    strategy: Strategy = _setting("head", "What would move: head (as a probe), last, all, lp-ft, gradual or scratch.")
+    n_classes: int | None = _setting(None, "Number of classes of the new head [default: the pretrained classifier].")
+    strategy: Strategy = _setting("head", "Layers to train, as for fit.")
     last_stages: int = _setting(
-        2, "Stages that --strategy last trains besides the head.", needs={"strategy": ("last",)}, at_least=1
+        2, "Number of stages that --strategy last trains in addition to the head.", needs={"strategy": ("last",)}, at_least=1
     )
     lr: str = _setting(
         "auto",
         "Learning rate: one number, or LOW:HIGH from the first stage to the head.",
         parse=lambda text: learning_rates(text),
     )
-    lr_spread: Literal["geometric", "linear"] = _setting("geometric", "How LOW:HIGH is spread over the stages.")
-    lr_decay: float | None = _setting(None, "With a single --lr: the share of the rate that an earlier stage gets.")
+    lr_spread: Literal["geometric", "linear"] = _setting("geometric", "How LOW:HIGH is spread across the stages.")
+    lr_decay: float | None = _setting(None, "Layer-wise learning-rate decay, with a single --lr.")
     hidden: str | None = _setting(None, "Hidden layers of the new head, such as 256:0.4,128:0.2.")
-    outputs: Literal["softmax", "binary"] = _setting("softmax", "softmax; binary: one sigmoid for two classes.")
-    pooling: Pooling | None = _setting(None, "Pooling of the last map or of the tokens; as for fit.")
-    drop_hidden: bool = _setting(False, "Without the hidden layers that VGG has before its last one.")
+    outputs: Literal["softmax", "binary"] = _setting("softmax", "Output layer: softmax, or binary (one sigmoid for two classes).")
+    pooling: Pooling | None = _setting(None, "Pooling, as for fit.")
+    drop_hidden: bool = _setting(False, "Remove the hidden layers that VGG has before its classifier.")
 
 
 @dataclass(frozen=True)
 class AdaptSettings(DataSettings):
-    """What ``topwork adapt`` may be asked, beyond the data."""
+    """Settings of ``topwork adapt``."""
 
     labels: str | None = _setting(
-        None, "CSV with the columns path and label for some images of the target; rows without a label are skipped."
+        None, "CSV with labels for some target images (path,label); rows without a label are skipped."
     )
     unlabeled: bool = _setting(
-        False, "Folder names of the target are not labels; by default they are used for the report, never to adapt."
+        False, "The target's folder names are not labels. By default they are used to evaluate, never to adapt."
     )
     mode: Literal["features", "tune"] = _setting(
         "features",
-        "What is trained. features: the head alone, in seconds; tune: then the whole network, on the labels of the source and "
-        "on the adapted predictions that the methods agree on. It is kept only if it is better as far as one can tell "
-        "without labels.",
+        "features: adapt the head only, in seconds; tune: then fine-tune the network on the source labels and on the adapted "
+        "predictions that the methods agree on. The result is kept only if label-free checks find it better.",
     )
-    epochs: int = _setting(4, "Epochs on the source's images.", needs={"mode": ("tune",)}, at_least=1)
-    ask: int = _setting(0, "Name this many images most worth labeling, in a CSV to fill in for --labels.")
+    epochs: int = _setting(4, "Number of epochs on the source images.", needs={"mode": ("tune",)}, at_least=1)
+    ask: int = _setting(0, "Write a CSV with this many images that are most worth labeling, to fill in and pass to --labels.")
     time_budget: str | None = _setting(
-        None, "Time that choosing a method may take once the images are embedded, such as 20s; fewer images are used."
+        None, "Time limit for choosing a method once the images are embedded, such as 20s; uses fewer images if needed."
     )
 
     @property
     def time_budget_seconds(self) -> float | None:
-        """The time budget in seconds; raises UsageError when it cannot be read."""
+        """The time budget in seconds; raises UsageError if it cannot be parsed."""
         return None if self.time_budget is None else seconds_of(self.time_budget)
 
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """What ``topwork serve`` may be asked."""
+    """Settings of ``topwork serve``."""
 
-    host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in.")
-    port: int = _setting(8000, "Port to listen on; 0 takes a free one.")
-    token_file: str | None = _setting(None, "File with a token that every request must carry (Authorization: Bearer).")
-    auth: bool = _setting(True, "--no-auth lets other machines in without a token.")
-    allow_host: tuple[str, ...] = _setting((), "Further host name that requests may come under; * allows all.")
-    examples: str | None = _setting(None, "Folder of images that the page offers to try.")
+    host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 accepts connections from other machines.")
+    port: int = _setting(8000, "Port to listen on; 0 picks a free one.")
+    token_file: str | None = _setting(None, "File with a token that every request must send (Authorization: Bearer TOKEN).")
+    auth: bool = _setting(True, "Let other machines connect without a token.")
+    allow_host: tuple[str, ...] = _setting((), "Additional host name to answer under; * allows all.")
+    examples: str | None = _setting(None, "Folder of example images for the page.")
     workers: int | None = _setting(None, "Threads that decode images [default: one per core].")
-    max_body_mb: float = _setting(20.0, "Largest request in MB; larger ones get 413.")
-    max_images: int = _setting(64, "Most images in one request; more get 413.")
-    max_queue: int = _setting(1024, "Most images that wait for an answer; beyond it, 503.")
-    max_held_mb: float = _setting(512.0, "Most MB of requests in memory at a time; beyond it, 503.")
-    idle_seconds: float = _setting(10.0, "Time after which an idle connection is closed.")
-    body_seconds: float = _setting(30.0, "Time a client has for the body; then 408.")
-    request_seconds: float = _setting(60.0, "Time after which a request that is not answered gets 504.")
+    max_body_mb: float = _setting(20.0, "Maximum request size in MB; larger requests get status 413.")
+    max_images: int = _setting(64, "Maximum number of images per request; more get status 413.")
+    max_queue: int = _setting(1024, "Maximum number of queued images; beyond that, status 503.")
+    max_held_mb: float = _setting(512.0, "Maximum total size of requests in memory, in MB; beyond that, status 503.")
+    idle_seconds: float = _setting(10.0, "Close idle connections after this many seconds.")
+    body_seconds: float = _setting(30.0, "Time limit for receiving a request body, in seconds; then status 408.")
+    request_seconds: float = _setting(60.0, "Time limit for answering a request, in seconds; then status 504.")
 
 
 def as_dict(settings: DataSettings) -> dict[str, Any]:
-    """Settings as plain JSON values, in their order of definition."""
+    """Settings as plain JSON values, in order of definition."""
     return asdict(settings)
 
 
 def with_options(settings: Any, options: Mapping[str, Any]) -> Any:
-    """The settings with some of them replaced by name.
+    """The settings with some replaced by name.
 
     Raises:
-        UsageError: there is no such setting; the nearest names are given.
+        UsageError: no such setting; suggests the closest names.
     """
     known = {field.name for field in fields(settings)}
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 2)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise UsageError(f"{name}: there is no such setting.{hint}")
+            raise UsageError(f"{name}: no such setting.{hint}")
     return replace(settings, **options)
 
 
@@ -490,7 +491,7 @@ RENAMED = {"fit": "resize"}  # settings of runs of earlier versions
 
 
 def fit_command(path: str, out: str, asked: Mapping[str, Any]) -> str:
-    """``topwork fit`` for a shell, with every setting that is not the default, and the seed always.
+    """A ``topwork fit`` command line with every setting that differs from its default, and always the seed.
 
     Args:
         asked: values of :class:`FitSettings` by name.
@@ -508,7 +509,7 @@ def fit_command(path: str, out: str, asked: Mapping[str, Any]) -> str:
 
 
 def quote(word: str) -> str:
-    """A word for a POSIX shell; with control characters or undecodable bytes in the ``$'...'`` form of bash."""
+    """A word quoted for a POSIX shell; in the ``$'...'`` form of bash if it has control characters or undecodable bytes."""
     if word.isprintable():
         return shlex.quote(word)
     escaped = re.sub(r"[\\']", lambda found: "\\" + found[0], word)
@@ -521,16 +522,16 @@ def _octal(character: str) -> str:
 
 
 def check_prompt(text: str) -> None:
-    """Raises UsageError for a prompt that does not say where the class name goes."""
+    """Raises UsageError for a prompt without a placeholder for the class name."""
     if "{}" not in text:
-        raise UsageError(f"--zero-shot {text!r:.80}: needs {{}} for the class name, such as 'a photo of a {{}}.'")
+        raise UsageError(f"--zero-shot {text!r:.80}: must contain {{}} for the class name, such as 'a photo of a {{}}.'")
 
 
 def learning_rates(text: str) -> tuple[float, float]:
     """(lowest, highest) of ``1e-4`` or ``1e-6:1e-4``.
 
     Raises:
-        UsageError: anything else.
+        UsageError: for anything else.
     """
     parts = text.split(":")
     try:
@@ -546,10 +547,10 @@ def band_numbers(text: str) -> tuple[int, int, int]:
     """The three numbers in ``3,2,1``, counted from 1.
 
     Raises:
-        UsageError: something else.
+        UsageError: for anything else.
     """
     if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3}){2}", text):
-        raise UsageError(f"--bands {text[:40]}: give three band numbers, counted from 1, such as 3,2,1.")
+        raise UsageError(f"--bands {text[:40]}: must be three band numbers, counted from 1, such as 3,2,1.")
     red, green, blue = map(int, text.split(","))
     return red, green, blue
 
@@ -558,11 +559,11 @@ def seconds_of(text: str) -> float:
     """Seconds of ``60``, ``60s``, ``10min``, ``1.5h``.
 
     Raises:
-        UsageError: anything else.
+        UsageError: for anything else.
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(s|sec|m|min|h)?\s*", text)
     if match is None or not float(match[1]):
-        raise UsageError(f"{text}: not a time; write 60s, 10min or 1h.")
+        raise UsageError(f"{text}: not a time. Use a form such as 60s, 10min or 1h.")
     return float(match[1]) * {"m": 60.0, "min": 60.0, "h": 3600.0}.get(match[2] or "s", 1.0)
 
 
@@ -594,7 +595,7 @@ def is_launched() -> bool:
 # ---- help
 
 
-# What a first-time user needs; the rest is shown by --help-all.
+# What a first-time user needs; --help-all shows the rest.
 EVERYDAY = frozenset(
     [
         "out",
