@@ -276,9 +276,7 @@ def scan(
     path: Annotated[FileName, Parameter(help=IMAGES)],
     /,
     *,
-    report: Annotated[
-        FileName | None, Parameter(help="Also write an HTML report to this file.")
-    ] = None,
+    report: Annotated[FileName | None, Parameter(help="Also write an HTML report to this file.")] = None,
     settings: Annotated[ScanSettings, Flat] = ScanSettings(),
     common: CommonArgs = Common(),
 ) -> int:
@@ -315,7 +313,8 @@ def evaluate(
         Parameter(help="OLD=NEW: treat class OLD of the data as class NEW of the model. Can be repeated."),
     ] = None,
     out: Annotated[
-        FileName | None, Parameter(help="Also write a report, the predictions and the confusion matrix to this directory.")
+        FileName | None,
+        Parameter(help="Also write a report, the predictions and the confusion matrix to this directory."),
     ] = None,
     overwrite: Overwrite = False,
     settings: Annotated[DataSettings, Flat] = DataSettings(),
@@ -347,9 +346,7 @@ def examine(
     path: OtherLabeled = None,
     /,
     *,
-    out: Annotated[
-        FileName | None, Parameter(help="Page to write [default: RUN/examination.html].")
-    ] = None,
+    out: Annotated[FileName | None, Parameter(help="Page to write [default: RUN/examination.html].")] = None,
     part: Part = "auto",
     n_images: Annotated[int, Parameter(help="Use at most this many images.")] = 200,
     settings: Annotated[DataSettings, Flat] = DataSettings(),
@@ -480,7 +477,9 @@ def predict(
     ],
     /,
     *,
-    out: Annotated[FileName | None, Parameter(help="Output file: .csv, .jsonl or .parquet [default: print a table].")] = None,
+    out: Annotated[
+        FileName | None, Parameter(help="Output file: .csv, .jsonl or .parquet [default: print a table].")
+    ] = None,
     top: Annotated[int, Parameter(help="Number of classes per row.")] = 5,
     tta: Annotated[bool, Parameter(help="Test-time augmentation with horizontal flip (2x slower).")] = False,
     explain: Annotated[FileName | None, Parameter(help="Save a heatmap per image to this directory.")] = None,
@@ -489,7 +488,8 @@ def predict(
         Parameter(help="Inference engine. auto: OpenVINO if installed, else PyTorch."),
     ] = "auto",
     precision: Annotated[
-        Literal["f32", "bf16"], Parameter(help="bf16 is faster on processors that support it; borderline predictions may change.")
+        Literal["f32", "bf16"],
+        Parameter(help="bf16 is faster on processors that support it; borderline predictions may change."),
     ] = "f32",
     workers: Annotated[int | None, Parameter(help="Threads that decode images [default: one per core].")] = None,
     all_probabilities: Annotated[bool, Parameter(help="With --out: write one probability column per class.")] = False,
@@ -556,7 +556,9 @@ def export(
     ] = None,
     check: Annotated[
         list[str] | None,
-        Parameter(consume_multiple=True, help="Images to verify the export with [default: held-out images of the run]."),
+        Parameter(
+            consume_multiple=True, help="Images to verify the export with [default: held-out images of the run]."
+        ),
     ] = None,
     int8: Annotated[
         bool,
@@ -596,18 +598,14 @@ def export(
         "certificate": str(package.certificate_path),
         **package.certificate.as_dict(),
     }
-    wrote = (
-        f"Wrote {package.exported}, {package.certificate_path} and {package.script} (an example of how to use it)."
-    )
+    wrote = f"Wrote {package.exported}, {package.certificate_path} and {package.script} (an example of how to use it)."
     _show(common, answer, lambda: [*certificate_lines(package.certificate), wrote])
     return 0
 
 
 @app.command(group=USE)
 def serve(
-    models: Annotated[
-        list[FileName], Parameter(help="Run or model folders, or NAME=FOLDER; /predict uses the first.")
-    ],
+    models: Annotated[list[FileName], Parameter(help="Run or model folders, or NAME=FOLDER; /predict uses the first.")],
     /,
     *,
     settings: Annotated[ServeSettings, Flat] = ServeSettings(),
@@ -808,7 +806,10 @@ def adapt(
         report_path = write_report(adapted.folder)
     where = [f"Model: {Path(out) / 'model'}", f"Report: {Path(out) / report_path.name}"]
     if adapted.ask_path:
-        where.insert(0, f"To label: {adapted.ask_path} (fill in the column label, then run again with --labels {adapted.ask_path})")
+        where.insert(
+            0,
+            f"To label: {adapted.ask_path} (fill in the column label, then run again with --labels {adapted.ask_path})",
+        )
     _show(
         common,
         adapted.as_dict() | {"report": shown(Path(out) / report_path.name), "notes": terminal.notes},
@@ -859,9 +860,7 @@ def study(
 @app.command(group=MANAGE)
 def cache(
     *,
-    clear: Annotated[
-        bool, Parameter(help="Delete the cached files; they are recomputed when needed.")
-    ] = False,
+    clear: Annotated[bool, Parameter(help="Delete the cached files; they are recomputed when needed.")] = False,
     common: CommonArgs = Common(),
 ) -> int:
     """Show the size of the cache (features, prepared networks), or clear it."""

@@ -120,8 +120,9 @@ class DataSettings:
         None, "Text or JSON file that maps class numbers to names [default: one found next to the table]."
     )
     label_regex: str | None = _setting(
-        None, "Regular expression that extracts the label from each path: group 1, a group named label, or the name of the group that "
-        "matches."
+        None,
+        "Regular expression that extracts the label from each path: group 1, a group named label, or the name of the group that "
+        "matches.",
     )
     multi_label: bool = _setting(
         False, "Allow several labels per image: in one cell, in several rows, or in columns of 0 and 1."
@@ -135,7 +136,8 @@ class DataSettings:
         "path.",
     )
     domain_by: str | None = _setting(
-        None, "Domain of each image (camera, hospital, style): a regular expression on the path. Tables use the column domain."
+        None,
+        "Domain of each image (camera, hospital, style): a regular expression on the path. Tables use the column domain.",
     )
     bands: str | None = _setting(
         None,
@@ -184,9 +186,7 @@ HERE = ClusterSettings()  # no cluster: threads in this process
 class ScanSettings(ClusterSettings, DataSettings):
     """Settings of ``topwork scan``."""
 
-    quick: bool = _setting(
-        False, "Only read and check the files; skip near duplicates, which need the network."
-    )
+    quick: bool = _setting(False, "Only read and check the files; skip near duplicates, which need the network.")
     backbone: str = _setting("auto", "Network whose features are used to find near duplicates.")
     augment: str = _setting("standard", f"Augmentation that the page previews. {AUGMENT_HELP}")
 
@@ -205,7 +205,10 @@ class TuneSettings:
     )
     lora_rank: int = _setting(8, "Rank of the LoRA adapters.", needs=TUNING | {"strategy": ("lora",)}, at_least=1)
     last_stages: int = _setting(
-        2, "Number of stages that --strategy last trains in addition to the head.", needs=TUNING | {"strategy": ("last",)}, at_least=1
+        2,
+        "Number of stages that --strategy last trains in addition to the head.",
+        needs=TUNING | {"strategy": ("last",)},
+        at_least=1,
     )
     epochs: int | None = _setting(
         None, "Number of epochs [default: chosen from the number of images].", needs=TUNING, at_least=1
@@ -232,7 +235,9 @@ class TuneSettings:
         above=0,
         at_most=1,
     )
-    schedule: ScheduleName = _setting("one-cycle", "Learning-rate schedule: one-cycle, flat, cosine (with warm-up) or step.", needs=TUNING)
+    schedule: ScheduleName = _setting(
+        "one-cycle", "Learning-rate schedule: one-cycle, flat, cosine (with warm-up) or step.", needs=TUNING
+    )
     warmup: float = _setting(
         0.25, "Warm-up fraction of each phase (one-cycle, cosine).", needs=TUNING, at_least=0, below=1
     )
@@ -250,7 +255,9 @@ class TuneSettings:
     )
     augment: str = _setting("auto", f"Augmentation; auto: none for a probe, light for fine-tuning. {AUGMENT_HELP}")
     outputs: Literal["auto", Outputs] = _setting(
-        "auto", "Output layer: softmax; binary (one sigmoid for two classes); multilabel (one sigmoid per label).", needs=TUNING
+        "auto",
+        "Output layer: softmax; binary (one sigmoid for two classes); multilabel (one sigmoid per label).",
+        needs=TUNING,
     )
     label_smoothing: float = _setting(0.0, "Label smoothing.", needs=TUNING, at_least=0, below=1)
     mixup: float | None = _setting(None, "Mixup alpha, such as 0.2.", needs=TUNING, above=0)
@@ -271,10 +278,15 @@ class TuneSettings:
     )
     patience: int | None = _setting(None, "Early-stopping patience (epochs).", needs=TUNING, at_least=1)
     interpolate: bool = _setting(
-        True, "Do not interpolate initial and fine-tuned weights (WiSE-FT), which is done if clearly better on valid.", needs=TUNING
+        True,
+        "Do not interpolate initial and fine-tuned weights (WiSE-FT), which is done if clearly better on valid.",
+        needs=TUNING,
     )
     average_best: int | None = _setting(
-        None, "Average the weights of this many best epochs if that is clearly better on valid.", needs=TUNING, at_least=1
+        None,
+        "Average the weights of this many best epochs if that is clearly better on valid.",
+        needs=TUNING,
+        at_least=1,
     )
     tta: bool = _setting(
         False,
@@ -282,7 +294,8 @@ class TuneSettings:
         "vertical-flip in --augment, over vertical flips too (4x slower).",
     )
     precision: Literal["auto", "bf16", "f32"] = _setting(
-        "auto", "Precision of the training features; auto: bf16 if the processor supports it. Predictions always use f32."
+        "auto",
+        "Precision of the training features; auto: bf16 if the processor supports it. Predictions always use f32.",
     )
     track: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = _setting(
         None,
@@ -313,7 +326,9 @@ class NetworkSettings:
         "cosine similarity (tune); auto: extended if clearly better in cross-validation.",
     )
     hidden: str | None = _setting(
-        None, "Hidden layers of the head for fine-tuning, as WIDTH or WIDTH:DROPOUT, such as 256:0.4,128:0.2.", needs=TUNING
+        None,
+        "Hidden layers of the head for fine-tuning, as WIDTH or WIDTH:DROPOUT, such as 256:0.4,128:0.2.",
+        needs=TUNING,
     )
     pooling: Pooling | None = _setting(
         None,
@@ -323,7 +338,9 @@ class NetworkSettings:
     drop_hidden: bool = _setting(False, "Remove the hidden layers that VGG has before its classifier.")
     resize: Literal["auto", "squash", "crop", "pad"] = _setting("auto", "Resize mode; auto: as pretrained.")
     size: int | None = _setting(None, "Input size in pixels [default: as pretrained].")
-    engine: Literal["auto", "openvino", "torch"] = _setting("auto", "Inference engine; auto: OpenVINO on a CPU if it supports the network, else PyTorch.")
+    engine: Literal["auto", "openvino", "torch"] = _setting(
+        "auto", "Inference engine; auto: OpenVINO on a CPU if it supports the network, else PyTorch."
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = _setting(
         "auto", "Device for training and features; auto: a CUDA GPU if available, else the CPU."
     )
@@ -339,9 +356,12 @@ class AnswerSettings:
         "several are plausible, the answer is ambiguous.",
     )
     target_precision: float | None = _setting(
-        None, "Instead of --coverage: answer only if answers are correct this often, such as 0.99; the rest is ambiguous."
+        None,
+        "Instead of --coverage: answer only if answers are correct this often, such as 0.99; the rest is ambiguous.",
     )
-    unknown_false_alarms: float = _setting(0.01, "Fraction of images of known classes that may be answered with unknown.")
+    unknown_false_alarms: float = _setting(
+        0.01, "Fraction of images of known classes that may be answered with unknown."
+    )
     positive: str | None = _setting(None, "With two classes: the positive one, which gets its own decision threshold.")
     positive_recall: float | None = _setting(
         None,
@@ -358,11 +378,10 @@ class AnswerSettings:
 class FitSettings(ClusterSettings, AnswerSettings, TuneSettings, NetworkSettings, DataSettings):
     """Settings of ``topwork fit``."""
 
-    split_of: str | None = _setting(
-        None, "Use the split of this run; images it does not contain go to train."
-    )
+    split_of: str | None = _setting(None, "Use the split of this run; images it does not contain go to train.")
     mode: Mode = _setting(
-        "probe", "probe: train a head on frozen features; tune: then fine-tune the network, too; auto: fine-tune if it is likely to help."
+        "probe",
+        "probe: train a head on frozen features; tune: then fine-tune the network, too; auto: fine-tune if it is likely to help.",
     )
     final_fit: Literal["train", "train+valid"] = _setting(
         "train",
@@ -405,7 +424,10 @@ class ModelSettings:
     n_classes: int | None = _setting(None, "Number of classes of the new head [default: the pretrained classifier].")
     strategy: Strategy = _setting("head", "Layers to train, as for fit.")
     last_stages: int = _setting(
-        2, "Number of stages that --strategy last trains in addition to the head.", needs={"strategy": ("last",)}, at_least=1
+        2,
+        "Number of stages that --strategy last trains in addition to the head.",
+        needs={"strategy": ("last",)},
+        at_least=1,
     )
     lr: str = _setting(
         "auto",
@@ -415,7 +437,9 @@ class ModelSettings:
     lr_spread: Literal["geometric", "linear"] = _setting("geometric", "How LOW:HIGH is spread across the stages.")
     lr_decay: float | None = _setting(None, "Layer-wise learning-rate decay, with a single --lr.")
     hidden: str | None = _setting(None, "Hidden layers of the new head, such as 256:0.4,128:0.2.")
-    outputs: Literal["softmax", "binary"] = _setting("softmax", "Output layer: softmax, or binary (one sigmoid for two classes).")
+    outputs: Literal["softmax", "binary"] = _setting(
+        "softmax", "Output layer: softmax, or binary (one sigmoid for two classes)."
+    )
     pooling: Pooling | None = _setting(None, "Pooling, as for fit.")
     drop_hidden: bool = _setting(False, "Remove the hidden layers that VGG has before its classifier.")
 
@@ -436,7 +460,9 @@ class AdaptSettings(DataSettings):
         "predictions that the methods agree on. The result is kept only if label-free checks find it better.",
     )
     epochs: int = _setting(4, "Number of epochs on the source images.", needs={"mode": ("tune",)}, at_least=1)
-    ask: int = _setting(0, "Write a CSV with this many images that are most worth labeling, to fill in and pass to --labels.")
+    ask: int = _setting(
+        0, "Write a CSV with this many images that are most worth labeling, to fill in and pass to --labels."
+    )
     time_budget: str | None = _setting(
         None, "Time limit for choosing a method once the images are embedded, such as 20s; uses fewer images if needed."
     )
@@ -453,7 +479,9 @@ class ServeSettings:
 
     host: str = _setting("127.0.0.1", "Address to listen on; 0.0.0.0 accepts connections from other machines.")
     port: int = _setting(8000, "Port to listen on; 0 picks a free one.")
-    token_file: str | None = _setting(None, "File with a token that every request must send (Authorization: Bearer TOKEN).")
+    token_file: str | None = _setting(
+        None, "File with a token that every request must send (Authorization: Bearer TOKEN)."
+    )
     auth: bool = _setting(True, "Let other machines connect without a token.")
     allow_host: tuple[str, ...] = _setting((), "Additional host name to answer under; * allows all.")
     examples: str | None = _setting(None, "Folder of example images for the page.")
@@ -524,7 +552,9 @@ def _octal(character: str) -> str:
 def check_prompt(text: str) -> None:
     """Raises UsageError for a prompt without a placeholder for the class name."""
     if "{}" not in text:
-        raise UsageError(f"--zero-shot {text!r:.80}: must contain {{}} for the class name, such as 'a photo of a {{}}.'")
+        raise UsageError(
+            f"--zero-shot {text!r:.80}: must contain {{}} for the class name, such as 'a photo of a {{}}.'"
+        )
 
 
 def learning_rates(text: str) -> tuple[float, float]:
