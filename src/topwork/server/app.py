@@ -155,7 +155,7 @@ def create_app(service: Service) -> ASGIApp:
     _add_pages(app, service)
     settings = service.settings
     access = Access(names_of_host(settings.host, settings.allow_host), service.token)
-    return Guard(app, service.measures, access)
+    return Guard(app, access, lambda status: service.measures.responses.labels(status).inc())
 
 
 def _add_predictions(app: FastAPI, service: Service) -> None:
@@ -171,7 +171,7 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
                 await _drain(request, 4 * service.settings.max_body_mb * 1_000_000)
             raise
         finally:
-            service.measures.request_seconds.add(time.perf_counter() - started)
+            service.measures.request_seconds.observe(time.perf_counter() - started)
 
     @app.post("/predict", openapi_extra=_body_schema(), summary="Classify one or more images")
     async def predict(request: Request, top: _Top = 5, explain: _Explain = False) -> Response:
@@ -199,7 +199,8 @@ def _add_status(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", summary="Counters for Prometheus")
     async def metrics() -> Response:
-        return Response(service.measures.text(service.is_ready), media_type="text/plain; version=0.0.4")
+        service.measures.is_ready = service.is_ready
+        return Response(service.measures.text(), media_type="text/plain; version=0.0.4")
 
 
 def _add_pages(app: FastAPI, service: Service) -> None:
@@ -238,7 +239,8 @@ async def _predict(service: Service, request: Request, name: str | None, top: in
         images = await _images_of(request, await _read_body(service, request, held), service.settings.max_images)
         with service.admitted(len(images) - 1):
             found = await model.predict(images)
-        service.measures.outcomes.update((model.name, prediction.outcome) for prediction in found)
+        for prediction in found:
+            service.measures.images.labels(model.name, prediction.outcome).inc()
         rows = [_row(prediction, top) for prediction in found]
         if all(prediction.outcome == "error" for prediction in found):
             raise refusal(422, found[0].error or "no image could be read", rows=rows)
@@ -296,7 +298,6 @@ async def _read_body(service: Service, request: Request, held: _Held) -> bytes:
                 held.add(len(chunk))
                 body += chunk
     except TimeoutError:
-        service.measures.cut_off["body"] += 1
         raise refusal(408, f"the body did not arrive within {settings.body_seconds:g} s", closes=True) from None
     return bytes(body)
 
@@ -505,8 +506,8 @@ class Access:
 class Guard:
     """Around the application: who may ask; no 500; each answer is counted and carries the same headers."""
 
-    def __init__(self, app: ASGIApp, measures: Measures, access: Access) -> None:
-        self.app, self._measures, self._access = app, measures, access
+    def __init__(self, app: ASGIApp, access: Access, count: Callable[[int], None] = lambda _status: None) -> None:
+        self.app, self._access, self._count = app, access, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -519,7 +520,7 @@ class Guard:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
-                self._measures.responses[message["status"]] += 1
+                self._count(message["status"])
                 message["headers"] = [*message.get("headers", []), *_HEADERS]
             await send(message)
 

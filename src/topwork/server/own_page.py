@@ -17,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from topwork.server.app import Access, Guard, as_json, as_page, own_text
-from topwork.server.metrics import Measures
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -32,7 +31,6 @@ class OwnPage:
     def __init__(self, port: int) -> None:
         self.token = secrets.token_urlsafe(24)
         self.hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
-        self.measures = Measures()
         self.is_closing: Callable[[], bool] = lambda: False
 
     def page(self, template: str) -> Response:
@@ -75,4 +73,4 @@ class OwnPage:
             return as_json({"error": error.detail}, error.status_code)
 
         app = Starlette(routes=routes, exception_handlers={HTTPException: refused})
-        return Guard(app, self.measures, Access(lambda host: host.lower() in self.hosts))
+        return Guard(app, Access(lambda host: host.lower() in self.hosts))

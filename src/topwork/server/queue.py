@@ -92,7 +92,7 @@ class ServedModel:
     async def _answer(self, batch: list[_Waiting]) -> None:
         if not batch:
             return
-        self._measures.batch_images.add(len(batch))
+        self._measures.batch_images.observe(len(batch))
         loop = asyncio.get_running_loop()
         try:
             found = await loop.run_in_executor(
