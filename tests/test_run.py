@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import os
@@ -269,6 +270,22 @@ def test_starting_up_is_light():
     subprocess.run([sys.executable, "-c", f"import topwork; {checks}"], check=True)
     program = f"from topwork.cli import app\ntry:\n    app(['--help'])\nexcept SystemExit:\n    pass\n{checks}"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+HEAVY = {
+    "IPython", "PIL", "datasets", "faiss", "filelock", "fsspec", "huggingface_hub", "mlflow", "nncf", "numpy", "onnx", "onnxruntime",
+    "openvino", "peft", "pillow_heif", "pyarrow", "pydicom", "ray", "resource", "rich", "safetensors", "scipy", "sklearn",
+    "threadpoolctl", "tifffile", "timm", "torch", "torchvision", "transformers", "webbrowser",
+}  # fmt: skip
+
+
+def test_only_what_is_heavy_optional_or_ours_is_imported_inside_a_function():
+    for path in (Path(__file__).parents[1] / "src/topwork").rglob("*.py"):
+        functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+        for node in (node for function in functions for node in ast.walk(function)):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert {name.partition(".")[0] for name in names} <= HEAVY | {"topwork"}, (path, node.lineno)
 
 
 def test_a_prediction_imports_neither_torch_nor_timm(fitted, data):
