@@ -212,7 +212,7 @@ def _encoded(y: Any, n_images: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
     except (TypeError, ValueError) as error:
         raise InputError(f"y cannot be used as class labels: {error}") from None
     if len(classes) < 2:
-        raise InputError(f"All labels are {classes[0]!r}; a classifier needs at least two classes.")
+        raise InputError(f"All labels are {classes.tolist()[0]!r}; a classifier needs at least two classes.")
     return classes, encoded.astype(np.int64)
 
 

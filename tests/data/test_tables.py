@@ -104,7 +104,7 @@ def test_paths_from_windows_and_with_blanks_and_every_spelling_of_a_file_once(tm
 
 def test_a_row_that_names_a_folder_or_nothing_is_an_image_error(tmp_path) -> None:
     (tmp_path / "folder").mkdir()
-    for name, reason in (("folder", "not a regular file"), ("gone.jpg", "no such file")):
+    for name, reason in (("folder", "a folder, not a file"), ("gone.jpg", "no such file")):
         with pytest.raises(ImageError, match=reason):
             read_image(tmp_path, name)
 

@@ -39,7 +39,7 @@ def read_regular_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):  # asked before Python wraps it, which fails on a folder
-            raise ImageError("not a regular file")
+            raise ImageError("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
         if status.st_size > max_bytes:
             raise ImageError(f"larger than {max_bytes >> 20} MiB")
         with open(descriptor, "rb", closefd=False) as file:
