@@ -249,6 +249,40 @@ def test_a_hostile_archive_leads_nowhere(images, tmp_path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["evil.tar"]
 
 
+@pytest.mark.parametrize("top", ["", "pets-master/"])
+@pytest.mark.parametrize("beside", ["docs", "Assets", "figures"])
+def test_pictures_of_a_repository_are_no_class(top, beside, images, tmp_path) -> None:
+    for part in ("train", "test"):
+        folders(images, tmp_path / top / "dataset" / part)
+    (tmp_path / top / beside).mkdir()
+    (tmp_path / top / beside / "screenshot.png").write_bytes(b"x")
+    (tmp_path / top / "README.md").write_text("x")
+    listing = list_data(tmp_path)
+    assert set(listing.class_names) == set(images)
+    assert {entry.part for entry in listing.entries} == {"train", "test"}
+    assert f"{top}{beside}/screenshot.png" in {reject.path for reject in listing.rejects}
+
+
+def test_as_many_pictures_in_docs_as_elsewhere_are_a_class(images, tmp_path) -> None:
+    folders(images, tmp_path / "Things" / "a")
+    for number in range(60):
+        (tmp_path / "docs").mkdir(exist_ok=True)
+        (tmp_path / "docs" / f"{number}.png").write_bytes(b"x")
+    assert "docs" in list_data(tmp_path).class_names
+
+
+def test_folders_that_systems_make_are_no_classes(images, tmp_path) -> None:
+    folders(images, tmp_path)
+    label = next(iter(images))
+    for folder in ("@eaDir", f"{label}/@eaDir", "#recycle", "lost+found", ".ipynb_checkpoints", "__MACOSX"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "SYNOPHOTO_THUMB_M.jpg").write_bytes(b"x")
+    listing = list_data(tmp_path)
+    assert set(listing.class_names) == set(images)
+    assert len(listing.entries) == sum(map(len, images.values()))
+    assert all(reject.expected for reject in listing.rejects)
+
+
 def test_a_folder_of_annotations_is_no_class(images, tmp_path) -> None:
     folders(images, tmp_path)
     (tmp_path / "Annotations").mkdir()

@@ -80,7 +80,90 @@ def test_tables_that_cannot_be_used_say_why(text, message, tmp_path) -> None:
         entries(tmp_path / "x.csv", text)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+HEADER, ROWS = "image,label", "a.jpg,cat\nb.jpg,dog\nc.jpg,cat\nd.jpg,dog\n"
+ANIMALS = {"a.jpg": "cat", "b.jpg": "dog", "c.jpg": "cat", "d.jpg": "dog"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{HEADER}\n{ROWS}",
+        ROWS,
+        ROWS.replace(".jpg", ""),
+        "cat,a\ndog,b\ncat,c\ndog,d\n",
+        f"{HEADER}\n{ROWS}{HEADER}\n",
+        f"\n\n{HEADER}\n{ROWS}",
+        f"# made by hand\n#\n{HEADER}\n{ROWS}",
+        f"sep=,\r\n{HEADER}\n{ROWS}",
+        f"sep=;\n{HEADER}\n{ROWS}".replace(",", ";"),
+        f'"sep=;"\n{HEADER}\n{ROWS}'.replace(",", ";"),
+        f"{HEADER}\n{ROWS}".replace(",", "|"),
+        f"{HEADER},area\n{ROWS}".replace(",", ";").replace("cat\n", "cat;3,14\n").replace("dog\n", "dog;2,7\n"),
+        f"{HEADER}\n{ROWS}".replace("\n", "\r"),
+        f",{HEADER}\n" + "".join(f"{n},{row}\n" for n, row in enumerate(ROWS.split())),
+    ],
+)
+def test_csv_as_programs_write_it(text, tmp_path) -> None:
+    for name in ANIMALS:
+        (tmp_path / name).write_bytes(b"x")
+    found = {entry.path: entry.label for entry in entries(tmp_path / "x.csv", text) if entry.path in ANIMALS}
+    assert found == ANIMALS
+
+
+def test_class_names_that_are_numbers_do_not_make_a_header_a_row(tmp_path) -> None:
+    found = entries(tmp_path / "x.csv", "image,0,1\na.jpg,1,0\nb.jpg,0,1\n")
+    assert {entry.path: entry.label for entry in found} == {"a.jpg": "0", "b.jpg": "1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("a list", [{"image": path, "label": label} for path, label in ANIMALS.items()]),
+        ("nested", [{"image": {"path": path, "bytes": None}, "label": {"id": 1, "name": label}} for path, label in ANIMALS.items()]),
+        ("a map", ANIMALS),
+        ("a map to objects", {path: {"label": label, "width": 3} for path, label in ANIMALS.items()}),
+        ("images by class", {"cat": ["a.jpg", "c.jpg"], "dog": ["b.jpg", "d.jpg"]}),
+        ("under a key", {"version": 1, "data": [{"file": path, "class": label} for path, label in ANIMALS.items()]}),
+        ("columns", {"image": list(ANIMALS), "label": list(ANIMALS.values())}),
+        (
+            "columns of pandas",
+            {"image": dict(zip("0123", ANIMALS, strict=True)), "label": dict(zip("0123", ANIMALS.values(), strict=True))},
+        ),
+    ],
+)  # fmt: skip
+def test_json_of_many_shapes(name, value, tmp_path) -> None:
+    found = entries(tmp_path / "x.json", json.dumps(value))
+    assert {entry.path: entry.label for entry in found} == ANIMALS, name
+
+
+def test_json_by_part(tmp_path) -> None:
+    rows = [{"image": path, "label": label} for path, label in ANIMALS.items()]
+    found = entries(tmp_path / "x.json", json.dumps({"train": rows[:3], "val": rows[3:]}))
+    assert [entry.part for entry in found] == ["train"] * 3 + ["valid"]
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "ndjson"])
+def test_an_object_per_line_with_nested_paths(ending, tmp_path) -> None:
+    rows = [{"image": {"path": path}, "label": label, "note": "a\u2028b"} for path, label in ANIMALS.items()]
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    assert {entry.path: entry.label for entry in entries(tmp_path / f"x.{ending}", text)} == ANIMALS
+
+
+def test_bytes_of_images_in_json_are_refused_with_the_reason(tmp_path) -> None:
+    with pytest.raises(UsageError, match=r"x.jsonl: .*bytes of an image, as only parquet files may"):
+        entries(tmp_path / "x.jsonl", json.dumps({"image": {"bytes": "/9j/4AAQ", "path": None}, "label": "cat"}))
+
+
+def test_lists_with_the_label_first_and_lists_of_numbers(tmp_path) -> None:
+    text = "0 images/a b.jpg\n1 images/b.jpg\n0 images/c.jpg\n"
+    found = {entry.path: entry.label for entry in entries(tmp_path / "x.txt", text)}
+    assert found == {"images/a b.jpg": "0", "images/b.jpg": "1", "images/c.jpg": "0"}
+    for text in ("1 0\n2 1\n3 1\n", "1 images/a.jpg\n2 images/b.jpg\n"):  # train_test_split.txt and images.txt of CUB
+        with pytest.raises(UsageError, match="numbers lines"):
+            entries(tmp_path / "x.txt", text)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le"])
 def test_excels_unicode_text(encoding, tmp_path) -> None:
     text = "path\tlabel\ncafé.jpg\tété\n"
     found = entries(tmp_path / "x.csv", "\ufeff" + text if encoding == "utf-16-be" else text, encoding)

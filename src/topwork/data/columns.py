@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from topwork.data.layouts import (
     PART_NAMES,
     looks_like_image,
@@ -44,6 +46,17 @@ _LABEL_NAMES = (
     "diagnosis", "dx", "species", "variety", "cultivar", "disease", "findinglabels", "tags", "tag", "choice", "choices", "grade",
     "level", "y",
 )  # fmt: skip
+_NAME_NAMES = (
+    "labelname",
+    "classname",
+    "categoryname",
+    "labeltext",
+    "labelstr",
+    "name",
+    "class",
+    "category",
+    "species",
+)
 _SPLIT_NAMES = ("split", "part", "partition", "subset", "dataset", "datasplit", "set", "fold")
 _GROUP_NAMES = (
     "patient", "patientid", "subject", "subjectid", "case", "caseid", "lesion", "lesionid", "individual", "individualid", "animalid",
@@ -62,6 +75,7 @@ _TRUE, _FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "-1", "-1.0", "false",
 _NUMBERED_PARTS = {"0": "train", "1": "valid", "2": "test"}
 _CLASS_FILES = re.compile(r"(class|label|name|synset|categor).*\.(txt|names|json)$|\.names$", re.IGNORECASE)
 _LONGEST_PATH, _LONGEST_LABEL = 4096, 1000
+_MANY_COLUMNS = 100
 
 
 @dataclass(frozen=True)
@@ -107,8 +121,7 @@ def meaning_of(table: Table, files: Files, rules: Rules) -> Meaning:
     if label is None:
         label = _first(table, _LABEL_NAMES, rest)
     if label is None:
-        one_hot = tuple(name for name in rest if _is_binary(table.columns[name]) and _normal(name) not in _FLAGS)
-        one_hot = one_hot if len(one_hot) > 1 else ()
+        one_hot = _one_hot(table, rest, rules.multi_label)
     if label is None and not one_hot and path is not None and not rules.label_regex:
         label = _label_by_content(table, rest)
     missing = [what for what, name in (("path", path), ("label", label or one_hot or rules.label_regex)) if not name]
@@ -175,6 +188,32 @@ def _split_column(table: Table, path: str | None) -> str | None:
     return None
 
 
+def _one_hot(table: Table, among: Sequence[str], is_several: bool) -> tuple[str, ...]:
+    """The columns of 0 and 1 whose names are the classes; () if there are fewer than two.
+
+    Where an image has one label and some rows have several 1s, an attribute such as ``male`` may be among them: the only neighboring
+    columns of which each row has just one are taken.
+    """
+    found = [name for name in among if _is_binary(table.columns[name]) and _normal(name) not in _FLAGS]
+    if len(found) < 2:
+        return ()
+    marks = np.array([[_is_true(cell) for cell in table.columns[name]] for name in found], np.int64)
+    if is_several or len(found) > _MANY_COLUMNS or marks.sum(0).max(initial=0) < 2:
+        return tuple(found)
+    sums = np.vstack([np.zeros_like(marks[:1]), marks.cumsum(0)])
+    runs = [
+        (first, last)
+        for first in range(len(found))
+        for last in range(first + 2, len(found) + 1)
+        if (sums[last] - sums[first] == 1).all()
+    ]
+    return tuple(found[slice(*runs[0])]) if len(runs) == 1 else tuple(found)
+
+
+def _is_true(cell: Cell) -> bool:
+    return str(cell or "").strip().lower() in _TRUE
+
+
 def _is_binary(cells: Sequence[Cell]) -> bool:
     """Whether a column holds 0 and 1 (or true and false, or -1, 0 and 1), and not only blanks."""
     values = {None if isinstance(cell, list) else (cell or "").strip().lower() for cell in cells}
@@ -226,6 +265,8 @@ def rows_of(table: Table, meaning: Meaning, files: Files | None, rules: Rules) -
     if meaning.label is None and not meaning.one_hot:
         return rows, [f"Read {escape(table.name)}: {_paths_said(meaning, where)}."]
     encoding = f" as {table.encoding}" if table.encoding not in (None, "utf-8-sig", "utf-8", "UTF-8") else ""
+    if encoding and rules.encoding is None and not str(table.encoding).startswith("utf-16"):
+        encoding += " (else: --encoding)"
     what = (
         f"classes from {len(meaning.one_hot)} columns of 0 and 1 ({first_names(meaning.one_hot, 3)})"
         if meaning.one_hot
@@ -278,11 +319,7 @@ def _labels(table: Table, meaning: Meaning, rules: Rules, files: Files | None) -
     """The labels of each row, and words on how they were read."""
     if meaning.one_hot:
         marked = [
-            tuple(
-                name.strip()
-                for name in meaning.one_hot
-                if str(table.columns[name][number] or "").strip().lower() in _TRUE
-            )
+            tuple(name.strip() for name in meaning.one_hot if _is_true(table.columns[name][number]))
             for number in range(table.n_rows)
         ]
         return _single(table, marked, rules, f"columns such as {first_names(meaning.one_hot, 2)}"), ""
@@ -294,8 +331,25 @@ def _labels(table: Table, meaning: Meaning, rules: Rules, files: Files | None) -
         tuple(dict.fromkeys(piece.strip() for piece in _pieces(cell, separator) if piece.strip())) for cell in cells
     ]
     split = _single(table, split, rules, f"column {escape(meaning.label)}")
+    if (column := _column_of_names(table, meaning, split)) is not None:
+        names = {own[0]: str(name).strip() for own, name in zip(split, table.columns[column], strict=True) if own}
+        return [tuple(names[label] for label in own) for own in split], f" with the names in column {escape(column)}"
     named, source = named_labels(split, rules, files)
     return named, said + source
+
+
+def _column_of_names(table: Table, meaning: Meaning, labels: Sequence[tuple[str, ...]]) -> str | None:
+    """A column such as ``label_name`` beside class numbers, if each number has one name and each name one number."""
+    if not all(own and len(own) == 1 and own[0].isdecimal() for own in labels if own):
+        return None
+    for column, cells in table.columns.items():
+        if column in (meaning.label, meaning.path) or _normal(column) not in _NAME_NAMES:
+            continue
+        pairs = {(own[0], str(name or "").strip()) for own, name in zip(labels, cells, strict=True) if own}
+        names = {name for _, name in pairs}
+        if len(pairs) == len(names) == len({number for number, _ in pairs}) and all(names):
+            return column
+    return None
 
 
 def _parsed(cell: Cell) -> Cell:
@@ -327,7 +381,9 @@ def _separator(cells: Sequence[Cell], rules: Rules) -> tuple[str | None, str]:
     texts = {cell for cell in cells if isinstance(cell, str)}
     if rules.label_separator is not None:
         return rules.label_separator, ""
-    likely = next((sign for sign in ("|", ";", ",", " ") if _separates(sign, texts, rules.multi_label)), None)
+    likely = next(
+        (sign for sign in ("|", ";", ",", "\t", "/", "+", "&", " ") if _separates(sign, texts, rules.multi_label)), None
+    )
     if likely is None:
         blank = next((text for text in sorted(texts) if " " in text), None)
         unsure = f", such as {escape(blank)!r}, taken as one class each (else: --label-separator ' ')" if blank else ""
@@ -341,14 +397,16 @@ def _separator(cells: Sequence[Cell], rules: Rules) -> tuple[str | None, str]:
 def _separates(sign: str, texts: set[str], is_asked: bool) -> bool:
     """Whether a sign separates labels: it does if its pieces are also found alone or with others.
 
-    With ``--multi-label`` a sign that class names hardly hold needs no such evidence.
+    With ``--multi-label`` a sign that class names hardly hold needs no such evidence, and for others half of it will do if a
+    piece is also a label alone.
     """
     several = [text for text in texts if sign in text.strip()]
-    if not several or (is_asked and sign in "|;,"):
+    if not several or (is_asked and sign in "|;,\t"):
         return bool(several)
     pieces = Counter(piece.strip() for text in texts for piece in set(text.split(sign)) if piece.strip())
     own = {piece.strip() for text in several for piece in text.split(sign) if piece.strip()}
-    return 2 * sum(pieces[piece] > 1 for piece in own) > len(own)
+    n_known = 2 * sum(pieces[piece] > 1 for piece in own)
+    return n_known > len(own) or (is_asked and n_known == len(own) and bool(own & texts))
 
 
 def _single(table: Table, labels: list[tuple[str, ...]], rules: Rules, where: str) -> list[tuple[str, ...]]:
@@ -468,7 +526,7 @@ def listing_of(root: Path, layout: str, rows: Iterable[Row], rules: Rules, notes
         else:
             same = entries[row.path].label == join_labels(labels)
             also = f"listed twice, also as {escape(entries[row.path].label)}"
-            rejects.append(Reject(row.path, "listed twice" if same else also))
+            rejects.append(Reject(row.path, "listed twice" if same else also, expected=same))
     in_order = sorted(entries.values(), key=lambda entry: natural_key(entry.path))
     listing = make_listing(root, layout, in_order, set(), rejects, notes)
     listing = merged_forms(listing) if not rules.multi_label else listing

@@ -21,7 +21,10 @@ from topwork.errors import ImageError
 from topwork.files import error_reason
 from topwork.text import natural_key
 
-_SYSTEM_NAMES = {"thumbs.db", "_ds_store", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"}
+_SYSTEM_NAMES = {
+    "thumbs.db", "_ds_store", "desktop.ini", "__macosx", "$recycle.bin", "system volume information", "@eadir", "#recycle", "lost+found",
+    "__pycache__",
+}  # fmt: skip
 MAX_FILE_BYTES = 512 << 20  # its bytes count towards the 1 GB that one file may cost
 
 

@@ -65,6 +65,11 @@ _IMAGE_ENDINGS = (
 _NOTE_ENDINGS = (
     ".xml", ".txt", ".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".md", ".html", ".pdf", ".py", ".ipynb",
 )  # fmt: skip
+# Folders of a repository or a download that hold a few pictures, none of them data.
+_OTHER_NAMES = {
+    "doc", "docs", "assets", "figures", "figure", "figs", "fig", "screenshots", "screenshot", "media", "static", "examples", "demo", "notebooks",
+    "readme", "misc", "papers", "results", "output", "outputs",
+}  # fmt: skip
 _OUTSIDE = "not in a class folder"
 
 
@@ -183,13 +188,33 @@ def make_listing(
 
 def look_through(folder: Folder) -> Folder:
     """The folder whose folders are the classes or the parts: a single folder around them is passed, with what lies beside it."""
-    while len(folder.full) == 1:
-        ((name, inner),) = folder.full.items()
+    while len(data := _data_folders(folder)) == 1:
+        ((name, inner),) = data.items()
         holds_classes = inner.full and _is_stray(inner) and not _is_part(name, inner)
         if not holds_classes or not _is_stray(folder):
             break
         folder = inner
     return folder
+
+
+def _data_folders(folder: Folder) -> dict[str, Folder]:
+    """The folders that may hold data: a few pictures in ``docs`` or ``assets`` beside a folder of class folders are none."""
+    deep = {
+        name: child
+        for name, child in folder.full.items()
+        if sum(not inner.full for inner in child.full.values()) > 1 or any(inner.full for inner in child.full.values())
+    }
+    others = [child for name, child in folder.full.items() if name not in deep]
+    are_few = 5 * sum(child.n_images for child in others) <= folder.n_images
+    return (
+        deep
+        if len(deep) == 1 and are_few and all(_own_name(child) in _OTHER_NAMES for child in others)
+        else folder.full
+    )
+
+
+def _own_name(folder: Folder) -> str:
+    return folder.name.rstrip("/").rsplit("/", 1)[-1].lower()
 
 
 def _is_stray(folder: Folder) -> bool:
@@ -211,7 +236,7 @@ def _inside(folder: Folder) -> Folder:
     """The folder of class folders inside a part, where the part often holds a folder of its own name."""
     while len(folder.full) == 1 and _is_stray(folder):
         (inner,) = folder.full.values()
-        own, outer = (name.rstrip("/").rsplit("/", 1)[-1].lower() for name in (inner.name, folder.name))
+        own, outer = _own_name(inner), _own_name(folder)
         if not inner.full and own != outer and own not in CONTAINER_NAMES:
             break
         if inner.full and not _is_stray(inner):

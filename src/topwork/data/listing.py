@@ -27,7 +27,7 @@ from topwork.data.samples import Listing, Reject, Rules
 from topwork.data.tables import ENDINGS, LIST_ENDINGS, Table, read_table
 from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.files import error_reason
-from topwork.text import escape, first_names
+from topwork.text import count, escape, first_names
 
 _MAX_TABLE_BYTES = 1 << 30
 _CONTAINER_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".parquet", ".npz")
@@ -188,7 +188,8 @@ def _list_archive(path: Path, inner: str, rules: Rules) -> Listing:
 def _list_names(root: Path, found: Found, rules: Rules) -> Listing:
     if rules.label_regex is not None:
         return arrange(root, found, rules)
-    by_table, failure = _table_among(root, found, rules)
+    by_table, failures = _table_among(root, found, rules)
+    failure = next((error for error in failures if "several" in str(error)), None)
     try:
         by_folder = arrange(root, found, rules)
     except UsageError:
@@ -200,7 +201,8 @@ def _list_names(root: Path, found: Found, rules: Rules) -> Listing:
     if failure is not None and by_table is None and not has_classes:
         raise failure
     if (not by_folder.entries or are_parts) and by_table is None:
-        raise UsageError(_no_classes(root, found, by_folder))
+        unused = f" Tables here: {failures[0]}" if failures else ""
+        raise UsageError(_no_classes(root, found, by_folder) + unused)
     if by_table is None or (by_folder.entries and not are_parts and not by_table.covers_most):
         return by_folder
     if not has_classes:
@@ -237,8 +239,8 @@ class _ByTable:
     covers_most: bool
 
 
-def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | None, UsageError | None]:
-    """The table of a folder that labels its images, or the tables of its parts; else why the one that may does not.
+def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | None, list[UsageError]]:
+    """The table of a folder that labels its images, or the tables of its parts; else why those that are there do not.
 
     Raises:
         UsageError: several tables could be meant, or columns were named that none has.
@@ -256,12 +258,17 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
             failed.append(error)
             continue
         known = set(files.names)
-        if 2 * sum(row.path in known for row in rows) >= len(rows) > 0 and any(row.labels for row in rows):
+        n_there = sum(row.path in known for row in rows)
+        if 2 * n_there >= len(rows) > 0 and any(row.labels for row in rows):
             usable.append((name, rows, notes))
+        elif not name.lower().endswith(LIST_ENDINGS):
+            failed.append(
+                UsageError(f"{escape(name)}: {n_there:,} of the {count(len(rows), 'file')} that it names are here.")
+            )
     if not usable:
         if failed and asked:
             raise failed[0]
-        return None, next((error for error in failed if "several" in str(error)), None)
+        return None, [error for error in failed if not str(error).split(":")[0].lower().endswith(LIST_ENDINGS)]
     if len(usable) > 1:
         usable = _parts_of_tables(root, usable)
     rows = [row for _, own, _ in usable for row in own]
@@ -271,7 +278,7 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
     listed = {entry.path for entry in listing.entries}
     aside = [Reject(name, reason, expected=True) for name, reason in _not_listed(images, listed)]
     listing = replace(listing, rejects=(*listing.rejects, *found.rejects, *aside))
-    return _ByTable(usable[0][0], listing, 10 * len(listed & images) >= 8 * len(images)), None
+    return _ByTable(usable[0][0], listing, 10 * len(listed & images) >= 8 * len(images)), []
 
 
 def _names_of_tables(found: Found) -> list[str]:

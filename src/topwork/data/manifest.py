@@ -271,7 +271,10 @@ def _manifest(
     if not samples:
         example = rejects[0] if rejects else None
         reason = f" For example {escape(example.path)}: {example.reason}." if example else ""
-        raise UsageError(f"{escape(str(listing.root))}: none of {len(rejects)} files is a usable image.{reason}")
+        advice = " If they lie elsewhere: --root FOLDER." if listing.layout == "table" else ""
+        raise UsageError(
+            f"{escape(str(listing.root))}: none of {len(rejects)} files is a usable image.{reason}{advice}"
+        )
     if not any(sample.label for sample in samples):
         raise UsageError(f"{escape(str(listing.root))}: none of {len(samples)} images has a label.")
     classes = _classes((sample.label for sample in samples), multi_label)

@@ -166,7 +166,7 @@ def _where(found: Sequence[str], endings: set[str], files: Files) -> str:
     known = set(files.names)
     there = [name for name in found if name in known or _is_elsewhere(name, files)]
     if not there:
-        return ""
+        return " (no file of that name here; --root names another folder)"
     folders = sorted({f"{posixpath.dirname(name)}/".lstrip("/") or "./" for name in there}, key=natural_key)
     ending = f" with {' or '.join(sorted(endings))} added" if endings else ""
     return f"{ending} (files of {len(there):,} of {count(len(found), 'row')} found in {first_names(folders, 3)})"

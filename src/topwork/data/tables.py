@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from topwork.data.layouts import looks_like_image
+from topwork.data.layouts import PART_NAMES, looks_like_image
 from topwork.errors import UsageError
 from topwork.text import escape
 
 Cell = str | list[str] | None
 LIST_ENDINGS = (".txt", ".lst", ".list")
 ENDINGS = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson", ".xml", *LIST_ENDINGS)
+_KEYS = ("choices", "path", "file_name", "filename", "name", "label")  # where an object holds what counts
+_LOOKED_AT = 1000  # rows
 _LARGEST_CELL = 1 << 28  # the csv module refuses whole files for one cell above its own limit of 128 kB
 
 
@@ -62,9 +64,9 @@ def read_table(name: str, data: bytes, encoding: str | None = None) -> Table:
             return _from_rows(name, _cvat(data))
         text, used = decoded(name, data, encoding)
         if ending == ".json":
-            return _from_rows(name, _json_rows(json.loads(text)))
+            return _from_rows(name, _json_rows(_json(text)))
         if ending in (".jsonl", ".ndjson"):
-            return _from_rows(name, (json.loads(line) for line in text.splitlines() if line.strip()))
+            return _from_rows(name, _json_lines(text))
         columns = _list_columns(text) if ending in LIST_ENDINGS else _csv_columns(text)
         return Table(name, columns, used)
     except (
@@ -92,6 +94,8 @@ def decoded(name: str, data: bytes, encoding: str | None = None) -> tuple[str, s
         tried = ["utf-16"]
     elif data[1:2] == b"\0" and data[3:4] == b"\0":
         tried = ["utf-16-le"]
+    elif data[:1] == b"\0" and data[2:3] == b"\0":
+        tried = ["utf-16-be"]
     else:
         tried = ["utf-8-sig", locale.getpreferredencoding(False), "cp1252"]
     for one in tried:
@@ -114,16 +118,26 @@ def decoded(name: str, data: bytes, encoding: str | None = None) -> tuple[str, s
 
 def _csv_columns(text: str) -> dict[str, list[Cell]]:
     csv.field_size_limit(_LARGEST_CELL)
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)
+    text, delimiter = _from_header(text)
     rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(row)]
     return _columns_of_rows(rows)
 
 
+def _from_header(text: str) -> tuple[str, str]:
+    """The text without what stands above its header, and what separates its columns.
+
+    Excel says so in a first line ``sep=;``; else it is the most frequent sign in the header.
+    """
+    if said := re.match(r'"?sep=(.)"?\r?\n', text):
+        return text[said.end() :], said[1]
+    text = re.sub(r"\A(?:[ \r\n]|#[^,;\t|\r\n]*[\r\n])+", "", text)  # blank lines and comments
+    return text, max(",;\t|", key=text.split("\n", 1)[0].count)
+
+
 def _columns_of_rows(rows: list[list[str]]) -> dict[str, list[Cell]]:
-    """Columns under the names in the first row; if that names an image already, under numbers."""
+    """Columns under the names in the first row; if that is a row like the others, under numbers."""
     header = [name.strip() for name in rows[0]] if rows else []
-    if any(looks_like_image(name) for name in header):
+    if _is_data(header, rows[1:_LOOKED_AT]):
         header = [f"column {number + 1}" for number in range(len(header))]
     else:
         rows = rows[1:]
@@ -135,6 +149,18 @@ def _columns_of_rows(rows: list[list[str]]) -> dict[str, list[Cell]]:
     }
 
 
+def _is_data(header: list[str], rows: list[list[str]]) -> bool:
+    """Whether the first row names an image, or holds a word that its column holds again: then it is no header."""
+    words = {number: name for number, name in enumerate(header) if name and not re.fullmatch(r"[\d.,-]+", name)}
+    return any(looks_like_image(name) for name in header) or any(
+        row[number].strip() == word
+        for row in rows
+        if [cell.strip() for cell in row] != header  # files that were joined repeat theirs
+        for number, word in words.items()
+        if number < len(row)
+    )
+
+
 def _list_columns(text: str) -> dict[str, list[Cell]]:
     """Lines of a path and its label or labels, as Caffe, darknet, timm and torchvision write them; or of a path alone."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
@@ -142,17 +168,23 @@ def _list_columns(text: str) -> dict[str, list[Cell]]:
         return _csv_columns("\n".join(lines))
     paths: list[Cell] = []
     labels: list[Cell] = []
+    is_last = False
     for line in lines:
         named = re.match(r"(.+?\.\w{3,4})\s+(\S.*)$", line)
+        first, _, rest = line.partition(" ")
         if named and looks_like_image(named[1]):
             path, label = named[1], named[2]
+        elif looks_like_image(rest) and not looks_like_image(first):
+            path, label, is_last = rest.strip(), first, True
         elif looks_like_image(line):
             path, label = line, ""
         else:
-            path, _, label = line.partition(" ")
-            label = label.strip().split(" ")[0]
+            path, label = first, rest.strip().split(" ")[0]
         paths.append(path)
         labels.append(label or None)
+    is_numbered = all(str(path).isdecimal() for path in paths) or (is_last and len(set(labels)) == len(labels))
+    if len(paths) > 1 and is_numbered:
+        raise ValueError("it numbers lines, and labels no images")
     return {"path": paths, "label": labels} if any(labels) else {"path": paths}
 
 
@@ -171,24 +203,62 @@ def _cell(value: Any) -> Cell:
     if isinstance(value, (list, tuple)):
         return [text for item in value if isinstance(text := _cell(item), str)]
     if isinstance(value, dict):
-        return _cell(value.get("choices", value.get("name", value.get("label"))))
+        if value.get("bytes") and not value.get("path"):
+            raise ValueError("an object holds the bytes of an image, as only Parquet files may")
+        return _cell(next((value[key] for key in _KEYS if value.get(key) is not None), None))
     return os.fsdecode(value) if isinstance(value, bytes) else str(value)
 
 
+def _json(text: str) -> Any:
+    """What a JSON file says; some are called so and hold an object per line."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        if text.count("\n{") == 0:
+            raise
+        return _json_lines(text)
+
+
+def _json_lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
 def _json_rows(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Rows of COCO, of Label Studio, of a list of objects, or of one object from path to label."""
-    if isinstance(value, dict) and "images" in value and "annotations" in value:
-        yield from _coco(value)
-    elif isinstance(value, dict):
+    """Rows of COCO, of Label Studio, of a list of objects, or of an object that holds any of them or columns."""
+    if isinstance(value, dict):
+        yield from _coco(value) if "images" in value and "annotations" in value else _rows_in_object(value)
+        return
+    for item in value:
+        data = item.get("data") if isinstance(item.get("data"), dict) else None
+        if data is None:
+            yield item
+        else:
+            path = data.get("image") or next((v for v in data.values() if isinstance(v, str)), None)
+            yield {"path": path, "label": list(_chosen(item))}
+
+
+def _rows_in_object(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Rows under a key, or under the names of the parts; columns; images by class; or the label of each path."""
+    lists = {key: own for key, own in value.items() if isinstance(own, list) and own}
+    rows = {key: own for key, own in lists.items() if all(isinstance(item, dict) for item in own)}
+    columns = {
+        key: own if isinstance(own, list) else list(own.values()) for key, own in value.items() if _is_column(own)
+    }
+    images = [key for key, own in columns.items() if isinstance(own[0], str) and looks_like_image(own[0])]
+    if len(rows) == 1 or (rows and all(key.lower() in PART_NAMES for key in rows)):
+        for key, own in rows.items():
+            yield from ({"split": key, **row} if len(rows) > 1 else row for row in _json_rows(own))
+    elif any(looks_like_image(key) for key in value) or len(columns) < len(value) or not images:
         yield from ({"path": path, "label": label} for path, label in value.items())
+    elif len(images) == len(columns):
+        yield from ({"path": path, "label": label} for label, paths in columns.items() for path in paths)
     else:
-        for item in value:
-            data = item.get("data") if isinstance(item.get("data"), dict) else None
-            if data is None:
-                yield item
-            else:
-                path = data.get("image") or next((v for v in data.values() if isinstance(v, str)), None)
-                yield {"path": path, "label": list(_chosen(item))}
+        yield from (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+
+
+def _is_column(value: Any) -> bool:
+    """Whether a value may be a column: a list, or what pandas writes, an object from row number to value."""
+    return bool(value) and (isinstance(value, list) or (isinstance(value, dict) and all(map(str.isdecimal, value))))
 
 
 def _coco(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

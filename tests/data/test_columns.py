@@ -1,0 +1,144 @@
+"""What the columns of a table mean: classes that look like something else, columns of 0 and 1, names, several labels."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from topwork.data.listing import list_data
+from topwork.data.samples import Listing, Rules
+from topwork.errors import UsageError
+
+N = 8
+ANIMALS = ["cat", "dog"] * 4
+
+
+def listed(root: Path, header: Sequence[str], rows: Sequence[Sequence[object]], **rules: object) -> Listing:
+    """A folder of eight images with a table."""
+    (root / "images").mkdir()
+    for number in range(N):
+        (root / "images" / f"{number}.jpg").write_bytes(bytes([number]))
+    with open(root / "labels.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return list_data(root, rules=Rules(**rules))
+
+
+def classes(listing: Listing) -> dict[str, int]:
+    return dict(Counter(name for entry in listing.entries for name in entry.label.split("|")))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("nan", "None", "NA", "null"),
+        ("yes", "no"),
+        ("True", "False"),
+        ("0", "1"),
+        ("1e5", "1e6", "007", "7"),
+        ("train", "test", "val"),
+        ("a,b", 'q"x', "new\nline", "🐱"),
+        ("-1", "1"),
+        ("x" * 300, "y"),
+    ],
+)
+def test_class_names_are_texts_whatever_they_look_like(names, tmp_path) -> None:
+    rows = [[f"{number}.jpg", names[number % len(names)]] for number in range(N)]
+    assert set(classes(listed(tmp_path, ["image", "label"], rows))) == set(names)
+
+
+def test_an_attribute_beside_columns_of_0_and_1_is_no_class(tmp_path) -> None:
+    rows = [[f"{n}.jpg", 20 + n, n // 2 % 2, n % 2, 1 - n % 2] for n in range(N)]
+    listing = listed(tmp_path, ["image", "age", "male", "cat", "dog"], rows)
+    assert classes(listing) == {"cat": 4, "dog": 4}
+    assert "(cat, dog)" in listing.notes[0]
+
+
+def test_columns_of_0_and_1_that_no_choice_makes_exclusive_are_several_labels(tmp_path) -> None:
+    rows = [[f"{n}.jpg", 1, n % 2, n // 2 % 2] for n in range(N)]
+    with pytest.raises(UsageError, match="--multi-label"):
+        listed(tmp_path, ["image", "a", "b", "c"], rows)
+    assert classes(list_data(tmp_path, rules=Rules(multi_label=True))) == {"a": 8, "b": 4, "c": 4}
+
+
+@pytest.mark.parametrize("name", ["label_name", "class", "Category Name"])
+def test_numbers_get_the_names_in_the_column_beside_them(name, tmp_path) -> None:
+    listing = listed(tmp_path, ["id", "label", name], [[n, n % 2, ANIMALS[n]] for n in range(N)])
+    assert classes(listing) == {"cat": 4, "dog": 4}
+    assert f"with the names in column {name}" in listing.notes[0]
+
+
+def test_a_column_that_names_numbers_in_two_ways_is_not_believed(tmp_path) -> None:
+    listing = listed(tmp_path, ["id", "label", "label_name"], [[n, n % 2, ANIMALS[n // 2]] for n in range(N)])
+    assert classes(listing) == {"0": 4, "1": 4}
+
+
+@pytest.mark.parametrize("separator", [" ", ",", ", ", ";", "|", "/", "+", " & ", "\t"])
+def test_several_labels_with_any_separator(separator, tmp_path) -> None:
+    values = ["rust", "scab", f"rust{separator}scab", "healthy"]
+    rows = [[f"{n}.jpg", values[n % 4]] for n in range(N)]
+    listing = listed(tmp_path, ["image", "tags"], rows, multi_label=True)
+    assert classes(listing) == {"rust": 4, "scab": 4, "healthy": 2}
+    assert "separated by" in listing.notes[0]
+
+
+def test_one_of_two_labels_need_not_occur_alone(tmp_path) -> None:
+    values = ["healthy", "scab frog_eye", "scab"]
+    listing = listed(tmp_path, ["image", "labels"], [[n, values[n % 3]] for n in range(N)], multi_label=True)
+    assert classes(listing) == {"healthy": 3, "scab": 5, "frog_eye": 3}
+
+
+@pytest.mark.parametrize("separator", [" ", "/", "+"])
+def test_names_that_only_look_like_several_stay_one(separator, tmp_path) -> None:
+    names = [f"No{separator}Finding", "Mass", "Nodule"]
+    listing = listed(tmp_path, ["image", "labels"], [[n, names[n % 3]] for n in range(N)], multi_label=True)
+    assert set(classes(listing)) == set(names)
+
+
+def test_an_image_listed_twice_with_one_label_lacks_nothing(tmp_path) -> None:
+    """Tables of boxes name an image once per box."""
+    rows = [[f"{n}.jpg", ANIMALS[n], n, n] for n in range(N) for _ in range(3)]
+    listing = listed(tmp_path, ["filename", "class", "xmin", "ymin"], rows)
+    assert classes(listing) == {"cat": 4, "dog": 4}
+    assert len(listing.rejects) == 16
+    assert all(reject.expected for reject in listing.rejects)
+    other = tmp_path / "other"
+    other.mkdir()
+    listing = listed(other, ["filename", "class"], [*[[f"{n}.jpg", ANIMALS[n]] for n in range(N)], ["0.jpg", "dog"]])
+    assert [(reject.reason, reject.expected) for reject in listing.rejects] == [("listed twice, also as cat", False)]
+
+
+@pytest.mark.parametrize(
+    ("header", "cell", "words"),
+    [
+        (["image", "label", "split"], "tr", "split is 'tr'; use train, valid or test"),
+        (["image", "a", "b"], "0.7", "no column label"),
+        (["image", "label", "where"], "x", None),
+    ],
+)
+def test_why_a_table_is_not_used_is_said(header, cell, words, tmp_path) -> None:
+    rows = [[f"{n}.jpg", ANIMALS[n] if header[1] == "label" else f"0.{n}3", cell] for n in range(N)]
+    if words is None:
+        assert classes(listed(tmp_path, header, rows)) == {"cat": 4, "dog": 4}
+        return
+    with pytest.raises(UsageError, match=r"Tables here: labels\.csv") as raised:
+        listed(tmp_path, header, rows)
+    assert words in str(raised.value)
+
+
+def test_a_table_of_other_images_is_said_to_be_one(tmp_path) -> None:
+    with pytest.raises(UsageError, match=r"labels.csv: 1 of the 8 files that it names are here"):
+        listed(tmp_path, ["image", "label"], [[f"{n or 'x0'}1.jpg", ANIMALS[n]] for n in range(7)] + [["0.jpg", "dog"]])
+
+
+def test_a_table_far_from_its_images_names_the_option(tmp_path) -> None:
+    (tmp_path / "tables").mkdir()
+    listed(tmp_path, ["image", "label"], [[f"{n}.jpg", ANIMALS[n]] for n in range(N)])
+    table = (tmp_path / "labels.csv").rename(tmp_path / "tables" / "labels.csv")
+    assert "--root" in list_data(table).notes[0]
+    listing = list_data(table, root=tmp_path)
+    assert classes(listing) == {"cat": 4, "dog": 4}
+    assert listing.entries[0].path == "images/0.jpg"
