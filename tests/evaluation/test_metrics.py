@@ -12,7 +12,6 @@ from topwork.evaluation.metrics import (
     evaluate_part,
     metrics_of,
     rank_correlation,
-    top_losses,
 )
 from topwork.evaluation.predictions import Predictions, Task
 
@@ -207,29 +206,6 @@ def test_very_many_classes_keep_the_cells_only():
     as_dict = part.as_dict()
     assert as_dict["confusion"] is None
     assert as_dict["confusion_cells"] == [[0, 0, 1], [0, 5, 1], [7, 7, 2]]
-    assert [(c.true, c.predicted) for c in part.most_confused(3)] == [("c0", "c5")]
-
-
-def test_most_confused():
-    confusion = np.array([[5, 3, 0], [1, 20, 3], [0, 0, 4]])
-    true, predicted = (np.repeat(side.ravel(), confusion.ravel()) for side in np.indices((3, 3)))
-    part = evaluate_part(answers(true, predicted, 3))
-    found = part.most_confused(10)
-    assert [(c.true, c.predicted, c.count) for c in found] == [("a", "b", 3), ("b", "c", 3), ("b", "a", 1)]
-    assert found[0].fraction == 3 / 8
-    assert part.most_confused(1) == found[:1]
-    assert evaluate_part(answers([0, 1, 2], [0, 1, 2], 3)).most_confused(5) == ()
-
-
-def test_top_losses_leave_out_what_has_no_label():
-    logits = np.array([[3.0, 0], [0, 3], [0, 9], [0, 1]])
-    p = Predictions(("a", "b"), np.array([40, 41, 42, 43]), np.array([0, 0, -1, 0]), logits)
-    found = top_losses(p, 2)
-    assert [t.position for t in found] == [1, 3]
-    assert found[0].sample_index == 41
-    assert (found[0].true, found[0].predicted) == ("a", "b")
-    assert found[0].loss == pytest.approx(-np.log(1 / (1 + np.exp(3))))
-    assert len(top_losses(p, 99)) == 3
 
 
 def test_rank_correlation_agrees_with_scipy():

@@ -358,17 +358,6 @@ class PartEvaluation:
         matrix[self.confusion_cells[:, 0], self.confusion_cells[:, 1]] = self.confusion_cells[:, 2]
         return matrix
 
-    def most_confused(self, n: int) -> tuple[Confusion, ...]:
-        """The ``n`` most frequent mistakes, most frequent first, then by share of the true class."""
-        true, predicted, count = self.confusion_cells.T
-        fraction = count / np.maximum(_sums(true, count, len(self.classes))[true], 1)
-        order = np.lexsort((-fraction, -count))
-        wrong = order[true[order] != predicted[order]][:n]
-        return tuple(
-            Confusion(self.classes[true[i]], self.classes[predicted[i]], int(count[i]), float(fraction[i]))
-            for i in wrong
-        )
-
     def as_dict(self) -> dict[str, Any]:
         """The part as ``evaluation.json`` holds it: plain values, None if nothing was measured.
 
@@ -601,51 +590,6 @@ def positive_scores(known: Predictions) -> tuple[Bools, NDArray[np.float64]]:
 
 def _mean(values: NDArray[Any]) -> float | None:
     return float(values.mean()) if len(values) else None
-
-
-# ---- mistakes
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """One kind of mistake: images of class ``true`` called ``predicted``, and their share of all images of ``true``."""
-
-    true: str
-    predicted: str
-    count: int
-    fraction: float
-
-
-@dataclass(frozen=True)
-class TopLoss:
-    """One image that the model finds least likely to be what it is.
-
-    ``position`` is its row in the predictions, ``sample_index`` its row in the manifest.
-    """
-
-    position: int
-    sample_index: int
-    true: str
-    predicted: str
-    confidence: float
-    loss: float
-
-
-def top_losses(predictions: Predictions, n: int) -> tuple[TopLoss, ...]:
-    """The ``n`` labeled images with the highest loss, highest first."""
-    positions = np.flatnonzero(predictions.labels >= 0)
-    positions = positions[np.argsort(-predictions.loss[positions], kind="stable")[:n]]
-    return tuple(
-        TopLoss(
-            position=int(i),
-            sample_index=int(predictions.sample_indices[i]),
-            true=predictions.classes[predictions.labels[i]],
-            predicted=predictions.classes[predictions.predicted[i]],
-            confidence=float(predictions.confidence[i]),
-            loss=float(predictions.loss[i]),
-        )
-        for i in positions
-    )
 
 
 def rank_correlation(first: ArrayLike, second: ArrayLike, seed: int = 0) -> tuple[float, float] | None:
