@@ -502,7 +502,10 @@ def test_the_script_beside_an_export_refuses_what_has_no_agreed_brightness(tmp_p
         (b"BMW drivers are not bitmaps, whatever the first two letters say", "format"),
         (b"II*\0\x10\0\0\0CR\2\0 is a camera raw file", "format"),
         (b"not an image", "format"),
-        (b"P6 1 1 255 abc", "format"),
+        (b"P6 1 1 255 abc", "PPM"),
+        (b"P5\n# made by hand\n1 1 255 a", "PGM"),
+        (b"P66 is a road", "format"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "git lfs pull"),
         (b"\xff\xd8", "format"),
     ],
 )

@@ -145,6 +145,19 @@ def test_the_digest_names_content_and_labels_only(messy, tmp_path) -> None:
     assert scan(moved).digest != manifest.digest
 
 
+@pytest.mark.parametrize("ending", [".jp2", ".jxl", ".ppm", ".PGM", ".psd", ".nef"])
+def test_images_that_are_not_decoded_count_as_missing(ending, tmp_path) -> None:
+    root = draw_folders(tmp_path / "data", n_each=3)
+    (root / "disc" / f"a{ending}").write_bytes(b"whatever")
+    (root / "disc" / "notes.txt").write_text("about the discs")
+    manifest = scan(root)
+    assert {Path(reject.path).name: reject.expected for reject in manifest.rejects} == {
+        f"a{ending}": False,
+        "notes.txt": True,
+    }
+    assert manifest.n_failed == 1
+
+
 def test_nothing_usable_is_wrong_use(tmp_path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.jpg").write_text("no")

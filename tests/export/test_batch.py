@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,21 @@ def test_a_missing_path_is_wrong_use_and_nothing_is_written(runs, images, tmp_pa
 
 def test_a_missing_path_of_a_list_is_a_row(tmp_path):
     assert list_inputs([str(tmp_path / "missing.jpg")]) == [str(tmp_path / "missing.jpg")]
+
+
+def test_texts_beside_images_are_no_inputs(tmp_path):
+    for name in ("a.jpg", "b/c.PNG", "no ending", "damaged.bin", "README.md", "labels.csv", "b/c.xml", ".hidden.jpg"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text(name)
+    expected = ["a.jpg", "b/c.PNG", "damaged.bin", "no ending"]
+    folder = str(tmp_path / "in")
+    assert list_inputs([folder]) == [f"{folder}/{name}" for name in expected]
+    shutil.make_archive(folder, "zip", folder)
+    assert sorted(list_inputs([f"{folder}.zip"])) == [f"{folder}.zip/{name}" for name in [".hidden.jpg", *expected]]
+    assert list_inputs([f"{folder}/README.md"]) == [f"{folder}/README.md"], "what is named has its row"
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "x.txt").write_text("perhaps an image")
+    assert list_inputs([str(tmp_path / "texts")]) == [str(tmp_path / "texts" / "x.txt")]
 
 
 def test_too_many_failures_end_with_status_3_and_do_not_block_the_next_run(runs, images, tmp_path):

@@ -22,6 +22,7 @@ from topwork.errors import ImageError, UsageError
 from topwork.text import escape, first_names
 
 _IMAGES, _LABELS = ("images", "image", "x", "data", "features"), ("labels", "label", "y", "targets", "target")
+_CLASSES = ("class_names", "classes", "label_names", "labels_names", "names")
 _PARTS = ("train", "val", "valid", "validation", "test")
 _MAX_BYTES = 8 << 30
 
@@ -41,7 +42,8 @@ def list_arrays(path: Path, rules: Rules) -> Listing:
                 f"{escape(path.name)}: {images} has the shape {pixels.shape} and {labels} {numbers.shape}; "
                 "expected (N, H, W) or (N, H, W, channels) and as many labels."
             )
-        for row, own in enumerate(named_labels(_labels_of(numbers), rules)[0]):
+        _brightness(path, images)
+        for row, own in enumerate(_named(path, _labels_of(numbers), rules)):
             known = {"train": "train", "test": "test"}.get(part, "valid" if part else None)
             rows.append(Row(f"{part}/{row}" if part else str(row), own, known))
     several = sum(len(row.labels) > 1 for row in rows)
@@ -55,10 +57,50 @@ def read_array(root: Path, path: str) -> bytes:
     """One image of a file as PNG."""
     part, _, row = path.rpartition("/")
     try:
-        pixels = _array(root, _names(root)[part][0])[int(row)]
+        name = _names(root)[part][0]
+        pixels = _array(root, name)[int(row)]
+        black, white = _brightness(root, name)
     except (UsageError, KeyError, IndexError, ValueError):
         raise ImageError("is not in the file any more") from None
-    return _png(pixels)
+    if (black, white) != (0, 255):
+        pixels = np.rint((pixels.astype(np.float32) - black) * (255 / (white - black)))
+    return _png(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _brightness(path: Path, name: str) -> tuple[int, int]:
+    """The values of black and white in an array of images: 0 to 255, 0 to 65535, or, for floats, also 0 to 1 or -1 to 1.
+
+    Raises:
+        UsageError: the values lie elsewhere, as after standardizing, so that no brightness is known.
+    """
+    return _kept_brightness(path, _version(path), name)
+
+
+@lru_cache(maxsize=8)
+def _kept_brightness(path: Path, version: tuple[int, int], name: str) -> tuple[int, int]:
+    pixels = _kept(path, version, name)
+    if pixels.dtype.kind == "b" or not pixels.size:
+        return 0, 1
+    low, high = pixels.min(), pixels.max()
+    ranges = [(0, 1), (-1, 1), (0, 255), (0, 65535)] if pixels.dtype.kind == "f" else [(0, 255), (0, 65535)]
+    for black, white in ranges:
+        if pixels.dtype.kind in "iuf" and black <= low and high <= white:
+            return black, white
+    raise UsageError(
+        f"{escape(path.name)}: {escape(name)} holds values from {low} to {high} ({pixels.dtype}); expected 0 to 255, 0 to 65535, or "
+        "floats from 0 to 1 or -1 to 1."
+    )
+
+
+def _named(path: Path, labels: list[tuple[str, ...]], rules: Rules) -> list[tuple[str, ...]]:
+    """Class numbers as names, if the user gave a file of them or the arrays include one."""
+    own = next((name for name in _file(path, _version(path)).files if name.lower() in _CLASSES), None)
+    if own is None or rules.class_names is not None:
+        return named_labels(labels, rules)[0]
+    names = dict(enumerate(text for (text,) in _labels_of(_array(path, own))))
+    if not all(label.isdecimal() and int(label) in names for found in labels for label in found):
+        return labels
+    return [tuple(names[int(label)] for label in found) for found in labels]
 
 
 def _names(path: Path) -> dict[str, tuple[str, str]]:
@@ -97,22 +139,23 @@ def _labels_of(numbers: NDArray[Any]) -> list[tuple[str, ...]]:
     if numbers.ndim == 2 and numbers.shape[1] > 1:
         return [tuple(str(column) for column in np.flatnonzero(row)) for row in numbers]
     return [
-        (str(int(value)) if isinstance(value, float) and value.is_integer() else str(value),)
+        (str(int(value)) if isinstance(value, float) and value.is_integer() else _text(value),)
         for value in numbers.reshape(-1).tolist()
     ]
 
 
-def _png(pixels: NDArray[Any]) -> bytes:
-    """Floats between 0 and 1 are taken as shares of white."""
-    if pixels.dtype.kind == "f":
-        pixels = np.rint(pixels * (255 if pixels.size and pixels.max() <= 1 else 1)).clip(0, 255)
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
     if pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4) and pixels.shape[0] in (1, 3, 4):
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     buffer = io.BytesIO()
     try:
-        Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8))).save(buffer, "PNG", compress_level=1)
+        Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=1)
     except (TypeError, ValueError, SystemError):
         raise ImageError(f"an array of the shape {pixels.shape} is no image") from None
     return buffer.getvalue()

@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # JPEG needs no Pillow, and a shipped model answers its first
 Pixels = NDArray[np.uint8]
 
 # Raise it whenever the same file may give other pixels, facts or reasons: what is cached depends on it.
-DECODER_VERSION = "2"
+DECODER_VERSION = "3"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 HEAD_BYTES = 132  # how much of a file :func:`sniff` looks at
 MAX_PIXELS = 120_000_000  # width × height as the header says; more is rejected before anything is decoded
@@ -63,7 +63,8 @@ _OTHER_FORMATS = (
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
     (b"\xff\x0a", "JPEG XL"),
     (b"\0\0\0\x0cJXL", "JPEG XL"),
-    (b"P4", "PNM"),
+    *((b"P%d%c" % (number, blank), "PPM, PGM or PBM") for number in range(1, 7) for blank in b" \t\r\n"),
+    (b"version https://git-lfs", "pointer of Git LFS, which git lfs pull replaces by the image"),
     (b"PK\3\4", "ZIP archive"),
     (b"\x1f\x8b", "gzip archive"),
     (b"\x89HDF", "HDF5"),
@@ -185,7 +186,7 @@ def _not_supported(head: bytes) -> str:
         name = "SVG" if b"<svg" in text else "XML"
     elif text.startswith((b"<!doctype html", b"<html")):
         name = "web page"
-    looks = f"; it looks like {name}" if name else ""
+    looks = f"; this may be: {name}" if name else ""
     return f"not an image of a supported format ({', '.join(FORMATS)}{looks})"
 
 

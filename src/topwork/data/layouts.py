@@ -61,6 +61,7 @@ CONTAINER_NAMES = {
 }
 _IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".dcm",
+    ".jpe", ".jp2", ".j2k", ".jxl", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".dng", ".cr2", ".nef", ".arw",  # not decoded, but missed
 )  # fmt: skip
 _NOTE_ENDINGS = (
     ".xml", ".txt", ".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".md", ".html", ".pdf", ".py", ".ipynb",
@@ -116,6 +117,12 @@ class Place:
 def looks_like_image(name: str) -> bool:
     """Whether a file name has an ending that images have."""
     return name.lower().endswith(_IMAGE_ENDINGS)
+
+
+def without_notes(names: Sequence[str]) -> list[str]:
+    """The files of a folder without texts such as a readme or labels, if endings say which files are images."""
+    has_images = any(map(looks_like_image, names))
+    return [name for name in names if not (has_images and name.lower().endswith(_NOTE_ENDINGS))]
 
 
 def tree_of(found: Found) -> Folder:

@@ -262,9 +262,8 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
         if 2 * n_there >= len(rows) > 0 and any(row.labels for row in rows):
             usable.append((name, rows, notes))
         elif not name.lower().endswith(LIST_ENDINGS):
-            failed.append(
-                UsageError(f"{escape(name)}: {n_there:,} of the {count(len(rows), 'file')} that it names are here.")
-            )
+            lacks = f"{n_there:,} of the {count(len(rows), 'file')} that it names are here"
+            failed.append(UsageError(f"{escape(name)}: {lacks if 2 * n_there < len(rows) else 'it labels no image'}."))
     if not usable:
         if failed and asked:
             raise failed[0]

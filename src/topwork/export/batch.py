@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from topwork.data.folders import is_hidden
-from topwork.data.layouts import looks_like_image
+from topwork.data.layouts import looks_like_image, without_notes
 from topwork.data.remote import is_folder, is_url, local_copy, url_of, walk
 from topwork.errors import TopworkError, UsageError
 from topwork.export.predictor import Prediction, Predictor
@@ -159,7 +159,7 @@ def _is_of_failed_run(out: Path, max_reject_fraction: float) -> bool:
 
 
 def _files_below(folder: str) -> list[str]:
-    """Regular files, hidden ones left out; links to folders are not followed, so the walk ends."""
+    """Regular files, hidden ones and texts beside images left out; links to folders are not followed, so the walk ends."""
     found = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not is_hidden(name)]
@@ -167,7 +167,7 @@ def _files_below(folder: str) -> list[str]:
             path = str(Path(place, name))
             if not is_hidden(name) and _is_regular(path):
                 found.append(path)
-    return sorted(found, key=natural_key)
+    return sorted(without_notes(found), key=natural_key)
 
 
 def _below_url(path: Path) -> list[str]:
@@ -177,9 +177,9 @@ def _below_url(path: Path) -> list[str]:
     if looks_like_image(path.name):  # not asked for one by one: what is not there has its row with the reason
         return [url_of(path)]
     if is_folder(path):
-        return [url_of(path / name) for name in walk(path).files]
+        return [url_of(path / name) for name in without_notes(walk(path).files)]
     if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz") and is_archive(copy := local_copy(path)):
-        return [url_of(path / name) for name in open_archive(copy).names]
+        return [url_of(path / name) for name in without_notes(open_archive(copy).names)]
     return [url_of(path)]
 
 
@@ -193,7 +193,9 @@ def _members(name: str) -> list[str]:
         archive = open_archive(Path(name))
     except UsageError:
         return []  # an image with such a beginning, or damaged: it is one row, with the reason
-    return [f"{name}/{member}" for member in (*archive.names, *(reject.path for reject in archive.rejects))]
+    return [
+        f"{name}/{member}" for member in (*without_notes(archive.names), *(reject.path for reject in archive.rejects))
+    ]
 
 
 def _is_member(name: str) -> bool:
