@@ -77,7 +77,7 @@ def test_plots_take_what_they_need_alone(fitted):
     assert len(titles) == 5
     assert set(titles) <= {"disc", "square", "cross"}
     drawn(plots.reliability(fitted.predictions["test"]))
-    with pytest.raises(UsageError, match="no images in the part valid"):
+    with pytest.raises(UsageError, match="no images in valid"):
         plots.show_batch(fitted, part="valid")
 
 

@@ -188,7 +188,7 @@ def test_train_and_valid_alone_give_no_test_part(data, tmp_path):
     fitted = fit(tmp_path / "d", tmp_path / "run")
     assert "test" not in fitted.evaluation
     assert fitted.evaluation["valid"]["n"] == 30
-    assert "nothing was chosen" in fitted.recipe["valid_used_for"]
+    assert "evaluation only" in fitted.recipe["valid_used_for"]
 
 
 # ---- the command

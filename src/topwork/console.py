@@ -22,23 +22,23 @@ STEP_TEXT = {
     "backbone": "Preparing the backbone",
     "scan": "Reading images",
     "scan and embed": "Reading and embedding images",
-    "look": "Looking for near duplicates and shortcuts",
-    "compare backbones": "Comparing the backbones",
+    "look": "Checking for near duplicates and shortcuts",
+    "compare backbones": "Comparing backbones",
     "probe": "Choosing the head by cross-validation",
     "prepare": "Decoding the training images",
-    "range test": "Raising the learning rate",
-    "tune": "Tuning the network",
-    "embed again": "Embedding with the tuned network",
+    "range test": "Running the range test",
+    "tune": "Fine-tuning the network",
+    "embed again": "Embedding with the fine-tuned network",
     "evaluate": "Evaluating",
     "write": "Writing the run",
     "insights": "Analyzing the run",
-    "adapt": "Choosing how to adapt",
+    "adapt": "Choosing an adaptation method",
     "ask": "Choosing images to label",
-    "compare domains": "Comparing the domains",
+    "compare domains": "Comparing domains",
     "examine": "Testing perturbations",
     "report": "Writing the report",
     "predict": "Predicting",
-    "export": "Exporting and checking",
+    "export": "Exporting and verifying",
 }
 
 
@@ -107,7 +107,7 @@ class Terminal(Reporter):
             if "valid_calibrated_loss" in record:
                 line += f" ({record['valid_calibrated_loss']:.3f} calibrated)"
             line += f", accuracy {percent_ci(record['valid_accuracy'])}"
-        line += f", {record['images_per_second']:.0f} images/s" + (", best so far" if record.get("best") else "")
+        line += f", {record['images_per_second']:.0f} images/s" + (", best" if record.get("best") else "")
         if self._bar is not None:
             self._bar.console.print(line)
         else:
@@ -177,7 +177,7 @@ def evaluation_lines(name: str, evaluated: dict[str, Any], out: str | None = Non
     """What ``topwork evaluate`` found; first the metrics without the images that the model was trained on."""
     seen = evaluated.get("seen_in_training") or {}
     lines = (
-        part_lines(f"{escape(name)} without images seen in training", seen["without"]) if seen.get("without") else []
+        part_lines(f"{escape(name)}, without images seen in training", seen["without"]) if seen.get("without") else []
     )
     lines += [*part_lines(escape(name), evaluated), *by_lines(evaluated.get("by", {}))]
     return [*lines, f"Report: {escape(out)}/report.html"] if out else lines
@@ -188,11 +188,11 @@ def range_lines(found: Any, n: int = 12) -> list[str]:
     test = found.test
     shown_rows = sorted({round(i * (len(test.rates) - 1) / (n - 1)) for i in range(n)})
     rows = [(f"{test.rates[row]:.1e}", f"{test.losses[row]:.4f}") for row in shown_rows]
-    start = "fitted by the probe" if found.head_is_fitted else "new"
+    start = "fitted by the probe" if found.head_is_fitted else "untrained"
     return [
-        f"{found.backbone}, batches of {found.batch_size}, its head {start}; weights are left as they were.",
+        f"{found.backbone}, batch size {found.batch_size}, head {start}. No weights are saved.",
         "",
-        table(rows, ("rate of the head", "loss, smoothed")),
+        table(rows, ("rate of the head", "smoothed loss")),
         "",
         *(f"{name:12} {rate:.1e}" for name, rate in test.rules.items()),
         "",
@@ -208,7 +208,9 @@ def stage_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         for row in rows
     ]
     total, trained = (f"{sum(row[key] for row in rows):,}" for key in ("n_parameters", "n_trained"))
-    return table([*cells, ("all", total, trained, "")], ("stage", "parameters", "trained", "rate")).splitlines()
+    return table(
+        [*cells, ("total", total, trained, "")], ("stage", "parameters", "trained", "learning rate")
+    ).splitlines()
 
 
 def by_lines(evaluated: dict[str, dict[str, Any]]) -> list[str]:
@@ -238,7 +240,7 @@ def domain_lines(found: dict[str, Any]) -> list[str]:
         )
         for row in found["classes"][:MAX_CLASS_LINES]
     ]
-    heads = ("class", "images A", "images B", "shift", "shifted", "expected recall on B", "measured")
+    heads = ("class", "images A", "images B", "shift", "shifted", "expected recall on B", "measured recall")
     return [*lines, table(rows, heads), *found["notes"]]
 
 
@@ -248,7 +250,7 @@ def adaptation_lines(record: dict[str, Any], evaluation: dict[str, Any]) -> list
     outcome = {"adapted": "Adapted", "unchanged": "Unchanged", "refused": "Not adapted"}[choice["outcome"]]
     method = f" ({choice['method']})" if choice["outcome"] == "adapted" else ""
     lines = [f"{outcome}{method}: {choice['reason']}"]
-    lines.append(f"{record['n_changed']:,} of {record['n_target']:,} images are predicted differently.")
+    lines.append(f"{record['n_changed']:,} of {record['n_target']:,} predictions changed.")
     domains = evaluation.get("domains")
     if domains:
         for name in ("target", "source"):
@@ -258,7 +260,7 @@ def adaptation_lines(record: dict[str, Any], evaluation: dict[str, Any]) -> list
                 after, before = percent_ci(found["after"]["accuracy"]), percent_ci(found["before"]["accuracy"])
                 lines.append(f"  {name + part:14s} {before} before, {after} after")
     lines.append(
-        f"Expected on the target without labels: {percent_ci(predicted['before'])} before, "
+        f"Expected accuracy on the target: {percent_ci(predicted['before'])} before, "
         f"{percent_ci(predicted['after'])} after."
     )
     return lines
@@ -267,15 +269,15 @@ def adaptation_lines(record: dict[str, Any], evaluation: dict[str, Any]) -> list
 def certificate_lines(certificate: Any) -> list[str]:
     """The parity certificate of an export, as lines for a person."""
     lines = [
-        f"{certificate.format}, checked with {certificate.runtime}, from the files on ({certificate.images}):",
+        f"{certificate.format}, verified with {certificate.runtime} on {certificate.images}:",
         f"  same class         {certificate.n_same} of {certificate.n_compared}",
-        f"  probabilities      differ by {certificate.max_difference:.1e} at most (expected within "
-        f"{certificate.tolerance:g}), {certificate.mean_difference:.1e} on average",
-        f"  on equal pixels    {certificate.graph_difference:.1e} at most (limit {certificate.graph_tolerance:g})",
+        f"  probabilities      differ by at most {certificate.max_difference:.1e} (tolerance {certificate.tolerance:g}), "
+        f"{certificate.mean_difference:.1e} on average",
+        f"  same pixels        differ by at most {certificate.graph_difference:.1e} (tolerance {certificate.graph_tolerance:g})",
     ]
     if certificate.is_int8:
         lines = [
-            f"In eight-bit integers. {lines[0]}",
+            f"Quantized to 8 bits. {lines[0]}",
             lines[1],
             _int8_differences(certificate),
             _int8_cost(certificate),
@@ -285,13 +287,13 @@ def certificate_lines(certificate: Any) -> list[str]:
             f"  ties               {len(certificate.ties)}: {', '.join(escape(t.path) for t in certificate.ties)}"
         )
     for path, reason in certificate.not_read:
-        lines.append(f"  not read           {escape(path)}: {reason}")
+        lines.append(f"  unreadable         {escape(path)}: {reason}")
     return lines
 
 
 def _int8_differences(certificate: Any) -> str:
     return (
-        f"  probabilities      differ by {certificate.max_difference:.2f} at most, "
+        f"  probabilities      differ by at most {certificate.max_difference:.2f}, "
         f"{certificate.mean_difference:.3f} on average"
     )
 
@@ -299,12 +301,10 @@ def _int8_differences(certificate: Any) -> str:
 def _int8_cost(certificate: Any) -> str:
     cost = certificate.cost
     if cost is None:
-        return (
-            "  accuracy           not known: the images have no labels; export from the run folder to have it measured"
-        )
+        return "  accuracy           unknown, because the images have no labels; export from the run directory to measure it"
     return (
         f"  accuracy           {percent_ci(cost.accuracy_before)} before, {percent_ci(cost.accuracy_after)} after: "
-        f"{100 * cost.difference:+.1f} points (95 % interval {100 * cost.low:+.1f} to {100 * cost.high:+.1f}, "
+        f"{100 * cost.difference:+.1f} points (95% CI {100 * cost.low:+.1f} to {100 * cost.high:+.1f}, "
         f"{cost.n} held-out images)"
     )
 
@@ -341,12 +341,12 @@ def comparison_lines(sentence: str, found: dict[str, Any], n: int = 12) -> list[
     ]
     lines = [escape(sentence)]
     if rows:
-        lines += ["", table(rows, ("class", "images", "first", "second", "gained, lost"))]
+        lines += ["", table(rows, ("class", "images", "first", "second", "gained/lost"))]
     differing = [
         (row["path"], row["label"], row["first"], row["second"], row["change"]) for row in found["disagreements"][:n]
     ]
     if differing:
-        lines += ["", table(differing, ("image", "true", "first says", "second says", ""))]
+        lines += ["", table(differing, ("image", "label", "first", "second", ""))]
     n_more = len(found["disagreements"]) - len(differing)
     return [*lines, *([f"... and {n_more} more (all with --json)"] if n_more > 0 else []), ""]
 
@@ -357,7 +357,7 @@ def study_list_lines(studies: Sequence[Any]) -> list[str]:
     for study in studies:
         lines += [f"{study.name}: {study.title}", f"    teaches  {study.teaches}"]
         lines += [f"    costs    {study.cost}", f"    source   {study.source}", ""]
-    return [*lines, "topwork study NAME FOLDER runs one; --quick gives a rough answer within a minute."]
+    return [*lines, "Run one with: topwork study NAME FOLDER (--quick for rough results within a minute)"]
 
 
 def studied_lines(studied: Any) -> list[str]:
@@ -396,17 +396,15 @@ def overview_lines(found: Any) -> list[str]:
         for name, facts in found.classes.items()
     ]
     shown_rows = rows if len(rows) <= MAX_CLASS_LINES else [*rows[: MAX_CLASS_LINES - 5], *rows[-4:]]
-    lines = [table(shown_rows, ("class", "images", *parts, "usual size", "width/height"))]
+    lines = [table(shown_rows, ("class", "images", *parts, "typical size", "width/height"))]
     if len(rows) > MAX_CLASS_LINES:
-        lines.append(
-            f"... {len(rows) - len(shown_rows):,} more classes between these (all with --json and in the page)"
-        )
+        lines.append(f"... {len(rows) - len(shown_rows):,} more classes not shown (see --json or the page)")
     lines.append("")
     lines.append("Formats: " + ", ".join(f"{name} {n:,}" for name, n in found.formats.items()))
     near = found.near_duplicates
-    looked = "not looked for" if near is None else f"{len(near):,} groups"
+    looked = "not checked" if near is None else f"{len(near):,} groups"
     lines.append(f"Exact duplicates: {len(found.duplicates):,} groups. Near duplicates: {looked}.")
-    lines.append(f"Suggested: --resize {found.advice.fit} ({found.advice.reason}).")
+    lines.append(f"Suggestion: --resize {found.advice.fit} ({found.advice.reason}).")
     strongest = found.shortcuts.families[:3]
     if strongest:
         told = "; ".join(
@@ -414,10 +412,10 @@ def overview_lines(found: Any) -> list[str]:
             for family in strongest
         )
         lines.append(
-            f"Shortcut check: balanced accuracy from metadata alone (chance {percent_ci(strongest[0].chance)}): {told}."
+            f"Shortcut check, balanced accuracy from metadata alone (chance {percent_ci(strongest[0].chance)}): {told}."
         )
     else:
-        lines.append(f"Shortcuts: {found.shortcuts.reason}.")
+        lines.append(f"Shortcut check: {found.shortcuts.reason}.")
     return lines
 
 
@@ -442,21 +440,21 @@ def fit_lines(fitted: Any) -> list[str]:
     parts = [name for name in ("valid", "test") if name in evaluation]
     for name in parts:
         if f"{name}_without_leaks" in evaluation:  # the figure to trust comes first
-            lines += part_lines(f"{name} without images that are also in train", evaluation[f"{name}_without_leaks"])
+            lines += part_lines(f"{name}, without images that are also in train", evaluation[f"{name}_without_leaks"])
         lines += part_lines(name, evaluation[name])
     if evaluation.get("zero_shot"):
         lines.append(zero_shot_sentence(evaluation))
     if parts and "per_class" in evaluation[parts[-1]]:
         lines += ["", *class_lines(evaluation[parts[-1]]["per_class"])]
     if "test" not in evaluation:
-        lines.append(f"There is no test part. valid: {fitted.recipe['valid_used_for']}.")
+        lines.append(f"There is no test part; valid was used for {fitted.recipe['valid_used_for']}.")
     run = escape(shown(fitted.folder))
     return [
         *lines,
         "",
         f"Took {duration(evaluation['timing']['seconds']['total'])}.",
         "Next:",
-        f"  open the report           {run}/report.html",
+        f"  read the report           {run}/report.html",
         f"  classify new images       topwork predict {run} IMAGES --out predictions.csv",
         f"  check the labels          topwork review {run}",
         f"  try it in a browser       topwork serve {run}",
@@ -477,7 +475,7 @@ def class_lines(per_class: dict[str, dict[str, Any]], n: int = 20) -> list[str]:
         )
         for name, c in order
     ]
-    text = table(rows, ("class", "trained on", "tested on", "precision", "recall"))
+    text = table(rows, ("class", "train images", "evaluated on", "precision", "recall"))
     more = len(per_class) - len(order)
     return [text, *([f"... and {more} more classes with higher recall"] if more else [])]
 
@@ -486,7 +484,7 @@ def reject_lines(rejects: Sequence[Any], n: int = 20) -> list[str]:
     """The first rejected files with their reasons."""
     lines = [f"  rejected {escape(reject.path)}: {reject.reason}" for reject in rejects[:n]]
     if len(rejects) > n:
-        lines.append(f"  ... and {len(rejects) - n:,} more (all with --json, and in manifest.parquet of a run)")
+        lines.append(f"  ... and {len(rejects) - n:,} more (see --json, or manifest.parquet in the run)")
     return lines
 
 
@@ -498,7 +496,7 @@ def understood_lines(found: Any, *, with_counts: bool = False) -> list[str]:
     """
     answer = found.as_dict()
     parts = ", ".join(f"{part} {n:,}" for part, n in found.parts.items()) or "none given"
-    lines = [f"Layout: {answer['layout']}. Labels come from {answer['labels_from']}. Parts: {parts}."]
+    lines = [f"Layout: {answer['layout']}, with labels from {answer['labels_from']}. Parts: {parts}."]
     if with_counts:
         lines.append(f"{count(len(found.classes), 'class', 'classes')}:")
         lines += [f"  {escape(name)}  {n:,}" for name, n in found.classes.items()]
@@ -534,17 +532,17 @@ def added_lines(grown: Any) -> list[str]:
 
 def model_list_lines(found: dict[str, list[str]], pattern: str) -> list[str]:
     """What ``topwork models`` lists."""
-    more = found["timm"] if pattern else ["Any timm name works too: topwork models --filter '*resnet18*'"]
+    more = found["timm"] if pattern else ["Any timm model works, too: topwork models --filter '*resnet18*'"]
     return ["Embedded (no network needed): " + ", ".join(found["embedded"]), *more]
 
 
 def described_lines(described: Any, strategy: str, with_stages: bool) -> list[str]:
     """What ``topwork models NAME`` says of a network."""
-    license_name = described.license or "no stated license"
+    license_name = described.license or "an unknown license"
     lines = [
         f"{described.name}: {described.architecture}, weights under {license_name}",
         f"{described.n_parameters:,} parameters, {described.n_trainable:,} of them trainable (--strategy {strategy}); "
-        f"the last layer has {described.n_features} inputs",
+        f"{described.n_features} features",
     ]
     return [*lines, *(stage_lines([vars(row) for row in described.stages]) if with_stages else [])]
 
@@ -568,10 +566,10 @@ def runs_lines(found: Any) -> list[str]:
 def cache_lines(found: dict[str, Any]) -> list[str]:
     """What ``topwork cache`` says."""
     rows = [(name, f"{size / 1e6:,.1f} MB") for name, size in found["bytes"].items()]
-    lines = [f"Cache: {escape(found['folder'])} (set TOPWORK_CACHE to use another)"]
+    lines = [f"Cache: {escape(found['folder'])} (set TOPWORK_CACHE to move it)"]
     if found.get("freed") is not None:
-        return [*lines, f"Freed {found['freed'] / 1e6:,.1f} MB. Features are computed again when needed."]
-    return [*lines, *([table(rows, ("holds", "size"))] if rows else ["It is empty."])]
+        return [*lines, f"Freed {found['freed'] / 1e6:,.1f} MB. Features are recomputed when needed."]
+    return [*lines, *([table(rows, ("contents", "size"))] if rows else ["The cache is empty."])]
 
 
 def prediction_lines(out: str, n: int, counts: dict[str, Any]) -> list[str]:
@@ -593,7 +591,7 @@ def checked_lines(rows: Sequence[Any]) -> list[str]:
     ]
     for row in rows:
         if row.problem:
-            lines.append(f"| {escape(row.name)} | cannot be used: {escape(row.problem)} | | | | | | | |")
+            lines.append(f"| {escape(row.name)} | not usable: {escape(row.problem)} | | | | | | | |")
             continue
         shown = [
             escape(row.name), row.engine, f"{row.size}", f"{row.n_parameters / 1e6:.1f}M", f"{row.n_features}",

@@ -40,7 +40,7 @@ class DownloadError(TopworkError):
 
 def changed_since_scan(path: str, reason: object) -> TopworkError:
     """The error for an image that was usable when it was scanned and cannot be used now."""
-    return TopworkError(f"{path}: changed since the scan ({reason}). Put the image back, or scan and fit again.")
+    return TopworkError(f"{path}: changed since the scan ({reason}). Restore the image, or run fit again.")
 
 
 class Interrupted(BaseException):

@@ -198,14 +198,14 @@ def _encoded(y: Any, n_images: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
-        raise InputError(f"y has shape {labels.shape}: give one label per image (for one-hot rows, y.argmax(axis=1)).")
+        raise InputError(f"y has shape {labels.shape}: pass one label per image (for one-hot rows, y.argmax(axis=1)).")
     if len(labels) != n_images:
         raise InputError(f"{count(n_images, 'image')} but {count(len(labels), 'label')}.")
     if not n_images:
         raise InputError("There are no images to fit on.")
     missing = [row for row, label in enumerate(labels.tolist()) if label is None or label != label]
     if missing:
-        raise InputError(f"y[{missing[0]}] has no label; leave such images out.")
+        raise InputError(f"y[{missing[0]}] has no label; remove such images.")
     try:
         check_classification_targets(labels)
         classes, encoded = np.unique(labels, return_inverse=True)
@@ -219,7 +219,7 @@ def _encoded(y: Any, n_images: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
 def _n_threads(n_jobs: int | None) -> int | None:
     """Threads by joblib's convention: -1 is one per core, -2 one less."""
     if n_jobs == 0:
-        raise InputError("n_jobs=0 has no meaning; give a positive number, or -1 for one thread per core.")
+        raise InputError("n_jobs=0 is not allowed; use a positive number, or -1 for one thread per core.")
     if n_jobs is None or n_jobs > 0:
         return n_jobs
     return max(1, (os.cpu_count() or 1) + 1 + n_jobs)

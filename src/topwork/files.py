@@ -20,7 +20,7 @@ from pathlib import Path
 from topwork.errors import TopworkError, UsageError
 from topwork.text import escape
 
-BUSY = "another process is writing here. Wait for it, or choose another --out."
+BUSY = "another process is writing here. Wait for it to finish, or choose another --out."
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST)
 
 _LOG = logging.getLogger("topwork.cache")

@@ -60,7 +60,7 @@ def show_batch(source: Source | Manifest, n: int = 12, *, part: str = "train", s
         run = _run(source)
         manifest, rows = run.manifest, run.split.parts().get(part, np.empty(0, np.int64))
     if not len(rows):
-        raise UsageError(f"There are no images in the part {part}.")
+        raise UsageError(f"There are no images in {part}.")
     chosen = rng.permutation(rows)[:n].tolist()
     return _images(manifest, chosen, [manifest.samples[row].label for row in chosen])
 
@@ -161,7 +161,7 @@ def heatmap(source: Source, image: str | os.PathLike[str] | bytes, label: str | 
         raise UsageError(f"{name}: {answer.error}")
     label = label or answer.top[0][0]
     if label not in predictor.classes:
-        raise UsageError(f"{escape(label)}: the model has no such class.")
+        raise UsageError(f"{escape(label)}: not a class of the model.")
     probability = dict(answer.top).get(label)
     title = escape(label) if probability is None else f"{escape(label)} ({percent(probability)})"
     figure, axes = _figure(7, 3.6, columns=2)
@@ -183,7 +183,7 @@ def _predictions(source: Source | Predictions, part: str) -> Predictions:
 
 def _one_label(found: Predictions) -> Predictions:
     if found.task.multi_label:
-        raise UsageError("This plot is for images with one label each; the report shows several labels.")
+        raise UsageError("This plot needs one label per image; for several labels, see the report.")
     return found
 
 

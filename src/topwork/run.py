@@ -181,18 +181,18 @@ def free_run_folder(path: str | os.PathLike[str]) -> Path:
 def _check_free(folder: Path, work: Path, overwrite: bool, asked: Mapping[str, Any] | None) -> None:
     name = escape(str(folder))
     if work != folder and not overwrite:
-        raise UsageError(f"{name}: holds a finished run. Choose another --out, or add --overwrite.")
+        raise UsageError(f"{name}: contains a finished run. Choose another --out, or add --overwrite.")
     if not work.exists():
         return
     if not work.is_dir():
         raise UsageError(f"{name}: is a file. Choose another --out.")
     if not (work / "settings.json").exists():
         if not all(is_partial(path) for path in work.iterdir()):
-            raise UsageError(f"{name}: holds files that are not a run. Choose another --out.")
+            raise UsageError(f"{name}: contains other files. Choose another --out.")
     elif (work / "checkpoint").exists() and not _is_same_run(work, asked):
         if not overwrite:
             raise UsageError(
-                f"{name}: holds an interrupted run with other settings. Continue it with --resume {name}, or start over "
+                f"{name}: contains an interrupted run with other settings. Continue it with --resume {name}, or start over "
                 "with --overwrite."
             )
         shutil.rmtree(work / "checkpoint", ignore_errors=True)  # nothing may continue from what is replaced
@@ -320,7 +320,7 @@ def read_asked(folder: Path) -> tuple[str, FitSettings]:
         values = {name: value for name, value in (asked["settings"] | chosen).items() if name in known}
         return asked["path"], FitSettings(**values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{escape(str(folder))}: no run here that could be resumed ({error}).") from None
+        raise UsageError(f"{escape(str(folder))}: no run here to resume ({error}).") from None
 
 
 def images_of_run(model: str | os.PathLike[str], settings: DataSettings) -> Manifest:
@@ -331,12 +331,10 @@ def images_of_run(model: str | os.PathLike[str], settings: DataSettings) -> Mani
     """
     others = replace(settings, workers=None, seed=0, max_reject_fraction=0.1)
     if others != replace(DataSettings(), multi_label=settings.multi_label):
-        raise UsageError(
-            "Options about the data go with a PATH; without one, the images of the run are used as it read them."
-        )
+        raise UsageError("Data options need a PATH; without one, the images of the run are used as the run read them.")
     folder = find_model(model).parent
     if not (folder / "split.json").exists():
-        raise UsageError(f"{escape(str(model))}: not a run directory, so give the images, too: MODEL PATH.")
+        raise UsageError(f"{escape(str(model))}: not a run directory, so a PATH of images is needed, too.")
     record, manifest = read_split(folder), load_manifest(folder / "manifest.parquet")
     parts = {row: name for name, rows in recorded_split(record, manifest).parts().items() for row in rows.tolist()}
     samples = tuple(replace(sample, part=parts.get(row)) for row, sample in enumerate(manifest.samples))
@@ -360,7 +358,7 @@ def read_insights(folder: Path) -> dict[str, Any]:
         UsageError: there is none.
         TopworkError: it is damaged.
     """
-    missing = f"{escape(str(folder))}: has no list of doubtful labels (no insights.json); topwork fit writes one."
+    missing = f"{escape(str(folder))}: has no list of likely label errors (no insights.json); topwork fit writes one."
     return _read_json(folder / "insights.json", missing)
 
 
@@ -373,7 +371,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     """
     return _read_json(
         folder / "evaluation.json",
-        f"{escape(str(folder))}: no finished run here (no evaluation.json). topwork fit makes one.",
+        f"{escape(str(folder))}: no finished run here (no evaluation.json). topwork fit creates one.",
     )
 
 

@@ -166,9 +166,9 @@ def test_labels_that_are_given_are_used(adapted, run, negatives, tmp_path):
 def test_wrong_labels_are_named(run, negatives, tmp_path):
     manifest = scan(negatives)
     for text, words in (
-        ("path,label\nnowhere.jpg,disc\n", "line 2: nowhere.jpg is no usable image"),
-        (f"path,label\n{manifest.samples[0].path},cat\n", "cat is no class of the model"),
-        (f"path,label\n{manifest.samples[0].path},\n", "holds no label yet"),
+        ("path,label\nnowhere.jpg,disc\n", "line 2: nowhere.jpg is not a usable image"),
+        (f"path,label\n{manifest.samples[0].path},cat\n", "cat is not a class of the model"),
+        (f"path,label\n{manifest.samples[0].path},\n", "has no labels yet"),
         ("image,class\na,b\n", "columns path and label"),
     ):
         (tmp_path / "labels.csv").write_text(text)

@@ -122,13 +122,13 @@ def test_classes_that_are_known_are_refused(run, tmp_path):
 def test_an_image_under_another_class_is_refused(run, tmp_path):
     (tmp_path / "ring").mkdir()
     shutil.copy(next((run.parent / "data" / "disc").iterdir()), tmp_path / "ring" / "x.jpg")
-    with pytest.raises(UsageError, match=r"x\.jpg: is one of the images that the model was trained"):
+    with pytest.raises(UsageError, match=r"x\.jpg: this image is in the run already"):
         add_class(run, tmp_path / "ring", tmp_path / "grown")
 
 
 def test_a_model_folder_alone_is_not_enough(run, tmp_path):
     shutil.copytree(run / "model", tmp_path / "model")
-    with pytest.raises(UsageError, match="needs the run"):
+    with pytest.raises(UsageError, match="needs a run directory"):
         add_class(tmp_path / "model", run.parent / "more", tmp_path / "grown")
 
 
@@ -137,7 +137,7 @@ def test_images_that_were_moved_after_training_are_named(run, tmp_path):
     shutil.copytree(run.parent / "data", moved)
     old = fit(moved, tmp_path / "run", FitSettings(backbone="random:test_efficientnet")).folder
     moved.rename(tmp_path / "elsewhere")
-    with pytest.raises(UsageError, match="moved: the run's images are no longer there"):
+    with pytest.raises(UsageError, match="moved: the images of the run are no longer there"):
         add_class(old, run.parent / "more", tmp_path / "out")
 
 

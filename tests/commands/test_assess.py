@@ -71,7 +71,7 @@ def test_the_report_and_the_stored_run_use_the_threshold(run) -> None:
 
     page = write_report(run.folder).read_text()
     assert "Thresholds for “crack”" in page
-    assert "“crack” is predicted from a probability of" in page
+    assert "“crack” is predicted if its probability is at least" in page
     assert load_run(run.folder).predictions["test"].answers == run.predictions["test"].answers
 
 
@@ -86,8 +86,8 @@ def test_cost_sets_the_threshold(cells, tmp_path) -> None:
     ("options", "words"),
     [
         ({"positive": None, "miss_cost": 2.0}, "--miss-cost has no effect without --positive"),
-        ({"miss_cost": 2.0, "positive_recall": 0.9}, "give one of them"),
-        ({"target_precision": 0.9}, "give one of them"),
+        ({"miss_cost": 2.0, "positive_recall": 0.9}, "use one of them"),
+        ({"target_precision": 0.9}, "use one of them"),
         ({"multi_label": True}, "--positive crack: not with --multi-label"),
     ],
 )
@@ -97,5 +97,5 @@ def test_options_that_contradict_each_other_are_refused(options, words) -> None:
 
 
 def test_a_class_that_is_not_there_is_named(cells, tmp_path) -> None:
-    with pytest.raises(UsageError, match="--positive dent: not one of the classes, which are crack and good"):
+    with pytest.raises(UsageError, match="--positive dent: no such class"):
         fit(cells, tmp_path / "run", replace(SETTINGS, positive="dent"))

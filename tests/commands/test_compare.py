@@ -56,15 +56,15 @@ def test_a_run_against_itself_shows_no_clear_difference(runs):
 
 
 def test_different_images_are_refused(runs):
-    with pytest.raises(UsageError, match="not measured on the same images"):
+    with pytest.raises(UsageError, match="not evaluated on the same images"):
         compare_runs([runs / "good", runs / "other-split"])
     done = topwork("compare", runs / "good", runs / "other-split")
     assert done.returncode == 2
-    assert "not measured on the same images" in done.stderr
+    assert "not evaluated on the same images" in done.stderr
 
 
 def test_wrong_use_of_compare_is_named(runs, tmp_path):
-    with pytest.raises(UsageError, match="two runs or more"):
+    with pytest.raises(UsageError, match="at least two runs"):
         compare_runs([runs / "good"])
     with pytest.raises(UsageError, match="no finished run"):
         compare_runs([runs / "good", tmp_path])
@@ -99,7 +99,7 @@ def test_examine_needs_images_of_known_classes(runs, tmp_path):
     draw_folders(tmp_path, n_each=3, shapes=("stripes",))
     done = topwork("examine", runs / "good", tmp_path)
     assert done.returncode == 2
-    assert "class that the model knows" in done.stderr
+    assert "class of the model" in done.stderr
 
 
 def test_runs_are_listed_best_first_and_unfinished_ones_last(runs):

@@ -94,6 +94,6 @@ def test_too_few_images_to_calibrate_are_said_and_answered_with_labels(tmp_path)
     run = fit(data, tmp_path / "run", SETTINGS)
     answers = Predictor(run.folder).predict(sorted(data.rglob("*.png")))
     assert "ambiguous" not in {answer.outcome for answer in answers}
-    said = "Too few images to calibrate when an answer is ambiguous (it takes at least 39)"
+    said = "Too few images to calibrate ambiguous answers (at least 39 are needed)"
     assert said in (run.folder / "model" / "README.md").read_text()
     assert said in write_report(run.folder).read_text()

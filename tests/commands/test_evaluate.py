@@ -91,8 +91,8 @@ def test_a_model_folder_alone_does_not_know_its_training_images(run, photos, tmp
     ("n", "expected"),
     [
         (0, []),
-        (1, ["1 image was seen in training; the metrics to trust are those without it."]),
-        (2, ["2 images were seen in training; the metrics to trust are those without them."]),
+        (1, ["1 image was seen in training; trust the metrics without it."]),
+        (2, ["2 images were seen in training; trust the metrics without them."]),
     ],
 )
 def test_the_note_reads_well_at_one_and_many(n, expected) -> None:

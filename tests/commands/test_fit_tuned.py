@@ -59,7 +59,7 @@ def test_a_tuned_head_predicts_and_exports_as_it_was_judged(data, tmp_path, sett
 def test_auto_says_what_it_decided_and_why(data, tmp_path):
     fitted = fit(data, tmp_path / "run", FitSettings(**SETTINGS | {"mode": "auto", "epochs": None, "lr": "auto"}))
     words = " ".join(fitted.recipe["words"])
-    assert "In published results" in words or "too little to learn from" in words
+    assert "In published results" in words or "which is too little" in words
     if fitted.recipe["mode"] == "tune":
         assert "Kept the tuned network" in words
     else:
@@ -73,9 +73,7 @@ def test_auto_does_not_begin_what_cannot_be_finished(data, tmp_path, monkeypatch
     settings = SETTINGS | {"mode": "auto", "epochs": None, "time_budget": "9s"}
     fitted = fit(data, tmp_path / "run", FitSettings(**settings))
     assert fitted.recipe["mode"] == "probe"
-    assert fitted.recipe["words"] == [
-        "Only 1 epoch would fit into the time budget, too little to learn from: not tuning."
-    ]
+    assert fitted.recipe["words"] == ["Only 1 epoch fits into the time budget, which is too little: not fine-tuning."]
 
 
 def test_a_description_with_unknown_changes_is_refused(data, tmp_path):

@@ -103,7 +103,7 @@ def test_labels_the_model_does_not_know_and_labels_without_images_are_said(fitte
     assert judged["n"] == 3
     assert judged["per_class"]["cross"]["f1"] is None
     notes = " ".join(judged["notes"])
-    assert "does not know" in notes
+    assert "does not have" in notes
     assert "kite" in notes
     assert "without images here" in notes
 
@@ -221,5 +221,5 @@ def test_thresholds_that_do_not_fit_are_refused(limits, fitted, tmp_path) -> Non
     facts["thresholds"]["labels"] = limits
     facts["digest"] = facts_digest(facts)
     (folder / FACTS).write_text(json.dumps(facts))
-    with pytest.raises(ModelError, match=r"thresholds\.labels|labels and their thresholds"):
+    with pytest.raises(ModelError, match=r"thresholds\.labels|labels do not match their thresholds"):
         Predictor(folder)

@@ -51,7 +51,7 @@ def test_preprocessing_is_that_of_the_weights():
         ("resnet1800", {}, "not a name that timm knows"),
         ("resnet18", {"drop_hidden": True}, "no hidden layers"),
         ("resnet18", {"n_classes": 3, "outputs": "binary"}, "two classes"),
-        ("six-blocks", {"hidden": "12"}, "one network as it is"),
+        ("six-blocks", {"hidden": "12"}, "only takes"),
     ],
 )
 def test_wrong_use_is_named(name, settings, words):

@@ -133,5 +133,5 @@ def test_a_run_without_doubts_of_its_own_is_named(run: Path, tmp_path: Path) -> 
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / "insights.json").unlink()
-    with pytest.raises(UsageError, match="no list of doubtful labels"):
+    with pytest.raises(UsageError, match="no list of likely label errors"):
         Review(copy)

@@ -36,7 +36,7 @@ def test_a_dry_run_says_how_the_data_is_read_and_makes_nothing(tmp_path, capsys,
     assert answer["parts"] == {"train": 6, "valid": 4}
     assert answer["examples"][0] == {"path": "train/disc/disc_0.jpg", "label": "disc"}
     status, out = run(capsys, "fit", "data", "--dry-run")
-    assert "Labels come from the class folders" in out
+    assert "labels from the class folders" in out
     assert "disc_0.jpg → disc" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
@@ -63,7 +63,7 @@ def test_classes_are_matched_by_their_canonical_form_and_what_is_left_out_is_sai
     assert found["n"] == 16
     assert found["accuracy"]["value"] > 0.8
     assert found["n_unused"] == 8
-    assert "Not evaluated: 8 of 24 images, because the model does not know their class (cross)." in found["notes"]
+    assert "8 of 24 images not evaluated, because the model does not have their class (cross)." in found["notes"]
 
 
 def test_more_unknown_classes_than_allowed_end_with_status_3(composed, capsys) -> None:

@@ -177,7 +177,7 @@ def test_a_batch_of_views_is_the_views_one_by_one() -> None:
 def test_names_join_and_wrong_names_are_named() -> None:
     joined = pipeline("random-resized-crop+flip")
     assert joined.steps == (ResizedCrop(), Flip())
-    with pytest.raises(UsageError, match="there is no 'mixup'"):
+    with pytest.raises(UsageError, match="no such augmentation: 'mixup'"):
         pipeline("flip+mixup")
     with pytest.raises(UsageError, match="2 of these crop"):
         pipeline("light+standard")

@@ -57,7 +57,9 @@ def test_labels_are_laid_over_the_images_which_stay_as_they_are(tmp_path: Path) 
     labels = {sample.path: sample.label for sample in after.samples}
     assert labels == {s.path: "square" if s is first else s.label for s in before.samples if s is not second}
     assert [(reject.path, reject.reason) for reject in after.rejects] == [(second.path, REMOVED)]
-    assert "c.csv: 1 label changed, 1 image excluded. 1 decision about images that are not here." in after.notes
+    assert (
+        "c.csv: 1 label changed, 1 image excluded. 1 decision for images that are not in this dataset." in after.notes
+    )
     assert {path: path.read_bytes() for path in data.rglob("*.jpg")} == files
     assert after.digest != before.digest
 
@@ -75,10 +77,10 @@ def test_a_table_of_paths_and_labels_is_enough(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("path,class\nx,cat\n", "needs the columns path"),
-        ("path,label\nx,cat\ny\n", "line 3: has not as many fields"),
-        ("path,label\nx,cat\ny,dog,more\n", "line 3: has not as many fields"),
-        ("path,label\nx,\n", "line 2: no label to give"),
-        ("path,label\n,cat\n", "line 2: names no image"),
+        ("path,label\nx,cat\ny\n", "line 3: does not have as many fields"),
+        ("path,label\nx,cat\ny,dog,more\n", "line 3: does not have as many fields"),
+        ("path,label\nx,\n", "line 2: has no label"),
+        ("path,label\n,cat\n", "line 2: has no image"),
         ("path,label,decision\nx,cat,drop\n", "line 2: decision drop: use relabel"),
         ('path,label\nx,"cat\n', "line [123]: no CSV"),
     ],

@@ -190,7 +190,7 @@ def test_transparent_pixels_show_the_background() -> None:
     ids=["int32", "float32", "int16", "int8", "uint64"],
 )
 def test_samples_without_an_agreed_brightness_are_rejected(data: bytes) -> None:
-    assert "no agreed brightness" in reason(data)
+    assert "no standard mapping to brightness" in reason(data)
 
 
 # ---- layouts of the formats
@@ -403,7 +403,7 @@ def test_missing_strips_are_noticed() -> None:
         ({277: (3, [4]), 258: (3, [8] * 4), 262: (3, [1])}, "4 bands"),
         ({258: (3, [16] * 3), 284: (3, [2])}, "separate planes"),
         ({262: (3, [6]), 530: (3, [2, 2])}, "half resolution"),
-        ({258: (3, [32, 32, 32])}, "no agreed brightness"),
+        ({258: (3, [32, 32, 32])}, "no standard mapping to brightness"),
         ({256: (4, [0])}, "no pixels"),
     ],
 )
@@ -478,7 +478,7 @@ def test_the_script_beside_an_export_reads_the_same_pixels(name: str, tmp_path: 
 def test_the_script_beside_an_export_refuses_what_has_no_agreed_brightness(tmp_path: Path) -> None:
     path = tmp_path / "image.tif"
     path.write_bytes(encoded(np.full((4, 4), 7, np.int32), "TIFF"))
-    with pytest.raises(ValueError, match="no agreed brightness"):
+    with pytest.raises(ValueError, match="no standard mapping to brightness"):
         standalone.decode(path, 64)
 
 

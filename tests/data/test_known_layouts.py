@@ -307,7 +307,7 @@ def test_numbers_that_lost_their_leading_zeros(form: str, tmp_path: Path) -> Non
 def test_parts_without_class_folders_are_no_classes(tmp_path: Path) -> None:
     """Kaggle's dogs-vs-cats: the class is in the file name."""
     touch(tmp_path, *images("train", 6, prefix="cat."), *images("train", 6, prefix="dog."), *images("test1", 5))
-    with pytest.raises(UsageError, match="If the file names hold the labels: topwork fit ") as raised:
+    with pytest.raises(UsageError, match="If the labels are in the file names: topwork fit ") as raised:
         list_data(tmp_path)
     pattern = shlex.split(str(raised.value))[-1]
     assert classes(list_data(tmp_path, rules=Rules(label_regex=pattern))) == {"cat": 6, "dog": 6}

@@ -207,4 +207,4 @@ def test_classes_that_a_given_part_lacks_are_said(tmp_path) -> None:
     notes = scan(tmp_path).notes
     assert "Without an image in train, so they cannot be learned: d." in notes
     assert "Without an image in valid: b, d." in notes
-    assert "Without an image in test, so they are not measured: b." in notes
+    assert "Without an image in test, so they are not evaluated: b." in notes

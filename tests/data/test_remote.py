@@ -159,7 +159,7 @@ def test_reads_overlap_are_retried_and_a_file_that_stays_away_is_a_reject(drawn,
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("nothing://bucket/a", "fsspec knows no such kind of URL"),
+        ("nothing://bucket/a", "fsspec does not support this kind of URL"),
         ("memory://not/there", "memory://not/there: no such bucket, folder or file."),
     ],
 )
@@ -213,7 +213,7 @@ def test_a_bucket_that_is_not_there_and_credentials_that_are_not(s3, monkeypatch
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     type(s3).clear_instance_cache()
-    with pytest.raises(UsageError, match="access was refused; check the credentials") as caught:
+    with pytest.raises(UsageError, match="access denied; check your credentials") as caught:
         list_data("s3://pictures/shapes")
     assert "not-to-be-seen" not in str(caught.value)
 

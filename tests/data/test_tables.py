@@ -70,9 +70,9 @@ def test_rows_that_cannot_be_used_are_named(tmp_path) -> None:
         ("file,klass\na,b\n", "no column label; found: file, klass"),
         ("label\nb\n", "no column path"),
         ("", "no column path and no column label; found: none"),
-        ("path,label,split\na,b,holdout\n", "row 1: split is 'holdout'; use train, valid or test"),
-        ("path,label\n", "no row names an image and its label"),
-        ('path,label\n"a.jpg,cat\nb.jpg,dog\n', "no row names an image and its label .1 row is not used; a.jpg"),
+        ("path,label,split\na,b,holdout\n", "row 1: split is 'holdout'; it must be train, valid, test"),
+        ("path,label\n", "no row has an image and its label"),
+        ('path,label\n"a.jpg,cat\nb.jpg,dog\n', "no row has an image and its label .1 row is not used; a.jpg"),
     ],
 )
 def test_tables_that_cannot_be_used_say_why(text, message, tmp_path) -> None:
@@ -221,7 +221,7 @@ def test_images_inside_parquet_without_bytes_are_named_and_no_path_is_followed(t
     assert [e.path for e in listing.entries] == ["0", "1", "2"]
     assert read_image(listing.root, listing.entries[0].path) == b"one"
     for entry in listing.entries[1:]:
-        with pytest.raises(ImageError, match="holds no bytes"):
+        with pytest.raises(ImageError, match="has no data"):
             read_image(listing.root, entry.path)
 
 

@@ -65,7 +65,7 @@ def test_the_leaked_image_is_counted_and_the_score_without_it_given(fitted):
     assert evaluation["test_without_leaks"]["n"] == evaluation["test"]["n"] - 1
     provenance = fitted.classifier.provenance
     assert provenance["figures"]["accuracy"] == evaluation["test_without_leaks"]["accuracy"]
-    assert "without the images that train has, too" in (fitted.folder / "model" / "README.md").read_text()
+    assert "without images that are also in train" in (fitted.folder / "model" / "README.md").read_text()
 
 
 def test_maps_are_of_the_predicted_and_the_true_class_and_mistakes_come_first(fitted, insights):

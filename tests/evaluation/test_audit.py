@@ -63,7 +63,7 @@ def test_images_without_a_label_are_neighbors_but_not_suspects():
 
 
 def test_wrong_shapes_are_our_mistake():
-    with pytest.raises(ValueError, match="do not go with"):
+    with pytest.raises(ValueError, match="do not match"):
         suspected_labels([[0.5, 0.5]], [0, 1])
 
 

@@ -94,5 +94,5 @@ def test_the_threshold_of_a_positive_class_by_cost_and_by_recall():
     )
     threshold, by = fit_positive(stated[:5], labels[:5], 1, recall=0.9, miss_cost=None)
     assert threshold == pytest.approx(0.05)
-    assert "too few images to promise it (5)" in by
+    assert "5 images are too few to guarantee it" in by
     assert fit_positive(stated, labels, 0, recall=0.9, miss_cost=None)[0] == 0.5

@@ -45,7 +45,7 @@ def test_sentences_follow_from_the_numbers():
     assert "the model relies on color" in said(effect(0.80))
     assert "the model relies heavily on color" in said(effect(0.55))
     assert "no better than guessing (30.0%): the model depends on color" in said(effect(0.33))
-    assert "overconfident here: mean confidence 90.0%" in said(effect(0.55, confidence=0.9))
+    assert "overconfident on these images: mean confidence 90.0%" in said(effect(0.55, confidence=0.9))
     assert "should not help" in said(effect(0.99))
     unsure = said(effect(0.90, p=0.08))
     assert "perhaps" in unsure
@@ -155,7 +155,7 @@ def test_the_weights_remember_their_normalization(photos):
     assert fits[0].normalization == HALF
     wrong, text = misfit_sentence(fits)
     assert not wrong
-    assert "mean 0.5, deviation 0.5" in text
+    assert "mean 0.5, std 0.5" in text
 
 
 def test_a_wrong_normalization_is_unmasked_in_words(photos):
@@ -165,7 +165,7 @@ def test_a_wrong_normalization_is_unmasked_in_words(photos):
     wrong, text = misfit_sentence(fits)
     assert wrong
     assert "most likely wrong" in text
-    assert "mean 0.5, deviation 0.5" in text
+    assert "mean 0.5, std 0.5" in text
 
 
 def test_untrained_weights_say_nothing_about_normalization(photos):
@@ -194,4 +194,4 @@ def test_a_model_folder_with_the_wrong_values_is_named(marked_images):
     found = examine(shipped, engine, lambda spec: hard, labels)
     text = " ".join(f.text for f in found.findings if f.topic == "normalization" and f.kind == "warning")
     assert "not the one the model was trained with" in text
-    assert "mean 0.5 and deviation 0.5" in text or "ImageNet" in text, "either does far better than the declared values"
+    assert "mean 0.5, std 0.5" in text or "ImageNet" in text, "either does far better than the declared values"

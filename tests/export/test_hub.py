@@ -162,12 +162,12 @@ def test_an_altered_model_is_not_kept(hub, tmp_path):
     Hub.files["model.safetensors"] = Hub.files["model.safetensors"][:-1] + b"\x99"
     done = topwork(hub, tmp_path, "pull", "user/insects", "--out", tmp_path / "model")
     assert done.returncode == 1
-    assert "damaged or altered" in done.stderr
+    assert "damaged or modified" in done.stderr
     assert [p.name for p in tmp_path.iterdir() if p.name != "hf"] == []
 
 
 @pytest.mark.parametrize(
-    ("repository", "words"), [("user/other", "no such repository"), ("a b c", "not the name of a repository")]
+    ("repository", "words"), [("user/other", "no such repository"), ("a b c", "not a valid repository name")]
 )
 def test_a_wrong_repository_is_named(hub, tmp_path, repository, words):
     done = topwork(hub, tmp_path, "pull", repository, "--out", tmp_path / "model")

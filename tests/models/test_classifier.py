@@ -97,7 +97,7 @@ def test_an_altered_description_is_noticed(folder):
     """Thresholds and class names are as good as weights for making a model answer wrongly."""
     text = (folder / "topwork.json").read_text()
     (folder / "topwork.json").write_text(text.replace('"disc"', '"dusk"'))
-    with pytest.raises(ModelError, match=r"topwork\.json: damaged or altered"):
+    with pytest.raises(ModelError, match=r"topwork\.json: damaged or modified"):
         load_classifier(folder)
 
 

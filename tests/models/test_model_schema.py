@@ -112,7 +112,7 @@ def test_a_size_that_the_compiled_form_does_not_have_is_refused(tmp_path, size):
 
 @pytest.mark.parametrize("change", [{"mean": [0, 0, 0]}, {"height": 192, "width": 192}])
 def test_what_timm_would_read_must_say_the_same(tmp_path, change):
-    with pytest.raises(ModelError, match=r"config\.json: states another preprocessing"):
+    with pytest.raises(ModelError, match=r"config\.json: its preprocessing differs"):
         load_classifier(signed(tmp_path / "model", lambda facts: facts["preprocessing"].update(change)))
 
 
@@ -123,5 +123,5 @@ def test_an_altered_network_is_refused(tmp_path, name):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x80
     path.write_bytes(data)
-    with pytest.raises(ModelError, match=f"{name}: damaged or altered"):
+    with pytest.raises(ModelError, match=f"{name}: damaged or modified"):
         Predictor(tmp_path / "model")

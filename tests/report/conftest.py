@@ -123,7 +123,7 @@ def _recipe() -> dict[str, Any]:
         "preprocessing": {"width": 224, "height": 224, "fit": "squash", "interpolation": "bilinear"},
         "head": {"kind": "plain", "candidate": "raw", "penalty": 0.1, "reason": "raw: the best."},
         "temperature": 0.9,
-        "valid_used_for": "figures only; nothing was chosen on it",
+        "valid_used_for": "evaluation only, so its scores are unbiased",
         "seed": 0,
     }
 

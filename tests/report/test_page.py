@@ -109,7 +109,7 @@ def every_block(text: str) -> list[Block]:
 
 
 def page_of(blocks: list[Block]) -> Page:
-    pictures = {0: Picture(None, problem="the file is gone")}
+    pictures = {0: Picture(None, problem="file not found")}
     return Page(render_page(EVIL, "test", [Section("one", EVIL, blocks)], subtitle=EVIL, pictures=pictures, footer=[EVIL]))  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def test_every_kind_of_block_is_rendered_and_escaped() -> None:
     assert page.count("script") == 1  # its own
     assert page.count("img") == 3 + 2 + 1  # cards, grid, the enlarged one
     assert page.text.count(EVIL) > 30
-    assert "1 picture is not shown: the file is gone." in page.text
+    assert "1 picture is not shown: file not found." in page.text
     for _, attributes in page.tags:
         assert not [name for name in attributes if name == "style" or name.startswith("on")]
 

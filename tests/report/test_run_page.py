@@ -88,9 +88,9 @@ def test_missing_and_changed_images_leave_a_placeholder(make_run: MakeRun) -> No
     (record.manifest.root / record.manifest.samples[rows[0]].path).unlink()
     (record.manifest.root / record.manifest.samples[rows[1]].path).write_bytes(b"something else")
     page = page_of(run)
-    assert page.words.count("the file is gone") == 1
-    assert page.words.count("the file has changed since") == 1
-    assert "1 picture is not shown: the file is gone." in page.text
+    assert page.words.count("file not found") == 1
+    assert page.words.count("file has changed") == 1
+    assert "1 picture is not shown: file not found." in page.text
     (record.manifest.root).rename(record.manifest.root.with_name("moved"))
     assert page_of(run).count("img") == 1  # the one that enlarges others
 
@@ -211,7 +211,7 @@ def test_an_adapted_run_is_headed_by_the_target(make_run: MakeRun, measured: boo
         assert (headline.label, headline.share.value) == ("Expected accuracy on the target", 0.75)
         assert headline.basis == "estimated without target labels"
     page = Page(render(record))
-    assert "1 of 50 target images is predicted differently than before." in page.text
+    assert "1 of 50 target images has a different prediction than before." in page.text
     assert "None" not in page.text
 
 

@@ -477,7 +477,7 @@ def test_other_machines_need_a_token_or_no_auth(model):
         told = [process.stderr.readline(), process.stderr.readline()]
         process.terminate()
     assert told[0].startswith("Serving run on http://0.0.0.0:")
-    assert told[1] == "Other machines can use it without a password.\n"
+    assert told[1] == "Other machines can connect without a password.\n"
 
 
 @pytest.mark.parametrize("content", [None, "", "short", "a" * 8 + "\n" + "b" * 8, "é" * 20])

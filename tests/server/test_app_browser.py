@@ -108,7 +108,7 @@ def test_something_unknown_is_called_so(open_page: Any, place: Path) -> None:
     page = open_page()
     ask(page, place / "noise.png")
     assert page.locator("#badge").inner_text() == "Unknown"
-    assert page.locator("#decision").inner_text() == "None of the classes it knows"
+    assert page.locator("#decision").inner_text() == "None of the known classes"
 
 
 def test_a_broken_file_is_named_and_the_next_one_works(open_page: Any, place: Path) -> None:
@@ -176,7 +176,7 @@ def test_it_fits_every_width_and_can_be_read(open_page: Any, place: Path, width:
 
 def test_the_page_for_programs_fits_a_phone(open_page: Any) -> None:
     page = open_page(viewport={"width": 360, "height": 700})
-    page.click("text=Use it from a program")
+    page.click("text=API")
     page.wait_for_selector("text=curl")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate(FAINT_TEXT) == []

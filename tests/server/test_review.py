@@ -117,7 +117,7 @@ def test_a_file_that_is_no_image_any_more_is_not_served(page: Page, run: Path) -
     try:
         path.write_bytes(b"<script>alert(1)</script>")
         status, answer, headers = page.served.ask("GET", f"/image/{doubt['row']}")
-        assert (status, answer) == (404, {"error": "the file has changed since"})
+        assert (status, answer) == (404, {"error": "file has changed"})
         assert headers["content-type"] == "application/json"
     finally:
         path.write_bytes(content)

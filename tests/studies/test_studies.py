@@ -111,7 +111,7 @@ def test_scratch_compares_every_network_at_equal_epochs_and_equal_time(studied):
 def test_a_folded_first_convolution_answers_as_the_repeated_channel(studied):
     found = studied("grayscale").findings
     accuracy = found.values["accuracy"]
-    assert set(accuracy) >= {"color", "gray, channel repeated", "gray, first convolution folded"}
+    assert set(accuracy) >= {"color", "grayscale, channel repeated", "grayscale, first convolution folded"}
     assert sum("learned colors" in text.lower() for text in found.sentences) == 2
 
 

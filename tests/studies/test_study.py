@@ -68,7 +68,9 @@ def test_scratch_says_better_only_if_it_is_significant():
         return scratch._sentences(learned("pretrained", pretrained), groups, 2, 0)
 
     far = said(95, 60, 70)
-    assert far[0].startswith("At equal epochs: Pretrained: accuracy 95.0%; six, the best from scratch: 60.0%")
+    assert far[0].startswith(
+        "At equal epochs: Pretrained vs. six, the best from scratch: 95.0% vs. 60.0% accuracy, +35.0 points"
+    )
     assert "Pretrained is significantly better" in far[0]
     assert "+25.0 points" in far[1]
     assert all("No significant difference" in text for text in said(95, 94, 94)[:2])
@@ -91,5 +93,5 @@ def test_residual_says_decays_only_where_it_does():
 def test_the_padding_sentence_is_read_off_the_table():
     rows = [residual._kernel_row(k) for k in residual.KERNELS]
     text = residual.padding_sentence(rows)
-    assert "kernel - 2 gives that for 3 only" in text
+    assert "kernel - 2 works for 3 only" in text
     assert "kernel // 2 for 1, 3, 5, 7;" in text

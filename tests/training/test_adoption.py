@@ -96,8 +96,8 @@ def test_a_module_of_ones_own_is_trained_from_a_copy():
     [
         ({"hidden": "16"}, "needs --mode tune"),
         ({"head": "cosine"}, "needs --mode tune"),
-        ({"hidden": "cosine", "mode": "tune"}, "goes without --head"),
-        ({"hidden": "16", "head": "cosine", "mode": "tune"}, "goes without --head"),
+        ({"hidden": "cosine", "mode": "tune"}, "cannot be combined with --head"),
+        ({"hidden": "16", "head": "cosine", "mode": "tune"}, "cannot be combined with --head"),
         ({"hidden": "wide", "mode": "tune"}, "not a head"),
     ],
 )

@@ -139,7 +139,7 @@ def test_fine_tune_in_python_with_a_head_of_ones_own(shared_data, monkeypatch, t
     done = topwork.fine_tune(backbone, manifest, parts, settings, head=mine)
     assert done.recipe.phases[0].name == "head"  # a new head is trained alone first
     assert done.network()(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
-    with pytest.raises(UsageError, match="of your own"):
+    with pytest.raises(UsageError, match="Custom heads"):
         done.backbone_and_head()
     tuned, head = topwork.fine_tune(backbone, manifest, parts, settings, head="4:0.1").backbone_and_head()
     assert head.weight.shape == (2, 4)

@@ -155,7 +155,7 @@ class NaNLater(TinyNetwork):
 
 
 def test_a_loss_that_is_not_finite_is_named_and_never_the_best(tmp_path):
-    with pytest.raises(TopworkError, match=r"not finite in epoch 1, step 3.*--lr"):
+    with pytest.raises(TopworkError, match=r"NaN or infinite in epoch 1, step 3.*--lr"):
         run(NaNLater(2), batch_norm="frozen")
     tuned = run(NaNLater(8), TrainerContext(folder=tmp_path), batch_norm="frozen")
     assert tuned.ending == "loss not finite"

@@ -184,11 +184,11 @@ def _notes(choice: Choice, manifest: Manifest, after: Predictions, expected: dic
     unknown = sorted({s.label for s in manifest.samples} - {*after.classes, NO_LABEL})
     if unknown and has_labels:
         notes.append(
-            f"Folders of the target that are not classes of the model, excluded from its scores: {first_names(unknown, 8)}."
+            f"Target folders that are not classes of the model, excluded from its scores: {first_names(unknown, 8)}."
         )
     if choice.outcome == "adapted" and choice.checks.get("lead", 1.0) < DOUBTFUL_LEAD:
         notes.append(
-            "The images resemble the model's classes only faintly: they look very different, or show other classes, which "
+            "The images barely resemble the model's classes: they look very different, or show other classes, which "
             "cannot be decided without labels. Look at the examples in the report before you use this model."
         )
     if choice.outcome != "refused" and not has_labels:

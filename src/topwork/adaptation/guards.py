@@ -119,9 +119,9 @@ def choose(domains: Domains, given: Shares, *, seed: int = 0, restyled: tuple[st
     if n < least and not n_known:
         return kept(f"{n} images are too few to adapt without labels (at least {least} are needed).")
     if distance.p_value >= SIGNIFICANCE:
-        return kept("There is no clear difference between the two domains.")
+        return kept("The two domains do not differ significantly.")
     if n < least:
-        return kept(f"{n} images are too few to use more than their own labels.")
+        return kept(f"{n} images are too few to use anything but their labels.")
     alignments = {SAME_MIX: standardized(domains)}
     if restyled is not None:
         alignments[f"source as {restyled[0]}"] = standardized(domains, restyled[1])
@@ -131,7 +131,7 @@ def choose(domains: Domains, given: Shares, *, seed: int = 0, restyled: tuple[st
         "known_labels": float(n_known),
     }
     if checks["lead"] < LEAST_LEAD and not n_known:
-        reason = "The images are no closer to one of the model's classes than to the others: other classes, or too far away to tell."
+        reason = "The images are no closer to one of the model's classes than to the others: they show other classes, or are too different to tell."
         return kept(reason, "refused", checks)
     return _adapted(domains, alignments, given, distance, checks)
 
@@ -222,7 +222,7 @@ def _tried(name: str, probabilities: Shares, given: Shares, neighbors: Ints) -> 
 def _other_classes(checks: dict[str, float], distance: Distance) -> str | None:
     """Rule 5: why these look like other classes; None if they do not."""
     if checks["match"] < NO_MATCH:
-        return "Images predicted to be of one class are nowhere near that class of the source: these look like other classes."
+        return "Images predicted as one class are far from that class in the source: they look like other classes."
     if checks["votes"] < LEAST_VOTES and checks["match"] < LEAST_MATCH and distance.energy < FAR:
         return (
             f"The methods agree on only {percent(checks['votes'], 0)} of the predictions although the two sets look alike as "

@@ -138,8 +138,8 @@ def tuned_choice(choice: Choice, probabilities: Shares, verdict: Verdict) -> Cho
     """The choice with the tuned network's predictions. The votes stay: a network trained on them adds no evidence."""
     return replace(
         choice,
-        method=f"{choice.method}, network tuned",
-        reason=f"{choice.reason} The network was fine-tuned, too: {verdict.reason}.",
+        method=f"{choice.method}, network fine-tuned",
+        reason=f"{choice.reason} The network was also fine-tuned: {verdict.reason}.",
         probabilities=probabilities,
         checks=choice.checks | verdict.checks,
     )

@@ -252,7 +252,7 @@ def _adapted(
     restyled = _restyled(source, domains, own, embedder, reporter)
     choice = choose(domains, given, seed=settings.seed, restyled=restyled)
     if target.has_labels and (target.truth < 0).all() and not (target.known >= 0).any():
-        reason = f"The target's folders ({first_names(target.manifest.classes)}) are not classes of the model. If folder names are not labels, add --unlabeled."
+        reason = f"The target's folders ({first_names(target.manifest.classes)}) are not classes of the model. If the folder names are not labels, add --unlabeled."
         choice = replace(choice, outcome="refused", method="none", probabilities=given, reason=reason)
     unchanged = Adaptation(source, target, domains, own, rows, choice, old, embedder)
     if choice.outcome != "adapted":
@@ -262,7 +262,7 @@ def _adapted(
     head = adapted_head(old.head, domains, choice, _penalty_of(source.run))
     loss = loss_on_source(old.head, head, source.held_out())
     if loss is not None:
-        reason = f"With the adapted head {loss}."
+        reason = f"With the adapted head, {loss}."
         kept = replace(choice, outcome="unchanged", method="none", reason=reason, probabilities=given)
         return replace(unchanged, choice=kept)
     return _calibrated(unchanged, head)
@@ -293,7 +293,7 @@ def _restyled(
         reporter.step(f"embed as {style}")
         return style, rows_in(style, own)
     except (ImageError, OSError):
-        reporter.note("The run's images can no longer be read, so no restyled copies of them were tried.")
+        reporter.note("The images of the run can no longer be read, so restyled copies of them were not tried.")
         return None
 
 
@@ -313,7 +313,7 @@ def _fine_tuned(now: Adaptation, settings: AdaptSettings, reporter: Reporter) ->
     from topwork.adaptation.network import is_better, tuned_choice
 
     if now.choice.outcome != "adapted" or now.choice.method == "labels only":
-        reporter.note("--mode tune: the network was not fine-tuned, since the head was not adapted either.")
+        reporter.note("--mode tune: the network was not fine-tuned, because the head was not adapted either.")
         return now
     tuned, head, history = _train(now, settings, reporter)
     other = _embedded_by(now, tuned, head, settings, reporter)

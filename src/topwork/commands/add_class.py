@@ -115,7 +115,7 @@ def stored_run(run: Path, verb: str) -> tuple[Classifier, Manifest, dict[str, st
         by_hash = {item["content_hash"]: name for name, items in parts.items() for item in items}
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(
-            f"{run}: {verb} needs the run that holds the model: its manifest names the old images."
+            f"{run}: {verb} needs a run directory, because its manifest lists the existing images."
         ) from None
     return classifier, manifest, by_hash
 
@@ -149,19 +149,19 @@ def _joined(
     new = new.named_like(classifier.classes)
     known = [name for name in new.classes if name in classifier.classes]
     if known:
-        raise UsageError(f"The model already has the class {escape(known[0])}; add-class takes new classes only.")
+        raise UsageError(f"The model already has the class {escape(known[0])}; add-class only takes new classes.")
     if not is_url(old.root) and not old.root.exists():
         raise UsageError(
-            f"{escape(str(old.root))}: the run's images are no longer there. Move them back, or fit again where they are now."
+            f"{escape(str(old.root))}: the images of the run are no longer there. Move them back, or fit again with their new location."
         )
     if not all(_is_plain_folder(m.root) for m in (old, new)):
-        raise UsageError("add-class needs old and new images in folders; unpack the archive or table first.")
+        raise UsageError(
+            "add-class needs the existing and the new images in folders; unpack the archive or table first."
+        )
     twice = {s.content_hash for s in old.samples} & {s.content_hash for s in new.samples}
     if twice:
         path = next(s.path for s in new.samples if s.content_hash in twice)
-        raise UsageError(
-            f"{escape(path)}: is one of the images that the model was trained or evaluated on, under another class."
-        )
+        raise UsageError(f"{escape(path)}: this image is in the run already, with a different class.")
     has = set(old_parts.values())
     fractions = [
         settings.valid_fraction or VALID_FRACTION if "valid" in has else 0.0,

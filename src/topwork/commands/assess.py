@@ -55,14 +55,14 @@ def check_labels(settings: FitSettings) -> None:
     for name, default in ONLY_ONE_LABEL.items():
         if settings.multi_label and getattr(settings, name) != default:
             option = f"--{name.replace('_', '-')} {getattr(settings, name)}"
-            raise UsageError(f"{option}: not with --multi-label, which fits a threshold for each label.")
+            raise UsageError(f"{option} cannot be combined with --multi-label, which fits a threshold per label.")
     for name in ("positive_recall", "miss_cost"):
         if settings.positive is None and getattr(settings, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} has no effect without --positive NAME.")
     if settings.positive_recall is not None and settings.miss_cost is not None:
-        raise UsageError("--positive-recall and --miss-cost both choose the threshold; give one of them.")
+        raise UsageError("--positive-recall and --miss-cost both set the threshold; use one of them.")
     if settings.positive is not None and settings.target_precision is not None:
-        raise UsageError("--positive and --target-precision both choose thresholds; give one of them.")
+        raise UsageError("--positive and --target-precision both set thresholds; use one of them.")
 
 
 def assess(
@@ -141,10 +141,10 @@ def check_positive(settings: FitSettings, classes: Sequence[str]) -> None:
     if name is None:
         return
     if len(classes) != 2:
-        raise UsageError(f"--positive {escape(name)}: needs two classes; the data has {len(classes)}.")
+        raise UsageError(f"--positive {escape(name)}: needs exactly two classes; the data has {len(classes)}.")
     if canonical(name) not in map(canonical, classes):
         known = " and ".join(map(escape, classes))
-        raise UsageError(f"--positive {escape(name)}: not one of the classes, which are {known}.")
+        raise UsageError(f"--positive {escape(name)}: no such class. The classes are {known}.")
 
 
 def _positive_rule(

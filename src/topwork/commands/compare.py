@@ -125,15 +125,13 @@ def compare_runs(
     """
     folders = [Path(run) for run in runs]
     if len(folders) < 2:
-        raise UsageError("compare needs two runs or more: topwork compare RUN_A RUN_B")
+        raise UsageError("compare needs at least two runs: topwork compare RUN_A RUN_B")
     records = [read_evaluation(folder) for folder in folders]
     common = part if part != "auto" else common_part(records)
     names = [common or (headline(record) or ("test", {}))[0] for record in records]
     for folder, record, name in zip(folders, records, names, strict=True):
         if not _has(record, name):
-            raise UsageError(
-                f"{escape(str(folder))}: was not evaluated on a {name} part, so there is nothing to compare."
-            )
+            raise UsageError(f"{escape(str(folder))}: was not evaluated on a {name} part, so it cannot be compared.")
     parts = [evaluated_part(*one) for one in zip(folders, records, names, strict=True)]
     return names[0], tuple(_against(parts[0], other, seed) for other in parts[1:])
 
@@ -152,9 +150,9 @@ def comparison_sentence(first: str, second: str, found: Comparison) -> str:
     """Which of two runs is better, in a sentence that follows from the numbers."""
     interval = found.difference_interval
     if interval is None or found.accuracy_first is None or found.accuracy_second is None or found.difference is None:
-        return f"{second} and {first} have no images of known classes in common: nothing can be compared."
+        return f"{second} and {first} have no images of known classes in common and cannot be compared."
     facts = (
-        f"On the same {count(found.n, 'image')}, {second} has an accuracy of {percent(found.accuracy_second)} and {first} of "
+        f"On the same {count(found.n, 'image')}, {second} has {percent(found.accuracy_second)} accuracy and {first} "
         f"{percent(found.accuracy_first)}: {points(found.difference)} points (95% CI {points(interval.low)} to "
         f"{points(interval.high)}). Only {second} is correct on {count(len(found.gained), 'image')}, only {first} on "
         f"{len(found.lost):,}"

@@ -130,7 +130,7 @@ def compare_domains(
     others = _sides(b, settings, embedder, reporter, is_unlabeled) if b is not None else first[1:]
     if b is None and not others:
         raise UsageError(
-            f"{escape(str(a))}: has no domains. Give a second folder, a table with a column domain, or --domain-by."
+            f"{escape(str(a))}: has no domains. Give a second folder, a table with the column domain, or --domain-by."
         )
     base = first[0] if b is None else _whole(first)
     reporter.step("compare domains")
@@ -190,7 +190,7 @@ def _predicted(a: Side, b: Side, classifier: Classifier, seed: int) -> Model:
     labels = np.array([index.get(str(name), -1) for name in a.labels], np.int64)
     if not (labels >= 0).any():
         raise UsageError(
-            f"{escape(a.name)}: none of its classes is a class of the model. Give the images it was trained on."
+            f"{escape(a.name)}: none of its classes is a class of the model. A must be images of the domain it was trained on."
         )
     transform = classifier.head.transform
     source, target = (
@@ -233,7 +233,7 @@ def _class_record(
 
 
 def _sentences(a: str, b: str, distance: Distance, model: Model | None, rows: tuple[dict[str, Any], ...]) -> list[str]:
-    energy = f"energy distance {distance.energy:.3f}; {distance.expected:.3f} would be expected by chance"
+    energy = f"energy distance {distance.energy:.3f}, {distance.expected:.3f} expected by chance"
     if distance.p_value >= SIGNIFICANCE:
         return [f"No significant difference between {a} and {b} ({energy}; p = {distance.p_value:.2f})."]
     found = [f"{a} and {b} differ ({energy}; p = {distance.p_value:.3f}; linear separability: AUC {distance.auc:.2f})."]
@@ -254,5 +254,5 @@ def _notes(names: list[str], labels_b: NDArray[np.str_], model: Model | None) ->
     if others:
         notes.append(f"Classes in B but not in A: {first_names(others, 8)}.")
     if model is not None and model.choice.outcome == "refused":
-        notes.append(f"The expected accuracy may be far off. {model.choice.reason}")
+        notes.append(f"The expected accuracy may be unreliable. {model.choice.reason}")
     return notes

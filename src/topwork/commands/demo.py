@@ -26,7 +26,7 @@ TEST_FRACTION = 0.25
 
 
 def write_demo_data(folder: Path | None = None, seed: int = 0) -> Path:
-    """Writes the images and ``elpv.csv``; returns the table's path. What is already there is left as it is.
+    """Writes the images and ``elpv.csv``; returns the table's path. Existing files are not changed.
 
     Raises:
         UsageError: the package with the data is not installed, or the folder cannot be written.
@@ -54,7 +54,7 @@ def write_demo_data(folder: Path | None = None, seed: int = 0) -> Path:
 def _package_data() -> Path:
     spec = importlib.util.find_spec("elpv_dataset")
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError("The demo's data are not installed. Run: pip install 'topwork[demo]'")
+        raise UsageError("The demo data is not installed. Run: pip install 'topwork[demo]'")
     return Path(spec.submodule_search_locations[0]) / "data"
 
 

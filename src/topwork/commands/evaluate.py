@@ -125,7 +125,7 @@ def _renamed(manifest: Manifest, rename: Sequence[str]) -> Manifest:
     for pair in rename:
         old, sign, new = pair.partition("=")
         if not (old and sign and new):
-            raise UsageError(f"--map {escape(pair)}: write OLD=NEW, with a class of the data and one of the model.")
+            raise UsageError(f"--map {escape(pair)}: must be OLD=NEW: a class of the data and a class of the model.")
         if old not in manifest.classes:
             found = first_names(list(manifest.classes), 8)
             raise UsageError(f"--map {escape(pair)}: the data has no class {escape(old)}. It has: {found}.")
@@ -205,12 +205,10 @@ def seen_notes(figures: Mapping[str, Any]) -> list[str]:
         return []
     text = f"{count(seen['n'], 'image')} {'was' if seen['n'] == 1 else 'were'} seen in training"
     if seen["n_near"]:
-        text += f" ({seen['n_exact']:,} the same file, {seen['n_near']:,} nearly the same picture)"
+        text += f" ({seen['n_exact']:,} identical, {seen['n_near']:,} near duplicates)"
     if seen["without"] is None:
-        return [
-            f"{text}, and nothing is left without {'it' if seen['n'] == 1 else 'them'}: the metrics are optimistic."
-        ]
-    return [f"{text}; the metrics to trust are those without {'it' if seen['n'] == 1 else 'them'}."]
+        return [f"{text} and no other images are left, so the metrics are optimistic."]
+    return [f"{text}; trust the metrics without {'it' if seen['n'] == 1 else 'them'}."]
 
 
 # ---- the output folder
@@ -257,7 +255,7 @@ def _by(
     names = sorted({value for value in values if value is not None})
     if not names:
         raise UsageError(
-            f"--by {by}: {escape(str(manifest.root))} names no {by}. A table has a column {by}; else add --{by}-by."
+            f"--by {by}: {escape(str(manifest.root))} has no {by}. Use a table with the column {by}, or add --{by}-by."
         )
     found = {}
     for name in names:
@@ -280,14 +278,14 @@ def _vocabulary_notes(classifier: Classifier, manifest: Manifest, rows: NDArray[
         n_left = _n_unknown(classifier, manifest, rows)
         names = first_names(sorted(found - known, key=natural_key), 8)
         notes.append(
-            f"Not evaluated: {n_left:,} of {count(len(rows), 'image')}, because the model does not know their class ({names})."
+            f"{n_left:,} of {count(len(rows), 'image')} not evaluated, because the model does not have their class ({names})."
         )
     if known - found:
         names = ", ".join(escape(name) for name in sorted(known - found)[:8])
-        notes.append(f"Classes of the model without images here, not measured: {names}.")
+        notes.append(f"Classes of the model without images here, not evaluated: {names}.")
     if not known & found:
         raise UsageError(
-            f"{escape(str(manifest.root))}: none of its classes is one of the model's. "
-            f"The model knows: {', '.join(escape(n) for n in classifier.classes[:8])}."
+            f"{escape(str(manifest.root))}: none of its classes is a class of the model, which has: "
+            f"{', '.join(escape(n) for n in classifier.classes[:8])}."
         )
     return notes

@@ -1,7 +1,4 @@
-"""``topwork examine``: what a finished model has learned, from paths to values.
-
-The work is in ``evaluation/examine.py``; here is only what has to be read, and in which order.
-"""
+"""``topwork examine``: reads a model and labeled images; ``evaluation/examine.py`` does the work."""
 
 from __future__ import annotations
 
@@ -29,12 +26,12 @@ from topwork.run import images_of_run
 from topwork.settings import DataSettings
 from topwork.text import escape
 
-N_IMAGES = 200  # images examined: enough to see a difference of five points, and a minute's work
+N_IMAGES = 200  # enough to detect a difference of five points; takes a minute
 
 
 @dataclass(frozen=True, eq=False)
 class Examined:
-    """An examination with what it was made on.
+    """An examination with its inputs.
 
     Attributes:
         rows: manifest rows of the images examined, in order.
@@ -69,7 +66,7 @@ def examine_model(
     """
     settings, reporter = settings or DataSettings(), reporter or default_reporter()
     if n_images < 10:
-        raise UsageError(f"--n-images {n_images}: give at least 10; fewer show nothing reliable.")
+        raise UsageError(f"--n-images {n_images}: must be at least 10; fewer give no reliable results.")
     classifier = load_classifier(model)
     reporter.step("scan")
     if path is None:
@@ -80,7 +77,7 @@ def examine_model(
     index = {name: number for number, name in enumerate(classifier.classes)}
     rows = np.array([row for row in part_rows(manifest, part) if manifest.samples[row].label in index], dtype=np.int64)
     if not len(rows):
-        raise UsageError(f"{escape(str(manifest.root))}: none of its images is of a class that the model knows.")
+        raise UsageError(f"{escape(str(manifest.root))}: none of its images is of a class of the model.")
     rows = _drawn(manifest, rows, n_images, settings.seed)
     labels = np.array([index[manifest.samples[row].label] for row in rows], dtype=np.int64)
     shortcuts = check_shortcuts(manifest, manifest.traits(), join_groups(manifest), settings.seed)

@@ -46,9 +46,7 @@ if TYPE_CHECKING:
     from topwork.training.finetune import TunedClassifier
 
 RESERVED = 0.15  # of the time budget, for evaluation, insights and the report
-VALID_OF_TUNING = (
-    "choosing the epoch, the mixture of weights, the temperature and the thresholds, so its scores are optimistic"
-)
+VALID_OF_TUNING = "selecting the epoch, the weights, the temperature and the thresholds, so its scores are optimistic"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -216,8 +214,8 @@ def _within_what_is_left(data: PreparedData, clock: Stopwatch, say: Callable[[st
     left = budget - clock.total - reserve
     if left <= 0:
         say(
-            f"--time-budget {settings.time_budget} cannot be kept: reading, embedding and the probe took "
-            f"{duration(clock.total)}, and evaluation needs about {duration(reserve)}. Fine-tuning is as short as possible."
+            f"--time-budget {settings.time_budget} is too short: reading, embedding and the probe took "
+            f"{duration(clock.total)}, and evaluation needs about {duration(reserve)}. Fine-tuning will be as short as possible."
         )
     return replace(settings, time_budget=f"{max(left, 1.0):.0f}s")
 
@@ -239,7 +237,7 @@ def _write_insights(
     path: str | os.PathLike[str],
     folder: Path,
     data: PreparedData,
-    features_judged: Features,
+    features_evaluated: Features,
     probe: Probe,
     assessed: Assessed,
     is_tuned: bool,
@@ -252,7 +250,7 @@ def _write_insights(
         probe,
         data.features,
         assessed.classifier,
-        features_judged,
+        features_evaluated,
         assessed.predictions,
         assessed.evaluation,
         is_tuned=is_tuned,
@@ -275,8 +273,10 @@ def _recipe(
         **probe_record(classifier, probe, embedder),
         "class_weights": None if probe.class_weights is None else probe.class_weights.tolist(),
         "temperature": classifier.temperature,
-        "temperature_fitted_on": "out-of-fold logits of the train part",
-        "valid_used_for": "figures only; nothing was chosen on it" if len(parts.valid) else "there is no valid part",
+        "temperature_fitted_on": "out-of-fold logits of train",
+        "valid_used_for": "evaluation only, so its scores are unbiased"
+        if len(parts.valid)
+        else "nothing, because there is none",
         "seed": parts.seed,
         "augment": probed.views[0].pipeline.name if probed.views else "none",
         "views": [view.name for view in probed.views],
@@ -292,10 +292,10 @@ def _recipe(
         recipe |= {"mode": "tune", "tuning": tuned.recipe, "stages": tuned.stages, "probe": recipe["head"]}
         recipe["head"] = {
             "kind": classifier.head.kind,
-            "candidate": f"tuned with the network, {tuned.trained_head}",
+            "candidate": f"fine-tuned with the network, {tuned.trained_head}",
             "penalty": None,
             "n_features": int(classifier.head.weight.shape[1]),
-            "reason": "tuned with the network; the heads of the probe, from which tuning starts, are below.",
+            "reason": "Fine-tuned with the network, starting from the head of the probe (below).",
         }
         recipe |= {"temperature_fitted_on": "valid", "valid_used_for": VALID_OF_TUNING}
     return recipe

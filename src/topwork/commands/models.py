@@ -103,7 +103,7 @@ def _six_blocks(settings: ModelSettings) -> nn.Module:
     from topwork.models.modules import SixBlockNetwork, n_outputs
 
     if settings.hidden or settings.pooling or settings.drop_hidden:
-        raise UsageError("six-blocks is one network as it is: it takes --n-classes, --outputs and rates only.")
+        raise UsageError("six-blocks only takes --n-classes, --outputs and learning rates.")
     return SixBlockNetwork(n_outputs(settings.n_classes or 2, settings.outputs)).eval()
 
 

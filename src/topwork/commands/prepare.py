@@ -93,11 +93,11 @@ def prepare_data(
         parts = _divided(manifest, settings, groups)
         if manifest.is_train_only and len(parts.test):
             reporter.note(
-                f"Only a train part was given: held out {count(len(parts.test), 'image')} of it for the test. To train on all "
+                f"The data has only a train part: held out {count(len(parts.test), 'image')} of it for testing. To train on all "
                 "of them: --test-fraction 0."
             )
         if settings.final_fit == "train+valid" and len(parts.valid):
-            reporter.note(f"The {count(len(parts.valid), 'valid image')} joined train (--final-fit train+valid).")
+            reporter.note(f"The {count(len(parts.valid), 'valid image')} added to train (--final-fit train+valid).")
             parts = without_valid(parts, manifest)
         if manifest.multi_label:
             _check_label_sets(manifest, parts, reporter)
@@ -224,7 +224,7 @@ def fitted_probe(data: PreparedData, clock: Stopwatch, reporter: Reporter) -> Pr
 def _check_trainable(manifest: Manifest, parts: Split, reporter: Reporter) -> None:
     if len(manifest.classes) < MIN_CLASSES:
         raise UsageError(
-            f"{escape(str(manifest.root))}: only one class, {escape(manifest.classes[0])}. A classifier needs at least two: "
+            f"{escape(str(manifest.root))}: only one class: {escape(manifest.classes[0])}. A classifier needs at least two: "
             "one folder per class."
         )
     trained = {manifest.samples[row].label for row in parts.train}
@@ -245,7 +245,7 @@ def _check_label_sets(manifest: Manifest, parts: Split, reporter: Reporter) -> N
     if not ((counts > 0) & (counts < len(truth))).any():
         raise UsageError(
             f"{escape(str(manifest.root))}: every training image has the same labels, so there is nothing to learn. "
-            "An empty label means an image with none of them."
+            "(An empty label means that an image has none.)"
         )
     untrained = [name for name, n in zip(manifest.classes, counts.tolist(), strict=True) if not n]
     _say_untrained(untrained, "given", reporter)

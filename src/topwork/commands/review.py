@@ -1,4 +1,4 @@
-"""``topwork review``: the labels that a run doubts, for a person to keep, change or set aside; then a fit without the errors.
+"""``topwork review``: likely label errors of a run, to keep, relabel or exclude; then a retrained model without them.
 
 In: a finished run. Out: :class:`Review`: the doubts with their evidence, and a journal of decisions that lies beside the
 run. Images, folders and the run itself are never written to. The page is ``server/review.py``.
@@ -55,7 +55,7 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the corrections brought: both runs on the same images, judged by the corrected labels."""
+    """The effect of the corrections: both runs on the same images, evaluated with the corrected labels."""
 
     run: Path
     part: str
@@ -113,11 +113,11 @@ class Review:
         """
         classes = self.manifest.classes
         if row not in self._rows:
-            raise UsageError("no label of that image is doubted")
+            raise UsageError("that image is not on the list")
         if decision not in get_args(Decision):
-            raise UsageError("a decision is relabel, keep, remove or undo")
+            raise UsageError("decision must be relabel, keep, remove or undo")
         if (decision == "relabel") != (label is not None and 0 <= label < len(classes)):
-            raise UsageError("another label goes with relabel, and only with it")
+            raise UsageError("a label is needed for relabel, and only for relabel")
         with self._lock:
             if self.state(row)["version"] != version:
                 raise Conflict
@@ -129,7 +129,7 @@ class Review:
             return self.state(row)
 
     def tally(self) -> dict[str, int]:
-        """How many doubts are open, kept, changed, set aside."""
+        """How many are open, kept, relabeled and excluded."""
         states = [self.state(doubt.row)["decision"] for doubt in self.doubts]
         return {
             "doubts": len(states),
@@ -150,7 +150,7 @@ class Review:
 
     @property
     def corrected_settings(self) -> FitSettings:
-        """The run's own, with the corrections, and divided as the run was, so that both are judged on the same images."""
+        """The settings of the run, with the corrections and the same split, so that both are evaluated on the same images."""
         return replace(self.settings, corrections=str(self.journal.path.absolute()), split_of=str(self.run.absolute()))
 
     @property
@@ -191,8 +191,8 @@ def outcome_of(run: Path, corrected: Path) -> Outcome:
     sentence = comparison_sentence("the previous run", "the retrained model", found)
     if n_changed:
         sentence += (
-            f" {n_changed} {'label' if n_changed == 1 else 'labels'} of these images were changed by somebody who saw what "
-            "the first model thought, which flatters both."
+            f" {n_changed} {'label' if n_changed == 1 else 'labels'} of these images were corrected after seeing the "
+            "model's answer, so both scores may be optimistic."
         )
     return Outcome(corrected, part, found, n_changed, sentence)
 

@@ -29,7 +29,7 @@ LABELS_FROM = {
     "names": "the file names, by --label-regex",
     "table": "a table",
     "arrays": "an array of labels",
-    "hub": "a saved data set",
+    "hub": "a saved dataset",
 }
 N_EXAMPLES = 3
 

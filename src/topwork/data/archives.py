@@ -163,7 +163,7 @@ class _Members:
     def count(self) -> None:
         self._n_seen += 1
         if self._n_seen > MAX_MEMBERS:
-            raise UsageError(f"the archive has more than {MAX_MEMBERS:,} members; divide it.")
+            raise UsageError(f"the archive has more than {MAX_MEMBERS:,} members; split it.")
 
     def add(self, raw_name: str, member: Any, reason: str | None) -> None:
         """Takes a file, or names it where there is a reason against it."""
@@ -206,7 +206,7 @@ class _ZipReader:
         with self._file.open(member) as stream:  # the CRC is checked when the end is reached
             data = stream.read(member.file_size + 1)
         if len(data) != member.file_size:
-            raise ImageError("is larger than the archive says")
+            raise ImageError("is larger than the archive states")
         return data
 
 
@@ -236,7 +236,7 @@ def _zip_reason(member: zipfile.ZipInfo) -> str | None:
     if member.file_size > MAX_MEMBER_BYTES:
         return f"larger than {MAX_MEMBER_BYTES >> 20} MiB"
     if member.file_size > _HARMLESS_MEMBER_BYTES and member.file_size > MAX_RATIO * max(1, member.compress_size):
-        return f"would grow more than {MAX_RATIO}-fold"
+        return f"would expand more than {MAX_RATIO}-fold"
     return None
 
 
@@ -249,10 +249,12 @@ def _check_directory_size(path: Path) -> None:
     place = tail.rfind(b"PK\5\6")
     n_bytes = min(size, int.from_bytes(tail[place + 12 : place + 16], "little") if place >= 0 else 0)
     if n_bytes > MAX_MEMBERS * 200:
-        raise UsageError(f"{escape(str(path))}: has more than {MAX_MEMBERS:,} members; divide it.")
+        raise UsageError(f"{escape(str(path))}: has more than {MAX_MEMBERS:,} members; split it.")
     if n_bytes > max(_HARMLESS_DIRECTORY_BYTES, _MAX_DIRECTORY_SHARE * size):
         share = percent(n_bytes / size, 0)
-        raise UsageError(f"{escape(str(path))}: {share} of the archive are names of members, so they cannot be images.")
+        raise UsageError(
+            f"{escape(str(path))}: {share} of the archive are file names, so it cannot be an archive of images."
+        )
 
 
 # ---- tar
@@ -282,7 +284,7 @@ class _TarReader:
             self.file.seek(member.start)
             data = self.file.read(member.n_bytes)
         if len(data) != member.n_bytes:
-            raise ImageError("the archive ends within it")
+            raise ImageError("the archive is truncated")
         return data
 
 
@@ -406,7 +408,7 @@ class _Copy:
         except _DAMAGE as error:
             raise tarfile.ReadError(_reason(error)) from None
         if self._target.tell() + len(data) > self._limit:
-            raise UsageError(f"grows more than {MAX_RATIO}-fold, as images never do")
+            raise UsageError(f"expands more than {MAX_RATIO}-fold, which images never do")
         try:
             self._target.write(data)
         except OSError as error:

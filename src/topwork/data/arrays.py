@@ -61,7 +61,7 @@ def read_array(root: Path, path: str) -> bytes:
         pixels = _array(root, name)[int(row)]
         black, white = _brightness(root, name)
     except (UsageError, KeyError, IndexError, ValueError):
-        raise ImageError("is not in the file any more") from None
+        raise ImageError("is no longer in the file") from None
     if (black, white) != (0, 255):
         pixels = np.rint((pixels.astype(np.float32) - black) * (255 / (white - black)))
     return _png(pixels.clip(0, 255).astype(np.uint8))
@@ -87,7 +87,7 @@ def _kept_brightness(path: Path, version: tuple[int, int], name: str) -> tuple[i
         if pixels.dtype.kind in "iuf" and black <= low and high <= white:
             return black, white
     raise UsageError(
-        f"{escape(path.name)}: {escape(name)} holds values from {low} to {high} ({pixels.dtype}); expected 0 to 255, 0 to 65535, or "
+        f"{escape(path.name)}: {escape(name)} has values from {low} to {high} ({pixels.dtype}); expected 0 to 255, 0 to 65535, or "
         "floats from 0 to 1 or -1 to 1."
     )
 

@@ -341,14 +341,14 @@ def pipeline(name: str) -> Pipeline:
     for piece in name.lower().split("+"):
         if piece.strip() not in PIPELINES:
             raise UsageError(
-                f"--augment {name}: there is no {piece.strip() or 'empty name'!r}. "
-                f"Use one of {', '.join(PIPELINES)}, or several joined by +, such as random-resized-crop+flip."
+                f"--augment {name}: no such augmentation: {piece.strip() or ''!r}. "
+                f"Use {', '.join(PIPELINES)}, or several joined by +, such as random-resized-crop+flip."
             )
         parts.append(PIPELINES[piece.strip()])
     steps = tuple(step for part in parts for step in part.steps)
     n_crops = sum(isinstance(step, ResizedCrop) for step in steps)
     if n_crops > 1:
-        raise UsageError(f"--augment {name}: {n_crops} of these crop the image; keep one.")
+        raise UsageError(f"--augment {name}: {n_crops} of these crop the image; use only one.")
     return Pipeline("+".join(part.name for part in parts), steps)
 
 

@@ -34,7 +34,7 @@ def select_bands(data: bytes, bands: str) -> bytes:
     if images.sniff(data[: images.HEAD_BYTES]) != "TIFF":
         return data
     if importlib.util.find_spec("tifffile") is None:
-        raise UsageError("--bands needs an optional part: pip install 'topwork[tiff]'")
+        raise UsageError("--bands requires: pip install 'topwork[tiff]'")
     with images.reading("TIFF"):
         return _encoded(_stretched(_samples(data, bands)))
 
@@ -53,7 +53,7 @@ def _samples(data: bytes, bands: str) -> NDArray[Any]:
         if max(chosen) > page.samplesperpixel:
             raise ImageError(f"has no band {max(chosen)} (--bands {bands}), only {page.samplesperpixel}")
         if str(page.dtype) not in _KINDS:
-            raise ImageError(f"bands of {page.bitspersample} bits of this kind are not supported")
+            raise ImageError(f"bands with {page.bitspersample} bits of this kind are not supported")
         images.check_size(page.imagewidth, page.imagelength)
         check_memory(len(data) + page.nbytes)
         samples: NDArray[Any] = page.asarray()

@@ -129,7 +129,7 @@ def meaning_of(table: Table, files: Files, rules: Rules) -> Meaning:
         options = " or ".join(f"--{what}-column" for what in missing)
         raise UsageError(
             f"{escape(table.name)}: no column {' and no column '.join(missing)}; found: "
-            f"{first_names(list(table.columns)) or 'none'}. If another column says it, name it with {options}."
+            f"{first_names(list(table.columns)) or 'none'}. If it has another name, use {options}."
         )
     assert path is not None
     return Meaning(path, label, one_hot, split, group, domain)
@@ -237,7 +237,7 @@ def _label_by_content(table: Table, rest: Sequence[str]) -> str | None:
             found.append(name)
     if len(found) > 1:
         raise UsageError(
-            f"{escape(table.name)}: several columns could be the label: {first_names(found, 8)}. Name one with --label-column."
+            f"{escape(table.name)}: several columns could be the label: {first_names(found, 8)}. Choose one with --label-column."
         )
     return found[0] if found else None
 
@@ -386,12 +386,16 @@ def _separator(cells: Sequence[Cell], rules: Rules) -> tuple[str | None, str]:
     )
     if likely is None:
         blank = next((text for text in sorted(texts) if " " in text), None)
-        unsure = f", such as {escape(blank)!r}, taken as one class each (else: --label-separator ' ')" if blank else ""
+        unsure = (
+            f", such as {escape(blank)!r}, treated as one class each (otherwise: --label-separator ' ')"
+            if blank
+            else ""
+        )
         return None, unsure if rules.multi_label else ""
     if rules.multi_label:
         return likely, ", separated by " + ("blanks" if likely == " " else repr(likely))
     example = next(text for text in sorted(texts) if likely in text)
-    return None, f", each taken as one class (if {escape(example)!r} names several, add --multi-label)"
+    return None, f". Each is treated as one class (if {escape(example)!r} names several, add --multi-label)"
 
 
 def _separates(sign: str, texts: set[str], is_asked: bool) -> bool:
@@ -432,7 +436,9 @@ def named_labels(
         if names:
             return [tuple(names[label] for label in own) for own in labels], f" with the names in {escape(name)}"
         if rules.class_names is not None:
-            raise UsageError(f"--class-names {escape(name)}: does not name the classes {first_names(sorted(numbers))}.")
+            raise UsageError(
+                f"--class-names {escape(name)}: has no names for the classes {first_names(sorted(numbers))}."
+            )
     return labels, ""
 
 
@@ -492,7 +498,9 @@ def _parts(table: Table, meaning: Meaning) -> list[str | None]:
     values = {cell.lower() for cell in cells}
     flag = _FLAGS.get(_normal(meaning.split))
     if flag is None and values <= _TRUE | _FALSE and len(values) > 1 and not values <= {"0", "1", "0.0", "1.0", ""}:
-        raise UsageError(f"{escape(table.name)}: column {escape(meaning.split)} says neither train, valid nor test.")
+        raise UsageError(
+            f"{escape(table.name)}: column {escape(meaning.split)} contains neither train, valid nor test."
+        )
     if flag is not None and values <= _TRUE | _FALSE:
         return [flag[0] if cell.lower() in _TRUE else flag[1] for cell in cells]
     numbers = {cell: _NUMBERED_PARTS.get(cell.removesuffix(".0")) for cell in set(cells)}
@@ -542,5 +550,5 @@ def join_labels(labels: Iterable[str]) -> str:
     """Several labels as one text, whatever their order."""
     labels = tuple(labels)
     if len(labels) > 1 and (wrong := next((label for label in labels if LABEL_SEPARATOR in label), None)) is not None:
-        raise UsageError(f"label {escape(wrong)}: {LABEL_SEPARATOR} stands between several labels; rename it.")
+        raise UsageError(f"label {escape(wrong)}: {LABEL_SEPARATOR} separates several labels; rename it.")
     return LABEL_SEPARATOR.join(sorted({label for label in labels if label}, key=natural_key))

@@ -1,4 +1,4 @@
-"""Labels that people corrected, kept in a file beside the data and laid over it; images and folders stay as they are.
+"""Corrected labels, kept in a separate file and applied to the data; images and folders are never changed.
 
 In: a CSV, written by ``topwork review`` or by hand. Out: :class:`Corrections`, which ``scan`` asks about every image.
 :class:`Journal` is the same file open for one writer: a decision is on the disk before it is confirmed, nothing that was
@@ -26,7 +26,7 @@ from topwork.text import canonical, count, escape
 
 Decision = Literal["relabel", "keep", "remove", "undo"]
 COLUMNS = ("content_hash", "path", "was", "decision", "label", "time")
-REMOVED = "set aside in a review"
+REMOVED = "excluded in a review"
 _TIME_LENGTH = len("2026-01-01T00:00:00+00:00")
 
 
@@ -110,7 +110,7 @@ def _parsed(text: str, name: str) -> Corrections:
         columns = set(reader.fieldnames or ())
         if "label" not in columns or not columns & {"path", "content_hash"}:
             raise UsageError(
-                f"--corrections {name}: needs the columns path (or content_hash) and label, as topwork review writes them."
+                f"--corrections {name}: must have the columns path (or content_hash) and label, as written by topwork review."
             )
         made = [_correction(row, f"--corrections {name}, line {reader.line_num}") for row in reader]
     except csv.Error as error:
@@ -120,25 +120,25 @@ def _parsed(text: str, name: str) -> Corrections:
 
 def _correction(row: dict[str, str | None], where: str) -> Correction:
     if None in row or any(value is None for value in row.values()):
-        raise UsageError(f"{where}: has not as many fields as the first line.")
+        raise UsageError(f"{where}: does not have as many fields as the header.")
     values = {name: str(row.get(name) or "") for name in COLUMNS}
     decision = values.pop("decision") or "relabel"
     if decision not in get_args(Decision):
         raise UsageError(f"{where}: decision {escape(decision)}: use relabel, keep, remove or undo.")
     if decision == "relabel" and not values["label"]:
-        raise UsageError(f"{where}: no label to give. Write one, or keep or remove under decision.")
+        raise UsageError(f"{where}: has no label. Add one, or put keep or remove in the column decision.")
     if not values["content_hash"] and not values["path"]:
-        raise UsageError(f"{where}: names no image.")
+        raise UsageError(f"{where}: has no image.")
     return Correction(decision=cast(Decision, decision), **values)
 
 
-# ---- laid over the data
+# ---- applying corrections
 
 
 def lay_over(
     samples: list[Sample], corrections: Corrections, name: str
 ) -> tuple[list[Sample], list[Reject], tuple[str, ...]]:
-    """The samples with their corrected labels, the images set aside, and a sentence on what was done.
+    """The samples with their corrected labels, the excluded images, and a sentence on what was done.
 
     Args:
         name: of the file, for the sentence.
@@ -162,7 +162,7 @@ def lay_over(
     n_strange = len(corrections.standing.keys() - met)
     note = f"{escape(name)}: {count(n_changed, 'label')} changed, {count(len(rejects), 'image')} excluded."
     if n_strange:
-        note += f" {count(n_strange, 'decision')} about images that are not here."
+        note += f" {count(n_strange, 'decision')} for images that are not in this dataset."
     return kept, rejects, (note,)
 
 
@@ -182,7 +182,7 @@ class Journal:
         self._file: Any = None
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(
-            locked(path, "another review has it open. End that one, or name another --corrections.")
+            locked(path, "another review has it open. Close that one, or use another --corrections file.")
         )
         try:
             self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - open for its life
@@ -204,7 +204,7 @@ class Journal:
             return Corrections()
         if not _is_journal(text):
             raise UsageError(
-                f"{escape(str(self.path))}: was not written by topwork review. Name another --corrections."
+                f"{escape(str(self.path))}: was not written by topwork review. Use another --corrections file."
             )
         whole = _whole_lines(text)
         made = _parsed(whole, escape(str(self.path)))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from topwork.data.jpeg import Pixels, check_memory
 from topwork.errors import ImageError
 
-NO_DICOM = "DICOM, which needs an optional part: pip install 'topwork[dicom]'"
+NO_DICOM = "DICOM, which requires: pip install 'topwork[dicom]'"
 _BYTES_PER_PIXEL = 24  # the file's samples, what they mean as float64, and the finished pixels
 _DEFLATED = b"1.2.840.10008.1.2.1.99"  # would be decompressed whole, however large
 

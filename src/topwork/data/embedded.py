@@ -129,7 +129,7 @@ def image_bytes(value: Any) -> bytes:
     inner = value.get("bytes") if isinstance(value, dict) else value
     if inner is None:
         # A path in foreign data is not followed: it could lead anywhere.
-        raise ImageError("the table holds no bytes for this image")
+        raise ImageError("the table has no data for this image")
     return bytes(inner)
 
 

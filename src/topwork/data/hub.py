@@ -20,7 +20,7 @@ from topwork.data.tables import cells_of
 from topwork.errors import UsageError
 from topwork.text import escape, first_names
 
-NO_DATASETS = "saved by Hugging Face datasets, which topwork needs to read it: pip install 'topwork[hf]'"
+NO_DATASETS = "saved by Hugging Face datasets, which requires: pip install 'topwork[hf]'"
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -40,7 +40,7 @@ def list_saved_dataset(folder: Path, rules: Rules) -> Listing:
     rejects: list[Reject] = []
     for part, data in _parts(folder, _version(folder)).items():
         if part and part.lower() not in PART_NAMES:
-            rejects.append(Reject(f"{part}/", "a split that is neither train, valid nor test"))
+            rejects.append(Reject(f"{part}/", "a split other than train, valid or test"))
             continue
         rows += _rows(folder, part, data, rules)
     listing = listing_of(folder, "hub", rows, rules)
@@ -107,7 +107,7 @@ def _parts(folder: Path, _version: int) -> dict[str, Any]:
             part.data.table.validate(full=True)  # offsets of a damaged file could otherwise point outside it
     except Exception as error:  # noqa: BLE001 - it raises whatever its parts do
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{escape(str(folder))}: cannot be read as a saved data set: {escape(reason)}.") from None
+        raise UsageError(f"{escape(str(folder))}: cannot be read as a saved dataset: {escape(reason)}.") from None
     return parts
 
 

@@ -46,8 +46,8 @@ HEAD_BYTES = 132  # how much of a file :func:`sniff` looks at
 MAX_PIXELS = 120_000_000  # width × height as the header says; more is rejected before anything is decoded
 MAX_SIDE = 1_000_000  # pixels; keeps one row, the smallest band there is, at a few megabytes
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
-NO_HEIC = "HEIC, which needs an optional part: pip install 'topwork[heic]'"
-NO_BRIGHTNESS = "signed, floating or wider than 16 bits: there is no agreed brightness for such samples"
+NO_HEIC = "HEIC, which requires: pip install 'topwork[heic]'"
+NO_BRIGHTNESS = "signed, floating-point or more than 16 bits per sample: no standard mapping to brightness"
 OUT_OF_MEMORY = "not enough memory to decode it"  # the one reason that lies with the machine and may pass
 
 _BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
@@ -147,7 +147,7 @@ def reading(format: str) -> Iterator[None]:
     except (OSError, IndexError, EOFError, struct.error) as error:  # what Pillow meets when data are missing
         raise ImageError("damaged or truncated image data") from error
     except SyntaxError as error:  # what Pillow's plugins raise for headers
-        raise ImageError(f"damaged {format}, or of a layout that is not supported ({_short(error)})") from error
+        raise ImageError(f"damaged {format}, or an unsupported variant ({_short(error)})") from error
     except Exception as error:  # damaged files make decoders fail in more ways than anybody can list
         if type(error).__name__ == "DecompressionBombError":  # Pillow's WebP reader looks at Pillow's limit itself
             raise ImageError(f"too large: {_short(error)}") from error
@@ -317,9 +317,7 @@ def _check_tiff(tags: Any) -> None:
     if photometric in (0, 1) and n_samples == 3:
         tags[262] = 2  # three bands are red, green and blue, whatever the color tag says
     elif n_samples > 4 + len(tags.get(338, ())) or (photometric in (0, 1) and n_samples > 2):
-        raise ImageError(
-            f"has {n_samples} bands, and nothing says which are red, green and blue (scan and fit take --bands 3,2,1)"
-        )
+        raise ImageError(f"has {n_samples} bands; choose red, green and blue with --bands, such as --bands 3,2,1")
     if tags.get(284, 1) == 2 and n_samples > 1 and max(bits) > 8:
         raise ImageError("TIFF with 16-bit colors in separate planes is not supported")
     if photometric == 6 and tags.get(259, 1) == 1 and tuple(tags.get(530, (1, 1))) != (1, 1):
@@ -473,7 +471,7 @@ def as_rgb(array: NDArray[Any]) -> Pixels:
     """uint8 (H, W, 3) of an array (H, W, 3), (H, W, 1) or (H, W); raises InputError for others."""
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
         raise InputError(
-            f"An image array must be uint8 of shape (H, W, 3) or (H, W), not {array.dtype} {array.shape}. "
+            f"An image array must be uint8 with shape (H, W, 3) or (H, W), not {array.dtype} {array.shape}. "
             "Scale floats to 0..255 and convert them first."
         )
     if array.ndim == 2:

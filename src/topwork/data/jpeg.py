@@ -158,7 +158,7 @@ def read_header(data: bytes) -> Header:
 def _header(data: bytes, marker: int, start: int, orientation: int, scan: int) -> Header:
     bits, n_components = data[start + 4], data[start + 9]
     if bits != 8:
-        raise ImageError(f"JPEG with {bits} bits a sample is not supported, only 8")
+        raise ImageError(f"JPEG with {bits} bits per sample is not supported, only 8")
     if n_components not in _MODES:
         raise ImageError(f"JPEG with {n_components} color components is not supported, only 1, 3 or 4")
     height, width = data[start + 5] << 8 | data[start + 6], data[start + 7] << 8 | data[start + 8]

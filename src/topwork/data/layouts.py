@@ -310,7 +310,7 @@ def part_named(value: str | None, where: str) -> str | None:
         return None
     split = _split_name(value.strip())
     if split is None or split[0] == "unlabeled":
-        raise UsageError(f"{escape(where)}: split is {escape(value)!r}; use train, valid or test (or leave it empty).")
+        raise UsageError(f"{escape(where)}: split is {escape(value)!r}; it must be train, valid, test or empty.")
     return split[0]
 
 
@@ -433,7 +433,7 @@ def _two_readings(
     path = shlex.quote(str(root))
     nodes = [node for found in deep.values() for node in found]
     repeated = len(nodes) > len(deep) or sum(len(node.full) for node in nodes) > len(inner)
-    lines = [f"{escape(str(root))}: two readings are possible; choose one (the same options work with every command):"]
+    lines = [f"{escape(str(root))}: can be read in two ways; choose one (these options work with every command):"]
     if len(n_above) == 1 and len(tops) > 1:
         lines.append(
             f"- The classes are {first_names(list(tops), 4)}: topwork fit {path} --label-regex '^{above}([^/]+)/'"
@@ -468,9 +468,11 @@ def _notes_on_parts(root: Path, places: list[Place], labeled: list[Place], outsi
 def _notes_on_rest(aside: list[Folder], copies: list[Folder], places: list[Place]) -> list[str]:
     own = [place.folder for place in places]
     others = [folder.name for folder in aside if folder not in own]
-    notes = [f"Left out, because train/valid/test folders are beside them: {first_names(others)}."] if others else []
+    notes = (
+        [f"Ignored, because there are train/valid/test folders next to them: {first_names(others)}."] if others else []
+    )
     if copies:
-        notes.append(f"Left out as copies of the class folders beside them: {first_names([f.name for f in copies])}.")
+        notes.append(f"Ignored as copies of the class folders next to them: {first_names([f.name for f in copies])}.")
     return notes
 
 
@@ -494,7 +496,7 @@ def merged_forms(listing: Listing) -> Listing:
     chosen = {name: found.most_common(1)[0][0] for found in forms.values() for name in found}
     entries = tuple(replace(entry, label=chosen[entry.label]) for entry in listing.entries)
     names = first_names([chosen[next(iter(forms[form]))] for form in sorted(double, key=natural_key)])
-    note = f"Class names that differ only in Unicode form, read as one class: {names}."
+    note = f"Class names that differ only in Unicode form, merged: {names}."
     class_names = tuple(name for name in listing.class_names if chosen[name] == name)
     return replace(listing, entries=entries, class_names=class_names, notes=(*listing.notes, note))
 
@@ -514,8 +516,8 @@ def without_copies(listing: Listing, found: Found) -> Listing:
             entries.append(entry)
         else:
             rejects.append(Reject(entry.path, f"link to a file already used: {escape(real)}", expected=True))
-    rejects += [Reject(f"{name}/", "only stores the files that links lead to", expected=True) for name in stores]
-    notes = [f"Left out, because links lead to its files: {first_names(sorted(stores))}."] if stores else []
+    rejects += [Reject(f"{name}/", "only holds the targets of links", expected=True) for name in stores]
+    notes = [f"Ignored, because links point to its files: {first_names(sorted(stores))}."] if stores else []
     class_names = tuple(name for name in listing.class_names if name not in stores)
     return replace(
         listing, entries=tuple(entries), class_names=class_names, rejects=tuple(rejects), notes=(*listing.notes, *notes)

@@ -69,7 +69,7 @@ def _nothing_there(source: Path, listing: Listing, there: str = "") -> str:
     first = f"; {escape(listing.rejects[0].path)}: {listing.rejects[0].reason}" if n_aside else ""
     looked = f" ({n_aside} {noun} not used{first})" if n_aside else ""
     if is_table:
-        return f"{escape(str(source))}: no row names an image and its label{looked}."
+        return f"{escape(str(source))}: no row has an image and its label{looked}."
     closed = next((reject for reject in listing.rejects if Path(reject.path).suffix.lower() in _NOT_OPENED), None)
     if closed is not None and not there:
         reason = _NOT_OPENED[Path(closed.path).suffix.lower()]
@@ -77,7 +77,7 @@ def _nothing_there(source: Path, listing: Listing, there: str = "") -> str:
     there = there or f"no images in class folders here{looked}. "
     return (
         f"{escape(str(source))}: {there}Expected one folder per class with the images in it, train/ and valid/ folders of those, or a table that "
-        "names the images; if file names hold the labels, add --label-regex."
+        "names the images; if the labels are in the file names, add --label-regex."
     )
 
 
@@ -106,7 +106,7 @@ def _list(source: Path, rules: Rules) -> Listing:
             return embedded.list_embedded(source, rules)
         return _list_table(source, rules)
     if source.suffix.lower() in (".xlsx", ".xls", ".ods"):
-        raise UsageError(f"{escape(str(source))}: a spreadsheet; save the sheet as CSV and give that.")
+        raise UsageError(f"{escape(str(source))}: a spreadsheet; save the sheet as CSV and use that.")
     if stat.S_ISREG(mode) and archives.is_archive(source):
         return _list_archive(source, "", rules)
     raise UsageError(
@@ -211,7 +211,7 @@ def _list_names(root: Path, found: Found, rules: Rules) -> Listing:
         return by_folder
     path = str(root)
     raise UsageError(
-        f"{escape(path)}: two readings are possible, which do not agree; choose one:\n"
+        f"{escape(path)}: has two sets of labels that disagree; choose one:\n"
         f"- The labels of the table: topwork fit {shlex.quote(str(root / by_table.name))}\n"
         f"- The class folders {first_names(by_folder.class_names, 4)}: topwork fit {shlex.quote(path)} "
         "--label-regex '([^/]+)/[^/]+$'"
@@ -225,7 +225,7 @@ def _no_classes(root: Path, found: Found, listing: Listing) -> str:
         there = f"the folders {folders} hold images but no class folders. " if listing.entries else ""
         return _nothing_there(root, listing, there)
     return (
-        f"{escape(str(root))}: no class folders and no table of labels here. If the file names hold the labels: "
+        f"{escape(str(root))}: no class folders and no table of labels here. If the labels are in the file names: "
         f"topwork fit {shlex.quote(str(root))} --label-regex '{pattern}'"
     )
 
@@ -311,7 +311,7 @@ def _parts_of_tables(
     sizes = sorted((len({row.path for row in rows}) for _, rows, _ in usable), reverse=True)
     if sizes[0] < 1.5 * sizes[1]:
         lines = [f"- topwork fit {shlex.quote(str(root / name))}" for name, _, _ in usable]
-        raise UsageError(f"{escape(str(root))}: several tables label the images; choose one:\n" + "\n".join(lines))
+        raise UsageError(f"{escape(str(root))}: several tables have labels; choose one:\n" + "\n".join(lines))
     return [max(usable, key=lambda item: len({row.path for row in item[1]}))]
 
 

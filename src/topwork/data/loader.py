@@ -140,7 +140,7 @@ def in_order(work: Callable[[Any], Any], items: Sequence[Any], n_threads: int | 
 
 
 def default_threads() -> int:
-    """One thread a usable core (a container may be given fewer than the machine has)."""
+    """One thread per usable core (a container may have fewer than the machine)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""Every image of a data set with its label and facts, every file set aside with the reason, and what looks odd.
+"""All images of a dataset with labels and facts, all rejected files with reasons, and notes on what looks odd.
 
 In: a path. Out: a :class:`Manifest`. Every file is used or named; the counts add up. Pixels are decoded to the last
 row (a visitor may take them along the way, so that checking and embedding are one pass); nothing is ever written
@@ -296,14 +296,14 @@ def _class_notes(listing: Listing, manifest: Manifest) -> list[str]:
     listed = _classes(listing.class_names, manifest.multi_label)
     empty = [name for name in listed if name not in classes]
     if empty:
-        notes.append(f"Classes without a usable image, left out: {first_names(empty, 8)}.")
+        notes.append(f"Classes without usable images, ignored: {first_names(empty, 8)}.")
     n_none = sum(not sample.label for sample in manifest.samples)
     if n_none:
         notes.append(f"{n_none} {'image has' if n_none == 1 else 'images have'} none of the labels.")
     few = [f"{escape(name)} ({counts[name]})" for name in classes if counts[name] < FEW_IMAGES]
     if few:
         notes.append(
-            f"Classes with fewer than {FEW_IMAGES} images, whose figures will be uncertain: {first_names(few, 8)}."
+            f"Classes with fewer than {FEW_IMAGES} images, whose results will be uncertain: {first_names(few, 8)}."
         )
     notes += _part_notes(manifest)
     alike = defaultdict(list)
@@ -323,7 +323,7 @@ def _part_notes(manifest: Manifest) -> list[str]:
     if len(found) < 2:
         return []
     notes = []
-    for part, meaning in (("train", "so they cannot be learned"), ("valid", ""), ("test", "so they are not measured")):
+    for part, meaning in (("train", "so they cannot be learned"), ("valid", ""), ("test", "so they are not evaluated")):
         missing = [name for name in manifest.classes if name not in found[part]] if part in found else []
         if missing:
             notes.append(f"Without an image in {part}{f', {meaning}' if meaning else ''}: {first_names(missing, 8)}.")
@@ -340,11 +340,11 @@ def _conflict_notes(samples: list[Sample]) -> list[str]:
     if same:
         n = sum(len(group) - 1 for group in same)
         are = "1 image is an exact copy of another" if n == 1 else f"{n} images are exact copies of others"
-        notes.append(f"{are}; copies stay on one side.")
+        notes.append(f"{are}; copies are kept in one part.")
     for group in conflicts[:5]:
-        notes.append("The same image under different labels: " + ", ".join(escape(s.path) for s in group) + ".")
+        notes.append("The same image has different labels: " + ", ".join(escape(s.path) for s in group) + ".")
     if len(conflicts) > 5:
-        notes.append(f"{len(conflicts) - 5} more images stand under different labels.")
+        notes.append(f"{len(conflicts) - 5} more images have different labels.")
     return notes
 
 

@@ -41,7 +41,7 @@ def label_taker(pattern: str) -> Callable[[str], str | None]:
     """
     compiled = _compiled(pattern, "--label-regex")
     if not compiled.groups:
-        raise UsageError(f"--label-regex {pattern}: put the part that is the label in brackets, such as '(.+)_\\d+'.")
+        raise UsageError(f"--label-regex {pattern}: put the label in parentheses, such as '(.+)_\\d+'.")
     by_path = "/" in pattern
 
     def take(path: str) -> str | None:
@@ -63,8 +63,8 @@ def with_groups(listing: Listing, pattern: str) -> Listing:
         return listing  # known when the images are read
     if re.fullmatch(r"\w+", pattern):
         raise UsageError(
-            f"--group-by {pattern}: there is no such column here (only tables have columns). "
-            "Give a regular expression on the path instead, such as 'patient(\\d+)'."
+            f"--group-by {pattern}: no such column (only tables have columns). "
+            "Use a regular expression on the path instead, such as 'patient(\\d+)'."
         )
     values, notes = _taken(listing, pattern, "group")
     entries = [replace(entry, group=value) for entry, value in zip(listing.entries, values, strict=True)]
@@ -100,7 +100,7 @@ def _compiled(pattern: str, option: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"{option} {pattern}: no valid regular expression: {error}.") from None
+        raise UsageError(f"{option} {pattern}: not a valid regular expression: {error}.") from None
 
 
 # ---- fewer images

@@ -52,7 +52,7 @@ def url_of(path: str | os.PathLike[str]) -> str:
     if ":" in host.rpartition("@")[0] or _SECRET.search(url):
         name = escape(re.sub(r"://[^/@]*@", "://", url).split("?", 1)[0])
         raise UsageError(
-            f"{name}: a URL with credentials would be stored in the run. Give them as fsspec's library expects."
+            f"{name}: a URL with credentials would be stored in the run. Provide them the way the fsspec library expects."
         )
     return url
 
@@ -146,7 +146,7 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """A path as it is recorded: the URL, or from the root of the disk on."""
+    """A path in the form that is recorded: the URL, or an absolute path."""
     return url_of(path) if is_url(path) else str(Path(path).absolute())
 
 
@@ -321,9 +321,9 @@ def _opened(url: str) -> tuple[Any, str]:
     try:
         fs, place = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise UsageError(f"needs a library of fsspec that is not installed ({error})") from None
+        raise UsageError(f"requires an fsspec library that is not installed ({error})") from None
     except ValueError as error:
-        raise UsageError(f"fsspec knows no such kind of URL ({error})") from None
+        raise UsageError(f"fsspec does not support this kind of URL ({error})") from None
     return fs, place
 
 
@@ -342,5 +342,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such bucket, folder or file"
     if isinstance(error, PermissionError) or _is_refused(error):
-        return "access was refused; check the credentials that fsspec's library finds (for s3, those of the AWS tools)"
+        return "access denied; check your credentials (for s3, those of the AWS tools)"
     return f"cannot be reached ({type(error).__name__}); check the network and the endpoint"

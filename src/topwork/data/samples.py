@@ -18,8 +18,8 @@ LABEL_SEPARATOR = "|"
 def one_label_only(where: str) -> UsageError:
     """The one refusal of data and models with several labels per image, by whatever needs exactly one."""
     return UsageError(
-        f"{where}: several labels per image (--multi-label), and this needs one. scan, fit, evaluate, predict, compare, export "
-        "and serve take several."
+        f"{where}: this command needs one label per image, not several (--multi-label). scan, fit, evaluate, predict, "
+        "compare, export and serve support several."
     )
 
 
@@ -56,7 +56,7 @@ class Reject:
     expected: bool = field(default=False, compare=False)
 
     def as_dict(self) -> dict[str, str]:
-        """As it is written to JSON."""
+        """The form that is written to JSON."""
         return {"path": self.path, "reason": self.reason}
 
 

@@ -67,7 +67,7 @@ def split(
     if not (0 <= valid_fraction < 1 and 0 <= test_fraction < 1 and valid_fraction + test_fraction < 1):
         raise UsageError(
             f"--valid-fraction {valid_fraction} and --test-fraction {test_fraction}: "
-            "both must be at least 0 and leave something for training."
+            "both must be at least 0 and leave images for training."
         )
     group_numbers = list(groups) if groups is not None else join_groups(manifest)
     given = manifest.has_parts or (manifest.is_train_only and not test_fraction)
@@ -110,9 +110,7 @@ def divided_as(manifest: Manifest, record: dict[str, Any]) -> Manifest:
     part_of = {item["content_hash"]: name for name in PARTS for item in record["parts"].get(name, ())}
     samples = tuple(replace(sample, part=part_of.get(sample.content_hash)) for sample in manifest.samples)
     if not any(sample.part for sample in samples):
-        raise UsageError(
-            f"{escape(str(manifest.root))}: --split-of names a run on other images; none of these is in it."
-        )
+        raise UsageError(f"{escape(str(manifest.root))}: --split-of is a run on other images; none of these is in it.")
     return replace(manifest, samples=samples)
 
 
@@ -128,7 +126,7 @@ def leave_out(manifest: Manifest, domain: str, valid_fraction: float, seed: int,
     if domain not in names or len(names) < 2:
         found = ", ".join(escape(name) for name in names) or "none"
         raise UsageError(
-            f"--leave-out {escape(domain)}: needs that domain and at least one other; found: {found}. Domains come from a "
+            f"--leave-out {escape(domain)}: needs this domain and at least one other; found: {found}. Domains come from a "
             "table's column domain, or from --domain-by."
         )
     left = {row for row, sample in enumerate(manifest.samples) if sample.domain == domain}

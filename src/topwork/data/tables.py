@@ -105,11 +105,11 @@ def decoded(name: str, data: bytes, encoding: str | None = None) -> tuple[str, s
             continue
         except LookupError:
             raise UsageError(
-                f"--encoding {escape(one)}: no such encoding. Usual ones: utf-8, cp1252, shift_jis."
+                f"--encoding {escape(one)}: no such encoding. Common ones: utf-8, cp1252, shift_jis."
             ) from None
     names = ", ".join(dict.fromkeys(one.upper().removesuffix("-SIG") for one in tried))
     raise UsageError(
-        f"{escape(name)}: cannot be read as text in {names}. Name its encoding, such as --encoding shift_jis."
+        f"{escape(name)}: cannot be read as text in {names}. Specify its encoding, such as --encoding shift_jis."
     )
 
 
@@ -283,7 +283,7 @@ def _cvat(data: bytes) -> Iterator[Mapping[str, Any]]:
     """Images and their tags in "CVAT for images" XML."""
     root = ElementTree.fromstring(data)
     if root.tag != "annotations":
-        raise ValueError("no CVAT export: the outer element is not <annotations>")
+        raise ValueError("not a CVAT export: the root element is not <annotations>")
     for image in root.iter("image"):
         labels = [tag.get("label") for tag in image.iter("tag")]
         yield {"path": image.get("name"), "label": labels, "split": image.get("subset")}

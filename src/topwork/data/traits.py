@@ -39,7 +39,7 @@ NUMBERS = (
     "border_blue",
     "border_spread",  # standard deviation of the outermost pixels around that mean; 0 is a frame of one color
 )
-_BORDER = 4  # pixels of the standard view, 1.8 % of its side
+_BORDER = 4  # pixels of the standard view, 1.8% of its side
 _SHARD_ROWS = 4096
 _PARTS = np.repeat(np.eye(COLOR_SIDE, dtype=np.float32), THUMB_SIDE // COLOR_SIDE, axis=1)  # whole numbers: exact
 _BLOB_BYTES = THUMB_SIDE**2 + COLOR_SIDE**2 * 3

@@ -88,7 +88,7 @@ class InputSpec:
         """Reads what ``as_dict`` wrote; raises TypeError or ValueError for what it does not know."""
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         if known.get("mirror", "none") not in MIRRORS:
-            raise ValueError(f"mirror: {known['mirror']!r:.40} is none of {', '.join(MIRRORS)}")
+            raise ValueError(f"mirror: {known['mirror']!r:.40} must be one of {', '.join(MIRRORS)}")
         return cls(**known)
 
 

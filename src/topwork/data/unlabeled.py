@@ -71,11 +71,11 @@ def read_labels(path: Path, manifest: Manifest, classes: tuple[str, ...]) -> NDA
         row = rows.get(canonical(path_given), rows.get(canonical(relative)))
         where = f"{escape(str(path))}, line {line}"
         if row is None:
-            raise UsageError(f"{where}: {escape(path_given)} is no usable image of the target.")
+            raise UsageError(f"{where}: {escape(path_given)} is not a usable image of the target.")
         if canonical(label) not in index:
             known_names = first_names(classes, 8)
-            raise UsageError(f"{where}: {escape(label)} is no class of the model, which knows: {known_names}.")
+            raise UsageError(f"{where}: {escape(label)} is not a class of the model, which has: {known_names}.")
         known[row] = index[canonical(label)]
     if not (known >= 0).any():
-        raise UsageError(f"{escape(str(path))}: holds no label yet; fill in the column label.")
+        raise UsageError(f"{escape(str(path))}: has no labels yet; fill in the column label.")
     return known

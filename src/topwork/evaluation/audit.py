@@ -80,7 +80,7 @@ def suspected_labels(
     """
     stated, given = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     if stated.ndim != 2 or len(stated) != len(given):
-        raise ValueError(f"probabilities of shape {stated.shape} do not go with {len(given)} labels")
+        raise ValueError(f"probabilities of shape {stated.shape} do not match {len(given)} labels")
     labeled = np.flatnonzero(given >= 0)
     if len(labeled) == 0 or stated.shape[1] < 2:
         return ()

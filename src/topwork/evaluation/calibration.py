@@ -208,7 +208,7 @@ def _labeled(values: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
     """The rows whose true class is known, and their labels."""
     table, truth = np.asarray(values), np.asarray(labels, dtype=np.int64)
     if table.ndim != 2 or len(table) != len(truth):
-        raise ValueError(f"values of shape {table.shape} do not go with {len(truth)} labels")
+        raise ValueError(f"values of shape {table.shape} do not match {len(truth)} labels")
     known = truth >= 0
     return (table, truth) if known.all() else (table[known], truth[known])
 

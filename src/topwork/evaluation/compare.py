@@ -154,9 +154,9 @@ def _places(first: Sequence[str], second: Sequence[str], n_first: int, n_second:
     extra = Counter(second) - Counter(first)
     if missing or extra:
         raise UsageError(
-            "the two runs were not measured on the same images"
+            "the two runs were not evaluated on the same images"
             f" ({missing.total()} only in the first, {extra.total()} only in the second);"
-            " fit both on the same images with the same split and --seed, then compare those"
+            " fit both on the same images with the same split and --seed"
         )
     place = np.empty(n_first, dtype=np.int64)
     # Stable, so that copies of one image are matched in their order.
@@ -179,7 +179,7 @@ def _true_names(first: Predictions, second: Predictions) -> list[tuple[str, ...]
         if a is not None and b is not None and set(a) != set(b):
             raise UsageError(
                 f"the two runs have different labels for image {row} ({'|'.join(a)!r} and {'|'.join(b)!r});"
-                " compare runs that were made from the same labels"
+                " compare runs with the same labels"
             )
         names.append(b if a is None else a)
     return names

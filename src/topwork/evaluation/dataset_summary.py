@@ -155,7 +155,7 @@ def advise_fit(aspects: NDArray[np.float64]) -> FitAdvice:
     low, high = (float(q) for q in np.quantile(aspects, [0.05, 0.95]))
     lost = 1 - 1 / float(np.quantile(stretch, 0.9))
     if lost < 0.005:
-        return FitAdvice("squash", "the images are square, so nothing is cropped or stretched")
+        return FitAdvice("squash", "the images are square, so there is nothing to crop or distort")
     if lost <= CUT_OFF:
         return FitAdvice(
             "crop", f"the images are nearly square: a center crop removes at most {100 * lost:.0f}% of nine in ten"
@@ -195,9 +195,9 @@ def findings(manifest: Manifest, found: Overview) -> list[str]:
     if 0 < found.n_gray < len(manifest.samples):
         lines.append(f"Grayscale: {count(found.n_gray, 'image')}; the others are in color.")
     if found.n_turned:
-        lines.append(f"Rotated by EXIF orientation, and read upright: {count(found.n_turned, 'image')}.")
+        lines.append(f"Rotated upright according to EXIF: {count(found.n_turned, 'image')}.")
     if found.n_small:
-        lines.append(f"Smaller than half the network's input: {count(found.n_small, 'image')}.")
+        lines.append(f"Smaller than half the input size: {count(found.n_small, 'image')}.")
     for name, outliers in (("dark", found.dark), ("bright", found.bright), ("blurred", found.blurred)):
         if outliers:
             lines.append(

@@ -164,7 +164,7 @@ def fit_positive(
         miss_cost: above 0; with neither, the more probable class is given.
     """
     if miss_cost is not None:
-        return 1 / (1 + miss_cost), f"cost of a miss {miss_cost:g} times that of a false alarm"
+        return 1 / (1 + miss_cost), f"a miss costs {miss_cost:g} times as much as a false alarm"
     if recall is None:
         return 0.5, "the more probable class"
     own = np.sort(np.asarray(probabilities)[np.asarray(labels) == positive, positive])
@@ -172,12 +172,12 @@ def fit_positive(
         return 0.5, "the more probable class (no held-out images of the positive class)"
     k = floor((len(own) + 1) * (1 - recall) + 1e-9)
     threshold = min(max(float(own[max(k, 1) - 1]), 1e-6), 1 - 1e-6)
-    few = "" if k >= 1 else f", from too few images to promise it ({len(own)})"
+    few = "" if k >= 1 else f", but {len(own)} images are too few to guarantee it"
     return threshold, f"recall of at least {percent(recall)}{few}"
 
 
 def outcome_sentence(outcomes: Mapping[str, int] | None) -> str:
-    """The share of images that get no label; empty if every one gets one.
+    """The fraction of images without a label as the answer; empty if there are none.
 
     Args:
         outcomes: number of images by ``Decision``.
@@ -186,7 +186,7 @@ def outcome_sentence(outcomes: Mapping[str, int] | None) -> str:
     if not n or outcomes is None or outcomes[Decision.LABEL] == n:
         return ""
     ambiguous, unknown = (percent(outcomes[kind] / n) for kind in (Decision.AMBIGUOUS, Decision.UNKNOWN))
-    return f"{ambiguous} of the images are answered with “ambiguous” and {unknown} with “unknown”."
+    return f"Abstains on {ambiguous} of the images as ambiguous and on {unknown} as unknown."
 
 
 def too_few_sentence(thresholds: Mapping[str, Any]) -> str | None:
@@ -199,6 +199,6 @@ def too_few_sentence(thresholds: Mapping[str, Any]) -> str | None:
     if needed is None:
         return None
     return (
-        f"Too few images to calibrate when an answer is ambiguous (it takes at least {needed}), so every image of a known "
-        "class is answered with a label."
+        f"Too few images to calibrate ambiguous answers (at least {needed} are needed), so every image of a known class gets a "
+        "label."
     )

@@ -280,13 +280,13 @@ def effect_sentence(effect: Effect, done: str, about: str, before: float, guess:
     if not effect.is_clear:
         span = f"{points(effect.difference_low)} to {points(effect.difference_high)} points"
         if effect.difference_low > 0 or effect.difference_high < 0:
-            return f"{start}: perhaps a difference ({span}), but not significant among so many comparisons."
+            return f"{start}: a difference that is not significant after correcting for multiple comparisons ({span})."
         return f"{start}: no significant difference ({span})."
     if effect.difference > 0:
-        return f"{start}, higher than {percent(before)} on the unchanged images: that should not help, so look into it."
+        return f"{start}, higher than {percent(before)} on the unchanged images. This should not help; investigate."
     unaware = ""
     if effect.confidence - effect.accuracy > 0.2:
-        unaware = f" It is overconfident here: mean confidence {percent(effect.confidence)}."
+        unaware = f" It is overconfident on these images: mean confidence {percent(effect.confidence)}."
     if effect.low <= guess or effect.accuracy < guess:
         return f"{start}, no better than guessing ({percent(guess)}): the model depends on {about}.{unaware}"
     lost = -effect.difference / max(before - guess, 1e-9)
@@ -314,7 +314,7 @@ def _normalization(effects: dict[str, Effect], fits: tuple[Fit, ...]) -> list[Fi
         fitting = fits[0].normalization.name if fits else None  # decides among equals
         best = max(better, key=lambda effect: (effect.accuracy, effect.title == fitting))
         warnings.append(
-            "The stored normalization is most likely not the one the model was trained with: "
+            "The stored normalization is probably not the one the model was trained with: "
             f"with {best.title}, accuracy is {percent(best.accuracy)} instead of {percent(effects['unchanged'].accuracy)}."
         )
     if said is not None and said[0]:
@@ -333,7 +333,7 @@ def _background(effects: dict[str, Effect]) -> Finding:
     kind, text = "note", f"{without.sentence} {only.sentence}"
     if without.accuracy > only.accuracy + 0.05 and only.is_clear:
         kind = "warning"
-        text += " So the model relies on what is around the objects: the background, the border or a mark."
+        text += " So the model relies on the surroundings of the objects: the background, the border or a mark."
     elif only.accuracy > without.accuracy + 0.05 and without.is_clear:
         text += " So it relies on the center, where objects usually are."
     return Finding(kind, "object or background", text)
@@ -344,7 +344,7 @@ def _border(share: float, area: float, has_places: bool) -> Finding:
     return Finding(
         "warning" if share > 1.2 * area and not has_places else "note",
         "border",
-        f"The outer tenth of each side is {percent(area)} of the area and holds {percent(share)} of the evidence: {more} an "
+        f"The outer tenth of each side is {percent(area)} of the area and contains {percent(share)} of the evidence: {more} an "
         "even distribution would have there.",
     )
 
@@ -375,7 +375,7 @@ def _robustness(effects: dict[str, Effect]) -> Finding:
     some = [e for e in effects.values() if e.group in ("quality", "view", "detail") and e.is_clear]
     hurt = sorted((e for e in some if e.difference < -0.05), key=lambda effect: effect.difference)[:6]
     if not hurt:
-        text = "No change of view, detail or quality lowers the accuracy by 5 points or more."
+        text = "No change of view, detail or quality lowers accuracy by 5 points or more."
         return Finding("good", "robustness", text)
     named = ", ".join(f"{e.title[0].lower()}{e.title[1:]} ({points(e.difference)})" for e in hurt)
-    return Finding("note", "robustness", f"Largest losses, in points of accuracy: {named.replace('jPEG', 'JPEG')}.")
+    return Finding("note", "robustness", f"Largest drops in accuracy, in points: {named.replace('jPEG', 'JPEG')}.")

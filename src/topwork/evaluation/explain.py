@@ -7,7 +7,7 @@ the evidence of a cell is what the logit loses when the cell is covered (occlusi
 slower, but true of any head and network, and without gradients or torch (docs/decisions/0010-explanations.md).
 
 Softmax does not change when the same number is added to every logit, so logits and maps are taken relative to the mean
-of the classes: evidence for a class is evidence against the others. Here too: the map laid over the original. Not here: pages (``report``).
+of the classes: evidence for a class is evidence against the others. Also overlays the map on the original image.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _inside(shape: Sequence[int], outer: float) -> NDArray[np.float64]:
 
 
 def overlay(picture: Pixels, evidence: NDArray[np.float32], spec: InputSpec, strongest: float) -> Pixels:
-    """The evidence for a class laid over the upright original; evidence against it is left clear.
+    """The upright original with the evidence for a class as an overlay; evidence against it is not drawn.
 
     Args:
         picture: uint8 (h, w, 3), the whole image at any size.

@@ -153,7 +153,7 @@ def _where(box: Box, height: int, width: int) -> str:
 def place_sentence(place: FixedPlace) -> str:
     """What a fixed place means."""
     return (
-        f"“{place.label}” seems to be recognized by something at {place.where}: in most of its {place.n} images the region holds "
+        f"“{place.label}” seems to be recognized by something in {place.where}: in most of its {place.n} images the region holds "
         f"{place.concentration:.1f} times its share of the evidence, and hiding it removes {percent(min(1.0, place.lost), 0)} "
         f"of the evidence for the class (the mirrored regions: {percent(max(0.0, place.lost_elsewhere), 0)}). Look for a "
         "watermark, a date stamp, a ruler, a frame, or a strip of background that is always there, and remove or cover it."

@@ -244,23 +244,23 @@ def _accuracy_interval(m: Measured) -> Interval:
 
 METRICS = (
     Metric(
-        "accuracy", "Accuracy", "share of correct answers", "percent", _accuracy, _accuracy_interval,
+        "accuracy", "Accuracy", "fraction of correct answers", "percent", _accuracy, _accuracy_interval,
     ),
     Metric(
-        "accuracy", "Exact match", "share of images with every label correct", "percent",
+        "accuracy", "Exact match", "fraction of images with all labels correct", "percent",
         _accuracy, _accuracy_interval, "sigmoid",
     ),
     Metric(
-        "balanced_accuracy", "Balanced accuracy", "mean recall over the classes, whatever their size", "percent",
+        "balanced_accuracy", "Balanced accuracy", "mean recall over the classes, regardless of size", "percent",
         lambda m: m.counts.mean_recall, _balanced_interval,
     ),
     Metric(
-        "top5_accuracy", "Top-5 accuracy", "the true class is among the five most probable", "percent",
+        "top5_accuracy", "Top-5 accuracy", "the true class is among the top five", "percent",
         lambda m: _mean(m.known.rank < TOP_K),
         lambda m: wilson(float((m.known.rank < TOP_K).mean()), len(m.known)), min_classes=TOP_K + 1,
     ),
     Metric(
-        "mean_average_precision", "Mean average precision", "how well each label ranks the images, at any threshold",
+        "mean_average_precision", "Mean average precision", "quality of the ranking by each label, independent of thresholds",
         "percent", _mean_average_precision,
         lambda m: m.interval_of_resampled("mean_average_precision", _mean_average_precision(m)), "sigmoid",
     ),
@@ -286,7 +286,7 @@ METRICS = (
     ),
     Metric(
         "calibration_error", "Calibration error",
-        "mean gap between probability and share of images with the label; lower is better", "percent",
+        "mean gap between predicted probability and observed frequency; lower is better", "percent",
         lambda m: calibration_error(*m.pairs), _no_interval, "sigmoid",
     ),
     Metric(
@@ -294,7 +294,7 @@ METRICS = (
         "nats", lambda m: _mean(m.known.loss), _entropy_interval,
     ),
     Metric(
-        "hamming_loss", "Hamming loss", "share of all yes-or-no answers that are wrong; lower is better", "percent",
+        "hamming_loss", "Hamming loss", "fraction of wrong labels; lower is better", "percent",
         lambda m: _mean((m.known.truth != m.known.given).ravel()), _hamming_interval, "sigmoid",
     ),
 )  # fmt: skip
@@ -472,7 +472,7 @@ def leak_sentence(name: str, evaluation: Mapping[str, Any]) -> str:
     text = f"{count(n, 'image')} of {name} {are} also in train (the same picture, or one of the same group)."
     clean = evaluation.get(f"{name}_without_leaks")
     if clean is None:
-        return f"{text} Nothing is left without {them}, so the metrics of {name} say little about new images."
+        return f"{text} No other images are left, so the metrics of {name} say little about new images."
     with_all, without = percent_ci(evaluation[name]["accuracy"]), percent_ci(clean["accuracy"])
     return f"{text} Accuracy without {them}: {without}; with {them}: {with_all}."
 

@@ -317,17 +317,17 @@ def _check(predictions: Predictions) -> None:
     if n_classes == 0:
         raise UsageError("predictions need at least one class")
     if len(set(predictions.classes)) != n_classes:
-        raise UsageError("predictions name a class twice; give every class a name of its own")
+        raise UsageError("predictions have a duplicate class name; class names must be unique")
     if predictions.logits.shape != (n, n_classes):
         found = predictions.logits.shape
-        raise UsageError(f"predictions hold {n} labels and {n_classes} classes, but logits of shape {found}")
+        raise UsageError(f"predictions have {n} labels and {n_classes} classes, but logits of shape {found}")
     shape = (n, n_classes) if predictions.multi_label else (n,)
     if predictions.sample_indices.shape != (n,) or predictions.labels.shape != shape:
-        raise UsageError(f"predictions hold {n} labels but {predictions.sample_indices.size} sample indices")
+        raise UsageError(f"predictions have {n} labels but {predictions.sample_indices.size} sample indices")
     if n and not predictions.multi_label and not _in_range(predictions.labels, n_classes):
-        raise UsageError(f"predictions hold a label outside -1 … {n_classes - 1}")
+        raise UsageError(f"predictions have a label outside -1 … {n_classes - 1}")
     if not np.isfinite(predictions.logits).all():
-        raise UsageError("predictions hold a logit that is not a finite number; the model or its features are damaged")
+        raise UsageError("predictions have a logit that is not finite; the model or its features are damaged")
 
 
 def _in_range(labels: Ints, n_classes: int) -> bool:

@@ -37,10 +37,10 @@ class Normalization:
         return bool(np.allclose([*self.mean, *self.std], [*spec.mean, *spec.std], atol=1e-3))
 
 
-IMAGENET = Normalization("ImageNet's mean and deviation", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-HALF = Normalization("mean 0.5 and deviation 0.5", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGENET = Normalization("ImageNet mean and std", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = Normalization("mean 0.5, std 0.5", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 UNIT = Normalization("pixels from 0 to 1", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-CLIP = Normalization("CLIP's mean and deviation", (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758))
+CLIP = Normalization("CLIP mean and std", (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758))
 BYTES = Normalization("pixels from 0 to 255", (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
 USUAL = (IMAGENET, HALF, UNIT, CLIP, BYTES)
 
@@ -131,17 +131,17 @@ def misfit_sentence(fits: tuple[Fit, ...]) -> tuple[bool, str] | None:
     if best.misfit > GOOD_MISFIT:  # weights without training, or statistics of something that is no photo
         return None
     if best.is_declared or own.misfit < max(GOOD_MISFIT, CLEARLY_WORSE * best.misfit):
-        return False, f"The stored normalization ({_values(own)}) is the one that the weights were trained with."
+        return False, f"The stored normalization ({_values(own)}) is the one the weights were trained with."
     return True, (
-        f"The normalization is most likely wrong: the batch-norm statistics inside the weights fit {_values(best)} "
+        f"The normalization is probably wrong: the batch-norm statistics inside the weights fit {_values(best)} "
         f"(misfit {best.misfit:.2f}) and not the stored {_values(own)} (misfit {own.misfit:.2f}). "
-        "The head was trained on distorted features; train it again with the right values."
+        "The head was trained on distorted features; retrain it with the correct values."
     )
 
 
 def _values(fit: Fit) -> str:
     normalization = fit.normalization
-    return "mean {}, deviation {}".format(
+    return "mean {}, std {}".format(
         *("/".join(f"{v:.3g}" for v in dict.fromkeys(values)) for values in (normalization.mean, normalization.std))
     )
 

@@ -78,12 +78,12 @@ class ShortcutCheck:
 FACTS = {
     "file size": "bytes, and bytes per pixel",
     "dimensions": "width, height, aspect ratio",
-    "format": "file format, color mode, stored as gray",
+    "format": "file format, color mode, stored as grayscale",
     "compression": "JPEG quantization, subsampling, progressive or not",
     "camera": "camera and orientation in EXIF",
     "mean color": "mean red, green, blue and contrast",
-    "border": "color and evenness of the outermost pixels",
-    "background": "coarse colors of the outer half of the picture",
+    "border": "color and uniformity of the outermost pixels",
+    "background": "coarse colors of the outer half of the image",
 }
 
 

@@ -84,7 +84,7 @@ def list_inputs(names: Sequence[str], *, must_exist: bool = False) -> list[str]:
                 raise UsageError(f"{escape(name)}: no such file or folder.")
             inputs.append(name)
     if not inputs:
-        raise UsageError("No images: give files, folders, patterns in quotes, or - for a list on stdin.")
+        raise UsageError("No images. Give files, folders, quoted glob patterns, or - to read a list from stdin.")
     return inputs
 
 
@@ -135,7 +135,9 @@ def predict_to_file(
             counts = _finish(journal, out, layout or Layout())
         except OSError as error:
             reason = error_reason(error)
-            raise TopworkError(f"{out}: cannot be written: {reason}. The rows so far are kept; run it again.") from None
+            raise TopworkError(
+                f"{out}: cannot be written: {reason}. The rows written so far are kept; run the command again."
+            ) from None
         journal.unlink(missing_ok=True)
     return {"n_errors": counts["outcomes"].get("error", 0), "n_resumed": n_resumed, **counts}
 

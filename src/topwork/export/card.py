@@ -54,7 +54,7 @@ def _figures(provenance: dict[str, Any]) -> str:
     if not figures:
         return "Not evaluated: there was no held-out part."
     title = "Exact match" if "micro_f1" in figures else "Accuracy"
-    clean = ", without the images that train has, too" if provenance.get("without_leaks") else ""
+    clean = ", without images that are also in train" if provenance.get("without_leaks") else ""
     said = [
         f"{title} on {count(figures['n'], provenance['judged_on'] + ' image')}{clean}: {percent_ci(figures['accuracy'])}."
     ]
@@ -71,7 +71,7 @@ def _limits(classifier: Classifier) -> str:
             [
                 f"The model knows only these classes and {kind}.",
                 too_few_sentence(classifier.thresholds),
-                "The metrics hold for images like those it was trained on; other cameras, places or times can be much harder.",
+                "The metrics apply to images like those it was trained on; expect lower accuracy with other cameras, places or times.",
             ],
         )
     )

@@ -54,7 +54,7 @@ def push(
             repo_id=repository,
             folder_path=folder,
             allow_patterns=[FACTS, *KNOWN_FILES],
-            commit_message=message or "Upload by topwork",
+            commit_message=message or "Upload with topwork",
         )
         return Pushed(f"{api.endpoint}/{repository}", str(done.oid))
 
@@ -80,7 +80,7 @@ def pull(repository: str, out: str | os.PathLike[str], *, revision: str | None =
             api.snapshot_download(repository, revision=commit, local_dir=partial, allow_patterns=patterns)
         shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's own notes
         if not (partial / FACTS).is_file():
-            raise DownloadError(f"{escape(repository)}: holds no model of topwork (there is no {FACTS}).")
+            raise DownloadError(f"{escape(repository)}: not a topwork model (there is no {FACTS}).")
         load_classifier(partial, multi_label=True)
     return Pulled(folder, commit)
 
@@ -94,7 +94,7 @@ def _hub(repository: str, done: str) -> Iterator[Any]:
         yield HfApi(library_name="topwork")
     except errors.HFValidationError as error:
         raise UsageError(
-            f"{escape(repository)}: not the name of a repository, such as user/insects ({error})."
+            f"{escape(repository)}: not a valid repository name, such as user/insects ({error})."
         ) from None
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
         raise DownloadError(

@@ -69,7 +69,7 @@ def export_model(
     classifier = load_classifier(model, multi_label=True)
     if classifier.backbone.spec.bands:
         raise UsageError(
-            "the model was trained with --bands, and an export cannot pick bands of a TIFF by itself: use predict or serve."
+            "the model was trained with --bands, but an export cannot read the bands of a TIFF. Use predict or serve."
         )
     script = _place(out, SCRIPT, f"predict_{to}.py")
     certificate_path = _place(out, f"{out.stem}.parity.json", f"{out.name}.parity.json")
@@ -121,7 +121,7 @@ def _images(model: str | os.PathLike[str], classifier: Classifier, check: Sequen
         return Checked(
             [path for path, _ in found], f"held-out images of the run {Path(model).name}", [label for _, label in found]
         )
-    return Checked(_drawn(classifier, partial), "drawn images; name real ones with --check")
+    return Checked(_drawn(classifier, partial), "drawn images (use --check for real ones)")
 
 
 def _of_run(run: Path, parts: Sequence[str]) -> list[tuple[str, str]]:
@@ -145,8 +145,7 @@ def _calibration(model: str | os.PathLike[str], classifier: Classifier, calibrat
             found.append(fit_to_input(decode(read_image(names[number]), min_side=spec.min_side).pixels, spec))
     if not found:
         raise UsageError(
-            "--int8 needs images like those that the model will see, to measure ranges on: give the run folder, or name "
-            "some with --calibrate."
+            "--int8 needs calibration images: give the run directory instead of its model/ folder, or use --calibrate."
         )
     return np.stack(found)
 
@@ -173,25 +172,23 @@ def _check_passed(certificate: Certificate, path: Path) -> None:
         return
     _write_certificate(certificate, path)
     if not certificate.n_compared:
-        raise UsageError(
-            f"none of the {certificate.n_images} images to check with could be read; name others with --check."
-        )
+        raise UsageError(f"none of the {certificate.n_images} images could be read; use --check to name others.")
     if certificate.is_int8:
         raise TopworkError(
-            f"in 8 bits only {certificate.n_same} of {certificate.n_compared} images get the same answer, so the export "
-            f"was not kept: export without --int8, or calibrate with other images. {path} has the figures."
+            f"with 8 bits, only {certificate.n_same} of {certificate.n_compared} predictions stay the same, so the export was "
+            f"discarded. Export without --int8, or calibrate on other images. Details: {path}"
         )
     if certificate.different:
         some = "; ".join(
             f"{escape(d.path)}: {escape(d.original)}, exported {escape(d.exported)}" for d in certificate.different[:10]
         )
         raise TopworkError(
-            f"the export answers {len(certificate.different)} of {certificate.n_compared} images differently and was "
-            f"not kept: {some}. {path} has all of them."
+            f"the export predicts another class for {len(certificate.different)} of {certificate.n_compared} images and was "
+            f"discarded: {some}. Details: {path}"
         )
     raise TopworkError(
-        f"the exported graph differs by {certificate.graph_difference:.2g} on equal pixels (limit "
-        f"{certificate.graph_tolerance}) and was not kept; {path} has the figures."
+        f"the exported graph differs by {certificate.graph_difference:.2g} on the same pixels (tolerance "
+        f"{certificate.graph_tolerance}) and was discarded. Details: {path}"
     )
 
 

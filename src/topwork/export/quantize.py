@@ -34,7 +34,7 @@ class Cost:
     Attributes:
         n: labeled images compared.
         accuracy_before, accuracy_after: of the original and of the export.
-        difference: after minus before, with its 95 % interval (paired) in ``low`` and ``high``.
+        difference: after minus before, with its paired 95% CI in ``low`` and ``high``.
     """
 
     n: int
@@ -79,6 +79,6 @@ def _nncf() -> Any:
     try:
         import nncf
     except ImportError:
-        raise UsageError("--int8: needs the package nncf (pip install 'topwork[int8]').") from None
+        raise UsageError("--int8 requires: pip install 'topwork[int8]'") from None
     nncf.set_log_level(logging.ERROR)
     return nncf

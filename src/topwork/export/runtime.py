@@ -55,13 +55,13 @@ def engine_of(classifier: Classifier, runtime: Runtime = "auto", precision: Prec
     if runtime == "auto":
         runtime = "openvino" if _is_available(classifier, "openvino") else "torch"
     elif not _is_available(classifier, runtime):
-        raise UsageError(f"--runtime {runtime}: not installed, or the model folder has no form for it; try auto.")
+        raise UsageError(f"--runtime {runtime}: not installed, or not supported by this model; try auto.")
     check_precision(runtime, precision)
     if runtime == "openvino":
         xml, spec = classifier.backbone.folder / COMPILED[0], classifier.backbone.spec
         engine = OpenVINOEngine(xml, precision)
         if engine.input_size != (spec.height, spec.width):
-            raise ModelError(f"{xml}: made for images of another size than {FACTS} states.")
+            raise ModelError(f"{xml}: its input size differs from the one in {FACTS}.")
         return engine
     if runtime == "onnxruntime":
         return ONNXRuntimeEngine(classifier.backbone)

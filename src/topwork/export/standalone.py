@@ -49,7 +49,7 @@ def decode(path: str | Path, min_side: int) -> Image.Image:
 def rgb(image: Image.Image, is_white_zero: bool) -> Image.Image:
     """Any mode as RGB; ``is_white_zero`` for a TIFF of 16-bit gray whose zero is white."""
     if image.mode in ("I", "F"):
-        raise ValueError("signed, floating or wider than 16 bits: there is no agreed brightness for such samples")
+        raise ValueError("signed, floating-point or more than 16 bits per sample: no standard mapping to brightness")
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
         # Cameras put 8, 10 or 12 bits into 16 without scaling: the range then ends at 255, 511, 1023 ...
@@ -115,8 +115,8 @@ def check_files(folder: Path) -> None:
 def main() -> int:
     """Reads the arguments, prints the answers; status 1 if any image could not be read."""
     parser = argparse.ArgumentParser(description=f"Classifies images into {len(SETTINGS['classes'])} classes.")
-    parser.add_argument("images", nargs="+", help="image files, or - for a list of names on stdin")
-    parser.add_argument("--top", type=int, default=5, help="how many classes to print for each image")
+    parser.add_argument("images", nargs="+", help="image files, or - to read a list from stdin")
+    parser.add_argument("--top", type=int, default=5, help="number of classes to print per image")
     parser.add_argument("--json", action="store_true", help="one JSON object per line, with all probabilities")
     asked = parser.parse_args()
     check_files(Path(__file__).parent)

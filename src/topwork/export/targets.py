@@ -83,7 +83,7 @@ def export_classifier(classifier: Classifier, to: str, out: Path, calibration: P
     target = target_of(to, out)
     if calibration is not None and not target.has_int8:
         able = " and ".join(f"--to {name}" for name, other in TARGETS.items() if other.has_int8)
-        raise UsageError(f"--int8: for {able} only.")
+        raise UsageError(f"--int8 only works with {able}.")
     network = classifier_network(classifier)
     try:
         with warnings.catch_warnings():
@@ -91,7 +91,7 @@ def export_classifier(classifier: Classifier, to: str, out: Path, calibration: P
             target.write(network, classifier, out, calibration)
     except ImportError as error:
         install = "openvino" if error.name == "openvino" else "'topwork[export]'"
-        raise UsageError(f"--to {to}: needs the package {error.name} (pip install {install}).") from None
+        raise UsageError(f"--to {to}: requires: pip install {install}") from None
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise TopworkError(f"{classifier.backbone.name}: cannot be exported to {to}: {lines[0][:200]}") from error

@@ -60,7 +60,7 @@ def names_of(backbone: str) -> list[str]:
     """
     names = [name.strip() for name in backbone.split(",")]
     if not all(names) or len(set(names)) < len(names):
-        raise UsageError(f"--backbone {backbone}: give different names, joined by commas.")
+        raise UsageError(f"--backbone {backbone}: must be different names, joined by commas.")
     return names
 
 
@@ -122,11 +122,11 @@ def decide(candidates: Sequence[Candidate], right: Sequence[NDArray[np.bool_]]) 
 
 def _words(candidates: Sequence[Candidate], best: int, chosen: int) -> str:
     told = "; ".join(
-        f"{c.name} {100 * c.accuracy:.1f} % at {c.images_per_second:.0f} images/s" for c in candidates
+        f"{c.name} {100 * c.accuracy:.1f}% at {c.images_per_second:.0f} images/s" for c in candidates
     )  # fmt: skip
     n_images = candidates[0].n_images
     if best == chosen:
-        why = "the most accurate one, and no faster one is within one standard error of it"
+        why = "the most accurate; no faster one is within one standard error of it"
     else:
         why = f"the fastest of those within one standard error of the most accurate one ({candidates[best].name})"
     return f"Backbone: {candidates[chosen].name}, {why}. Cross-validated probes on {n_images} training images: {told}."

@@ -105,7 +105,7 @@ class Cluster:
         except ray.exceptions.RayError as error:
             reason = _line_of(error, -1)  # the last one is that of the worker
             raise TopworkError(
-                f"--ray: the cluster failed: {reason}. Finished images are kept; run it again."
+                f"--ray: the cluster failed: {reason}. Finished images are kept; run the command again."
             ) from None
 
     def load_images(
@@ -143,7 +143,7 @@ class Cluster:
         return self.settings.num_cpus_per_worker
 
     def _n_workers(self, n_chunks: int) -> int:
-        """Workers that fit into the cluster as it is; Ray adds more if it grows."""
+        """Workers that fit into the cluster now; Ray adds more if it grows."""
         import ray
 
         have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -243,7 +243,7 @@ def _line_of(error: BaseException, number: int = 0) -> str:
 
 @dataclass(frozen=True)
 class _Boxed:
-    """A value that Ray Data passes on as it is, whatever it is."""
+    """Wraps any value so that Ray Data passes it on unchanged."""
 
     value: Any
 

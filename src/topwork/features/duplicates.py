@@ -6,7 +6,7 @@ Two looks, because neither is enough. Features are close for copies, but also fo
 they only propose (cosine in blocks, memory bounded). The pixels decide (features/image_similarity.py). How close is close enough,
 for both, is measured on copies made from the user's own images.
 
-Not found: turns by quarter circles, crops of more than 12 % a side, drawings over the picture. Successive frames of a
+Not found: 90-degree rotations, crops of more than 12% per side, drawings over the image. Successive frames of a
 video are near duplicates only as far as the camera stood still; for those, and for the same subject photographed twice,
 there is ``--group-by``.
 """
@@ -61,7 +61,7 @@ _BLOCK = 2048
 _EXACT_UP_TO = 50_000  # images: 40 s on two cores
 _N_CELLS_SEARCHED = 16
 _CENTER_FROM = 50  # with fewer images their mean says more about them than about images in general
-_ROUGHLY_ALIKE = 0.5  # copies cut by 8 % a side have 0.55 or more, three of four other close pairs have less
+_ROUGHLY_ALIKE = 0.5  # copies cropped by 8% per side have 0.55 or more, three of four other close pairs have less
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def close_pairs(points: Floats, least_cosine: float) -> tuple[NDArray[np.int64],
 
 
 def _pairs_in_cells(points: Floats, least_cosine: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """:func:`close_pairs` by an inverted file of faiss: 98 to 99 % of the pairs, in a fraction of the time."""
+    """:func:`close_pairs` with an inverted file of faiss: 98 to 99% of the pairs, in a fraction of the time."""
     import faiss
 
     n_cells = int(2 * len(points) ** 0.5)

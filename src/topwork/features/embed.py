@@ -100,7 +100,7 @@ class Embedder:
         """Keeps features that were computed here or elsewhere, and writes a shard when it is full."""
         if not all(np.isfinite(values).all() for values in batch.values()):
             name = self.backbone.name
-            raise TopworkError(f"{name}: the network gave features that are not finite; try --precision f32")
+            raise TopworkError(f"{name}: the network produced features that are not finite; try --precision f32")
         self.engine_seconds += seconds
         self.n_embedded += len(hashes)
         self._taken.update(hashes)

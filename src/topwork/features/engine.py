@@ -99,14 +99,14 @@ def load_engine(backbone: Backbone, kind: str = "auto", precision: str = "auto",
     """
     on_gpu = device in ("cuda", "mps") or (device == "auto" and kind != "openvino" and _has_gpu())
     if kind == "openvino" and on_gpu:
-        raise UsageError(f"--engine openvino runs on the CPU; leave --device {device} out.")
+        raise UsageError(f"--engine openvino runs on the CPU; remove --device {device}.")
     if kind == "torch" or on_gpu or (kind == "auto" and not _has_openvino()):
         return TorchEngine(backbone, precision, best_device(device))
     xml = compiled_path(backbone)
     check, note = _read_check(xml), None
     if check is None:
         if xml.with_suffix(".json").is_file():
-            note = f"{xml}: the compiled network was damaged or made elsewhere, so it was compiled again."
+            note = f"{xml}: the compiled network was damaged or from another machine, so it was compiled again."
         check = _compile(backbone, xml)
     chosen = _choose_precision(check, precision)
     if chosen is not None:
@@ -484,7 +484,7 @@ def best_device(asked: str = "auto") -> str:
 
     is_there = torch.backends.mps.is_available() if asked == "mps" else torch.cuda.is_available()
     if not is_there:
-        raise UsageError(f"--device {asked}: PyTorch sees no such device here. Use --device cpu, or leave it out.")
+        raise UsageError(f"--device {asked}: PyTorch finds no such device. Use --device cpu, or leave it out.")
     return "mps" if asked == "mps" else "cuda"
 
 

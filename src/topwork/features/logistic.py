@@ -3,7 +3,7 @@
 In: columns, targets, weights of the rows. Out: weights and biases. :class:`SoftmaxRegression` is for one label per image,
 or probabilities; :class:`LogisticRegressions` for any number of labels: one class against the rest each.
 
-The rows are first rotated onto the eigenvectors of their covariance, which leaves the penalty as it is and makes the
+The rows are first rotated onto the eigenvectors of their covariance, which does not change the penalty and makes the
 curvature of the loss nearly diagonal (for each class about the covariance times the mean of p (1 - p); Böhning 1992,
 doi 10.1007/BF00048682, bounds it so), so that a diagonal preconditioner lets L-BFGS converge in few steps; and all
 problems are fitted at once, so the rows are read once a step.

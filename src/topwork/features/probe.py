@@ -263,21 +263,24 @@ class _Search:
         if head == "plain" or not others:
             return (
                 plain,
-                f"Plain head ({plain.candidate.name}), the best of its kind by cross-entropy in cross-validation.",
+                f"Plain head ({plain.candidate.name}), which had the lowest cross-validated cross-entropy.",
             )
         best = min(others, key=lambda t: t.cross_entropy)
         if head == "extended":
-            return best, f"Extended head ({best.candidate.name}), as asked for."
+            return best, f"Extended head ({best.candidate.name}), as requested."
         gain, ahead = paired(plain.losses, best.losses), paired(best.correct, plain.correct).mean
         way = "lower" if gain.mean >= 0 else "higher"
-        numbers = f"cross-entropy {way} by {abs(gain.mean):.4f}, standard error {gain.error:.4f}; accuracy {100 * ahead:+.2f} points"
+        numbers = f"cross-entropy {way} by {abs(gain.mean):.4f} ± {gain.error:.4f}, accuracy {100 * ahead:+.2f} points"
         if is_clearly_better(gain, STANDARD_ERRORS) and ahead > 0:
             return (
                 best,
-                f"Extended head ({best.candidate.name}): ahead of the best plain one in cross-validation: {numbers}.",
+                f"Extended head ({best.candidate.name}), clearly better than the best plain one in cross-validation ({numbers}).",
             )
         name = plain.candidate.name
-        return plain, f"Plain head ({name}): an extended one ({best.candidate.name}) is not clearly better: {numbers}."
+        return (
+            plain,
+            f"Plain head ({name}); an extended head ({best.candidate.name}) was not clearly better ({numbers}).",
+        )
 
     def trials(self, chosen: _Tried) -> tuple[Trial, ...]:
         return tuple(

@@ -104,7 +104,9 @@ def buy_views(
         needed = len(more) * len(labels) / rate if rate else 0.0
         # with views there are more rows to fit
         if needed + (2 + len(views) + len(more)) * probe_seconds > left:
-            tried.append(f"{more[0].pipeline.name}: not tried, it would need {needed:.0f} s and {left:.0f} s are left.")
+            tried.append(
+                f"{more[0].pipeline.name}: not tried, because it would take {needed:.0f} s and {left:.0f} s are left."
+            )
             break
         views = (*views, *more)
         probe = fitted(views)
@@ -117,7 +119,7 @@ def buy_views(
 
 
 def _gain(first: Probe, second: Probe, labels: NDArray[Any]) -> Gain:
-    """By how much the second has the lower out-of-fold cross-entropy on images that both judged, and its error."""
+    """By how much the second has the lower out-of-fold cross-entropy on images that both predict, and its standard error."""
     rows, one, two = np.intersect1d(first.rows, second.rows, return_indices=True)
     before, after = (
         cross_entropies(probe.out_of_fold_logits[chosen], labels[rows])

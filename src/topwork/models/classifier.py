@@ -136,7 +136,7 @@ def load_classifier(path: str | os.PathLike[str], *, multi_label: bool = False) 
     try:
         check_description(facts, folder / FACTS, FORMAT)
         if facts["digest"] != facts_digest(facts):
-            raise ModelError(f"{folder / FACTS}: damaged or altered (its digest is not the one it was written with).")
+            raise ModelError(f"{folder / FACTS}: damaged or modified (its digest does not match).")
         _check_files(folder, facts["files"])
         classifier = _from_facts(folder, facts)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -162,7 +162,7 @@ def find_model(path: str | os.PathLike[str]) -> Path:
     for folder in (place, place / "model"):
         if (folder / FACTS).is_file():
             return folder
-    raise UsageError(f"{path}: no model here. Give a run folder or its model/ folder (topwork fit makes one).")
+    raise UsageError(f"{path}: no model here. Give a run directory or its model/ folder (created by topwork fit).")
 
 
 def timm_config(classifier: Classifier) -> dict[str, Any]:
@@ -272,7 +272,7 @@ def _facts(classifier: Classifier) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise ModelError(f"{path}: larger than any description topwork writes.")
+            raise ModelError(f"{path}: too large for a model description.")
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read as JSON: {error}") from None
@@ -287,9 +287,9 @@ def _check_files(folder: Path, files: dict[str, Any]) -> None:
         if name not in KNOWN_FILES:
             raise ModelError(f"{folder / FACTS}: names a file that topwork does not write: {name!r:.80}")
         if not (folder / name).is_file():
-            raise ModelError(f"{folder / name}: missing; the model folder is not whole.")
+            raise ModelError(f"{folder / name}: missing; the model folder is incomplete.")
         if file_digest(folder / name) != digest and name != CARD:
-            raise ModelError(f"{folder / name}: damaged or altered (its SHA-256 is not the one in {FACTS}).")
+            raise ModelError(f"{folder / name}: damaged or modified (its SHA-256 differs from the one in {FACTS}).")
     if COMPILED[0] in files:
         with open(folder / COMPILED[0], "rb") as file:
             # OpenVINO would try its readers for other formats on whatever is no XML.
@@ -307,7 +307,7 @@ def _read_tensors(path: Path, names: list[str] | None = None) -> dict[str, NDArr
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file with the expected tensors: {error}") from None
+        raise ModelError(f"{path}: not a complete safetensors file with the expected tensors: {error}") from None
 
 
 def _from_facts(folder: Path, facts: dict[str, Any]) -> Classifier:
@@ -348,7 +348,7 @@ def _changes(values: dict[str, Any], folder: Path) -> Changes:
     except UsageError as error:
         raise ModelError(f"{folder / FACTS}: {error}") from None
     if not n_hidden or changes.pooling not in (None, *POOLINGS) or not isinstance(changes.drop_hidden, bool):
-        raise ModelError(f"{folder / FACTS}: describes changes to the network that topwork does not make.")
+        raise ModelError(f"{folder / FACTS}: describes unsupported changes to the network.")
     return changes
 
 
@@ -377,11 +377,11 @@ def _check_head(classifier: Classifier, folder: Path) -> None:
         and all(np.isfinite(a).all() for a in (head.weight, head.bias, head.transform.mean, head.transform.scale))
     )
     if not good or len(set(classifier.classes)) != n_classes:
-        raise ModelError(f"{folder}: head and class names do not fit together.")
+        raise ModelError(f"{folder}: the head does not match the class names.")
     if classifier.multi_label:
         limits = classifier.thresholds.get("labels")
         if not isinstance(limits, list) or len(limits) != n_classes or not all(_is_share(limit) for limit in limits):
-            raise ModelError(f"{folder}: labels and their thresholds do not fit together.")
+            raise ModelError(f"{folder}: the labels do not match their thresholds.")
 
 
 def _check_config(classifier: Classifier, folder: Path, files: dict[str, Any]) -> None:
@@ -392,9 +392,9 @@ def _check_config(classifier: Classifier, folder: Path, files: dict[str, Any]) -
     keys = ("input_size", "interpolation", "crop_pct", "mean", "std")
     stated = found.get("pretrained_cfg")
     if not isinstance(stated, dict) or any(stated.get(key) != own["pretrained_cfg"][key] for key in keys):
-        raise ModelError(f"{folder / TIMM_CONFIG}: states another preprocessing than {FACTS}.")
+        raise ModelError(f"{folder / TIMM_CONFIG}: its preprocessing differs from {FACTS}.")
     if found.get("label_names") != own["label_names"]:
-        raise ModelError(f"{folder / TIMM_CONFIG}: states other class names than {FACTS}.")
+        raise ModelError(f"{folder / TIMM_CONFIG}: its class names differ from {FACTS}.")
 
 
 def _is_share(value: object) -> bool:

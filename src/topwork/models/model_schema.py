@@ -157,7 +157,9 @@ def check_description(facts: dict[str, Any], path: Path, newest_format: int) -> 
     """
     form = facts.get("format")
     if type(form) is int and form > newest_format:
-        raise ModelError(f"{path.parent}: written by a newer topwork (format {form}); update topwork to read it.")
+        raise ModelError(
+            f"{path.parent}: written by a newer version of topwork (format {form}); upgrade topwork to read it."
+        )
     _check("", facts, {"format": number(1, newest_format, whole=True), **FIELDS}, OPTIONAL, path)
     _check("preprocessing.", facts["preprocessing"], PREPROCESSING, PREPROCESSING_OPTIONAL, path)
     _check("head.", facts["head"], HEAD, {}, path)
@@ -176,6 +178,6 @@ def _check(prefix: str, values: dict[str, Any], needed: dict[str, Rule], optiona
     for name, rule in (needed | optional).items():
         if name not in values:
             if name in needed:
-                raise ModelError(f"{path}: {prefix}{name} is missing; this is not a whole model description.")
+                raise ModelError(f"{path}: {prefix}{name} is missing; the model description is incomplete.")
         elif not rule.holds(values[name]):
             raise ModelError(f"{path}: {prefix}{name} is {values[name]!r:.60}, not {rule.words}.")

@@ -256,7 +256,7 @@ def set_linear(network: nn.Module, weight: NDArray[Any], bias: NDArray[Any]) -> 
 
 def _drop_hidden(network: nn.Module) -> None:
     if not hasattr(network, "pre_logits"):
-        raise UsageError(f"{type(network).__name__}: it has no hidden layers before its last one.")
+        raise UsageError(f"{type(network).__name__}: it has no hidden layers before its classifier.")
     network.pre_logits = nn.Identity()
 
 
@@ -267,17 +267,17 @@ def _repool(network: nn.Module, pooling: str) -> None:
         raise UsageError(f"--pooling {pooling}: {kind} has no class token.")
     if pooling == "both":
         if not (hasattr(network, "pool") and hasattr(network, "fc_norm")):
-            raise UsageError(f"--pooling both: {kind} cannot pool that way.")
+            raise UsageError(f"--pooling both: {kind} does not support it.")
         replace_module(network, classifier_name(network), nn.Identity())
         _put_head_behind(network, "both")
         return
     if reset is None:
-        raise UsageError(f"--pooling {pooling}: {kind} cannot pool that way.")
+        raise UsageError(f"--pooling {pooling}: {kind} does not support it.")
     try:
         reset(1, global_pool=pooling)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         what = f" ({error})" if str(error) else ""
-        raise UsageError(f"--pooling {pooling}: {kind} cannot pool that way{what}.") from None
+        raise UsageError(f"--pooling {pooling}: {kind} does not support it{what}.") from None
 
 
 # ---- from scratch

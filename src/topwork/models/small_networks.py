@@ -96,7 +96,7 @@ class DeepNetwork(nn.Module):
 class Bottleneck(nn.Module):
     """Three convolutions, 1 x 1, k x k and 1 x 1, each with batch norm, around a shortcut (He et al. 2015, 1512.03385).
 
-    With ``stride`` None it is an identity block: the input is added as it is, so it must have ``widths[2]`` channels.
+    With ``stride`` None it is an identity block: the input is added unchanged, so it must have ``widths[2]`` channels.
     With a stride it is a convolution block: the shortcut is a 1 x 1 convolution, and size and channels may change.
     """
 
@@ -221,7 +221,7 @@ def fold_first_convolution(network: nn.Module) -> nn.Module:
     """
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None or first.in_channels != 3 or first.groups != 1:
-        raise UsageError(f"{type(network).__name__}: its first convolution does not read three colors.")
+        raise UsageError(f"{type(network).__name__}: its first convolution does not take three channels.")
     with torch.no_grad():
         first.weight = nn.Parameter(first.weight.sum(1, keepdim=True))
     first.in_channels = 1

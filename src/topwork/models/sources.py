@@ -153,7 +153,7 @@ def license_note(source: Source) -> str | None:
     terms = source.license
     if terms is None or terms in PERMISSIVE:
         return None
-    return f"The weights of {source.name} are licensed as {terms}, which is not a permissive license: check its terms before use."
+    return f"The weights of {source.name} are licensed as {terms}, which is not a permissive license. Check its terms before use."
 
 
 def backbone_names(pattern: str = "") -> list[str]:
@@ -186,7 +186,9 @@ def _weights_file(name: str, path: Path) -> Path:
     if not path.is_file():
         raise UsageError(f"--backbone {name}: no such weights file: {path}")
     if path.suffix != ".safetensors":
-        raise UsageError(f"{path}: only .safetensors weights are read, because other files can run code when opened.")
+        raise UsageError(
+            f"{path}: only .safetensors weights are supported, because other formats can execute code when loaded."
+        )
     return path
 
 
@@ -241,7 +243,7 @@ def _from_package(embedded: Embedded) -> Any:
 
     path = Path(getattr(importlib.import_module(embedded.module), embedded.getter).get_model_file_path())
     if hashlib.sha256(path.read_bytes()).hexdigest() != embedded.sha256:
-        raise ModelError(f"{path}: not the file that {embedded.package} was published with; install it again.")
+        raise ModelError(f"{path}: differs from the file published with {embedded.package}; reinstall the package.")
     theirs = torch.load(path, weights_only=True, map_location="cpu")
     network: Any = timm.create_model(embedded.architecture, pretrained=False)
     ours = network.state_dict()
@@ -290,9 +292,7 @@ def _from_folder(folder: Path, weights: bool) -> Any:
 
         network, state = translated(config, _read(folder / WEIGHTS) if weights else {}, folder)
         return _filled(network, state, folder / WEIGHTS) if weights else network.eval()
-    raise ModelError(
-        f"{folder / 'config.json'}: names no architecture that timm knows, and no model_type of transformers."
-    )
+    raise ModelError(f"{folder / 'config.json'}: has neither an architecture of timm nor a model_type of transformers.")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -302,7 +302,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file: {error}") from None
+        raise ModelError(f"{path}: not a complete safetensors file: {error}") from None
 
 
 def _filled(network: Any, state: dict[str, Any], path: Path) -> Any:

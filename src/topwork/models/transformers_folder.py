@@ -56,7 +56,7 @@ def translated(config: dict[str, Any], state: dict[str, Any], folder: Path) -> t
     if kind not in _FAMILIES:
         raise ModelError(
             f"{folder}: transformers models of type {kind} cannot be read; those of type {', '.join(_FAMILIES)} can. "
-            "Most others are in timm under a name of their own: topwork models lists them."
+            "Most others are in timm: topwork models lists the names."
         )
     network = _network(kind, config, state, folder)
     renamed = {_renamed(name): value for name, value in state.items()}

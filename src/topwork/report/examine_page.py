@@ -75,12 +75,21 @@ def render(examined: Examined) -> str:
         sections.append(
             Section("regions", "Fixed regions", [block for p in found.places for block in _place(p, examined)])
         )
+    others: list[Block] = []
     for name, title in GROUPS.items():
-        effects = [effect for effect in found.effects if effect.group == name]
-        if effects:
-            sections.append(Section(f"group-{name}", title, _group(effects, examined, pictures)))
+        clear, rest = (
+            [effect for effect in found.effects if effect.group == name and effect.is_clear == way]
+            for way in (True, False)
+        )
+        if clear:
+            sections.append(Section(f"group-{name}", title, _effects(clear, examined, pictures)))
+        if rest:
+            names = ", ".join(effect.title for effect in rest)
+            others.append(Fold(f"{title}: {names}", _effects(rest, examined, pictures)))
+    if others:
+        sections.append(Section("others", "No significant effect", others))
     sections.append(Section("checks", "Checks", _checks(examined)))
-    note = "95% confidence intervals. An effect is significant if McNemar's exact test says so, corrected for the number of effects."
+    note = "95% confidence intervals. Significance: McNemar's exact test, corrected for the number of comparisons."
     subtitle = f"{count(found.n, 'image')} of {escape(examined.path)}"
     return render_page(examined.model.resolve().name, "examine", sections, subtitle=subtitle, footer=[note])
 
@@ -88,16 +97,8 @@ def render(examined: Examined) -> str:
 Pictures = Callable[[str], Pixels | None]
 
 
-def _group(effects: list[Effect], examined: Examined, pictures: Pictures) -> list[Block]:
-    """Significant effects with their images; the others behind a fold."""
-    shown = {
-        is_clear: [block for effect in effects if effect.is_clear == is_clear for block in _effect(effect, examined, pictures)]
-        for is_clear in (True, False)
-    }  # fmt: skip
-    if not shown[False]:
-        return shown[True]
-    names = ", ".join(effect.title for effect in effects if not effect.is_clear)
-    return [*shown[True], Fold(f"No significant effect: {names}", shown[False])]
+def _effects(effects: list[Effect], examined: Examined, pictures: Pictures) -> list[Block]:
+    return [block for effect in effects for block in _effect(effect, examined, pictures)]
 
 
 def verdict(examined: Examined) -> str:
@@ -145,7 +146,7 @@ def _effect(effect: Effect, examined: Examined, pictures: Pictures) -> list[Bloc
     cards = []
     for number, (answer, probability) in enumerate(effect.examples):
         if changed is None:
-            picture = Picture(None, problem="the file is gone")
+            picture = Picture(None, problem="file not found")
         else:
             picture = encoded(changed[number], SIDE)
         style = "" if answer == names[number] else "bad"
@@ -186,7 +187,7 @@ def _place(place: FixedPlace, examined: Examined) -> list[Block]:
         try:
             picture = encoded(_marked(_input(examined, position, spec), place.box), SIDE)
         except (ImageError, OSError, ValueError):
-            picture = Picture(None, problem="the file is gone")
+            picture = Picture(None, problem="file not found")
         cards.append(Card((Tile(picture, f"image of {escape(place.label)} with the region marked"),)))
     return [Heading(f"{escape(place.label)}: {place.where}"), Gallery(tuple(cards), "s")]
 
@@ -207,8 +208,8 @@ def _marked(image: Pixels, box: tuple[int, int, int, int]) -> Pixels:
 def _checks(examined: Examined) -> list[Block]:
     found = examined.examination
     if not found.fits:
-        return [Text("The network has no batch norm to check the normalization with.", "muted")]
+        return [Text("The network has no batch norm, so the normalization cannot be checked.", "muted")]
     rows = tuple((fit.normalization.name, f"{fit.misfit:.3g}") for fit in found.fits)
     declared = tuple(n for n, fit in enumerate(found.fits) if fit.is_declared)
-    note = "Distance between the statistics of the first batch norm in training and now; 0 is perfect. The stored normalization is in bold."  # fmt: skip
+    note = "Distance between the batch-norm statistics of the first layer in pretraining and now; 0 is perfect. Bold: the stored normalization."  # fmt: skip
     return [Table("Normalization", ("Normalization", "Misfit"), rows, note, chosen=declared)]

@@ -182,5 +182,5 @@ def _code(text: str) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Text escaped for Markdown."""
     return _SPECIAL.sub(r"\\\1", escape(text))

@@ -57,7 +57,7 @@ MAX_CLASSES = 200
 TILE, GAP = 80, 4  # of a grid as a file, in pixels
 FACT_NAMES = {
     "backbone": "Backbone", "n_classes": "Classes", "n_train": "Training images", "n_held_out": "Held-out images",
-    "side": "Input size in pixels", "epochs": "Epochs", "seed": "Seed", "data_digest": "Digest of the data",
+    "side": "Input size (px)", "epochs": "Epochs", "seed": "Seed", "data_digest": "Dataset digest",
 }  # fmt: skip
 
 
@@ -73,10 +73,10 @@ def write_compare_page(part: str, compared: Sequence[Compared], path: Path) -> N
     names = [compared[0].first.name, *(found.second.name for found in compared)]
     sections = [Section("overview", "Overview", _differences(compared))]
     for number, found in enumerate(compared, start=1):
-        title = f"{escape(found.second.name)} against {escape(found.first.name)}"
+        title = f"{escape(found.second.name)} vs. {escape(found.first.name)}"
         sections.append(Section(f"pair-{number}", title, _pair(found)))
     note = "McNemar's exact test and a paired bootstrap on the same images."
-    subtitle = f"{escape(', '.join(names))}; the {part} part"
+    subtitle = f"{escape(', '.join(names))}; {part}"
     write_page(path, render_page("Comparison", "compare", sections, subtitle=subtitle, footer=[note]))
 
 
@@ -89,7 +89,7 @@ def _differences(compared: Sequence[Compared]) -> list[Block]:
         rows.append((found.second.name, Share(found.comparison.difference, low, high)))
     first = escape(compared[0].first.name)
     said = Notes(tuple(escape(found.sentence) for found in compared), kind="plain")
-    chart = Bars(f"Accuracy minus that of {first}", "points", tuple(rows), "With 95% CI.", is_difference=True)
+    chart = Bars(f"Accuracy difference to {first}", "points", tuple(rows), "With 95% CI.", is_difference=True)
     return [said, chart]
 
 
@@ -115,7 +115,7 @@ def _pair(found: Compared) -> list[Block]:
     name = f"images-{second}" if second.isidentifier() else "images"
     blocks.append(Gallery(cards, n_open=24, name=name, filters=(("change", "Change", kinds),)))
     if len(differing) > len(shown):
-        blocks.append(Text(f"{len(shown)} of {len(differing):,} are shown; --json has all.", "small"))
+        blocks.append(Text(f"{len(shown)} of {len(differing):,} are shown; for all of them, use --json.", "small"))
     return blocks
 
 
@@ -172,9 +172,9 @@ def _domains(found: ComparedDomains) -> list[Block]:
 def _distances(found: ComparedDomains) -> list[Figure]:
     distance = found.distance
     rows = [
-        Figure("Energy distance", f"{distance.energy:.3f}", hint=f"{distance.expected:.3f} expected within one domain"),
+        Figure("Energy distance", f"{distance.energy:.3f}", hint=f"{distance.expected:.3f} expected by chance"),
         Figure("p-value", f"{distance.p_value:.3f}", hint="permutation test"),
-        Figure("Linear separability (AUC)", f"{distance.auc:.2f}", hint="0.5: not separable"),
+        Figure("Linear separability (AUC)", f"{distance.auc:.2f}", hint="0.5 means not separable"),
     ]
     for name, figure, pattern, hint in (
         ("Expected accuracy", found.expected, "range {}", "of the model, without labels"),
@@ -214,7 +214,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TopworkError(f"--out {escape(str(folder))}: cannot be made: {error_reason(error)}.") from None
+        raise TopworkError(f"--out {escape(str(folder))}: cannot be created: {error_reason(error)}.") from None
     if not os.access(folder, os.W_OK):
         raise TopworkError(f"--out {escape(str(folder))}: cannot be written to.")
 
@@ -244,8 +244,8 @@ def render_study(studied: Studied) -> str:
         untitled = replace(part, heading=False) if isinstance(part, Table) else replace(part, title="")
         sections.append(Section(f"part-{number}", part.title, [untitled]))
     sections.append(Section("setup", "Setup", [Facts(tuple(_study_facts(studied)), "list")]))
-    note = "95% confidence intervals. Two results differ significantly if McNemar's exact test on the same held-out images says so (p < 0.05)."
-    footer = [f"{note} Source of the idea: {study.source}."]
+    note = "95% confidence intervals. Significance: McNemar's exact test on the same held-out images (p < 0.05)."
+    footer = [f"{note} Based on: {study.source}."]
     return render_page(study.title, f"study {study.name}", sections, subtitle=study.teaches, footer=footer)
 
 
@@ -258,7 +258,7 @@ def _study_facts(studied: Studied) -> list[tuple[str, str, str]]:
         shown = str(value)[:16] if name == "data_digest" else f"{value:,}" if isinstance(value, int) else str(value)
         facts.append((text, escape(shown), ""))
     if studied.findings.facts.get("quick"):
-        facts.append(("Quick", "yes: few images and short training, so the results are rough", ""))
+        facts.append(("Quick", "yes (few images and short training, so the results are rough)", ""))
     return [*facts, ("Time", duration(studied.seconds), "")]
 
 

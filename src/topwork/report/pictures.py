@@ -54,7 +54,7 @@ class Album:
         """Every picture asked for, by row."""
         rows = sorted(self.order, key=lambda row: (self.order[row], row))
         side = next(side for n, side in SIDES if len(rows) <= n)
-        pictures = dict.fromkeys(rows, Picture(None, problem="left out to keep this page small"))
+        pictures = dict.fromkeys(rows, Picture(None, problem="omitted to keep this page small"))
         n_characters = 0
         for row, picture in zip(rows, in_order(lambda row: make_picture(manifest, row, side), rows), strict=True):
             n_characters += len(picture.source or "") * max(1, self.uses[row])
@@ -98,11 +98,11 @@ def small_jpeg(manifest: Manifest, row: int, side: int, quality: int = QUALITY) 
         is_same = hashlib.sha256(data).hexdigest() == sample.content_hash
         pixels = decode(data, min_side=max(1, side * short // long)).pixels if is_same else None
     except (ImageError, OSError, ValueError):
-        raise ImageError("the file is gone") from None
+        raise ImageError("file not found") from None
     except MemoryError:
         raise ImageError("not enough memory to show it") from None
     if pixels is None:
-        raise ImageError("the file has changed since")
+        raise ImageError("file has changed")
     small = smaller(pixels, side)
     return jpeg_of(small, quality), small.shape[1], small.shape[0]
 

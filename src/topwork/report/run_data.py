@@ -103,7 +103,7 @@ def read_record(run: Path) -> Record:
         TopworkError: a file of it is damaged, with its name.
     """
     if not (run / "evaluation.json").is_file():
-        raise UsageError(f"{escape(str(run))}: no finished run here (no evaluation.json). topwork fit makes one.")
+        raise UsageError(f"{escape(str(run))}: no finished run here (no evaluation.json). topwork fit creates one.")
     try:
         manifest = load_manifest(run / "manifest.parquet")
         evaluation = read_json(run / "evaluation.json")

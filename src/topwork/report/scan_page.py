@@ -82,7 +82,7 @@ def render(surveyed: Surveyed, augment: Pipeline, seed: int = 0) -> str:
     )
     title = manifest.root.name or str(manifest.root)
     return render_page(
-        title, "scan", sections, subtitle="The data before training", pictures=album.make(surveyed.manifest)
+        title, "scan", sections, subtitle="Dataset before training", pictures=album.make(surveyed.manifest)
     )
 
 
@@ -96,7 +96,7 @@ def _overview(surveyed: Surveyed) -> list[Block]:
         ("Classes", f"{len(manifest.classes):,}", f"largest / smallest: {found.imbalance:g}"),
         ("Exact duplicates", f"{len(found.duplicates):,}", "groups of identical files"),
         ("Near duplicates", near, "not checked (--quick)" if found.near_duplicates is None else "groups"),
-        ("Leaks", f"{len(found.leaks):,}" if is_divided else "–", "valid or test images also in train" if is_divided else "the data have no split yet"),
+        ("Leaks", f"{len(found.leaks):,}" if is_divided else "–", "images of valid or test that are also in train" if is_divided else "not split yet"),
     )  # fmt: skip
     notes = tuple(escape(line) for line in (*surveyed.findings, *manifest.notes))
     said: Block = Notes(notes, "Check before training") if notes else Text("No problems found.", "lead")
@@ -146,7 +146,7 @@ def size_chart(manifest: Manifest) -> Chart:
     labels = tuple(f"{w:,} × {h:,} px: {count(counts[w, h], 'image')}" for w, h in sizes)
     series = Series("sizes", tuple((float(w), float(h)) for w, h in sizes), kind="dots", labels=labels)
     widths, heights = [w for w, _ in sizes], [h for _, h in sizes]
-    return Chart("Sizes in pixels", "width", "height", (series,), "log", "log",
+    return Chart("Image sizes (px)", "width", "height", (series,), "log", "log",
                  x_range=(min(widths) / 1.1, max(widths) * 1.1), y_range=(min(heights) / 1.1, max(heights) * 1.1))  # fmt: skip
 
 
@@ -177,8 +177,8 @@ def _shortcuts(found: Overview) -> list[Block]:
         rows.append((f"{family.family}: {family.facts}", Bar(share, family.chance), share,
                      ", ".join(away) + (f" and {more} more" if more > 0 else "")))  # fmt: skip
     warned = tuple(n for n, family in enumerate(check.families) if family.warning is not None)
-    about = f"{count(check.n_images, 'image')} of {count(check.n_classes, 'class', 'classes')}, cross-validated; the thin mark is chance."
-    lead = "Accuracy from file metadata alone, without looking at the picture. If it is high, a network can use the same shortcut."
+    about = f"{count(check.n_images, 'image')} of {count(check.n_classes, 'class', 'classes')}, cross-validated; the thin line is chance."
+    lead = "Accuracy from metadata alone, without looking at the image. If it is high, a network can use the same shortcut."
     columns = ("Metadata", "", "Balanced accuracy (95% CI)", "Classes it reveals")
     return [Text(lead, "lead"), Table("Shortcut check", columns, tuple(rows), about, heading=False, text_columns=(3,), chosen=warned)]  # fmt: skip
 
@@ -209,9 +209,9 @@ def _duplicates(manifest: Manifest, found: Overview, album: Album) -> list[Block
     if cards:
         blocks.append(Gallery(tuple(cards), "l"))
     if n_all > len(groups):
-        blocks.append(Text(f"{len(groups):,} of {n_all:,} groups; --json has all.", "small"))
+        blocks.append(Text(f"{len(groups):,} of {n_all:,} groups; --json lists all.", "small"))
     if found.near_duplicates_recall is not None:
-        blocks.append(Text(f"The thresholds were set on copies of these images (smaller, compressed, cropped, mirrored); they find {percent(found.near_duplicates_recall, 0)} of them.", "small"))  # fmt: skip
+        blocks.append(Text(f"The thresholds were tuned on modified copies of these images (resized, compressed, cropped, flipped); they find {percent(found.near_duplicates_recall, 0)} of them.", "small"))  # fmt: skip
     return blocks
 
 
@@ -225,7 +225,7 @@ def _outliers(manifest: Manifest, found: Overview, album: Album) -> list[Block]:
                 Card((Tile(album.want(row, MISTAKE), f"{name.lower()} image"),), path=path) for row, path in tiles
             )
             blocks += [Heading(f"{name}: {count(len(outliers), 'image')}"), Gallery(cards, "s")]
-    return blocks or [Text("No image is unusually dark, bright or blurred.", "lead")]
+    return blocks or [Text("No image is unusually dark, bright or blurry.", "lead")]
 
 
 # ---- augmentation
@@ -240,7 +240,7 @@ def _views(surveyed: Surveyed, augment: Pipeline, seed: int) -> list[Block]:
     rows = list(first.values())[:N_VIEWED]
     made = in_order(lambda row: _views_of(manifest, row, spec, augment, seed), rows)
     shown = tuple((escape(manifest.samples[row].label), views) for row, views in zip(rows, made, strict=True) if views)
-    lead = f"What the network sees at {spec.width} × {spec.height} pixels: in prediction, then {N_VIEWS} random views in training with --augment {augment.name}."  # fmt: skip
+    lead = f"Network input at {spec.width} × {spec.height} pixels: for prediction, then {N_VIEWS} random views for training with --augment {augment.name}."  # fmt: skip
     columns = ("prediction", *[f"view {n}" for n in range(1, N_VIEWS + 1)])
     return [Text(lead, "lead"), Grid("Views", columns, shown)]
 

@@ -63,7 +63,7 @@ _HEADERS = [
 _STATIC = {"app.js": "text/javascript", "app.css": "text/css"}
 _LOG = logging.getLogger("topwork.server")
 
-_Top = Annotated[int, Query(ge=1, le=MAX_TOP, description="how many classes to name")]
+_Top = Annotated[int, Query(ge=1, le=MAX_TOP, description="number of classes to return")]
 _Explain = Annotated[bool, Query(description="also send a heatmap; one image only")]
 
 
@@ -118,7 +118,7 @@ class Service:
     def admitted(self, n_images: int) -> Iterator[None]:
         """Room for images that are waited for; refused at once if there is none."""
         if self.measures.n_waiting + n_images > self.settings.max_queue:
-            raise refusal(503, "too many images are waiting; try again in a second", closes=True)
+            raise refusal(503, "too many images are queued; try again in a second", closes=True)
         self.measures.n_waiting += n_images
         try:
             yield
@@ -177,27 +177,27 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
     async def predict(request: Request, top: _Top = 5, explain: _Explain = False) -> Response:
         return await answer(request, None, top, explain)
 
-    @app.post("/predict/{model}", openapi_extra=_body_schema(), summary="The same, by one of several models")
+    @app.post("/predict/{model}", openapi_extra=_body_schema(), summary="Classify with one of several models")
     async def predict_by(request: Request, model: str, top: _Top = 5, explain: _Explain = False) -> Response:
         return await answer(request, model, top, explain)
 
 
 def _add_status(app: FastAPI, service: Service) -> None:
-    @app.get("/models", summary="The models served, with their classes")
+    @app.get("/models", summary="List the models and their classes")
     async def models() -> Response:
         return as_json({"models": [_about(model) for model in service.models.values()]})
 
-    @app.get("/live", summary="Whether the process runs")
+    @app.get("/live", summary="Whether the process is running")
     async def live() -> Response:
         return as_json({"status": "live"})
 
-    @app.get("/ready", summary="Whether a real prediction has worked and more are welcome")
+    @app.get("/ready", summary="Whether the models can answer (a real prediction has succeeded)")
     async def ready() -> Response:
         if service.is_ready:
             return as_json({"status": "ready"})
         return as_json({"error": "closing" if service.is_closing() else service.failure}, 503)
 
-    @app.get("/metrics", summary="Counters for Prometheus")
+    @app.get("/metrics", summary="Metrics for Prometheus")
     async def metrics() -> Response:
         service.measures.is_ready = service.is_ready
         return Response(service.measures.text(), media_type="text/plain; version=0.0.4")
@@ -253,7 +253,7 @@ def _chosen(service: Service, name: str | None) -> ServedModel:
     if name is None:
         return next(iter(service.models.values()))
     if name not in service.models:
-        raise refusal(404, "no model of that name; GET /models lists them", closes=True)
+        raise refusal(404, "no such model; GET /models lists them", closes=True)
     return service.models[name]
 
 
@@ -274,7 +274,7 @@ class _Held:
     def add(self, n_bytes: int) -> None:
         """Takes some more, or refuses."""
         if self._measures.n_held_bytes + n_bytes > self._limit:
-            raise refusal(503, "too many requests are being read; try again in a second", closes=True)
+            raise refusal(503, "too many requests; try again in a second", closes=True)
         self._n_bytes += n_bytes
         self._measures.n_held_bytes += n_bytes
 
@@ -322,7 +322,7 @@ async def _images_of(request: Request, body: bytes, max_images: int) -> list[tup
     else:
         images = [("image", body)] if body else []
     if not images:
-        raise refusal(400, "there is no image in the request")
+        raise refusal(400, "the request has no image")
     if len(images) > max_images:
         raise refusal(413, f"more than {max_images} images in one request")
     return images
@@ -341,9 +341,9 @@ async def _files_of(request: Request, body: bytes, max_images: int) -> list[tupl
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             raise refusal(413, f"more than {max_images} images in one request") from None
-        raise refusal(400, f"not a well-formed form: {error.message.rstrip('.').lower()}") from None
+        raise refusal(400, f"malformed form: {error.message.rstrip('.').lower()}") from None
     if not body.rstrip(b"\r\n").endswith(b"--"):
-        raise refusal(400, "not a well-formed form: it ends before its last boundary")
+        raise refusal(400, "malformed form: it ends before its last boundary")
     files = [value for _, value in form.multi_items() if not isinstance(value, str)]
     return [(file.filename or "", await file.read()) for file in files]
 
@@ -389,7 +389,7 @@ def example_images(folder: str) -> list[bytes]:
         if len(found) == MAX_EXAMPLES:
             break
     if not found:
-        raise UsageError(f"--examples {folder}: no image here.")
+        raise UsageError(f"--examples {folder}: no images here.")
     return found
 
 
@@ -493,7 +493,7 @@ class Access:
         """The answer to a request that may not pass; None if it may."""
         hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
         if len(hosts) != 1 or not self.is_ours(hosts[0]):
-            return as_json({"error": "this server does not answer under that host name; see --allow-host"}, 421)
+            return as_json({"error": "this host name is not allowed; see --allow-host"}, 421)
         if self.token is None or path in self.open_paths or path.startswith("/static/"):
             return None
         given = next((value for name, value in headers if name == b"authorization"), b"")

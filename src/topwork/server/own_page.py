@@ -41,9 +41,9 @@ class OwnPage:
         """Raises HTTPException 403 unless the request comes from the page itself."""
         origin = request.headers.get("origin", "")
         if origin.lower().removeprefix("http://") not in self.hosts:
-            raise HTTPException(403, "changes come from the page itself only")
+            raise HTTPException(403, "changes are only accepted from the page itself")
         if not secrets.compare_digest(request.headers.get("x-topwork-token", "").encode(), self.token.encode()):
-            raise HTTPException(403, "the page is from an earlier start; load it again")
+            raise HTTPException(403, "the page is outdated; reload it")
 
     async def body(self, request: Request, limit: int) -> bytes:
         """The body of a request from the page itself, at most ``limit`` bytes."""
@@ -62,7 +62,7 @@ class OwnPage:
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise HTTPException(400, "no JSON object")
+            raise HTTPException(400, "not a JSON object")
         return value
 
     def application(self, routes: Sequence[BaseRoute]) -> ASGIApp:

@@ -115,7 +115,7 @@ def _shown(desk: Desk) -> list[Route]:
     async def image(request: Request) -> Response:
         row = request.path_params["row"]
         if row not in desk.shown_rows:
-            raise HTTPException(404, "no image of that number is shown here")
+            raise HTTPException(404, "no such image")
         side = SMALL_SIDE if request.query_params.get("size") == "small" else SIDE
         try:
             jpeg, _, _ = await asyncio.to_thread(small_jpeg, desk.review.manifest, row, side, QUALITY)
@@ -128,7 +128,7 @@ def _shown(desk: Desk) -> list[Route]:
 
     async def report(_request: Request) -> Response:
         if desk.report is None:
-            raise HTTPException(404, "there is no new run yet")
+            raise HTTPException(404, "there is no retrained run yet")
         text = await asyncio.to_thread(desk.report.read_text, "utf-8")
         return HTMLResponse(text, headers={"x-frame-options": "DENY"})
 
@@ -152,14 +152,16 @@ def _changed(desk: Desk) -> list[Route]:
         asked = await desk.asked(request)
         row, decision, version, label = (asked.get(key) for key in ("row", "decision", "version", "label"))
         if not _is_number(row) or not _is_number(version) or not isinstance(decision, str):
-            raise HTTPException(422, "row and version are whole numbers, decision is a word")
+            raise HTTPException(422, "row and version must be integers, decision a string")
         if label is not None and not _is_number(label):
-            raise HTTPException(422, "label is the number of a class, or null")
+            raise HTTPException(422, "label must be a class number or null")
         try:
             state = await asyncio.to_thread(desk.review.decide, row, decision, label, version)
         except Conflict:
             current = desk.review.state(row)
-            return as_json({"error": "somebody else has decided about this image; this stands now", **current}, 409)
+            return as_json(
+                {"error": "someone else has decided on this image; this is the current decision", **current}, 409
+            )
         except UsageError as error:
             raise HTTPException(422, str(error)) from None
         except TopworkError as error:

@@ -70,9 +70,9 @@ def named_models(given: Sequence[str]) -> dict[str, str]:
             place = Path(text).resolve()
             name, folder = (place.parent if place.name == "model" else place).name, text
         if not name or not all(c.isalnum() or c in "-_. " for c in name) or name.strip(".") != name:
-            raise UsageError(f"{escape(text)}: cannot be served under that name; write NAME={escape(folder)}.")
+            raise UsageError(f"{escape(text)}: cannot be used as a name; use NAME={escape(folder)}.")
         if name in found:
-            raise UsageError(f"two models are called {escape(name)}; write NAME={escape(folder)} to tell them apart.")
+            raise UsageError(f"two models have the name {escape(name)}; use NAME={escape(folder)} to rename one.")
         found[name] = folder
     return found
 
@@ -89,12 +89,14 @@ def read_token(settings: ServeSettings, listener: socket.socket) -> str | None:
         except (OSError, ValueError) as error:
             raise UsageError(f"--token-file {settings.token_file}: cannot be read: {error_reason(error)}.") from None
         if len(token) < MIN_TOKEN or not token.isprintable():
-            raise UsageError(f"--token-file {settings.token_file}: holds no token of at least {MIN_TOKEN} characters.")
+            raise UsageError(
+                f"--token-file {settings.token_file}: must contain a token of at least {MIN_TOKEN} characters."
+            )
         return token
     if settings.auth and not is_loopback(listener):
         raise UsageError(
             f"--host {settings.host}: other machines could use this server without a password. "
-            "Give --token-file FILE, or add --no-auth to allow it."
+            "Add --token-file FILE, or --no-auth to allow it."
         )
     return None
 

@@ -88,7 +88,7 @@ class Start(OwnPage):
     def run_of(self, name: Any) -> Path:
         """The folder of a run by its name."""
         if not isinstance(name, str) or not _is_name(name) or not (self.runs / name / "settings.json").is_file():
-            raise HTTPException(404, "no run of that name")
+            raise HTTPException(404, "no such run")
         return self.runs / name
 
     def data_of(self, asked: dict[str, Any]) -> Path:
@@ -108,7 +108,7 @@ class Start(OwnPage):
     def keep(self, name: str, label: str, file: str, data: bytes) -> None:
         """Writes one dropped image; never over another one."""
         if not all(_is_name(part) for part in (name, label, file)):
-            raise HTTPException(422, "a folder or file name that cannot be used")
+            raise HTTPException(422, "invalid folder or file name")
         place = self.images / name / label / file
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +266,7 @@ def _done(start: Start) -> list[Route]:
         asked = await start.asked(request)
         mode = asked.get("mode", "probe")
         if mode not in MODES:
-            raise HTTPException(422, f"mode is one of {', '.join(MODES)}")
+            raise HTTPException(422, f"mode must be one of {', '.join(MODES)}")
         data = start.data_of(asked)
         return as_json(start.begin("training", lambda reporter: start.train(data, mode, reporter)))
 
@@ -287,7 +287,7 @@ def _done(start: Start) -> list[Route]:
         asked = await start.asked(request)
         run, to = start.run_of(asked.get("run")), asked.get("to")
         if to not in TARGETS:
-            raise HTTPException(422, f"to is one of {', '.join(TARGETS)}")
+            raise HTTPException(422, f"to must be one of {', '.join(TARGETS)}")
         return as_json(start.begin("export", lambda reporter: _exported(run, str(to), reporter)))
 
     written = (keep, forget, scan, train, resume, predict, review, export)
@@ -309,7 +309,7 @@ def _scanned(data: Path, reporter: Reporter) -> dict[str, Any]:
 
 
 def _exported(run: Path, to: str, reporter: Reporter) -> dict[str, Any]:
-    reporter.step("export and check")
+    reporter.step("export and verify")
     folder = run / "export"
     folder.mkdir(exist_ok=True)
     made = export_model(run, to, folder / f"model{TARGETS[to].endings[0]}", overwrite=True)
@@ -317,7 +317,7 @@ def _exported(run: Path, to: str, reporter: Reporter) -> dict[str, Any]:
     return {
         "export": escape(str(made.exported)),
         "script": escape(str(made.script)),
-        "checked": f"{certificate.n_same} of {certificate.n_compared} images get the same answer",
+        "checked": f"{certificate.n_same} of {certificate.n_compared} predictions are the same",
     }
 
 

@@ -1,7 +1,6 @@
-"""What each kind of augmentation brings: heads on frozen features of augmented views, and the grid of views.
+"""Which augmentations help: heads on frozen features of augmented views, with few and with all training images.
 
-Every training image is seen unchanged and in two random views; the head is evaluated on unchanged held-out images. Once with
-few images per class, where there is most to gain, and once with all.
+The head is trained on each image and two random views of it, and evaluated on unchanged held-out images.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ def run(bench: Bench) -> Findings:
         answers[f"{len(rows)} training images"] = found
     gains = [(k, *(str(difference(a["none"], a[k], bench.seed)) for a in answers.values())) for k in kinds]
     return Findings(
-        sentences=tuple(f"With {size}: {best_of(found, bench.seed)}" for size, found in answers.items()),
+        sentences=tuple(f"With {size}. {best_of(found, bench.seed)}" for size, found in answers.items()),
         parts=(
             *(accuracy_bars(size, found) for size, found in answers.items()),
             Table(
-                "Against none",
+                "Gain over no augmentation",
                 ("augmentation", *answers),
                 tuple(gains),
-                "Change of accuracy with its paired 95% interval. Each kind is tested separately: one in twenty may be chance.",
+                "Change in accuracy with its paired 95% CI. With this many comparisons, about one in twenty is significant by chance.",
             ),
             _views(bench, backbone, kinds),
         ),

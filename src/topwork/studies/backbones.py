@@ -53,7 +53,7 @@ def run(bench: Bench) -> Findings:
     own = bench.backbone.name
     chosen = {name: row for name, row in NETWORKS.items() if not bench.settings.quick or name in QUICK}
     if bench.settings.backbone != "auto":
-        chosen.setdefault(own, (bench.backbone.architecture, "asked for"))
+        chosen.setdefault(own, (bench.backbone.architecture, "requested"))
     sizes: dict[str, Size] = {}
     answers: dict[str, Bools] = {}
     online = not bench.settings.quick
@@ -76,13 +76,13 @@ def run(bench: Bench) -> Findings:
         parts=(
             Table(
                 "Backbones",
-                ("network", "parameters", "billion multiply-adds", "images per second", "accuracy of a fitted head", "from"),
+                ("network", "parameters", "billion multiply-adds", "images per second", "accuracy of a probe", "used by"),
                 tuple(rows),
-                "Parameters with the layer for 1,000 classes. A dash: the weights are not on this machine and could not be downloaded.",
+                "Parameters include the layer for 1,000 classes. A dash means that the weights are not available on this machine.",
             ),
-            *([accuracy_bars("Accuracy of a fitted head", answers)] if answers else []),
+            *([accuracy_bars("Accuracy of a probe", answers)] if answers else []),
             Chart(
-                "Multiply-adds and speed", "billion multiply-adds per image", "images per second", (Series("networks", points),),
+                "Multiply-adds vs. speed", "billion multiply-adds per image", "images per second", (Series("networks", points),),
                 x_scale="log", y_scale="log", note="From left to right: " + ", ".join(ordered) + ".",
             ),
         ),
@@ -144,12 +144,12 @@ def _sentences(sizes: dict[str, Size], answers: dict[str, Bools], seed: int) -> 
     fast, slow = (find(sizes, key=lambda name: sizes[name].images_per_second) for find in (max, min))
     _, flops, speed = (b / a for a, b in zip(sizes[fast], sizes[slow], strict=True))
     said = [
-        f"{fast} is the fastest here with {sizes[fast].images_per_second:.0f} images per second, {slow} the slowest with "
-        f"{sizes[slow].images_per_second:.1f}: {1 / speed:.0f} times, for {flops:.0f} times the multiply-adds."
+        f"{fast} is the fastest with {sizes[fast].images_per_second:.0f} images per second, {slow} the slowest with "
+        f"{sizes[slow].images_per_second:.1f}: {1 / speed:.0f} times slower, with {flops:.0f} times the multiply-adds."
     ]
     if len(answers) > 1:
         said.append(best_of(answers, seed))
     missing = [name for name in sizes if name not in answers]
     if missing:
-        said.append(f"Not measured, because the weights are not available here: {join_names(missing)}.")
+        said.append(f"Accuracy not measured, because the weights are not available: {join_names(missing)}.")
     return said

@@ -135,15 +135,15 @@ def prepare(
     reporter = reporter or default_reporter()
     if path is None:
         path = draw_folder(cache_folder() / "drawn-shapes", 30, settings.seed)
-        reporter.note("No images were given: the study runs on drawn shapes.")
+        reporter.note("No images given; using drawn shapes.")
     manifest = scan(path, n_threads=settings.workers, on_progress=reporter.progress, rules=rules_of(settings))
     if len(manifest.classes) < 2:
-        raise UsageError(f"{path}: a study needs images of at least two classes, one folder per class.")
+        raise UsageError(f"{path}: a study needs at least two classes, one folder per class.")
     labels = np.array(manifest.labels, np.int64)
     parts = split(manifest, 0.0, settings.test_fraction, settings.seed)
     held_out = parts.test if len(parts.test) else parts.valid
     if not len(held_out):
-        raise UsageError(f"{path}: no image is left to evaluate on; give --test-fraction or more images.")
+        raise UsageError(f"{path}: no images are left for evaluation; use --test-fraction or more images.")
     n = settings.n_images or (QUICK_IMAGES if settings.quick else len(labels))
     kept = min(1.0, n / (len(parts.train) + len(held_out)))
     train = round_robin(parts.train, labels, settings.seed)[: _at_least(kept * len(parts.train), manifest)]

@@ -1,6 +1,6 @@
-"""Every study: what it teaches, what it costs, where it comes from. The study NAME is the module of that name here.
+"""The list of studies. The study NAME is the module of that name in this folder.
 
-Only text, so that ``topwork study --list`` loads no network library.
+Only text, so that ``topwork study --list`` does not import torch.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Study:
     """A study as ``topwork study --list`` shows it.
 
     Attributes:
-        teaches: what one knows afterwards.
-        cost: time it takes, with what that was measured on.
-        source: the tutorial or paper it comes from.
+        teaches: what you learn.
+        cost: typical running time.
+        source: the tutorial or paper it is based on.
     """
 
     name: str
@@ -36,79 +36,79 @@ STUDIES = (
     Study(
         "normalization",
         "What does normalization do?",
-        "Pretrained weights expect pixels with one mean and deviation, and training and test must agree on it.",
-        "100 s of processor time",
-        "guns and knives: the 2 x 2 table of training and testing with and without it",
+        "Pretrained weights expect a certain mean and standard deviation, and training and test must use the same.",
+        "100 s of CPU time",
+        "guns and knives: training and testing with and without normalization",
     ),
     Study(
         "strategies",
-        "Features only, last stages, or everything?",
-        "What to train depends on how many images there are and how like the pretraining data they are.",
-        "130 s of processor time",
-        "Oxford pets: the three strategies",
+        "Frozen features, last stages, or full fine-tuning?",
+        "Which layers to train depends on the number of images and on their similarity to the pretraining data.",
+        "130 s of CPU time",
+        "Oxford pets: three fine-tuning strategies",
     ),
     Study(
         "scratch",
         "Pretrained or from scratch?",
-        "What pretrained weights are worth, at equal epochs and at equal time.",
-        "3 minutes of processor time",
-        "cats and dogs: six blocks of convolution from scratch against a pretrained VGG16",
+        "How much pretraining helps, for the same number of epochs and for the same training time.",
+        "3 minutes of CPU time",
+        "cats and dogs: six convolution blocks from scratch vs. a pretrained VGG16",
     ),
     Study(
         "residual",
         "Why do deep networks need skip connections?",
-        "Gradients vanish in plain deep networks and not in residual ones; which padding keeps a map's side.",
-        "60 s of processor time",
-        "cats and dogs: the residual block and its exercise",
+        "Gradients vanish in plain deep networks but not in residual ones; which padding keeps the size of a feature map.",
+        "60 s of CPU time",
+        "cats and dogs: residual blocks and an exercise",
     ),
     Study(
         "rates",
         "Which learning rate, which schedule?",
-        "The range test, flat against one-cycle, one rate against rates that rise with depth.",
-        "140 s of processor time",
-        "Oxford pets: lr_find, fit_one_cycle and slices of rates",
+        "The learning-rate range test, flat vs. one-cycle schedules, one rate vs. discriminative rates.",
+        "140 s of CPU time",
+        "Oxford pets: lr_find, fit_one_cycle and slice learning rates",
     ),
     Study(
         "data-size",
         "How many images are enough?",
-        "Accuracy against images per class, with intervals, and what more images should bring.",
-        "20 s of processor time",
-        "cats and dogs: 500 images of each; Caltech-101: classes of few images",
+        "Accuracy by number of images per class, with confidence intervals, and the gain to expect from more images.",
+        "20 s of CPU time",
+        "cats and dogs: 500 images per class; Caltech-101: classes with few images",
     ),
     Study(
         "grayscale",
-        "What about gray images?",
-        "Three ways to feed gray images to a color backbone, and whether a learned first layer helps.",
-        "60 s of processor time",
-        "cats and dogs: the exercise with one input channel",
+        "How to use grayscale images?",
+        "Three ways to feed grayscale images to a color backbone, and whether a learned first layer helps.",
+        "60 s of CPU time",
+        "cats and dogs: an exercise with one input channel",
     ),
     Study(
         "augmentation",
-        "What does augmentation bring?",
-        "What the network sees, and which random changes help here.",
-        "80 s of processor time",
-        "Caltech-101 and Oxford pets: their transforms",
+        "Does augmentation help?",
+        "What the network sees, and which augmentations help on your images.",
+        "80 s of CPU time",
+        "Caltech-101 and Oxford pets: transforms",
     ),
     Study(
         "heads",
         "Which head, which loss?",
-        "Linear, hidden layers, cosine; cross-entropy against binary cross-entropy for two classes.",
-        "40 s of processor time",
-        "all five: 256-ReLU-0.4, 128-ReLU-0.2 with a sigmoid, one linear layer, fastai's head",
+        "Linear, hidden layers or cosine; cross-entropy vs. binary cross-entropy for two classes.",
+        "40 s of CPU time",
+        "all five: 256-ReLU-0.4, 128-ReLU-0.2 with a sigmoid, a linear layer, fastai's head",
     ),
     Study(
         "backbones",
         "Which backbone?",
-        "Parameters, multiply-adds, speed here and accuracy of the networks that tutorials use.",
-        "130 s of processor time",
+        "Parameters, multiply-adds, speed and accuracy of the networks that the tutorials use.",
+        "130 s of CPU time",
         "all five: ResNet-18, 34, 50, 101, 152 and VGG16",
     ),
     Study(
         "domain-shift",
-        "What if the pictures change?",
-        "What a change of look costs, and what comes back without labels; give --domain-by where folders are domains.",
+        "What if the images change?",
+        "How much accuracy a domain shift costs, and how much can be recovered without labels; use --domain-by if folders are domains.",
         "2 minutes",
-        "guns and knives: learned from photographs, used on X-ray scans",
+        "guns and knives: trained on photographs, used on X-ray scans",
     ),
 )
 
@@ -117,12 +117,12 @@ def study_named(name: str) -> Study:
     """The study of this name.
 
     Raises:
-        UsageError: there is none, with the nearest names.
+        UsageError: no such study; suggests the closest names.
     """
     known = {study.name: study for study in STUDIES}
     if name not in known:
         near = difflib.get_close_matches(name, known, 2) or list(known)
-        raise UsageError(f"{name}: no such study; did you mean {' or '.join(near)}? topwork study --list names them.")
+        raise UsageError(f"{name}: no such study; did you mean {' or '.join(near)}? See topwork study --list.")
     return known[name]
 
 

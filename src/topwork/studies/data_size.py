@@ -1,4 +1,4 @@
-"""Accuracy against images per class: measured with intervals, and what more images should bring.
+"""Accuracy by number of images per class, and the gain to expect from more images.
 
 Heads on frozen features are fitted on more and more images per class and evaluated on the same held-out images. The power law
 ``error = floor + scale n^-exponent`` (``evaluation/learning_curve.py``) extrapolates to twice and four times as many.
@@ -35,7 +35,7 @@ def run(bench: Bench) -> Findings:
             _chart(answers, curve),
             Table(
                 "Measured",
-                ("training images", "per class", "accuracy on held-out images", "errors"),
+                ("training images", "per class", "accuracy", "errors"),
                 tuple((n, round(n / n_classes, 1), Measured.of(a), int((~a).sum())) for n, a in answers.items()),
                 f"On the same {len(bench.held_out)} held-out images.",
             ),
@@ -68,37 +68,35 @@ def _chart(answers: dict[int, Bools], curve: LearningCurve | None) -> Chart:
     if curve:
         expected = tuple((float(f.n), f.accuracy) for f in curve.forecasts)
         spans = tuple((f.low, f.high) for f in curve.forecasts)
-        series.append(Series("extrapolated from the training images alone", expected, spans, kind="dashed"))
+        series.append(Series("extrapolated from train only", expected, spans, kind="dashed"))
     return Chart(
-        "Accuracy against training images", "training images", "accuracy", tuple(series), x_scale="log", y_is_share=True,
-        note="Whiskers are 95% intervals.",
+        "Accuracy by number of training images", "training images", "accuracy", tuple(series), x_scale="log", y_is_share=True,
+        note="Whiskers: 95% CI.",
     )  # fmt: skip
 
 
 def _forecasts(curve: LearningCurve) -> Table:
     rows = tuple((f.n, Share(f.accuracy, f.low, f.high)) for f in curve.forecasts)
     note = f"Best fit: error = {curve.floor:.3f} + {curve.scale:.2f} n^-{curve.exponent:.2f}."
-    return Table("Expected with more images", ("training images", "accuracy"), rows, note)
+    return Table("Expected accuracy with more images", ("training images", "accuracy"), rows, note)
 
 
 def _sentences(answers: dict[int, Bools], curve: LearningCurve | None, n_classes: int, seed: int) -> list[str]:
     sizes = list(answers)
     last = answers[sizes[-1]]
     said = [
-        f"Accuracy is {Measured.of(answers[n])} with {n / n_classes:.0f} training images per class."
+        f"{n / n_classes:.0f} training images per class: {Measured.of(answers[n])} accuracy."
         for n in dict.fromkeys((sizes[0], sizes[-1]))
     ]
     if len(sizes) > 1:
-        said.append(
-            compared(f"with {sizes[-2]} images", answers[sizes[-2]], f"with all {sizes[-1]} images", last, seed)
-        )
+        said.append(compared(f"{sizes[-2]} images", answers[sizes[-2]], f"all {sizes[-1]} images", last, seed))
         enough = next(n for n in sizes if not difference(answers[n], last, seed).is_clear)
         if enough < sizes[-1]:
-            said.append(f"From {enough} images on, there is no significant difference from all {sizes[-1]}.")
+            said.append(f"From {enough} images on, the difference to all {sizes[-1]} images is not significant.")
     if curve:
         gain, low, high = map(points, curve.gain)
         said.append(
-            f"Twice as many images should change accuracy by {gain} points (95% CI {low} to {high}), extrapolated from "
-            f"cross-validated heads{'' if curve.gain[1] > 0 else ': no clear gain'}."
+            f"Expected gain from twice as many images: {gain} points (95% CI {low} to {high}), extrapolated from the learning "
+            f"curve{'' if curve.gain[1] > 0 else '; not a clear gain'}."
         )
     return said

@@ -1,4 +1,4 @@
-"""Domain shift: what a trained head loses on images that look different, and what adapting recovers without labels.
+"""Domain shift: how much accuracy a head loses on images that look different, and how much adaptation recovers.
 
 If the data has domains (a column, or --domain-by), the first one is for training and every other one is new. Otherwise the
 held-out images are changed: gray, blurred, reduced to outlines. Compared on the new images: the unadapted head, the head
@@ -29,7 +29,7 @@ CHANGES = ("gray", "blur", "edges")
 N_LABELS = 5  # per class
 PENALTY = 3e-3
 N_SHOWN = 4
-PLAIN, ADAPTED, LABELED = "not adapted", "adapted, no labels", f"adapted, {N_LABELS} labels per class"
+PLAIN, ADAPTED, LABELED = "not adapted", "adapted without labels", f"adapted with {N_LABELS} labels per class"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,16 +62,16 @@ def run(bench: Bench) -> Findings:
         measured, source = (map(Measured.of, right) for right in (s.answers.values(), s.source))
         rows.append((name, *measured, percent(s.expected), s.choice.outcome, *source))
     columns = (
-        "new images",
+        "new domain",
         PLAIN,
         ADAPTED,
         LABELED,
-        "expected without labels",
+        "expected accuracy",
         "decision",
-        "old images before",
-        "old images after",
+        "source before",
+        "source after",
     )
-    note = "On images whose label was not given. Expected: of the head before adapting, from how far the methods agree."
+    note = "On images without given labels. Expected accuracy: of the unadapted head, estimated without labels."
     return Findings(
         sentences=tuple(_sentence(name, shift, bench.seed) for name, shift in shifts.items()),
         parts=(
@@ -103,7 +103,7 @@ def _changed(bench: Bench, backbone: Backbone) -> tuple[dict[str, Shift], list[G
         target = _columns(head, bench.embedded(bench.held_out, images, change.name, backbone))
         shifts[change.title] = _shift(source, target, labels[n:], bench)
         pictures.append((change.title, tuple(images[:N_SHOWN])))
-    return shifts, [Grid("What changes", ("",) * N_SHOWN, tuple(pictures))]
+    return shifts, [Grid("Changes", ("",) * N_SHOWN, tuple(pictures))]
 
 
 def _between(bench: Bench, backbone: Backbone, names: list[str]) -> tuple[dict[str, Shift], list[Grid]]:
@@ -148,5 +148,5 @@ def _sentence(name: str, shift: Shift, seed: int) -> str:
     if shift.choice.outcome == "adapted":
         text = compared(PLAIN, before, ADAPTED, after, seed)
     else:
-        text = f"Accuracy {percent(float(before.mean()))}; not adapted without labels. {shift.choice.reason}"
+        text = f"{percent(float(before.mean()))} accuracy; not adapted without labels. {shift.choice.reason}"
     return f"{name}: {text} {compared(ADAPTED, after, LABELED, labeled, seed)}"

@@ -1,7 +1,7 @@
-"""Gray images and a color backbone: repeat the channel, fold the first convolution, or learn three channels from one.
+"""Grayscale images and a color backbone: repeat the channel, fold the first convolution, or learn three channels.
 
-The lecture's exercise is a convolution from one to three channels in front of frozen layers. It is trained here from two
-starts: as the repeated channel, and at random.
+The lecture's exercise is a convolution from one to three channels in front of frozen layers. It is initialized in two ways:
+to repeat the channel, and at random.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from topwork.training.recipe import TuneSettings
 
 RATE = 1e-3
 SETTINGS = TuneSettings(strategy="all", lr=f"{RATE}", augment="none", batch_norm="frozen", batch_size=16)
-COLOR, SHIFTED = "color", "gray, head trained on color"
-REPEATED, FOLDED = "gray, channel repeated", "gray, first convolution folded"
-FROM_COPY, FROM_RANDOM = "learned colors, from repetition", "learned colors, from random"
+COLOR, SHIFTED = "color", "grayscale, head trained on color"
+REPEATED, FOLDED = "grayscale, channel repeated", "grayscale, first convolution folded"
+FROM_COPY, FROM_RANDOM = "learned colors, initialized to repeat", "learned colors, initialized at random"
 
 
 def run(bench: Bench) -> Findings:
@@ -60,10 +60,10 @@ def run(bench: Bench) -> Findings:
             _folded_sentence(gap, float(abs(plain).max())),
         ),
         parts=(
-            accuracy_bars("Ways to use gray images", answers),
-            by_epoch("Learning three colors", runs[1:], "accuracy"),
-            runs_table(runs, "The exercise: the backbone is frozen, colors and head are trained."),
-            Grid("The images", ("in color", "in gray"), _pairs(color.train[:4], task.train[:4])),
+            accuracy_bars("Accuracy on grayscale images", answers),
+            by_epoch("Learning three channels", runs[1:], "accuracy"),
+            runs_table(runs, "In the exercise, the backbone is frozen; the color layer and the head are trained."),
+            Grid("The images", ("color", "grayscale"), _pairs(color.train[:4], task.train[:4])),
         ),
         values={"accuracy": accuracies(answers), "folded_differs_by": gap},
         facts=task.facts(bench, epochs),
@@ -72,10 +72,12 @@ def run(bench: Bench) -> Findings:
 
 def _folded_sentence(gap: float, scale: float) -> str:
     """Whether the folded network answers as the repeated channel, from the largest difference of logits."""
-    facts = f"Folding the first convolution changes logits by {gap:.1e} at most"
+    facts = f"Folding the first convolution changes logits by at most {gap:.1e}"
     if gap < 1e-2 * scale:
-        return f"{facts}: the same as repeating the channel, with a third of the first layer's multiplications."
-    return f"{facts}: not the same as repeating the channel, because this backbone normalizes each channel differently."
+        return f"{facts}: equivalent to repeating the channel, with a third of the multiplications in the first layer."
+    return (
+        f"{facts}: not equivalent to repeating the channel, because this backbone normalizes the channels differently."
+    )
 
 
 def _pairs(color: Pixels, gray_images: Pixels) -> tuple[tuple[str, tuple[Pixels, ...]], ...]:

@@ -1,4 +1,4 @@
-"""The tutorials' heads side by side on the same frozen features, and two losses for two classes.
+"""The tutorials' heads on the same frozen features, and two losses for two classes.
 
 Each head is trained by the plain loop with AdamW on stored features; the fitted head of a probe is compared with them. For two
 classes, softmax over two logits with cross-entropy is compared with one logit and binary cross-entropy.
@@ -22,14 +22,14 @@ from topwork.studies.learning import Epoch, Learned, Task, by_epoch, learn, runs
 from topwork.studies.study import Findings, accuracies, accuracy_bars, best_of, compared
 from topwork.training.recipe import TuneSettings
 
-FITTED = "linear, fitted (probe)"
+FITTED = "probe"
 # name: (head, the tutorial's own network and the parameters of its head)
 HEADS = {
     "linear": ("linear", "ResNet-18 with 131 classes: 67,203"),
     "256-relu-0.4": ("256:0.4", "VGG16 with 100 classes: 1,074,532"),
     "128-relu-0.2": ("128:0.2", "VGG16, pooled, one logit: 65,793"),
     "drop 0.25, 512-relu-0.5": ("drop:0.25,512:0.5", "fastai's head, without its batch norms"),
-    "cosine": ("cosine", "none; directions only"),
+    "cosine": ("cosine", "none"),
 }
 
 
@@ -75,15 +75,15 @@ def run(bench: Bench) -> Findings:
             f"{times}. {compared(small.name, small.correct, large.name, large.correct, bench.seed)}",
         ),
         parts=(
-            accuracy_bars("Heads on the same features", answers),
+            accuracy_bars("Accuracy of each head", answers),
             runs_table(
                 runs,
-                f"{task.train.shape[1]} features; AdamW with a one-cycle schedule. The fitted head is solved to the minimum, its "
-                "penalty chosen by cross-validation. From: the tutorial's network and the parameters of its head.",
+                f"{task.train.shape[1]} features; AdamW with a one-cycle schedule. The probe is fitted "
+                "to convergence, with regularization chosen by cross-validation. Details: the tutorial's network and the size of its head.",
                 "Heads",
                 ("none", *(source for _, source in HEADS.values())),
             ),
-            by_epoch("Loss by epoch", runs[1:], "loss"),
+            by_epoch("Validation loss by epoch", runs[1:], "loss"),
             runs_table(two, title=f"Two classes: {pair}"),
         ),
         values={

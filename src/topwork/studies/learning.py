@@ -108,7 +108,7 @@ class Epoch:
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What training came to."""
+    """The result of training."""
 
     name: str
     epochs: tuple[Epoch, ...]
@@ -145,7 +145,7 @@ def runs_table(runs: Iterable[Learned], note: str = "", title: str = "All runs",
     columns = ("run", "parameters", "trainable", "epochs", "seconds", "accuracy", "loss on held-out images")
     if not more:
         return Table(title, columns, tuple(rows), note)
-    return Table(title, (*columns, "from"), tuple((*row, text) for row, text in zip(rows, more, strict=True)), note)
+    return Table(title, (*columns, "details"), tuple((*row, text) for row, text in zip(rows, more, strict=True)), note)
 
 
 # ---- training

@@ -1,7 +1,7 @@
-"""Train with and without normalization, test with and without: the tutorial's table, and what other statistics cost.
+"""Training and testing with and without normalization, and with other statistics.
 
-A head on frozen features is trained on images prepared one way and tested on images prepared another. Normalization can be
-forgotten in two ways: pixels stay between 0 and 1, or even between 0 and 255, as the decoder gives them.
+A head on frozen features is trained on images normalized one way and tested on images normalized another. Normalization can
+be forgotten in two ways: pixels stay between 0 and 1, or even between 0 and 255, as decoded.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ def run(bench: Bench) -> Findings:
     said = misfit_sentence(fits)
     return Findings(
         sentences=(
-            *(compared("tested normalized, too", answers[WITH, WITH], f"trained normalized, tested on {name}", answers[WITH, name], bench.seed) for name in FORGOTTEN),
-            *(compared("normalized in both", answers[WITH, WITH], f"{name} in both training and test", answers[name, name], bench.seed) for name in FORGOTTEN),
-            f"Other statistics in the test only: {best_of(tested, bench.seed)}",
+            *(compared("normalized in training and test", answers[WITH, WITH], f"normalized in training only (test: {name})", answers[WITH, name], bench.seed) for name in FORGOTTEN),
+            *(compared("normalized in training and test", answers[WITH, WITH], f"{name} in training and test", answers[name, name], bench.seed) for name in FORGOTTEN),
+            f"Other statistics in the test only. {best_of(tested, bench.seed)}",
             *([said[1]] if said else []),
         ),
         parts=(
             Table(
-                "Trained and tested, with and without",
+                "Accuracy with and without normalization",
                 ("trained on", *(f"tested on {name}" for name in main)),
                 tuple((a, *(Measured.of(answers[a, b]) for b in main)) for a in main),
-                "The first tutorial's table (guns and knives, ResNet): trained with normalization, 99.1% tested with it and 53.5% "
-                "without; trained without, 97.2% and 99.1%.",
+                "In the tutorial (guns and knives, ResNet): trained with normalization, 99.1% when tested with it and 53.5% without; "
+                "trained without, 97.2% and 99.1%.",
             ),
             _pictures(images[:3], own),
             _channels(images, own),
             accuracy_bars("The same head, tested with other statistics", tested),
             Table(
-                "Other statistics, and how well they fit the weights",
-                ("statistics", "used in the test only", "used in training and test", "misfit"),
+                "How well other statistics fit the weights",
+                ("statistics", "in the test only", "in training and test", "misfit"),
                 tuple((name, Measured.of(tested[name]), Measured.of(both[name]), misfit.get(way)) for name, way in ways.items()),
-                "Misfit: distance between what the first batch norm saw in pretraining and what it sees now; 0 is perfect.",
+                "Misfit: distance between the statistics of the first batch norm in pretraining and now; 0 is perfect.",
             ),
         ),
         values={
@@ -87,9 +87,9 @@ def _channels(images: Pixels, own: Normalization) -> Table:
     columns = [values.mean(0), values.std(0), after.mean(0), after.std(0)]
     return Table(
         "Channel statistics",
-        ("channel", "mean before", "standard deviation before", "mean after", "standard deviation after"),
+        ("channel", "mean before", "std before", "mean after", "std after"),
         tuple((name, *(float(column[c]) for column in columns)) for c, name in enumerate(("red", "green", "blue"))),
-        f"Of {len(images)} training images; before: pixels from 0 to 1. After: normalized with {own.name}.",
+        f"On {len(images)} training images. Before: pixels from 0 to 1. After: normalized with {own.name}.",
     )
 
 
@@ -102,5 +102,5 @@ def _pictures(images: Pixels, own: Normalization) -> Grid:
         shown = (np.asarray(np.clip(255 * values, 0, 255), np.uint8) for values in (after, stretched))
         rows.append((f"image {number}", (image, *shown)))
     columns = ("as decoded", "normalized, clipped to 0..1", "normalized, stretched")
-    note = "The middle is what a plot of the network's input looks like: half of the values are below 0 and turn black."
+    note = "Middle: how a plot of the network input usually looks. Half of the values are below 0 and turn black."
     return Grid("Before and after", columns, tuple(rows), note)

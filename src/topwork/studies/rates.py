@@ -1,7 +1,7 @@
-"""Learning rates: the range test, flat against one-cycle, one rate against rates that rise with depth.
+"""Learning rates: the range test, flat vs. one-cycle schedules, one rate vs. discriminative rates.
 
-The range test raises the rate step by step on a copy and watches the loss. Its suggestion is then tried, with a thirtieth and
-thirty times of it, and with two schedules and two ways of spreading it over the stages.
+The suggestion of the range test is compared with rates 30 times lower and higher, with a flat schedule, and with rates that
+increase with depth.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from topwork.training.schedule import rate_schedule
 
 FACTOR = 30
 SPREAD = 100  # from the first stage to the head
-CYCLE, FLAT, RISING = "one-cycle, suggested rate", "flat, suggested rate", "one-cycle, rising with depth"
-LOW, HIGH = "one-cycle, a thirtieth", "one-cycle, thirty times"
+CYCLE, FLAT, RISING = "one-cycle", "flat", "discriminative rates"
+LOW, HIGH = "rate 30x lower", "rate 30x higher"
 SCHEDULES: tuple[ScheduleName, ...] = ("one-cycle", "flat", "cosine", "step")
 
 
@@ -58,12 +58,12 @@ def run(bench: Bench) -> Findings:
             *(compared(one, answers[one], two, answers[two], bench.seed) for one, two in pairs),
         ),
         parts=(
-            Chart("Range test", "learning rate", "training loss, smoothed", (curve, mark), x_scale="log"),
-            Chart("Schedules", "fraction of training done", "factor on the rate", shapes),
+            Chart("Range test", "learning rate", "smoothed training loss", (curve, mark), x_scale="log"),
+            Chart("Schedules", "fraction of training", "fraction of the peak rate", shapes),
             accuracy_bars("After training", answers),
             by_epoch("Accuracy by epoch", runs, "accuracy"),
-            runs_table(runs, "From: the learning rate.", more=[f"lr {way.lr}" for way in ways.values()]),
-            Table("Rates that the rules of the range test suggest", ("rule", "rate"), tuple(test.rules.items())),
+            runs_table(runs, "", more=[f"lr {way.lr}" for way in ways.values()]),
+            Table("Rules of the range test", ("rule", "rate"), tuple(test.rules.items())),
         ),
         values={"suggestion": best, "rules": test.rules, "accuracy": accuracies(answers)},
         facts=task.facts(bench, epochs),

@@ -1,8 +1,8 @@
-"""Vanishing gradients: the size of the gradient in each layer of plain and residual networks of growing depth.
+"""Vanishing gradients: gradient magnitudes by layer in plain and residual networks of increasing depth.
 
-Measured on one batch at the start and after some training. Without a skip connection each layer multiplies the gradient by
-something below one; with ``x + f(x)`` there is a path that multiplies it by one. The lecture's exercise on kernels and the
-padding that keeps a map's side is worked out, too.
+Measured on one batch, at the start and after some training. Without skip connections, each layer multiplies the gradient by
+less than one; with ``x + f(x)`` there is a path that multiplies it by one. Also solves the lecture's exercise on which padding
+keeps the size of a feature map.
 """
 
 from __future__ import annotations
@@ -73,15 +73,15 @@ def run(bench: Bench) -> Findings:
             _chart("Gradient by layer after training", found, "end"),
             Table(
                 "Depth",
-                ("network", "layers", "first / last gradient, start", "after training", "accuracy", "parameters"),
+                ("network", "layers", "first / last gradient at the start", "after training", "accuracy", "parameters"),
                 rows,
                 "16 channels, no batch norm.",
             ),
             Table(
-                "Padding that keeps the side",
-                ("kernel", "padding kernel - 2", "padding kernel // 2", "padding that keeps the side: before, after"),
+                "Padding that keeps the size",
+                ("kernel", "padding kernel - 2", "padding kernel // 2", "padding that keeps the size (before, after)"),
                 tuple(kernels),
-                "Side of the map after a convolution of a 16 px map. x + f(x) needs 16.",
+                "Size of a 16 px feature map after the convolution. x + f(x) needs 16.",
             ),
             _blocks(),
         ),
@@ -115,8 +115,8 @@ def _chart(title: str, found: list[Measurement], when: str) -> Chart:
         values = enumerate(getattr(m, when))
         points = tuple((n / max(1, m.depth - 1), max(value, 1e-12)) for n, value in values)
         series.append(Series(m.learned.name, points, kind="dashed" if m.kind == "residual" else "line"))
-    x_label = "position of the layer: 0 next to the image, 1 next to the classifier"
-    note = "Values below 1e-12 are drawn at 1e-12."
+    x_label = "position of the layer (0: input, 1: classifier)"
+    note = "Values below 1e-12 are drawn as 1e-12."
     return Chart(title, x_label, "gradient (root mean square)", tuple(series), y_scale="log", note=note)
 
 
@@ -126,8 +126,8 @@ def _gradient_sentences(found: list[Measurement]) -> list[str]:
         shallow, *_, deep = sorted((m for m in found if m.kind == kind), key=lambda m: m.depth)
         decays = deep.ratio < VANISHED * shallow.ratio
         said.append(
-            f"In {kind} networks the first layer's gradient is {shallow.ratio:.2g} times the last one's with {shallow.depth} "
-            f"layers and {deep.ratio:.2g} times with {deep.depth}: it {'decays' if decays else 'does not decay'} with depth."
+            f"In {kind} networks, the gradient of the first layer is {shallow.ratio:.2g} times that of the last with "
+            f"{shallow.depth} layers and {deep.ratio:.2g} times with {deep.depth}: it {'decays' if decays else 'does not decay'} with depth."
         )
     return said
 
@@ -145,22 +145,22 @@ def _kernel_row(kernel: int) -> tuple[int, int | None, int, str]:
 
 
 def padding_sentence(rows: list[tuple[int, int | None, int, str]]) -> str:
-    """For which kernels the lecture's padding works, read off the table."""
+    """For which kernel sizes the lecture's padding works."""
     by_two = [str(kernel) for kernel, side, _, _ in rows if side == 16]
     by_half = [str(kernel) for kernel, _, side, _ in rows if side == 16]
     return (
-        f"x + f(x) needs a map of the same side. Of kernels 1 to {rows[-1][0]}, padding by kernel - 2 gives that for "
-        f"{', '.join(by_two)} only, padding by kernel // 2 for {', '.join(by_half)}; even kernels need one more zero on one side."
+        f"x + f(x) needs feature maps of the same size. For kernel sizes 1 to {rows[-1][0]}, padding by kernel - 2 works for "
+        f"{', '.join(by_two)} only and padding by kernel // 2 for {', '.join(by_half)}; even kernels need asymmetric padding."
     )
 
 
 def _blocks() -> Table:
     """The blocks of the lectures and their parameters."""
     made: list[tuple[str, str, nn.Module, tuple[int, int, int]]] = [
-        ("identity block", "1 x 1, 3 x 3, 1 x 1 around x", Bottleneck(256, (64, 64, 256)), (256, 16, 16)),
+        ("identity block", "1x1, 3x3 and 1x1 convolutions with a shortcut", Bottleneck(256, (64, 64, 256)), (256, 16, 16)),
         ("identity block, kernel 4", "an even kernel", Bottleneck(256, (64, 64, 256), 4), (256, 16, 16)),
-        ("convolution block", "the shortcut is a 1 x 1 convolution", Bottleneck(64, (64, 64, 256), stride=1), (64, 16, 16)),
-        ("convolution block, stride 2", "halves the map", Bottleneck(256, (128, 128, 512), stride=2), (256, 16, 16)),
+        ("convolution block", "1x1 convolution in the shortcut", Bottleneck(64, (64, 64, 256), stride=1), (64, 16, 16)),
+        ("convolution block, stride 2", "halves the feature map", Bottleneck(256, (128, 128, 512), stride=2), (256, 16, 16)),
         ("ResNet-9", "ten classes", ResNet9(10), (3, 32, 32)),
     ]  # fmt: skip
     rows: list[tuple[AnyCell, ...]] = []
@@ -169,4 +169,4 @@ def _blocks() -> Table:
             after = tuple(module.eval()(torch.zeros(1, *shape)).shape[1:])
         sides = [" x ".join(map(str, s)) for s in (shape, after)]
         rows.append((name, words, *sides, count_parameters(module)[0]))
-    return Table("Blocks", ("block", "what it is", "from", "to", "parameters"), tuple(rows))
+    return Table("Blocks", ("block", "description", "input", "output", "parameters"), tuple(rows))

@@ -58,11 +58,11 @@ def run(bench: Bench) -> Findings:
         sentences=tuple(_sentences(tuned, groups, task.n_classes, bench.seed)),
         parts=(
             *(accuracy_bars(f"At {what}", found) for what, found in answers.items()),
-            Chart("Accuracy against training time", "seconds", "accuracy on held-out images", curves, y_is_share=True),
+            Chart("Accuracy by training time", "seconds", "accuracy on held-out images", curves, y_is_share=True),
             runs_table(
                 dict.fromkeys((tuned, *equal_epochs.values(), *equal_time.values())),
                 f"{len(task.train)} training images with random flips; AdamW, one-cycle. In the lecture: 98% with a "
-                "pretrained VGG16, 86% from scratch with the six blocks (cats and dogs, 500 images per class).",
+                "pretrained VGG16, 86% with six blocks from scratch (cats and dogs, 500 images per class).",
             ),
         ),
         values={

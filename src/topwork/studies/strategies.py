@@ -1,7 +1,8 @@
-"""Features only, the last stages, or everything: with few images and with many, on photographs and on outlines.
+"""Frozen features, the last stages or full fine-tuning: with few images and with many, on photographs and on outlines.
 
-The fifth tutorial's rule of thumb: with little data that resembles the pretraining data, keep the features frozen; with much
-data, or images that look different, fine-tune more. Resemblance is changed here by reducing the same images to outlines.
+The fifth tutorial's rule of thumb: with little data that resembles the pretraining data, keep the features frozen; with more
+data, or images that look different, fine-tune more layers. To change the resemblance only, the same images are reduced to
+outlines.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from topwork.studies.study import Findings, accuracies, accuracy_bars, best_of, 
 from topwork.training.recipe import TuneSettings
 
 FEW = 5  # images per class
-FROZEN, ALL = "features only", "everything"
+FROZEN, ALL = "frozen features", "full fine-tuning"
 _BASE = TuneSettings(augment="none", batch_size=16)
 TUNED = {"last stages": replace(_BASE, strategy="last", last_stages=2), ALL: _BASE}
 
@@ -45,7 +46,7 @@ def run(bench: Bench) -> Findings:
             *(
                 runs_table(
                     group,
-                    "Each from the same fitted head. Features only: seconds of fitting the head once the images are embedded.",
+                    "All start from the same fitted head. Frozen features: time for fitting the head on stored features.",
                     f"Runs on {images}",
                 )
                 for images, group in runs.items()

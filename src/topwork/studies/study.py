@@ -1,4 +1,4 @@
-"""What a study finds: sentences that follow from measured values, and the tables, charts and pictures that show them.
+"""What a study finds: sentences derived from measured values, with tables, charts and images.
 
 A study is a module of this folder with one function ``run(bench) -> Findings`` and a row in ``catalog.py``. Here are its
 result and what all studies share: differences on the same held-out images, and the sentences and charts made from them.
@@ -39,7 +39,7 @@ class Measured(Share):
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of the second way minus the first on the same images, with its paired 95% interval and McNemar's p-value."""
+    """Accuracy of the second method minus the first on the same images, with its paired 95% interval and McNemar's p-value."""
 
     value: float
     low: float
@@ -57,10 +57,10 @@ class Findings:
     """What a study found.
 
     Attributes:
-        sentences: the meaning, the most important first; each follows from measured values.
-        parts: tables, charts and pictures in the order of reading.
+        sentences: conclusions, the most important first; each follows from measured values.
+        parts: tables, charts and images in reading order.
         values: the measured values by name, as plain JSON values, for programs and tests.
-        facts: on what it was measured: images, network, size, epochs.
+        facts: the conditions: images, network, size, epochs.
     """
 
     sentences: tuple[str, ...]
@@ -90,19 +90,19 @@ def difference(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Difference
 
 
 def compared(first: str, first_correct: ArrayLike, second: str, second_correct: ArrayLike, seed: int = 0) -> str:
-    """Whether the second way is better than the first, on the same images."""
+    """Whether the second method is better than the first, on the same images."""
     found = difference(first_correct, second_correct, seed)
     one, two = (percent(Measured.of(correct).value) for correct in (first_correct, second_correct))
-    facts = f"{upper(second)}: accuracy {two}; {first}: {one}; difference {found}"
+    facts = f"{upper(second)} vs. {first}: {two} vs. {one} accuracy, {found}"
     if not found.is_clear:
-        return f"{facts}. No significant difference on {found.n} images (p = {found.p_value:.2f})."
+        return f"{facts}. No significant difference (p = {found.p_value:.2f}, {found.n} images)."
     better = second if found.value > 0 else first
     p = "< 0.001" if found.p_value < 0.001 else f"= {found.p_value:.3f}"
     return f"{facts}. {upper(better)} is significantly better (p {p})."
 
 
 def best_of(answers: Mapping[str, ArrayLike], seed: int = 0) -> str:
-    """Which of several ways is best, and which others are not significantly worse."""
+    """Which of several methods is best, and which others are not significantly worse."""
     names = sorted(answers, key=lambda name: -float(np.mean(np.asarray(answers[name], np.bool_))))
     best, share = names[0], Measured.of(answers[names[0]])
     tied = [name for name in names[1:] if not difference(answers[best], answers[name], seed).is_clear]
@@ -115,7 +115,7 @@ def best_of(answers: Mapping[str, ArrayLike], seed: int = 0) -> str:
 
 
 def accuracy_bars(title: str, answers: Mapping[str, ArrayLike]) -> Bars:
-    """Accuracy of each way with its interval."""
+    """Accuracy of each method with its interval."""
     rows = tuple((name, Measured.of(right)) for name, right in answers.items())
     return Bars(title, "accuracy on held-out images", rows)
 

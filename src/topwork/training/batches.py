@@ -121,7 +121,7 @@ class InputNetwork(nn.Module):
         self.std: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, C). The permuted view is channels-last as it is, which convolutions on CPUs like best."""
+        """Logits (B, C). The permuted view is already channels-last, the fastest layout for convolutions on CPUs."""
         logits: Tensor = self.network((images.permute(0, 3, 1, 2).float() - self.mean) / self.std)
         return logits
 
@@ -187,7 +187,7 @@ def in_file(shape: tuple[int, ...]) -> Pixels:
             return np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
     except OSError as error:
         raise TopworkError(
-            f"{folder}: no room for {n_bytes / 1e9:.1f} GB of prepared images: {error.strerror or error}. "
+            f"{folder}: not enough space for {n_bytes / 1e9:.1f} GB of prepared images: {error.strerror or error}. "
             "Set TOPWORK_CACHE to a folder on a larger disk."
         ) from None
 

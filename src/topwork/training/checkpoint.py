@@ -75,13 +75,13 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{index}: not a checkpoint, or damaged. Remove {folder} to start over.") from None
     if version != FORMAT:
-        raise ModelError(f"{index}: format {version}; this version of topwork reads {FORMAT}.")
+        raise ModelError(f"{index}: format {version}; this version of topwork reads format {FORMAT}.")
     if digest != _digest(body) or Path(name).name != name:
-        raise ModelError(f"{index}: altered since it was written. Remove {folder} to start over.")
+        raise ModelError(f"{index}: modified since it was written. Remove {folder} to start over.")
     try:
         data = (folder / name).read_bytes()
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise ModelError(f"{folder / name}: damaged: its digest is not the recorded one.")
+            raise ModelError(f"{folder / name}: damaged: its digest does not match.")
         return Checkpoint(load(data), values)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder / name}: cannot be read: {error}") from None

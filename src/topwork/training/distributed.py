@@ -87,7 +87,7 @@ class Group(Processes):
                 torch.distributed.init_process_group(backend, timeout=PATIENCE)
             except (ValueError, RuntimeError) as error:
                 raise TopworkError(
-                    f"Several processes were started, but they found no group ({error}); start them with torchrun."
+                    f"Several processes were started, but they could not connect ({error}). Start them with torchrun."
                 ) from None
         self.rank, self.n = torch.distributed.get_rank(), torch.distributed.get_world_size()
 

@@ -218,7 +218,7 @@ def _within_time(inputs: TuningInputs, planned: TuningPlan) -> tuple[Recipe | No
         return recipe, ()
     if recipe.n_epochs < min(LEAST_EPOCHS, planned.recipe.n_epochs):
         fits = count(recipe.n_epochs, "epoch")
-        return None, (f"Only {fits} would fit into the time budget, too little to learn from: not tuning.",)
+        return None, (f"Only {fits} fits into the time budget, which is too little: not fine-tuning.",)
     chosen = next(trial for trial in inputs.probe.trials if trial.chosen)
     expected = estimate(
         chosen.accuracy, chosen.n_images, facts.n_train, recipe, rate, None if budget is None else budget / 60
@@ -263,7 +263,7 @@ class FineTuned:
         """
         if isinstance(self.head, nn.Module) or isinstance(self.backbone, str):
             raise UsageError(
-                "A head or network of your own can be trained, but only a HeadSpec fits into a model folder."
+                "Custom heads and networks can be trained, but only a HeadSpec can be saved in a model folder."
             )
         return adopt(self.backbone, self.state, self.head, self.recipe.n_classes, self.probe)
 

@@ -236,11 +236,11 @@ class _Run:
         target: TargetTerms | None,
     ) -> None:
         if any(phase.batch_norm == "train" for phase in recipe.phases) and len(train.labels) < 2:
-            raise UsageError("One training image is too few to train batch-norm statistics; use --batch-norm frozen.")
+            raise UsageError("One training image is not enough for batch-norm statistics; use --batch-norm frozen.")
         self.recipe, self.train, self.valid, self.context, self.target = recipe, train, valid, context, target
         self.group = context.processes
         if target is not None and self.group.n > 1:
-            raise UsageError("Adapting the network to a target is done by one process; start it without a launcher.")
+            raise UsageError("Adapting a network runs in a single process; start it without a launcher.")
         self.net = TrainableNetwork(network, recipe, train, self.group.device, self.group)
         self.loss = Loss(recipe, self.net.device)
         self.n_batches = len(batches_of(np.arange(len(train.labels)), recipe.batch_size))
@@ -348,12 +348,12 @@ class _Run:
         patience, budget = self.recipe.patience, self.recipe.time_budget_seconds
         since = self.epoch - max((r["epoch"] for r in self.history if r["best"]), default=0)
         if patience is not None and since >= patience:
-            better = f"No better epoch in {since}; the best was epoch {self.best[0][0]}."
+            better = f"Stopped early: no improvement in {since}; the best was epoch {self.best[0][0]}."
             self.finish("patience", better)
         spent = self.seconds_before + time.monotonic() - self.started
         over = budget is not None and spent + epoch_seconds > budget
         if self.group.any(over and self.group.is_main):
-            self.finish("time budget", f"Ended after {spent:.0f} s: another epoch would exceed {budget:.0f} s.")
+            self.finish("time budget", f"Stopped after {spent:.0f} s: another epoch would exceed {budget:.0f} s.")
 
     def finish(self, ending: Ending, message: str) -> NoReturn:
         """Notes the ending in the checkpoint, so that resuming a finished run does no more work, and ends."""
@@ -446,7 +446,7 @@ class _Run:
             torch.cuda.empty_cache()
         self.notes.append(
             f"Out of memory: batches of {self.recipe.batch_size} are now computed {self.micro_batch} images at a time, with "
-            "their gradients added, so the learning rate stays the same."
+            "gradient accumulation, so the learning rate stays the same."
         )
 
     def after_step(self, loss: float, factor: float) -> None:
@@ -484,7 +484,7 @@ class _Run:
         if not math.isfinite(value):
             raise _Ended(
                 "loss not finite",
-                f"The loss is not finite in epoch {self.epoch + 1}, step {self.n_steps + 1}. Try a lower --lr (the highest "
+                f"The loss became NaN or infinite in epoch {self.epoch + 1}, step {self.n_steps + 1}. Try a lower --lr (the highest "
                 f"rate was {max(group['peak'] for group in self.optimizer.param_groups):g}) or --precision f32.",
             )
 
@@ -539,7 +539,7 @@ class _Run:
             return False
         values = saved.values
         if not self.recipe.is_written_as(values.get("recipe", {})):
-            raise UsageError(f"{self.context.folder}: its checkpoint is of another recipe. Use another folder.")
+            raise UsageError(f"{self.context.folder}: its checkpoint is from a different recipe. Use another folder.")
         tensors = {name: value.to(self.net.device) for name, value in saved.tensors.items()}
 
         def state(prefix: str) -> State:

@@ -70,14 +70,16 @@ def range_test(
     """
     if not (0 < lowest < highest < math.inf) or n_steps < 10:
         raise UsageError(
-            f"A range test needs 10 steps or more from a low to a high rate, not {lowest:g} to {highest:g}."
+            f"The range test needs at least 10 steps and a low rate below the high one, not {lowest:g} to {highest:g}."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         wanted = np.geomspace(lowest, highest, n_steps)
         rates, losses = _rise(copy.deepcopy(network), recipe, train, wanted, on_progress or (lambda *_: None))
     if len(losses) < 5:
-        raise UsageError("The range test's loss is not finite from the start; try --precision f32 or a lower --lr.")
+        raise UsageError(
+            "The loss of the range test is NaN or infinite from the start; try --precision f32 or a lower --lr."
+        )
     return suggest(rates, smooth(losses))
 
 

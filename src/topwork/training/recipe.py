@@ -275,7 +275,7 @@ def _last(stages: tuple[str, ...], n: int) -> tuple[str, ...]:
     """The classifier, the neck before it, and the last n stages proper."""
     proper = [stage for stage in stages if stage not in ("stem", "neck", HEAD)]
     if not 0 < n <= len(proper):
-        raise UsageError(f"--last-stages {n}: this network has {len(proper)}.")
+        raise UsageError(f"--last-stages {n}: this network has {len(proper)} stages.")
     first = stages.index(proper[-n])
     return stages[first:]
 
@@ -319,7 +319,7 @@ def _check(settings: TuneSettings, facts: DataFacts) -> None:
     """What :func:`topwork.settings.check` cannot know: settings against each other and against the data."""
     check(settings)
     rules = [
-        (settings.lr_decay is None or ":" not in settings.lr, "--lr-decay goes with a single --lr, not with LOW:HIGH."),
+        (settings.lr_decay is None or ":" not in settings.lr, "--lr-decay needs a single --lr, not LOW:HIGH."),
         (settings.outputs != "binary" or len(facts.class_counts) == 2, "--outputs binary needs exactly two classes."),
         (settings.patience is None or facts.n_valid > 0, "--patience needs validation images."),
         (facts.n_train > 0, "Training needs images."),
@@ -338,14 +338,10 @@ def head_spec(settings: FitSettings) -> HeadSpec:
     if settings.hidden is None and settings.head != "cosine":
         return HeadSpec()
     if settings.mode == "probe":
-        raise UsageError(
-            f"--{'hidden' if settings.hidden else 'head cosine'}: a head that has to be trained needs --mode tune."
-        )
+        raise UsageError(f"--{'hidden' if settings.hidden else 'head cosine'}: needs --mode tune.")
     if settings.hidden is None:
         return HeadSpec("cosine")
     spec = parse_head(settings.hidden)
     if settings.head != "auto" or not spec.hidden:
-        raise UsageError(
-            "--hidden gives the widths of hidden layers, such as 256:0.4,128:0.2, and goes without --head."
-        )
+        raise UsageError("--hidden (widths of hidden layers, such as 256:0.4,128:0.2) cannot be combined with --head.")
     return spec

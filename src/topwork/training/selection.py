@@ -88,7 +88,7 @@ def estimate(
         return Estimate(low, high, minutes, False, f"{facts} That is less than the noise (±{noise:.1f}): not tuning.")
     if minutes > allowed:
         advice = (
-            f"--mode tune --time-budget {60 * allowed:.0f}s does as much as fits"
+            f"--mode tune --time-budget {60 * allowed:.0f}s fine-tunes as much as fits"
             if budget_minutes is None
             else "a longer --time-budget allows it"
         )
@@ -188,7 +188,7 @@ def select_weights(
     if kept:
         reason += f"clearly better than {tried[0].name} ({difference})."
     elif best:
-        reason += f"{tried[best].name} is better only within the error ({difference})."
+        reason += f"{tried[best].name} is better, but not clearly ({difference})."
     else:
         reason += f"it has the best validation {recipe.monitor}."
     return SelectedWeights(candidates[kept][2], tried, reason)

@@ -99,7 +99,9 @@ def adopt(
     last = f"{classifier}.{head.last_index}." if is_sequence else f"{classifier}."
     rows = {key.removeprefix(last): value for key, value in state.items() if key.startswith(last)}
     if "weight" not in rows or rows["weight"].ndim != 2:
-        raise UsageError(f"--backbone {backbone.name}: its classifier is not one linear layer; topwork cannot tune it.")
+        raise UsageError(
+            f"--backbone {backbone.name}: its classifier is not a single linear layer, so it cannot be fine-tuned."
+        )
     if head.kind == "extended":
         assert probe is not None, "an extended head is the probe's own"
         linear = replace(probe, weight=_floats(rows["weight"].float()), bias=_floats(rows["bias"].float()))
@@ -111,7 +113,7 @@ def adopt(
     network = replace(backbone, changes=changes).skeleton()
     missing, unexpected = network.load_state_dict(rest, strict=False)
     if missing or unexpected or len(linear.weight) != n_classes:
-        raise TopworkError(f"{backbone.name}: the tuned weights do not fit the network: {missing or unexpected}")
+        raise TopworkError(f"{backbone.name}: the fine-tuned weights do not fit the network: {missing or unexpected}")
     name = f"{backbone.name.removesuffix(' (tuned)')} (tuned)"
     return adopt_weights(backbone, network, changes=changes, name=name), linear
 

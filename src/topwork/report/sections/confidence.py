@@ -29,7 +29,7 @@ def confidence(record: Record, _album: Album) -> list[Block]:
     if part is not None and not record.manifest.multi_label:
         predictions = record.predictions[part]
         ece = percent(record.evaluation[part]["ece"])
-        note = f"Dots: observed accuracy with 95% CI. On the dashed line, predictions made with 80% are correct 80% of the time. Mean gap: {ece}."  # fmt: skip
+        note = f"Dots: observed accuracy with 95% CI. On the dashed line, the model is perfectly calibrated: predictions with 80% probability are correct 80% of the time. Expected calibration error: {ece}."  # fmt: skip
         blocks.append(Beside(([reliability(predictions, note)], _abstention(record))))
         blocks += _two_classes(part, predictions)
     more = [*_learning_curve(record), *_class_sizes(record)]
@@ -69,10 +69,10 @@ def _abstention(record: Record) -> list[Block]:
         stack = Stack(tuple(zip(("label", "ambiguous", "unknown"), shares, strict=True)))
         rows.append((name, stack, *(Cell(percent(share), share) for share in shares)))
     first = next(iter(parts.values()))
-    avoided = f"Of {count(first['n_wrong'], 'error')}, abstaining avoids {first['wrong_left_open']:,}."
+    avoided = f"Of {count(first['n_wrong'], 'error')}, abstention avoids {first['wrong_left_open']:,}."
     right = first["accuracy_of_labels"]
     if right:
-        avoided = f"Answers that are given are {as_share(right)} correct. {avoided}"
+        avoided = f"Of the other answers, {as_share(right)} are correct. {avoided}"
     return [
         Table("Abstention", ("Part", "", "Label", "Ambiguous", "Unknown"), tuple(rows)),
         *(Text(text, "small") for text in (avoided, *rules(decisions.get("thresholds") or {}))),
@@ -83,7 +83,7 @@ def rules(thresholds: dict[str, Any]) -> list[str]:
     """When an answer is ambiguous or unknown, in words."""
     said = []
     if thresholds.get("target_precision") is not None:
-        met = {"about": "; estimated on few images", "no": "; no threshold reaches it"}
+        met = {"about": "; estimated on few images", "no": "; no threshold achieves it"}
         said.append(
             f"Ambiguous: probability below {percent(thresholds['confidence'])}, so that {percent(thresholds['target_precision'])} "
             f"of the answers are correct{met.get(str(thresholds.get('target_precision_met')), '')}."
@@ -97,7 +97,7 @@ def rules(thresholds: dict[str, Any]) -> list[str]:
         said.append(few)
     if positive:
         said.append(
-            f"{quoted(positive['class'])} is predicted from a probability of {percent(positive['threshold'])} ({positive['by']})."
+            f"{quoted(positive['class'])} is predicted if its probability is at least {percent(positive['threshold'])} ({positive['by']})."
         )
     if thresholds.get("unknown") is not None:
         rate = percent(thresholds.get("unknown_false_alarm_rate"), 0)
@@ -129,7 +129,7 @@ def _two_classes(part: str, predictions: Predictions) -> list[Block]:
     )  # fmt: skip
     rows = _threshold_rows(scores, is_positive, in_use)
     columns = ("Threshold", "Recall", "Precision", "False positive rate")
-    note = f"Positive class: {name}. The ring is the threshold in use; hover over a curve to see others."
+    note = f"Positive class: {name}. The ring marks the threshold in use; hover over a curve to see others."
     return [
         Fold(f"Thresholds for {name}, {part}", [
             Beside(tuple([chart] for chart in charts)),
@@ -213,7 +213,7 @@ def _class_sizes(record: Record) -> list[Block]:
         f"{escape(name)}: recall {percent(recall)}, {count(n, 'training image')}" for n, recall, name in rows
     )
     series = Series("classes", tuple((float(n), recall) for n, recall, _ in rows), kind="dots", labels=labels, color=1)
-    return [Chart("Recall by class size", "training images of the class", "recall", (series,),
+    return [Chart("Recall by class size", "training images", "recall", (series,),
                   "log" if max(sizes) > 8 * min(sizes) else "linear", y_is_share=True, y_range=(0, 1),
                   note=_size_sentence(correlation))]  # fmt: skip
 

@@ -99,6 +99,6 @@ def rejected(manifest: Manifest) -> list[Block]:
             break
     reasons = Counter(escape(reject.reason) for reject in rejects).most_common(5)
     lead = f"{count(len(rejects), 'rejected file')}: " + "; ".join(f"{n:,} × {reason}" for reason, n in reasons)
-    note = f"The first {len(rows):,} of {len(rejects):,}; all are in --json and manifest.parquet." if len(rejects) > len(rows) else ""  # fmt: skip
+    note = f"The first {len(rows):,} of {len(rejects):,}; all are in manifest.parquet." if len(rejects) > len(rows) else ""  # fmt: skip
     table = Table(lead, ("File", "Reason"), tuple(rows), note, heading=False, text_columns=(1,), name="rejects", has_filter=True)  # fmt: skip
     return [Fold(lead, [table])]

@@ -52,7 +52,7 @@ def domains(record: Record, _album: Album) -> list[Block]:
 def _lead(found: dict[str, Any]) -> str:
     known = f" {count(found['n_known'], 'target label')} {'was' if found['n_known'] == 1 else 'were'} used." if found["n_known"] else ""  # fmt: skip
     n = found["n_changed"]
-    changed = f"{n:,} of {count(found['n_target'], 'target image')} {'is' if n == 1 else 'are'} predicted differently than before."
+    changed = f"{n:,} of {count(found['n_target'], 'target image')} {'has' if n == 1 else 'have'} a different prediction than before."
     return changed + known
 
 
@@ -65,7 +65,7 @@ def _accuracies(record: Record, found: dict[str, Any]) -> Table:
             before, after = (as_share(measured[key]["accuracy"]) for key in ("before", "after"))
             rows.append((title + part, measured["after"]["n"], before, after))
     before, after = (as_share(found["predicted"][key]) for key in ("before", "after"))
-    rows.append(("Target, expected without labels", None, before, after))
+    rows.append(("Target (expected, no labels)", None, before, after))
     return Table("Accuracy", ("Domain", "Images", "Before", "After"), tuple(rows), heading=False)
 
 
@@ -153,8 +153,8 @@ def _tried(choice: dict[str, Any]) -> list[Block]:
     )
     if not rows:
         return []
-    note = "No target label was used for this choice."
-    columns = ("Method", "Neighbors with the same prediction", "Predicted as by the source model")
+    note = "No target labels were used for this choice."
+    columns = ("Method", "Neighbors with the same prediction", "Same prediction as the source model")
     return [Fold("Methods tried", [Table("Methods", columns, rows, note, heading=False)])]
 
 

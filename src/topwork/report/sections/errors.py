@@ -53,7 +53,7 @@ def _part(record: Record, part: str, album: Album, most: int) -> list[Block]:
     unknown = evaluation.get("n_unknown_class", 0)
     blocks: list[Block] = [_lead(part, predictions, wrong)]
     if unknown:
-        blocks.append(Text(f"{count(unknown, 'image')} of classes the model does not have: not counted.", "muted"))
+        blocks.append(Text(f"{count(unknown, 'image')} of classes that the model does not have, not counted.", "muted"))
     blocks += [_matrix(record, part, album), *_pairs(evaluation["classes"], cells), _class_table(evaluation, part)]
     others = figures_of(evaluation)
     if part != record.main_part:
@@ -209,8 +209,8 @@ def _part_of_several_labels(record: Record, part: str, album: Album, most: int) 
     evaluation, predictions = record.evaluation[part], record.predictions[part]
     wrong = np.flatnonzero(~predictions.correct)
     n = count(len(predictions), f"{part} image")
-    lead = f"{len(wrong):,} of {n} with a missed or a wrong label." if len(wrong) else f"No errors on {n}."
-    per_image = f"An image has {evaluation['n_labels_per_image']:.1f} labels on average and gets {evaluation['n_labels_given_per_image']:.1f}."  # fmt: skip
+    lead = f"{len(wrong):,} of {n} with a missing or wrong label." if len(wrong) else f"No errors on {n}."
+    per_image = f"An image has {evaluation['n_labels_per_image']:.1f} labels on average; the model predicts {evaluation['n_labels_given_per_image']:.1f}."  # fmt: skip
     blocks: list[Block] = [Text(f"{lead} {per_image}", "lead"), _label_table(evaluation, predictions, part)]
     if len(wrong):
         gaps = [_gap(predictions, position) for position in wrong.tolist()]
@@ -251,5 +251,5 @@ def _card_of_labels(record: Record, predictions: Predictions, position: int, alb
         for word, chosen, style in (("missed", truth & ~given, "bad"), ("wrong", given & ~truth, "bad"), ("right", truth & given, ""))
         for label in np.flatnonzero(chosen).tolist()
     ]  # fmt: skip
-    tile = Tile(album.want(row, MISTAKE), "image with a missed or wrong label")
+    tile = Tile(album.want(row, MISTAKE), "image with a missing or wrong label")
     return Card((tile,), tuple(lines), escape(record.manifest.samples[row].path))

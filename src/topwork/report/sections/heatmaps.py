@@ -19,9 +19,9 @@ from topwork.text import escape, percent
 SIDE = 288  # pixels of the long side of a map
 N_OPEN = 4
 METHODS = {
-    "activation": "The maps are exact: what each position of the last feature map adds to the class.",
-    "gradient": "The maps show how strongly each patch pushes the score of the class up, by its gradient.",
-    "occlusion": "The maps show how much the score of the class drops when a place is covered.",
+    "activation": "The maps are exact: the contribution of each position of the last feature map to the class.",
+    "gradient": "The maps show how much each patch increases the score of the class, based on its gradient.",
+    "occlusion": "The maps show how much the score of the class drops when a region is covered.",
 }
 
 
@@ -33,7 +33,7 @@ def heatmaps(record: Record, album: Album) -> list[Block]:
     cards = tuple(_card(record, image, album) for image in found["images"])
     method = METHODS.get(str(found.get("method")), METHODS["occlusion"])
     return [
-        Text("Bright regions speak for the class below the picture. Check that they are on the object.", "lead"),
+        Text("Bright regions are evidence for the class below the image. Check that they are on the object.", "lead"),
         Gallery(cards, "l", n_open=N_OPEN, noun="image"),
         Text(f"{method} To test what the model relies on (color, texture, shape, background):", "small"),
         Command(f"topwork examine {quote(str(record.folder))}", "Command that tests what the model relies on"),
@@ -77,5 +77,5 @@ def _pixels(record: Record, row: int) -> Pixels | None:
 
 def _overlay(pixels: Pixels | None, values: Any, spec: InputSpec, strongest: float) -> Picture:
     if pixels is None:
-        return Picture(None, problem="the file is gone")
+        return Picture(None, problem="file not found")
     return encoded(np.ascontiguousarray(overlay(pixels, values, spec, strongest)), SIDE)

@@ -24,7 +24,7 @@ def label_errors(record: Record, album: Album) -> list[Block]:
     n, n_audited = insights["n_suspects"], insights["n_audited"]
     blocks: list[Block]
     if suspects:
-        lead = f"{n:,} of {count(n_audited, 'label')} ({percent(n / n_audited)}) {'is' if n == 1 else 'are'} likely wrong: models not trained on the image clearly predict another class. Some are just hard images."  # fmt: skip
+        lead = f"{n:,} of {count(n_audited, 'label')} ({percent(n / n_audited)}) {'is' if n == 1 else 'are'} likely wrong: models not trained on the image confidently predict another class. Some of these images are just hard."  # fmt: skip
         cards = tuple(_suspect(record, suspect, album) for suspect in suspects[:MAX_SUSPECTS])
         blocks = [
             Text(lead, "lead"),
@@ -38,7 +38,7 @@ def label_errors(record: Record, album: Album) -> list[Block]:
     outliers = insights.get("outliers", [])[:MAX_OUTLIERS]
     if outliers:
         cards = tuple(_outlier(record, item, album) for item in outliers)
-        note = Text("The images least similar to any other: bad scans, other subjects, or rare cases.", "small")
+        note = Text("Images that are least similar to all others: bad scans, other subjects or rare cases.", "small")
         blocks.append(Fold("Outliers", [note, Gallery(cards, "s")]))
     return blocks
 

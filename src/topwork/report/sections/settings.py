@@ -113,9 +113,9 @@ def _embedded(record: Record) -> list[Block]:
     if n is None:
         return []
     if not n:
-        return [Text("All features came from the cache.", "small")]
+        return [Text("All features were cached.", "small")]
     speed = f" at {rate:,.0f} images per second" if rate else ""
-    return [Text(f"{n:,} images embedded{speed}; the rest came from the cache.", "small")]
+    return [Text(f"{n:,} images embedded{speed}; the rest were cached.", "small")]
 
 
 def _identity(record: Record) -> Facts:

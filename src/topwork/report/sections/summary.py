@@ -145,7 +145,7 @@ def sentences(record: Record) -> list[str]:
     part = record.main_part
     if part is None:
         missing = "There is no test or validation part, so the accuracy is unknown."
-        return [_trained(record), missing, "Next: run fit again with --test-fraction 0.2 to hold out some images."]
+        return [_trained(record), missing, "Run fit again with --test-fraction 0.2 to hold out some images."]
     said = [_trained(record), _leaked(record, part), _perfect(record, part), zero_shot_sentence(record.evaluation)]
     if record.manifest.multi_label:
         said.append(_weakest_label(record, part))
@@ -188,7 +188,7 @@ def _leaked(record: Record, part: str) -> str:
         return ""
     text = f"{count(leaks['n_leaked'], 'image')} of {part} {'is' if leaks['n_leaked'] == 1 else 'are'} also in train"
     if without_leaks(record, part) is None:
-        return f"{text}, and nothing is left without them: this accuracy says little about new images."
+        return f"{text} and no other images are left, so this accuracy says little about new images."
     return f"{text}; trust the accuracy without {'it' if leaks['n_leaked'] == 1 else 'them'}."
 
 
@@ -207,7 +207,7 @@ def _weakest_label(record: Record, part: str) -> str:
     if len(scored) < 2:
         return ""
     f1, name, n = min(scored)
-    few = " So few images say little." if n < 20 else ""
+    few = " This is too few images for a reliable estimate." if n < 20 else ""
     return f"Lowest F1: {quoted(name)} with {percent(f1)}, on {count(n, 'image')}.{few}"  # fmt: skip
 
 
@@ -274,7 +274,7 @@ def _abstentions(record: Record, part: str) -> str:
         return ""
     text = f"With abstention, {percent(ambiguous)} of the answers are “ambiguous” and {percent(unknown)} “unknown”"
     right = found["accuracy_of_labels"]
-    return f"{text}; the rest are {percent(right['value'])} correct." if right else f"{text}."
+    return f"{text}; {percent(right['value'])} of the rest are correct." if right else f"{text}."
 
 
 def _used_for(record: Record) -> str:

@@ -16,7 +16,7 @@ MAX_ROWS = 500  # of the trials
 VISIBLE = 0.05  # of the height of a chart
 CHOSEN = {
     "plain": "Used the simple classifier; nothing more complex was clearly better in cross-validation.",
-    "extended": "Used an extended classifier; it was clearly better in cross-validation than the simple one.",
+    "extended": "Used an extended classifier, which was clearly better in cross-validation than the simple one.",
 }
 
 

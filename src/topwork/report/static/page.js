@@ -182,7 +182,7 @@
     const title = box.querySelector(".cell-title");
     const name = (number) => make("b", "", data.classes[number]);
     title.replaceChildren(name(label), " predicted as ", name(predicted), `: ${n === 1 ? "1 image" : `${n.toLocaleString("en")} images`} (${cell.dataset.share} of the class)`);
-    if (n > rows.length) title.append(rows.length ? `; ${rows.length} shown, most confident first` : "; no pictures in this page");
+    if (n > rows.length) title.append(rows.length ? `; ${rows.length} shown, most confident first` : "; no images in this page");
     box.querySelector(".cards").replaceChildren(...rows.map((row) => cellCard(row)));
   };
   const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };

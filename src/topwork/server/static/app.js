@@ -5,11 +5,11 @@ const $ = (id) => document.getElementById(id);
 const MEANING = {
   label: "No other class is likely.",
   ambiguous: "The model can't narrow it down to one class.",
-  unknown: "Nothing like this was in the training images; these classes are the nearest.",
+  unknown: "This image is unlike the training images; these are the closest classes.",
 };
 const SEVERAL = {
-  label: "Each label is given where it is likely enough on its own.",
-  ambiguous: "No label is likely enough.",
+  label: "Labels whose probability is above their threshold.",
+  ambiguous: "No label is above its threshold.",
   unknown: MEANING.unknown,
 };
 const BADGE = { label: "Label", ambiguous: "Ambiguous", unknown: "Unknown" };
@@ -31,7 +31,7 @@ async function loadModels() {
   }
   $("token-form").hidden = response.status !== 401;
   if (response.status === 401) {
-    if (token) fail("This token is not right.");
+    if (token) fail("Wrong token.");
     return;
   }
   models = (await response.json()).models;
@@ -45,7 +45,7 @@ function describe() {
   const model = models.find((m) => m.name === $("model").value) ?? models[0];
   const known = model.classes.slice(0, 8).join(", ");
   const more = model.classes.length > 8 ? ` and ${model.classes.length - 8} more` : "";
-  $("about").textContent = `The model knows ${model.classes.length} classes: ${known}${more}.`;
+  $("about").textContent = `The model has ${model.classes.length} classes: ${known}${more}.`;
 }
 
 async function loadExamples() {
@@ -79,7 +79,7 @@ async function predictionOf(file, model, explain) {
     response = await fetch(address, { method: "POST", body: file, headers: headers(type) });
     answer = await response.json();
   } catch {
-    return { error: "The server cannot be reached, or did not take the file. Is it larger than the server allows?" };
+    return { error: "The server cannot be reached or rejected the file. Is the file too large?" };
   }
   return response.ok ? { prediction: answer.predictions[0] } : { error: `${file.name || "The image"}: ${answer.error}.` };
 }
@@ -153,7 +153,7 @@ function hasSeveral() {
 }
 
 function headline(prediction) {
-  if (prediction.outcome === "unknown") return "None of the classes it knows";
+  if (prediction.outcome === "unknown") return "None of the known classes";
   if (hasSeveral()) return prediction.label.split("|").join(", ") || "None of the labels";
   if (prediction.outcome === "ambiguous" && prediction.top.length > 1) return `${prediction.top[0][0]} or ${prediction.top[1][0]}`;
   return prediction.label;
@@ -222,7 +222,7 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   $("drop").classList.remove("over");
   if (event.dataTransfer.files.length) ask([...event.dataTransfer.files]);
-  else fail("Drop an image file; links and text from other pages are not opened.");
+  else fail("Drop an image file; links and text from other pages are not supported.");
 });
 document.addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find((f) => f.type.startsWith("image/"));

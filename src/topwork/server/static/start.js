@@ -85,7 +85,7 @@ async function entriesOf(entry, way = []) {
 
 async function keep(files) {
   const images = files.filter(({ file, way }) => IMAGE.test(file.name) && way.length);
-  if (!images.length) throw new Error("There are no images in folders. Drop one folder per class, or a folder that holds them.");
+  if (!images.length) throw new Error("No folders with images. Drop one folder per class, or a folder that contains them.");
   const isNested = images.some(({ way }) => way.length > 1);
   const name = isNested && new Set(images.map(({ way }) => way[0])).size === 1 ? images[0].way[0] : "dropped";
   let done = 0;
@@ -257,19 +257,19 @@ async function predict(blob, isLive = false) {
     $("top").replaceChildren();
     return;
   }
-  $("decision").textContent = answer.outcome === "unknown" ? "None of the classes it knows" : answer.label;
+  $("decision").textContent = answer.outcome === "unknown" ? "None of the known classes" : answer.label;
   $("top").className = "bars";
   bars($("top"), answer.top, percent);
   if (!isLive) {
     $("picture").src = answer.map;
-    $("picture").alt = `The image with a heatmap; the model says ${answer.label}`;
+    $("picture").alt = `The image with a heatmap; predicted as ${answer.label}`;
     $("picture").hidden = false;
   }
 }
 
 async function start() {
   camera = await navigator.mediaDevices.getUserMedia({ video: true }).catch(() => {
-    throw new Error("The webcam cannot be used: allow it in the browser, or choose an image.");
+    throw new Error("The webcam is not available. Allow it in the browser, or choose an image.");
   });
   $("video").srcObject = camera;
   await $("video").play();
