@@ -106,7 +106,7 @@ def test_a_size_that_the_compiled_form_does_not_have_is_refused(tmp_path, size):
         facts["preprocessing"] |= {"height": size[0], "width": size[1]}
         facts["files"].pop("config.json")
 
-    with pytest.raises(ModelError, match="another size"):
+    with pytest.raises(ModelError, match="its input size differs"):
         Predictor(signed(tmp_path / "model", change))
 
 
