@@ -390,7 +390,7 @@ def test_a_finished_run_is_not_overwritten_unasked(fitted, data):
 
 def test_a_folder_of_other_files_is_left_alone(data, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(UsageError, match="not a run"):
+    with pytest.raises(UsageError, match="contains other files"):
         fit(data, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -406,7 +406,7 @@ def test_what_a_killed_run_left_of_its_first_file_blocks_nothing(tmp_path):
     with run_folder(folder, overwrite=False) as work:
         assert not list(work.iterdir())
         (work / ".notes.partial").write_text("mine")
-    with pytest.raises(UsageError, match="not a run"), run_folder(folder, overwrite=False):
+    with pytest.raises(UsageError, match="contains other files"), run_folder(folder, overwrite=False):
         pass
     assert (folder / ".notes.partial").exists()
 

@@ -53,7 +53,7 @@ def test_a_network_that_sees_the_classes_better_is_kept(situation):
     verdict = is_better(domains, choice, clear, np.eye(C)[truth])
     assert verdict.is_kept
     after = tuned_choice(choice, np.eye(C)[truth], verdict)
-    assert after.method.endswith("network tuned")
+    assert after.method.endswith("network fine-tuned")
     assert "The network was also fine-tuned" in after.reason
     assert np.array_equal(after.probabilities.argmax(1), truth)
 

@@ -114,7 +114,7 @@ def test_a_tuned_network_predicts_as_it_was_evaluated_or_is_dropped(is_kept, run
     if not is_kept:
         np.testing.assert_array_equal(model.head.weight, load_classifier(features.folder).head.weight)
         return
-    assert result.choice.method.endswith("network tuned")
+    assert result.choice.method.endswith("network fine-tuned")
     rows = pq.read_table(tmp_path / "run" / "target_predictions.parquet").to_pylist()
     answers = Predictor(tmp_path / "run").predict([few_colors / row["path"] for row in rows])
     assert [a.label for a in answers] == [row["predicted"] for row in rows]

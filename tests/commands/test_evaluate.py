@@ -54,10 +54,10 @@ def test_without_a_path_the_held_out_images_of_the_run_are_used(run, tmp_path) -
     assert evaluate(run.folder)["accuracy"] == run.evaluation["test"]["accuracy"]
     examined = examine_model(run.folder, n_images=10)
     assert set(examined.rows.tolist()) <= set(run.split.test.tolist())
-    with pytest.raises(UsageError, match="go with a PATH"):
+    with pytest.raises(UsageError, match="need a PATH"):
         evaluate(run.folder, settings=DataSettings(label_regex="(a)"))
     shutil.copytree(run.folder / "model", tmp_path / "model")
-    with pytest.raises(UsageError, match="give the images, too"):
+    with pytest.raises(UsageError, match="so a PATH of images is needed"):
         examine_model(tmp_path / "model")
 
 

@@ -164,7 +164,7 @@ def test_a_wrong_normalization_is_unmasked_in_words(photos):
     assert not fits[0].is_declared
     wrong, text = misfit_sentence(fits)
     assert wrong
-    assert "most likely wrong" in text
+    assert "probably wrong" in text
     assert "mean 0.5, std 0.5" in text
 
 

@@ -26,7 +26,7 @@ def test_the_fastest_within_one_standard_error_of_the_best_is_taken():
     assert found.name == "small"
     assert [c.chosen for c in found.candidates] == [False, True, False]
     assert "within one standard error of the most accurate one (big)" in found.words
-    assert "tiny 75.0 % at 1000 images/s" in found.words
+    assert "tiny 75.0% at 1000 images/s" in found.words
 
 
 def test_a_clear_lead_is_worth_its_cost():

@@ -103,7 +103,7 @@ def test_an_altered_description_is_noticed(folder):
 
 def test_a_model_from_the_future_is_refused_by_name(folder):
     changed(folder, format=FORMAT + 1)
-    with pytest.raises(ModelError, match="newer topwork"):
+    with pytest.raises(ModelError, match="newer version of topwork"):
         load_classifier(folder)
 
 

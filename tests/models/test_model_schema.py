@@ -96,7 +96,7 @@ def test_a_missing_field_is_named(field):
 
 
 def test_a_format_from_the_future_is_refused_as_such():
-    with pytest.raises(ModelError, match="newer topwork"):
+    with pytest.raises(ModelError, match="newer version of topwork"):
         check_description(FACTS | {"format": FORMAT + 1}, Path("topwork.json"), FORMAT)
 
 

@@ -114,7 +114,7 @@ def test_a_folded_first_convolution_answers_like_the_repeated_channel():
         found = folded(gray.repeat(1, 3, 1, 1))
     assert torch.allclose(found, expected, atol=1e-5)
     assert count_parameters(folded)[0] < n_before
-    with pytest.raises(UsageError, match="three colors"):
+    with pytest.raises(UsageError, match="three channels"):
         fold_first_convolution(network)
 
 

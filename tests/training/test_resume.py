@@ -65,7 +65,7 @@ def test_resuming_a_finished_run_trains_no_more(tmp_path):
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     fit(TinyNetwork(), recipe_for(epochs=1), *streams(), TrainerContext(folder=tmp_path))
-    with pytest.raises(UsageError, match="another recipe"):
+    with pytest.raises(UsageError, match="a different recipe"):
         fit(TinyNetwork(), recipe_for(epochs=2), *streams(), TrainerContext(folder=tmp_path, resume=True))
 
 

@@ -18,8 +18,8 @@ LABEL_SEPARATOR = "|"
 def one_label_only(where: str) -> UsageError:
     """The one refusal of data and models with several labels per image, by whatever needs exactly one."""
     return UsageError(
-        f"{where}: this command needs one label per image, not several (--multi-label). scan, fit, evaluate, predict, "
-        "compare, export and serve support several."
+        f"{where}: has several labels per image (--multi-label), which this command does not support. scan, fit, evaluate, "
+        "predict, compare, export and serve do."
     )
 
 

@@ -27,7 +27,10 @@ TUNING_REMOVES = (0.19, 0.42, 0.63)
 LARGER_REMOVES = (0.0, 0.14, 0.28)
 LARGER_COST = 2.2  # multiply-adds of lite2 by those of lite0
 SECONDS_TO_CHECK, SECONDS_TO_COLLECT = 5.0, 10.0  # a person's time for one label, for one new image
-TUNING_RATE, TUNING_EPOCHS = 40.0, 8.0  # images per second on two cores, and usual epochs: for a rough estimate of the time
+TUNING_RATE, TUNING_EPOCHS = (
+    40.0,
+    8.0,
+)  # images per second on two cores, and usual epochs: for a rough estimate of the time
 EMBEDDING_RATE = 150.0  # images per second, if this run embedded nothing itself
 FINE_INTERVAL = 0.02  # plus or minus two points: a test that is worth having
 WIDE_INTERVAL = 0.03
