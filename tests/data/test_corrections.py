@@ -76,7 +76,7 @@ def test_a_table_of_paths_and_labels_is_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("path,class\nx,cat\n", "needs the columns path"),
+        ("path,class\nx,cat\n", "must have the columns path"),
         ("path,label\nx,cat\ny\n", "line 3: does not have as many fields"),
         ("path,label\nx,cat\ny,dog,more\n", "line 3: does not have as many fields"),
         ("path,label\nx,\n", "line 2: has no label"),

@@ -48,7 +48,7 @@ def test_sentences_follow_from_the_numbers():
     assert "overconfident on these images: mean confidence 90.0%" in said(effect(0.55, confidence=0.9))
     assert "should not help" in said(effect(0.99))
     unsure = said(effect(0.90, p=0.08))
-    assert "perhaps" in unsure
+    assert "not significant after correcting" in unsure
     assert "not significant" in unsure
 
 
