@@ -4,8 +4,10 @@ from dataclasses import fields
 
 import pytest
 
+from terminal import topwork
+from topwork.data.samples import rules_of
 from topwork.errors import UsageError
-from topwork.settings import TUNING, AdaptSettings, FitSettings, ModelSettings, TuneSettings, check
+from topwork.settings import TUNING, AdaptSettings, DataSettings, FitSettings, ModelSettings, TuneSettings, check
 
 # a value that is not the default, for every setting that only tuning reads
 OTHER = {
@@ -43,6 +45,11 @@ def test_an_option_of_tuning_is_an_error_without_tuning(name, monkeypatch):
         ({"time_budget": "soon"}, "soon: not a time"),
         ({"warmup": 1.0}, "--warmup 1.0: must be at least 0 and below 1"),
         ({"epochs": 0}, "--epochs 0: must be at least 1"),
+        ({"seed": -1}, "--seed -1: must be at least 0"),
+        ({"workers": -2}, "--workers -2: must be at least 1"),
+        ({"test_fraction": float("nan")}, "--test-fraction nan: must be at least 0 and below 1"),
+        ({"max_reject_fraction": 7.0}, "--max-reject-fraction 7.0: must be at least 0 and at most 1"),
+        ({"size": 0}, "--size 0: must be at least 1"),
         ({"weight_decay": float("nan")}, "--weight-decay nan: must be"),
         ({"mixup": -1.0}, "--mixup -1.0: must be above 0"),
         ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
@@ -72,3 +79,20 @@ def test_a_package_that_is_missing_is_named_before_the_work_begins(monkeypatch):
         check(FitSettings(mode="tune", track="mlflow"))
     with pytest.raises(UsageError, match="--strategy lora: the package peft is not installed"):
         check(FitSettings(mode="tune", strategy="lora"))
+
+
+def test_every_command_that_reads_images_looks_at_these_values():
+    with pytest.raises(UsageError, match="--seed -1"):
+        rules_of(DataSettings(seed=-1))
+    rules_of(FitSettings(epochs=3))  # what only fit minds is none of its business
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--workers", "-1"), ("--top", "0"), ("--max-reject-fraction", "nan"), ("--max-reject-fraction", "-1")],
+)
+def test_numbers_of_predict_have_limits(option, value):
+    ended = topwork("predict", "model", "image.jpg", option, value)
+    assert ended.returncode == 2
+    assert option in ended.stderr
+    assert ended.stderr.count("\n") == 1

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
 from cyclopts.help import DefaultFormatter, HelpPanel
+from cyclopts.validators import Number
 
 from topwork import __version__
 from topwork.console import Terminal, say
@@ -480,7 +481,7 @@ def predict(
     out: Annotated[
         FileName | None, Parameter(help="Output file: .csv, .jsonl or .parquet [default: print a table].")
     ] = None,
-    top: Annotated[int, Parameter(help="Number of classes per row.")] = 5,
+    top: Annotated[int, Parameter(help="Number of classes per row.", validator=Number(gte=1))] = 5,
     tta: Annotated[bool, Parameter(help="Test-time augmentation with horizontal flip (2x slower).")] = False,
     explain: Annotated[FileName | None, Parameter(help="Save a heatmap per image to this directory.")] = None,
     runtime: Annotated[
@@ -491,13 +492,16 @@ def predict(
         Literal["f32", "bf16"],
         Parameter(help="bf16 is faster on processors that support it; borderline predictions may change."),
     ] = "f32",
-    workers: Annotated[int | None, Parameter(help="Threads that decode images [default: one per core].")] = None,
+    workers: Annotated[
+        int | None, Parameter(help="Threads that decode images [default: one per core].", validator=Number(gte=1))
+    ] = None,
     all_probabilities: Annotated[bool, Parameter(help="With --out: write one probability column per class.")] = False,
     csv_safe: Annotated[
         bool, Parameter(help="With --out FILE.csv: prefix cells that a spreadsheet would run as formulas with '.")
     ] = False,
     max_reject_fraction: Annotated[
-        float, Parameter(help="Exit with status 3 if a larger fraction of the images fails.")
+        float,
+        Parameter(help="Exit with status 3 if a larger fraction of the images fails.", validator=Number(gte=0, lte=1)),
     ] = 0.1,
     overwrite: Overwrite = False,
     cluster: Annotated[ClusterSettings, Flat] = HERE,

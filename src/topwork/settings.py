@@ -144,7 +144,9 @@ class DataSettings:
         "Bands of a multispectral TIFF to use as red, green and blue, counted from 1, such as 3,2,1 [default: the model's].",
         parse=lambda text: band_numbers(text),
     )
-    limit_per_class: int | None = _setting(None, "Use at most this many images per class, chosen at random (--seed).")
+    limit_per_class: int | None = _setting(
+        None, "Use at most this many images per class, chosen at random (--seed).", at_least=1
+    )
     corrections: str | None = _setting(
         None,
         "CSV of corrected labels (path,label), for example from topwork review.",
@@ -157,11 +159,20 @@ class DataSettings:
         below=1,
     )
     test_fraction: float = _setting(
-        0.2, "Fraction held out for testing if the data has no split or only a train part; 0 for none."
+        0.2,
+        "Fraction held out for testing if the data has no split or only a train part; 0 for none.",
+        at_least=0,
+        below=1,
     )
-    max_reject_fraction: float = _setting(0.1, "Exit with status 3 if a larger fraction of the files is rejected.")
-    workers: int | None = _setting(None, "Threads that read and decode images [default: one per core].")
-    seed: int = _setting(0, "Random seed for the split, the cross-validation folds and everything else that is random.")
+    max_reject_fraction: float = _setting(
+        0.1, "Exit with status 3 if a larger fraction of the files is rejected.", at_least=0, at_most=1
+    )
+    workers: int | None = _setting(None, "Threads that read and decode images [default: one per core].", at_least=1)
+    seed: int = _setting(
+        0,
+        "Random seed for the split, the cross-validation folds and everything else that is random.",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -337,7 +348,7 @@ class NetworkSettings:
     )
     drop_hidden: bool = _setting(False, "Remove the hidden layers that VGG has before its classifier.")
     resize: Literal["auto", "squash", "crop", "pad"] = _setting("auto", "Resize mode; auto: as pretrained.")
-    size: int | None = _setting(None, "Input size in pixels [default: as pretrained].")
+    size: int | None = _setting(None, "Input size in pixels [default: as pretrained].", at_least=1)
     engine: Literal["auto", "openvino", "torch"] = _setting(
         "auto", "Inference engine; auto: OpenVINO on a CPU if it supports the network, else PyTorch."
     )
@@ -414,7 +425,9 @@ class StudySettings(DataSettings):
     n_images: int | None = _setting(
         None, "Use at most this many images, balanced over the classes [default: all].", at_least=8
     )
-    test_fraction: float = _setting(0.25, "Fraction held out for testing if the data has no split.")
+    test_fraction: float = _setting(
+        0.25, "Fraction held out for testing if the data has no split.", at_least=0, below=1
+    )
 
 
 @dataclass(frozen=True)
@@ -485,7 +498,7 @@ class ServeSettings:
     auth: bool = _setting(True, "Let other machines connect without a token.")
     allow_host: tuple[str, ...] = _setting((), "Additional host name to answer under; * allows all.")
     examples: str | None = _setting(None, "Folder of example images for the page.")
-    workers: int | None = _setting(None, "Threads that decode images [default: one per core].")
+    workers: int | None = _setting(None, "Threads that decode images [default: one per core].", at_least=1)
     max_body_mb: float = _setting(20.0, "Maximum request size in MB; larger requests get status 413.")
     max_images: int = _setting(64, "Maximum number of images per request; more get status 413.")
     max_queue: int = _setting(1024, "Maximum number of queued images; beyond that, status 503.")

@@ -289,6 +289,34 @@ def test_each_row_of_the_page_is_read_as_it_says(row, tmp_path, monkeypatch) -> 
 # ---- names that mislead
 
 
+def test_synsets_are_classes_though_only_their_numbers_differ(tmp_path: Path) -> None:
+    """Imagenette, whose table of noisy labels could be read in two ways."""
+    rows = []
+    for part in ("train", "val"):
+        for synset in ("n01440764", "n02102040"):
+            names = images(f"imagenette2-160/{part}/{synset}")
+            touch(tmp_path, *names)
+            rows += [[name.removeprefix("imagenette2-160/"), synset, synset, part == "val"] for name in names]
+    table(
+        tmp_path / "imagenette2-160" / "noisy_imagenette.csv",
+        ["path", "noisy_labels_0", "noisy_labels_1", "is_valid"],
+        *rows,
+    )
+    listing = list_data(tmp_path)
+    assert classes(listing) == {"n01440764": 8, "n02102040": 8}
+    assert parts(listing) == {"train": 8, "valid": 8}
+
+
+@pytest.mark.parametrize("name", ["unlabeled", "Unlabelled"])
+def test_unlabeled_images_beside_class_folders_are_no_class(name: str, tmp_path: Path) -> None:
+    touch(tmp_path, *images("positive"), *images("negative"), *images(name, 20))
+    listing = list_data(tmp_path)
+    assert listing.class_names == ("negative", "positive")
+    (note,) = listing.notes
+    assert f"topwork predict RUN {tmp_path / name}" in note
+    assert all(reject.expected for reject in listing.rejects)
+
+
 def test_windows_paths_beside_folders_called_like_the_labels(tmp_path: Path) -> None:
     touch(tmp_path, *images("cat", 3), *images("dog", 3))
     table(tmp_path / "labels.csv", ["path", "label"], *[[f"{c}\\{n}.jpg", c] for c in ("cat", "dog") for n in range(3)])
@@ -345,10 +373,18 @@ def test_what_is_not_opened_is_said_with_the_way_out(name: str, words: str, tmp_
         list_data(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["photos.rar", "photos.7z"])
+def test_other_archives_are_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"Rar!\x1a\7\0")
+    for path in (tmp_path / name, tmp_path):
+        with pytest.raises(UsageError, match="unpack it"):
+            list_data(path)
+
+
 def test_a_spreadsheet_is_no_archive_of_images(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "labels.xlsx", "w") as file:
         file.writestr("xl/workbook.xml", "x")
-    with pytest.raises(UsageError, match="save the sheet as CSV"):
+    with pytest.raises(UsageError, match="save it as CSV"):
         list_data(tmp_path / "labels.xlsx")
 
 

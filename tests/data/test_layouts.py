@@ -283,6 +283,41 @@ def test_folders_that_systems_make_are_no_classes(images, tmp_path) -> None:
     assert all(reject.expected for reject in listing.rejects)
 
 
+@pytest.mark.parametrize("numbers", [("0", "1"), ("1", "2"), ("00000", "00001")])
+@pytest.mark.parametrize(
+    "text", ['{"0": "daisy", "1": "rose"}', '["daisy", "rose"]', "daisy\nrose\n", "0 daisy\n1 rose\n"]
+)
+def test_class_folders_called_by_numbers_get_names(numbers, text, images, tmp_path) -> None:
+    names = tmp_path / ("names.json" if text[0] in "{[" else "names.txt")
+    names.write_text(text)
+    for number, data in zip(numbers, images.values(), strict=True):
+        folders({number: data}, tmp_path / "data")
+    listing = list_data(tmp_path / "data", rules=Rules(class_names=names))
+    assert listing.class_names == ("daisy", "rose")
+    assert {entry.path.split("/")[0]: entry.label for entry in listing.entries} == dict(
+        zip(numbers, ("daisy", "rose"), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"path_column": "x"},
+        {"label_column": "label"},
+        {"split_column": "split"},
+        {"encoding": "cp1252"},
+        {"label_separator": "|"},
+        {"class_names": __file__},
+        {"root": "elsewhere"},
+    ],
+)
+def test_options_for_tables_are_refused_where_there_is_none(rules, images, tmp_path) -> None:
+    root = folders(images, tmp_path / "data")
+    (name,) = rules
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} .* has no effect"):
+        list_data(root, rules=Rules(**rules))
+
+
 def test_a_folder_of_annotations_is_no_class(images, tmp_path) -> None:
     folders(images, tmp_path)
     (tmp_path / "Annotations").mkdir()

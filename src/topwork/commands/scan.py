@@ -20,7 +20,7 @@ from topwork.features.cluster import embedder_on, loader_on
 from topwork.features.duplicates import near_duplicates, near_pairs
 from topwork.models.backbone import load_backbone
 from topwork.progress import Reporter
-from topwork.settings import DataSettings, ScanSettings
+from topwork.settings import DataSettings, ScanSettings, check
 from topwork.text import as_text, natural_key
 
 LABELS_FROM = {
@@ -69,8 +69,9 @@ def understood(path: str | os.PathLike[str], settings: DataSettings | None = Non
     """How the data is read: layout, where labels come from, parts, classes, first paths. No image is opened.
 
     Raises:
-        UsageError: nothing usable there, or two readings.
+        UsageError: nothing usable there, two readings, or settings without effect.
     """
+    check(settings or DataSettings())
     rules = rules_of(settings or DataSettings())
     listing = list_data(path, rules=rules)
     counts: Counter[str] = Counter()

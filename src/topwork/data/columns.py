@@ -380,6 +380,8 @@ def _separator(cells: Sequence[Cell], rules: Rules) -> tuple[str | None, str]:
     """What stands between several labels in one cell, and words on it."""
     texts = {cell for cell in cells if isinstance(cell, str)}
     if rules.label_separator is not None:
+        if not rules.multi_label:
+            raise UsageError(f"--label-separator {escape(rules.label_separator)} has no effect without --multi-label.")
         return rules.label_separator, ""
     likely = next(
         (sign for sign in ("|", ";", ",", "\t", "/", "+", "&", " ") if _separates(sign, texts, rules.multi_label)), None
@@ -430,6 +432,11 @@ def named_labels(
     """Class numbers as names, if a file of class names was given or lies beside the table."""
     numbers = {label for own in labels for label in own}
     if not numbers or not all(label.isdecimal() and len(label) < 7 for label in numbers):
+        if numbers and rules.class_names is not None:
+            raise UsageError(
+                f"--class-names {escape(str(rules.class_names))} has no effect: the labels are no numbers, such as "
+                f"{first_names(sorted(numbers), 2)}."
+            )
         return labels, ""
     for name, data in _class_files(files, rules):
         names = class_names(name, data, numbers)
@@ -507,7 +514,7 @@ def _parts(table: Table, meaning: Meaning) -> list[str | None]:
     if all(numbers.values()):
         return [numbers[cell] for cell in cells]
     named = {
-        cell: part_named(cell, f"{table.name}, row {cells.index(cell) + 1}") for cell in set(cells)
+        cell: part_named(cell, f"{table.name}, row {cells.index(cell) + 1}") for cell in dict.fromkeys(cells)
     }  # one look per value, not per row
     return [named[cell] for cell in cells]
 

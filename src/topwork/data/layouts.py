@@ -234,7 +234,9 @@ def places_of(tree: Folder) -> tuple[list[Place], list[Folder]]:
     """Where the class folders are: one place, or one for each part; and folders beside the parts."""
     parts = parts_among(tree.full)
     if not parts:
-        return [Place(None, tree)], []
+        unlabeled = [child for name, child in tree.full.items() if name.lower() in ("unlabeled", "unlabelled")]
+        aside = [Place("unlabeled", child) for child in unlabeled if len(tree.full) > 2]
+        return [Place(None, tree), *aside], []
     places = [Place(part, _inside(tree.full[name])) for name, part in parts.items()]
     return places, [child for name, child in tree.full.items() if name not in parts]
 
@@ -320,7 +322,7 @@ def part_named(value: str | None, where: str) -> str | None:
 def _by_folder(root: Path, found: Found, tree: Folder, places: list[Place], aside: list[Folder]) -> Listing:
     labeled = [place for place in places if _has_classes(place)]
     aside = aside + [place.folder for place in places if place not in labeled and place.part]
-    inner_parts = _parts_in_classes(places) if len(places) == 1 else {}
+    inner_parts = _parts_in_classes(places) if sum(place.part != "unlabeled" for place in places) == 1 else {}
     nested: list[str] = []
     copies: list[Folder] = []
     if not inner_parts and labeled:
@@ -346,10 +348,7 @@ def _by_folder(root: Path, found: Found, tree: Folder, places: list[Place], asid
     rejects += [
         Reject(name, f"{count(n, 'file')} beside the class folders", expected=True) for name, n in outside.items()
     ]
-    no_classes = [*copies, *notes_only]
-    class_names = {
-        name for place in labeled for name, child in place.folder.children.items() if child not in no_classes
-    }
+    class_names = {name for place in labeled for name, child in place.folder.children.items() if child not in left_out}
     notes = [
         *_notes_on_nesting(nested),
         *_notes_on_parts(root, places, labeled, outside),

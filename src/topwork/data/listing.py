@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 import shlex
 import stat
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from topwork.data import archives, arrays, embedded, hub, layouts, remote
 from topwork.data.bands import select_bands
-from topwork.data.columns import Row, listing_of, meaning_of, rows_of
+from topwork.data.columns import Row, listing_of, meaning_of, named_labels, rows_of
 from topwork.data.folders import read_regular_file, walk_folder
 from topwork.data.layouts import CONTAINER_NAMES, Found, arrange, look_through, looks_like_image, tree_of
 from topwork.data.named_files import Files
@@ -27,9 +28,10 @@ from topwork.data.samples import Listing, Reject, Rules
 from topwork.data.tables import ENDINGS, LIST_ENDINGS, Table, read_table
 from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.files import error_reason
-from topwork.text import count, escape, first_names
+from topwork.text import count, escape, first_names, natural_key
 
 _MAX_TABLE_BYTES = 1 << 30
+_PIECES = {"part", "batch", "chunk", "folder", "shard", "volume", "vol"}
 _CONTAINER_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".parquet", ".npz")
 
 
@@ -49,17 +51,39 @@ def list_data(
     """
     rules = rules or Rules(root)
     source = Path(path)
-    listing = limited(_list(source, rules), rules)
+    listing = _list(source, rules)
     if not listing.entries:
         raise UsageError(_nothing_there(source, listing))
-    return listing
+    if listing.layout not in ("table", "hub"):
+        listing = _with_class_names(listing, rules)
+        _check_no_table_needed(listing, rules)
+    return limited(listing, rules)
+
+
+def _with_class_names(listing: Listing, rules: Rules) -> Listing:
+    """Class folders that are called by numbers, as in Oxford's flowers, get the names in ``--class-names``."""
+    if rules.class_names is None or listing.layout == "arrays":
+        return listing
+    numbers = [(str(int(name)) if name.isdecimal() else name,) for name in listing.class_names]
+    named, _ = named_labels(numbers, rules)
+    names = {folder: name for folder, (name,) in zip(listing.class_names, named, strict=True)}
+    entries = tuple(replace(entry, label=names[entry.label]) for entry in listing.entries)
+    return replace(listing, entries=entries, class_names=tuple(sorted(names.values(), key=natural_key)))
+
+
+def _check_no_table_needed(listing: Listing, rules: Rules) -> None:
+    for name in ("root", "path_column", "label_column", "split_column", "encoding", "label_separator"):
+        if getattr(rules, name) is not None:
+            option = f"--{name.replace('_', '-')} {escape(str(getattr(rules, name)))}"
+            raise UsageError(
+                f"{option} has no effect: the labels of {escape(str(listing.root))} do not come from a table."
+            )
 
 
 _NOT_OPENED = {
-    ".zip": "an archive inside; unpack it first",
-    ".tar": "an archive inside; unpack it first",
-    ".gz": "an archive inside; unpack it first",
-    ".xlsx": "a spreadsheet; save it as CSV",
+    **dict.fromkeys((".zip", ".tar", ".gz"), "an archive inside; unpack it first"),
+    **dict.fromkeys((".rar", ".7z"), "an archive of a kind that is not read; unpack it first"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet; save it as CSV"),
 }
 
 
@@ -105,8 +129,9 @@ def _list(source: Path, rules: Rules) -> Listing:
         if source.suffix.lower() == ".parquet" and embedded.holds_images(source):
             return embedded.list_embedded(source, rules)
         return _list_table(source, rules)
-    if source.suffix.lower() in (".xlsx", ".xls", ".ods"):
-        raise UsageError(f"{escape(str(source))}: a spreadsheet; save the sheet as CSV and use that.")
+    reason = _NOT_OPENED.get(source.suffix.lower())
+    if reason is not None and "inside" not in reason:
+        raise UsageError(f"{escape(str(source))}: {reason}.")
     if stat.S_ISREG(mode) and archives.is_archive(source):
         return _list_archive(source, "", rules)
     raise UsageError(
@@ -201,6 +226,9 @@ def _list_names(root: Path, found: Found, rules: Rules) -> Listing:
     if failure is not None and by_table is None and not has_classes:
         raise failure
     if (not by_folder.entries or are_parts) and by_table is None:
+        option = next((error for error in failures if str(error).startswith("--")), None)
+        if option is not None:
+            raise option
         unused = f" Tables here: {failures[0]}" if failures else ""
         raise UsageError(_no_classes(root, found, by_folder) + unused)
     if by_table is None or (by_folder.entries and not are_parts and not by_table.covers_most):
@@ -344,9 +372,10 @@ def _agree(by_folder: Listing, by_table: Listing) -> bool:
 
 
 def _are_containers(names: Sequence[str]) -> bool:
-    """Whether folder names only number what they hold, as images_part_1 and images_part_2."""
+    """Whether folder names only number what they hold: images_part_1 and images_part_2, or 0 and 1, but not n01440764."""
     stems = {name.strip("0123456789").rstrip("_- .").lower() for name in names}
-    return len(stems) == 1 or stems <= CONTAINER_NAMES
+    words = {word for stem in stems for word in re.findall("[a-z]+", stem)}
+    return stems <= CONTAINER_NAMES or stems == {""} or (len(stems) == 1 and bool(words & (CONTAINER_NAMES | _PIECES)))
 
 
 # ---- a table by itself

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from topwork.errors import UsageError
-from topwork.settings import DataSettings
+from topwork.settings import DataSettings, check
 
 LABEL_SEPARATOR = "|"
 
@@ -147,8 +147,9 @@ def rules_of(settings: DataSettings, bands: str = "") -> Rules:
         bands: those that the model was trained on, if there is one.
 
     Raises:
-        UsageError: other bands were asked for.
+        UsageError: other bands were asked for, or values that cannot be.
     """
+    check(DataSettings(**{item.name: getattr(settings, item.name) for item in fields(DataSettings)}))
     if bands and settings.bands not in (None, bands):
         raise UsageError(f"--bands {settings.bands}: the model was trained with --bands {bands}.")
     rules = Rules(**{item.name: getattr(settings, item.name) for item in fields(Rules)})
