@@ -114,7 +114,7 @@ def test_an_image_listed_twice_with_one_label_lacks_nothing(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("header", "cell", "words"),
     [
-        (["image", "label", "split"], "tr", "split is 'tr'; use train, valid or test"),
+        (["image", "label", "split"], "tr", "split is 'tr'; it must be train, valid"),
         (["image", "a", "b"], "0.7", "no column label"),
         (["image", "label", "where"], "x", None),
     ],

@@ -109,7 +109,7 @@ def test_the_case_of_the_first_letter_as_in_the_pets_tutorial() -> None:
     assert label_taker(r"(\w+)/[^/]+$")("a/b/c.jpg") == "b"
 
 
-@pytest.mark.parametrize(("pattern", "message"), [("(", "not a valid regular"), ("abc", "in brackets")])
+@pytest.mark.parametrize(("pattern", "message"), [("(", "not a valid regular"), ("abc", "in parentheses")])
 def test_a_wrong_label_regex_is_named(pattern, message) -> None:
     with pytest.raises(UsageError, match=message):
         label_taker(pattern)

@@ -64,7 +64,7 @@ def _with_class_names(listing: Listing, rules: Rules) -> Listing:
     """Class folders that are called by numbers, as in Oxford's flowers, get the names in ``--class-names``."""
     if rules.class_names is None or listing.layout == "arrays":
         return listing
-    numbers = [(str(int(name)) if name.isdecimal() else name,) for name in listing.class_names]
+    numbers: list[tuple[str, ...]] = [(str(int(name)) if name.isdecimal() else name,) for name in listing.class_names]
     named, _ = named_labels(numbers, rules)
     names = {folder: name for folder, (name,) in zip(listing.class_names, named, strict=True)}
     entries = tuple(replace(entry, label=names[entry.label]) for entry in listing.entries)
@@ -129,9 +129,9 @@ def _list(source: Path, rules: Rules) -> Listing:
         if source.suffix.lower() == ".parquet" and embedded.holds_images(source):
             return embedded.list_embedded(source, rules)
         return _list_table(source, rules)
-    reason = _NOT_OPENED.get(source.suffix.lower())
-    if reason is not None and "inside" not in reason:
-        raise UsageError(f"{escape(str(source))}: {reason}.")
+    closed = _NOT_OPENED.get(source.suffix.lower())
+    if closed is not None and "inside" not in closed:
+        raise UsageError(f"{escape(str(source))}: {closed}.")
     if stat.S_ISREG(mode) and archives.is_archive(source):
         return _list_archive(source, "", rules)
     raise UsageError(
