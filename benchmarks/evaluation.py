@@ -1,4 +1,4 @@
-"""What the evaluation promises, measured through the whole pipeline on the shared data sets.
+"""What the evaluation promises, measured through the whole pipeline on the shared datasets.
 
     TOPWORK_CACHE=/tmp/cache python benchmarks/evaluation.py ../shared/data [--seeds 8]
 

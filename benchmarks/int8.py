@@ -46,7 +46,7 @@ def rate(engine: OpenVINOEngine, images: np.ndarray) -> float:
 
 
 def measure(path: Path, name: str) -> None:
-    """Prints the figures of one data set."""
+    """Prints the figures of one dataset."""
     manifest = topwork.scan(path)
     parts = topwork.split(manifest, seed=0)
     engine = load_engine(load_backbone(name), "openvino", "f32")

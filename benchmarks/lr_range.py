@@ -2,7 +2,7 @@
 
     python benchmarks/lr_range.py FOLDER... [--size 96] [--epochs 2] [--head linear|64:0.1] [--limit 300]
 
-For each data set: the suggestion of ``topwork lr-range`` for tuning everything, and a sweep of short trainings at rates half
+For each dataset: the suggestion of ``topwork lr-range`` for tuning everything, and a sweep of short trainings at rates half
 a decade apart, each judged by its lowest loss on valid. With a linear head, which starts from the probe's, the
 loss can hardly fall; with hidden layers it starts at random. Both read the same images.
 """

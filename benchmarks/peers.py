@@ -212,7 +212,7 @@ def train_plainly(run: Path, n_epochs: int) -> list[bool]:
 
 
 def table(name: str, fitted: topwork.Run, results: dict[str, Results], n_epochs: int) -> list[str]:
-    """The lines of one data set."""
+    """The lines of one dataset."""
     parts, ours = fitted.split, results["topwork, cold"]
     n_held, cold = len(ours.correct), statistics.median(ours.seconds)
     lines = [

@@ -1,4 +1,4 @@
-"""Which learning rates suit tuning by default? Loss and accuracy on valid at several spreads, on several data sets.
+"""Which learning rates suit tuning by default? Loss and accuracy on valid at several spreads, on several datasets.
 
     python benchmarks/rates.py FOLDER [FOLDER ...] [--lr 1e-5:1e-4 5e-5:2e-4 ...] [--epochs 8] [--seeds 0 1] [--limit N]
 

@@ -1,4 +1,4 @@
-"""Small data sets drawn on the spot: colored shapes that a pretrained backbone tells apart easily."""
+"""Small datasets drawn on the spot: colored shapes that a pretrained backbone tells apart easily."""
 
 from __future__ import annotations
 

@@ -48,3 +48,36 @@ def test_every_decision_has_a_number_of_its_own():
     numbers = [name[:4] for name in names]
     assert all(number.isdigit() for number in numbers), names
     assert len(set(numbers)) == len(numbers), sorted(names)
+
+
+STRANGE = re.compile(
+    r"\b(judge[ds]?|set aside|told apart|learnt by heart|folder a class|images? a second|is right for|left as it (is|was)|flatters?|"
+    r"data sets?)\b|\d %",
+    re.IGNORECASE,
+)  # phrases of an earlier dialect: help, messages, pages and docs are written as a native practitioner would
+
+
+def test_texts_are_in_the_terms_of_the_field():
+    folders = (
+        (ROOT / "src", ("*.py", "*.html", "*.js")),
+        (ROOT / "docs", ("*.md",)),
+        (ROOT / "examples", ("*.py", "*.ipynb")),
+    )
+    files = [path for folder, kinds in folders for kind in kinds for path in folder.rglob(kind)]
+    files = [path for path in files if path.name != "lab-log.md" and path.parent.name != "decisions"]
+    found = [
+        f"{path.name}: {text}"
+        for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *files]
+        for text in (_strings(path) if path.suffix == ".py" else path.read_text().splitlines())
+        if STRANGE.search(text) and "%}" not in text
+    ]
+    assert not found
+
+
+def _strings(path: Path) -> list[str]:
+    """The texts in a program, docstrings included."""
+    return [
+        node.value
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]

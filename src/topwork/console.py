@@ -18,6 +18,11 @@ from topwork.text import count, duration, escape, percent_ci
 
 PLAIN_SECONDS = 5.0
 MAX_CLASS_LINES = 60
+CACHED = {  # folders of the cache, without the number of their format
+    "archives": "decompressed archives", "backbones": "backbones", "demo": "demo images", "drawn-shapes": "drawn shapes",
+    "facts": "image checks", "features": "features", "neighbors": "near duplicates", "onnx": "converted networks",
+    "traits": "image statistics",
+}  # fmt: skip
 STEP_TEXT = {
     "backbone": "Preparing the backbone",
     "scan": "Reading images",
@@ -489,7 +494,7 @@ def reject_lines(rejects: Sequence[Any], n: int = 20) -> list[str]:
 
 
 def understood_lines(found: Any, *, with_counts: bool = False) -> list[str]:
-    """How a data set is read: layout, parts, classes and the first paths.
+    """How a dataset is read: layout, parts, classes and the first paths.
 
     Args:
         with_counts: list every class with its number of files.
@@ -565,7 +570,9 @@ def runs_lines(found: Any) -> list[str]:
 
 def cache_lines(found: dict[str, Any]) -> list[str]:
     """What ``topwork cache`` says."""
-    rows = [(name, f"{size / 1e6:,.1f} MB") for name, size in found["bytes"].items()]
+    rows = [
+        (CACHED.get(name.rstrip("-0123456789"), name), f"{size / 1e6:,.1f} MB") for name, size in found["bytes"].items()
+    ]
     lines = [f"Cache: {escape(found['folder'])} (set TOPWORK_CACHE to move it)"]
     if found.get("freed") is not None:
         return [*lines, f"Freed {found['freed'] / 1e6:,.1f} MB. Features are recomputed when needed."]

@@ -48,7 +48,7 @@ def test_several_labels_are_counted_each(tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def composed(tmp_path_factory):
-    """A run on the classes café and thé, and images of another data set: those classes decomposed, and one more."""
+    """A run on the classes café and thé, and images of another dataset: those classes decomposed, and one more."""
     root = tmp_path_factory.mktemp("forms")
     for name, seed, form in (("train", 0, "NFC"), ("other", 1, "NFD")):
         folder = draw_folders(root / name, n_each=8, shapes=("disc", "square", "cross")[: 2 + seed], seed=seed)

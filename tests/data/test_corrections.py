@@ -51,7 +51,7 @@ def test_labels_are_laid_over_the_images_which_stay_as_they_are(tmp_path: Path) 
         Correction(first.content_hash, first.path, "relabel", "square"),
         Correction(second.content_hash, second.path, "remove"),
         Correction(third.content_hash, third.path, "keep"),
-        Correction(B, "of another data set", "remove"),
+        Correction(B, "of another dataset", "remove"),
     )
     after = scan(data, rules=Rules(corrections=table))
     labels = {sample.path: sample.label for sample in after.samples}

@@ -821,7 +821,7 @@ def test_random_bytes_after_each_magic_number() -> None:
 
 
 def test_every_real_image_is_used(shared_data: Path) -> None:
-    """The three small data sets hold one file that is no image: a placeholder GIF is one."""
+    """The three small datasets hold one file that is no image: a placeholder GIF is one."""
     for path in sorted((shared_data / "ants-bees").rglob("*.*")):
         decode(path.read_bytes(), min_side=64)
 

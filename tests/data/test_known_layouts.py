@@ -1,4 +1,4 @@
-"""Well-known data sets as they are unpacked, and the forms of the docs page: topwork reads each, or asks the right question."""
+"""Well-known datasets as they are unpacked, and the forms of the docs page: topwork reads each, or asks the right question."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def parts(listing: Listing) -> dict[str | None, int]:
     return dict(Counter(entry.part for entry in listing.entries))
 
 
-# ---- data sets by name: (what builds it, classes, parts)
+# ---- datasets by name: (what builds it, classes, parts)
 
 
 def dog_breeds(root: Path) -> None:
@@ -163,7 +163,7 @@ def birds(root: Path) -> None:
         for number, kind in enumerate(("ABBOTTS BABBLER", "ABBOTTS BOOBY")):
             rows += [[number, name, kind, part, kind.lower()] for name in images(f"{part}/{kind}", n)]
     touch(root, *[str(row[1]) for row in rows])
-    table(root / "birds.csv", ["class id", "filepaths", "labels", "data set", "scientific name"], *rows)
+    table(root / "birds.csv", ["class id", "filepaths", "labels", "dataset", "scientific name"], *rows)
 
 
 FIVE = dict.fromkeys(

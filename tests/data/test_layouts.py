@@ -1,4 +1,4 @@
-"""The same images in every form are the same data set; names become labels, parts and groups as documented."""
+"""The same images in every form are the same dataset; names become labels, parts and groups as documented."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables: columns, separators and parts as users write them; images inside Parquet; data sets of Hugging Face."""
+"""Tables: columns, separators and parts as users write them; images inside Parquet; datasets of Hugging Face."""
 
 from __future__ import annotations
 

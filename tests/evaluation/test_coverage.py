@@ -1,4 +1,4 @@
-"""Do the 95 % intervals hold the truth 95 times of 100? Many small data sets are drawn from known distributions."""
+"""Do the 95 % intervals hold the truth 95 times of 100? Many small datasets are drawn from known distributions."""
 
 import numpy as np
 import pytest

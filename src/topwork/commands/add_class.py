@@ -191,7 +191,7 @@ def _joined(
 
 
 def _is_plain_folder(root: Path) -> bool:
-    """Whether a path below the root is a file: no archive, no table of images, no saved data set."""
+    """Whether a path below the root is a file: no archive, no table of images, no saved dataset."""
     return is_folder(root) if is_url(root) else root.is_dir() and not (root / "dataset_info.json").exists()
 
 

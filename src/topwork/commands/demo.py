@@ -2,7 +2,7 @@
 
 Images are written as they are in the package; the table has path, label, split, group and domain. A cell counts as
 defective when its annotated probability of a defect is over one half (Deitsch et al. 2019, arXiv 1807.02894), and the
-split is theirs in kind: 75 % train, 25 % test, stratified by annotation and wafer type.
+split follows the paper: 75% train, 25% test, stratified by annotation and wafer type.
 """
 
 from __future__ import annotations

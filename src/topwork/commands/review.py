@@ -42,7 +42,7 @@ class Doubt:
         suggested: index of the class that it more likely is.
         label_probability, suggested_probability: from a head that did not see the image.
         is_confident: confident learning counts the label as wrong; else it is only among the most doubtful.
-        neighbors: rows of the images most like it.
+        neighbors: rows of the most similar images.
     """
 
     row: int
@@ -80,7 +80,7 @@ class Review:
         read_evaluation(self.run)
         self.path, self.settings = read_asked(self.run)
         self.manifest: Manifest = load_manifest(self.run / "manifest.parquet")
-        _ = self.manifest.labels  # of several labels an image no doubts are kept, which this says
+        _ = self.manifest.labels  # raises for several labels per image, which have no list of label errors
         self.doubts = _doubts(self.run, self.manifest)
         parts = read_split(self.run)["parts"]
         self.part_of = {item["content_hash"]: name for name, items in parts.items() for item in items}

@@ -36,7 +36,7 @@ N_EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Understood:
-    """How the names in a data set were read; nothing has been decoded yet.
+    """How the names in a dataset were read; nothing has been decoded yet.
 
     Attributes:
         classes: number of files of each class.

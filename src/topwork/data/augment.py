@@ -356,7 +356,7 @@ def stream(seed: int, epoch: int, sample: str | int) -> np.random.Generator:
     """The random numbers of one sample in one epoch.
 
     Args:
-        sample: what names the sample; with its content hash, the layout of the data set does not matter either.
+        sample: what names the sample; with its content hash, the layout of the dataset does not matter either.
     """
     digest = hashlib.sha256(f"{seed} {epoch} {sample}".encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))

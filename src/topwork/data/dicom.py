@@ -22,7 +22,7 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"  # would be decompressed whole, however la
 
 
 def read_header(data: bytes) -> Any:
-    """The data set of a file, its pixels not decoded yet; ``Columns`` and ``Rows`` are its size.
+    """The dataset of a file, its pixels not decoded yet; ``Columns`` and ``Rows`` are its size.
 
     Raises:
         ImageError: not one that can be read, or ``pydicom`` is not installed.

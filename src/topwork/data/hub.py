@@ -1,4 +1,4 @@
-"""Image data sets that Hugging Face ``datasets`` wrote with ``save_to_disk``, read by that library (extra ``hf``).
+"""Image datasets that Hugging Face ``datasets`` wrote with ``save_to_disk``, read by that library (extra ``hf``).
 
 In: the folder. Out: a :class:`Listing` whose paths are ``PART/ROW`` (or ``ROW``), and the bytes of a row. Nothing outside
 the folder is opened: names in its JSON files must be names in it, and an image that is only a path is named and left out.
@@ -31,7 +31,7 @@ def is_saved_dataset(folder: Path) -> bool:
 
 
 def list_saved_dataset(folder: Path, rules: Rules) -> Listing:
-    """The images of a saved data set; splits that are not train, valid or test are named and left out.
+    """The images of a saved dataset; splits that are not train, valid or test are named and left out.
 
     Raises:
         UsageError: damaged, without an image or a label column, or ``datasets`` is not installed.
@@ -94,7 +94,7 @@ def _version(folder: Path) -> int:
 
 @lru_cache(maxsize=4)
 def _parts(folder: Path, _version: int) -> dict[str, Any]:
-    """The splits by name, or the one data set under ""."""
+    """The splits by name, or the one dataset under ""."""
     _check_names(folder)
     try:
         import datasets

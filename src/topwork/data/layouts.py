@@ -1,7 +1,7 @@
 """How the names of files become labels, parts and groups.
 
 In: the names that a folder or an archive holds, and the user's :class:`Rules`. Out: a :class:`Listing`. Whether the names come
-from a disk or from an archive makes no difference, so the same images give the same data set either way.
+from a disk or from an archive makes no difference, so the same images give the same dataset either way.
 
 The class folders are found wherever they are: folders around them are looked through, and train, valid and test folders
 are known by their usual names. Where the names allow two readings, both are printed with the command for each, and nothing

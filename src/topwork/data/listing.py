@@ -1,4 +1,4 @@
-"""Which files make up a data set, in whatever form the user has it, and the bytes of each.
+"""Which files make up a dataset, in whatever form the user has it, and the bytes of each.
 
 In: a path. Out: a :class:`Listing`: entries (path, label, part, ...) in reading order and what is not used with the reason.
 Nothing is decoded here. How names become labels is in ``layouts.py``, how tables do in ``tables.py`` and ``columns.py``.
@@ -141,7 +141,7 @@ def _list(source: Path, rules: Rules) -> Listing:
 
 
 def _list_parquets(root: Path, found: Found, rules: Rules) -> Listing | None:
-    """A folder of Parquet files that hold the images, as the Hugging Face hub keeps data sets; None if it is none.
+    """A folder of Parquet files that hold the images, as the Hugging Face hub keeps datasets; None if it is none.
 
     A file stands for the part that its name says: ``data/train-00000-of-00004.parquet``.
     """

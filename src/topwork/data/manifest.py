@@ -39,7 +39,7 @@ FEW_IMAGES = 10  # a class with fewer training images than this is named before 
 
 @dataclass(frozen=True, repr=False)
 class Manifest(Described):
-    """The images of a data set.
+    """The images of a dataset.
 
     Attributes:
         root: folder that the paths are relative to, or the archive or Parquet file that holds the images.

@@ -47,7 +47,7 @@ class Reject:
     """One file that is not used, and why; or a whole folder, whose name ends in ``/``.
 
     Attributes:
-        expected: nobody would take it for an image of the data set (a readme, a folder beside the class folders), so it does
+        expected: nobody would take it for an image of the dataset (a readme, a folder beside the class folders), so it does
             not count toward ``--max-reject-fraction``.
     """
 
@@ -62,7 +62,7 @@ class Reject:
 
 @dataclass(frozen=True)
 class Rules:
-    """What the user says about how a data set is to be read.
+    """What the user says about how a dataset is to be read.
 
     Attributes:
         root: folder that the paths of a table are relative to; by default the table's own.

@@ -246,7 +246,7 @@ def forget(path: Path, error: Exception) -> None:
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     """One Parquet file with the columns asked for, or all.
 
-    Not by ``pq.read_table``, which first imports pyarrow's data sets, a quarter of a second, and takes folder names such as
+    Not by ``pq.read_table``, which first imports pyarrow's datasets, a quarter of a second, and takes folder names such as
     ``a=b`` for columns.
 
     Raises:

@@ -19,7 +19,7 @@ from topwork.evaluation.learning_curve import LearningCurve
 from topwork.settings import fit_command
 from topwork.text import count, percent, percent_ci, points
 
-# Share of the errors of a frozen network's head that tuning everything removed: quartiles and median over eleven data sets
+# Share of the errors of a frozen network's head that tuning everything removed: quartiles and median over eleven datasets
 # for ResNet-18 (Salman et al. 2020, arXiv 2007.08489, as in training/estimate.py).
 TUNING_REMOVES = (0.19, 0.42, 0.63)
 # The same for lite2 in place of lite0. Log-odds of accuracy after transfer rise as on ImageNet (Kornblith et al. 2019,

@@ -29,7 +29,7 @@ class SuspectedLabel:
         label_probability: Out-of-fold probability of ``label``.
         suggested_probability: Out-of-fold probability of ``suggested``.
         is_confident: Confident learning counts it as a label error.
-        neighbors: Rows of the images most like it, nearest first; empty without features.
+        neighbors: Rows of the most similar images, nearest first; empty without features.
         neighbor_agreement: Share of those that have the same label; None without features.
     """
 
@@ -46,7 +46,7 @@ class SuspectedLabel:
 
 @dataclass(frozen=True)
 class Outlier:
-    """An image unlike the others: its row, and its mean cosine distance to the images most like it."""
+    """An outlier: its row, and its mean cosine distance to the most similar images."""
 
     position: int
     distance: float

@@ -1,4 +1,4 @@
-"""What a data set looks like before anything is trained: the facts behind ``topwork scan``.
+"""What a dataset looks like before anything is trained: the facts behind ``topwork scan``.
 
 In: a manifest, its traits, and what was found about duplicates, groups and shortcuts. Out: :class:`Overview`, plain values
 for the terminal, the JSON answer and the page. Nothing is drawn here.

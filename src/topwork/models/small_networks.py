@@ -22,8 +22,8 @@ def same_padding(kernel_size: int) -> tuple[int, int]:
     """(before, after) zeros that keep a map's side under a convolution of stride 1.
 
     A convolution gives ``side + before + after - kernel_size + 1`` positions, so before + after must be kernel_size - 1.
-    Lectures pad both sides alike: by ``kernel_size - 2``, which is right for 3 alone, or by ``kernel_size // 2``, which
-    is right for odd kernels alone. An even kernel needs one zero more on one side; it goes after, as in TensorFlow.
+    Lectures pad both sides alike: by ``kernel_size - 2``, which is correct for 3 only, or by ``kernel_size // 2``, which
+    is correct for odd kernels only. An even kernel needs one zero more on one side; it goes after, as in TensorFlow.
     """
     return (kernel_size - 1) // 2, kernel_size // 2
 

@@ -102,7 +102,7 @@ class Views:
 
 
 def to_device(loaded: NDArray[Any] | Views, device: str) -> Tensor:
-    """What a data set has loaded as the network's input; augmentation is computed on the device that trains."""
+    """What a dataset has loaded as the network's input; augmentation is computed on the device that trains."""
     if isinstance(loaded, Views):
         return apply(torch.from_numpy(loaded.pixels).to(device, non_blocking=True), loaded.draws, loaded.spec)
     return torch.from_numpy(loaded).to(device, non_blocking=True)

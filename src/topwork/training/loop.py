@@ -1,6 +1,6 @@
 """The training loop: one, plain, for every recipe.
 
-In: a network, a :class:`Recipe`, data sets for training and validation. Out: :class:`TrainingResult`: best, last and starting
+In: a network, a :class:`Recipe`, datasets for training and validation. Out: :class:`TrainingResult`: best, last and starting
 weights under the network's own names, and the history as plain records. Where pixels come from is in ``batches.py``, what
 is trained at which rate in ``optimizer.py``, what is done with the weights afterwards in ``selection.py``.
 
@@ -106,7 +106,7 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Loss (mean, weighted as in training) and accuracy on a data set.
+    """Loss (mean, weighted as in training) and accuracy on a dataset.
 
     Attributes:
         calibrated_loss: weighted cross-entropy at the temperature that is best for it. Networks become overconfident
@@ -193,7 +193,7 @@ class TrainableNetwork:
         self.dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
 
     def inputs(self, loaded: Any) -> Tensor:
-        """What a data set has loaded, as the network's input on its device."""
+        """What a dataset has loaded, as the network's input on its device."""
         return to_device(loaded, self.device)
 
     def logits(self, inputs: Tensor) -> Tensor:
@@ -565,7 +565,7 @@ _PLAIN = ("epoch", "n_steps", "n_updates", "micro_batch", "sums", "curve", "hist
 
 
 def evaluate(net: TrainableNetwork, data: Dataset, recipe: Recipe, group: Processes | None = None) -> EvalResult:
-    """Loss and accuracy on a data set, the same for any number of processes."""
+    """Loss and accuracy on a dataset, the same for any number of processes."""
     loss = Loss(recipe)
     logits, targets = predict(net, data, group), loss.targets(data.labels)
     tensor, weights = torch.from_numpy(logits), _numpy(loss.weights(targets))

@@ -287,7 +287,7 @@ def _n_epochs(settings: TuneSettings, facts: DataFacts, strategy: Strategy) -> t
     budget, rate = settings.time_budget_seconds, facts.images_per_second
     if budget is None or rate is None:
         return n_epochs, ()
-    seconds = (facts.n_train + 0.4 * facts.n_valid) / rate  # judging costs about a third of training an image
+    seconds = (facts.n_train + 0.4 * facts.n_valid) / rate  # evaluation costs about a third of training per image
     fits = max(1, int(0.9 * budget / seconds))
     if fits >= n_epochs:
         return n_epochs, ()

@@ -64,7 +64,7 @@ def estimate(
 ) -> Estimate:
     """Compares what tuning may add with its time.
 
-    The gain is not predicted from this data set, because nothing cheap does that well; it is what tuning after a frozen
+    The gain is not predicted from this dataset, because nothing cheap does that well; it is what tuning after a frozen
     network removed elsewhere, applied to the errors that are left.
 
     Args:
