@@ -1,4 +1,4 @@
-"""topwork: transfer learning in image classification, from a folder of images to a classifier one can trust.
+"""topwork: transfer learning for image classification, from a folder of images to a classifier you can trust.
 
 The public names are gathered here and loaded when they are first used: ``import topwork`` must stay quick and must not
 import torch.

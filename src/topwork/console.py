@@ -1,4 +1,4 @@
-"""What a person sees while a command runs: progress with rate and time left, notes, and the summary.
+"""Console output of commands: progress with rate and remaining time, notes, and the results.
 
 On a terminal a live bar; elsewhere a plain line every few seconds. All of it goes to stderr, so that stdout holds the
 answer and nothing else. Notes are repeated at the end, where scrolling has not lost them.
@@ -48,7 +48,7 @@ STEP_TEXT = {
 
 
 def say(text: str) -> None:
-    """A line on stderr; work does not end because nobody can read it (a full disk, a closed pipe)."""
+    """Prints a line to stderr; failures to print (full disk, closed pipe) are ignored."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""The errors a user can meet, and the exit status each one ends a command with.
+"""Errors shown to users, with their exit status.
 
 Every message is one clear line that names the file, option or request, says why, and what to try next.
 Nothing here imports anything, so every layer can raise these.
@@ -8,34 +8,34 @@ from __future__ import annotations
 
 
 class TopworkError(Exception):
-    """Something failed that the user should know about: exit status 1."""
+    """A failure: exit status 1."""
 
     exit_status = 1
 
 
 class UsageError(TopworkError):
-    """What was asked cannot be done as asked (wrong option, path or data): exit status 2."""
+    """A usage error (wrong option, path or data): exit status 2."""
 
     exit_status = 2
 
 
 class InputError(UsageError, ValueError):
-    """A value given from Python cannot be used; a ``ValueError`` as well, which scikit-learn's users and tools expect."""
+    """An invalid value passed from Python; also a ``ValueError``, as scikit-learn users and tools expect."""
 
 
 class ImageError(TopworkError):
-    """One image cannot be used. ``str(error)`` is the reason, short and without the path.
+    """An image cannot be used. ``str(error)`` is a short reason without the path.
 
     Whoever reads many images catches this and counts a reject; it never stops a run.
     """
 
 
 class ModelError(TopworkError):
-    """A model folder, checkpoint or export is damaged, altered, or from a newer version."""
+    """A model folder, checkpoint or export is damaged, modified, or from a newer version."""
 
 
 class DownloadError(TopworkError):
-    """Weights or data had to come from the network and did not."""
+    """Weights or data could not be downloaded."""
 
 
 def changed_since_scan(path: str, reason: object) -> TopworkError:

@@ -1,4 +1,4 @@
-"""``ImageClassifier`` and ``ImageFeatures``: topwork's probe and its features as scikit-learn estimators.
+"""scikit-learn estimators: ``ImageClassifier`` (a probe) and ``ImageFeatures`` (its features).
 
 Images are paths, arrays, Pillow images, or a DataFrame with a column of paths. What scikit-learn's conventions ask for is
 checked in ``tests/test_estimator.py``, with the list of its checks that cannot apply to images.
@@ -50,7 +50,7 @@ class _ImageEstimator(BaseEstimator):  # type: ignore[misc]
         return tags
 
     def _features(self, X: Any) -> Features:
-        """Embeds what the store does not know yet."""
+        """Embeds images that are not in the store yet."""
         backbone = load_backbone(self.backbone).with_spec(fit=self.fit_mode, height=self.size, width=self.size)
         embedder = Embedder(backbone, load_engine(backbone, precision="f32"))
         hashes = []
@@ -129,7 +129,7 @@ class ImageClassifier(ClassifierMixin, _ImageEstimator):  # type: ignore[misc]
         return softmax(self._logits(X))
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """(N,) most probable labels."""
+        """(N,) predicted labels."""
         logits = self._logits(X)
         return np.asarray(self.classes_[logits.argmax(1)])
 
@@ -142,7 +142,7 @@ class ImageClassifier(ClassifierMixin, _ImageEstimator):  # type: ignore[misc]
 
 
 class ImageFeatures(TransformerMixin, _ImageEstimator):  # type: ignore[misc]
-    """Images to pooled features of a pretrained network, as a first step of a scikit-learn pipeline.
+    """Transforms images to pooled features of a pretrained network, as the first step of a scikit-learn pipeline.
 
     Args:
         backbone, fit_mode, size, n_jobs: as of :class:`ImageClassifier`.

@@ -1,4 +1,4 @@
-"""Is one better than the other on the same images? One rule, wherever topwork chooses between two things.
+"""The paired test with which topwork selects between two candidates on the same images.
 
 In: a score per image of each. Out: the mean difference with its standard error, and whether that is clear. Pairing tells
 far more than two separate intervals, because hard images are hard for both. How two finished models compare (McNemar's

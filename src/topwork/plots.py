@@ -1,4 +1,4 @@
-"""Plots for notebooks and papers: one line each, from a run, a manifest or predictions; each returns a matplotlib figure.
+"""Plots for notebooks and papers, from a run, a manifest or predictions; each function returns a matplotlib figure.
 
     from topwork import plots
     plots.show_batch(run)
@@ -93,7 +93,7 @@ def confusion_matrix(source: Source | Predictions, *, part: str = "auto") -> Fig
 
 
 def top_losses(source: Source, n: int = 8, *, part: str = "auto") -> Figure:
-    """The images whose true class got the lowest probability, with prediction, truth and that probability."""
+    """The images with the highest loss, with prediction, true class and its probability."""
     run = _run(source)
     found = _one_label(_predictions(run, part)).labeled()
     own = found.probabilities[np.arange(len(found)), found.labels]
@@ -106,7 +106,7 @@ def top_losses(source: Source, n: int = 8, *, part: str = "auto") -> Figure:
 
 
 def curves(source: Source) -> Figure:
-    """Loss and accuracy by epoch of a fine-tuned run; of a probe, cross-validated accuracy by penalty."""
+    """Loss and accuracy by epoch of a fine-tuned run; for a probe, cross-validated accuracy by regularization."""
     history = _run(source).history
     epochs = [record for record in history if "epoch" in record]
     if not epochs:
@@ -124,7 +124,7 @@ def curves(source: Source) -> Figure:
 
 
 def reliability(source: Source | Predictions, *, part: str = "auto") -> Figure:
-    """Reliability diagram: accuracy against confidence, with 95% intervals; on the diagonal the model is calibrated."""
+    """Reliability diagram: accuracy by confidence, with 95% CIs. A calibrated model is on the diagonal."""
     found = _one_label(_predictions(source, part))
     bins = reliability_bins(found)
     known = found.labeled()
@@ -142,7 +142,7 @@ def reliability(source: Source | Predictions, *, part: str = "auto") -> Figure:
 
 
 def heatmap(source: Source, image: str | os.PathLike[str] | bytes, label: str | None = None) -> Figure:
-    """Where the model looked: the image beside the evidence for a class.
+    """Heatmap: an image next to the evidence for a class.
 
     Args:
         image: a path, or the bytes of a file.

@@ -1,4 +1,4 @@
-"""What a command reports while it works, and how long each step took.
+"""Progress reporting, and timing of steps.
 
 A command tells a :class:`Reporter`; who shows it is up to the caller: the terminal (``console.py``), a notebook, the app,
 or nobody.
@@ -18,7 +18,7 @@ from topwork.text import escape
 
 
 class Reporter:
-    """Receives what happens. This one shows nothing; others override what they show."""
+    """Receives progress. This base class shows nothing."""
 
     def step(self, name: str) -> None:
         """A step begins."""
@@ -27,7 +27,7 @@ class Reporter:
         """Part of the present step is done."""
 
     def note(self, text: str) -> None:
-        """A sentence that the user should read."""
+        """A note to the user."""
 
     def stages(self, rows: Sequence[dict[str, Any]]) -> None:
         """Fine-tuning begins: its stages with their parameters and learning rates."""

@@ -56,7 +56,7 @@ class Run(Described):
     history: Sequence[dict[str, Any]]
 
     def facts(self) -> dict[str, object]:
-        """What a notebook shows."""
+        """Shown in notebooks."""
         figures = {
             f"Accuracy ({name})": percent_ci(self.evaluation[name]["accuracy"])
             for name in ("test", "valid")

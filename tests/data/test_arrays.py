@@ -57,7 +57,7 @@ def test_masks_are_black_and_white(tmp_path) -> None:
     [(IMAGES - 127.5) / 60, np.where(IMAGES > 9, np.nan, 0.5), IMAGES.astype(np.int64) * -1, IMAGES.astype(complex)],
 )
 def test_values_without_a_brightness_are_refused(images, tmp_path) -> None:
-    with pytest.raises(UsageError, match=r"data.npz: X holds values from .*expected 0 to 255"):
+    with pytest.raises(UsageError, match=r"data.npz: X has values from .*expected 0 to 255"):
         list_arrays(saved(tmp_path, X=images, y=LABELS), Rules())
 
 

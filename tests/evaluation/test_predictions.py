@@ -86,7 +86,7 @@ def test_logits_are_left_as_they_were():
         (("a", "b"), [0], [2], [[1.0, 2.0]], "label outside"),
         (("a", "b"), [0], [-2], [[1.0, 2.0]], "label outside"),
         (("a", "b"), [0, 1], [0], [[1.0, 2.0]], "sample indices"),
-        (("a", "a"), [0], [0], [[1.0, 2.0]], "twice"),
+        (("a", "a"), [0], [0], [[1.0, 2.0]], "duplicate"),
         (("a", "b"), [0], [0], [[1.0, np.nan]], "finite"),
         ((), [], [], np.empty((0, 0)), "at least one class"),
     ],

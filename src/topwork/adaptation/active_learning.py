@@ -15,7 +15,7 @@ from topwork.evaluation.similarity import k_means, unit_rows
 
 
 def images_to_label(domains: Domains, choice: Choice, n: int, seed: int = 0) -> Ints:
-    """(n,) rows of the target without a known label, the most disputed first; fewer if there are not so many."""
+    """(n,) rows of unlabeled target images, those with most disagreement first; fewer if there are not enough."""
     free = np.flatnonzero(domains.known < 0)
     n = min(n, len(free))
     if not n:

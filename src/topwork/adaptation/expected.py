@@ -1,4 +1,4 @@
-"""Accuracy to expect on a new domain without labels, and the record of an adaptation: both domains before and after.
+"""Estimates the accuracy on a new domain without labels, and records both domains before and after an adaptation.
 
 In: the choice, the predictions on the target before and after, the domains. Out: plain values for ``evaluation.json`` and
 ``domains.json``. Nothing is decided here.

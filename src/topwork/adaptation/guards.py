@@ -1,4 +1,4 @@
-"""Which adapted predictions to trust, decided without labels of the target; in doubt the model stays unchanged.
+"""Selects adapted predictions without target labels; if unsure, the model stays unchanged.
 
 In: two domains and the source model's probabilities on the target. Out: a :class:`Choice`: adapted, unchanged or
 refused, with the reason and every number behind it. The rules, in order:
@@ -67,7 +67,7 @@ Outcome = Literal["unchanged", "adapted", "refused"]
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What was decided.
+    """The decision.
 
     Attributes:
         probabilities: (M, C) to use; those of the source model unless adapted.

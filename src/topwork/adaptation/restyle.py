@@ -1,4 +1,4 @@
-"""Copies of the source's images in the look of the target: line drawings, gray, flat colors, blurred, inverted.
+"""Restyled copies of the source images that resemble the target: line drawings, grayscale, flat colors, blurred, inverted.
 
 A network trained on photographs sees drawings as another world; copies of the photographs drawn as lines lie between the
 two. Which look is tried is decided by a small sample: the restyling that brings it clearly nearest to the target. Whether

@@ -1,4 +1,4 @@
-"""``topwork adapt``: a new run whose model also works on a new domain, with few labels of it or none.
+"""``topwork adapt``: a new run whose model also works on a new domain, with few labels or none.
 
 The order of the steps. Which predictions to trust is decided in ``adaptation/guards.py`` without labels of the target;
 labels found in the target's folders are used for the report, never to adapt.
@@ -139,7 +139,7 @@ def adapt(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> AdaptedRun:
-    """Writes a new run that knows both domains; its model is the source's own unless a better one can be trusted.
+    """Writes a new run for both domains; its model stays unchanged unless a better one passes the checks.
 
     Args:
         run: the run that holds the model; its manifest lists the source's images.

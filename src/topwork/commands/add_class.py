@@ -1,4 +1,4 @@
-"""``topwork add-class``: a new run whose model knows further classes; the weights of the existing ones are unchanged."""
+"""``topwork add-class``: a new run with additional classes; the weights of the existing classes are unchanged."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def add_class(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> GrownRun:
-    """Writes a new run whose model also knows the classes of further images.
+    """Writes a new run whose model also has the classes of the new images.
 
     The features of the old images come from the store; the images are read again only if it was emptied.
 

@@ -1,4 +1,4 @@
-"""From a fitted head to a classifier one can trust: temperature, decision rule, answers and evaluation.
+"""From a fitted head to an evaluated classifier: temperature, decision rule, predictions and metrics.
 
 In: the prepared data, the probe, the tuned network if there is one. Out: :class:`Assessed`. One label per image and several
 differ only in how thresholds are fitted.

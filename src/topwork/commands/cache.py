@@ -1,4 +1,4 @@
-"""``topwork cache``: what the cache holds, and emptying it. Everything in it can be computed again."""
+"""``topwork cache``: shows and clears the cache. Everything in it can be recomputed."""
 
 from __future__ import annotations
 

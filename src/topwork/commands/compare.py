@@ -1,4 +1,4 @@
-"""``topwork compare``: finished runs against the first of them, by paired tests on the same images."""
+"""``topwork compare``: compares runs with the first one, by paired tests on the same images."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _against(first: EvaluatedPart, second: EvaluatedPart, seed: int) -> Compared
 
 
 def comparison_sentence(first: str, second: str, found: Comparison) -> str:
-    """Which of two runs is better, in a sentence that follows from the numbers."""
+    """A sentence on which of two runs is better."""
     interval = found.difference_interval
     if interval is None or found.accuracy_first is None or found.accuracy_second is None or found.difference is None:
         return f"{second} and {first} have no images of known classes in common and cannot be compared."

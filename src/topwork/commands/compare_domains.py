@@ -1,4 +1,4 @@
-"""``topwork compare-domains``: measure the distribution shift between two datasets, and the accuracy to expect.
+"""``topwork compare-domains``: measures the distribution shift between two datasets and estimates the accuracy.
 
 In: two paths, or one with domains in it, and possibly a model. Out: values; the page is ``report/other_pages.py``.
 Labels of the second set are used to say which classes shift and, with a model, to put the measured accuracy beside the

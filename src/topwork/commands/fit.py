@@ -1,4 +1,4 @@
-"""``topwork fit``: from a folder of images to a run folder.
+"""``topwork fit``: from a folder of images to a run directory.
 
 ``fit`` reads from top to bottom: scan and embed in one pass, split, probe, tune where asked, calibrate, evaluate, write.
 Each step is one public function of the layer below; here is only their order and what is recorded.
@@ -266,7 +266,7 @@ def _write_insights(
 def _recipe(
     data: PreparedData, probed: Probed, tuned: TunedClassifier | None, classifier: Classifier
 ) -> dict[str, Any]:
-    """What was done, with no "auto" left in it."""
+    """The settings that were used, with every "auto" resolved."""
     probe, parts, embedder = probed.probe, data.parts, data.embedder
     recipe = {
         "mode": "probe",

@@ -1,4 +1,4 @@
-"""``topwork lr-range``: which learning rate suits these images and this network, found without training a model.
+"""``topwork lr-range``: a learning-rate range test on these images and this network.
 
 In: images and the settings of a fit. Out: :class:`Ranged`. Weights, run folders and models are left as they are.
 """
@@ -60,7 +60,7 @@ def lr_range(
     highest: float = 1.0,
     reporter: Reporter | None = None,
 ) -> Ranged:
-    """Raises the rate over ``n_steps`` steps of training on a copy of the network and reads the losses.
+    """Increases the learning rate over ``n_steps`` training steps on a copy of the network and records the losses.
 
     The network starts as a fit would start it: pretrained, its head from the probe where the head is linear.
 

@@ -1,4 +1,4 @@
-"""``topwork models NAME``: a network's stages, their parameters, which would move and at which rate.
+"""``topwork models``: lists backbones, and describes one with its stages, trainable layers and learning rates.
 
 In: a name and :class:`ModelSettings`. Out: :class:`Described`. The network is built without memory for its weights, so
 nothing is downloaded and even large ones are counted at once.
@@ -123,7 +123,7 @@ def listed(pattern: str) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Checked:
-    """What a backbone is like here, or why it cannot be used.
+    """Properties of a backbone on this machine, or why it cannot be used.
 
     Attributes:
         engine: what runs it, in which precision.

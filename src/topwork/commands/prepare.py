@@ -1,4 +1,4 @@
-"""What every kind of fit begins with: images scanned and embedded in one pass, divided, and a probe on their features.
+"""The first steps of every fit: scan and embed the images, split them, and fit a probe.
 
 In: a path and settings. Out: :class:`PreparedData`, and from it a :class:`topwork.features.views.Probed`.
 """
@@ -40,7 +40,7 @@ VALID_FRACTION = 0.2
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What is known before anything is trained.
+    """The prepared data, before training.
 
     Attributes:
         features: of all images, in the precision of training.

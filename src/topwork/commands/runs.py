@@ -1,4 +1,4 @@
-"""``topwork runs``: the runs below a folder with their figures, and which is best."""
+"""``topwork runs``: the runs in a folder with their results, and which is best."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Runs:
 
 
 def list_runs(folder: Path) -> Runs:
-    """Reads the runs directly below ``folder``.
+    """Reads the runs in ``folder``.
 
     Raises:
         UsageError: no such folder, or no run in it.

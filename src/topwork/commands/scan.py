@@ -1,4 +1,4 @@
-"""``topwork scan``: a look at the data without training."""
+"""``topwork scan``: checks a dataset before training."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Surveyed:
 def survey(
     path: str | os.PathLike[str], settings: ScanSettings | None = None, *, reporter: Reporter | None = None
 ) -> Surveyed:
-    """Looks at the data without training: files, duplicates, leaks, shortcuts, sizes, outliers.
+    """Checks a dataset before training: files, duplicates, leaks, shortcuts, sizes and outliers.
 
     Raises:
         UsageError: nothing usable there.

@@ -1,4 +1,4 @@
-"""``topwork study``: one experiment of the tutorials on the user's own images."""
+"""``topwork study``: runs an experiment of the tutorials on your images."""
 
 from __future__ import annotations
 

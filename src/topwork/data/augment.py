@@ -1,4 +1,4 @@
-"""Random views of an image for training: named pipelines, from mild to strong, drawn on the host and applied on any device.
+"""Augmentation: named pipelines of random changes, drawn on the CPU and applied on any device.
 
 In: images a little larger than the input, an InputSpec and a stream of random numbers per sample. Out: uint8 views of the input
 size. A view is a :class:`Draw`: everything geometric is one affine map, everything about color one 3×3 matrix and a contrast,
@@ -59,7 +59,7 @@ class Draw:
 
 
 class Step(Protocol):
-    """One kind of random change."""
+    """A random change."""
 
     def __call__(self, draw: Draw, rng: np.random.Generator, spec: InputSpec) -> None:
         """Draws it and adds it to the view."""

@@ -1,4 +1,4 @@
-"""From the bytes of one file to upright RGB pixels: the one decoder of training, prediction, server and web pages.
+"""Decodes image files to upright RGB pixels, for training, prediction, the server and pages alike.
 
 In: bytes. Out: :class:`Decoded`, the image as a viewer shows it, with the facts of its file; or :class:`ImageError` with
 a short reason, and never another error. Files are not opened here, and no name or extension is looked at.
@@ -85,7 +85,7 @@ _INVERSE_TURN = {6: 8, 8: 6}  # the other six orientations are their own inverse
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What a file says about its image.
+    """The header of an image file.
 
     Attributes:
         format: ``JPEG``, ``PNG``, ``WEBP``, ``GIF``, ``BMP``, ``TIFF``, ``HEIC`` or ``DICOM``, by content.
@@ -147,7 +147,7 @@ def reading(format: str) -> Iterator[None]:
     except (OSError, IndexError, EOFError, struct.error) as error:  # what Pillow meets when data are missing
         raise ImageError("damaged or truncated image data") from error
     except SyntaxError as error:  # what Pillow's plugins raise for headers
-        raise ImageError(f"damaged {format}, or an unsupported variant ({_short(error)})") from error
+        raise ImageError(f"damaged {format}, or a variant that is not supported ({_short(error)})") from error
     except Exception as error:  # damaged files make decoders fail in more ways than anybody can list
         if type(error).__name__ == "DecompressionBombError":  # Pillow's WebP reader looks at Pillow's limit itself
             raise ImageError(f"too large: {_short(error)}") from error

@@ -1,4 +1,4 @@
-"""Which files make up a dataset, in whatever form the user has it, and the bytes of each.
+"""Lists the files of a dataset, in any supported layout, and reads them.
 
 In: a path. Out: a :class:`Listing`: entries (path, label, part, ...) in reading order and what is not used with the reason.
 Nothing is decoded here. How names become labels is in ``layouts.py``, how tables do in ``tables.py`` and ``columns.py``.

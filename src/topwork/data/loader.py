@@ -30,7 +30,7 @@ _FACTS_PER_SHARD = 5000
 
 
 class Visitor(Protocol):
-    """Somebody who wants the pixels of images while they are decoded anyway."""
+    """Receives the pixels of images while they are decoded."""
 
     spec: InputSpec
 
@@ -43,7 +43,7 @@ class Visitor(Protocol):
 
 @dataclass(frozen=True)
 class Loaded:
-    """One entry after reading: facts or a reason against it, pixels when the visitor wanted them, traits when new."""
+    """One entry after reading: facts or the reason for rejecting it, pixels if the visitor wants them, traits if new."""
 
     entry: Entry
     content_hash: str

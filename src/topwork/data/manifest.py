@@ -150,7 +150,7 @@ class Manifest(Described):
         return read_image(self.root, path, self.bands)
 
     def read_unchanged(self, row: int) -> bytes:
-        """The bytes of one image as they were scanned.
+        """The bytes of one image, verified to be unchanged since the scan.
 
         Raises:
             TopworkError: the image vanished or changed since the scan.
@@ -179,7 +179,7 @@ def scan(
     rules: Rules | None = None,
     load: Loader = load_images,
 ) -> Manifest:
-    """Reads every image below ``path`` once and says what is there.
+    """Reads all images of a dataset once and returns its manifest.
 
     Args:
         root: folder that the paths of a table are relative to; same as ``rules.root``.

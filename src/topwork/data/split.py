@@ -1,4 +1,4 @@
-"""Train, valid and test: given, or drawn once so that no group straddles the parts.
+"""Splits into train, valid and test: given by the data, or drawn so that groups stay together.
 
 In: a Manifest. Out: a :class:`Split` of row numbers. Groups are exact duplicates, near duplicates and the user's own
 groups; they move as one. Which group goes where depends on the seed and on the content of the images only, never on
@@ -52,7 +52,7 @@ def split(
     seed: int = 0,
     groups: Sequence[int] | None = None,
 ) -> Split:
-    """Divides the samples into train, valid and test.
+    """Splits the samples into train, valid and test.
 
     Given parts are kept; rows without one join train. Otherwise, or if only a train part was given, each class gives about
     these fractions, whole groups at a time, and keeps at least one group for training. With a test fraction of 0 a lone train
@@ -311,7 +311,7 @@ def n_train_of(manifest: Manifest, parts: Split) -> dict[str, int]:
 
 
 def part_rows(manifest: Manifest, part: str) -> NDArray[np.int64]:
-    """Rows of the wanted part; all rows where the data has no parts."""
+    """Rows of a part; all rows if the data has no parts."""
     by_part: dict[str, list[int]] = {}
     for row, sample in enumerate(manifest.samples):
         by_part.setdefault(sample.part or "none", []).append(row)

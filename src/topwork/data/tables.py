@@ -1,4 +1,4 @@
-"""Tables of images as people have them: CSV, TSV, text lists, JSON, JSON Lines, Parquet, and what annotation tools export.
+"""Tables of images: CSV, TSV, text lists, JSON, JSON Lines, Parquet, and exports of annotation tools.
 
 In: the name and the bytes of a file. Out: a :class:`Table`, columns of text. What the columns mean is in ``columns.py``.
 COCO, Label Studio and CVAT become the columns ``path`` and ``label``.

@@ -1,4 +1,4 @@
-"""What an image looks like apart from what is on it: compression, camera, light, sharpness, border, coarse colors.
+"""Image statistics: compression, camera, brightness, sharpness, border, coarse colors.
 
 In: the bytes of a file and its standard view (the whole image squashed to 224 pixels). Out: :class:`Traits`, and for many
 images a :class:`TraitTable` of arrays. They are taken while an image is decoded anyway and kept in the cache by content

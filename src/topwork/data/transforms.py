@@ -1,4 +1,4 @@
-"""From decoded pixels to the network's input: what travels with the weights.
+"""Preprocessing: from decoded pixels to the input of the network.
 
 In: uint8 pixels (H, W, 3) of any size and an :class:`InputSpec`. Out: uint8 pixels of exactly the input size.
 Normalization is not here: it is part of the compiled network (see ``features/engine.py``), so uint8 is all that moves.
@@ -36,7 +36,7 @@ _LOCAL = threading.local()  # one Resizer a thread: it keeps scratch buffers and
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How an image becomes the input of one set of weights.
+    """The preprocessing that belongs to a set of weights.
 
     Attributes:
         height, width: input size in pixels.

@@ -1,4 +1,4 @@
-"""Images whose labels are missing or must not be used: any folder, flat or nested, and labels given in a CSV file.
+"""Images without labels, in flat or nested folders, and labels given in a CSV file.
 
 In: a path. Out: the :class:`Rules` under which a scan takes every image, and labels by row of the manifest.
 """

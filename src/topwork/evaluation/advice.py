@@ -1,4 +1,4 @@
-"""What would help most? In go measured facts about a run, out comes ranked advice with expected gains and minutes.
+"""Advice: turns facts about a run into ranked next steps with expected gains and times.
 
 Nothing here is computed twice: curve, suspects and figures come from the run. A gain that was measured on this data
 (more images, classes that lag) is an expectation with an interval; one that is only known from elsewhere (tuning, another
@@ -144,7 +144,7 @@ def _more_images(s: Situation) -> Advice | None:
 
 
 def _lagging_classes(s: Situation) -> Advice | None:
-    """Classes whose recall is below the rest by more than chance does."""
+    """Classes whose recall is significantly below that of the others."""
     n_scored, n_right = (sum(getattr(c, key) for c in s.classes) for key in ("n_scored", "n_right"))
     if len(s.classes) < 2 or not n_scored:
         return None
@@ -266,7 +266,7 @@ def _test_images(s: Situation) -> Advice | None:
 
 
 def _too_small(s: Situation, gain: float) -> str:
-    """A warning where the held-out part could not show such a gain."""
+    """A warning if the held-out part is too small to show such a gain."""
     if s.held_out is None:
         return ""
     _, n, accuracy = s.held_out

@@ -1,4 +1,4 @@
-"""What a run knows beyond its metrics: labels to check, heatmaps, decisions, learning curve, advice.
+"""Analysis of a run beyond its metrics: likely label errors, heatmaps, decisions, learning curve and advice.
 
 In: :class:`AnalysisInputs`. Out: plain values for ``insights.json`` in the run folder, which the report shows; paths and
 class names in it are the run's own, rows are those of its manifest. All of it comes from features and logits that are
@@ -45,7 +45,7 @@ _NEIGHBORS_AMONG = 4096  # training images that the most similar ones are looked
 
 @dataclass(frozen=True)
 class AnalysisInputs:
-    """What a fit knows when its model is evaluated.
+    """Inputs of the analysis.
 
     Attributes:
         groups: (N,) group of each manifest row.
@@ -95,7 +95,7 @@ class AnalysisInputs:
 
 
 def analyze(inputs: AnalysisInputs) -> dict[str, Any]:
-    """Everything beyond the metrics, as ``insights.json`` holds it."""
+    """The content of ``insights.json``."""
     suspects, n_audited = _suspects(inputs)
     confident = [suspect.position for suspect in suspects if suspect.is_confident]
     curve, every = _curve(inputs), np.arange(len(inputs.labels))

@@ -1,4 +1,4 @@
-"""Which images to look at: in go out-of-fold probabilities, labels and features, out come suspects with evidence.
+"""Likely label errors and outliers, from out-of-fold probabilities, labels and features.
 
 The probabilities of an image must come from a head that was not trained on it, or wrong labels hide themselves.
 Not here: changing a label (``web.review``), duplicates (``data.split``), the mistakes of one part (``metrics``).
@@ -106,7 +106,7 @@ def suspected_labels(
 
 
 def outliers(features: ArrayLike, n: int, n_neighbors: int = 5, seed: int = 0) -> tuple[Outlier, ...]:
-    """The images least like any other, farthest first, with the images they are still most like.
+    """Outliers, most isolated first, each with its most similar images.
 
     The distance is the mean cosine distance to the nearest images. Above 2,048 images it is taken to that many drawn at
     random, so that the time grows with the images and not with their square.

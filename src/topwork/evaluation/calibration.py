@@ -1,4 +1,4 @@
-"""Making probabilities mean what they say: in go held-out logits or probabilities and labels, out come plain numbers.
+"""Calibration: temperatures and thresholds from held-out logits or probabilities and labels.
 
 Everything here is fitted on images that the head was not trained on (out-of-fold logits, or the valid part), and all
 of it leaves out images with the label -1. Not here: measuring the calibration error (``curves``), turning
@@ -96,7 +96,7 @@ def _loss_slope(
 
 
 def fit_conformal(probabilities: ArrayLike, labels: ArrayLike, coverage: float = 0.9) -> float | None:
-    """The probability from which on a class belongs to the prediction set, so that sets hold the truth this often.
+    """The probability threshold of prediction sets that contain the true class with this frequency (conformal prediction).
 
     Split conformal prediction with the sets of least average size (Sadinle, Lei & Wasserman 2019, 1609.00451): the
     set of an image is every class with a probability of at least t, where t is the k-th smallest probability that
@@ -166,7 +166,7 @@ def prediction_sets(probabilities: ArrayLike, threshold: float, *, never_empty: 
 def target_precision_threshold(
     probabilities: ArrayLike, labels: ArrayLike, precision: float, *, cautious: bool = False
 ) -> float | None:
-    """The smallest confidence from which on the held-out answers are right as often as asked.
+    """The lowest confidence threshold at which held-out predictions have the target precision.
 
     Of all thresholds the smallest that meets the goal is taken, so its luck is taken with it: on new images the
     precision is below the goal about half of the time, by about its standard error. ``cautious`` asks for more: that

@@ -1,4 +1,4 @@
-"""Is one model better than another? In go the predictions of both on the same images, out come paired numbers.
+"""Paired comparison of two models on the same images.
 
 Paired: what counts is the images on which just one of the two is right, which tells far more than two intervals that
 overlap. Not here: comparing domains (``studies``), drawing (``web``).
@@ -106,7 +106,7 @@ def compare(
 
 
 def mcnemar(correct_first: ArrayLike, correct_second: ArrayLike) -> float:
-    """Exact two-sided p-value that two models are right equally often (McNemar 1947, binomial form).
+    """Exact two-sided p-value for equal accuracy of two models (McNemar 1947, binomial form).
 
     Args:
         correct_first: (N,) whether the first model is right.

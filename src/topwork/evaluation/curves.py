@@ -1,4 +1,4 @@
-"""The curves behind the numbers: in go confidences or scores per image, out come curves and what they sum up to.
+"""Reliability, ROC and precision-recall curves, and the metrics derived from them.
 
 Calibration: the calibration error, its interval, the bars of a reliability diagram. Two classes: the ROC curve, the
 precision-recall curve and the areas under them. Not here: drawing (``web``), making probabilities calibrated
@@ -20,7 +20,7 @@ N_BINS = 15
 
 
 def calibration_error(confidence: ArrayLike, correct: ArrayLike, n_bins: int = N_BINS) -> float | None:
-    """Expected calibration error: the mean gap between stated confidence and share of right answers; None for N = 0.
+    """Expected calibration error: the mean gap between confidence and accuracy; None for N = 0.
 
     Guo et al. 2017 (arXiv 1706.04599, eq. 3): the answers are put into bins of equal width by the probability of the
     predicted label, here 15, and the gaps of the bins are averaged, weighted by their images.

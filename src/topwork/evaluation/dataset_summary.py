@@ -1,4 +1,4 @@
-"""What a dataset looks like before anything is trained: the facts behind ``topwork scan``.
+"""A summary of a dataset before training, for ``topwork scan``.
 
 In: a manifest, its traits, and what was found about duplicates, groups and shortcuts. Out: :class:`Overview`, plain values
 for the terminal, the JSON answer and the page. Nothing is drawn here.
@@ -40,7 +40,7 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class Outlier:
-    """An image that stands out; ``value`` is its trait."""
+    """An unusual image; ``value`` is its trait."""
 
     path: str
     value: float
@@ -48,7 +48,7 @@ class Outlier:
 
 @dataclass(frozen=True)
 class FitAdvice:
-    """How images of these shapes are best brought to the network's square, and why."""
+    """The recommended resize mode for images of these shapes, with the reason."""
 
     fit: str
     reason: str
@@ -113,7 +113,7 @@ def overview(
     shortcuts: ShortcutCheck,
     input_side: int = 224,
 ) -> Overview:
-    """Gathers the facts.
+    """Computes the summary.
 
     Args:
         parts: the split that the user gave, if any.
@@ -173,7 +173,7 @@ def advise_fit(aspects: NDArray[np.float64]) -> FitAdvice:
 
 
 def findings(manifest: Manifest, found: Overview) -> list[str]:
-    """Sentences about what the user should look at, the weightiest first. The manifest's own notes are not repeated."""
+    """Sentences on what to check, most important first, without the notes of the manifest."""
     lines = list(found.shortcuts.warnings)
     if len(found.classes) == 1 and not manifest.multi_label:
         lines.append("Only one class; a classifier needs at least two.")

@@ -1,4 +1,4 @@
-"""What is answered for an image: in go probabilities and unknown scores, out comes label, ambiguous or unknown.
+"""The answer to an image: label, ambiguous or unknown, from probabilities and unknown scores.
 
 Not here: the algorithms behind the thresholds (``calibration``, ``unknown``), and images that could not be read, whose
 outcome is an error (``export``).
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Decision(StrEnum):
-    """The three answers to an image that could be read."""
+    """The three possible answers to a readable image."""
 
     LABEL = "label"
     AMBIGUOUS = "ambiguous"
@@ -53,14 +53,14 @@ class Thresholds:
 
     @staticmethod
     def of(classifier: Classifier) -> Thresholds:
-        """The rule that is stored in a model."""
+        """The rule stored in a model."""
         stored = classifier.thresholds
         values = {key: stored.get(key) for key in ("unknown", "confidence", "set_probability")}
         return Thresholds(**values, task=Task.of(classifier), none_is_an_answer=bool(stored.get("none_is_an_answer")))
 
 
 def unknown_detector(classifier: Classifier) -> UnknownDetector | None:
-    """The detector that is stored in a model, if it has one."""
+    """The detector stored in a model, if any."""
     stored, centers = classifier.thresholds, classifier.arrays.get("unknown_centres")
     if centers is None or stored.get("unknown") is None:
         return None
@@ -98,7 +98,7 @@ def decide(probabilities: ArrayLike, unknown_scores: ArrayLike | None, threshold
 def count_outcomes(
     classifier: Classifier, predictions: Predictions, features: ArrayLike | None
 ) -> tuple[NDArray[np.str_], dict[str, int]]:
-    """The answers that a model gives, and how often each is given.
+    """The answers of a model, and the count of each.
 
     Args:
         features: (N, D) last features of the images, for unknown images; None leaves those out.

@@ -1,4 +1,4 @@
-"""How far two sets of images lie apart, and which classes move: in go features, out come numbers with their chance.
+"""Distribution shift between two sets of images, overall and per class, with permutation tests.
 
 The distance is the energy distance (Székely and Rizzo 2013, "Energy statistics", J. Stat. Planning and Inference 143):
 ``2 E|a - b| - E|a - a'| - E|b - b'|``, 0 where both sets come from one distribution and only there. How surprising it is
@@ -107,7 +107,7 @@ def _auc(joint: NDArray[np.float32], n: int, rng: np.random.Generator) -> float:
 
 @dataclass(frozen=True)
 class ClassShift:
-    """How far a class moved: distance of its means over the typical distance of its images from their mean."""
+    """Shift of a class: distance between its means over the typical distance of its images from their mean."""
 
     shift: float
     p_value: float

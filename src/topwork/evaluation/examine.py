@@ -1,4 +1,4 @@
-"""What does a model rely on? In go a classifier and labeled images, out come effects, findings and plain sentences.
+"""What a model relies on: its accuracy on perturbed images, as effects, findings and sentences.
 
 The images are changed in one way at a time and the same model answers again; each effect is paired with the answers to the
 unchanged images. An effect is significant only if it stays so among all of them (McNemar's exact test, with the false
@@ -41,7 +41,7 @@ Probabilities = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Effect:
-    """What the model makes of the images after one change.
+    """The effect of one change on the predictions.
 
     Attributes:
         accuracy: with a 95% confidence interval ``low`` to ``high``.
@@ -76,7 +76,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence for a person: a ``warning``, a ``note``, or something ``good``."""
+    """One finding: a ``warning``, a ``note``, or something ``good``."""
 
     kind: str
     topic: str
@@ -266,7 +266,7 @@ def _effects(
 
 
 def effect_sentence(effect: Effect, done: str, about: str, before: float, guess: float) -> str:
-    """What one effect means, in a sentence that follows from its numbers.
+    """Describes one effect in a sentence.
 
     Args:
         done: what was done, as in "Without color".

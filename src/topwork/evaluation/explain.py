@@ -1,4 +1,4 @@
-"""Where a model sees what it answers: in go input-sized images and a classifier, out come maps of evidence.
+"""Heatmaps: the evidence for a class at each position of an image.
 
 If the head is linear on the mean of the last map (a *plain* head on most networks) the map is exact: the class activation
 map of Zhou et al. 2016 (arXiv 1512.04150, eq. 2), whose cells sum to the logit. In transformers that read a class token,

@@ -1,4 +1,4 @@
-"""Does a class depend on something that never moves? In go heatmaps, out come regions near the border, tested.
+"""Fixed regions near the border that a class depends on, such as watermarks, found from heatmaps and tested.
 
 A watermark, a date stamp, a ruler, a frame: evidence that lies at one place in most images of a class moves with no
 object. Candidates come from the mean map of each class; hiding the region, and hiding the mirrored regions, tells whether

@@ -1,4 +1,4 @@
-"""95% confidence intervals for the numbers in ``metrics``: in go counts or values per image, out comes (low, high).
+"""95% confidence intervals for the metrics in ``metrics``, from counts or values per image.
 
 All of them are closed formulas: no resampling, the same answer every time, a cost linear in the images. The plain
 percentile bootstrap is not used because it fails where classifiers live, near 100%: in simulation its nominal 95%
@@ -25,7 +25,7 @@ Z_95_ONE_SIDED = 1.6448536269514722
 
 @dataclass(frozen=True)
 class Interval:
-    """The low and the high end of a 95% confidence interval."""
+    """The bounds of a 95% confidence interval."""
 
     low: float
     high: float

@@ -1,4 +1,4 @@
-"""How accuracy grows with images: in go the probe's features and labels of train, out come a measured curve and its future.
+"""The learning curve: accuracy by number of training images, measured by cross-validation and extrapolated.
 
 Heads are fitted on growing parts of the training images and evaluated on the rest of them; the last point is the
 cross-validation that chose the head. Error falls with images about as a power law with a floor, ``c + a n^-b`` (Hestness
@@ -33,7 +33,7 @@ Errors = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Point:
-    """Accuracy of heads fitted on n images, measured or to be expected, with a 95% confidence interval."""
+    """Accuracy of heads fitted on n images, measured or expected, with its 95% confidence interval."""
 
     n: int
     accuracy: float
@@ -43,7 +43,7 @@ class Point:
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Measured points and what the law says of more images.
+    """Measured points and extrapolated accuracy.
 
     Attributes:
         points: measured, smallest first.

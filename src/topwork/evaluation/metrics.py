@@ -1,4 +1,4 @@
-"""How good the answers are: in go predictions, out come metrics with 95% confidence intervals.
+"""Metrics of predictions, with 95% confidence intervals.
 
 ``METRICS`` is the table of all metrics, for one label per image and for several: evaluation, terminal, reports and help
 read it, so a new metric is one entry. ``evaluate_part`` gives everything that ``evaluation.json`` holds about one part of
@@ -78,12 +78,12 @@ class Metric:
     max_classes: int | None = None
 
     def applies(self, multi_label: bool, n_classes: int) -> bool:
-        """Whether it is measured for this kind of labels and this number of classes."""
+        """Whether it applies to this kind of labels and this number of classes."""
         is_of_task = self.task is None or (self.task == "sigmoid") == multi_label
         return is_of_task and (self.max_classes is None or n_classes <= self.max_classes)
 
     def text(self, value: float | None) -> str:
-        """A value as people read it."""
+        """Formats a value."""
         return percent(value) if self.unit == "percent" else decimal(value)
 
     def figure(self, part: Mapping[str, Any]) -> dict[str, float | None]:
@@ -320,7 +320,7 @@ class ClassScores:
 
 @dataclass(frozen=True, eq=False)
 class PartEvaluation:
-    """Everything measured on one part (valid or test) of a split; ``evaluation["macro_f1"]`` is one of the metrics.
+    """All metrics of one part (valid or test) of a split; ``evaluation["macro_f1"]`` is one of the metrics.
 
     Attributes:
         n: Images behind the numbers.
@@ -393,7 +393,7 @@ class PartEvaluation:
 def evaluate_part(
     predictions: Predictions, n_train: Mapping[str, int] | None = None, n_resamples: int = 1000, seed: int = 0
 ) -> PartEvaluation:
-    """Measure one part of a split.
+    """Evaluates one part of a split.
 
     Args:
         predictions: The model's answers, with calibrated logits if the probabilities are to count.
@@ -432,7 +432,7 @@ HELD_OUT = ("test", "valid")
 def evaluate_held_out(
     predictions: Mapping[str, Predictions], leaked: Collection[int], n_train: Mapping[str, int] | None, seed: int = 0
 ) -> dict[str, Any]:
-    """``valid`` and ``test`` as ``evaluation.json`` holds them, and both without the images that train has, too.
+    """``valid`` and ``test`` as in ``evaluation.json``, and both without images that are also in train.
 
     Args:
         predictions: By part.
@@ -466,7 +466,7 @@ def headline(evaluation: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None
 
 
 def leak_sentence(name: str, evaluation: Mapping[str, Any]) -> str:
-    """What the leaks of a part mean."""
+    """A sentence on the leaks of a part."""
     n = evaluation["leaks"][name]["n_leaked"]
     them, are = ("it", "is") if n == 1 else ("them", "are")
     text = f"{count(n, 'image')} of {name} {are} also in train (the same picture, or one of the same group)."

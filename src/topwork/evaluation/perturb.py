@@ -1,4 +1,4 @@
-"""Ways to take something away from images: color, detail, shape, the object, the background, the upright view.
+"""Perturbations that remove color, detail, shape, the object, the background or the upright orientation.
 
 In: uint8 (N, H, W, 3) of the network's input size. Out: the same shape, each image changed alone, the same way every
 time. ``PERTURBATIONS`` lists them in the order they are told. Not here: what a model makes of them (``examine``), and
@@ -50,7 +50,7 @@ def gray(images: Pixels) -> Pixels:
 
 
 def swap_channels(images: Pixels) -> Pixels:
-    """Red and blue exchanged, as when a program mixes up RGB and BGR."""
+    """Swaps red and blue, as when RGB and BGR are confused."""
     return np.ascontiguousarray(images[..., ::-1])
 
 
@@ -145,13 +145,13 @@ def tilt(images: Pixels, degrees: float = 15.0) -> Pixels:
 
 
 def compress(images: Pixels, quality: int) -> Pixels:
-    """Saved as JPEG and read again."""
+    """Compresses as JPEG and decodes again."""
     files = (simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality) for image in images)
     return np.stack([simplejpeg.decode_jpeg(file) for file in files])
 
 
 def shrink(images: Pixels, factor: int) -> Pixels:
-    """Made smaller and brought back: as if the file had so many times fewer pixels a side."""
+    """Downscales and upscales again, as if the image had that many times fewer pixels per side."""
     height, width = images.shape[1:3]
     small = (resize(image, max(1, height // factor), max(1, width // factor)) for image in images)
     return np.stack([resize(image, height, width) for image in small])
@@ -163,7 +163,7 @@ def lighten(images: Pixels, factor: float) -> Pixels:
 
 
 def add_noise(images: Pixels, spread: float = 25.0, seed: int = 0) -> Pixels:
-    """Noise of a sensor in bad light: normal, the same for all images."""
+    """Sensor noise in low light: Gaussian, the same for all images."""
     noise = np.random.default_rng(seed).normal(0, spread, images.shape[1:]).astype(np.float32)
     return _bytes(images + noise)
 

@@ -1,4 +1,4 @@
-"""What a model says about a set of images: in go its logits, out come probabilities, answers and losses per image.
+"""Predictions of a model on a set of images: probabilities, predicted labels and losses from logits.
 
 The network runs once; everything in ``evaluation/`` works on these arrays. An image has exactly one label or any number of
 them; :class:`Task` is that difference as a value, and the only place that knows it. Not here: reading and writing
@@ -124,7 +124,7 @@ class Predictions(Described):
     task: Task = field(default=ONE_LABEL)
 
     def __post_init__(self) -> None:
-        """Bring the arrays to their types, and refuse what cannot be right."""
+        """Converts and validates the arrays."""
         logits = np.asarray(self.logits)
         if logits.dtype.kind != "f":
             logits = logits.astype(np.float64)
@@ -147,7 +147,7 @@ class Predictions(Described):
 
     @property
     def n_classes(self) -> int:
-        """The number of classes the model can answer."""
+        """The number of classes of the model."""
         return len(self.classes)
 
     @property
@@ -279,7 +279,7 @@ class _Facts:
 def _fill_facts(
     facts: _Facts, rows: slice, scores: NDArray[np.float64], labels: Ints, shift: NDArray[np.float64] | None
 ) -> None:
-    """Work out one block of rows; ``scores`` (B, C) is scratch space and is overwritten.
+    """Computes one block of rows; ``scores`` (B, C) is scratch space and is overwritten.
 
     Args:
         shift: (C,) added to the scores before they are ranked, -log of the thresholds; None ranks the scores alone.

@@ -26,7 +26,7 @@ GOOD_MISFIT, CLEARLY_WORSE = 0.15, 4.0
 
 @dataclass(frozen=True)
 class Normalization:
-    """Means and standard deviations for pixels in 0..1, and what people call them."""
+    """Means and standard deviations for pixels in 0..1, with their usual name."""
 
     name: str
     mean: Triple
@@ -124,7 +124,7 @@ class _SeenEnoughError(Exception):
 
 
 def misfit_sentence(fits: tuple[Fit, ...]) -> tuple[bool, str] | None:
-    """Whether the declared normalization is most likely wrong, and a sentence; None where nothing can be said."""
+    """Whether the declared normalization is probably wrong, and a sentence; None if that is unknown."""
     if not fits:
         return None
     own, best = next(fit for fit in fits if fit.is_declared), fits[0]

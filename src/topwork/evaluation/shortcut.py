@@ -1,4 +1,4 @@
-"""Can the label be predicted from metadata alone? The most common reason for 99% accuracy on paper.
+"""Shortcut check: can the label be predicted from metadata alone?
 
 In: a manifest, its traits and its groups. Out: :class:`ShortcutCheck`: for each family of facts (file size, compression,
 border, ...) how well a small classifier does on them alone, cross-validated, against chance, with a 95% confidence interval; and
@@ -39,7 +39,7 @@ _MAKING = ("compression", "format", "camera", "border")
 
 @dataclass(frozen=True)
 class FamilyCheck:
-    """What one family of facts tells about the label.
+    """How well one family of metadata predicts the label.
 
     Attributes:
         balanced_accuracy: cross-validated; ``low`` and ``high`` are its 95% confidence interval, ``chance`` what guessing gives.
@@ -67,7 +67,7 @@ class ShortcutCheck:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences to read before training."""
+        """Sentences on shortcuts, for the scan."""
         return tuple(family.warning for family in self.families if family.warning)
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which images are alike: in go features, out come nearest neighbors by cosine, and typical images."""
+"""Nearest neighbors by cosine similarity, and typical images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does an image belong to any class at all? In go features, out comes one score per image: higher = more unknown.
+"""Out-of-distribution detection: a score per image, higher for images unlike the training images.
 
 The score is the cosine distance to the nearest of a few typical feature vectors of each class (the centers of a small
 k-means in every class): the nearest-neighbor distance of Sun et al. 2022 (2204.06507), with k = 1, over centers in
@@ -44,7 +44,7 @@ _LARGEST_DISTANCE = 2.0  # of the cosine distance: as a threshold, nothing is un
 
 @dataclass(frozen=True, eq=False)
 class UnknownDetector:
-    """What tells known images from unknown ones.
+    """Detects images that are unlike the training images.
 
     Attributes:
         centers: (M, D) float16 typical feature vectors of the classes, each of length 1.

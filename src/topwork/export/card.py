@@ -1,4 +1,4 @@
-"""The model card: what a model folder says about itself to a person."""
+"""The model card of a model folder."""
 
 from __future__ import annotations
 

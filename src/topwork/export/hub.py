@@ -1,4 +1,4 @@
-"""Model folders to and from the Hugging Face Hub.
+"""Upload and download of model folders with the Hugging Face Hub.
 
 In: a model and the name of a repository. ``push`` uploads the files that topwork writes and nothing else; ``pull``
 downloads those files of one commit, checks them like any model from somebody else, and only then gives them their place.
@@ -40,7 +40,7 @@ class Pulled:
 def push(
     model: str | os.PathLike[str], repository: str, *, is_private: bool = False, message: str | None = None
 ) -> Pushed:
-    """Uploads a model folder, after checking it; the repository is made if need be.
+    """Verifies and uploads a model folder; creates the repository if needed.
 
     Raises:
         UsageError: no such model, or no such name of a repository.
@@ -60,7 +60,7 @@ def push(
 
 
 def pull(repository: str, out: str | os.PathLike[str], *, revision: str | None = None) -> Pulled:
-    """Downloads a model into a new folder.
+    """Downloads a model to a new folder and verifies it.
 
     Args:
         revision: branch, tag or commit; by default the main branch. It is pinned to a commit before the download.

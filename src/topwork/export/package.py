@@ -1,4 +1,4 @@
-"""What leaves for another runtime: the export, its stand-alone ``predict.py`` and its parity certificate, or nothing.
+"""An export with its stand-alone ``predict.py`` and parity certificate.
 
 In: a model folder, a format and images to check with. All files appear at their names at the end, once the certificate
 has passed; if it fails, only that certificate is left, which names the images that are answered differently.
@@ -54,7 +54,7 @@ def export_model(
     calibrate: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Package:
-    """Exports, runs the export over images in its own runtime, and keeps it only if it answers the same.
+    """Exports a model, verifies it on images in its own runtime, and keeps it only if all predictions are the same.
 
     Args:
         check: images, folders or patterns; by default those of the run that held the model, else drawn ones.

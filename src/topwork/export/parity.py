@@ -1,4 +1,4 @@
-"""The parity certificate: does an exported file, in its own runtime and from image files, answer as the original?
+"""The parity certificate: whether an export, run end to end on image files, makes the same predictions as the original.
 
 In: a predictor, an export with its stand-alone ``predict.py``, and images. The script is run as its user would run it, in
 a process of its own; its answers are compared with those of the predictor. Out: a :class:`Certificate`. A different

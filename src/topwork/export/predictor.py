@@ -1,4 +1,4 @@
-"""The one way to predict: used by the command, the server and the pages.
+"""Prediction, for the command line, the server and the pages.
 
 In: a model folder, then images as files or bytes. Out: one :class:`Prediction` for each input, in order, errors included.
 Imports neither torch nor timm as long as OpenVINO runs the network.
@@ -46,7 +46,7 @@ Image = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Any  # a path, a fi
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one input.
+    """The prediction for one input.
 
     Attributes:
         path: as it was given.
@@ -76,7 +76,7 @@ class Loaded:
 
 
 class Predictor:
-    """A loaded model. Safe to call from several threads.
+    """A loaded model; thread-safe.
 
     Args:
         model: a run or model folder, or a classifier already read.

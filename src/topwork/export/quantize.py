@@ -1,4 +1,4 @@
-"""Eight-bit integers for an export: post-training quantization, and what it costs.
+"""Post-training quantization to 8 bits, and its cost in accuracy.
 
 In: an ONNX or OpenVINO model that takes uint8 images, and images to measure the range of every activation on. Out: the
 same model with weights and activations in eight bits, a third of the size and usually faster on processors with integer
@@ -29,7 +29,7 @@ _INPUT = "images"
 
 @dataclass(frozen=True)
 class Cost:
-    """What eight bits cost on labeled images that the model was not trained on.
+    """The cost of 8 bits on labeled images that the model was not trained on.
 
     Attributes:
         n: labeled images compared.

@@ -131,7 +131,7 @@ def classifier_network(classifier: Classifier) -> nn.Module:
 
 
 def description(classifier: Classifier, model: str) -> dict[str, Any]:
-    """What goes with an export: file name, class names, preprocessing, origin."""
+    """Metadata of an export: file name, class names, preprocessing, provenance."""
     import topwork
     from topwork.evaluation.predictions import Task
 

@@ -1,4 +1,4 @@
-"""Which of several backbones to take: a cross-validated probe of each on the same few training images.
+"""Compares backbones by cross-validated probes on the same sample of training images.
 
 In: names, training rows, a way to embed. Out: :class:`Choice`: the cheapest candidate that is not clearly worse than
 the best. Scores of transferability without a probe are not used: they rank no better than the networks' accuracy on

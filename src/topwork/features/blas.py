@@ -1,4 +1,4 @@
-"""How many threads linear algebra gets: one where the problem is small.
+"""Limits linear algebra to one thread for small problems.
 
 Two threads that meet after each of thousands of small products gain nothing on an idle machine, and on a busy one they wait
 for each other by spinning: a refit of 398 images on two cores with 32 programs waiting took 69 to 81 s and 9 s of processor

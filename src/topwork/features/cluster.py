@@ -1,4 +1,4 @@
-"""Reading, embedding and predicting on many machines: Ray Data runs in workers what one machine runs in threads.
+"""Reading, embedding and predicting on a cluster with Ray Data.
 
 In: the settings of a cluster, and the same embedder or predictor as on one machine. Out: the same results in the same order.
 Workers read and decode images and run the network; only what they found comes back, and the driver (the process the user

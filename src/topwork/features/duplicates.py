@@ -1,4 +1,4 @@
-"""Near duplicates: the same picture again, resized, compressed anew, slightly cropped, mirrored or a little brighter.
+"""Near duplicates: resized, recompressed, slightly cropped, flipped or brightened copies of an image.
 
 In: a manifest and its features. Out: :class:`NearDuplicates`, pairs of rows that belong on one side of any split.
 

@@ -1,4 +1,4 @@
-"""Images to features: each content is embedded once, ever, per fingerprint.
+"""Embedding: computes the features of each image once per fingerprint.
 
 In: a backbone and a manifest (or a scan in progress, which :class:`Embedder` visits so that checking and embedding are
 one pass over the pixels). Out: :class:`Features`, read from the store block by block.

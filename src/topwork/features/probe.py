@@ -1,4 +1,4 @@
-"""The probe: a linear head on frozen features, with everything about it chosen by cross-validation on train.
+"""The probe: a linear head on frozen features, with all hyperparameters chosen by cross-validation on train.
 
 In: Features, labels. Out: :class:`Probe`: the head, the table of what was tried, and out-of-fold logits for whatever
 needs honest predictions on training images (temperature, suspected labels). Valid and test are never looked at.

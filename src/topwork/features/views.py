@@ -1,4 +1,4 @@
-"""Augmented views of training images for the probe: embedded once, kept in the feature store like any image.
+"""Augmented views of training images for the probe, embedded once and kept in the feature store.
 
 In: a manifest, its features, the training rows and views. Out: :class:`WithViews`: the same features with the views
 appended, each with the label and the group of its image, so that a view and its image never straddle two folds.

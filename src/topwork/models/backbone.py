@@ -196,7 +196,7 @@ class Backbone:
 def load_backbone(
     name: str = "auto", *, cache: Path | None = None, on_note: Callable[[str], None] | None = None
 ) -> Backbone:
-    """Finds, checks and prepares pretrained weights.
+    """Finds, verifies and prepares pretrained weights.
 
     Args:
         name: see :func:`topwork.models.sources.parse_name`: ``lite0``, any timm name such as ``resnet18.tv_in1k``,

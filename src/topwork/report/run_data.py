@@ -1,4 +1,4 @@
-"""A finished run as values: in goes a run folder, out comes everything a page may show about it.
+"""Reads everything a page may show about a run from its folder.
 
 Not here: what is made of it (``sections``, ``summary``), the images themselves (``pictures``). Nothing is computed
 again that the folder already holds; logits are read for the evaluated parts only.
@@ -28,7 +28,7 @@ from topwork.text import escape
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What a run folder holds.
+    """The contents of a run folder.
 
     Attributes:
         folder: absolute path of the run.

@@ -1,4 +1,4 @@
-"""The page of ``topwork scan --report``: what the data look like before anything is trained.
+"""The page of ``topwork scan --report``.
 
 In: what a scan found, and the images. Out: one page. Numbers come from ``evaluation/dataset_summary.py``.
 """
