@@ -88,7 +88,7 @@ def test_a_confusion_matrix_has_true_classes_as_rows():
     assert cells == {((0, 0), "2"), ((0, 1), "1"), ((1, 1), "1")}  # (row, column)
     assert "75.0%" in figure.axes[0].get_title()
     several = Predictions(("a", "b"), np.arange(2), np.eye(2) > 0, np.eye(2), Task("sigmoid"))
-    with pytest.raises(UsageError, match="one label each"):
+    with pytest.raises(UsageError, match="one label per image"):
         plots.confusion_matrix(several)
 
 
@@ -108,7 +108,7 @@ def test_a_heatmap_shows_the_image_and_its_evidence(fitted):
     figure = drawn(plots.heatmap(fitted, path))
     assert figure.axes[1].get_title().endswith("%)")
     drawn(plots.heatmap(fitted, path.read_bytes(), "cross"))
-    with pytest.raises(UsageError, match="no such class"):
+    with pytest.raises(UsageError, match="not a class of the model"):
         plots.heatmap(fitted, path, "dog")
     with pytest.raises(UsageError, match="nowhere"):
         plots.heatmap(fitted, "nowhere.jpg")
@@ -119,7 +119,8 @@ def test_values_have_short_reprs_and_html(fitted, run):
 
     _, (compared,) = compare_runs([fitted.folder, fitted.folder])
     features = topwork.embed(fitted.classifier.backbone, fitted.manifest)
-    for value in (fitted, run, fitted.manifest, fitted.predictions["test"], compared, features, fitted.classifier):
+    values = (fitted, run, fitted.manifest, fitted.predictions["test"], compared, features, fitted.classifier)
+    for value in (*values, fitted.split, fitted.probe, fitted.classifier.backbone, topwork.Predictor(fitted.folder)):
         assert len(repr(value)) < 1000
         assert repr(value).startswith(type(value).__name__ + "(")
         html = value._repr_html_()

@@ -99,7 +99,7 @@ def top_losses(source: Source, n: int = 8, *, part: str = "auto") -> Figure:
     own = found.probabilities[np.arange(len(found)), found.labels]
     worst = np.argsort(own, kind="stable")[:n]
     titles = [
-        f"{escape(found.classes[found.predicted[i]])}\nis {escape(found.classes[found.labels[i]])} ({percent(float(own[i]))})"
+        f"predicted {escape(found.classes[found.predicted[i]])}\ntrue {escape(found.classes[found.labels[i]])} ({percent(float(own[i]))})"
         for i in worst.tolist()
     ]
     return _images(run.manifest, found.sample_indices[worst].tolist(), titles)

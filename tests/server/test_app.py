@@ -554,7 +554,7 @@ def test_ready_is_about_predictions_and_live_about_the_process(model, monkeypatc
 def test_names_of_models():
     assert named_models(["/runs/a/model", "b=/runs/a"]) == {"a": "/runs/a/model", "b": "/runs/a"}
     for wrong in (["/runs/a", "/other/a"], ["x/y=/runs/a"], ["..=/runs/a"]):
-        with pytest.raises(UsageError, match="write NAME="):
+        with pytest.raises(UsageError, match="use NAME="):
             named_models(wrong)
 
 

@@ -199,7 +199,7 @@ def test_a_person_goes_through_the_labels_and_fits_again(browser: Any, page: Pag
     }
     # the phone's page is older than the decisions: it is told, and sees what stands
     phone.click("#remove")
-    phone.wait_for_selector("#error:has-text('somebody else has decided')")
+    phone.wait_for_selector("#error:has-text('someone else has decided')")
     assert phone.is_visible("#stands")
     for tab in (wide, phone):
         assert tab.evaluate("() => document.documentElement.scrollWidth <= innerWidth")

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest
 from topwork.errors import UsageError
-from topwork.text import escape
+from topwork.text import Described, escape
 
 PARTS = ("train", "valid", "test")
 ENOUGH_TO_DIVIDE = 5  # images; a class with fewer cannot be expected in every part
 
 
-@dataclass(frozen=True)
-class Split:
+@dataclass(frozen=True, repr=False)
+class Split(Described):
     """Row numbers of the manifest for each part, sorted by content hash (so that layouts do not matter).
 
     Attributes:
@@ -39,6 +39,14 @@ class Split:
     given: bool
     seed: int
     leaks: tuple[tuple[int, int], ...] = ()
+
+    def facts(self) -> dict[str, object]:
+        """Shown in notebooks."""
+        return {
+            **{name: len(rows) for name, rows in self.parts().items()},
+            "Given": self.given,
+            "Leaks": len(self.leaks),
+        }
 
     def parts(self) -> dict[str, NDArray[np.int64]]:
         """The parts that hold images, by name."""

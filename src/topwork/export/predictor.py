@@ -37,6 +37,7 @@ from topwork.features.engine import BATCH, with_resizer
 from topwork.files import atomic_file, error_reason
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.settings import HERE, ClusterSettings
+from topwork.text import Described
 
 PICTURE_SIDE = 640  # pixels, of the long side of a heatmap
 DIGITS = 6  # probabilities are rounded here, once, so that every way of asking gives the same text
@@ -75,7 +76,7 @@ class Loaded:
     error: str | None = None
 
 
-class Predictor:
+class Predictor(Described):
     """A loaded model; thread-safe.
 
     Args:
@@ -107,6 +108,10 @@ class Predictor:
         self.spec = with_resizer(self.classifier.backbone, self.engine).spec
         self._thresholds, self._detector = Thresholds.of(self.classifier), unknown_detector(self.classifier)
         self._lock = threading.Lock()
+
+    def facts(self) -> dict[str, object]:
+        """Shown in notebooks."""
+        return self.classifier.facts() | {"Runtime": self.engine.kind}
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from topwork.features.embed import Features
 from topwork.features.logistic import LogisticRegressions, SoftmaxRegression
 from topwork.models.head import FeatureTransform, Floats, LinearHead, Power, powered
 from topwork.paired import is_clearly_better, paired
+from topwork.text import Described, percent
 
 # Strong to weak, on the mean loss. Those after USUAL_END are tried as long as each lowers the loss by 2%.
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
@@ -78,8 +79,8 @@ class Trial:
     chosen: bool = False
 
 
-@dataclass(frozen=True)
-class Probe:
+@dataclass(frozen=True, repr=False)
+class Probe(Described):
     """A fitted probe.
 
     Attributes:
@@ -97,6 +98,12 @@ class Probe:
     out_of_fold_logits: NDArray[np.float64]
     class_weights: NDArray[np.float64] | None
     reason: str
+
+    def facts(self) -> dict[str, object]:
+        """Shown in notebooks."""
+        chosen = next(trial for trial in self.trials if trial.chosen)
+        accuracy = f"{percent(chosen.accuracy)} ± {100 * chosen.standard_error:.1f}"
+        return {"Features": chosen.candidate, "Penalty": chosen.penalty, "Cross-validated accuracy": accuracy}
 
 
 def fit_probe(

@@ -27,6 +27,7 @@ from topwork.models.head import UNCHANGED, Changes, parse_head
 from topwork.models.sources import EMBEDDED, WEIGHTS, Source, license_note, parse_name
 from topwork.models.stages import Stage, find_stages, is_inside
 from topwork.settings import cache_folder
+from topwork.text import Described
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,9 +64,9 @@ class Layout:
         return Layout(**values | {"layers": tuple(values["layers"])})
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """A pretrained network, described.
+@dataclass(frozen=True, repr=False)
+class Backbone(Described):
+    """A pretrained network.
 
     Attributes:
         name: as asked for, with aliases resolved.
@@ -91,6 +92,13 @@ class Backbone:
     license: str | None
     layout: Layout
     changes: Changes = UNCHANGED
+
+    def facts(self) -> dict[str, object]:
+        """Shown in notebooks."""
+        return {
+            "Name": self.name, "Architecture": self.architecture, "Input": f"{self.spec.width} x {self.spec.height} pixels",
+            "Features": self.n_features, "Parameters": f"{self.n_parameters:,}", "License": self.license or "unknown",
+        }  # fmt: skip
 
     def module(self, n_classes: int = 0) -> nn.Module:
         """The network with these weights and changes, in eval mode, built for the size in ``spec``.
