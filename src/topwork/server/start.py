@@ -74,6 +74,7 @@ class Start(OwnPage):
         """Dropped image folders, runs, and the job."""
         folders = sorted(path for path in self.images.glob("*") if path.is_dir()) if self.images.is_dir() else []
         runs = sorted(path.parent for path in self.runs.glob("*/settings.json"))
+        runs = [run for run in runs if (run / "model").is_dir() or not is_finished(run)]  # evaluations have no model
         return {
             "folder": escape(str(self.runs.parent)),
             "images": [

@@ -32,7 +32,7 @@ function pick() {
   doubts = everything.filter((doubt) => $("all").checked || doubt.is_confident);
   const n = everything.filter((doubt) => !doubt.is_confident).length;
   $("more").hidden = n === 0;
-  $("more-text").textContent = `also show ${n === 1 ? "1 image that is" : `${n} images that are`} less likely mislabeled`;
+  $("more-text").textContent = `Also show ${n === 1 ? "1 image that is" : `${n} images that are`} less likely mislabeled`;
   $("none").hidden = doubts.length > 0;
   $("doubt").hidden = doubts.length === 0;
   at = doubts.findIndex((doubt) => doubt.row === now);

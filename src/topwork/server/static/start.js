@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const TOKEN = document.querySelector('meta[name="topwork-token"]').content;
 const IMAGE = /\.(jpe?g|png|webp|gif|bmp|tiff?|heic)$/i;
 const BADGE = { label: "Label", ambiguous: "Ambiguous", unknown: "Unknown", error: "Error" };
+const FORMATS = { onnx: "ONNX", openvino: "OpenVINO", pt2: ".pt2" };
 const TITLE = { scan: "Scanning", training: "Training", export: "Exporting" };
 let scanned = null; // what was scanned: {images} or {path}
 let trying = null; // the run that is tried
@@ -214,7 +215,7 @@ function showRuns(runs, targets) {
           element("a", "Report", { className: "button", href: `/report/${encodeURIComponent(run.name)}`, target: "_blank", rel: "noopener" }),
           button("Try it", () => tryRun(run.name)),
           button("Review labels", () => review(run.name)),
-          ...Object.keys(targets).map((to) => button(`Export ${to}`, async () => (await send("/export", { run: run.name, to }), await follow()))),
+          ...Object.keys(targets).map((to) => button(`Export ${FORMATS[to] ?? to}`, async () => (await send("/export", { run: run.name, to }), await follow()))),
         );
       }
       item.append(line);
