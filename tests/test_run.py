@@ -28,7 +28,7 @@ from topwork.data.split import split_record
 from topwork.errors import UsageError
 from topwork.export.predictor import Predictor
 from topwork.files import atomic_file, locked
-from topwork.run import asked, run_folder
+from topwork.run import asked, free_run_folder, run_folder
 from topwork.settings import FitSettings
 
 PARTS = FitSettings(valid_fraction=0.2)  # by default a probe has no valid part
@@ -409,6 +409,15 @@ def test_what_a_killed_run_left_of_its_first_file_blocks_nothing(tmp_path):
     with pytest.raises(UsageError, match="contains other files"), run_folder(folder, overwrite=False):
         pass
     assert (folder / ".notes.partial").exists()
+
+
+def test_a_default_output_that_holds_a_run_gets_the_next_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for expected in ("pets", "pets-2", "pets-3"):
+        assert free_run_folder("photos/pets") == Path("runs") / expected
+        (tmp_path / "runs" / expected).mkdir(parents=True)
+        assert free_run_folder("photos/pets.zip") == Path("runs") / expected, "an interrupted run is continued"
+        (tmp_path / "runs" / expected / "evaluation.json").write_text("{}")
 
 
 def test_two_runs_into_one_folder(data, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -47,6 +48,22 @@ def test_a_better_run_is_called_better_and_pictures_are_shown(runs, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["comparisons"][0]["sentence"] == found.sentence
     assert page.read_text().count("data:image/jpeg") == len(values["disagreements"])
+
+
+def test_runs_of_images_that_were_moved_and_renamed_are_compared(tmp_path):
+    """Images are known by their content; a picture that is not there any more is said to be missing."""
+    data = draw_folders(tmp_path / "data", n_each=20, shapes=SHAPES)
+    settings = FitSettings(backbone=SMALL, near_duplicates=False)
+    fit(data, tmp_path / "a", settings)
+    data.rename(tmp_path / "moved")
+    for number, path in enumerate(sorted((tmp_path / "moved").rglob("*.jpg"))):
+        path.rename(path.with_name(f"{number}.jpg"))
+    fit(tmp_path / "moved", tmp_path / "b", replace(settings, split_of=str(tmp_path / "a"), seed=3, resize="crop"))
+    _, (found,) = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert found.as_dict()["n"] == 12
+    page = tmp_path / "page.html"
+    assert topwork("compare", tmp_path / "a", tmp_path / "b", "--out", page).returncode == 0
+    assert page.is_file()
 
 
 def test_a_run_against_itself_shows_no_clear_difference(runs):

@@ -41,6 +41,17 @@ def wrong_ones(review: Review) -> list[int]:
     return [doubt.row for doubt in review.doubts if "wrong" in review.manifest.samples[doubt.row].path]
 
 
+def test_images_that_were_moved_after_training_are_named(run: Path, tmp_path: Path) -> None:
+    data = run.parent / "data"
+    data.rename(run.parent / "elsewhere")
+    try:
+        with pytest.raises(UsageError, match="data: the images of the run are no longer there"):
+            Review(run, tmp_path / "c.csv")
+    finally:
+        (run.parent / "elsewhere").rename(data)
+    Review(run, tmp_path / "c.csv").close()
+
+
 def test_wrong_labels_are_offered_with_the_right_one_and_evidence(review: Review) -> None:
     assert len(wrong_ones(review)) == N_WRONG
     for doubt in review.doubts:

@@ -150,10 +150,7 @@ def _joined(
     known = [name for name in new.classes if name in classifier.classes]
     if known:
         raise UsageError(f"The model already has the class {escape(known[0])}; add-class only takes new classes.")
-    if not is_url(old.root) and not old.root.exists():
-        raise UsageError(
-            f"{escape(str(old.root))}: the images of the run are no longer there. Move them back, or fit again with their new location."
-        )
+    old.check_is_there()
     if not all(_is_plain_folder(m.root) for m in (old, new)):
         raise UsageError(
             "add-class needs the existing and the new images in folders; unpack the archive or table first."

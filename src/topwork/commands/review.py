@@ -71,7 +71,7 @@ class Review:
         corrections: the journal; by default the one that the run was fitted with, else ``corrections.csv`` in the run.
 
     Raises:
-        UsageError: no finished run, none with a list of doubts, or another review is open.
+        UsageError: no finished run, none with a list of doubts, another review is open, or the images were moved.
         TopworkError: the run is damaged, or the journal cannot be written.
     """
 
@@ -80,6 +80,7 @@ class Review:
         read_evaluation(self.run)
         self.path, self.settings = read_asked(self.run)
         self.manifest: Manifest = load_manifest(self.run / "manifest.parquet")
+        self.manifest.check_is_there()
         _ = self.manifest.labels  # raises for several labels per image, which have no list of label errors
         self.doubts = _doubts(self.run, self.manifest)
         parts = read_split(self.run)["parts"]

@@ -25,7 +25,7 @@ from topwork.data.corrections import lay_over, read_corrections
 from topwork.data.layouts import looks_like_image
 from topwork.data.listing import list_data, read_image
 from topwork.data.loader import FactsStore, Loaded, Loader, Visitor, load_images
-from topwork.data.remote import n_threads_for
+from topwork.data.remote import is_url, n_threads_for
 from topwork.data.samples import LABEL_SEPARATOR, PATIENT_ID, Listing, Reject, Rules, Sample, one_label_only
 from topwork.data.shards import read_parquet
 from topwork.data.traits import TraitStore, TraitTable
@@ -140,6 +140,14 @@ class Manifest(Described):
         """Names the content: the same images under the same labels, whatever the layout, order or file names."""
         rows = sorted(f"{sample.content_hash} {sample.label}" for sample in self.samples)
         return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def check_is_there(self) -> None:
+        """Raises UsageError if the images were moved or deleted since the run was made."""
+        if not is_url(self.root) and not self.root.exists():
+            raise UsageError(
+                f"{escape(str(self.root))}: the images of the run are no longer there. Move them back, or fit again with their new "
+                "location."
+            )
 
     def read(self, row: int) -> bytes:
         """The bytes of one image; raises ImageError."""
