@@ -59,7 +59,11 @@ def test_a_notebook_uses_public_names_alone(notebook):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "topwork":
                 assert node.attr in topwork.__all__
     text = "\n".join(cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "markdown")
-    assert text.index("What the tutorial teaches") < text.index("The tutorial in topwork") < text.index("What topwork adds")
+    assert (
+        text.index("What the tutorial teaches")
+        < text.index("The tutorial in topwork")
+        < text.index("What topwork adds")
+    )
 
 
 @pytest.mark.parametrize(
