@@ -1,6 +1,10 @@
 """A Ray cluster of three nodes on this machine against threads: rate, equality, a node killed in the middle, waiting reads.
 
     python benchmarks/cluster.py [--images 2000] [--model RUN] [--kill-only]
+    python benchmarks/cluster.py --remote [--images 2000]
+
+With ``--remote``, without Ray: a scan with features of images behind a URL, whose file system waits 20 ms before each read,
+against the same images on the disk.
 
 The nodes are ray.cluster_utils.Cluster: a head without CPUs and two nodes with one CPU each, so that both ways have the same two
 cores. Rates are from the first chunk to the last; starting the workers is given apart. Two cores, lite0 in f32, 2,000 images of
@@ -26,11 +30,14 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 os.environ["PYTHONPATH"] = str(ROOT / "src")
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_BACKEND_LOG_LEVEL="fatal")
 
+import fsspec
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 
 from drawing import draw_folders
 from topwork.data.listing import read_image
 from topwork.data.loader import FactsStore, Loader, load_images
+from topwork.data.manifest import scan
 from topwork.data.samples import Entry
 from topwork.export.runtime import engine_of
 from topwork.features.cluster import CHUNK, Cluster
@@ -63,6 +70,37 @@ def embedded(network, entries, read, load: Loader, on_row: Callable[[int], None]
     return embedder.store, (len(entries) - CHUNK) / (time.perf_counter() - at), first
 
 
+class Waiting(LocalFileSystem):
+    """The disk behind ``waiting:/``, with a wait before each read."""
+
+    protocol = "waiting"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + str(path).removeprefix("waiting:").strip("/")
+
+    def cat_file(self, path: str, *args: Any, **options: Any) -> bytes:
+        """As on the disk, later."""
+        time.sleep(0.02)
+        return bytes(super().cat_file(path, *args, **options))
+
+
+def remote(root: Path) -> dict[str, Any]:
+    """Seconds to scan and embed the images from the disk and from behind a URL, with nothing in the cache."""
+    fsspec.register_implementation("waiting", Waiting)
+    backbone = load_backbone()
+    engine, seconds, digests = load_engine(backbone), {}, set()
+    for name, source in (("warm", str(root)), ("disk", str(root)), ("waiting", f"waiting:/{root}")):
+        os.environ["TOPWORK_CACHE"] = tempfile.mkdtemp()
+        embedder = Embedder(backbone, engine, FeatureStore(Path(tempfile.mkdtemp()), name))
+        started = time.perf_counter()
+        digests.add(scan(source, visitor=embedder).digest)
+        embedder.flush()
+        seconds[name] = round(time.perf_counter() - started, 1)
+    assert len(digests) == 1
+    return {"seconds": seconds, "ratio": round(seconds["waiting"] / seconds["disk"], 2)}
+
+
 def same(a: FeatureStore, b: FeatureStore, hashes: list[str]) -> bool:
     return all(np.array_equal(a.load(hashes, block), b.load(hashes, block)) for block in ("last", "stages"))
 
@@ -84,8 +122,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--model", help="a model folder; by default lite0")
     parser.add_argument("--kill-only", action="store_true")
+    parser.add_argument("--remote", action="store_true")
     asked = parser.parse_args()
     root = draw_folders(Path(tempfile.mkdtemp()), n_each=asked.images // 2)
+    if asked.remote:
+        print(json.dumps({"images": asked.images, **remote(root)}))
+        return
     entries = [Entry(path.relative_to(root).as_posix(), path.parent.name) for path in sorted(root.rglob("*.jpg"))]
     if asked.model:
         classifier = load_classifier(asked.model)

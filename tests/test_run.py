@@ -22,13 +22,18 @@ from PIL import Image
 
 from drawing import draw, draw_folders
 from terminal import topwork
+from topwork.commands import assess
 from topwork.commands.evaluate import evaluate
 from topwork.commands.fit import fit
+from topwork.data import shards
 from topwork.data.split import split_record
 from topwork.errors import UsageError
+from topwork.evaluation import predictions
 from topwork.export.predictor import Predictor
+from topwork.features import logistic, probe
 from topwork.files import atomic_file, locked
-from topwork.run import asked, free_run_folder, run_folder
+from topwork.report.run_page import write_report
+from topwork.run import asked, free_run_folder, load_run, run_folder
 from topwork.settings import FitSettings
 
 PARTS = FitSettings(valid_fraction=0.2)  # by default a probe has no valid part
@@ -139,6 +144,22 @@ def test_a_second_fit_embeds_nothing_and_gives_the_same(fitted, data, tmp_path):
     assert split_record(again.split, again.manifest)["digest"] == split_record(fitted.split, fitted.manifest)["digest"]
     weights = [(f.folder / "model" / "model.safetensors").read_bytes() for f in (again, fitted)]
     assert weights[0] == weights[1]
+
+
+def test_arrays_that_are_files_and_blocks_of_rows_change_no_figure(fitted, data, tmp_path, monkeypatch):
+    """What a million images need, with limits so low that it happens to ninety."""
+    for module in (shards, logistic, probe):
+        monkeypatch.setattr(module, "IN_MEMORY", 1)
+    monkeypatch.setattr(predictions, "_BLOCK_VALUES", 20)
+    monkeypatch.setattr(assess, "TRAIN_LOGITS", 60)
+    again = fit(data, tmp_path / "again", PARTS)
+    for part in ("valid", "test"):
+        assert again.evaluation[part]["accuracy"] == fitted.evaluation[part]["accuracy"]
+        np.testing.assert_allclose(again.predictions_of(part).logits, fitted.predictions_of(part).logits, atol=1e-3)
+    assert len(again.predictions["train"]) == -(-len(fitted.predictions["train"]) // 3)
+    stored = load_run(tmp_path / "again")
+    np.testing.assert_allclose(stored.predictions["test"].logits, again.predictions["test"].logits, rtol=1e-6)
+    assert write_report(tmp_path / "again").is_file()
 
 
 def test_the_choice_never_sees_valid_or_test(fitted, data, tmp_path):

@@ -15,7 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -197,15 +197,16 @@ def lr_range(
     """Run a learning-rate range test and suggest a rate for fit --mode tune. No weights are saved."""
     from topwork.commands.lr_range import lr_range as find_rate
     from topwork.console import range_lines
+    from topwork.data.remote import shown, uploaded
     from topwork.report.other_pages import write_range_plot
 
     plot = Path(out) if out else Path("runs") / f"{Path(path).resolve().stem or 'data'}-lr-range.svg"
     if plot.suffix != ".svg":
         raise UsageError(f"--out {plot}: must end in .svg.")
-    with _terminal(common) as terminal:
+    with _terminal(common) as terminal, uploaded(plot, overwrite=True) as place:
         found = find_rate(path, settings, n_steps=steps, lowest=low, highest=high, reporter=terminal)
-        write_range_plot(found, plot)
-    _show(common, found.as_dict() | {"plot": str(plot)}, lambda: [*range_lines(found), f"Plot: {plot}"])
+        write_range_plot(found, place)
+    _show(common, found.as_dict() | {"plot": shown(plot)}, lambda: [*range_lines(found), f"Plot: {shown(plot)}"])
     return 0
 
 
@@ -285,15 +286,15 @@ def scan(
     from topwork.commands.scan import survey
     from topwork.console import scan_lines
 
-    with _terminal(common) as terminal:
+    with _terminal(common) as terminal, _page(report, option="--report") as page:
         surveyed = survey(path, settings, reporter=terminal)
         for note in (*surveyed.manifest.notes, *surveyed.findings):
             terminal.note(note)
-        if report is not None:
+        if page is not None:
             from topwork.report.scan_page import write_scan_page
 
             terminal.step("report")
-            write_scan_page(surveyed, Path(report), settings.augment, settings.seed)
+            write_scan_page(surveyed, page, settings.augment, settings.seed)
     where = [f"Report: {report}"] if report is not None else []
     _show(common, {"path": path, **surveyed.as_dict()}, lambda: [*scan_lines(surveyed), *where])
     return _reject_status(surveyed.manifest.n_failed, len(surveyed.manifest.samples), settings)
@@ -325,9 +326,8 @@ def evaluate(
     """Evaluate a saved model on labeled images. Classes are matched by name."""
     from topwork.commands.evaluate import evaluate as evaluate_model
     from topwork.console import evaluation_lines
-    from topwork.data.remote import uploaded
 
-    with _terminal(common) as terminal, nullcontext() if out is None else uploaded(out, overwrite=overwrite) as place:
+    with _terminal(common) as terminal, _page(out, overwrite=overwrite) as place:
         evaluated = evaluate_model(
             model, path, settings, part=part, by=by, rename=map or (), out=place, overwrite=overwrite, cluster=cluster,
             reporter=terminal,
@@ -358,13 +358,12 @@ def examine(
     from topwork.console import examination_lines
     from topwork.report.examine_page import default_page, write_examine_page
 
-    with _terminal(common) as terminal:
+    with _terminal(common) as terminal, _page(out) as place:
         examined = examine_model(model, path, settings, part=part, n_images=n_images, reporter=terminal)
-        page = Path(out) if out else default_page(model)
         terminal.step("report")
-        write_examine_page(examined, page)
-    found = examined.examination
-    answer = found.as_dict() | {"model": model, "path": examined.path, "page": str(page)}
+        write_examine_page(examined, place or default_page(model))
+    found, page = examined.examination, out or str(default_page(model))
+    answer = found.as_dict() | {"model": model, "path": examined.path, "page": page}
     _show(common, answer, lambda: [*examination_lines(found), f"Page: {page}"])
     return 0
 
@@ -387,13 +386,13 @@ def compare(
     from topwork.console import comparison_lines
     from topwork.data.remote import local_folder
 
-    with _terminal(common) as terminal:
+    with _terminal(common) as terminal, _page(out) as page:
         part_name, compared = compare_runs(list(map(str, map(local_folder, runs))), part, seed=seed)
-        if out is not None:
+        if page is not None:
             from topwork.report.other_pages import write_compare_page
 
             terminal.step("report")
-            write_compare_page(part_name, compared, Path(out))
+            write_compare_page(part_name, compared, page)
     lines = [line for found in compared for line in comparison_lines(found.sentence, found.as_dict())]
     answer = {"part": part_name, "comparisons": [found.as_dict() for found in compared]}
     _show(common, answer, lambda: [*lines, *([f"Page: {out}"] if out is not None else [])])
@@ -415,12 +414,13 @@ def compare_domains(
     """Measure the distribution shift between two datasets and estimate the accuracy on the second."""
     from topwork.commands.compare_domains import compare_domains as compare_both
     from topwork.console import domain_lines
+    from topwork.data.remote import uploaded
     from topwork.report.other_pages import write_domains_page
 
-    with _terminal(common) as terminal:
+    with _terminal(common) as terminal, uploaded(out, overwrite=True) as page:
         compared = compare_both(a, b, settings, model=model, is_unlabeled=unlabeled, reporter=terminal)
         terminal.step("report")
-        write_domains_page(compared, Path(out))
+        write_domains_page(compared, page)
     found = [one.as_dict() for one in compared]
     lines = [line for one in found for line in domain_lines(one)]
     _show(common, {"comparisons": found, "page": out}, lambda: [*lines, f"Page: {out}"])
@@ -582,9 +582,11 @@ def export(
     on any image it is verified with.
     """
     from topwork.console import certificate_lines
+    from topwork.data.remote import check_local
     from topwork.export.package import export_model
     from topwork.export.targets import target_of_file
 
+    check_local(out)
     with _terminal(common) as terminal:
         terminal.step("export")
         package = export_model(
@@ -695,8 +697,10 @@ def pull(
     common: CommonArgs = Common(),
 ) -> int:
     """Download a model folder from the Hugging Face Hub and verify it."""
+    from topwork.data.remote import check_local
     from topwork.export.hub import pull as pull_model
 
+    check_local(out)
     pulled = pull_model(repository, out, revision=revision)
     answer = {"folder": str(pulled.folder), "commit": pulled.commit}
     _show(common, answer, lambda: [f"{pulled.folder} (commit {pulled.commit})"])
@@ -843,12 +847,14 @@ def study(
     """
     from topwork.commands.study import run_study
     from topwork.console import studied_lines, study_list_lines
+    from topwork.data.remote import check_local
     from topwork.report.other_pages import make_folder, write_study
     from topwork.studies.catalog import STUDIES
 
     if list or name is None:
         _show(common, {"studies": [asdict(known) for known in STUDIES]}, lambda: study_list_lines(STUDIES))
         return 0
+    check_local(out)
     with _terminal(common) as terminal:
         make_folder(Path(out))
         studied = run_study(name, path, settings, reporter=terminal)
@@ -885,6 +891,13 @@ def _terminal(common: Common) -> Iterator[Terminal]:
     with Terminal(common.quiet) as terminal:
         yield terminal
         terminal.finish()
+
+
+def _page(out: str | None, *, overwrite: bool = True, option: str = "--out") -> AbstractContextManager[Path | None]:
+    """The local path of what a command writes if it is asked to, uploaded at the end if that is for a URL."""
+    from topwork.data.remote import uploaded
+
+    return nullcontext() if out is None else uploaded(out, overwrite=overwrite, option=option)
 
 
 def _show(common: Common, answer: Mapping[str, Any], lines: Any) -> None:

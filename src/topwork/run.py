@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest, load_manifest, save_manifest
 from topwork.data.remote import absolute, is_url, local_folder, shown, url_of, work_path
-from topwork.data.shards import matrix_column, matrix_of, read_parquet
+from topwork.data.shards import matrix_column, matrix_of, read_parquet, room_for, row_groups
 from topwork.data.split import PARTS, Split, n_train_of, recorded_split, split_record
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.metrics import headline
@@ -247,8 +248,7 @@ def save_predictions(predictions: Mapping[str, Predictions], manifest: Manifest,
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tables = []
-    for name, part in predictions.items():
+    def table_of(name: str, part: Predictions) -> pa.Table:
         rows = part.sample_indices.tolist()
         columns = {
             "path": [os.fsencode(manifest.samples[row].path).decode("utf-8", "backslashreplace") for row in rows],
@@ -259,15 +259,30 @@ def save_predictions(predictions: Mapping[str, Predictions], manifest: Manifest,
             "probability": part.confidence,
             "correct": part.correct,
         }
-        tables.append(pa.table({**columns, "logits": matrix_column(part.logits.astype(np.float32))}))
-    with atomic_file(path) as partial:
-        pq.write_table(pa.concat_tables(tables), partial)
+        return pa.table({**columns, "logits": matrix_column(part.logits.astype(np.float32))})
+
+    tables = (
+        table_of(name, part.take(np.arange(len(part))[some]))
+        for name, part in predictions.items()
+        for some in part.blocks()
+    )
+    first = next(tables)
+    with atomic_file(path) as partial, pq.ParquetWriter(partial, first.schema) as writer:
+        for table in chain([first], tables):
+            writer.write_table(table)
 
 
 def read_logits(path: Path) -> tuple[NDArray[np.int64], NDArray[np.str_], NDArray[np.float32]]:
     """What :func:`save_predictions` wrote: (M,) rows of the manifest, their parts, and (M, C) logits."""
-    table = read_parquet(path, ["row", "part", "logits"])
-    return table["row"].to_numpy(), np.array(table["part"].to_pylist(), dtype="<U5"), matrix_of(table["logits"])
+    table = read_parquet(path, ["row", "part"])
+    rows, parts = table["row"].to_numpy(), np.array(table["part"].to_pylist(), dtype="<U5")
+    logits, done = np.empty((0, 0), np.float32), 0
+    for group in row_groups(path, ["logits"]):
+        values = matrix_of(group["logits"])
+        logits = logits if done else room_for((len(rows), values.shape[1]), np.float32)
+        logits[done : done + len(values)] = values
+        done += len(values)
+    return rows, parts, logits
 
 
 def asked(path: str | os.PathLike[str], settings: DataSettings) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
+import sys
 import threading
 import time
 import zipfile
@@ -16,7 +18,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from drawing import draw_folders
-from topwork.cli import main
+from topwork.cli import app, main
 from topwork.data import remote
 from topwork.data.listing import list_data, read_image
 from topwork.data.manifest import load_manifest, scan
@@ -318,3 +320,104 @@ def test_add_a_class_of_a_bucket(s3, drawn, tmp_path) -> None:
     manifest = load_manifest(tmp_path / "grown" / "manifest.parquet")
     assert sorted({sample.path.split("/")[0] for sample in manifest.samples}) == ["disc", "s3:", "square"]
     assert all(manifest.read(row) for row in range(len(manifest.samples)))
+
+
+# ---- every command that writes
+
+
+def writers() -> set[tuple[str, str]]:
+    """Each command with the option that names what it writes, from the real command line."""
+    found = set()
+    for name in app:
+        command = None if name.startswith("-") else app[name].default_command
+        for option in ("out", "report"):
+            parameter = None if command is None else inspect.signature(command).parameters.get(option)
+            if parameter is not None and name != "report":
+                found.add((name, f"--{option}"))
+    return found
+
+
+def test_every_command_that_writes_takes_a_url_or_says_that_it_does_not(drawn, tmp_path, capsys) -> None:
+    data, image = str(drawn), str(next(drawn.rglob("*.jpg")))
+    cases = {
+        ("fit", "--out"): [data],
+        ("lr-range", "--out"): [data],
+        ("demo", "--out"): [],
+        ("scan", "--report"): [data],
+        ("evaluate", "--out"): [str(GOLDEN), data],
+        ("examine", "--out"): [str(GOLDEN), data],
+        ("compare", "--out"): [str(tmp_path), str(tmp_path)],
+        ("compare-domains", "--out"): [data, data],
+        ("predict", "--out"): [str(GOLDEN), image],
+        ("export", "--out"): [str(GOLDEN)],
+        ("pull", "--out"): ["somebody/model"],
+        ("add-class", "--out"): [str(tmp_path), data],
+        ("adapt", "--out"): [str(tmp_path), data],
+        ("study", "--out"): ["normalization", data],
+    }
+    assert set(cases) == writers()
+    for (name, option), words in cases.items():
+        ending = {"lr-range": "plot.svg", "predict": "p.csv", "export": "m.onnx"}.get(name, "written")
+        with pytest.raises(SystemExit) as ended:
+            main([name, *words, option, f"nothing://bucket/{ending}"])
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert ended.value.code == 2, name
+        assert f"{option} nothing://bucket/{ending}: " in said, name
+        assert ("fsspec knows no such kind of URL" in said) != ("give a local path for this command" in said), name
+
+
+def test_pages_behind_a_url(drawn, memory) -> None:
+    command("scan", str(drawn), "--report", "memory://pages/scan.html")
+    command("compare-domains", str(drawn), str(drawn), "--out", "memory://pages/domains.html")
+    assert all(b"<html" in memory.cat_file(f"/pages/{name}.html") for name in ("scan", "domains"))
+    command("scan", str(drawn), "--report", "memory://pages/scan.html")  # again, as on the disk
+    assert len(memory.find("/pages")) == 2
+
+
+def test_other_files_behind_a_url_are_never_replaced(drawn, memory) -> None:
+    memory.pipe_file("/photos/holiday.jpg", b"mine")
+    for words in (["scan", str(drawn), "--report"], ["predict", str(GOLDEN), str(drawn), "--overwrite", "--out"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "memory://photos"] if words[0] == "scan" else [*words, "memory://photos/"])
+        assert ended.value.code == 2
+    assert memory.cat_file("/photos/holiday.jpg") == b"mine"
+
+
+def test_a_library_that_is_missing(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(
+        UsageError, match=r"^gs://bucket/a: needs a library of fsspec that is not installed \(Please install gcsfs"
+    ):
+        list_data("gs://bucket/a")
+
+
+def test_a_slash_too_few_is_read_as_meant(s3, drawn) -> None:
+    put(s3, drawn, "pictures/typo")
+    assert list_data("s3:/pictures/typo").entries == list_data("s3://pictures/typo").entries
+
+
+def test_a_network_that_fails_in_the_middle(drawn, tmp_path, monkeypatch) -> None:
+    """The server ends after a third of the images: the rest are rejects, each with its reason, and the command ends."""
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for key, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(remote, "_WAITS", (0.01, 0.01))
+    monkeypatch.setattr(remote, "N_READERS", 1)
+    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    type(fs).clear_instance_cache()
+    fs = fsspec.filesystem("s3")
+    fs.mkdir("failing")
+    put(fs, drawn, "failing/shapes")
+    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path / "cache"))
+    manifest = scan("s3://failing/shapes", on_progress=lambda done, n: server.stop() if done == 5 else None)
+    type(fs).clear_instance_cache()
+    assert 5 <= len(manifest.samples) < 16
+    assert len(manifest.samples) + len(manifest.rejects) == 16
+    assert all(reject.reason.startswith("cannot be reached (") for reject in manifest.rejects)
+    assert manifest.n_failed == len(manifest.rejects)

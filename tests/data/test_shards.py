@@ -126,3 +126,25 @@ def test_a_shard_that_fails_while_it_is_read_is_not_believed(tmp_path):
     path.write_bytes(data)
     with pytest.raises(DAMAGE, match="CRC"):
         read_parquet(path)
+
+
+def test_a_large_array_is_a_file_without_a_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))
+    monkeypatch.setattr(shards, "IN_MEMORY", 100)
+    small, large = shards.room_for((5, 5), np.float32), shards.room_for((5, 6), np.float32)
+    large[:] = np.arange(6)
+    assert small.base is None
+    assert isinstance(large.base, np.memmap)
+    assert large.sum() == 75
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_for_a_large_array_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))
+    monkeypatch.setattr(shards, "IN_MEMORY", 100)
+    monkeypatch.setattr(shards.os, "posix_fallocate", full)
+    with pytest.raises(TopworkError, match=r"cannot be written: no space left on device\. Set TOPWORK_CACHE"):
+        shards.room_for((5, 6), np.float32)

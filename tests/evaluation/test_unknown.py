@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from topwork.errors import UsageError
+from topwork.evaluation import unknown
 from topwork.evaluation.curves import roc_auc
 from topwork.evaluation.unknown import _centers_per_class, fit_unknown
 
@@ -122,3 +123,17 @@ def test_wrong_calls_are_refused():
         fit_unknown(known, np.full(30, -1))
     with pytest.raises(UsageError, match="64 features"):
         fit_unknown(known, labels).score(np.zeros((2, 5)))
+
+
+def test_of_many_images_a_sample_is_fitted_that_leaves_out_no_small_class(monkeypatch):
+    labels = np.repeat([0, 1, 2], [500, 80, 3])
+    monkeypatch.setattr(unknown, "_LARGEST_SAMPLE", 100)
+    chosen = unknown._sample(labels, np.random.default_rng(0))
+    assert len(set(chosen.tolist())) == 100
+    counts = np.bincount(labels[chosen])
+    assert counts[2] == 3
+    assert abs(counts[0] - counts[1]) <= 1
+    known, labels = features_of(8, 1200, 0)
+    detector = fit_unknown(known, labels)
+    assert detector.n_held_out <= 100
+    assert detector.score(features_of(8, 400, 2, first=100)[0]).mean() > detector.threshold

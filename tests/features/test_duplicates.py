@@ -101,6 +101,14 @@ def test_planted_copies_are_found_and_nothing_else(drawn) -> None:
         assert sum(bool(rows & set(some.tolist())) for some in parts.parts().values()) == 1
 
 
+def test_pairs_compared_a_few_at_a_time_are_the_same(drawn, monkeypatch) -> None:
+    manifest, features, embedder = embedded(drawn)
+    expected = near_duplicates(manifest, features, embedder)
+    monkeypatch.setattr(duplicates, "_COMPARED", 3)
+    monkeypatch.setattr(duplicates, "_read_cache", lambda *_: None)
+    assert near_duplicates(manifest, features, embedder) == expected
+
+
 def test_another_layout_gives_the_same_pairs_and_the_cache_the_same_answer(drawn, tmp_path, monkeypatch) -> None:
     manifest, features, embedder = embedded(drawn)
     found = near_duplicates(manifest, features, embedder)

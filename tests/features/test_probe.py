@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from topwork.data import shards
 from topwork.data.split import rarest_labels
 from topwork.errors import UsageError
+from topwork.features import logistic, probe
 from topwork.features.logistic import LogisticRegressions, SoftmaxRegression
 from topwork.features.probe import _folds, class_weights, fit_probe
 
@@ -225,3 +227,34 @@ def test_the_rarest_label_divides_rows_that_have_several() -> None:
     matrix = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 1], [0, 0, 0], [1, 1, 0]], bool)
     assert rarest_labels(matrix).tolist() == [1, 0, 2, 3, 1]
     assert rarest_labels(matrix, enough=2).tolist() == [1, 0, 0, 3, 1]
+
+
+@pytest.mark.parametrize("kind", [SoftmaxRegression, LogisticRegressions])
+def test_rows_in_blocks_give_the_same_solution(kind, monkeypatch):
+    x, y = blobs(n=100)
+    x = x.astype(np.float32) - x.astype(np.float32).mean(0)
+    labels = np.eye(4)[y] if kind is LogisticRegressions else y
+    found = []
+    for block in (logistic.BLOCK, 7 * 2 * 4):
+        monkeypatch.setattr(logistic, "BLOCK", block)
+        problem = kind(x, labels, 4, np.stack([np.ones(100), np.arange(100) % 3 + 0.5]))
+        problem.solve(0.01, tolerance=1e-9, max_steps=400)
+        found.append(problem.solution()[0])
+    np.testing.assert_allclose(found[0], found[1], atol=2e-3)
+
+
+def test_many_images_of_many_classes_are_fitted_from_a_head_for_some_of_them(monkeypatch, tmp_path):
+    last, y = blobs(n=600, spread=2.5)
+    whole = fit_probe(ArrayFeatures(last), y, 4)
+    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))
+    monkeypatch.setattr(probe, "WARM_BUDGET", 100 * 20 * 4)
+    for module in (shards, logistic, probe):
+        monkeypatch.setattr(module, "IN_MEMORY", 1000)
+    monkeypatch.setattr(logistic, "BLOCK", 400)
+    monkeypatch.setattr(probe, "_ROWS", 64)
+    warm = fit_probe(ArrayFeatures(last), y, 4)
+    blocks = {"last": last, "stages": np.zeros((600, 0))}
+    np.testing.assert_allclose(warm.head.transform.scale, whole.head.transform.scale, rtol=1e-5)
+    expected, found = (one.head.logits(blocks) for one in (whole, warm))
+    assert np.mean(expected.argmax(1) == found.argmax(1)) > 0.99
+    assert abs(probe.cross_entropies(found, y).mean() - probe.cross_entropies(expected, y).mean()) < 2e-3

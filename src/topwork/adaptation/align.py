@@ -203,7 +203,7 @@ class AlignedHead:
             weights[n + pseudo[0]] += share / share.sum()
         total = float(weights.sum())
         problem.w = self._start
-        problem.target[n:, 0] = np.eye(self.domains.n_classes)[labels]
+        problem.label(np.concatenate([self.domains.labels, labels]))
         problem.share = (weights / total).astype(np.float32)[:, None, None]
 
         def on_target(logits: NDArray[np.floating]) -> tuple[float, Shares]:

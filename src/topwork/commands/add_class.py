@@ -318,9 +318,9 @@ class _NewRows(SoftmaxRegression):
         super().__init__(x, y, n_new + 1, sample_weights)
         self.old = old[:, None]
 
-    def _logits(self, w: Floats) -> Floats:
-        logits = super()._logits(w)
-        logits[:, :, 0] = self.old
+    def _logits(self, w: Floats, rows: slice = slice(None)) -> Floats:
+        logits = super()._logits(w, rows)
+        logits[:, :, 0] = self.old[rows]
         return logits
 
     def _loss(self, v: Floats, precondition: Floats, penalty: float) -> tuple[NDArray[np.float64], Floats]:

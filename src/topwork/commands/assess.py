@@ -33,6 +33,7 @@ from topwork.text import canonical, escape
 if TYPE_CHECKING:
     from topwork.training.finetune import TunedClassifier
 
+TRAIN_LOGITS = 100_000_000  # at most, in predictions.parquet: 100,000 images of 1,000 classes
 ONLY_ONE_LABEL = {"balance": "auto", "target_precision": None, "positive": None, "zero_shot": None}
 """Settings that need exactly one label per image, with their defaults."""
 
@@ -78,7 +79,9 @@ def assess(
         reporter.step("evaluate")
         classifier = _classifier(data, probe, tuned)
         predictions = {
-            name: predict_features(classifier, data.features_of(name), rows, data.labels)
+            name: predict_features(
+                classifier, data.features_of(name), _shown(name, rows, classifier, reporter), data.labels
+            )
             for name, rows in parts.parts().items()
         }
         evaluation = evaluate_parts(classifier, data.manifest, parts, predictions, seed)
@@ -129,6 +132,17 @@ def _classifier(data: PreparedData, probe: Probe, tuned: TunedClassifier | None)
         arrays={"unknown_centres": detector.centers},
         multi_label=several,
     )
+
+
+def _shown(name: str, rows: NDArray[np.int64], classifier: Classifier, reporter: Reporter) -> NDArray[np.int64]:
+    """The rows of a part whose predictions are kept: of train, on which nothing is measured, no more than has room."""
+    step = math.ceil(len(rows) * len(classifier.classes) / TRAIN_LOGITS) if name == "train" else 1
+    if step <= 1:
+        return rows
+    reporter.note(
+        f"predictions.parquet holds every {step}th training image: all of them with their logits would be too many."
+    )
+    return rows[::step]
 
 
 def check_positive(settings: FitSettings, classes: Sequence[str]) -> None:

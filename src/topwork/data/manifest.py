@@ -12,7 +12,7 @@ import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +172,10 @@ class Manifest(Described):
             reason = str(error)
         raise changed_since_scan(escape(str(self.root / sample.path)), reason)
 
-    def traits(self) -> TraitTable:
-        """What the images look like, from the cache; zeros where that has been emptied since the scan."""
-        return TraitStore(cache_folder()).load([sample.content_hash for sample in self.samples])
+    def traits(self, rows: Iterable[int] | None = None) -> TraitTable:
+        """What the images, or some of them, look like, from the cache; zeros where that has been emptied since the scan."""
+        some = self.samples if rows is None else [self.samples[row] for row in rows]
+        return TraitStore(cache_folder()).load([sample.content_hash for sample in some])
 
 
 def scan(
@@ -361,13 +362,16 @@ def _conflict_notes(samples: list[Sample]) -> list[str]:
 
 def save_manifest(manifest: Manifest, path: Path) -> None:
     """Writes samples and rejects as one Parquet table; a row with a ``reject_reason`` was not used."""
-    rows: list[dict[str, Any]] = [asdict(sample) | {"reject_reason": None} for sample in manifest.samples]
-    rows += [dict.fromkeys(Sample.__slots__) | {"path": r.path, "reject_reason": r.reason} for r in manifest.rejects]
-    columns = {name: [row[name] for row in rows] for name in [*Sample.__slots__, "reject_reason"]}
     metadata = {"root": str(manifest.root), "layout": manifest.layout, "notes": "\n".join(manifest.notes)}
     metadata |= {"multi_label": "yes"} if manifest.multi_label else {}
     metadata |= {"bands": manifest.bands} if manifest.bands else {}
-    table = pa.table({name: _column(values) for name, values in columns.items()})
+    nothing, rejects = [None] * len(manifest.samples), manifest.rejects
+    columns = {
+        name: _column([*(getattr(s, name) for s in manifest.samples), *(getattr(r, name, None) for r in rejects)])
+        for name in Sample.__slots__
+    }
+    columns["reject_reason"] = _column([*nothing, *(reject.reason for reject in rejects)])
+    table = pa.table(columns)
     table = table.replace_schema_metadata({key: os.fsencode(value) for key, value in metadata.items()})
     with atomic_file(path) as partial:
         pq.write_table(table, partial)
@@ -377,14 +381,15 @@ def load_manifest(path: Path) -> Manifest:
     """Reads what :func:`save_manifest` wrote."""
     table = read_parquet(path)
     metadata = {key.decode(): os.fsdecode(value) for key, value in (table.schema.metadata or {}).items()}
-    rows = [{key: _text(value) for key, value in row.items()} for row in table.to_pylist()]
     samples, rejects = [], []
-    for row in rows:
-        reason = row.pop("reject_reason")
-        if reason is None:
-            samples.append(Sample(**row))
-        else:
-            rejects.append(Reject(row["path"], reason))
+    for batch in table.to_batches(10_000):  # a million rows as dicts would be a gigabyte
+        for values in batch.to_pylist():
+            row = {key: _text(value) for key, value in values.items()}
+            reason = row.pop("reject_reason")
+            if reason is None:
+                samples.append(Sample(**row))
+            else:
+                rejects.append(Reject(row["path"], reason))
     multi_label = metadata.get("multi_label") == "yes"
     classes = _classes((sample.label for sample in samples), multi_label)
     notes = tuple(line for line in metadata.get("notes", "").split("\n") if line)

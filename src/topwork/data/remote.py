@@ -29,6 +29,7 @@ from topwork.settings import cache_folder
 from topwork.text import escape, natural_key
 
 N_READERS = 32  # reads in flight: at 20 ms a read that is 1,600 images per second
+_OF_A_RUN = ("settings.json", "manifest.parquet", "evaluation.json")  # may be replaced; other files of the user may not
 _WAITS = (0.2, 1.0, 3.0)  # seconds before each further try
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)  # two letters at least: C:/ is a drive
 _SECRET = re.compile(r"[?&][^=&]*(sig|signature|token|key|secret|credential|password)[^=&]*=", re.IGNORECASE)
@@ -185,7 +186,7 @@ def work_path(out: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def uploaded(out: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Path]:
+def uploaded(out: str | os.PathLike[str], *, overwrite: bool, option: str = "--out") -> Iterator[Path]:
     """The local path to write a file or folder to; if it is for a URL, it is uploaded at the end.
 
     Nothing is uploaded before all of it is there. After an exception it stays in the cache, so that the same command goes on.
@@ -198,17 +199,20 @@ def uploaded(out: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Path]:
         yield Path(out)
         return
     url = url_of(out).rstrip("/")
-    with _reaching(url, "--out "):
+    with _reaching(url, f"{option} "):
         fs, place = _opened(url)
         before = set(fs.find(place))
     if before and not overwrite:
-        raise UsageError(f"--out {escape(url)}: exists already. Choose another name, or add --overwrite.")
+        raise UsageError(f"{option} {escape(url)}: exists already. Choose another name, or add --overwrite.")
+    if before and before != {place} and not any(f"{place.rstrip('/')}/{name}" in before for name in _OF_A_RUN):
+        raise UsageError(f"{option} {escape(url)}: holds files that are no run of topwork. Choose another name.")
     work = work_path(out)
     work.parent.mkdir(parents=True, exist_ok=True)
     yield work
     written = {place} if work.is_file() else set()
     if work.is_file():
         upload(work, url)
+        before = set()
     else:
         files = sorted(path for path in work.rglob("*") if path.is_file() and not path.name.startswith("."))
         for path in sorted(files, key=lambda path: path.name == "evaluation.json"):  # the file that says it is done
@@ -217,6 +221,16 @@ def uploaded(out: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Path]:
     for name in before - written:
         fs.rm_file(name)
     shutil.rmtree(work.parent, ignore_errors=True)
+
+
+def check_local(out: str) -> None:
+    """Refuses a URL for ``--out`` of the commands whose files belong together on one disk.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if is_url(out):
+        raise UsageError(f"--out {escape(url_of(out))}: give a local path for this command, and copy what it writes.")
 
 
 def upload(path: Path, url: str) -> None:

@@ -13,8 +13,10 @@ from __future__ import annotations
 import bisect
 import contextlib
 import logging
+import math
 import mmap
 import os
+import tempfile
 import threading
 import uuid
 import zlib
@@ -27,7 +29,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from topwork.data import remote
 from topwork.errors import ImageError, TopworkError, UsageError
@@ -35,6 +37,7 @@ from topwork.files import atomic_file, error_reason
 from topwork.settings import cache_folder
 from topwork.text import escape
 
+IN_MEMORY = 1 << 28  # bytes; larger arrays are files
 DAMAGE = (OSError, ValueError, pa.ArrowException, KeyError)  # what reading a shard raises if it cannot be used
 
 _LOG = logging.getLogger("topwork.cache")
@@ -117,6 +120,30 @@ class Shards:
         self._ends.append(first + len(hashes))
         for row, content_hash in enumerate(hashes, start=first):
             self._index.setdefault(content_hash, row)
+
+
+def room_for(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """An array to be filled. One of more than 256 MB is a file in the cache folder, whose pages the system may put away.
+
+    The file has no name and is gone with the array, or with the process.
+
+    Raises:
+        TopworkError: the disk of the cache is full.
+    """
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if n_bytes <= IN_MEMORY:
+        return np.empty(shape, dtype)
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash when a page is written
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
+            else:
+                file.truncate(n_bytes)
+            return np.asarray(np.memmap(file, dtype, "r+", shape=shape))
+    except OSError as error:
+        raise _not_written(folder, error) from None
 
 
 def matrix_column(values: NDArray[Any]) -> pa.Array:
@@ -241,6 +268,13 @@ def forget(path: Path, error: Exception) -> None:
     _LOG.warning("%s: damaged (%s); what it held is computed again.", escape(str(path)), escape(reason))
     with contextlib.suppress(OSError):
         path.unlink()
+
+
+def row_groups(path: Path, columns: list[str]) -> Iterator[pa.Table]:
+    """The row groups of a Parquet file, one after another; raises as :func:`read_parquet`."""
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for number in range(file.num_row_groups):
+            yield file.read_row_group(number, columns)
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:

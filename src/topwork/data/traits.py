@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from topwork.data.shards import Shards, matrix_column, matrix_of
+from topwork.data.shards import Shards, matrix_column, matrix_of, room_for
 from topwork.data.transforms import InputSpec, Pixels, resize
 
-TRAITS_VERSION = "3"  # raise it whenever the same image may give other traits
+TRAITS_VERSION = "4"  # raise it whenever the same image may give other traits, or they are stored in another way
 VIEW = InputSpec(height=224, width=224)
 THUMB_SIDE = 32
 COLOR_SIDE = 8
@@ -133,7 +133,10 @@ class TraitStore(Shards):
             columns = {
                 "camera": pa.array([row.camera for row in rows], pa.string()),
                 "numbers": matrix_column(np.stack([row.numbers for row in rows])),
-                "blob": matrix_column(blobs),
+                # Bytes, since Parquet keeps each uint8 of a list in four.
+                "blob": pa.FixedSizeBinaryArray.from_buffers(
+                    pa.binary(_BLOB_BYTES), len(blobs), [None, pa.py_buffer(blobs)]
+                ),
             }
             self.append(list(self._new), columns)
             self._new = {}
@@ -143,11 +146,12 @@ class TraitStore(Shards):
         self.flush()
         cameras = np.full(len(hashes), "", object)
         numbers = np.zeros((len(hashes), len(NUMBERS)), np.float32)
-        blobs = np.zeros((len(hashes), _BLOB_BYTES), np.uint8)
+        blobs = room_for((len(hashes), _BLOB_BYTES), np.uint8)
+        blobs[:] = 0
         for positions, table in self.read(hashes, ["camera", "numbers", "blob"]):
             cameras[positions] = table["camera"].to_pylist()
             numbers[positions] = matrix_of(table["numbers"])
-            blobs[positions] = matrix_of(table["blob"])
+            blobs[positions] = np.frombuffer(b"".join(table["blob"].to_pylist()), np.uint8).reshape(-1, _BLOB_BYTES)
         thumbs = blobs[:, : THUMB_SIDE**2].reshape(-1, THUMB_SIDE, THUMB_SIDE)
         colors = blobs[:, THUMB_SIDE**2 :].reshape(-1, COLOR_SIDE, COLOR_SIDE, 3)
         return TraitTable(tuple(cameras), numbers, thumbs, colors)

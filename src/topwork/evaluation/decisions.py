@@ -105,7 +105,13 @@ def count_outcomes(
     """
     detector = unknown_detector(classifier)
     scores = None if detector is None or features is None else detector.score(features)
-    answers = decide(predictions.probabilities, scores, Thresholds.of(classifier))
+    limits = Thresholds.of(classifier)
+    answers = np.concatenate(
+        [
+            decide(predictions.probabilities[rows], None if scores is None else scores[rows], limits)
+            for rows in predictions.blocks()
+        ]
+    )
     return answers, {kind.value: int((answers == kind.value).sum()) for kind in Decision}
 
 

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from topwork.data.manifest import Manifest
 from topwork.data.samples import LABEL_SEPARATOR
+from topwork.data.shards import room_for
 from topwork.errors import UsageError
 from topwork.features.embed import Features
 from topwork.models.classifier import Classifier
@@ -158,7 +159,15 @@ class Predictions(Described):
     @cached_property
     def probabilities(self) -> NDArray[np.float64]:
         """(N, C) probabilities of the classes."""
-        return self.task.probabilities(self.logits)
+        found = room_for(self.logits.shape, np.float64)
+        for rows in self.blocks():
+            found[rows] = self.task.probabilities(self.logits[rows])
+        return found
+
+    def blocks(self) -> list[slice]:
+        """The images, so many at a time that their values are no large array."""
+        step = max(1, _BLOCK_VALUES // self.n_classes)
+        return [slice(start, start + step) for start in range(0, max(1, len(self)), step)]
 
     @cached_property
     def truth(self) -> Bools:
@@ -226,14 +235,11 @@ class Predictions(Described):
 
     @cached_property
     def _facts(self) -> _Facts:
-        n, n_classes = self.logits.shape
         if self.multi_label:
             return _facts_of_several(self)
-        facts = _Facts.empty(n)
-        step = max(1, _BLOCK_VALUES // n_classes)
+        facts = _Facts.empty(len(self))
         shift = None if self.task.thresholds is None else -np.log(self.task.thresholds)
-        for start in range(0, n, step):
-            rows = slice(start, start + step)
+        for rows in self.blocks():
             _fill_facts(facts, rows, self.logits[rows].astype(np.float64), self.labels[rows], shift)
         return facts
 
@@ -326,7 +332,7 @@ def _check(predictions: Predictions) -> None:
         raise UsageError(f"predictions have {n} labels but {predictions.sample_indices.size} sample indices")
     if n and not predictions.multi_label and not _in_range(predictions.labels, n_classes):
         raise UsageError(f"predictions have a label outside -1 … {n_classes - 1}")
-    if not np.isfinite(predictions.logits).all():
+    if not all(np.isfinite(predictions.logits[rows]).all() for rows in predictions.blocks()):
         raise UsageError("predictions have a logit that is not finite; the model or its features are damaged")
 
 
@@ -343,11 +349,11 @@ def predict_features(
         labels: of all of the manifest's samples, for the classifier's classes: (N,), or (N, C) for several labels.
     """
     blocks = classifier.head.transform.blocks
-    chunks = []
-    for start in range(0, len(rows), 4096):
-        some = rows[start : start + 4096]
-        chunks.append(classifier.head.logits(features.blocks(blocks, some)))
-    logits = np.concatenate(chunks) if chunks else np.zeros((0, len(classifier.classes)))
+    logits = room_for((len(rows), len(classifier.classes)), np.float64)
+    step = max(256, _BLOCK_VALUES // len(classifier.classes))
+    for start in range(0, len(rows), step):
+        some = slice(start, start + step)
+        logits[some] = classifier.head.logits(features.blocks(blocks, rows[some]))
     return Predictions(classifier.classes, rows, labels[rows], logits, Task.of(classifier))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from topwork.data.shards import room_for
 from topwork.evaluation.predictions import Ints
 
 _BLOCK_ROWS = 1024
@@ -12,10 +13,14 @@ _BLOCK_ROWS = 1024
 
 def unit_rows(features: ArrayLike) -> NDArray[np.float32]:
     """(N, D) float32 rows of length 1; rows of zeros stay zeros."""
-    rows = np.asarray(features, np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):  # infinite features give NaN rows; whoever uses them looks
-        lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
-        return np.asarray(rows / np.where(lengths == 0, 1, lengths))
+    given = np.asarray(features)
+    unit = room_for(given.shape, np.float32)
+    for start in range(0, len(given), _BLOCK_ROWS):
+        rows = np.asarray(given[start : start + _BLOCK_ROWS], np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):  # infinite features give NaN rows; whoever uses them looks
+            lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+            unit[start : start + _BLOCK_ROWS] = rows / np.where(lengths == 0, 1, lengths)
+    return unit
 
 
 def nearest(rows: NDArray[np.float32], chosen: Ints, reference: Ints, k: int) -> tuple[Ints, NDArray[np.float32]]:

@@ -37,6 +37,7 @@ from topwork.evaluation.similarity import k_means, unit_rows
 
 _BLOCK = 8192  # rows whose distances are computed at a time
 _IMAGES_PER_CENTER = 8
+_LARGEST_SAMPLE = 100_000  # images that the detector is fitted on, of every class as many as fit
 _LARGEST_CENTERS_PER_CLASS = 16
 _LARGEST_STORED_VALUES = 2_000_000  # 4 MB of float16, passed only where one center per class is more than that
 _LARGEST_DISTANCE = 2.0  # of the cosine distance: as a threshold, nothing is unknown
@@ -73,7 +74,9 @@ class UnknownDetector:
             raise UsageError(
                 f"the unknown detector was fitted on {self.centers.shape[1]} features per image; got shape {rows.shape}"
             )
-        return _distances(unit_rows(rows), self.centers.astype(np.float32))
+        centers, starts = self.centers.astype(np.float32), range(0, len(rows), _BLOCK)
+        blocks = [_distances(unit_rows(rows[start : start + _BLOCK]), centers) for start in starts]
+        return np.concatenate([np.empty(0, np.float32), *blocks])
 
     def is_unknown(self, features: ArrayLike) -> Bools:
         """(N,) whether the score of each image is above the threshold."""
@@ -107,6 +110,10 @@ def fit_unknown(
     if not 0 < false_alarm_rate < 1:
         raise UsageError(f"the false-alarm rate must be between 0 and 1, such as 0.05; got {false_alarm_rate}")
     truth = np.asarray(labels, dtype=np.int64)
+    some = np.sort(_sample(truth, np.random.default_rng([seed, 1])))
+    if len(some) < len(truth):
+        truth, features = truth[some], np.asarray(features)[some]
+        groups = None if groups is None else np.asarray(groups)[some]
     rows = unit_rows(np.asarray(features))
     known = np.flatnonzero((truth >= 0) & np.isfinite(rows).all(axis=1))
     if len(known) == 0:
@@ -117,6 +124,17 @@ def fit_unknown(
     held_out = _cross_fitted_scores(rows, truth, group, rng)
     centers = _fit_centers(rows, truth, rng).astype(np.float16)
     return UnknownDetector(centers, _threshold(held_out, false_alarm_rate), false_alarm_rate, len(held_out))
+
+
+def _sample(labels: Ints, rng: np.random.Generator) -> Ints:
+    """Rows of at most ``_LARGEST_SAMPLE`` images: of every class equally many, or all that it has."""
+    if len(labels) <= _LARGEST_SAMPLE:
+        return np.arange(len(labels))
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    counts = np.unique(labels, return_counts=True)[1]
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)  # of each image in its class
+    return order[np.argsort(rank, kind="stable")[:_LARGEST_SAMPLE]]
 
 
 def _distances(rows: NDArray[np.float32], centers: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.loader import default_threads, in_order
+from topwork.data.shards import room_for
 from topwork.data.traits import THUMB_SIDE
 
 Floats = NDArray[np.float32]
@@ -27,6 +28,7 @@ Thumbs = NDArray[np.uint8]
 
 HIGHEST_SIMILARITY = 0.96  # upper limit of the calibrated threshold; a stricter one spares no pair the finer search
 _SIDE = 24  # pixels of the grid on which structures are compared
+_ROUGH = 8192  # thumbs or pairs at a time
 _PAIRS = 128  # compared at a time by each thread; each pair takes about 200 kB of matrices
 _COARSE_MARGIN = 0.22  # a finer search raises the correlation by no more than this (in 480 copies)
 _CUTS = (0, 4, 8)  # percent cut off at each side, coarse search
@@ -44,13 +46,15 @@ def rough_similarity(thumbs: Thumbs, pairs: Ints) -> Floats:
     rows, places = np.unique(pairs, return_inverse=True)
     halve = np.repeat(np.eye(THUMB_SIDE // 2, dtype=np.float32), 2, axis=1) / 2
     fine, broad = (halve @ _blur_matrix(partial(_bell, sigma)) for sigma in (1.5, 5.0))
-    blocks = (np.asarray(thumbs[rows[start : start + 8192]], np.float32) for start in range(0, len(rows), 8192))
-    small = np.concatenate([fine @ gray @ fine.T - broad @ gray @ broad.T for gray in blocks])
-    flat = [np.asarray(values.reshape(len(values), -1), np.float32) for values in (small, small[:, :, ::-1])]
-    plain, mirrored = _unit(flat[0]), _unit(flat[1])
-    found = []
-    for start in range(0, len(pairs), 8192):
-        a, b = places.reshape(-1, 2)[start : start + 8192].T
+    views = [room_for((len(rows), (THUMB_SIDE // 2) ** 2), np.float32) for _ in range(2)]
+    for start in range(0, len(rows), _ROUGH):
+        gray = np.asarray(thumbs[rows[start : start + _ROUGH]], np.float32)
+        small = fine @ gray @ fine.T - broad @ gray @ broad.T
+        for view, values in zip(views, (small, small[:, :, ::-1]), strict=True):
+            view[start : start + _ROUGH] = _unit(np.asarray(values.reshape(len(values), -1), np.float32))
+    (plain, mirrored), found = views, []
+    for start in range(0, len(pairs), _ROUGH):
+        a, b = places.reshape(-1, 2)[start : start + _ROUGH].T
         found.append(np.maximum((plain[a] * plain[b]).sum(1), (plain[a] * mirrored[b]).sum(1)))
     return np.concatenate(found)
 

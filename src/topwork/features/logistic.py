@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.data.shards import IN_MEMORY, room_for
 from topwork.models.head import Floats
 
+BLOCK = 1 << 25  # logits that are computed at a time: 128 MB
 SMALL_LOSS = 0.1  # below this, a step's gain is compared with it instead of with the loss
 
 
@@ -42,16 +44,31 @@ class SoftmaxRegression:
     def __init__(self, x: Floats, y: NDArray[Any], n_classes: int, sample_weights: NDArray[np.float64]) -> None:
         self.z, self.back, self.variance = _rotated(x)
         self.n_problems, self.n_classes = len(sample_weights), n_classes
-        self.target = self._targets(y)
+        self.label(y)
         share = sample_weights / sample_weights.sum(1, keepdims=True)
         self.share = share.T.astype(np.float32)[:, :, None]
         # (D + 1, K, C): the last row is the bias
         self.w = np.zeros((self.z.shape[1] + 1, self.n_problems, n_classes), np.float32)
 
-    def _targets(self, y: NDArray[Any]) -> Floats:
+    def _blocks(self) -> list[slice]:
+        """The rows, so many at a time that their logits are no large array."""
+        step = max(1, BLOCK // (self.n_problems * self.n_classes))
+        return [slice(start, start + step) for start in range(0, len(self.z), step)]
+
+    def label(self, y: NDArray[Any]) -> None:
+        """Takes labels, or other ones."""
+        self._y = y if y.ndim == 1 else np.asarray(y, np.float32)
+        self._whole: Floats | None = None
+        if len(self._blocks()) == 1:
+            self._whole = self._target(slice(None))
+
+    def _target(self, rows: slice) -> Floats:
         """(N, 1, C) what the probabilities should be."""
+        if self._whole is not None:
+            return self._whole[rows]
+        y = self._y[rows]
         if y.ndim == 2:
-            return np.asarray(y, np.float32)[:, None, :]
+            return np.asarray(y[:, None, :])
         target = np.zeros((len(y), 1, self.n_classes), np.float32)
         target[np.arange(len(y)), 0, y] = 1
         return target
@@ -69,6 +86,11 @@ class SoftmaxRegression:
         """Weights (K, C, D) on the columns of x, and biases (K, C)."""
         weight = np.einsum("dr,rkc->kcd", self.back, self.w[:-1], optimize=True)
         return weight.astype(np.float32), self.w[-1].copy()
+
+    def start_from(self, weight: Floats, bias: Floats) -> None:
+        """Moves the weights to those of another solution: (K, C, D) on the columns of x, and (K, C) biases."""
+        self.w[:-1] = np.einsum("dr,kcd->rkc", self.back, weight, optimize=True)
+        self.w[-1] = bias
 
     def solve(self, penalty: float, tolerance: float, max_steps: int = 60) -> None:
         """Moves the weights from where they are to the minimum.
@@ -98,8 +120,11 @@ class SoftmaxRegression:
 
     def _precondition(self, penalty: float) -> Floats:
         """(D + 1, K, C) inverse square roots of the curvature where the weights are now."""
-        p = self._probabilities(self._logits(self.w))
-        spread = np.maximum((p * (1 - p) * self.share).sum(0), 1e-3)
+        spread = np.zeros(self.w.shape[1:], np.float32)
+        for rows in self._blocks():
+            p = self._probabilities(self._logits(self.w, rows))
+            spread += (p * (1 - p) * self.share[rows]).sum(0)
+        spread = np.maximum(spread, 1e-3)
         curvature = np.append(self.variance, 1.0)[:, None, None] * spread + penalty
         return np.asarray(1 / np.sqrt(curvature), np.float32)
 
@@ -126,31 +151,40 @@ class SoftmaxRegression:
         new_loss, new_gradient = self._loss(trial, precondition, penalty)
         return trial, new_loss, new_gradient
 
-    def _logits(self, w: Floats) -> Floats:
-        flat: Floats = self.z @ w[:-1].reshape(len(w) - 1, -1)
-        return np.asarray(flat.reshape(len(self.z), self.n_problems, self.n_classes) + w[-1], np.float32)
+    def _logits(self, w: Floats, rows: slice = slice(None)) -> Floats:
+        z = self.z[rows]
+        flat: Floats = z @ w[:-1].reshape(len(w) - 1, -1)
+        return np.asarray(flat.reshape(len(z), self.n_problems, self.n_classes) + w[-1], np.float32)
 
     def _loss(self, v: Floats, precondition: Floats, penalty: float) -> tuple[NDArray[np.float64], Floats]:
         """(K,) losses and their gradient with respect to the preconditioned weights."""
         w = v * precondition
-        logits = self._logits(w)
+        loss, gradient = np.zeros(self.n_problems), np.zeros_like(w)
+        for rows in self._blocks() if self.extra_loss is None else [slice(None)]:
+            block_loss, errors = self._errors(w, rows)
+            loss += block_loss
+            gradient[:-1] += (self.z[rows].T @ errors.reshape(len(errors), -1)).reshape(w[:-1].shape)
+            gradient[-1] += errors.sum(0)
+        loss += 0.5 * penalty * np.square(w[:-1]).sum((0, 2), dtype=np.float64)
+        gradient[:-1] += penalty * w[:-1]
+        return loss, gradient * precondition
+
+    def _errors(self, w: Floats, rows: slice) -> tuple[NDArray[np.float64], Floats]:
+        """(K,) losses of some rows, and their derivatives by the (N, K, C) logits."""
+        logits, target, share = self._logits(w, rows), self._target(rows), self.share[rows]
         extra = [self.extra_loss(logits[:, k]) for k in range(self.n_problems)] if self.extra_loss else []
         logits -= logits.max(2, keepdims=True)
-        own = (logits * self.target).sum(2)
+        own = (logits * target).sum(2)
         np.exp(logits, out=logits)
         total = logits.sum(2)
-        loss = -((own - np.log(total)) * self.share[:, :, 0]).sum(0, dtype=np.float64)
-        loss += 0.5 * penalty * np.square(w[:-1]).sum((0, 2), dtype=np.float64)
+        loss = -((own - np.log(total)) * share[:, :, 0]).sum(0, dtype=np.float64)
         logits /= total[:, :, None]
-        logits -= self.target
-        logits *= self.share
+        logits -= target
+        logits *= share
         for k, (value, by_logits) in enumerate(extra):
             loss[k] += value
             logits[:, k] += by_logits
-        gradient = np.empty_like(w)
-        gradient[:-1] = (self.z.T @ logits.reshape(len(logits), -1)).reshape(w[:-1].shape) + penalty * w[:-1]
-        gradient[-1] = logits.sum(0)
-        return loss, gradient * precondition
+        return np.asarray(loss), logits
 
 
 class LogisticRegressions(SoftmaxRegression):
@@ -163,23 +197,14 @@ class LogisticRegressions(SoftmaxRegression):
         y: (N, C) which classes each row has.
     """
 
-    def _targets(self, y: NDArray[Any]) -> Floats:
-        return np.asarray(y, np.float32)[:, None, :]
-
     def _probabilities(self, logits: Floats) -> Floats:
         return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)), np.float32)
 
-    def _loss(self, v: Floats, precondition: Floats, penalty: float) -> tuple[NDArray[np.float64], Floats]:
-        w = v * precondition
-        logits = self._logits(w)
-        losses = np.maximum(logits, 0) - logits * self.target + np.log1p(np.exp(-np.abs(logits)))
-        loss = (losses * self.share).sum((0, 2), dtype=np.float64)
-        loss += 0.5 * penalty * np.square(w[:-1]).sum((0, 2), dtype=np.float64)
-        error = (self._probabilities(logits) - self.target) * self.share
-        gradient = np.empty_like(w)
-        gradient[:-1] = (self.z.T @ error.reshape(len(error), -1)).reshape(w[:-1].shape) + penalty * w[:-1]
-        gradient[-1] = error.sum(0)
-        return loss, gradient * precondition
+    def _errors(self, w: Floats, rows: slice) -> tuple[NDArray[np.float64], Floats]:
+        logits, target, share = self._logits(w, rows), self._target(rows), self.share[rows]
+        losses = np.maximum(logits, 0) - logits * target + np.log1p(np.exp(-np.abs(logits)))
+        loss = (losses * share).sum((0, 2), dtype=np.float64)
+        return loss, (self._probabilities(logits) - target) * share
 
 
 def _rotated(x: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:
@@ -200,7 +225,10 @@ def _rotated(x: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:
         back = x.T @ (vectors[:, kept] / lengths)
     else:
         back = np.ascontiguousarray(vectors[:, kept])
-        z = x @ back
+        z = room_for((n, len(kept)), x.dtype)
+        step = n if z.nbytes <= IN_MEMORY else BLOCK // d
+        for start in range(0, n, step):
+            np.matmul(x[start : start + step], back, out=z[start : start + step])
     return np.ascontiguousarray(z), back, values[kept].astype(np.float64) / n
 
 

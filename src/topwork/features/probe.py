@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.data.shards import IN_MEMORY, room_for
 from topwork.data.split import rarest_labels
 from topwork.errors import UsageError
 from topwork.features.embed import Features
@@ -30,10 +31,13 @@ USUAL_END = 3e-4
 BALANCE_RATIO = 3.0  # class weights when the largest class is more than this many times the smallest
 # Cross-validation sees at most this many multiply-adds a step: above, fewer folds and then fewer images.
 STEP_BUDGET = 1.2e9
+# The final head is fitted on all images. If a step is more multiply-adds than this, it starts from a head for some of them.
+WARM_BUDGET = 1.2e10
 MAX_FOLDS = 5
 # An extended head is no timm model, so it has to be ahead by more than this many standard errors of the difference in
 # cross-entropy (the score that everything here is chosen by; accuracy alone is too coarse to tell heads apart).
 STANDARD_ERRORS = 1.0
+_ROWS = 1 << 14  # whose columns are made at a time
 
 
 @dataclass(frozen=True)
@@ -199,15 +203,23 @@ class _Blocks:
 
     def columns(self, candidate: Candidate, rows: NDArray[np.int64] | slice) -> tuple[Floats, FeatureTransform]:
         """Centered and scaled columns of some rows, and the transform fitted on those rows."""
-        x = powered({name: self[name][rows] for name in candidate.blocks}, candidate.blocks, candidate.power)
+        chosen = np.arange(len(self._rows))[rows]
+        x = room_for((len(chosen), self.width(candidate)), np.float32)
+        for start in range(0, len(chosen), _ROWS):
+            some = chosen[start : start + _ROWS]
+            blocks = {name: self[name][some] for name in candidate.blocks}
+            x[start : start + _ROWS] = powered(blocks, candidate.blocks, candidate.power)
         mean = x.mean(0, dtype=np.float64).astype(np.float32)
         x -= mean
-        spread = np.sqrt(np.mean(np.square(x), axis=0, dtype=np.float64))
+        step = max(1, IN_MEMORY // (4 * len(x)))  # columns at a time
+        squares = [np.square(x[:, at : at + step]).mean(0, dtype=np.float64) for at in range(0, x.shape[1], step)]
+        spread = np.sqrt(np.concatenate(squares))
         typical = float(np.sqrt(np.mean(spread**2))) or 1.0
         # A column that hardly varies must not be blown up to unit variance: it is mostly rounding.
         scale = spread + 1e-2 * typical if candidate.scale else np.full(len(spread), typical)
         transform = FeatureTransform(candidate.blocks, candidate.power, mean, scale.astype(np.float32))
-        return x / transform.scale, transform
+        x /= transform.scale
+        return x, transform
 
 
 @dataclass(frozen=True)
@@ -386,7 +398,16 @@ def _fit_final(
     x, transform = data.columns(candidate, slice(None))
     sample_weights = np.ones((1, len(y))) if weights is None else weights[y][None, :]
     problem = _regression(x, y, n_classes, sample_weights)
-    _approach(problem, penalty, PENALTIES)
-    problem.solve(penalty, tolerance=1e-6, max_steps=200)
+    share = WARM_BUDGET / (x.size * n_classes)
+    if share >= 1:
+        _approach(problem, penalty, PENALTIES)
+        problem.solve(penalty, tolerance=1e-6, max_steps=200)
+    else:  # most of the way on some of the images
+        some = np.sort(np.random.default_rng(0).permutation(len(y))[: int(share * len(y))])
+        first = _regression(x[some], y[some], n_classes, sample_weights[:, some])
+        _approach(first, penalty, PENALTIES)
+        first.solve(penalty, tolerance=1e-4)
+        problem.start_from(*first.solution())
+        problem.solve(penalty, tolerance=1e-4, max_steps=30)
     weight, bias = problem.solution()
     return LinearHead(transform, weight[0], bias[0])

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.data.shards import Shards, matrix_column, matrix_of
+from topwork.data.shards import Shards, matrix_column, matrix_of, room_for
 
 ROWS_PER_SHARD = 1024
 BLOCKS = ("last", "stages")
@@ -34,7 +34,7 @@ class FeatureStore(Shards):
         self.append(hashes, {name: matrix_column(blocks[name]) for name in BLOCKS})
 
     def load(self, hashes: Sequence[str], block: str) -> NDArray[np.float16]:
-        """The (N, D) float16 features of these contents, in this order.
+        """The (N, D) float16 features of these contents, in this order; many are a file (see :func:`~topwork.data.shards.room_for`).
 
         Raises:
             KeyError: contents that are not in the store.
@@ -44,7 +44,7 @@ class FeatureStore(Shards):
         for positions, table in self.read(hashes, [block]):
             values = matrix_of(table[block])
             if not n_read:
-                result = np.empty((len(hashes), values.shape[1]), values.dtype)
+                result = room_for((len(hashes), values.shape[1]), values.dtype)
             result[positions] = values
             n_read += len(positions)
         if n_read < len(hashes):

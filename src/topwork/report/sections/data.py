@@ -74,12 +74,12 @@ def examples(manifest: Manifest, rows: Mapping[str, Sequence[int]], album: Album
     """Some images of each class, from its rows; always the same ones."""
     n_classes = len(manifest.classes)
     n_each = 6 if n_classes <= 12 else 4 if n_classes <= 40 else 2 if n_classes <= 100 else 1
-    cards = []
+    cards, counts = [], manifest.counts
     for name, own in list(rows.items())[:MAX_EXAMPLE_CLASSES]:
         chosen = sorted(own, key=lambda row: manifest.samples[row].content_hash)[:n_each]
         tiles = tuple(Tile(album.want(row, EXAMPLE), f"image of {escape(name)}") for row in chosen)
         if tiles:
-            cards.append(Card(tiles, title=f"{escape(name)} ({manifest.counts[name]:,})"))
+            cards.append(Card(tiles, title=f"{escape(name)} ({counts[name]:,})"))
     blocks: list[Block] = [Gallery(tuple(cards), "l" if n_each > 2 else "s", n_open=N_OPEN, noun="class")]
     if n_classes > MAX_EXAMPLE_CLASSES:
         blocks.append(Text(f"Examples of the first {MAX_EXAMPLE_CLASSES:,} of {n_classes:,} classes.", "small"))
