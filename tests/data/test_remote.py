@@ -363,15 +363,15 @@ def test_every_command_that_writes_takes_a_url_or_says_that_it_does_not(drawn, t
         said = capsys.readouterr().err.strip().splitlines()[-1]
         assert ended.value.code == 2, name
         assert f"{option} nothing://bucket/{ending}: " in said, name
-        assert ("fsspec knows no such kind of URL" in said) != ("give a local path for this command" in said), name
+        assert ("fsspec does not support this kind of URL" in said) != ("give a local path for this command" in said), (
+            name
+        )
 
 
-def test_pages_behind_a_url(drawn, memory) -> None:
-    command("scan", str(drawn), "--report", "memory://pages/scan.html")
-    command("compare-domains", str(drawn), str(drawn), "--out", "memory://pages/domains.html")
-    assert all(b"<html" in memory.cat_file(f"/pages/{name}.html") for name in ("scan", "domains"))
-    command("scan", str(drawn), "--report", "memory://pages/scan.html")  # again, as on the disk
-    assert len(memory.find("/pages")) == 2
+def test_a_page_behind_a_url(drawn, memory) -> None:
+    for _ in range(2):  # a page is written again, as on the disk
+        command("scan", str(drawn), "--report", "memory://pages/scan.html")
+        assert b"<html" in memory.cat_file("/pages/scan.html")
 
 
 def test_other_files_behind_a_url_are_never_replaced(drawn, memory) -> None:
@@ -386,7 +386,7 @@ def test_other_files_behind_a_url_are_never_replaced(drawn, memory) -> None:
 def test_a_library_that_is_missing(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(
-        UsageError, match=r"^gs://bucket/a: needs a library of fsspec that is not installed \(Please install gcsfs"
+        UsageError, match=r"^gs://bucket/a: requires an fsspec library that is not installed \(Please install gcsfs"
     ):
         list_data("gs://bucket/a")
 
