@@ -441,7 +441,7 @@ def fit_lines(fitted: Any) -> list[str]:
         f"{len(manifest.samples):,} images used, {len(manifest.rejects):,} rejected.",
         *reject_lines(manifest.rejects),
     ]
-    lines.append(f"Head: {fitted.recipe['head']['reason']}")
+    lines.append(str(fitted.recipe["head"]["reason"]))
     parts = [name for name in ("valid", "test") if name in evaluation]
     for name in parts:
         if f"{name}_without_leaks" in evaluation:  # the figure to trust comes first

@@ -50,7 +50,7 @@ from topwork.report.charts import stand_alone
 from topwork.report.page import render_page, write_page
 from topwork.report.pictures import jpeg_of, make_picture
 from topwork.report.sections.domains import domain_map
-from topwork.text import duration, escape, percent
+from topwork.text import duration, escape, join_names, percent
 
 MAX_SHOWN = 60  # pictures of a pair
 MAX_CLASSES = 200
@@ -148,7 +148,8 @@ def write_domains_page(compared: Sequence[ComparedDomains], path: Path) -> None:
         for number, found in enumerate(compared, start=1)
     ]
     note = "Permutation tests on the features of a frozen network."
-    title = f"Distribution shift: {compared[0].name_a}"
+    others = join_names([found.name_b for found in compared])
+    title = f"Distribution shift: {compared[0].name_a} and {others}" if len(compared) < 4 else "Distribution shift"
     write_page(path, render_page(title, "compare-domains", sections, footer=[note]))
 
 

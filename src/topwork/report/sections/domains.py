@@ -164,6 +164,6 @@ def distance_text(distance: dict[str, Any]) -> str:
     clear = "differ significantly" if p_value < 0.01 else "do not differ significantly"
     p = "p < 0.01" if p_value < 0.01 else f"p = {p_value:.2f}"
     return (
-        f"The domains {clear} ({p}): energy distance {distance['energy']:.3f} ({distance['expected']:.3f} expected within one "
-        f"domain); linear separability (AUC) {distance['auc']:.2f}."
+        f"The domains {clear} ({p}): energy distance {distance['energy']:.3f} ({distance['expected']:.3f} expected by "
+        f"chance); linear separability (AUC) {distance['auc']:.2f}."
     )

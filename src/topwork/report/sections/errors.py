@@ -1,4 +1,4 @@
-"""Errors: which classes are confused, every metric by class, and the images that were predicted wrong."""
+"""Errors: which classes are confused, every metric by class, and the misclassified images."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _lead(part: str, predictions: Predictions, wrong: Any) -> Text:
         return Text(f"No errors on {count(len(predictions), f'{part} image')}.", "lead")
     confident = int((predictions.confidence[wrong] >= CONFIDENT).sum())
     sure = f", {confident:,} of them with a probability of {percent(CONFIDENT, 0)} or more" if confident else ""
-    return Text(f"{len(wrong):,} of {count(len(predictions), f'{part} image')} predicted wrong{sure}.", "lead")
+    return Text(f"{len(wrong):,} of {count(len(predictions), f'{part} image')} misclassified{sure}.", "lead")
 
 
 # ---- the confusion matrix
