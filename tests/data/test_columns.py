@@ -85,6 +85,13 @@ def test_several_labels_with_any_separator(separator, tmp_path) -> None:
     assert "separated by" in listing.notes[0]
 
 
+def test_a_cell_that_may_name_several_is_pointed_out(tmp_path) -> None:
+    listing = listed(tmp_path, ["image", "finding"], [[n, ["None", "Mass|Nodule"][n % 2]] for n in range(N)])
+    assert set(classes(listing)) == {"None", "Mass", "Nodule"}, "joined as one label each"
+    assert {entry.label for entry in listing.entries} == {"None", "Mass|Nodule"}
+    assert "add --multi-label" in listing.notes[0]
+
+
 def test_one_of_two_labels_need_not_occur_alone(tmp_path) -> None:
     values = ["healthy", "scab frog_eye", "scab"]
     listing = listed(tmp_path, ["image", "labels"], [[n, values[n % 3]] for n in range(N)], multi_label=True)

@@ -166,6 +166,87 @@ def birds(root: Path) -> None:
     table(root / "birds.csv", ["class id", "filepaths", "labels", "dataset", "scientific name"], *rows)
 
 
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def imagenette(root: Path) -> None:
+    """With a table of noisy labels that could be read in two ways."""
+    rows = []
+    for part in ("train", "val"):
+        for synset in ("n01440764", "n02102040"):
+            names = images(f"{part}/{synset}")
+            touch(root, *names)
+            rows += [[name, synset, synset, part == "val"] for name in names]
+    table(root / "noisy_imagenette.csv", ["path", "noisy_labels_0", "noisy_labels_1", "is_valid"], *rows)
+
+
+def food_101(root: Path) -> None:
+    """Lists without labels divide the images."""
+    dishes = ["apple_pie", "baby_back_ribs"]
+    touch(root, *images("images/apple_pie", 6), *images("images/baby_back_ribs", 6, start=100))
+    for part, rows in (("train", range(4)), ("test", range(4, 6))):
+        write(root / "meta" / f"{part}.txt", "".join(f"apple_pie/{n}\nbaby_back_ribs/{100 + n}\n" for n in rows))
+    write(root / "meta" / "classes.txt", "\n".join(dishes))
+    write(root / "meta" / "train.json", json.dumps({dish: [f"{dish}/0"] for dish in dishes}))
+
+
+def textures(root: Path) -> None:
+    """DTD: ten ways to divide the images, of which none is taken."""
+    touch(root, *images("images/banded", 6), *images("images/dotted", 6, start=100))
+    names = [f"banded/{n}.jpg" for n in range(6)] + [f"dotted/{100 + n}.jpg" for n in range(6)]
+    for number in range(1, 11):
+        for index, part in enumerate(("train", "val", "test")):
+            own = [name for n, name in enumerate(names) if (n + number) % 3 == index]
+            write(root / "labels" / f"{part}{number}.txt", "\n".join(own))
+
+
+def nih_chest(root: Path) -> None:
+    touch(root, *images("images_001/images", 5, ".png", prefix="0000"))
+    touch(root, *images("images_002/images", 5, ".png", start=5, prefix="0000"))
+    rows = [[f"0000{n}.png", ["No Finding", "Mass"][n % 2], n // 2, 58] for n in range(10)]
+    table(root / "Data_Entry_2017.csv", ["Image Index", "Finding Labels", "Patient ID", "Patient Age"], *rows)
+    write(root / "train_val_list.txt", "\n".join(str(row[0]) for row in rows[:8]))
+    write(root / "test_list.txt", "\n".join(str(row[0]) for row in rows[8:]))
+
+
+def oxford_pets(root: Path) -> None:
+    names = [f"{breed}_{n}" for breed in ("Abyssinian", "american_bulldog") for n in range(4)]
+    touch(root, *[f"images/{name}.jpg" for name in names], *[f"annotations/trimaps/{name}.png" for name in names])
+    lines = [f"{name} {1 + (name[0] == 'a')} 1 1\n" for name in names]
+    write(root / "annotations" / "list.txt", "#Image CLASS-ID SPECIES BREED ID\n#ID: 1:37 Class ids\n" + "".join(lines))
+    write(root / "annotations" / "trainval.txt", "".join(lines[::2]))
+    write(root / "annotations" / "test.txt", "".join(lines[1::2]))
+
+
+def traffic_signs(root: Path) -> None:
+    """GTSRB on Kaggle: only the table knows the classes of the test images."""
+    columns = ["Width", "Height", "Roi.X1", "Roi.Y1", "ClassId", "Path"]
+    train = [[30, 30, 5, 5, c, f"Train/{c}/0000{c}_{n}.png"] for c in range(3) for n in range(4)]
+    test = [[30, 30, 5, 5, n % 3, f"Test/{n:05}.png"] for n in range(6)]
+    meta = [[f"Meta/{c}.png", c, 1] for c in range(3)]
+    touch(root, *[str(row[-1]) for row in [*train, *test]], *[str(row[0]) for row in meta])
+    for name, rows in (("Train", train), ("Test", test)):
+        table(root / f"{name}.csv", columns, *rows)
+    table(root / "Meta.csv", ["Path", "ClassId", "ShapeId"], *meta)
+
+
+def udacity_flowers(root: Path) -> None:
+    for number in (1, 2, 10):
+        touch(root, *images(f"train/{number}", 4, prefix=f"image_{number}"), *images(f"valid/{number}", 2, start=4))
+    write(root / "cat_to_name.json", json.dumps({"1": "pink primrose", "2": "canna lily", "10": "globe thistle"}))
+
+
+def cub(root: Path) -> None:
+    touch(root, *images("images/001.Black_footed_Albatross", 4), *images("images/002.Laysan_Albatross", 4, start=4))
+    folders = ["001.Black_footed_Albatross"] * 4 + ["002.Laysan_Albatross"] * 4
+    write(root / "images.txt", "".join(f"{n + 1} {folder}/{n}.jpg\n" for n, folder in enumerate(folders)))
+    write(root / "train_test_split.txt", "".join(f"{n + 1} {n % 2}\n" for n in range(8)))
+    write(root / "image_class_labels.txt", "".join(f"{n + 1} {1 + n // 4}\n" for n in range(8)))
+    write(root / "classes.txt", "1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n")
+
+
 FIVE = dict.fromkeys(
     ("Bacterial Blight (CBB)", "Brown Streak (CBSD)", "Green Mottle (CGM)", "Healthy", "Mosaic (CMD)"), 2
 )
@@ -183,6 +264,18 @@ KNOWN: dict[str, tuple[Callable[[Path], None], dict[str, int], dict[str | None, 
     "Fruits-360": (fruits_360, {"Apple Braeburn": 7, "Banana": 7}, {"train": 10, "test": 4}),
     "cats and dogs": (cats_and_dogs_twice, {"cats": 7, "dogs": 7}, {"train": 10, "test": 4}),
     "Tiny ImageNet": (tiny_imagenet, {"n01443537": 4, "n01629819": 4}, {"train": 8}),
+    "Imagenette": (imagenette, {"n01440764": 8, "n02102040": 8}, {"train": 8, "valid": 8}),
+    "Food-101": (food_101, {"apple_pie": 6, "baby_back_ribs": 6}, {"train": 8, "test": 4}),
+    "textures": (textures, {"banded": 6, "dotted": 6}, {None: 12}),
+    "NIH chest X-rays": (nih_chest, {"Mass": 5, "No Finding": 5}, {"train": 8, "test": 2}),
+    "Oxford pets": (oxford_pets, {"1": 4, "2": 4}, {None: 8}),
+    "traffic signs": (traffic_signs, {"0": 6, "1": 6, "2": 6}, {"train": 12, "test": 6}),
+    "Udacity's flowers": (
+        udacity_flowers,
+        {"pink primrose": 6, "canna lily": 6, "globe thistle": 6},
+        {"train": 12, "valid": 6},
+    ),
+    "CUB": (cub, {"001.Black_footed_Albatross": 4, "002.Laysan_Albatross": 4}, {None: 8}),
     "birds": (birds, {"ABBOTTS BABBLER": 8, "ABBOTTS BOOBY": 8}, {"train": 8, "valid": 4, "test": 4}),
 }
 
@@ -287,24 +380,6 @@ def test_each_row_of_the_page_is_read_as_it_says(row, tmp_path, monkeypatch) -> 
 
 
 # ---- names that mislead
-
-
-def test_synsets_are_classes_though_only_their_numbers_differ(tmp_path: Path) -> None:
-    """Imagenette, whose table of noisy labels could be read in two ways."""
-    rows = []
-    for part in ("train", "val"):
-        for synset in ("n01440764", "n02102040"):
-            names = images(f"imagenette2-160/{part}/{synset}")
-            touch(tmp_path, *names)
-            rows += [[name.removeprefix("imagenette2-160/"), synset, synset, part == "val"] for name in names]
-    table(
-        tmp_path / "imagenette2-160" / "noisy_imagenette.csv",
-        ["path", "noisy_labels_0", "noisy_labels_1", "is_valid"],
-        *rows,
-    )
-    listing = list_data(tmp_path)
-    assert classes(listing) == {"n01440764": 8, "n02102040": 8}
-    assert parts(listing) == {"train": 8, "valid": 8}
 
 
 @pytest.mark.parametrize("name", ["unlabeled", "Unlabelled"])

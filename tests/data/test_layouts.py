@@ -299,6 +299,15 @@ def test_class_folders_called_by_numbers_get_names(numbers, text, images, tmp_pa
     )
 
 
+def test_folders_of_images_and_of_masks_are_no_classes(images, tmp_path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        for number, data in enumerate(images["disc"].values()):
+            (tmp_path / name / f"{number}.png").write_bytes(data)
+    with pytest.raises(UsageError, match="no class folders"):
+        list_data(tmp_path)
+
+
 @pytest.mark.parametrize(
     "rules",
     [

@@ -44,7 +44,7 @@ _PATH_NAMES = (
 _LABEL_NAMES = (
     "label", "labels", "class", "classname", "classlabel", "classes", "category", "categoryname", "categories", "target", "breed",
     "diagnosis", "dx", "species", "variety", "cultivar", "disease", "findinglabels", "tags", "tag", "choice", "choices", "grade",
-    "level", "y",
+    "level", "y", "classid", "labelid", "categoryid",
 )  # fmt: skip
 _NAME_NAMES = (
     "labelname",

@@ -31,6 +31,7 @@ from topwork.files import error_reason
 from topwork.text import count, escape, first_names, natural_key
 
 _MAX_TABLE_BYTES = 1 << 30
+_ANNOTATIONS = {"annotations", "annotation", "masks", "mask", "labels", "trimaps", "segmentations", "xmls", "bboxes"}
 _PIECES = {"part", "batch", "chunk", "folder", "shard", "volume", "vol"}
 _CONTAINER_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".parquet", ".npz")
 
@@ -55,20 +56,8 @@ def list_data(
     if not listing.entries:
         raise UsageError(_nothing_there(source, listing))
     if listing.layout not in ("table", "hub"):
-        listing = _with_class_names(listing, rules)
         _check_no_table_needed(listing, rules)
     return limited(listing, rules)
-
-
-def _with_class_names(listing: Listing, rules: Rules) -> Listing:
-    """Class folders that are called by numbers, as in Oxford's flowers, get the names in ``--class-names``."""
-    if rules.class_names is None or listing.layout == "arrays":
-        return listing
-    numbers: list[tuple[str, ...]] = [(str(int(name)) if name.isdecimal() else name,) for name in listing.class_names]
-    named, _ = named_labels(numbers, rules)
-    names = {folder: name for folder, (name,) in zip(listing.class_names, named, strict=True)}
-    entries = tuple(replace(entry, label=names[entry.label]) for entry in listing.entries)
-    return replace(listing, entries=entries, class_names=tuple(sorted(names.values(), key=natural_key)))
 
 
 def _check_no_table_needed(listing: Listing, rules: Rules) -> None:
@@ -211,6 +200,61 @@ def _list_archive(path: Path, inner: str, rules: Rules) -> Listing:
 
 
 def _list_names(root: Path, found: Found, rules: Rules) -> Listing:
+    listing = _read_names(root, found, rules)
+    if listing.layout != "table":
+        listing = _with_class_names(listing, found, rules)
+    return listing if any(entry.part for entry in listing.entries) else _with_lists_of_parts(listing, found)
+
+
+def _with_class_names(listing: Listing, found: Found, rules: Rules) -> Listing:
+    """Class folders that are called by numbers get the names in a file beside them, as Udacity's flowers, or in ``--class-names``."""
+    numbers: list[tuple[str, ...]] = [(str(int(name)) if name.isdecimal() else name,) for name in listing.class_names]
+    named, said = named_labels(numbers, rules, _files_of(found, f"{look_through(tree_of(found)).name}x"))
+    if not said:
+        return listing
+    names = {folder: name for folder, (name,) in zip(listing.class_names, named, strict=True)}
+    entries = tuple(replace(entry, label=names[entry.label]) for entry in listing.entries)
+    class_names = tuple(sorted(names.values(), key=natural_key))
+    return replace(listing, entries=entries, class_names=class_names, notes=(*listing.notes, f"Class folders{said}."))
+
+
+def _with_lists_of_parts(listing: Listing, found: Found) -> Listing:
+    """Gives images the parts of lists that name them without labels, as Food-101's ``train.txt`` and ``test.txt``.
+
+    Lists that contradict each other or leave out more than a tenth of the images say nothing.
+    """
+    lists = {name: part for name in found.files if (part := _part_of_list(name)) is not None}
+    if len(set(lists.values())) < 2:
+        return listing
+    files = _files_of(found, "")
+    part_of: dict[str, str] = {}
+    for name, part in lists.items():
+        try:
+            columns = read_table(name, _bytes(found, name)).columns
+        except UsageError:
+            return listing
+        for path in columns["path"] if set(columns) == {"path"} else ():
+            named = files.named(str(path))
+            if len(named) == 1 and part_of.setdefault(named[0], part) != part:
+                return listing
+    n_named = sum(entry.path in part_of for entry in listing.entries)
+    if len(set(part_of.values())) < 2 or 10 * n_named < 9 * len(listing.entries):
+        return listing
+    entries = tuple(replace(entry, part=part_of.get(entry.path)) for entry in listing.entries)
+    note = f"Train, valid and test parts from {first_names(sorted(lists), 3)}."
+    return replace(listing, entries=entries, notes=(*listing.notes, note))
+
+
+def _part_of_list(name: str) -> str | None:
+    """The part that a text list is called after: ``train_val_list.txt`` is for training."""
+    own = posixpath.basename(name).lower()
+    if not own.endswith(LIST_ENDINGS) or _is_class_file(name):
+        return None
+    found = {layouts.PART_NAMES[word] for word in re.findall("[a-z]+", own) if word in layouts.PART_NAMES}
+    return "train" if found == {"train", "valid"} else found.pop() if len(found) == 1 else None
+
+
+def _read_names(root: Path, found: Found, rules: Rules) -> Listing:
     if rules.label_regex is not None:
         return arrange(root, found, rules)
     by_table, failures = _table_among(root, found, rules)
@@ -221,7 +265,7 @@ def _list_names(root: Path, found: Found, rules: Rules) -> Listing:
         if by_table is None or not by_table.covers_most:
             raise
         return by_table.listing
-    are_parts = layouts.are_parts(by_folder.class_names)
+    are_parts = layouts.are_parts(by_folder.class_names) or _are_annotated(by_folder.class_names)
     has_classes = bool(by_folder.entries) and not are_parts and not _are_containers(by_folder.class_names)
     if failure is not None and by_table is None and not has_classes:
         raise failure
@@ -236,7 +280,8 @@ def _list_names(root: Path, found: Found, rules: Rules) -> Listing:
     if not has_classes:
         return by_table.listing
     if _agree(by_folder, by_table.listing):
-        return by_folder
+        has_more = {entry.part for entry in by_table.listing.entries} > {entry.part for entry in by_folder.entries}
+        return by_table.listing if has_more else by_folder
     path = str(root)
     raise UsageError(
         f"{escape(path)}: has two sets of labels that disagree; choose one:\n"
@@ -315,7 +360,12 @@ def _names_of_tables(found: Found) -> list[str]:
         return []
     top = look_through(tree_of(found))
     parts = [folder.name for folder in top.full.values() if folder.n_direct]
-    folders = {"", top.name, *parts, *(f"{folder}/" for folder in found.folders if "/" not in folder)}
+    folders = {
+        "",
+        top.name,
+        *parts,
+        *(f"{folder}/" for folder in found.folders if posixpath.dirname(folder) in ("", top.name.rstrip("/"))),
+    }
     return [name for name in names if f"{posixpath.dirname(name)}/".lstrip("/") in folders]
 
 
@@ -330,11 +380,14 @@ def _parts_of_tables(
     root: Path, usable: list[tuple[str, list[Row], list[str]]]
 ) -> list[tuple[str, list[Row], list[str]]]:
     """Tables that stand for train, valid and test by their own names or by their folders; else the one with most rows."""
-    parts = [layouts.part_of_name(name) for name, _, _ in usable]
-    if all(parts) and len(set(parts)) > 1:
+    parts = {name: part for name, _, _ in usable if (part := layouts.part_of_name(name)) is not None}
+    n_rows = {name: len(rows) for name, rows, _ in usable}
+    largest = max((n for name, n in n_rows.items() if name not in parts), default=0)
+    if len(set(parts.values())) > 1 and sum(n_rows[name] for name in parts) >= largest:
         return [
-            (name, [replace(row, part=row.part or part) for row in rows], notes)
-            for (name, rows, notes), part in zip(usable, parts, strict=True)
+            (name, [replace(row, part=row.part or parts[name]) for row in rows], notes)
+            for name, rows, notes in usable
+            if name in parts
         ]
     sizes = sorted((len({row.path for row in rows}) for _, rows, _ in usable), reverse=True)
     if sizes[0] < 1.5 * sizes[1]:
@@ -369,6 +422,12 @@ def _agree(by_folder: Listing, by_table: Listing) -> bool:
     label_of = {entry.path: entry.label for entry in by_table.entries}
     pairs = {(entry.label, label_of[entry.path]) for entry in by_folder.entries if entry.path in label_of}
     return len({folder for folder, _ in pairs}) == len(pairs) == len({label for _, label in pairs})
+
+
+def _are_annotated(names: Sequence[str]) -> bool:
+    """Whether folders hold images on one side and masks or other annotations of them on the other, as Oxford's pets."""
+    found = {name.lower() for name in names}
+    return bool(found & CONTAINER_NAMES) and bool(found & _ANNOTATIONS) and found <= CONTAINER_NAMES | _ANNOTATIONS
 
 
 def _are_containers(names: Sequence[str]) -> bool:
