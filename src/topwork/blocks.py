@@ -103,7 +103,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Notes:
-    """A list of sentences: ``kind`` ``warning`` in a colored box, ``plain`` as paragraphs with a bar beside them."""
+    """A list of sentences: ``kind`` ``warning`` in a colored box, ``plain`` as paragraphs with a bar next to them."""
 
     items: tuple[str, ...]
     title: str = ""

@@ -154,7 +154,7 @@ def error_reason(error: Exception) -> str:
 
 @lru_cache
 def writable_folder(folder: Path, advice: str) -> Path:
-    """A folder, made if need be; if it may not be written, a temporary one with links to the files in it.
+    """A folder, made if needed; if it may not be written, a temporary one with links to the files in it.
 
     The temporary folder is removed when this process ends; the log (``topwork.cache``) says once that nothing is kept. A full
     or failing disk is no reason for one: whoever writes there names it.
@@ -193,7 +193,7 @@ def _remove(folder: Path, process: int) -> None:
 
 @contextmanager
 def locked(final: Path, busy: str = BUSY) -> Iterator[None]:
-    """Holds a file or folder for this process alone, by a lock beside it that is removed at the end.
+    """Holds a file or folder for this process alone, by a lock next to it that is removed at the end.
 
     A lock that a dead process left does not block. Folders above ``final`` are made.
 

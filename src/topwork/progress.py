@@ -70,7 +70,7 @@ class NotebookReporter(Reporter):
         self._handle: Any = display(html_of(""), display_id=True)  # type: ignore[no-untyped-call]
 
     def step(self, name: str) -> None:
-        """A step begins: its name stays beside the bar."""
+        """A step begins: its name stays next to the bar."""
         self._step = name[:1].upper() + name[1:]
         self._show(0, 0)
 

@@ -127,7 +127,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 def run_folder(folder: Path, overwrite: bool, asked: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """Holds a run folder for this process and gives the folder to write the run into.
 
-    That is ``folder`` itself, or, if it holds a finished run that is to be overwritten, ``NAME.new`` beside it: the old
+    That is ``folder`` itself, or, if it holds a finished run that is to be overwritten, ``NAME.new`` next to it: the old
     run stays whole until the new one is complete, and then the new one takes its name.
 
     Args:
@@ -212,7 +212,7 @@ def _is_same_run(folder: Path, asked: Mapping[str, Any] | None) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, whole or not at all."""
+    """Writes JSON atomically."""
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(value, indent=1, allow_nan=False))
 

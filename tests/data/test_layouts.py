@@ -334,7 +334,7 @@ def test_a_folder_of_annotations_is_no_class(images, tmp_path) -> None:
         (tmp_path / "Annotations" / f"{number}.xml").write_text("<annotation/>")
     listing = list_data(tmp_path)
     assert listing.class_names == ("disc", "square")
-    assert Reject("Annotations/", "5 files beside the class folders") in listing.rejects
+    assert Reject("Annotations/", "5 files next to the class folders") in listing.rejects
     (tmp_path / "Annotations" / "image").write_bytes(b"abc")  # images may lack an ending
     assert list_data(tmp_path).class_names == ("Annotations", "disc", "square")
 

@@ -193,7 +193,7 @@ class AlignedHead:
 
         Args:
             loss: from the target's logits to its value and gradient.
-            pseudo: rows of the target and labels for them, beside the known ones; all classes weigh the same.
+            pseudo: rows of the target and labels for them, in addition to the known ones; all classes weigh the same.
         """
         n, problem = len(self.domains.source), self._problem
         weights, labels = self._weights.copy(), np.maximum(self.domains.known, 0)

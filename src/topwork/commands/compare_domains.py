@@ -1,7 +1,7 @@
 """``topwork compare-domains``: measures the distribution shift between two datasets and estimates the accuracy.
 
 In: two paths, or one with domains in it, and possibly a model. Out: values; the page is ``report/other_pages.py``.
-Labels of the second set are used to say which classes shift and, with a model, to put the measured accuracy beside the
+Labels of the second set are used to say which classes shift and, with a model, to put the measured accuracy next to the
 expected one.
 """
 

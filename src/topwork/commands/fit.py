@@ -167,7 +167,7 @@ def _meet() -> None:
 def _tune(
     data: PreparedData, probe: Probe, folder: Path, clock: Stopwatch, reporter: Reporter
 ) -> tuple[TunedClassifier | None, list[str]]:
-    """The tuned network, or None where there is none or where the probe is kept; and what was decided, in words."""
+    """The tuned network, or None if there is none or where the probe is kept; and what was decided, in words."""
     settings, words = data.settings, []
 
     def say(text: str) -> None:

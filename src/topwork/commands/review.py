@@ -1,6 +1,6 @@
 """``topwork review``: likely label errors of a run, to keep, relabel or exclude; then a retrained model without them.
 
-In: a finished run. Out: :class:`Review`: the doubts with their evidence, and a journal of decisions that lies beside the
+In: a finished run. Out: :class:`Review`: the doubts with their evidence, and a journal of decisions that lies next to the
 run. Images, folders and the run itself are never written to. The page is ``server/review.py``.
 """
 
@@ -90,7 +90,7 @@ class Review:
         self._rows = {doubt.row for doubt in self.doubts}
 
     def state(self, row: int) -> dict[str, Any]:
-        """What stands about an image: ``decision`` and ``label`` (a class index), None where nothing does; ``version``."""
+        """What stands about an image: ``decision`` and ``label`` (a class index), None if nothing does; ``version``."""
         sample = self.manifest.samples[row]
         found = self.journal.corrections.of(sample.content_hash, sample.path)
         classes = self.manifest.classes
@@ -144,7 +144,7 @@ class Review:
 
     @property
     def corrected_run(self) -> Path:
-        """The first free folder beside the run."""
+        """The first free folder next to the run."""
         base = self.run.resolve()
         names = (base.with_name(f"{base.name}-corrected{'' if n == 1 else f'-{n}'}") for n in range(1, 10_000))
         return next(path for path in names if not path.exists())

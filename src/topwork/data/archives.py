@@ -144,7 +144,7 @@ def _reason(error: BaseException) -> str:
 
 
 def clean_name(name: str) -> str | None:
-    """A member's name relative to the archive, or None where it does not lead to a place inside."""
+    """A member's name relative to the archive, or None if it does not lead to a place inside."""
     # Zips made on Windows may use backslashes; where a name has both, taking both as separators is the careful reading.
     pieces = [piece for piece in re.split(r"[/\\]", name) if piece not in ("", ".")]
     if not pieces or ".." in pieces or "\0" in name or name[0] in "/\\" or re.match(r"[A-Za-z]:", name):

@@ -429,7 +429,7 @@ def _single(table: Table, labels: list[tuple[str, ...]], rules: Rules, where: st
 def named_labels(
     labels: list[tuple[str, ...]], rules: Rules, files: Files | None = None
 ) -> tuple[list[tuple[str, ...]], str]:
-    """Class numbers as names, if a file of class names was given or lies beside the table."""
+    """Class numbers as names, if a file of class names was given or lies next to the table."""
     numbers = {label for own in labels for label in own}
     if not numbers or not all(label.isdecimal() and len(label) < 7 for label in numbers):
         if numbers and rules.class_names is not None:
@@ -450,7 +450,7 @@ def named_labels(
 
 
 def _class_files(files: Files | None, rules: Rules) -> Iterator[tuple[str, bytes]]:
-    """The file of class names that was asked for, or those that may be some beside the table."""
+    """The file of class names that was asked for, or those that may be some next to the table."""
     if rules.class_names is None:
         for name in files.beside if files is not None else ():
             if files is not None and _CLASS_FILES.search(posixpath.basename(name)):

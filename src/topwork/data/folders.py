@@ -153,7 +153,7 @@ def is_hidden(name: str) -> bool:
 def _hidden_rejects(root: Path, name: str, item: os.DirEntry[str]) -> Iterator[Reject]:
     if not item.is_dir(follow_symlinks=False):
         yield Reject(name, "hidden or system file", expected=True)
-    elif "/" not in name:  # .git and the like beside the class folders: one line is enough
+    elif "/" not in name:  # .git and the like next to the class folders: one line is enough
         yield Reject(name + "/", "hidden or system folder", expected=True)
     else:
         for folder, _, files in os.walk(root / name):

@@ -73,7 +73,7 @@ _OTHER_FORMATS = (
 )
 _BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"hevc": "HEIC sequence", b"msf1": "HEIF sequence", b"crx ": "camera raw"}
 
-# Memory of a decoded image in Pillow, beside the file and the finished pixels: WebP and HEIC keep the decoder's planes,
+# Memory of a decoded image in Pillow, in addition to the file and the finished pixels: WebP and HEIC keep the decoder's planes,
 # the bytes it hands over and Pillow's image at once; compressed TIFFs a whole strip.
 _BYTES_PER_PIXEL = {"WEBP": 16, "HEIC": 16, "TIFF": 8}
 _MAX_RLE_BYTES = 5_000_000  # Pillow decodes the run lengths of a BMP in Python

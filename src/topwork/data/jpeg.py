@@ -265,7 +265,7 @@ def orientation_of(exif: bytes) -> int:
 
 
 def _decode_cleaned(data: bytes, header: Header, size: _Size, first_error: ValueError) -> Pixels:
-    """Decodes a copy without metadata, and if need be without stray bytes, or raises ImageError with the reason."""
+    """Decodes a copy without metadata, and if needed without stray bytes, or raises ImageError with the reason."""
     message = str(first_error)
     if not _LOSS.search(message):
         try:

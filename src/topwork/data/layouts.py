@@ -194,7 +194,7 @@ def make_listing(
 
 
 def look_through(folder: Folder) -> Folder:
-    """The folder whose folders are the classes or the parts: a single folder around them is passed, with what lies beside it."""
+    """The folder whose folders are the classes or the parts: a single folder around them is passed, with what lies next to it."""
     while len(data := _data_folders(folder)) == 1:
         ((name, inner),) = data.items()
         holds_classes = inner.full and _is_stray(inner) and not _is_part(name, inner)
@@ -231,7 +231,7 @@ def _is_stray(folder: Folder) -> bool:
 
 
 def places_of(tree: Folder) -> tuple[list[Place], list[Folder]]:
-    """Where the class folders are: one place, or one for each part; and folders beside the parts."""
+    """Where the class folders are: one place, or one for each part; and folders next to the parts."""
     parts = parts_among(tree.full)
     if not parts:
         unlabeled = [child for name, child in tree.full.items() if name.lower() in ("unlabeled", "unlabelled")]
@@ -346,7 +346,7 @@ def _by_folder(root: Path, found: Found, tree: Folder, places: list[Place], asid
             own = rest.split("/", 1)[0] if inner_parts else ""
             entries.append(Entry(name, label, inner_parts.get(own, part)))
     rejects += [
-        Reject(name, f"{count(n, 'file')} beside the class folders", expected=True) for name, n in outside.items()
+        Reject(name, f"{count(n, 'file')} next to the class folders", expected=True) for name, n in outside.items()
     ]
     class_names = {name for place in labeled for name, child in place.folder.children.items() if child not in left_out}
     notes = [
@@ -415,7 +415,7 @@ def _nested_classes(root: Path, found: Found, labeled: list[Place]) -> tuple[lis
 
 
 def _repeats(folder: Folder, tops: Mapping[str, list[Folder]], found: Found) -> bool:
-    """Whether a folder is a copy of the class folders beside it, as some archives hold their content twice."""
+    """Whether a folder is a copy of the class folders next to it, as some archives hold their content twice."""
     if len(set(folder.full) & set(tops)) < 2:
         return False
     outer = folder.name.rstrip("/").rpartition("/")[0]

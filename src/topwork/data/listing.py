@@ -354,7 +354,7 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
 
 
 def _names_of_tables(found: Found) -> list[str]:
-    """Files with the ending of a table beside the folders of images or in the folders of the parts."""
+    """Files with the ending of a table next to the folders of images or in the folders of the parts."""
     names = [name for name in found.files if name.lower().endswith(ENDINGS) and not _is_class_file(name)]
     if not names:
         return []

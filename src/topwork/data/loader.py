@@ -73,7 +73,7 @@ class FactsStore:
                 self._known[key] = alike.setdefault(found, found) if reason is None else reason
 
     def get(self, content_hash: str) -> ImageFacts | str | None:
-        """Facts, the reason against it, or None where the content is new."""
+        """Facts, the reason against it, or None if the content is new."""
         return self._known.get(content_hash)
 
     def hashes(self) -> Iterator[str]:

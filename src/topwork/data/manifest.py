@@ -2,7 +2,7 @@
 
 In: a path. Out: a :class:`Manifest`. Every file is used or named; the counts add up. Pixels are decoded to the last
 row (a visitor may take them along the way, so that checking and embedding are one pass); nothing is ever written
-beside the images.
+next to the images.
 """
 
 from __future__ import annotations

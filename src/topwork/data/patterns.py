@@ -31,7 +31,7 @@ def _finds_labels(pattern: str, names: Sequence[str]) -> bool:
 
 
 def label_taker(pattern: str) -> Callable[[str], str | None]:
-    """The function from a path to its label, or None where the pattern does not match.
+    """The function from a path to its label, or None if the pattern does not match.
 
     The label is the named group ``label``; else, where other groups have names, the name of the one that matched (so
     that ``(?P<cat>^[A-Z])|(?P<dog>^[a-z])`` tells by the case of the first letter); else the first group.
@@ -79,7 +79,7 @@ def with_domains(listing: Listing, pattern: str) -> Listing:
 
 
 def _taken(listing: Listing, pattern: str, what: str) -> tuple[list[str | None], list[str]]:
-    """What a pattern takes from each path, None where it does not match, and a note where it does not match all.
+    """What a pattern takes from each path, None if it does not match, and a note where it does not match all.
 
     Raises:
         UsageError: it matches nothing, or is no regular expression.

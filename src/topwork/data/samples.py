@@ -47,7 +47,7 @@ class Reject:
     """One file that is not used, and why; or a whole folder, whose name ends in ``/``.
 
     Attributes:
-        expected: nobody would take it for an image of the dataset (a readme, a folder beside the class folders), so it does
+        expected: nobody would take it for an image of the dataset (a readme, a folder next to the class folders), so it does
             not count toward ``--max-reject-fraction``.
     """
 

@@ -46,7 +46,7 @@ _LOG = logging.getLogger("topwork.cache")
 class Shards:
     """Rows by content hash in the shards of a folder. Only the hashes are in memory; rows are read when asked for.
 
-    A content is known if its whole shard is, to the bit, what was written; a damaged shard is forgotten.
+    A content is known if its whole shard is, bit for bit, what was written; a damaged shard is forgotten.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -251,7 +251,7 @@ def read_shards(folder: Path, columns: list[str], *, verify: bool = True) -> Ite
 
 
 def verify_shard(path: Path) -> None:
-    """Raises OSError unless a shard is, to the bit, what was written."""
+    """Raises OSError unless a shard is, bit for bit, what was written."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if not _is_as_named(path.name, data):
             raise OSError("the checksum is wrong")

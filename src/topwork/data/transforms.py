@@ -48,7 +48,7 @@ class InputSpec:
         background: RGB fill of ``pad``, 0..255.
         resizer: ``pillow`` gives the pixels that other programs give, ``quick`` the same within a gray level in a
             fifth of the time.
-        mirror: which mirrored positions the network sees beside the image itself; features are the mean over them
+        mirror: which mirrored positions the network sees in addition to the image itself; features are the mean over them
             (test-time augmentation): ``horizontal`` left to right, ``both`` also upside down and both together.
         bands: which bands of a many-band TIFF are red, green and blue, such as ``3,2,1``; "" for other images.
     """

@@ -59,7 +59,7 @@ class Situation:
         n_suspects: images whose label confident learning counts as wrong.
         n_suspects_held_out: those of them in the part that counts most.
         n_leaked: images of valid or test that train has, too.
-        clean_accuracy: of the part that counts most without such images; None where it has none of them.
+        clean_accuracy: of the part that counts most without such images; None if it has none of them.
         held_out: name, images and accuracy of the part that counts most; None without one.
         embedding_rate: images per second of this run; None if nothing was embedded.
         path, out, settings: what was fitted, the run folder, and the settings asked for, for commands.
@@ -83,7 +83,7 @@ class Situation:
     clean_accuracy: float | None = None
 
     def command(self, suffix: str, **changes: Any) -> str:
-        """The same fit with other settings, into a folder beside this run."""
+        """The same fit with other settings, into a folder next to this run."""
         return fit_command(self.path, f"{self.out}-{suffix}", {**self.settings, **changes})
 
 
@@ -93,7 +93,7 @@ class Advice:
 
     Attributes:
         name: short and stable, for programs.
-        gain: expected share of accuracy with the ends of its interval; None where it is no gain in accuracy.
+        gain: expected share of accuracy with the ends of its interval; None if it is no gain in accuracy.
         basis: where the gain comes from: ``curve`` (that of this data), ``elsewhere`` or ``bound`` (it cannot be more).
         minutes: of the machine; ``person_minutes`` of a person.
         command: what to type, if that is all there is to do.

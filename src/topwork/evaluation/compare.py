@@ -41,7 +41,7 @@ class Comparison:
         accuracy_first: Share of right answers of the first model.
         accuracy_second: Share of right answers of the second model.
         difference: Second minus first.
-        difference_interval: Its 95% confidence interval; None where n is 0.
+        difference_interval: Its 95% confidence interval; None if n is 0.
         p_value: Of McNemar's exact test that both are right equally often.
         per_class: Changes by class name, for the classes with images.
         gained: Positions (rows in the first predictions) that only the second model gets right.

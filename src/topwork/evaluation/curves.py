@@ -129,7 +129,7 @@ def roc_auc(is_positive: ArrayLike, scores: ArrayLike) -> float | None:
         scores: (N,) higher for more positive.
 
     Returns:
-        The area, or None where one of the two kinds is missing.
+        The area, or None if one of the two kinds is missing.
     """
     positive = np.asarray(is_positive, dtype=np.bool_)
     n_positive = int(positive.sum())
@@ -141,7 +141,7 @@ def roc_auc(is_positive: ArrayLike, scores: ArrayLike) -> float | None:
 
 
 def roc_curve(is_positive: ArrayLike, scores: ArrayLike) -> RocCurve | None:
-    """The ROC curve, one point per distinct score; None where positives or negatives are missing."""
+    """The ROC curve, one point per distinct score; None if positives or negatives are missing."""
     thresholds, true, false = _cumulative_counts(is_positive, scores)
     if len(true) == 0 or true[-1] == 0 or false[-1] == 0:
         return None
@@ -153,7 +153,7 @@ def roc_curve(is_positive: ArrayLike, scores: ArrayLike) -> RocCurve | None:
 
 
 def precision_recall_curve(is_positive: ArrayLike, scores: ArrayLike) -> PrecisionRecallCurve | None:
-    """The precision-recall curve, one point per distinct score; None where there is no positive image."""
+    """The precision-recall curve, one point per distinct score; None if there is no positive image."""
     thresholds, true, false = _cumulative_counts(is_positive, scores)
     if len(true) == 0 or true[-1] == 0:
         return None

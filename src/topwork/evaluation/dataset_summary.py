@@ -60,7 +60,7 @@ class Overview:
 
     Attributes:
         duplicates: rows with the same bytes, a list a content.
-        near_duplicates: rows that show the same picture, a list a group; None where they were not looked for.
+        near_duplicates: rows that show the same picture, a list a group; None if they were not looked for.
         leaks: pairs of rows that share a picture or a group across a split that the user gave.
     """
 

@@ -84,7 +84,7 @@ def learning_curve(
         fold_share: share of the N images that a fold was fitted on.
 
     Returns:
-        None where there are too few images for any part.
+        None if there are too few images for any part.
     """
     n = len(labels)
     present = len(np.unique(labels))

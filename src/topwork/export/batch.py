@@ -1,6 +1,6 @@
 """Batch prediction to a file: one row per input, in input order, errors included, resumable.
 
-Rows are appended to a journal beside the output while they come; after a kill the same command goes on after the last
+Rows are appended to a journal next to the output while they come; after a kill the same command goes on after the last
 whole row. The output appears at its name only when every row is in it. One process at a time writes an output.
 """
 

@@ -95,7 +95,7 @@ def export_model(
 
 
 def _place(out: Path, name: str, other: str) -> Path:
-    """A name beside the export; the other one if the first belongs to something else, such as another export."""
+    """A name next to the export; the other one if the first belongs to something else, such as another export."""
     first = out.with_name(name)
     try:
         is_free = f'"model": {json.dumps(out.name)}' in first.read_text(encoding="utf-8")

@@ -115,7 +115,7 @@ def certify(
     """Runs both ways over the images and compares.
 
     Args:
-        script: the stand-alone ``predict.py`` beside the export.
+        script: the stand-alone ``predict.py`` next to the export.
 
     Raises:
         TopworkError: the stand-alone script cannot run.

@@ -4,7 +4,7 @@
     python predict.py photo.jpg more.png        the most probable classes of each image
     python predict.py --json - < names.txt      one JSON object per line, with the probabilities of all classes
 
-Written by ``topwork export`` beside the model; what it does to an image is all there is to do: bring it upright and to
+Written by ``topwork export`` next to the model; what it does to an image is all there is to do: bring it upright and to
 RGB, resize it, and run the model on the uint8 pixels. Everything else is inside the model.
 """
 # Inside topwork this file is a module like any other, imported for its functions; SETTINGS is filled in on export.

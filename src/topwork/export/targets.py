@@ -36,7 +36,7 @@ class Target:
 
     Attributes:
         title: for people; ``help``: for the command line.
-        endings: of the file, and of those beside it.
+        endings: of the file, and of those next to it.
         runtime: the package that runs it.
         write: writes a network to a file, in 8 bits if calibration images are given.
         open: gives a function from uint8 (B, H, W, 3) to probabilities (B, C). Its source goes into ``predict.py``, so
@@ -71,7 +71,7 @@ def target_of_file(out: Path) -> str:
 
 
 def export_classifier(classifier: Classifier, to: str, out: Path, calibration: Pixels | None = None) -> None:
-    """Writes the export to ``out`` (OpenVINO: and the weights beside it, as ``.bin``).
+    """Writes the export to ``out`` (OpenVINO: and the weights next to it, as ``.bin``).
 
     Args:
         calibration: uint8 (N, H, W, 3) images; with them weights and activations become 8-bit integers.

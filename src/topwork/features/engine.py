@@ -4,7 +4,7 @@ In: uint8 (B, H, W, 3). Out: ``last`` (B, D), the pooled last map that timm's cl
 mean and maximum over the map at the end of each of the last stages; both rounded to float16, so that what comes from
 the store and what was just computed are the same numbers. Normalization is inside the graph.
 
-On the CPU the network is compiled by OpenVINO, in bf16 if the processor has it. The compiled form is kept beside the
+On the CPU the network is compiled by OpenVINO, in bf16 if the processor has it. The compiled form is kept next to the
 weights, so later processes need no torch; its files are checked by digest whenever they are loaded. Each form is compared
 with torch fp32 on a few images when it is made. If it cannot be made or is worse than the limits below, torch runs the
 network, and the engine's note says why. On a GPU torch runs it, too.
@@ -320,7 +320,7 @@ def compiled_path(backbone: Backbone) -> Path:
 
 
 def compiled_form(backbone: Backbone) -> Path | None:
-    """The ``.xml`` of the compiled form, if it and the ``.bin`` beside it are those that were checked."""
+    """The ``.xml`` of the compiled form, if it and the ``.bin`` next to it are those that were checked."""
     xml = compiled_path(backbone)
     check = _read_check(xml)
     return xml if check is not None and check.problem is None else None

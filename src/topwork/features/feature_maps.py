@@ -46,7 +46,7 @@ class Opened:
 
     Attributes:
         blocks: ``last`` (B, D) and ``stages`` (B, E) float16, as the engine gives them.
-        maps: (B, D, h, w) float32 whose mean over h and w is ``last``; None where there is no such map.
+        maps: (B, D, h, w) float32 whose mean over h and w is ``last``; None if there is no such map.
     """
 
     blocks: dict[str, NDArray[np.float16]]

@@ -92,7 +92,7 @@ def buy_views(
     Args:
         fitted: fits the probe with some views.
         labels: (M,) classes of the training images, or (M, C) where they may have several.
-        rate: images embedded a second; None where everything was in the store, and views may be, too.
+        rate: images embedded a second; None if everything was in the store, and views may be, too.
         seconds: that are left.
     """
     began = time.monotonic()
@@ -180,5 +180,5 @@ def _pixels(manifest: Manifest, row: int, embedder: Embedder, view: View, seed: 
 
 
 def _key(content_hash: str, view: View, seed: int) -> str:
-    """Names a view in the store; everything it depends on beside the store's own fingerprint."""
+    """Names a view in the store; everything it depends on in addition to the store's own fingerprint."""
     return hashlib.sha256(f"{content_hash} affine {view.pipeline!r} {seed} {view.number}".encode()).hexdigest()

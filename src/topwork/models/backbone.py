@@ -57,7 +57,7 @@ class Layout:
 
     @staticmethod
     def from_dict(values: dict[str, Any] | None, cfg: dict[str, Any]) -> Layout:
-        """As written beside the weights; older descriptions know one linear layer only."""
+        """As written next to the weights; older descriptions know one linear layer only."""
         if values is None:
             name = cfg.get("classifier") or "classifier"
             return Layout(str(name), (str(name),))
@@ -69,7 +69,7 @@ class Backbone(Described):
     """A pretrained network.
 
     Attributes:
-        name: as asked for, with aliases resolved.
+        name: as requested, with aliases resolved.
         architecture: timm's name of the network.
         spec: how its input is prepared.
         weights_digest: of names, shapes and values of all tensors.
@@ -310,7 +310,7 @@ def adopt_weights(
 
 
 def _write_prepared(network: Any, folder: Path, like: Backbone | None = None) -> None:
-    """Weights and facts of a network, written whole or not at all; facts of ``like`` if they are given."""
+    """Weights and facts of a network, written atomically; facts of ``like`` if they are given."""
     from safetensors.torch import save_file
 
     from topwork.models.modules import timm_layers

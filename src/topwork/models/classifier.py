@@ -54,7 +54,7 @@ class Classifier(Described):
         precision: ``bf16`` or ``f32``: how the features that the head was fitted on were computed, for the record;
             answers are always computed in f32.
         thresholds: numbers of the decision rule (see ``evaluation/decisions.py``).
-        arrays: further arrays the decision rule needs, stored beside the weights.
+        arrays: further arrays the decision rule needs, stored next to the weights.
         provenance: where the model comes from: data digest, settings, versions, figures.
         multi_label: an image may have any number of labels: probabilities are sigmoids of the logits, and
             ``thresholds["labels"]`` says from which one on each label is given.
@@ -98,7 +98,7 @@ def save_classifier(classifier: Classifier, folder: Path, compiled: Path | None,
     """Writes the model folder atomically; an existing one is replaced only once the new one is complete.
 
     Args:
-        compiled: the ``.xml`` of the OpenVINO form, with its ``.bin`` beside it; None leaves it out.
+        compiled: the ``.xml`` of the OpenVINO form, with its ``.bin`` next to it; None leaves it out.
         card: text of the model card.
     """
     from safetensors.numpy import save_file

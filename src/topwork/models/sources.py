@@ -60,7 +60,7 @@ class Source:
     """Where a network comes from.
 
     Attributes:
-        name: as asked for, with ``auto`` resolved.
+        name: as requested, with ``auto`` resolved.
         kind: ``embedded``, ``random``, ``file`` (own weights), ``folder`` (of timm or transformers) or ``timm`` (a
             name that timm downloads).
         timm_name: what ``timm.create_model`` is asked for; for folders their path.

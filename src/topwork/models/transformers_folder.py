@@ -99,7 +99,7 @@ def _network(kind: str, config: dict[str, Any], state: dict[str, Any], folder: P
 
 
 def _statistics(folder: Path) -> dict[str, Any]:
-    """Mean and deviation of the input, from the file that transformers writes beside the weights, if it is there."""
+    """Mean and deviation of the input, from the file that transformers writes next to the weights, if it is there."""
     try:
         values = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         return {"mean": tuple(map(float, values["image_mean"])), "std": tuple(map(float, values["image_std"]))}

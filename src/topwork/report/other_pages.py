@@ -289,5 +289,5 @@ def range_chart(found: Ranged) -> Chart:
 
 
 def write_range_plot(found: Ranged, path: Path) -> None:
-    """Writes the chart as an SVG file, whole or not at all."""
+    """Writes the chart as an SVG file atomically."""
     write_page(path, stand_alone(range_chart(found)))

@@ -42,7 +42,7 @@ def render_page(
     """The page as text.
 
     Args:
-        kind: what the page is, beside the name of the program: "report", "scan".
+        kind: what the page is, next to the name of the program: "report", "scan".
         pictures: of the rows that tiles name; tiles may also hold their pictures.
         for_script: data that the script of the confusion matrix needs.
     """
@@ -71,7 +71,7 @@ def render_page(
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Writes a text file, whole or not at all, and makes its folder.
+    """Writes a text file atomically, and makes its folder.
 
     Raises:
         TopworkError: the file cannot be written.

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 MAX_TOP = 100
 MAX_EXAMPLES, EXAMPLE_SIDE = 12, 640
-MAX_FIELDS = 100  # of a form, beside its files
+MAX_FIELDS = 100  # of a form, besides its files
 DRAIN_SECONDS = 1.0
 _HERE = Path(__file__).parent
 PAGE_POLICY = (

@@ -178,7 +178,7 @@ class Start(OwnPage):
             return self._models[run.name]
 
     def review(self, run: Path) -> str:
-        """The address of ``topwork review`` for a run, which is started if need be."""
+        """The address of ``topwork review`` for a run, which is started if needed."""
         with self._lock:
             process, url = self._reviews.get(run.name, (None, ""))
             if process is not None and process.poll() is None:

@@ -95,7 +95,7 @@ def run(bench: Bench) -> Findings:
 
 
 def size_of(timm_name: str, side: int) -> Size:
-    """Counts a network of timm's on the ``meta`` device, then measures it with made-up weights."""
+    """Counts a network of timm's on the ``meta`` device, then measures it with dummy weights."""
     import timm
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -111,7 +111,7 @@ def size_of(timm_name: str, side: int) -> Size:
 
 
 def _speed(network: Any, shape: tuple[int, int]) -> float:
-    """Images per second of a forward pass, the best of a few rounds, with made-up weights."""
+    """Images per second of a forward pass, the best of a few rounds, with dummy weights."""
     network.to_empty(device="cpu")
     with torch.no_grad():
         for name, value in network.state_dict().items():

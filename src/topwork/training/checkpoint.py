@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there, checked before use, and free of code.
 
 In: named tensors and a JSON value. Out: the same again, bit for bit. Tensors go to one safetensors file; a small JSON
-file beside it names that file with its digest and holds everything else. The JSON is replaced last and atomically, so
+file next to it names that file with its digest and holds everything else. The JSON is replaced last and atomically, so
 after a kill at any moment it names a whole file; older files go only after that.
 """
 

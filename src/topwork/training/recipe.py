@@ -49,7 +49,7 @@ class DataFacts:
         class_counts: training images of each class.
         n_images: training images; None: as many as the classes have together.
         has_bf16: the processor or GPU computes in bfloat16.
-        images_per_second: of training, where measured; None where not.
+        images_per_second: of training, where measured; None if not.
     """
 
     class_counts: tuple[int, ...]

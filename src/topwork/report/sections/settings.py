@@ -46,7 +46,7 @@ def _titled(title: str, text: str) -> list[Block]:
 
 
 def repeat_command(record: Record) -> str:
-    """The command that makes the same run in a folder beside this one."""
+    """The command that makes the same run in a folder next to this one."""
     path = str(record.settings.get("path", record.manifest.root))
     return fit_command(path, f"{record.folder}-again", record.settings.get("settings", {}))
 

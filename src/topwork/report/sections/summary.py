@@ -59,7 +59,7 @@ def summary(record: Record, _album: Album) -> list[Block]:
 
 
 def _further_figures(record: Record) -> list[Figure]:
-    """The metrics beside the headline; of an adapted run those of the target, if it has labels."""
+    """The metrics next to the headline; of an adapted run those of the target, if it has labels."""
     if record.domains is not None:
         return figures_of(record.evaluation["target"])[1:] if record.evaluation.get("target") else []
     part = record.main_part
