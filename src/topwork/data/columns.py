@@ -384,7 +384,12 @@ def _separator(cells: Sequence[Cell], rules: Rules) -> tuple[str | None, str]:
             raise UsageError(f"--label-separator {escape(rules.label_separator)} has no effect without --multi-label.")
         return rules.label_separator, ""
     likely = next(
-        (sign for sign in ("|", ";", ",", "\t", "/", "+", "&", " ") if _separates(sign, texts, rules.multi_label)), None
+        (
+            sign
+            for sign in ("|", ";", ",", "\t", "/", "+", "&", " ")
+            if _separates(sign, texts, rules.multi_label or sign in "|;")
+        ),
+        None,
     )
     if likely is None:
         blank = next((text for text in sorted(texts) if " " in text), None)
