@@ -230,12 +230,12 @@ def models(
     common: CommonArgs = Common(),
 ) -> int:
     """List backbones, or describe one: parameters, stages, trainable layers and their learning rates."""
-    from topwork.commands.models import check_backbone, describe, listed
+    from topwork.commands.models import check_backbones, describe, listed
     from topwork.console import checked_lines, described_lines, model_list_lines
 
     if check:
         with _terminal(common) as terminal:
-            rows = [check_backbone(one, size, terminal.note) for one in check]
+            rows = list(check_backbones(check, size, terminal))
         _show(common, {"backbones": [row.as_dict() for row in rows]}, lambda: checked_lines(rows))
         return int(any(row.problem for row in rows))
     if name is None:

@@ -535,10 +535,26 @@ def added_lines(grown: Any) -> list[str]:
     return [*lines, f"Model: {Path(grown.folder) / 'model'}"]
 
 
-def model_list_lines(found: dict[str, list[str]], pattern: str) -> list[str]:
+def model_list_lines(found: dict[str, Any], pattern: str) -> list[str]:
     """What ``topwork models`` lists."""
-    more = found["timm"] if pattern else ["Any timm model works, too: topwork models --filter '*resnet18*'"]
-    return ["Embedded (no network needed): " + ", ".join(found["embedded"]), *more]
+    rows = []
+    for row in found["backbones"]:
+        n = row["n_parameters"]
+        size = (f"{n / 1e6:.1f}M", f"{n * 4 / 1e6:,.0f}") if n else ("", "")
+        top1 = f"{row['top1']:.1f}%" if row["top1"] else ""
+        rows.append((row["name"], str(row["size"] or ""), *size, top1, row["license"] or ""))
+    lines = [table(rows, ("backbone", "input", "parameters", "MB", "ImageNet top-1", "license")), ""] if rows else []
+    if rows and not any(row["n_parameters"] for row in found["backbones"]):
+        lines.append("Parameters are counted for up to 40 architectures; use a narrower --filter to see them.")
+    if not pattern:
+        lines.append(
+            "The weights of these come with packages; any timm model works, too: topwork models --filter '*resnet18*'"
+        )
+    elif not found["timm"]:
+        lines.append(
+            f"No pretrained timm model matches --filter '{escape(pattern)}'; try '*{escape(pattern.strip('*'))}*'."
+        )
+    return lines
 
 
 def described_lines(described: Any, strategy: str, with_stages: bool) -> list[str]:
@@ -591,19 +607,21 @@ def prediction_lines(out: str, n: int, counts: dict[str, Any]) -> list[str]:
 
 
 def checked_lines(rows: Sequence[Any]) -> list[str]:
-    """What ``topwork models --check`` found, as a Markdown table."""
+    """What ``topwork models --check`` found, as a Markdown table; why torch runs a network is below it."""
     lines = [
-        "| backbone | engine | input | parameters | features | stages | --pooling | images/s | saved as |",
+        "| backbone | engine | input | parameters | features | stages | `--pooling` | images/s | saved as |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         if row.problem:
-            lines.append(f"| {escape(row.name)} | not usable: {escape(row.problem)} | | | | | | | |")
+            lines.append(f"| `{escape(row.name)}` | not usable: {escape(row.problem)} | | | | | | | |")
             continue
+        ends = " … ".join(dict.fromkeys((row.stages[0], row.stages[-1]))) if row.stages else "none"
         shown = [
-            escape(row.name), row.engine, f"{row.size}", f"{row.n_parameters / 1e6:.1f}M", f"{row.n_features}",
-            ", ".join(row.stages), ", ".join(row.poolings), f"{row.images_per_second:g}",
+            f"`{escape(row.name)}`", row.engine, f"{row.size}", f"{row.n_parameters / 1e6:.1f}M", f"{row.n_features}",
+            f"{len(row.stages)}: {ends}", ", ".join(row.poolings), f"{row.images_per_second:g}",
             "timm model" if row.is_timm else "topwork only",
         ]  # fmt: skip
         lines.append("| " + " | ".join(shown) + " |")
-    return lines
+    notes = [escape(row.note) for row in rows if row.note and not row.problem]
+    return [*lines, *(["", *(f"- {note}" for note in notes)] if notes else [])]

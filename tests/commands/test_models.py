@@ -6,8 +6,10 @@ import json
 
 import pytest
 
-from topwork.commands.models import describe
+from topwork.commands import models
+from topwork.commands.models import check_backbones, describe, listed
 from topwork.errors import UsageError
+from topwork.models.sources import EMBEDDED
 from topwork.settings import ModelSettings
 
 
@@ -73,3 +75,31 @@ def test_check_tells_what_can_be_done_with_each_name(capsys):
     assert cnn["stages"][0] == "blocks.0"
     assert cnn["images_per_second"] > 0
     assert "Did you mean" in unknown["problem"]
+
+
+def test_the_list_tells_sizes_and_published_accuracy():
+    own = {row["name"]: row for row in listed("")["backbones"]}
+    assert set(own) == set(EMBEDDED)
+    for name, row in own.items():
+        assert row["n_parameters"] == sum(stage.n_parameters for stage in describe(name).stages)
+        assert (row["size"], row["license"]) == (EMBEDDED[name].side, "apache-2.0")
+        assert 70 < row["top1"] < 80
+    found = {row["name"]: row for row in listed("resnet18.*")["backbones"]}
+    assert found["resnet18.a3_in1k"]["size"] == 160
+    assert found["resnet18.fb_ssl_yfcc100m_ft_in1k"] == {
+        "name": "resnet18.fb_ssl_yfcc100m_ft_in1k", "size": 224, "n_parameters": 11_689_512, "top1": None,
+        "license": "cc-by-nc-4.0",
+    }  # fmt: skip
+    assert all(row["n_parameters"] is None for row in listed("vit*")["backbones"])  # too many to build
+
+
+def test_any_error_of_one_network_leaves_the_others(monkeypatch):
+    load = models.load_backbone
+
+    def failing(name, **options):
+        return {}["no such key"] if name == "random:test_vit2" else load(name, **options)
+
+    monkeypatch.setattr(models, "load_backbone", failing)
+    broken, whole = check_backbones(["random:test_vit2", "random:test_vit"])
+    assert broken.problem == "KeyError: 'no such key'"
+    assert whole.problem is None

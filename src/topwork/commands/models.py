@@ -6,8 +6,9 @@ nothing is downloaded and even large ones are counted at once.
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from topwork.errors import TopworkError, UsageError
 from topwork.models.backbone import Backbone, input_spec, load_backbone
 from topwork.models.head import POOLINGS, Changes, HeadSpec, parse_head
 from topwork.models.sources import EMBEDDED, backbone_names, parse_name
+from topwork.progress import Reporter
 from topwork.settings import ModelSettings, TuneSettings, check
 
 if TYPE_CHECKING:
@@ -116,9 +118,50 @@ def _width(network: nn.Module) -> int:
     return int(layers[-1].in_features) if layers else 0
 
 
-def listed(pattern: str) -> dict[str, list[str]]:
-    """Names of embedded networks, and of timm's that match a shell pattern."""
-    return {"embedded": list(EMBEDDED), "timm": backbone_names(pattern) if pattern else []}
+MOST_COUNTED = 40  # architectures: to count the parameters of one takes up to half a second
+
+
+@dataclass(frozen=True)
+class ListedBackbone:
+    """A name that ``--backbone`` takes.
+
+    Attributes:
+        size: side of the input in pixels; None if timm does not say.
+        n_parameters: with the classifier it was trained with; None if not counted.
+        top1: published accuracy on ImageNet's validation images in percent, if known here.
+    """
+
+    name: str
+    size: int | None
+    n_parameters: int | None
+    top1: float | None
+    license: str | None
+
+
+def listed(pattern: str) -> dict[str, Any]:
+    """The embedded networks or, given a shell pattern, those of timm's pretrained ones that match it."""
+    names = backbone_names(pattern) if pattern else []
+    own = [ListedBackbone(name, one.side, one.n_parameters, one.top1, "apache-2.0") for name, one in EMBEDDED.items()]
+    rows = _timm_rows(names) if pattern else own
+    return {"embedded": list(EMBEDDED), "timm": names, "backbones": [asdict(row) for row in rows]}
+
+
+def _timm_rows(names: list[str]) -> list[ListedBackbone]:
+    """What timm's package knows of its names; it has no accuracies."""
+    import timm
+    import torch
+
+    architectures = {name.partition(".")[0] for name in names}
+    sizes: dict[str, int] = {}
+    for one in architectures if len(architectures) <= MOST_COUNTED else ():
+        with torch.device("meta"):
+            sizes[one] = sum(value.numel() for value in timm.create_model(one, pretrained=False).parameters())
+    found = []
+    for name in names:
+        cfg = timm.get_pretrained_cfg(name)
+        side = cfg.input_size[1] if cfg else None
+        found.append(ListedBackbone(name, side, sizes.get(name.partition(".")[0]), None, cfg.license if cfg else None))
+    return found
 
 
 @dataclass(frozen=True)
@@ -132,6 +175,7 @@ class Checked:
         poolings: what ``--pooling`` may be.
         images_per_second: of the engine alone, in batches of 16.
         is_timm: a classifier on it is saved as a timm model, too.
+        note: why torch runs it, if OpenVINO cannot.
         problem: why it cannot be used; None if it can.
     """
 
@@ -146,6 +190,7 @@ class Checked:
     images_per_second: float = 0.0
     is_timm: bool = False
     license: str | None = None
+    note: str | None = None
     problem: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -153,28 +198,52 @@ class Checked:
         return asdict(self)
 
 
-def check_backbone(name: str, size: int | None = None, on_note: Callable[[str], None] | None = None) -> Checked:
-    """Loads a backbone, runs it on drawn images, and tells how that went. Weights that are not here are downloaded."""
+def check_backbones(
+    names: Sequence[str], size: int | None = None, reporter: Reporter | None = None
+) -> Iterator[Checked]:
+    """Loads backbones one after another and runs them on drawn images; weights that are not here are downloaded.
+
+    Whatever goes wrong with one of them is its ``problem``, and the next one follows.
+    """
+    reporter = reporter or Reporter()
+    reporter.step("check")
+    for number, name in enumerate(names):
+        try:
+            yield _checked(name, size, reporter)
+        except TopworkError as error:
+            yield Checked(name, problem=str(error))
+        except Exception as error:  # noqa: BLE001 code of a thousand architectures, and of files that came with them
+            yield Checked(name, problem=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}")
+        gc.collect()  # networks hold each other in cycles: without this, memory grows with the names
+        reporter.progress(number + 1, len(names))
+
+
+def _checked(name: str, size: int | None, reporter: Reporter) -> Checked:
     from topwork.features.engine import BATCH, drawn_images, load_engine
 
-    try:
-        backbone = load_backbone(name, on_note=on_note).with_spec(height=size, width=size)
-        engine = load_engine(backbone)
-        poolings = _poolings(backbone)
-    except TopworkError as error:
-        return Checked(name, problem=str(error))
-    if engine.note and on_note:
-        on_note(engine.note)
+    backbone = load_backbone(name, on_note=reporter.note).with_spec(height=size, width=size)
+    engine = load_engine(backbone)
+    if engine.note:
+        reporter.note(engine.note)
     images = np.concatenate([drawn_images(backbone.spec)] * 4)[: 2 * BATCH]
     engine.run(images[:BATCH])
     started = time.perf_counter()
     engine.run(images)
     seconds = time.perf_counter() - started
-    stages = tuple(stage.name for stage in backbone.stages if stage.name not in ("stem", "neck", "classifier"))
     return Checked(
-        name, backbone.architecture, f"{engine.kind} {engine.precision}", backbone.spec.height, backbone.n_parameters,
-        backbone.n_features, stages, poolings, round(len(images) / seconds, 1), backbone.is_timm, backbone.license,
-    )  # fmt: skip
+        name=name,
+        architecture=backbone.architecture,
+        engine=f"{engine.kind} {engine.precision}",
+        size=backbone.spec.height,
+        n_parameters=backbone.n_parameters,
+        n_features=backbone.n_features,
+        stages=tuple(one.name for one in backbone.stages if one.name not in ("stem", "neck", "classifier")),
+        poolings=_poolings(backbone),
+        images_per_second=round(len(images) / seconds, 1),
+        is_timm=backbone.is_timm,
+        license=backbone.license,
+        note=engine.note,
+    )
 
 
 def _poolings(backbone: Backbone) -> tuple[str, ...]:

@@ -26,7 +26,12 @@ PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause", "bsd", "isc", "cc0-1.0", "cc-
 
 @dataclass(frozen=True)
 class Embedded:
-    """Weights inside an installed package: timm's name, the package, and the digest of its file."""
+    """Weights inside an installed package: timm's name, the package, and the digest of its file.
+
+    Attributes:
+        n_parameters: with the classifier for ImageNet.
+        top1: percent of ImageNet's validation images, as timm publishes it (results-imagenet.csv).
+    """
 
     architecture: str
     module: str
@@ -35,6 +40,8 @@ class Embedded:
     sha256: str
     side: int
     extra: str | None
+    n_parameters: int
+    top1: float
 
 
 EMBEDDED = {
@@ -46,11 +53,13 @@ EMBEDDED = {
         sha256=sha256,
         side=side,
         extra="offline" if n else None,
+        n_parameters=n_parameters,
+        top1=top1,
     )
-    for n, side, sha256 in [
-        (0, 224, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-        (1, 240, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
-        (2, 260, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+    for n, side, n_parameters, top1, sha256 in [
+        (0, 224, 4_652_008, 74.8, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+        (1, 240, 5_416_680, 76.6, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+        (2, 260, 6_092_072, 77.5, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
     ]
 }
 
