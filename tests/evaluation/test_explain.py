@@ -1,5 +1,6 @@
 """Maps of evidence: exact where they claim to be, about the model and not about the image."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +17,10 @@ from topwork.evaluation.explain import (
 )
 from topwork.evaluation.similarity import nearest_images
 from topwork.features.engine import load_engine
-from topwork.features.feature_maps import OpenVINONetwork, TorchNetwork, open_network
+from topwork.features.feature_maps import Opened, OpenVINONetwork, TorchNetwork, open_network
 from topwork.models.backbone import load_backbone
 from topwork.models.classifier import Classifier
-from topwork.models.head import FeatureTransform, LinearHead
+from topwork.models.head import FeatureTransform, LinearHead, powered
 
 SHAPES = ("disc", "square", "cross", "stripes")
 
@@ -49,17 +50,25 @@ def test_two_channels_known_by_thought():
     maps[0, 0, 0, 0], maps[0, 1, 1, 1] = 4, 8
     transform = FeatureTransform(("last",), "none", np.zeros(2, np.float32), np.array([1, 2], np.float32))
     head = LinearHead(transform, np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
-    found = activation_maps(head, maps, np.array([[0, 1]]))
+    opened = Opened({"last": maps.mean((2, 3)).astype(np.float16)}, maps)
+    found = activation_maps(head, opened, np.array([[0, 1]]))
     # logits (1, 1): centered 0 = 0.5 from the own channel, -0.5 from the other, and so on
     np.testing.assert_allclose(found[0, 0], [[0.5, 0], [0, -0.5]])
     np.testing.assert_allclose(found[0, 1], [[-0.5, 0], [0, 0.5]])
 
 
-def test_the_cells_of_a_map_sum_to_the_logit(classifier, images):
-    labels = np.arange(len(images))[:, None] % 4
-    found = find_evidence(classifier, images, labels)
-    assert found.method == "activation"
-    head = classifier.head
+@pytest.mark.parametrize("power", ["none", "sqrt", "unit"])
+@pytest.mark.parametrize("blocks", [("last",), ("last", "stages"), ("stages",)])
+@pytest.mark.parametrize("opened", [open_network, TorchNetwork])
+def test_the_cells_of_a_map_sum_to_the_logit(classifier, images, blocks, power, opened):
+    images, labels = images[:6], np.arange(6)[:, None] % 4
+    network = opened(classifier.backbone)
+    features = powered(network.run(images).blocks, blocks, power)
+    transform = FeatureTransform(blocks, power, features.mean(0), features.std(0) + 0.1)
+    weight = np.random.default_rng(0).normal(size=(4, features.shape[1])).astype(np.float32) / 50
+    head = LinearHead(transform, weight, np.ones(4, np.float32))
+    found = find_evidence(replace(classifier, head=head), images, labels, network)
+    assert (found.method, found.maps.shape) == ("activation", (6, 1, 7, 7))
     weight = head.weight / head.transform.scale
     constant = head.bias - weight @ head.transform.mean
     constant = constant - constant.mean()
@@ -98,13 +107,53 @@ def test_evidence_lies_on_the_object(classifier, images):
     assert maps[1, 3:, 3:].sum() > 2 * maps[1, :4, :4].sum()
 
 
-def test_a_head_that_is_not_linear_is_explained_by_covering(classifier, images):
+def test_maxima_of_a_stage_lie_where_they_were_found_on_the_coarsest_grid():
+    early = np.zeros((1, 1, 4, 4), np.float32)
+    early[0, 0, 3, 0] = 8
+    late = np.ones((1, 1, 2, 2), np.float32)
+    pooled = [[early.mean(), early.max(), late.mean(), late.max()]]
+    opened = Opened({"stages": np.array(pooled, np.float16)}, None, (early, late))
+    transform = FeatureTransform(("stages",), "none", np.zeros(4, np.float32), np.ones(4, np.float32))
+    weight = np.array([[1, 1, 1, 0], [-1, -1, -1, 0]], np.float32)
+    found = activation_maps(LinearHead(transform, weight, np.zeros(2, np.float32)), opened, np.array([[0]]))
+    np.testing.assert_allclose(found[0, 0], [[0.25, 0.25], [0.25 + 0.5 + 8, 0.25]])
+
+
+def test_without_torch_a_transformer_is_explained_by_covering(monkeypatch):
+    backbone = load_backbone("random:test_vit")
+    engine = load_engine(backbone, "openvino", "f32")
+    network = open_network(backbone)
+    head = LinearHead(
+        FeatureTransform(("last",), "none", np.zeros(64, np.float32), np.ones(64, np.float32)),
+        np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32),
+        np.zeros(2, np.float32),
+    )
+    images = np.random.default_rng(1).integers(0, 256, (1, 160, 160, 3), dtype=np.uint8)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = find_evidence(Classifier(backbone, head, ("a", "b"), 1.0, "f32"), images, [[1]], network, engine)
+    assert (found.method, found.maps.shape) == ("occlusion", (1, 1, 7, 7))
+
+
+class WithoutMaps:
+    """What the network of a class token is without torch: it has features alone."""
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def run(self, images, *, with_stages=False):
+        return Opened(self.engine.run(images), None)
+
+    def gradient_maps(self, head, images, labels):
+        return None
+
+
+def test_without_maps_and_torch_images_are_covered(classifier, images):
     extended = replace(
         classifier, head=replace(classifier.head, transform=replace(classifier.head.transform, power="sqrt"))
     )
     engine = load_engine(classifier.backbone, precision="f32")
     one = images[:1]
-    found = find_evidence(extended, one, np.array([[0, 2]]), engine=engine)
+    found = find_evidence(extended, one, np.array([[0, 2]]), WithoutMaps(engine), engine)
     assert (found.method, found.maps.shape) == ("occlusion", (1, 2, 7, 7))
     # the cell (2, 4) by hand: its own square and half a cell around it, in the mean color
     covered = one.copy()
@@ -136,7 +185,7 @@ def test_covering_is_what_captum_calls_feature_ablation(classifier, images):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(explain, "_REACH", 0.0)
-        found = find_evidence(extended, images[:1], np.array([[1]]), engine=engine).maps[0, 0]
+        found = find_evidence(extended, images[:1], np.array([[1]]), WithoutMaps(engine), engine).maps[0, 0]
     np.testing.assert_allclose(found, expected[0, ::32, ::32, 0].numpy()[:7, :7], atol=1e-4)
 
 

@@ -11,6 +11,7 @@ import timm
 import torch
 
 from topwork.errors import UsageError
+from topwork.evaluation.explain import find_evidence
 from topwork.features.engine import MAX_STAGES, feature_network, feature_stages, load_engine
 from topwork.models.backbone import load_backbone
 from topwork.models.classifier import Classifier, load_classifier, save_classifier
@@ -44,8 +45,9 @@ SLOW = (
     "ese_vovnet19b_slim@64",
 )  # fmt: skip
 OTHER_HEADS = ("volo", "crossvit")  # they combine their classifiers in ways that a linear head cannot be written as
-# OpenVINO does not convert the first; the others' features differ from torch's by a cosine below LEAST_COSINE with random weights
-BY_TORCH = ("densenet121", "efficientnet_b0", "inception_v3", "nextvit_small", "mobileone_s0")
+# With random weights visformer's attention amplifies rounding: torch in f32 is off from f64 by 0.3% of the spread, OpenVINO by
+# 2%, in 10 of 5,184 features (cosine 0.9999997)
+TOLERANCE = {"visformer_tiny": 0.05}
 FAMILIES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
@@ -70,16 +72,15 @@ def expected(backbone, images):
 def test_the_engine_gives_torchs_features_for_any_number_of_images(backbone, images, expected):
     last, stages = expected
     engine = load_engine(backbone, "auto", "f32", "cpu")
-    by_torch = backbone.architecture in BY_TORCH
-    assert engine.kind == ("torch" if by_torch else "openvino")
-    assert by_torch == ("using torch (slower)" in (engine.note or ""))
+    assert (engine.kind, engine.note) == ("openvino", None)
+    tolerance = TOLERANCE.get(backbone.architecture, 5e-3)
     assert last.shape == (17, backbone.n_features)
     assert len(feature_stages(backbone)) <= MAX_STAGES
     for n in (1, 3, 17):
         found = engine.run_unrounded(images[:n])
         for name, values in (("last", last), ("stages", stages)):
             spread = values.std() if values.size else 1.0
-            np.testing.assert_allclose(found[name], values[:n], rtol=0, atol=5e-3 * spread, err_msg=name)
+            np.testing.assert_allclose(found[name], values[:n], rtol=0, atol=tolerance * spread, err_msg=name)
 
 
 def test_stages_hold_every_parameter_once_and_each_strategy_trains_its_own(backbone):
@@ -125,6 +126,26 @@ def test_a_saved_classifier_is_a_timm_model_and_answers_alike(backbone, images, 
         with torch.inference_mode():
             found = network((torch.from_numpy(images[:2]).permute(0, 3, 1, 2) / 255 - mean) / std).numpy()
         np.testing.assert_allclose(found, wanted, atol=1e-3 * wanted.std())
+
+
+@pytest.mark.parametrize("blocks", [("last",), ("last", "stages")])
+def test_heatmaps_need_no_occlusion(backbone, images, expected, blocks):
+    values = dict(zip(("last", "stages"), expected, strict=True))
+    n = sum(values[name].shape[1] for name in blocks)
+    scale = np.concatenate([np.full(values[name].shape[1], values[name].std()) for name in blocks])
+    transform = FeatureTransform(blocks, "none", np.zeros(n, np.float32), scale.astype(np.float32))
+    weight = np.random.default_rng(2).normal(size=(3, n)).astype(np.float32)
+    classifier = Classifier(
+        backbone, LinearHead(transform, weight, np.zeros(3, np.float32)), ("a", "b", "c"), 1.0, "f32"
+    )
+    found = find_evidence(classifier, images[:1], [[0, 1]])
+    assert found.method in ("activation", "gradient")
+    assert found.maps.shape[:2] == (1, 2)
+    assert np.isfinite(found.maps).all()
+    assert found.maps.any()
+    if found.method == "activation":
+        total = np.abs(found.logits[0, :2]).max()
+        np.testing.assert_allclose(found.maps.sum((2, 3))[0], found.logits[0, :2], atol=0.02 * total)
 
 
 @pytest.mark.parametrize(("name", "n_stages"), [("vit_tiny_patch16_224", 4), ("convnext_atto", 4), ("resnet18", 4)])

@@ -38,8 +38,7 @@ from topwork.text import as_text
 
 MAX_SUSPECTS, N_OUTLIERS, N_NEIGHBORS = 500, 24, 4
 LISTED = 0.07  # share of the images ranked as suspects, whether or not confident learning counts them as wrong
-N_WRONG, N_RIGHT = 10, 6  # explained images where maps are exact
-N_COVERED = 4  # where maps come from covering: 49 passes for each image
+N_WRONG, N_RIGHT = 10, 6  # explained images
 _AUDITED_VALUES = 20_000_000  # probabilities of a part: 20,000 images of 1,000 classes
 _NEIGHBORS_AMONG = 4096  # training images that the most similar ones are looked for among
 
@@ -215,10 +214,7 @@ def _explanations(inputs: AnalysisInputs) -> dict[str, Any]:
         return empty
     part = inputs.predictions[name].labeled()
     network = open_network(classifier.backbone)
-    chosen = _to_explain(part, N_WRONG, N_RIGHT)
-    if classifier.head.kind != "plain":
-        chosen = _to_explain(part, N_COVERED // 2, N_COVERED // 2)
-    positions, images = _readable(manifest, classifier, part, chosen)
+    positions, images = _readable(manifest, classifier, part, _to_explain(part, N_WRONG, N_RIGHT))
     if not len(positions):
         return empty
     some = part.take(positions)

@@ -1,10 +1,11 @@
 """Heatmaps: the evidence for a class at each position of an image.
 
-If the head is linear on the mean of the last map (a *plain* head on most networks) the map is exact: the class activation
-map of Zhou et al. 2016 (arXiv 1512.04150, eq. 2), whose cells sum to the logit. In transformers that read a class token,
-evidence is gradient times activation of the patches before the last block (HiResCAM, arXiv 2011.08891), by torch. Elsewhere
-the evidence of a cell is what the logit loses when the cell is covered (occlusion; Zeiler & Fergus 2014, arXiv 1311.2901):
-slower, but true of any head and network, and without gradients or torch (docs/decisions/0010-explanations.md).
+If what the head reads are means and maxima of maps, the map is exact: each feature's share of the logit is spread over the
+positions in proportion to the feature's map, so that the cells sum to the logit. For a *plain* head that is the class
+activation map of Zhou et al. 2016 (arXiv 1512.04150, eq. 2). Networks with more layers behind the last map (a norm,
+hidden layers, a class token) are explained by gradient times activation (HiResCAM, arXiv 2011.08891), by torch. Without
+torch the evidence of a cell is what the logit loses when the cell is covered (occlusion; Zeiler & Fergus 2014, arXiv
+1311.2901), which takes 49 passes (docs/decisions/0010-explanations.md).
 
 Softmax does not change when the same number is added to every logit, so logits and maps are taken relative to the mean
 of the classes: evidence for a class is evidence against the others. Also overlays the map on the original image.
@@ -22,10 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 from topwork.data.transforms import InputSpec, Pixels, resize
 from topwork.evaluation.predictions import Ints
 from topwork.features.engine import Engine
-from topwork.features.feature_maps import OpenNetwork, open_network
+from topwork.features.feature_maps import Opened, OpenNetwork, open_network
 from topwork.models.classifier import Classifier
-from topwork.models.head import LinearHead
-from topwork.models.stages import has_attention
+from topwork.models.head import LinearHead, powered
 
 GRID = 7  # cells per side for occlusion
 OUTER = 0.1  # of each side: the border whose share of the evidence is reported
@@ -41,7 +41,7 @@ class Evidence:
     """Maps of evidence for some classes on N images.
 
     Attributes:
-        method: ``activation``: exact, the cells of a map sum to the logit but for the constant of its class;
+        method: ``activation``: exact, the cells of a map sum to the logit up to the constant of its class;
             ``gradient``: gradient times activation, summed over channels;
             ``occlusion``: each cell is what the logit loses when it is covered.
         labels: (N, K) the classes that the maps are for.
@@ -72,14 +72,14 @@ def find_evidence(
     """
     network = network or open_network(classifier.backbone)
     wanted = np.asarray(labels, np.int64)
-    opened = network.run(images)
+    opened = network.run(images, with_stages="stages" in classifier.head.transform.blocks)
     logits = _centered(classifier.head.logits(dict(opened.blocks)))
-    if classifier.head.kind == "plain" and opened.maps is not None:
-        return Evidence("activation", wanted, activation_maps(classifier.head, opened.maps, wanted), logits)
-    if has_attention(classifier.backbone.stages):
-        gradients = network.gradient_maps(classifier.head, images, wanted)
-        if gradients is not None:
-            return Evidence("gradient", wanted, gradients, logits)
+    exact = activation_maps(classifier.head, opened, wanted)
+    if exact is not None:
+        return Evidence("activation", wanted, exact, logits)
+    gradients = network.gradient_maps(classifier.head, images, wanted)
+    if gradients is not None:
+        return Evidence("gradient", wanted, gradients, logits)
 
     def logits_of(pixels: Pixels) -> NDArray[np.float64]:
         blocks = engine.run(pixels) if engine else network.run(pixels).blocks
@@ -89,18 +89,61 @@ def find_evidence(
     return Evidence("occlusion", wanted, np.stack(maps), logits)
 
 
-def activation_maps(head: LinearHead, maps: NDArray[np.float32], labels: Ints) -> NDArray[np.float32]:
-    """(N, K, h, w) contributions of the positions of (N, D, h, w) to the centered logits of (N, K) labels.
+def activation_maps(head: LinearHead, opened: Opened, labels: Ints) -> NDArray[np.float32] | None:
+    """(N, K, h, w) contributions of the positions to the centered logits of (N, K) labels, on the coarsest grid.
 
-    With f the mean of the map over its P positions, a plain head says ``w_c · (f - mean) / scale + b_c``; position p
-    adds ``w_c · map_p / (P scale)``. The rest is a constant of the class.
+    The head says ``w_c · (g(f) - mean) / scale + b_c``. With f_d the mean of a map over its P positions, position p adds
+    ``w_cd g(f_d) / f_d · map_pd / (P scale_d)``; with f_d a maximum, all of it is added where the maximum is. The rest is a
+    constant of the class.
+
+    Returns:
+        None if a block that the head reads has no maps.
     """
+    stages = opened.stage_maps if "stages" in head.transform.blocks else ()
+    if stages is None or ("last" in head.transform.blocks and opened.maps is None):
+        return None
+    raw = np.concatenate([opened.blocks[name].astype(np.float64) for name in head.transform.blocks], 1)
+    after = powered(dict(opened.blocks), head.transform.blocks, head.transform.power)
+    ratio = np.divide(after, raw, out=np.zeros_like(raw), where=raw != 0)
     weight = head.weight.astype(np.float64) / head.transform.scale
     weight -= weight.mean(0)
-    n_positions = maps.shape[2] * maps.shape[3]
-    flat = maps.reshape(*maps.shape[:2], n_positions).astype(np.float64)
-    found = np.einsum("nkd,ndp->nkp", weight[labels], flat, optimize=True) / n_positions
-    return np.asarray(found.reshape(*labels.shape, *maps.shape[2:]), np.float32)
+    shares = weight[labels] * ratio[:, None]  # (N, K, D): what a feature adds, per unit of it
+    pools = {"last": [(opened.maps, False)], "stages": [(one, is_max) for one in stages for is_max in (False, True)]}
+    placed, start = [], 0
+    for maps, is_max in (pool for name in head.transform.blocks for pool in pools[name]):
+        assert maps is not None, "checked above"
+        placed.append(_placed(maps, shares[:, :, start : start + maps.shape[1]], is_max))
+        start += maps.shape[1]
+    height, width = (min(one.shape[axis] for one in placed) for axis in (2, 3))
+    return np.asarray(sum(_pooled(one, height, width) for one in placed), np.float32)
+
+
+def _placed(maps: NDArray[np.float32], shares: NDArray[np.float64], is_max: bool) -> NDArray[np.float64]:
+    """(N, K, h, w) where the means (or maxima) of (N, C, h, w), times (N, K, C), come from."""
+    flat = maps.reshape(*maps.shape[:2], -1).astype(np.float64)
+    if is_max:
+        spread = np.zeros_like(flat)
+        top = flat.argmax(2, keepdims=True)
+        np.put_along_axis(spread, top, np.take_along_axis(flat, top, 2), 2)
+    else:
+        spread = flat / flat.shape[2]
+    return np.asarray((shares @ spread).reshape(*shares.shape[:2], *maps.shape[2:]))
+
+
+def _pooled(maps: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
+    """Maps on a coarser grid with the same sums."""
+    rows, columns = (_overlaps(fine, coarse) for fine, coarse in ((maps.shape[2], height), (maps.shape[3], width)))
+    return np.asarray(rows @ maps @ columns.T)
+
+
+def _overlaps(fine: int, coarse: int) -> NDArray[np.float64]:
+    """(coarse, fine): the share of each fine cell that lies in each coarse one."""
+    edges = np.arange(fine + 1) * coarse / fine
+    upper, lower = (
+        np.minimum(edges[1:], np.arange(1, coarse + 1)[:, None]),
+        np.maximum(edges[:-1], np.arange(coarse)[:, None]),
+    )
+    return np.clip(upper - lower, 0, None) * fine / coarse
 
 
 def _covering(

@@ -1,16 +1,16 @@
-"""The network opened up: besides the features, the last map before they are pooled, also for pixels between 0 and 255.
+"""The network opened up: besides the features, the maps before they are pooled, also for pixels between 0 and 255.
 
-In: (B, H, W, 3), uint8 or float32. Out: :class:`Opened`. Explanations need the map, and checks of the normalization need
+In: (B, H, W, 3), uint8 or float32. Out: :class:`Opened`. Explanations need the maps, and checks of the normalization need
 pixel values that uint8 cannot hold; embedding needs neither and stays with ``features/engine.py``.
 
-The map comes from the compiled form itself: its graph is followed backwards from the pooled features to the mean over
-positions. So a model folder needs no second file, and nothing here needs torch where OpenVINO runs the network. Where
-the features are no plain mean of a map (a norm after pooling, class tokens) there is no map, and ``maps`` is None.
+The maps come from the compiled form itself: its graph is followed backwards from the pooled features to the means over
+positions. So a model folder needs no second file, and nothing here needs torch if OpenVINO runs the network, but for
+gradients. If the last features are no plain mean of a map (a norm after pooling, class tokens), ``maps`` is None.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.data.transforms import InputSpec
 from topwork.errors import ModelError
 from topwork.features.engine import (
     BATCH,
@@ -25,6 +26,7 @@ from topwork.features.engine import (
     compiled_form,
     feature_network,
     feature_stages,
+    first_output,
     map_layout,
     openvino_core,
     rounded,
@@ -47,16 +49,18 @@ class Opened:
     Attributes:
         blocks: ``last`` (B, D) and ``stages`` (B, E) float16, as the engine gives them.
         maps: (B, D, h, w) float32 whose mean over h and w is ``last``; None if there is no such map.
+        stage_maps: (B, C, h, w) of each stage, whose means and maxima are ``stages``; None if not asked for, or unknown.
     """
 
     blocks: dict[str, NDArray[np.float16]]
     maps: NDArray[np.float32] | None
+    stage_maps: tuple[NDArray[np.float32], ...] | None = None
 
 
 class OpenNetwork(Protocol):
-    """Anything that gives features and the last map."""
+    """Anything that gives features and maps."""
 
-    def run(self, images: Images) -> Opened:
+    def run(self, images: Images, *, with_stages: bool = False) -> Opened:
         """Features and maps of (B, H, W, 3), uint8 or float32 in 0..255 and beyond, any B."""
 
     def gradient_maps(self, head: LinearHead, images: Images, labels: NDArray[np.int64]) -> NDArray[np.float32] | None:
@@ -76,35 +80,38 @@ def open_network(backbone: Backbone) -> OpenNetwork:
 
 
 class OpenVINONetwork:
-    """The compiled form with a float input and the map as a third output."""
+    """The compiled form with a float input and the maps as further outputs."""
 
     def __init__(self, xml: Path, backbone: Backbone) -> None:
+        self.xml = xml
         self._backbone = backbone
         self._by_torch: TorchNetwork | None = None  # OpenVINO has no gradients
-        ov = _openvino()
-        core = openvino_core()
-        try:
-            model, self._is_channels_last = _opened(ov, with_batch(core.read_model(xml), BATCH))
-            self._compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        except RuntimeError as error:
-            raise ModelError(f"{xml}: cannot be compiled: {str(error).splitlines()[0]}") from None
+        self._compiled: dict[bool, _Compiled] = {}
 
-    def run(self, images: Images) -> Opened:
+    def run(self, images: Images, *, with_stages: bool = False) -> Opened:
         """The last, incomplete batch is filled up."""
-        chunks = []
+        if with_stages not in self._compiled:
+            self._compiled[with_stages] = _compiled(self.xml, with_stages)
+        form, chunks = self._compiled[with_stages], []
         for start in range(0, len(images), BATCH):
             some = images[start : start + BATCH]
             padded = np.zeros((BATCH, *images.shape[1:]), np.float32)
             padded[: len(some)] = some
-            outputs = self._compiled.create_infer_request().infer({0: padded})
-            chunks.append([np.array(outputs[number][: len(some)]) for number in range(len(self._compiled.outputs))])
+            outputs = form.network.create_infer_request().infer({0: padded})
+            chunks.append([np.array(outputs[number][: len(some)]) for number in range(len(form.network.outputs))])
         last, stages, *maps = (np.concatenate(column) for column in zip(*chunks, strict=True))
-        return _checked(last, stages, maps[0] if maps else None, self._is_channels_last)
+        maps = [
+            _channels_first(one, is_last, self._backbone.spec)
+            for one, is_last in zip(maps, form.channels_last, strict=True)
+        ]
+        return _checked(last, stages, maps[0] if form.has_map else None, maps[form.has_map :])
 
     def gradient_maps(self, head: LinearHead, images: Images, labels: NDArray[np.int64]) -> NDArray[np.float32] | None:
         """See :meth:`TorchNetwork.gradient_maps`."""
-        if self._by_torch is None:
-            self._by_torch = TorchNetwork(self._backbone)
+        try:
+            self._by_torch = self._by_torch or TorchNetwork(self._backbone)
+        except ImportError:  # a server may do without torch and timm
+            return None
         return self._by_torch.gradient_maps(head, images, labels)
 
 
@@ -114,23 +121,38 @@ class TorchNetwork:
     def __init__(self, backbone: Backbone) -> None:
         self.module: Any = feature_network(backbone)
         self._backbone = backbone
+        self._last: Any = None  # what forward_features gave in the last forward pass
+        own = getattr(self.module.network, "forward_features", None)
+        if own is not None:
+            self.module.network.forward_features = self._kept(own)
 
-    def run(self, images: Images) -> Opened:
+    def run(self, images: Images, *, with_stages: bool = False) -> Opened:
         """Batches of the engine's size, so that memory stays flat."""
         import torch
 
-        chunks = []
+        names = feature_stages(self._backbone) if with_stages else []
+        n_prefix, is_channels_last = map_layout(self.module.network)
+        spec, chunks = self._backbone.spec, []
         with torch.inference_mode():
             for start in range(0, len(images), BATCH):
-                some = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH], np.float32))
-                last, stages = self.module(some)
-                normalized = (some.permute(0, 3, 1, 2) - self.module.mean) / self.module.std
-                maps = self.module.network.forward_features(normalized)
-                found = [last, stages, maps] if getattr(maps, "ndim", 0) == 4 else [last, stages]
-                chunks.append([value.numpy() for value in found])
+                last, stages = self.module(
+                    torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH], np.float32))
+                )
+                stage_maps = [first_output(self.module.maps[name]) for name in names]
+                stage_maps = [one[:, n_prefix:] if one.ndim == 3 else one for one in stage_maps]
+                found = [self._last, *stage_maps] if getattr(self._last, "ndim", 0) == 4 else stage_maps
+                maps = [_channels_first(one.numpy(), is_channels_last, spec) for one in found]
+                chunks.append([last.numpy(), stages.numpy(), *maps])
         last, stages, *maps = (np.concatenate(column) for column in zip(*chunks, strict=True))
-        is_channels_last = getattr(self.module.network, "output_fmt", "NCHW") == "NHWC"
-        return _checked(last, stages, maps[0] if maps else None, is_channels_last)
+        n_last = len(maps) - len(names)
+        return _checked(last, stages, maps[0] if n_last else None, maps[n_last:])
+
+    def _kept(self, forward_features: Any) -> Any:
+        def keeping(images: Any, **options: Any) -> Any:
+            self._last = forward_features(images, **options)
+            return self._last
+
+        return keeping
 
     def gradient_maps(self, head: LinearHead, images: Images, labels: NDArray[np.int64]) -> NDArray[np.float32] | None:
         """(N, K, h, w) evidence for the classes (N, K) by gradient times activation, one backward pass for each of K.
@@ -189,14 +211,30 @@ class TorchNetwork:
         n_prefix, is_channels_last = map_layout(self.module.network)
         if values.ndim == 4:
             return values.sum(3 if is_channels_last else 1)
-        spec, flat = self._backbone.spec, values[:, n_prefix:].sum(2)
-        rows = max(1, round((flat.shape[1] * spec.height / spec.width) ** 0.5))
-        return flat[:, : rows * (flat.shape[1] // rows)].reshape(len(flat), rows, -1)
+        flat = values[:, n_prefix:].sum(2)
+        rows, columns = _grid(flat.shape[1], self._backbone.spec)
+        return flat[:, : rows * columns].reshape(len(flat), rows, columns)
+
+
+def _grid(n: int, spec: InputSpec) -> tuple[int, int]:
+    """Rows and columns of n patches of an image."""
+    rows = max(1, round((n * spec.height / spec.width) ** 0.5))
+    return rows, n // rows
+
+
+def _channels_first(values: NDArray[Any], is_channels_last: bool, spec: InputSpec) -> NDArray[np.float32]:
+    """(B, C, h, w) of a map or of the tokens (B, n, C) or (B, n, 1, C) of patches."""
+    values = values[:, :, None] if values.ndim == 3 else values
+    values = np.moveaxis(values, -1, 1) if is_channels_last else values
+    if values.shape[3] == 1 < values.shape[2]:
+        rows, columns = _grid(values.shape[2], spec)
+        values = values[:, :, : rows * columns].reshape(*values.shape[:2], rows, columns)
+    return np.ascontiguousarray(values, np.float32)
 
 
 def _keeper(kept: dict[str, Any], name: str) -> Any:
     def hook(_module: Any, _inputs: Any, output: Any) -> None:
-        kept[name] = output[0] if isinstance(output, tuple | list) else output
+        kept[name] = first_output(output)
 
     return hook
 
@@ -215,46 +253,76 @@ def _logits(head: LinearHead, features: Any) -> Any:
 
 
 def _checked(
-    last: NDArray[np.float32], stages: NDArray[np.float32], maps: NDArray[np.float32] | None, is_channels_last: bool
+    last: NDArray[np.float32],
+    stages: NDArray[np.float32],
+    maps: NDArray[np.float32] | None,
+    stage_maps: Sequence[NDArray[np.float32]],
 ) -> Opened:
-    """Gives the map only if its mean over positions really is the features."""
-    blocks = rounded({"last": last, "stages": stages})
-    if maps is None or maps.ndim != 4:
-        return Opened(blocks, None)
-    maps = np.ascontiguousarray(np.moveaxis(maps, -1, 1) if is_channels_last else maps, np.float32)
-    if maps.shape[1] != last.shape[1]:
-        return Opened(blocks, None)
-    gap = np.abs(maps.mean((2, 3)) - last).max() / (float(last.std()) + 1e-12)
-    return Opened(blocks, maps if gap < _CLOSE else None)
+    """Gives maps only if their means over positions really are the features."""
+    means = (
+        np.concatenate([value for one in stage_maps for value in (one.mean((2, 3)), one.max((2, 3)))], 1)
+        if stage_maps
+        else None
+    )
+    return Opened(
+        rounded({"last": last, "stages": stages}),
+        maps if maps is not None and _is_close(maps.mean((2, 3)), last) else None,
+        tuple(stage_maps) if means is not None and _is_close(means, stages) else None,
+    )
+
+
+def _is_close(means: NDArray[np.float32], features: NDArray[np.float32]) -> bool:
+    return means.shape == features.shape and bool(
+        np.abs(means - features).max() < _CLOSE * (float(features.std()) + 1e-12)
+    )
 
 
 # ---- the compiled graph
 
 
-def _opened(ov: Any, model: Any) -> tuple[Any, bool]:
-    """The graph with a float input and, where there is one, the map as third output; and whether channels come last."""
+@dataclass(frozen=True)
+class _Compiled:
+    """A network with maps as outputs after ``last`` and ``stages``: the last map if there is one, then those of stages."""
+
+    network: Any
+    has_map: bool
+    channels_last: tuple[bool, ...]
+
+
+def _compiled(xml: Path, with_stages: bool) -> _Compiled:
     from openvino import opset13
 
-    old = model.get_parameters()[0]
-    new = opset13.parameter(old.get_partial_shape(), ov.Type.f32)
-    for reader in old.output(0).get_target_inputs():
-        reader.replace_source_output(new.output(0))
-    results = list(model.get_results())
-    found, is_channels_last = _map_output(results[0])
-    if found is not None:
-        results.append(opset13.result(found))
-    return ov.Model(results, [new]), is_channels_last
+    ov, core = _openvino(), openvino_core()
+    try:
+        model = with_batch(core.read_model(xml), BATCH)
+        old = model.get_parameters()[0]
+        new = opset13.parameter(old.get_partial_shape(), ov.Type.f32)
+        for reader in old.output(0).get_target_inputs():
+            reader.replace_source_output(new.output(0))
+        results = list(model.get_results())
+        of_last = list(_pooled(results[0].input_value(0)))
+        of_last = of_last if len(of_last) == 1 else []
+        of_stages = list(_pooled(results[1].input_value(0))) if with_stages else []
+        sources = [*of_last, *of_stages]
+        model = ov.Model([*results, *(opset13.result(source) for source, _ in sources)], [new])
+        network = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    except RuntimeError as error:
+        raise ModelError(f"{xml}: cannot be compiled: {str(error).splitlines()[0]}") from None
+    return _Compiled(network, bool(of_last), tuple(is_last for _, is_last in sources))
 
 
-def _map_output(result: Any) -> tuple[Any, bool]:
-    """The input of the mean over positions that makes ``last``, or None, and whether its channels come last."""
-    node = result.input_value(0).get_node()
+def _pooled(output: Any) -> Iterator[tuple[Any, bool]]:
+    """The inputs of the means over positions that make an output of the graph, and whether their channels come last."""
+    node = output.get_node()
     while node.get_type_name() in _PASSED_OVER:
         node = node.input_value(0).get_node()
-    if node.get_type_name() != "ReduceMean":
-        return None, False
-    source, axes = node.input_value(0), node.input_value(1).get_node()
-    if source.get_partial_shape().rank.get_length() != 4 or axes.get_type_name() != "Constant":
-        return None, False
-    over = {int(axis) % 4 for axis in np.ravel(axes.data)}
-    return (source, over == {1, 2}) if over in ({2, 3}, {1, 2}) else (None, False)
+    if node.get_type_name() == "Concat":
+        for number in range(node.get_input_size()):
+            yield from _pooled(node.input_value(number))
+    if node.get_type_name() != "ReduceMean" or node.input_value(1).get_node().get_type_name() != "Constant":
+        return
+    source = node.input_value(0)
+    rank = source.get_partial_shape().rank.get_length()
+    over = {int(axis) % rank for axis in np.ravel(node.input_value(1).get_node().data)}
+    if (rank, over) in ((3, {1}), (4, {1, 2}), (4, {2, 3})):
+        yield source, over != {2, 3}

@@ -19,8 +19,8 @@ from topwork.text import escape, percent
 SIDE = 288  # pixels of the long side of a map
 N_OPEN = 4
 METHODS = {
-    "activation": "The maps are exact: the contribution of each position of the last feature map to the class.",
-    "gradient": "The maps show how much each patch increases the score of the class, based on its gradient.",
+    "activation": "The maps are exact: the contribution of each position of the feature maps to the class score.",
+    "gradient": "The maps show how much each position increases the score of the class, based on its gradient.",
     "occlusion": "The maps show how much the score of the class drops when a region is covered.",
 }
 
