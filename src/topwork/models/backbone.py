@@ -375,8 +375,14 @@ def _measured(
         for stage in stages
         if stage.module
     ]
-    with torch.inference_mode():
-        n_features = int(network.eval()(torch.zeros(2, 3, spec.height, spec.width)).shape[1])
+    try:
+        with torch.inference_mode():
+            n_features = int(network.eval()(torch.zeros(2, 3, spec.height, spec.width)).shape[1])
+    except RuntimeError as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        raise ModelError(
+            f"{type(network).__name__}: cannot run on RGB images of {spec.width}x{spec.height} pixels: {reason}"
+        ) from None
     for hook in hooks:
         hook.remove()
     stages = tuple(replace(stage, module=stage.module if stage.module in maps else None) for stage in stages)
@@ -407,8 +413,20 @@ def _resized(state: dict[str, Any], network: Any, architecture: str) -> dict[str
 
 
 def _spec(cfg: dict[str, Any]) -> InputSpec:
-    _, height, width = cfg["input_size"]
-    return InputSpec(height=height, width=width, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
+    try:
+        n_channels, height, width = map(int, cfg["input_size"])
+        red, green, blue = map(float, cfg["mean"])
+        spec = InputSpec(height=height, width=width, mean=(red, green, blue))
+        red, green, blue = map(float, cfg["std"])
+        if n_channels != 3 or min(height, width) < 1 or min(red, green, blue) <= 0:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        found = {name: cfg.get(name) for name in ("input_size", "mean", "std")}
+        raise ModelError(
+            f"{cfg.get('architecture')}: backbones take RGB images: three channels, and a mean and a deviation above 0 for each; "
+            f"the configuration of its weights says {found}."
+        ) from None
+    return replace(spec, std=(red, green, blue))
 
 
 def weights_digest(state: dict[str, np.ndarray[Any, Any]]) -> str:

@@ -7,6 +7,7 @@ their tensors line up one to one, in order and in shape, with timm's, and the fi
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import hashlib
 import importlib
@@ -19,8 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from topwork.errors import DownloadError, ModelError, UsageError
+from topwork.files import file_digest
 
 WEIGHTS = "model.safetensors"
+OLD_WEIGHTS = "pytorch_model.bin"  # what transformers and timm saved before
+STATE_DICTS = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # files of torch.save; read without running code
+_INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "teacher")  # keys of checkpoints
 PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause", "bsd", "isc", "cc0-1.0", "cc-by-4.0")
 
 
@@ -88,8 +93,10 @@ class Source:
             return f"{self.name}-{_embedded_version(self.name)}"
         source = self.name
         if self.path is not None:
-            file = self.path / WEIGHTS if self.kind == "folder" else self.path
-            source = self.timm_name + hashlib.sha256(file.read_bytes()).hexdigest()
+            files = (
+                [_weights_in(self.path), *sorted(self.path.glob("*config.json"))] if self.path.is_dir() else [self.path]
+            )
+            source = self.timm_name + "".join(file_digest(file) for file in files)
         plain = re.sub(r"[^A-Za-z0-9._-]", "_", self.name.partition("=")[0])[-60:]
         return f"{plain}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
 
@@ -131,8 +138,8 @@ def parse_name(name: str, *, check: bool = True) -> Source:
     Args:
         name: ``auto`` (= ``lite0``), ``lite0``, ``lite1``, ``lite2``; a timm name such as ``resnet18.tv_in1k``, also as
             ``timm/NAME`` or ``hf-hub:ORG/NAME``; the name that transformers, torch.hub or torchvision have for weights
-            timm has, too; ``random:ARCHITECTURE``; ``ARCHITECTURE=FILE.safetensors``; ``local-dir:FOLDER`` or the
-            path of a folder with ``config.json`` and ``model.safetensors``.
+            timm has, too; ``random:ARCHITECTURE``; ``ARCHITECTURE=FILE`` with weights as safetensors or a state dict;
+            ``local-dir:FOLDER`` or the path of a folder with ``config.json`` and weights, or of a run.
         check: ask timm whether it knows the name, which imports torch.
 
     Raises:
@@ -148,10 +155,12 @@ def parse_name(name: str, *, check: bool = True) -> Source:
     if "=" in name:
         architecture, _, file = name.partition("=")
         return Source(name, "file", known(architecture, name), _weights_file(name, Path(file)))
-    if name.startswith("local-dir:") or Path(name).is_dir():
-        return Source(name, "folder", name.removeprefix("local-dir:"), _folder(name))
+    folder = _folder(name)
+    if folder is not None:
+        return Source(name, "folder", str(folder), folder)
+    name = re.sub(r"^https://huggingface\.co/", "hf-hub:", name.rstrip("/"))
     plain = re.sub(r"^(hf-hub:|hf_hub:)?timm/", "", name)
-    translated = well_known().get(plain.lower(), plain)
+    translated = well_known().get(re.sub(r"^hf[-_]hub:", "", plain).lower(), plain)
     if translated.startswith(("hf-hub:", "hf_hub:")):
         return Source(name, "timm", name)
     return Source(name, "timm", known(translated, name))
@@ -192,23 +201,34 @@ def _known(timm_name: str, name: str) -> str:
 
 
 def _weights_file(name: str, path: Path) -> Path:
+    path = path.expanduser()
     if not path.is_file():
         raise UsageError(f"--backbone {name}: no such weights file: {path}")
-    if path.suffix != ".safetensors":
-        raise UsageError(
-            f"{path}: only .safetensors weights are supported, because other formats can execute code when loaded."
-        )
+    if path.suffix not in (".safetensors", *STATE_DICTS):
+        endings = ", ".join((".safetensors", *STATE_DICTS))
+        raise UsageError(f"{path}: not a supported weights file; supported: {endings}.")
     return path
 
 
-def _folder(name: str) -> Path:
-    path = Path(name.removeprefix("local-dir:"))
-    for file in ("config.json", WEIGHTS):
-        if not (path / file).is_file():
-            raise UsageError(
-                f"--backbone {name}: {path / file} is missing; a model folder has config.json and {WEIGHTS}."
-            )
-    return path
+def _folder(name: str) -> Path | None:
+    """The model folder that a name means, of a run the one in it; None for other names."""
+    path = Path(name.removeprefix("local-dir:")).expanduser()
+    if not path.is_dir() and not name.startswith("local-dir:"):
+        return None
+    found = next((one for one in (path, path / "model") if (one / "config.json").is_file()), None)
+    if found is not None and _weights_in(found).is_file():
+        return found
+    if found is None and re.fullmatch(r"[\w.-]+", name):
+        return None  # a folder of results may be called like a network
+    if found is not None and (found / f"{WEIGHTS}.index.json").is_file():
+        raise UsageError(f"--backbone {name}: its weights are in several files; save them as one {WEIGHTS}.")
+    missing = path / "config.json" if found is None else found / WEIGHTS
+    raise UsageError(f"--backbone {name}: {missing} is missing; a model folder has config.json and {WEIGHTS}.")
+
+
+def _weights_in(folder: Path) -> Path:
+    old = folder / OLD_WEIGHTS
+    return old if old.is_file() and not (folder / WEIGHTS).is_file() else folder / WEIGHTS
 
 
 def _embedded_version(name: str) -> str:
@@ -238,9 +258,8 @@ def _downloaded(source: Source) -> Any:
 
 
 def _download_error(name: str, error: Exception) -> DownloadError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return DownloadError(
-        f"--backbone {name}: its weights are not on this machine and cannot be downloaded ({reason}). "
+        f"--backbone {name}: its weights are not on this machine and cannot be downloaded ({_first_line(error)}). "
         f"Use lite0 (embedded), or give a file: --backbone {name}=weights.safetensors"
     )
 
@@ -289,42 +308,87 @@ def _from_folder(folder: Path, weights: bool) -> Any:
         architecture, kind = config.get("architecture"), config.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{folder / 'config.json'}: cannot be read: {error}") from None
+    file = _weights_in(folder)
     if architecture is not None and timm.is_model(str(architecture)):
         cfg, options = config.get("pretrained_cfg", {}), config.get("model_args") or {}
-        network = timm.create_model(architecture, pretrained=False, pretrained_cfg_overlay=cfg, **options)
-        if not weights:
-            return network.eval()
-        state = {k.removeprefix("timm_model."): v for k, v in _read(folder / WEIGHTS).items()}
-        return _filled(network, state, folder / WEIGHTS)
+        try:
+            network = timm.create_model(architecture, pretrained=False, pretrained_cfg_overlay=cfg, **options)
+        except Exception as error:  # noqa: BLE001 options of a thousand constructors
+            raise ModelError(
+                f"{folder / 'config.json'}: timm cannot build {architecture}: {_first_line(error)}"
+            ) from None
+        return _filled(network, _read(file), file) if weights else network.eval()
     if kind is not None:
         from topwork.models.transformers_folder import translated
 
-        network, state = translated(config, _read(folder / WEIGHTS) if weights else {}, folder)
-        return _filled(network, state, folder / WEIGHTS) if weights else network.eval()
+        network, state = translated(config, _read(file) if weights else {}, folder)
+        return _filled(network, state, file) if weights else network.eval()
     raise ModelError(f"{folder / 'config.json'}: has neither an architecture of timm nor a model_type of transformers.")
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The tensors in a file, in float32."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        state = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: not a complete safetensors file: {error}") from None
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _unpickled(path: Path) -> dict[str, Any]:
+    """The state dict in a file of ``torch.save``, also of the checkpoints of timm's, Lightning's and DINO's training."""
+    import pickle
+
+    import torch
+
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # timm keeps its options beside the weights
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ModelError(
+            f"{path}: contains more than tensors, and such files can execute code when loaded. If you trust it, save only its "
+            "state dict: torch.save(model.state_dict(), FILE)."
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise ModelError(f"{path}: not a complete torch.save file: {_first_line(error)}") from None
+    while isinstance(found, dict) and (
+        inner := next((key for key in _INSIDE if isinstance(found.get(key), dict)), None)
+    ):
+        found = found[inner]
+    tensors = {key: value for key, value in found.items() if torch.is_tensor(value)} if isinstance(found, dict) else {}
+    if not tensors:
+        raise ModelError(f"{path}: contains no weights, and no state dict under the keys {', '.join(_INSIDE)}.")
+    return tensors
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _filled(network: Any, state: dict[str, Any], path: Path) -> Any:
-    """The network with these weights; only its classifier may be missing or of another size."""
+    """The network with these weights; only its classifier may be missing or of another size.
+
+    All names may have something in front: ``module.`` of torch's DataParallel, ``model.`` of Lightning, and the like.
+    """
     from topwork.models.modules import timm_layers
     from topwork.models.stages import is_inside
 
     ours = network.state_dict()
     wanted = [key for key in ours if not is_inside(key, timm_layers(network))]
+    fronts = [key.removesuffix(wanted[0]) for key in state if key == wanted[0] or key.endswith(f".{wanted[0]}")]
+    front = max(fronts, key=lambda one: sum(one + key in state for key in wanted), default="")
+    state = {key.removeprefix(front): value for key, value in state.items() if key.startswith(front)}
+    architecture = network.pretrained_cfg.get("architecture")
     wrong = [key for key in wanted if key not in state or state[key].shape != ours[key].shape]
     if wrong:
-        architecture = network.pretrained_cfg.get("architecture")
         raise ModelError(f"{path}: does not fit {architecture}: {wrong[0]} is missing or of another shape.")
+    broken = [key for key in wanted if not (ours[key].is_floating_point() <= state[key].is_floating_point())]
+    broken += [key for key in wanted if not bool(state[key].isfinite().all())]
+    if broken:
+        raise ModelError(f"{path}: {broken[0]} contains integers (quantized weights?) or non-finite values.")
     network.load_state_dict(
         {key: state[key] for key in ours if key in state and state[key].shape == ours[key].shape}, strict=False
     )

@@ -1,7 +1,7 @@
 """A folder saved by transformers as a timm network: the same values under timm's names.
 
 In: its ``config.json`` and tensors. Out: a timm network of that shape and a state dict for it. Vision transformers only
-(ViT, DeiT, DINOv2 with or without registers, and the image towers of CLIP and SigLIP): other families have no one-to-one
+(ViT, DeiT, DINOv2 with or without registers, DINOv3, and the image towers of CLIP and SigLIP): other families have no one-to-one
 names. transformers keeps queries, keys and values apart; timm has them in one matrix.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from topwork.errors import ModelError
 
-_FAMILIES = ("vit", "deit", "dinov2", "dinov2_with_registers", "siglip_vision_model", "clip_vision_model")
+_FAMILIES = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "siglip_vision_model", "clip_vision_model")
 _RENAMED = (  # applied in this order
     (r"^(vision_model|vit|deit|dinov2|dinov2_with_registers)\.", ""),
     (r"^embeddings\.(cls_token|mask_token|register_tokens)$", r"\1"),
@@ -22,11 +22,13 @@ _RENAMED = (  # applied in this order
     (r"^embeddings\.distillation_token$", "dist_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
-    (r"^embeddings\.patch_embeddings\.projection\.|^embeddings\.patch_embedding\.", "patch_embed.proj."),
+    (r"^embeddings\.(patch_embeddings\.projection|patch_embeddings?)\.", "patch_embed.proj."),
     (r"^register_tokens$", "reg_token"),
     (r"^pre_layrnorm\.", "norm_pre."),
     (r"^(post_layernorm|layernorm)\.", "norm."),
-    (r"^(encoder\.layers?|layers)\.(\d+)\.", r"blocks.\2."),
+    (r"^(encoder\.layers?|model\.layer|layers?)\.(\d+)\.", r"blocks.\2."),
+    (r"\.mlp\.up_proj\.", ".mlp.fc1."),
+    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
     (r"\.(layernorm_before|layer_norm1)\.", ".norm1."),
     (r"\.(layernorm_after|layer_norm2)\.", ".norm2."),
     (r"\.(attention\.output\.dense|self_attn\.out_proj|attention\.o_proj)\.", ".attn.proj."),
@@ -60,6 +62,8 @@ def translated(config: dict[str, Any], state: dict[str, Any], folder: Path) -> t
         )
     network = _network(kind, config, state, folder)
     renamed = {_renamed(name): value for name, value in state.items()}
+    if kind == "dinov3_vit":
+        renamed = {re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name): value for name, value in renamed.items()}
     return network, _joined(renamed, kind.endswith("registers")) if state else {}
 
 
@@ -71,16 +75,20 @@ def _network(kind: str, config: dict[str, Any], state: dict[str, Any], folder: P
         raise ModelError(
             f"{folder}: distilled networks cannot be read; timm has them: deit_base_distilled_patch16_224.fb_in1k"
         )
+    if config.get("use_gated_mlp"):
+        raise ModelError(
+            f"{folder}: DINOv3 with gated layers cannot be read; timm has it: topwork models --filter '*dinov3*'"
+        )
     clip, siglip, dino = (kind.startswith(name) for name in ("clip", "siglip", "dinov2"))
     quick = "quickgelu_" if config.get("hidden_act", "quick_gelu" if clip else "") == "quick_gelu" else ""
-    like = (
-        f"vit_base_patch16_clip_{quick}224"
-        if clip
-        else "vit_base_patch16_siglip_224"
-        if siglip
-        else "vit_base_patch16_224"
-    )
-    like = f"vit_base_patch14_{'reg4_' if kind.endswith('registers') else ''}dinov2" if dino else like
+    if kind == "dinov3_vit":
+        like = "vit_small_patch16_dinov3_qkvb"
+    elif dino:
+        like = f"vit_base_patch14_{'reg4_' if kind.endswith('registers') else ''}dinov2"
+    elif clip:
+        like = f"vit_base_patch16_clip_{quick}224"
+    else:
+        like = "vit_base_patch16_siglip_224" if siglip else "vit_base_patch16_224"
     width, side = int(config.get("hidden_size", 768)), int(config.get("image_size", 224))
     hidden = config.get("intermediate_size")
     options: dict[str, Any] = {
@@ -94,6 +102,9 @@ def _network(kind: str, config: dict[str, Any], state: dict[str, Any], folder: P
         options["act_layer"] = "gelu_tanh"
     if kind.endswith("registers"):
         options["reg_tokens"] = int(config.get("num_register_tokens", 4))
+    if kind == "dinov3_vit":
+        options["num_reg_tokens"] = int(config.get("num_register_tokens", 0))
+        options["rope_temperature"] = float(config.get("rope_theta", 100))
     cfg = {"input_size": (3, side, side), **_statistics(folder)}
     return timm.create_model(like, pretrained=False, img_size=side, pretrained_cfg_overlay=cfg, **options)
 
@@ -119,7 +130,9 @@ def _joined(state: dict[str, Any], has_registers: bool) -> dict[str, Any]:
 
     result = {}
     for name, value in state.items():
-        if match := re.fullmatch(r"(.*\.attn\.)q(\..*)", name):
+        if (match := re.fullmatch(r"(.*\.attn\.)([qv])\.bias", name)) and f"{match[1]}k.bias" not in state:
+            result[f"{match[1]}{match[2]}_bias"] = value  # DINOv3 has none for keys
+        elif match := re.fullmatch(r"(.*\.attn\.)q(\..*)", name):
             result[f"{match[1]}qkv{match[2]}"] = torch.cat([state[f"{match[1]}{part}{match[2]}"] for part in "qkv"])
         elif match := re.fullmatch(r"attn_pool\.in_proj\.(.*)", name):
             width = len(value) // 3
