@@ -82,6 +82,16 @@ def test_an_image_has_the_same_features_alone_and_in_any_batch(tiny, images, kin
             np.testing.assert_allclose(together[name], backwards[name][::-1], atol=1e-2)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-9, 1e9])
+def test_the_check_compares_features_of_any_size(size):
+    a = np.random.default_rng(0).normal(size=(3, 8)) * size
+    b = a + 0.1 * size * np.random.default_rng(1).normal(size=(3, 8))
+    wanted = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert engines._least_cosine(a, b) == pytest.approx(wanted.min())
+    assert engines._least_cosine(0 * a, 0 * a) == 1
+    assert engines._least_cosine(0 * a, a) == 0
+
+
 def test_the_compiled_form_is_kept_and_needs_no_torch(tiny):
     load_engine(tiny, "openvino", "f32")
     program = (

@@ -108,14 +108,17 @@ def activation_maps(head: LinearHead, opened: Opened, labels: Ints) -> NDArray[n
     weight = head.weight.astype(np.float64) / head.transform.scale
     weight -= weight.mean(0)
     shares = weight[labels] * ratio[:, None]  # (N, K, D): what a feature adds, per unit of it
-    pools = {"last": [(opened.maps, False)], "stages": [(one, is_max) for one in stages for is_max in (False, True)]}
+    pools: dict[str, list[tuple[NDArray[np.float32] | None, bool]]] = {
+        "last": [(opened.maps, False)],
+        "stages": [(one, is_max) for one in stages for is_max in (False, True)],
+    }
     placed, start = [], 0
     for maps, is_max in (pool for name in head.transform.blocks for pool in pools[name]):
         assert maps is not None, "checked above"
         placed.append(_placed(maps, shares[:, :, start : start + maps.shape[1]], is_max))
         start += maps.shape[1]
     height, width = (min(one.shape[axis] for one in placed) for axis in (2, 3))
-    return np.asarray(sum(_pooled(one, height, width) for one in placed), np.float32)
+    return np.asarray(np.sum([_pooled(one, height, width) for one in placed], 0), np.float32)
 
 
 def _placed(maps: NDArray[np.float32], shares: NDArray[np.float64], is_max: bool) -> NDArray[np.float64]:
@@ -139,11 +142,9 @@ def _pooled(maps: NDArray[np.float64], height: int, width: int) -> NDArray[np.fl
 def _overlaps(fine: int, coarse: int) -> NDArray[np.float64]:
     """(coarse, fine): the share of each fine cell that lies in each coarse one."""
     edges = np.arange(fine + 1) * coarse / fine
-    upper, lower = (
-        np.minimum(edges[1:], np.arange(1, coarse + 1)[:, None]),
-        np.maximum(edges[:-1], np.arange(coarse)[:, None]),
-    )
-    return np.clip(upper - lower, 0, None) * fine / coarse
+    first = np.arange(coarse)[:, None]
+    overlap = np.minimum(edges[1:], first + 1) - np.maximum(edges[:-1], first)
+    return np.asarray(np.clip(overlap, 0, None) * fine / coarse)
 
 
 def _covering(

@@ -527,4 +527,6 @@ def drawn_images(spec: InputSpec) -> Pixels:
 
 def _least_cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
     a, b = a.astype(np.float64), b.astype(np.float64)
-    return float(((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1) + 1e-12)).min())
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)  # 1e-9 with the random weights of some networks
+    equal = (a == b).all(1).astype(np.float64)
+    return float(np.divide((a * b).sum(1), lengths, out=equal, where=lengths > 0).min())

@@ -122,9 +122,9 @@ class TorchNetwork:
         self.module: Any = feature_network(backbone)
         self._backbone = backbone
         self._last: Any = None  # what forward_features gave in the last forward pass
-        own = getattr(self.module.network, "forward_features", None)
-        if own is not None:
-            self.module.network.forward_features = self._kept(own)
+        network: Any = self.module.network
+        if hasattr(network, "forward_features"):
+            network.forward_features = self._kept(network.forward_features)
 
     def run(self, images: Images, *, with_stages: bool = False) -> Opened:
         """Batches of the engine's size, so that memory stays flat."""
