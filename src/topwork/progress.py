@@ -21,7 +21,7 @@ class Reporter:
     """Receives progress. This base class shows nothing."""
 
     def step(self, name: str) -> None:
-        """A step begins."""
+        """Starts a step."""
 
     def progress(self, n_done: int, n_all: int) -> None:
         """Part of the present step is done."""

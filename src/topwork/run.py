@@ -1,4 +1,4 @@
-"""The run folder: what is in it, how it is held, written and read again.
+"""The run folder: its contents, locking, writing and reading.
 
 ``settings.json manifest.parquet split.json recipe.json history.jsonl model/ predictions.parquet evaluation.json
 report.html``. Every file is whole or not there; ``evaluation.json`` comes last but for the report, which can always be
@@ -125,7 +125,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
 @contextmanager
 def run_folder(folder: Path, overwrite: bool, asked: Mapping[str, Any] | None = None) -> Iterator[Path]:
-    """Holds a run folder for this process and gives the folder to write the run into.
+    """Locks a run folder for this process and yields the folder to write the run to.
 
     That is ``folder`` itself, or, if it holds a finished run that is to be overwritten, ``NAME.new`` next to it: the old
     run stays whole until the new one is complete, and then the new one takes its name.
@@ -227,7 +227,7 @@ def write_run(
     history: Sequence[dict[str, Any]],
     compiled: Path | None,
 ) -> None:
-    """Writes everything but ``settings.json``, which comes first, and ``evaluation.json``, which says that it is done.
+    """Writes everything except ``settings.json``, which is written first, and ``evaluation.json``, which marks a finished run.
 
     Args:
         compiled: the network in OpenVINO's form, where there is one, to go into the model folder.
@@ -244,7 +244,7 @@ def write_run(
 
 
 def save_predictions(predictions: Mapping[str, Predictions], manifest: Manifest, path: Path) -> None:
-    """One row an image of every part: truth, answer (several labels joined by ``|``), probability and logits."""
+    """One row per image of every part: label, prediction (several labels joined by ``|``), probability and logits."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -299,7 +299,7 @@ def asked(path: str | os.PathLike[str], settings: DataSettings) -> dict[str, Any
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what the numbers depend on."""
+    """Installed versions of packages that affect the results."""
     found = {}
     for name in ("topwork", "torch", "timm", "openvino", "numpy", "pillow", "simplejpeg", "cykooz.resizer"):
         try:
@@ -339,7 +339,7 @@ def read_asked(folder: Path) -> tuple[str, FitSettings]:
 
 
 def images_of_run(model: str | os.PathLike[str], settings: DataSettings) -> Manifest:
-    """The images that a run was made from, each with the part the run put it in; for commands that take no other ones.
+    """The images of a run, each with its part in the run's split, for commands without a PATH.
 
     Raises:
         UsageError: the model is not in a run, or a setting says how to read other images.
@@ -401,7 +401,7 @@ def _read_json(path: Path, missing: str) -> dict[str, Any]:
 
 
 def provenance(manifest: Manifest, parts: Split, evaluation: dict[str, Any], settings: DataSettings) -> dict[str, Any]:
-    """What a model folder says about where the model comes from."""
+    """The provenance stored in a model folder."""
     name, part = headline(evaluation) or (None, {})
     kept = ("n", "accuracy", "balanced_accuracy", "mean_average_precision", "micro_f1")
     return {

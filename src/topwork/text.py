@@ -1,4 +1,4 @@
-"""How names, numbers and lists read in a sentence: the same on the terminal, in pages, reports and documents.
+"""Formatting of names, numbers and lists, for the terminal, pages and documents.
 
 In: values. Out: plain text. Nothing here knows about images or models; pages escape the text again as HTML.
 """
@@ -28,7 +28,7 @@ def canonical(name: str) -> str:
 
 
 def quoted(name: str, longest: int = 48) -> str:
-    """A name inside a sentence: in quotation marks, shortened if it would drown the sentence."""
+    """A name inside a sentence: in quotation marks, shortened if it is long."""
     text = escape(name)
     return f"“{text if len(text) <= longest else text[: longest - 1] + '…'}”"
 

@@ -88,7 +88,7 @@ def test_cost_sets_the_threshold(cells, tmp_path) -> None:
         ({"positive": None, "miss_cost": 2.0}, "--miss-cost has no effect without --positive"),
         ({"miss_cost": 2.0, "positive_recall": 0.9}, "use one of them"),
         ({"target_precision": 0.9}, "use one of them"),
-        ({"multi_label": True}, "--positive crack: not with --multi-label"),
+        ({"multi_label": True}, "--positive crack cannot be combined with --multi-label"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options, words) -> None:

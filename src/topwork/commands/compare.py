@@ -55,7 +55,7 @@ class Compared(Described):
     sentence: str
 
     def facts(self) -> dict[str, object]:
-        """What a notebook shows."""
+        """Shown in notebooks."""
         found = self.comparison
         return {
             self.first.name: percent(found.accuracy_first),

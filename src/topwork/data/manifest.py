@@ -60,7 +60,7 @@ class Manifest(Described):
     bands: str = ""
 
     def facts(self) -> dict[str, object]:
-        """What a notebook shows."""
+        """Shown in notebooks."""
         found: dict[str, object] = {"Images": f"{len(self.samples):,}", "Classes": len(self.classes)}
         if not self.multi_label:
             found["Images per class"] = ", ".join(f"{name} {n:,}" for name, n in self.counts.items())

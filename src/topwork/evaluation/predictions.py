@@ -137,7 +137,7 @@ class Predictions(Described):
         _check(self)
 
     def facts(self) -> dict[str, object]:
-        """What a notebook shows."""
+        """Shown in notebooks."""
         known = self.labeled()
         accuracy = percent(float(known.correct.mean())) if len(known) else "no labels"
         return {"Images": f"{len(self):,}", "Classes": first_names(self.classes, 6), "Accuracy": accuracy}

@@ -35,7 +35,7 @@ class Features(Described):
     store: FeatureStore = field(repr=False)
 
     def facts(self) -> dict[str, object]:
-        """What a notebook shows."""
+        """Shown in notebooks."""
         shape = self.block("last", [0]).shape if self.hashes else (0, 0)
         return {"Images": f"{len(self.hashes):,}", "Features": f"{shape[1]:,}", "Store": self.store.folder}
 

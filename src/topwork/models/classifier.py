@@ -71,7 +71,7 @@ class Classifier(Described):
     multi_label: bool = False
 
     def facts(self) -> dict[str, object]:
-        """What a notebook shows."""
+        """Shown in notebooks."""
         spec = self.backbone.spec
         return {
             "Backbone": self.backbone.name,

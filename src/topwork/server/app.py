@@ -1,4 +1,4 @@
-"""The prediction server as an ASGI application: requests, refusals, answers.
+"""The prediction server as an ASGI application.
 
 In: models and limits. Out: an application for ``serve.py``. Every refusal is JSON, ``{"error": ...}``; the only 5xx are
 503 (full, starting, closing, or an internal error) and 504 (too late). Nothing here opens a path or an address that a
@@ -79,7 +79,7 @@ def refusal(status: int, text: str, *, closes: bool = False, rows: list[dict[str
 
 
 class Service:
-    """The models behind the application, how full it is, and whether it takes more."""
+    """The models behind the application, and its load."""
 
     def __init__(self, models: Mapping[str, Predictor], settings: ServeSettings, token: str | None = None) -> None:
         self.settings, self.token = settings, token
@@ -464,7 +464,7 @@ def _body_schema() -> dict[str, Any]:
 
 
 def names_of_host(host: str, more: Iterable[str] = ()) -> Callable[[str], bool]:
-    """Whether a Host header names this server: an IP address, localhost, the given name, or an allowed one.
+    """Whether a Host header is valid for this server: an IP address, localhost, the given name, or an allowed one.
 
     Against DNS rebinding: a site whose name is made to point here is refused, since it sends its own name.
     """

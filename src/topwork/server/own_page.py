@@ -1,4 +1,4 @@
-"""A page on this machine that only itself may write through: the base of ``topwork review`` and ``topwork app``.
+"""A local page that accepts changes only from itself: the base of ``topwork review`` and ``topwork app``.
 
 Requests under another host name are refused (DNS rebinding), every change has to come from the page's own origin and to
 carry the token that the page was given, other sites get no CORS headers, and nothing may frame it.

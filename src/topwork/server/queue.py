@@ -1,4 +1,4 @@
-"""One served model: images come in from many requests at once and are answered in batches.
+"""A served model: images from concurrent requests are predicted in batches.
 
 In: contents of image files. Out: predictions, those that ``Predictor`` gives for each image alone. Decoding runs on
 threads that all models share; the network has a thread of its own. While it works, what arrives piles up into the next

@@ -1,4 +1,4 @@
-"""The page of ``topwork review``: one doubtful label after the other, with its evidence, to keep, relabel or exclude.
+"""The page of ``topwork review``: shows likely label errors one by one, to keep, relabel or exclude.
 
 In: a :class:`~topwork.commands.review.Review`. Out: an application for ``serve.py``, on this machine only, that only the
 page itself can write through (``own_page.py``). Images are decoded and sent as JPEG, by their number in the run, so nothing
@@ -37,7 +37,7 @@ _STATIC = {"review.js": "text/javascript", "review.css": "text/css", "app.css": 
 
 
 class Desk(OwnPage):
-    """What the application holds: the review, and a fit that may be going on."""
+    """The state of the application: the review, and a fit that may be running."""
 
     def __init__(self, review: Review, port: int) -> None:
         super().__init__(port)
@@ -89,12 +89,12 @@ class _Telling(Reporter):
         self._tell, self._step = tell, ""
 
     def step(self, name: str) -> None:
-        """A step begins."""
+        """Starts a step."""
         self._step = name
         self._tell(name)
 
     def progress(self, n_done: int, n_all: int) -> None:
-        """Part of it is done."""
+        """Reports progress within the step."""
         self._tell(f"{self._step}: {n_done:,} of {n_all:,}")
 
 
@@ -104,7 +104,7 @@ def create_review(desk: Desk) -> ASGIApp:
 
 
 def _shown(desk: Desk) -> list[Route]:
-    """What is only looked at."""
+    """The read-only routes."""
 
     async def page(_request: Request) -> Response:
         return desk.page("review.html")

@@ -1,4 +1,4 @@
-"""The server process: its socket, its limits, and how it ends.
+"""The server process: its socket, limits and shutdown.
 
 In: models, settings, a listening socket. uvicorn runs the application of ``app.py``: on SIGINT or SIGTERM it stops
 listening, answers what is in progress, and ends. Slow headers and a request that arrives in the last moments of a shutdown
@@ -142,7 +142,7 @@ def run_app(app: ASGIApp, service: Closing, listener: socket.socket, idle_second
 
 
 def _allow_many_connections() -> None:
-    """A thousand clients need more files than many systems allow a process to begin with."""
+    """Raises the limit of open files: a thousand clients need more than many systems allow by default."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

@@ -1,4 +1,4 @@
-"""``topwork app``: a start in the browser, from a folder of images to a model that answers.
+"""``topwork app``: topwork in the browser, from a folder of images to a trained model.
 
 In: a folder on this machine. Out: an application for ``serve.py`` that only its own page can write through
 (``own_page.py``). It calls the functions of the commands (scan, fit, predict, export; review runs as the command) and
@@ -54,7 +54,7 @@ _NAME = re.compile(r"[^\0/\\]{1,200}")
 
 
 class Start(OwnPage):
-    """What the application holds: the folder it works in, one job at a time, models that were opened.
+    """The state of the application: its folder, the running job, and open models.
 
     Args:
         folder: holds ``images/`` and ``runs/``.
@@ -215,7 +215,7 @@ def create_start(start: Start) -> ASGIApp:
 
 
 def _shown(start: Start) -> list[Route]:
-    """What is only looked at."""
+    """The read-only routes."""
 
     async def page(_request: Request) -> Response:
         return start.page("start.html")
@@ -350,11 +350,11 @@ class _Telling(Reporter):
         self._job = job
 
     def step(self, name: str) -> None:
-        """A step begins."""
+        """Starts a step."""
         self._job |= {"step": name, "n_done": 0, "n_all": 0}
 
     def progress(self, n_done: int, n_all: int) -> None:
-        """Part of it is done."""
+        """Reports progress within the step."""
         self._job |= {"n_done": n_done, "n_all": n_all}
 
     def note(self, text: str) -> None:

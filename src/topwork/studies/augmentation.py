@@ -23,7 +23,7 @@ QUICK_KINDS = ("flip", "random-resized-crop", "color-jitter")
 
 
 def run(bench: Bench) -> Findings:
-    """The study."""
+    """Runs the study."""
     backbone, kinds = bench.scaled(160, 48), bench.pick(KINDS, QUICK_KINDS)
     features, train = bench.features(backbone), bench.train[: bench.pick(320, 40)]
     answers: dict[str, dict[str, Bools]] = {}

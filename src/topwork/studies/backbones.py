@@ -1,4 +1,4 @@
-"""The tutorials' backbones and some others: parameters, multiply-adds, images per second here, and accuracy.
+"""Backbones of the tutorials and others: parameters, multiply-adds, speed and accuracy.
 
 Sizes are counted without weights. Speed is that of plain PyTorch in float32 on this machine, eight images at a time. Accuracy is
 that of a fitted head on frozen features; it needs pretrained weights, which come with the package for the Lite networks and
@@ -49,7 +49,7 @@ class Size(NamedTuple):
 
 
 def run(bench: Bench) -> Findings:
-    """The study."""
+    """Runs the study."""
     own = bench.backbone.name
     chosen = {name: row for name, row in NETWORKS.items() if not bench.settings.quick or name in QUICK}
     if bench.settings.backbone != "auto":

@@ -1,4 +1,4 @@
-"""What a study works with: a bounded, balanced choice of the user's images, divided, and a pretrained backbone.
+"""The inputs of a study: a balanced, split sample of the images, and a pretrained backbone.
 
 In: a path, or nothing (then shapes are drawn). Out: :class:`Bench`. Methods are compared on the held-out images, and nothing is
 chosen on them; a study trains on ``train`` alone.
@@ -113,7 +113,7 @@ class Bench:
         return decode_all(self.manifest.read, rows, backbone.spec, name=name, n_threads=self.settings.workers)
 
     def facts(self, **more: object) -> dict[str, object]:
-        """What was measured on what, for the record."""
+        """The conditions of the study, for its record."""
         return {
             "backbone": self.backbone.name, "n_classes": len(self.classes), "n_train": len(self.train),
             "n_held_out": len(self.held_out), "data_digest": self.manifest.digest, "seed": self.seed,

@@ -20,7 +20,7 @@ STEPS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def run(bench: Bench) -> Findings:
-    """The study."""
+    """Runs the study."""
     backbone = bench.scaled(224, 96)
     features, n_classes, n_all = bench.features(backbone), len(bench.classes), len(bench.train)
     half = max(1, n_all // (2 * n_classes))  # images per class

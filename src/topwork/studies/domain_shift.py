@@ -53,7 +53,7 @@ class Shift:
 
 
 def run(bench: Bench) -> Findings:
-    """The study."""
+    """Runs the study."""
     backbone = bench.scaled(224, 96)
     domains = sorted({sample.domain for sample in bench.manifest.samples if sample.domain})
     shifts, grids = _between(bench, backbone, domains) if len(domains) > 1 else _changed(bench, backbone)

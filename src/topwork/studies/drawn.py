@@ -1,4 +1,4 @@
-"""Drawn shapes as class folders: something to study where no images are at hand.
+"""Drawn shapes as class folders, for studies without images.
 
 Colored shapes on noisy ground, of four classes. A pretrained backbone tells them apart easily and a small network can
 learn them; they say nothing about photographs.

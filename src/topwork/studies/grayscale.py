@@ -23,7 +23,7 @@ FROM_COPY, FROM_RANDOM = "learned colors, initialized to repeat", "learned color
 
 
 def run(bench: Bench) -> Findings:
-    """The study."""
+    """Runs the study."""
     backbone, epochs = bench.scaled(96, 32), bench.pick(4, 1)
     color, task = task_of(bench, backbone), task_of(bench, backbone, gray)
     color_head, in_color = fitted(bench, color, "color", backbone, COLOR)

@@ -47,7 +47,7 @@ class Head(nn.Module):
 
 
 def run(bench: Bench) -> Findings:
-    """The study."""
+    """Runs the study."""
     backbone, epochs = bench.scaled(224, 64), bench.pick(40, 5)
     features = bench.features(backbone)
     task = _task(bench, features, bench.train, bench.held_out, len(bench.classes))

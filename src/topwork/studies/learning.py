@@ -66,7 +66,7 @@ class Task:
         return replace(self, train=self.train[:n_train], train_labels=self.train_labels[:n_train])
 
     def facts(self, bench: Bench, epochs: int) -> dict[str, object]:
-        """What was measured on what, for the record."""
+        """The conditions of the study, for its record."""
         side = {} if self.spec is None else {"side": self.spec.height}
         return bench.facts(n_train=len(self.train), n_held_out=len(self.held_out), epochs=epochs, **side)
 

@@ -30,7 +30,7 @@ FORGOTTEN = {"pixels 0 to 1": UNIT, "pixels 0 to 255": BYTES}
 
 
 def run(bench: Bench) -> Findings:
-    """The study."""
+    """Runs the study."""
     backbone = bench.scaled(160, 96)
     images = bench.pixels(bench.train[:64], backbone)
     own, fits = declared(backbone.spec), statistics_fit(backbone, images)

@@ -26,7 +26,7 @@ SCHEDULES: tuple[ScheduleName, ...] = ("one-cycle", "flat", "cosine", "step")
 
 
 def run(bench: Bench) -> Findings:
-    """The study."""
+    """Runs the study."""
     backbone, epochs = bench.scaled(96, 32), bench.pick(3, 1)
     task = task_of(bench, backbone)
     base = TuneSettings(strategy="all", epochs=epochs, augment="none", ema=None, batch_size=16, schedule="one-cycle")

@@ -49,7 +49,7 @@ class Measurement:
 
 
 def run(bench: Bench) -> Findings:
-    """The study."""
+    """Runs the study."""
     epochs, depths = bench.pick(6, 1), bench.pick((4, 8, 16, 32), (4, 12))
     task = task_of(bench, bench.scaled(32))
     found = []

@@ -28,7 +28,7 @@ Runs = dict[str, Learned]
 
 
 def run(bench: Bench) -> Findings:
-    """The study."""
+    """Runs the study."""
     backbone, epochs = bench.scaled(96, 64), bench.pick(4, 3)
     task = task_of(bench, backbone)
     settings = TuneSettings(epochs=epochs, augment="flip", batch_size=16)

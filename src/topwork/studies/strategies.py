@@ -24,7 +24,7 @@ TUNED = {"last stages": replace(_BASE, strategy="last", last_stages=2), ALL: _BA
 
 
 def run(bench: Bench) -> Findings:
-    """The study."""
+    """Runs the study."""
     backbone, epochs, few = bench.scaled(96, 48), bench.pick(3, 1), FEW * len(bench.classes)
     tasks = {"photographs": task_of(bench, backbone), "outlines": task_of(bench, backbone, edges)}
     runs: dict[str, list[Learned]] = {}

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, checked before use, and free of code.
+"""Atomic checkpoints, verified before use, without executable code.
 
 In: named tensors and a JSON value. Out: the same again, bit for bit. Tensors go to one safetensors file; a small JSON
 file next to it names that file with its digest and holds everything else. The JSON is replaced last and atomically, so

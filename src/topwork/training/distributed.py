@@ -1,4 +1,4 @@
-"""Several processes that train as one. Only this file knows about ranks.
+"""Training with several processes. Only this file knows about ranks.
 
 In: the environment that ``torchrun`` (or ``accelerate launch``) sets. Out: :class:`Processes`, with which the loop shares a
 batch, adds gradients and agrees on when to stop. Each process takes every n-th row of the same global batch, and gradients
@@ -30,7 +30,7 @@ PATIENCE = timedelta(days=7)
 
 
 class Processes:
-    """One process alone; :class:`Group` overrides what several have to do."""
+    """A single process; :class:`Group` overrides what is different for several."""
 
     rank = 0
     n = 1

@@ -1,4 +1,4 @@
-"""Fine-tuning from end to end: backbone, images and settings in, a tuned network and head out.
+"""Fine-tuning end to end: from a backbone, images and settings to a fine-tuned network and head.
 
 :func:`tune_classifier` is what ``topwork fit`` calls: from manifest, split and probe to a :class:`TunedClassifier`, a backbone
 with the tuned weights, prepared like any other, so that engine, store, model folder and exports need to know nothing of
@@ -73,7 +73,7 @@ class TunedClassifier:
 
 @dataclass(frozen=True)
 class TuningInputs:
-    """What tuning needs from the run so far."""
+    """Inputs of fine-tuning."""
 
     backbone: Backbone
     manifest: Manifest
@@ -134,7 +134,7 @@ def tune_classifier(
     say: Callable[[str], None],
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> TunedClassifier | None:
-    """Tunes the network, or returns None if auto mode finds that it would not pay; ``say`` hears what was decided.
+    """Fine-tunes the network, or returns None if auto mode decides against it; ``say`` receives the decision.
 
     Raises:
         UsageError: settings that contradict each other or the data.
@@ -200,7 +200,7 @@ def _starting_head(inputs: TuningInputs) -> tuple[LinearHead, HeadSpec]:
 
 
 def _within_time(inputs: TuningInputs, planned: TuningPlan) -> tuple[Recipe | None, tuple[str, ...]]:
-    """Fits the plan into the time there is; in auto mode, decides whether it pays at all."""
+    """Fits the plan into the time budget; in auto mode, decides whether to fine-tune."""
     settings, facts = inputs.settings, planned.facts
     budget = settings.time_budget_seconds
     if settings.mode != "auto" and budget is None:
@@ -280,7 +280,7 @@ def fine_tune(
     seed: int = 0,
     n_threads: int | None = None,
 ) -> FineTuned:
-    """Trains a pretrained network on the train part of a manifest; the valid part chooses epoch and mixture of weights.
+    """Trains a pretrained network on the train part of a manifest; epoch and weights are selected on valid.
 
     Args:
         head: as ``linear``, ``cosine``, ``256:0.4,128:0.2``; or a module of your own, from (B, D) features to logits.
@@ -441,7 +441,7 @@ def data_facts(
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the processor multiplies in bf16; if it only emulates it, training would be slower."""
+    """Whether the processor supports bf16 natively; emulation would be slower."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""The training loop: one, plain, for every recipe.
+"""The training loop, for all recipes.
 
 In: a network, a :class:`Recipe`, datasets for training and validation. Out: :class:`TrainingResult`: best, last and starting
 weights under the network's own names, and the history as plain records. Where pixels come from is in ``batches.py``, what
@@ -60,7 +60,7 @@ EVALUATION_BATCH = 64
 
 @dataclass(frozen=True)
 class TrainerContext:
-    """What a run needs beside recipe and data.
+    """What training needs in addition to recipe and data.
 
     Attributes:
         folder: where checkpoints go; None keeps nothing on disk.
@@ -222,7 +222,7 @@ class TrainableNetwork:
 
 
 class _Run:
-    """What changes while a run goes on. Everything in it but the network's shape is in the checkpoint."""
+    """The state of training. All of it except the shape of the network is in the checkpoint."""
 
     optimizer: torch.optim.Optimizer
 
@@ -386,7 +386,7 @@ class _Run:
     # ---- one step
 
     def step(self, rows: NDArray[np.int64], loaded: Any) -> float:
-        """Trains on one batch, in smaller parts if memory runs out; returns its loss."""
+        """Trains on one batch, with gradient accumulation if memory runs out; returns its loss."""
         while True:
             try:
                 self.optimizer.zero_grad()

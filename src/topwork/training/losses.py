@@ -1,4 +1,4 @@
-"""What is minimized: the loss of a recipe, mixup and cutmix, and terms on the images of another domain.
+"""Losses: the loss of a recipe, mixup and cutmix, and terms on images of a target domain.
 
 In: logits and targets as tensors. Out: one loss per sample, or a weighted sum of terms. Which rows of a target domain a
 step sees follows from (seed, epoch, step), so a resumed run sees the same.
@@ -61,7 +61,7 @@ class Loss:
         return self(logits, targets).sum() / self.weights(targets).sum()
 
     def correct(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(B,) 1 for a correct answer, else 0; with several labels the share of them that is correct."""
+        """(B,) 1 for a correct prediction, else 0; with several labels, the fraction of correct ones."""
         if self.outputs == "softmax":
             return (logits.argmax(1) == targets.argmax(1)).float()
         return ((logits > 0) == (targets > 0.5)).float().mean(1)

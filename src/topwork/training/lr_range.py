@@ -1,4 +1,4 @@
-"""The learning-rate range test: how the loss answers to ever higher rates, and which rate that suggests.
+"""The learning-rate range test, and the rate it suggests.
 
 In: a network, a recipe (its stages keep their relative rates), training samples. Out: :class:`RangeTest`: the curve,
 what three rules read from it, and one suggestion with its reason. It works on a copy, so weights are left as they were.
@@ -147,7 +147,7 @@ def smooth(losses: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def suggest(rates: NDArray[np.float64], losses: NDArray[np.float64]) -> RangeTest:
-    """Reads a curve by three rules and suggests the middle one: any single rule is sometimes far off.
+    """Applies three rules to a curve and suggests their median, because any single rule can be far off.
 
     Where the loss hardly falls, as with a head that is fitted already, those rules read noise. What the curve still
     shows is where training breaks; a tenth of that rate is suggested.

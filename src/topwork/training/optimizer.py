@@ -78,7 +78,7 @@ def trained_names(network: nn.Module, phases: Iterable[Phase]) -> set[str]:
 
 
 def train_mode(network: nn.Module, phase: Phase) -> None:
-    """Training mode where something moves, eval mode elsewhere.
+    """Sets training mode for modules that are trained, eval mode elsewhere.
 
     A batch norm is in training mode only when its stage moves and the phase lets statistics move. Call after
     :func:`freeze`.
@@ -133,6 +133,6 @@ def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, phase: Phase, po
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) -> torch.Tensor:
-    """The length of the whole gradient, which is shortened to ``largest`` where it is longer."""
+    """Clips the gradient to the norm ``largest`` and returns its norm."""
     moving: Sequence[nn.Parameter] = [value for value in parameters if value.grad is not None]
     return nn.utils.clip_grad_norm_(moving, float("inf") if largest is None else largest)

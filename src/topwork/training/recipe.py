@@ -1,4 +1,4 @@
-"""What fine-tuning will do, decided once: asked for in :class:`TuneSettings`, written down as a :class:`Recipe`.
+"""The plan of fine-tuning: turns :class:`TuneSettings` into a :class:`Recipe` without "auto".
 
 In: settings (some "auto"), a few facts about the data, the names of the network's stages. Out: phases of one plain
 loop with a rate for every stage. Pure functions of small values; a recipe is plain JSON and is stored with the run.
@@ -69,7 +69,7 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with one set of rates and one run of the schedule.
+    """A phase of training with one set of learning rates and one run of the schedule.
 
     Attributes:
         rates: (stage, peak rate) in forward order; 0 freezes the stage, its batch-norm statistics included.
@@ -84,7 +84,7 @@ class Phase:
 
     @property
     def frozen(self) -> frozenset[str]:
-        """Names of the stages that do not move."""
+        """Names of the frozen stages."""
         return frozenset(stage for stage, rate in self.rates if rate == 0)
 
 
@@ -161,7 +161,7 @@ class Recipe:
 def plan(
     settings: TuneSettings, facts: DataFacts, stages: Sequence[str], seed: int = 0, *, head_is_fitted: bool = True
 ) -> Recipe:
-    """Turns what was asked into what is done.
+    """Turns settings into a recipe.
 
     Args:
         stages: the network's stages in forward order, ``classifier`` last.
@@ -281,7 +281,7 @@ def _last(stages: tuple[str, ...], n: int) -> tuple[str, ...]:
 
 
 def _n_epochs(settings: TuneSettings, facts: DataFacts, strategy: Strategy) -> tuple[int, tuple[str, ...]]:
-    """Enough steps for the weights to move, few enough for a lunch break: about 30,000 images, 4 to 20 epochs."""
+    """Enough steps for the weights to change, but not too many: about 30,000 images, 4 to 20 epochs."""
     usual = 30 if strategy == "scratch" else min(20, max(4, math.ceil(30_000 / facts.n_train)))
     n_epochs = settings.epochs or usual
     budget, rate = settings.time_budget_seconds, facts.images_per_second

@@ -1,4 +1,4 @@
-"""How a rate moves through a phase: pure functions of the position in [0, 1].
+"""Learning-rate schedules: pure functions of the position in [0, 1].
 
 In: a name and a position. Out: a factor in [0, 1] for every stage's rate, and the momentum. No state, so a resumed run
 needs to know nothing but where it was.

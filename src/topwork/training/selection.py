@@ -1,4 +1,4 @@
-"""Which weights, and which model, are kept: everything that is chosen by comparing results on validation images.
+"""Selection of weights and models by results on validation images.
 
 Three questions, in the order in which they come up. :func:`estimate`: is tuning worth its time here (auto mode)?
 :func:`select_weights`: the last epoch, another one, or a mixture? :func:`select_model`: the tuned network or the probe?
@@ -62,7 +62,7 @@ def estimate(
     images_per_second: float,
     budget_minutes: float | None,
 ) -> Estimate:
-    """Compares what tuning may add with its time.
+    """Compares the expected gain of fine-tuning with its time.
 
     The gain is not predicted from this dataset, because nothing cheap does that well; it is what tuning after a frozen
     network removed elsewhere, applied to the errors that are left.

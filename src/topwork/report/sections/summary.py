@@ -1,4 +1,4 @@
-"""Result: the figure that counts most, what it means in a few sentences, and what to do next.
+"""Result: the headline metric, what it means in a few sentences, and the next step.
 
 A class is called weak and a pair confused only if chance alone would hardly do it; otherwise the sentence says so.
 """
@@ -222,7 +222,7 @@ def _weakest_class(record: Record, part: str) -> str:
 
 
 def weakest_class(record: Record, part: str) -> tuple[str, int, int, float] | None:
-    """The class with the least likely number of right answers, if all classes were as good as the others together.
+    """The class whose number of correct predictions is least likely if all classes had the same accuracy.
 
     Returns:
         name, images right, images, and the chance that any of the classes comes out this low; None without a mistake.
@@ -292,7 +292,7 @@ def _used_for(record: Record) -> str:
 
 
 def next_step(record: Record) -> str:
-    """The best advice of the run, if it is worth its while; else what makes the numbers more reliable."""
+    """The best advice of the run, if its gain is worth the time; else what makes the results more reliable."""
     found = advice_of(record.insights)
     best = [item for item in found if item.gain and item.gain[0] >= WORTHWHILE] + [i for i in found if not i.gain]
     if not best:
