@@ -47,7 +47,13 @@ def test_every_layout_gives_the_same_data_set_and_the_same_split(layout, images,
 
 
 @pytest.mark.parametrize(
-    "names", [("train", "val", "test"), ("Training", "Validation", "TEST"), ("train", "dev", "testing")]
+    "names",
+    [
+        ("train", "val", "test"),
+        ("Training", "Validation", "TEST"),
+        ("train", "dev", "testing"),
+        ("1_train", "02-val", "3. Test"),
+    ],
 )
 def test_part_folders_of_any_usual_name_and_case(names, images, tmp_path) -> None:
     for name in names:

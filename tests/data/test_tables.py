@@ -212,11 +212,12 @@ def test_parquet_that_is_none(tmp_path) -> None:
         list_data(tmp_path / "x.parquet")
 
 
-def test_images_inside_parquet_without_bytes_are_named_and_no_path_is_followed(tmp_path) -> None:
+@pytest.mark.parametrize("column", ["image", "scan of the leaf"])
+def test_images_inside_parquet_without_bytes_are_named_and_no_path_is_followed(column, tmp_path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"secret")
     rows = [{"bytes": b"one", "path": "a.jpg"}, {"bytes": None, "path": str(secret)}, None]
-    pq.write_table(pa.table({"image": rows, "label": ["x", "y", "z"]}), tmp_path / "x.parquet")
+    pq.write_table(pa.table({column: rows, "label": ["x", "y", "z"]}), tmp_path / "x.parquet")
     listing = list_data(tmp_path / "x.parquet")
     assert [e.path for e in listing.entries] == ["0", "1", "2"]
     assert read_image(listing.root, listing.entries[0].path) == b"one"

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+_NAMES = ("image", "images", "img", "jpg", "jpeg", "png", "picture", "photo", "image_bytes", "bytes")
+
+
 def holds_images(path: Path) -> bool:
-    """Whether a Parquet file has a column ``image`` with the bytes of image files."""
+    """Whether a Parquet file has a column with the bytes of image files."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -37,14 +40,10 @@ def image_column(schema: pa.Schema) -> str | None:
     import pyarrow as pa
 
     for field in schema:
-        inner = (
-            field.type.field("bytes").type if pa.types.is_struct(field.type) and _has_bytes(field.type) else field.type
-        )
-        if (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)) and field.name.lower() in (
-            "image",
-            "img",
-            "jpg",
-        ):
+        is_struct = pa.types.is_struct(field.type) and _has_bytes(field.type)
+        inner = field.type.field("bytes").type if is_struct else field.type
+        is_bytes = pa.types.is_binary(inner) or pa.types.is_large_binary(inner)
+        if is_bytes and (is_struct or field.name.lower() in _NAMES):
             return str(field.name)
     return None
 

@@ -280,6 +280,7 @@ def parts_among(folders: Mapping[str, Folder]) -> dict[str, str]:
 def _split_name(name: str) -> tuple[str, str] | None:
     """(part, the rest of the name) of a folder name with exactly one word for a part in it."""
     name = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
+    name = re.sub(r"^\d+[_\-. ]+", "", name)  # 01_train, 02_test
     pieces = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^A-Za-z]+", name)
     words = [piece.lower() for piece in pieces]
     known = [n for n, word in enumerate(words) if word in PART_NAMES or word in _UNLABELED_NAMES]
