@@ -108,7 +108,7 @@ def test_classes_are_renamed_on_request(run, photos, tmp_path) -> None:
     assert evaluate(run.folder, tmp_path)["n"] == 30
     with pytest.raises(UsageError, match="--map green=blue: the data has no class green"):
         evaluate(run.folder, tmp_path, rename=["green=blue"])
-    with pytest.raises(UsageError, match="write OLD=NEW"):
+    with pytest.raises(UsageError, match="must be OLD=NEW"):
         evaluate(run.folder, tmp_path, rename=["bleu"])
 
 

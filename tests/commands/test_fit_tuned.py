@@ -106,4 +106,4 @@ def test_tuning_gets_what_is_left_of_the_time_budget_or_it_is_said():
     assert left("200s", total=30) == (200 - 30 - 30 - 10, [])
     seconds, said = left("40s", total=50)
     assert seconds == 1
-    assert "--time-budget 40s cannot be kept" in said[0]
+    assert "--time-budget 40s is too short" in said[0]

@@ -179,7 +179,7 @@ def test_the_verdict_counts_every_label() -> None:
 @pytest.mark.parametrize("options", [{"balance": "weights"}, {"target_precision": 0.9}])
 def test_settings_for_one_label_are_refused_by_name(options, data, tmp_path) -> None:
     option = next(iter(options)).replace("_", "-")
-    with pytest.raises(UsageError, match=f"--{option} .*not with --multi-label"):
+    with pytest.raises(UsageError, match=f"--{option} .*cannot be combined with --multi-label"):
         fit(data / "joined.csv", tmp_path / "run", replace(SETTINGS, **options))
     assert not (tmp_path / "run").exists()
 

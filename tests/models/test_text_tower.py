@@ -141,7 +141,7 @@ def test_a_network_without_a_text_tower_is_refused_before_the_images_are_read(na
     ("options", "message"),
     [
         ({"zero_shot": "a photo"}, "needs {} for the class name"),
-        ({"zero_shot": PROMPT, "multi_label": True}, "not with --multi-label"),
+        ({"zero_shot": PROMPT, "multi_label": True}, "cannot be combined with --multi-label"),
     ],
 )
 def test_prompts_that_cannot_be(options, message, tmp_path):

@@ -169,7 +169,7 @@ def test_wrong_sizes_and_places_are_refused_before_any_work(images, tmp_path):
     with pytest.raises(UsageError, match="--n-images 3"):
         prepare(images, StudySettings(n_images=3))
     (tmp_path / "file").write_text("")
-    with pytest.raises(TopworkError, match="cannot be made"):
+    with pytest.raises(TopworkError, match="cannot be created"):
         app(["study", "residual", str(images), "--out", str(tmp_path / "file" / "below")])
 
 

@@ -86,5 +86,5 @@ def test_several_processes_are_refused_by_name():
         n = 2
 
     recipe = recipe_for(epochs=1)
-    with pytest.raises(UsageError, match="one process"):
+    with pytest.raises(UsageError, match="single process"):
         fit(TinyNetwork(), recipe, *streams(recipe=recipe), TrainerContext(processes=Two()), terms())
