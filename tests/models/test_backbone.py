@@ -127,10 +127,13 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         load_backbone(f"test_resnet={tmp_path / 'own.safetensors'}", cache=tmp_path)
 
 
-def test_a_pickle_is_never_opened(tmp_path):
+def test_bytes_that_are_no_weights_are_refused(tmp_path):
     (tmp_path / "own.pth").write_bytes(b"anything")
-    with pytest.raises(UsageError, match=r"only \.safetensors"):
+    with pytest.raises(ModelError, match=r"not a complete torch\.save file"):
         load_backbone(f"test_resnet={tmp_path / 'own.pth'}", cache=tmp_path)
+    (tmp_path / "own.pkl").write_bytes(b"anything")
+    with pytest.raises(UsageError, match=r"supported: \.safetensors"):
+        load_backbone(f"test_resnet={tmp_path / 'own.pkl'}", cache=tmp_path)
 
 
 def test_an_unknown_name_suggests_near_ones():

@@ -352,7 +352,7 @@ def _unpickled(path: Path) -> dict[str, Any]:
             f"{path}: contains more than tensors, and such files can execute code when loaded. If you trust it, save only its "
             "state dict: torch.save(model.state_dict(), FILE)."
         ) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # noqa: BLE001 - damaged bytes make torch's unpickler raise anything, such as IndexError
         raise ModelError(f"{path}: not a complete torch.save file: {_first_line(error)}") from None
     while isinstance(found, dict) and (
         inner := next((key for key in _INSIDE if isinstance(found.get(key), dict)), None)
