@@ -1,0 +1,318 @@
+"""What labels the images of a folder or an archive: its class folders, a table, or both.
+
+In: the names that it holds and the user's :class:`Rules`. Out: a :class:`Listing`. Folders are read in ``layouts.py`` and tables in
+``tables.py`` and ``columns.py``; here it is decided which of them count.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from topwork.data import layouts
+from topwork.data.columns import Row, listing_of, meaning_of, named_labels, rows_of
+from topwork.data.layouts import CONTAINER_NAMES, Found, arrange, look_through, looks_like_image, tree_of
+from topwork.data.named_files import Files
+from topwork.data.patterns import regex_for_names
+from topwork.data.samples import Listing, Reject, Rules
+from topwork.data.tables import ENDINGS, LIST_ENDINGS, read_table
+from topwork.errors import ImageError, UsageError
+from topwork.text import count, escape, first_names, natural_key
+
+_ANNOTATIONS = {"annotations", "annotation", "masks", "mask", "labels", "trimaps", "segmentations", "xmls", "bboxes"}
+_PIECES = {"part", "batch", "chunk", "folder", "shard", "volume", "vol"}
+NOT_OPENED = {
+    **dict.fromkeys((".zip", ".tar", ".gz"), "an archive inside; unpack it first"),
+    **dict.fromkeys((".rar", ".7z"), "an archive of a kind that is not read; unpack it first"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet; save it as CSV"),
+}
+
+
+def nothing_there(source: Path, listing: Listing, there: str = "") -> str:
+    """Why no image has a label there, and what to try."""
+    n_aside, is_table = len(listing.rejects), listing.layout == "table"
+    noun = ("row" if is_table else "file") + (" is" if n_aside == 1 else "s are")
+    first = f"; {escape(listing.rejects[0].path)}: {listing.rejects[0].reason}" if n_aside else ""
+    looked = f" ({n_aside} {noun} not used{first})" if n_aside else ""
+    if is_table:
+        return f"{escape(str(source))}: no row has an image and its label{looked}."
+    closed = next((reject for reject in listing.rejects if Path(reject.path).suffix.lower() in NOT_OPENED), None)
+    if closed is not None and not there:
+        reason = NOT_OPENED[Path(closed.path).suffix.lower()]
+        return f"{escape(str(source))}: no images in class folders here; {escape(closed.path)}: {reason}."
+    there = there or f"no images in class folders here{looked}. "
+    return (
+        f"{escape(str(source))}: {there}Expected one folder per class with the images in it, train/ and valid/ folders of those, or a table that "
+        "names the images; if the labels are in the file names, add --label-regex."
+    )
+
+
+def list_names(root: Path, found: Found, rules: Rules) -> Listing:
+    """The images by class folders or by a table, with the parts of both and of lists beside them.
+
+    Raises:
+        UsageError: neither labels them, or they can be read in two ways.
+    """
+    listing = _read_names(root, found, rules)
+    if listing.layout != "table":
+        listing = _with_class_names(listing, found, rules)
+    return listing if any(entry.part for entry in listing.entries) else _with_lists_of_parts(listing, found)
+
+
+def _with_class_names(listing: Listing, found: Found, rules: Rules) -> Listing:
+    """Class folders that are called by numbers get the names in a file beside them, as Udacity's flowers, or in ``--class-names``."""
+    numbers: list[tuple[str, ...]] = [(str(int(name)) if name.isdecimal() else name,) for name in listing.class_names]
+    named, said = named_labels(numbers, rules, files_of(found, f"{look_through(tree_of(found)).name}x"))
+    if not said:
+        return listing
+    names = {folder: name for folder, (name,) in zip(listing.class_names, named, strict=True)}
+    entries = tuple(replace(entry, label=names[entry.label]) for entry in listing.entries)
+    class_names = tuple(sorted(names.values(), key=natural_key))
+    return replace(listing, entries=entries, class_names=class_names, notes=(*listing.notes, f"Class folders{said}."))
+
+
+def _with_lists_of_parts(listing: Listing, found: Found) -> Listing:
+    """Gives images the parts of lists that name them without labels, as Food-101's ``train.txt`` and ``test.txt``.
+
+    Lists that contradict each other or leave out more than a tenth of the images say nothing.
+    """
+    lists = {name: part for name in found.files if (part := _part_of_list(name)) is not None}
+    if len(set(lists.values())) < 2:
+        return listing
+    files = files_of(found, "")
+    part_of: dict[str, str] = {}
+    for name, part in lists.items():
+        try:
+            columns = read_table(name, bytes_of(found, name)).columns
+        except UsageError:
+            return listing
+        for path in columns["path"] if set(columns) == {"path"} else ():
+            named = files.named(str(path))
+            if len(named) == 1 and part_of.setdefault(named[0], part) != part:
+                return listing
+    n_named = sum(entry.path in part_of for entry in listing.entries)
+    if len(set(part_of.values())) < 2 or 10 * n_named < 9 * len(listing.entries):
+        return listing
+    entries = tuple(replace(entry, part=part_of.get(entry.path)) for entry in listing.entries)
+    note = f"Train, valid and test parts from {first_names(sorted(lists), 3)}."
+    return replace(listing, entries=entries, notes=(*listing.notes, note))
+
+
+def _part_of_list(name: str) -> str | None:
+    """The part that a text list is called after: ``train_val_list.txt`` is for training."""
+    own = posixpath.basename(name).lower()
+    if not own.endswith(LIST_ENDINGS) or _is_class_file(name):
+        return None
+    found = {layouts.PART_NAMES[word] for word in re.findall("[a-z]+", own) if word in layouts.PART_NAMES}
+    return "train" if found == {"train", "valid"} else found.pop() if len(found) == 1 else None
+
+
+def _read_names(root: Path, found: Found, rules: Rules) -> Listing:
+    if rules.label_regex is not None:
+        return arrange(root, found, rules)
+    by_table, failures = _table_among(root, found, rules)
+    failure = next((error for error in failures if "several" in str(error)), None)
+    try:
+        by_folder = arrange(root, found, rules)
+    except UsageError:
+        if by_table is None or not by_table.covers_most:
+            raise
+        return by_table.listing
+    are_parts = layouts.are_parts(by_folder.class_names) or _are_annotated(by_folder.class_names)
+    has_classes = bool(by_folder.entries) and not are_parts and not _are_containers(by_folder.class_names)
+    if failure is not None and by_table is None and not has_classes:
+        raise failure
+    if (not by_folder.entries or are_parts) and by_table is None:
+        option = next((error for error in failures if str(error).startswith("--")), None)
+        if option is not None:
+            raise option
+        unused = f" Tables here: {failures[0]}" if failures else ""
+        raise UsageError(_no_classes(root, found, by_folder) + unused)
+    if by_table is None or (by_folder.entries and not are_parts and not by_table.covers_most):
+        return by_folder
+    if not has_classes:
+        return by_table.listing
+    if _agree(by_folder, by_table.listing):
+        has_more = {entry.part for entry in by_table.listing.entries} > {entry.part for entry in by_folder.entries}
+        return by_table.listing if has_more else by_folder
+    path = str(root)
+    raise UsageError(
+        f"{escape(path)}: has two sets of labels that disagree; choose one:\n"
+        f"- The labels of the table: topwork fit {shlex.quote(str(root / by_table.name))}\n"
+        f"- The class folders {first_names(by_folder.class_names, 4)}: topwork fit {shlex.quote(path)} "
+        "--label-regex '([^/]+)/[^/]+$'"
+    )
+
+
+def _no_classes(root: Path, found: Found, listing: Listing) -> str:
+    pattern = regex_for_names([name for name in found.files if looks_like_image(name)])
+    if pattern is None:
+        folders = first_names(listing.class_names, 4)
+        there = f"the folders {folders} hold images but no class folders. " if listing.entries else ""
+        return nothing_there(root, listing, there)
+    return (
+        f"{escape(str(root))}: no class folders and no table of labels here. If the labels are in the file names: "
+        f"topwork fit {shlex.quote(str(root))} --label-regex '{pattern}'"
+    )
+
+
+@dataclass(frozen=True)
+class _ByTable:
+    """What the tables in a folder say. ``covers_most``: they name most of the images."""
+
+    name: str
+    listing: Listing
+    covers_most: bool
+
+
+def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | None, list[UsageError]]:
+    """The table of a folder that labels its images, or the tables of its parts; else why those that are there do not.
+
+    Raises:
+        UsageError: several tables could be meant, or columns were named that none has.
+    """
+    names = [name for name in _names_of_tables(found) if "submission" not in name.lower()]
+    asked = any(value is not None for value in (rules.path_column, rules.label_column))
+    usable: list[tuple[str, list[Row], list[str]]] = []
+    failed: list[UsageError] = []
+    for name in names:
+        try:
+            files = files_of(found, name)
+            table = read_table(name, bytes_of(found, name), rules.encoding)
+            rows, notes = rows_of(table, meaning_of(table, files, rules), files, rules)
+        except UsageError as error:
+            failed.append(error)
+            continue
+        known = set(files.names)
+        n_there = sum(row.path in known for row in rows)
+        if 2 * n_there >= len(rows) > 0 and any(row.labels for row in rows):
+            usable.append((name, rows, notes))
+        elif not name.lower().endswith(LIST_ENDINGS):
+            lacks = f"{n_there:,} of the {count(len(rows), 'file')} that it names are here"
+            failed.append(UsageError(f"{escape(name)}: {lacks if 2 * n_there < len(rows) else 'it labels no image'}."))
+    if not usable:
+        if failed and asked:
+            raise failed[0]
+        return None, [error for error in failed if not str(error).split(":")[0].lower().endswith(LIST_ENDINGS)]
+    if len(usable) > 1:
+        usable = _parts_of_tables(root, usable)
+    rows = [row for _, own, _ in usable for row in own]
+    notes = [note for _, _, own in usable for note in own]
+    listing = listing_of(root, "table", _with_parts_of_folders(found, rows), rules, notes)
+    images = set(files_of(found, "").names)
+    listed = {entry.path for entry in listing.entries}
+    aside = [Reject(name, reason, expected=True) for name, reason in _not_listed(images, listed)]
+    listing = replace(listing, rejects=(*listing.rejects, *found.rejects, *aside))
+    return _ByTable(usable[0][0], listing, 10 * len(listed & images) >= 8 * len(images)), []
+
+
+def _names_of_tables(found: Found) -> list[str]:
+    """Files with the ending of a table next to the folders of images or in the folders of the parts."""
+    names = [name for name in found.files if name.lower().endswith(ENDINGS) and not _is_class_file(name)]
+    if not names:
+        return []
+    top = look_through(tree_of(found))
+    parts = [folder.name for folder in top.full.values() if folder.n_direct]
+    folders = {
+        "",
+        top.name,
+        *parts,
+        *(f"{folder}/" for folder in found.folders if posixpath.dirname(folder) in ("", top.name.rstrip("/"))),
+    }
+    return [name for name in names if f"{posixpath.dirname(name)}/".lstrip("/") in folders]
+
+
+def _is_class_file(name: str) -> bool:
+    own = posixpath.basename(name).lower()
+    return own.endswith(LIST_ENDINGS) and any(
+        word in own for word in ("class", "readme", "license", "licence", "names")
+    )
+
+
+def _parts_of_tables(
+    root: Path, usable: list[tuple[str, list[Row], list[str]]]
+) -> list[tuple[str, list[Row], list[str]]]:
+    """Tables that stand for train, valid and test by their own names or by their folders; else the one with most rows."""
+    parts = {name: part for name, _, _ in usable if (part := layouts.part_of_name(name)) is not None}
+    n_rows = {name: len(rows) for name, rows, _ in usable}
+    largest = max((n for name, n in n_rows.items() if name not in parts), default=0)
+    if len(set(parts.values())) > 1 and sum(n_rows[name] for name in parts) >= largest:
+        return [
+            (name, [replace(row, part=row.part or parts[name]) for row in rows], notes)
+            for name, rows, notes in usable
+            if name in parts
+        ]
+    sizes = sorted((len({row.path for row in rows}) for _, rows, _ in usable), reverse=True)
+    if sizes[0] < 1.5 * sizes[1]:
+        lines = [f"- topwork fit {shlex.quote(str(root / name))}" for name, _, _ in usable]
+        raise UsageError(f"{escape(str(root))}: several tables have labels; choose one:\n" + "\n".join(lines))
+    return [max(usable, key=lambda item: len({row.path for row in item[1]}))]
+
+
+def _with_parts_of_folders(found: Found, rows: list[Row]) -> list[Row]:
+    """Rows without a part get that of the folder of their image, if the images lie in several parts."""
+    if any(row.part for row in rows):
+        return rows
+    top = look_through(tree_of(found))
+    parts = {top.full[name].name: part for name, part in layouts.parts_among(top.full).items() if part != "unlabeled"}
+    of_row = [next((part for folder, part in parts.items() if row.path.startswith(folder)), None) for row in rows]
+    if len({part for part, row in zip(of_row, rows, strict=True) if part and row.labels}) < 2:
+        return rows
+    return [replace(row, part=part) for row, part in zip(rows, of_row, strict=True)]
+
+
+def _not_listed(images: set[str], listed: set[str]) -> list[tuple[str, str]]:
+    """Images that no row names, by folder."""
+    counts: dict[str, int] = {}
+    for name in sorted(images - listed):
+        folder = f"{posixpath.dirname(name)}/".lstrip("/") or "./"
+        counts[folder] = counts.get(folder, 0) + 1
+    return [(folder, f"{n:,} images that the table does not name") for folder, n in counts.items()]
+
+
+def _agree(by_folder: Listing, by_table: Listing) -> bool:
+    """Whether each folder has one label in the table and each label one folder."""
+    label_of = {entry.path: entry.label for entry in by_table.entries}
+    pairs = {(entry.label, label_of[entry.path]) for entry in by_folder.entries if entry.path in label_of}
+    return len({folder for folder, _ in pairs}) == len(pairs) == len({label for _, label in pairs})
+
+
+def _are_annotated(names: Sequence[str]) -> bool:
+    """Whether folders hold images on one side and masks or other annotations of them on the other, as Oxford's pets."""
+    found = {name.lower() for name in names}
+    return bool(found & CONTAINER_NAMES) and bool(found & _ANNOTATIONS) and found <= CONTAINER_NAMES | _ANNOTATIONS
+
+
+def _are_containers(names: Sequence[str]) -> bool:
+    """Whether folder names only number what they hold: images_part_1 and images_part_2, or 0 and 1, but not n01440764."""
+    stems = {name.strip("0123456789").rstrip("_- .").lower() for name in names}
+    words = {word for stem in stems for word in re.findall("[a-z]+", stem)}
+    return stems <= CONTAINER_NAMES or stems == {""} or (len(stems) == 1 and bool(words & (CONTAINER_NAMES | _PIECES)))
+
+
+def files_of(found: Found, table: str) -> Files:
+    """The files that a table of this name may name; all of them for ""."""
+    folder = posixpath.dirname(table)
+    names = set(found.files)
+    beside = [name for name in found.files if posixpath.dirname(name) == folder]
+    return Files(
+        exists=names.__contains__,
+        list_all=lambda: found.files,
+        read=lambda name: bytes_of(found, name),
+        table=table,
+        folder=f"{folder}/" if folder else "",
+        beside=beside,
+    )
+
+
+def bytes_of(found: Found, name: str) -> bytes:
+    """The bytes of a file among them; raises UsageError."""
+    assert found.read is not None
+    try:
+        return found.read(name)
+    except ImageError as error:
+        raise UsageError(f"{escape(name)}: cannot be read: {error}.") from None
