@@ -5,6 +5,9 @@ The quick ones run always, the others with ``-m slow``: the smallest variant of 
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
@@ -161,3 +164,9 @@ def test_a_size_that_a_network_does_not_take_is_named(name, side):
     backbone = load_backbone(f"random:{name}")
     with pytest.raises(UsageError, match=f"--size {side}"):
         backbone.with_spec(height=side, width=side).module()
+
+
+def test_the_page_of_families_names_all_of_them():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "families.md").read_text(encoding="utf-8")
+    tested = {name.partition("@")[0] for name in (*QUICK, *SLOW)}
+    assert set(re.findall(r"random:([a-z0-9_]+)", page)) == {name for name in tested if not name.startswith("test_")}
