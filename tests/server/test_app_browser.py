@@ -154,7 +154,7 @@ def test_an_image_can_be_dropped_anywhere_and_a_link_is_not_opened(open_page: An
     page.wait_for_selector("#answer:not([hidden])")
     assert page.locator("#name").inner_text() == "a.jpg"
     page.evaluate(DROP, ["", []])
-    assert "not opened" in page.locator("#error").inner_text()
+    assert "not supported" in page.locator("#error").inner_text()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (390, "dark"), (768, "light"), (1400, "dark")])
@@ -193,7 +193,7 @@ def test_several_images_at_once_and_examples_and_other_models(browser: Any, plac
         page.goto(f"http://127.0.0.1:{served.port}/")
         page.fill("#token", "wrong-token-wrong")
         page.click("#token-form button")
-        page.wait_for_selector("#error:has-text('not right')")
+        page.wait_for_selector("#error:has-text('Wrong token')")
         page.fill("#token", token)
         page.click("#token-form button")
         page.wait_for_selector("#about:has-text('3 classes')")
