@@ -44,6 +44,7 @@ def local(cache_folder):
     pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT / "src"))
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # each worker would compile the package again
         patch.setattr(cluster, "default_threads", lambda: 2)
         yield Cluster(LOCAL)
         import ray
@@ -71,7 +72,9 @@ def embedder(network, folder: Path, **options) -> Embedder:
 
 
 def test_same_manifest_and_features_as_on_one_machine(local, drawn, network, tmp_path):
-    here, there = embedder(network, tmp_path / "a"), embedder(network, tmp_path / "b", load=local.load_images)
+    """By one worker, which starts sooner than two; the slow tests have two."""
+    one = Cluster(ClusterSettings(ray="local", num_cpus_per_worker=2))
+    here, there = embedder(network, tmp_path / "a"), embedder(network, tmp_path / "b", load=one.load_images)
     seen: list[tuple[int, int]] = []
     expected, found = (
         scan(drawn, visitor=here),
@@ -153,6 +156,45 @@ def test_a_killed_node_changes_nothing():
     command = [sys.executable, ROOT / "benchmarks" / "cluster.py", "--images", "600", "--model", GOLDEN, "--kill-only"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["same_after_kill"] is True
+
+
+@pytest.mark.slow
+def test_a_running_cluster_that_asks_for_a_token(drawn, tmp_path, free_ports):
+    """Ray's client sends a token only if it is told to."""
+    words = ["start", "--head", "--block", "--num-cpus=1", "--include-dashboard=false"]
+    ports = [f"--port={free_ports[0]}", f"--ray-client-server-port={free_ports[1]}"]
+    outside = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    env = outside | {"PYTHONPATH": str(ROOT / "src"), "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    head = subprocess.Popen(
+        [Path(sys.executable).parent / "ray", *words, *ports], env=env | {"RAY_AUTH_MODE": "token"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        while not answers(free_ports[1]):
+            assert head.poll() is None
+        address = f"ray://127.0.0.1:{free_ports[1]}"
+        command = [sys.executable, "-m", "topwork.cli", "scan", str(drawn), "--ray", address, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env, check=False)
+        assert json.loads(done.stdout)["n_images"] == len(list(drawn.rglob("*.jpg"))) - 1, done.stderr
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait()
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def free_ports() -> list[int]:
+    with socket.socket() as a, socket.socket() as b:
+        a.bind(("127.0.0.1", 0))
+        b.bind(("127.0.0.1", 0))
+        return [a.getsockname()[1], b.getsockname()[1]]
 
 
 def test_an_address_where_nobody_listens():

@@ -22,7 +22,7 @@ def read(name: str) -> dict:
 
 
 def commands() -> list[list[str]]:
-    """Every topwork command in the files, as words."""
+    """Every topwork command in the files, and those that torchrun starts in the docs, as words."""
     found = [shlex.split(read("ray-job.yaml")["spec"]["entrypoint"])]
     found += [
         service["command"]
@@ -33,11 +33,15 @@ def commands() -> list[list[str]]:
         shlex.split(text)
         for text in re.findall(r"(topwork fit .*)'$", (DEPLOY / "ray-cluster.yaml").read_text(), re.MULTILINE)
     ]
+    docs = DEPLOY.parent / "docs" / "how-to" / "cluster.md"
+    found += [
+        shlex.split(text) for text in re.findall(r"-m (topwork\.cli fit [^`\n.]*)$", docs.read_text(), re.MULTILINE)
+    ]
     return found
 
 
 def test_the_command_line_takes_every_command():
-    assert len(commands()) == 4
+    assert len(commands()) == 5
     for words in commands():
         app.parse_args(plain_tokens(words[1:]), exit_on_error=False, print_error=False)
 

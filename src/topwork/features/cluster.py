@@ -83,25 +83,15 @@ class Cluster:
         """
         import ray
 
-        items = [{"chunk": _Boxed(chunk)} for chunk in chunks]
+        items = list(chunks)
         if not items:
             return
-        data = ray.data.from_items(items, override_num_blocks=len(items))
-        data.context.enable_progress_bars = data.context.print_on_execution_start = False
-        data.context.execution_options.preserve_order = True
-        workers = data.map_batches(
-            _Worker,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=self._n_workers(len(items))),
-            fn_constructor_args=(make, str(Path.cwd())),
-            num_cpus=self._n_cpus,
-            num_gpus=self.settings.num_gpus_per_worker or None,
-        )
+        rows = _Rows(self.settings, make, items, str(Path.cwd()))
         try:
-            for row in workers.iter_rows():
-                if isinstance(row["found"].value, TopworkError):
-                    raise row["found"].value
-                yield row["found"].value
+            for found in _results(rows):
+                if isinstance(found.value, TopworkError):
+                    raise found.value
+                yield found.value
         except ray.exceptions.RayError as error:
             reason = _line_of(error, -1)  # the last one is that of the worker
             raise TopworkError(
@@ -136,21 +126,74 @@ class Cluster:
 
     def n_threads(self, asked: int | None) -> int:
         """Threads of one worker that read and decode."""
-        return asked or max(1, round(self._n_cpus))
+        return asked or max(1, round(self.settings.num_cpus_per_worker))
 
-    @property
-    def _n_cpus(self) -> float:
-        return self.settings.num_cpus_per_worker
 
-    def _n_workers(self, n_chunks: int) -> int:
-        """Workers that fit into the cluster now; Ray adds more if it grows."""
+class _Rows:
+    """The results of all chunks, in their order."""
+
+    def __init__(
+        self, settings: ClusterSettings, make: Callable[[], Callable[[Any], Any]], chunks: Sequence[Any], folder: str
+    ) -> None:
+        self._settings, self._make, self._chunks, self._folder = settings, make, chunks, folder
+        self._rows: Iterator[Any] | None = None
+
+    def next(self) -> _Boxed | None:
+        """The next result; None after the last one."""
+        self._rows = self._rows or self._started()
+        row = next(self._rows, None)
+        return None if row is None else cast(_Boxed, row["found"])
+
+    def _started(self) -> Iterator[Any]:
+        import ray.data
+
+        n_blocks = len(self._chunks)
+        data = ray.data.from_items([{"chunk": _Boxed(chunk)} for chunk in self._chunks], override_num_blocks=n_blocks)
+        data.context.enable_progress_bars = data.context.print_on_execution_start = False
+        data.context.execution_options.preserve_order = True
+        workers = data.map_batches(
+            _Worker,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=self._n_workers()),
+            fn_constructor_args=(self._make, self._folder),
+            num_cpus=self._settings.num_cpus_per_worker,
+            num_gpus=self._settings.num_gpus_per_worker or None,
+        )
+        return iter(workers.iter_rows())
+
+    def _n_workers(self) -> int:
+        """Workers that fit the current cluster; Ray adds more if it grows."""
         import ray
 
         have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        room = have.get("CPU", 1) // self._n_cpus
-        if self.settings.num_gpus_per_worker:
-            room = min(room, have.get("GPU", 0) // self.settings.num_gpus_per_worker)
-        return int(max(1, min(room, n_chunks)))
+        room = have.get("CPU", 1) // self._settings.num_cpus_per_worker
+        if self._settings.num_gpus_per_worker:
+            room = min(room, have.get("GPU", 0) // self._settings.num_gpus_per_worker)
+        return int(max(1, min(room, len(self._chunks))))
+
+
+class _Holder:
+    """An actor in the cluster that runs Ray Data for a process behind ``ray://``, where it cannot run."""
+
+    def __init__(self, rows: _Rows) -> None:
+        self._rows = rows
+
+    def next(self) -> _Boxed | None:
+        return self._rows.next()
+
+
+def _results(rows: _Rows) -> Iterator[_Boxed]:
+    """All results: here, or if the cluster is reached through ``ray://``, fetched from an actor."""
+    import ray
+    import ray.util.client
+
+    if not ray.util.client.ray.is_connected():  # type: ignore[no-untyped-call]
+        yield from iter(rows.next, None)
+        return
+    holder: Any = ray.remote(num_cpus=0)(_Holder).remote(rows)
+    found: _Boxed | None
+    while (found := ray.get(holder.next.remote())) is not None:
+        yield found
 
 
 def shared(value: Any) -> Any:
@@ -173,6 +216,8 @@ def _connect(address: str) -> None:
         raise UsageError("--ray: Ray is not installed (pip install 'topwork[cluster]').")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent that nobody asked for
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address != "local" and _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray sends its token only if it is told to
     import ray.data
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)
@@ -206,6 +251,12 @@ def _connect(address: str) -> None:
     if thread.is_alive() or failed:
         reason = _line_of(failed[0]) if failed else f"no answer within {_ANSWER_SECONDS} seconds"
         raise UsageError(f"--ray {address}: cannot be reached: {reason} (ray status shows whether a cluster runs).")
+
+
+def _has_token() -> bool:
+    """Whether the user has a token for a cluster, where Ray looks for one."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 @contextmanager
