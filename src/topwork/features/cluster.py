@@ -395,7 +395,7 @@ class _Known:
     def check_writable(self) -> None:
         """The driver writes."""
 
-    def append(self, hashes: Sequence[str], features: Batch) -> None:
+    def put(self, hashes: Sequence[str], features: Batch) -> None:
         self.new += hashes
         self.features.append(features)
 
