@@ -622,19 +622,19 @@ def serve(
     from topwork.server.serve import is_loopback, named_models, open_socket, read_token
     from topwork.server.serve import serve as serve_models
 
-    listener = open_socket(settings.host, settings.port)
-    token = read_token(settings, listener)
-    predictors = {name: Predictor(folder, n_top=100) for name, folder in named_models(models).items()}
-    port = listener.getsockname()[1]
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    if common.json:
-        _print_json({"url": f"http://{host}:{port}", "models": list(predictors)})
-    elif not common.quiet:
-        say(f"Serving {', '.join(predictors)} on http://{host}:{port} (Ctrl+C to stop)")
-        if not is_loopback(listener):
-            needed = "with the token" if token else "without a password"
-            say(f"Other machines can connect {needed}.")
-    serve_models(predictors, settings, listener, token)
+    with open_socket(settings.host, settings.port) as listener:
+        token = read_token(settings, listener)
+        predictors = {name: Predictor(folder, n_top=100) for name, folder in named_models(models).items()}
+        port = listener.getsockname()[1]
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        if common.json:
+            _print_json({"url": f"http://{host}:{port}", "models": list(predictors)})
+        elif not common.quiet:
+            say(f"Serving {', '.join(predictors)} on http://{host}:{port} (Ctrl+C to stop)")
+            if not is_loopback(listener):
+                needed = "with the token" if token else "without a password"
+                say(f"Other machines can connect {needed}.")
+        serve_models(predictors, settings, listener, token)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import resource
@@ -30,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "data" / "cross").rename(root / "data" / HOSTILE)
     for number in range(2):
         draw("disc", 900 + number).save(root / "data" / "square" / f"wrong_{number}.jpg", quality=92)
-    fit(root / "data", root / "run", FitSettings())
+    fit(root / "data", root / "run", FitSettings(near_duplicates=False))
     return root / "run"
 
 
@@ -60,10 +61,23 @@ class Page:
         return {"row": self.doubts[n]["row"], "decision": "keep", "label": None, "version": 0} | changes
 
 
+@contextlib.contextmanager
+def reviewing(run: Path, corrections: Path) -> Iterator[Page]:
+    with serving(run, verb="review", ready="/items", corrections=corrections) as served:
+        yield Page(served, corrections)
+
+
+@pytest.fixture(scope="module")
+def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """For tests that leave no decision standing."""
+    with reviewing(run, tmp_path_factory.mktemp("shared-page") / "c.csv") as page:
+        yield page
+
+
 @pytest.fixture
-def page(run: Path, tmp_path: Path) -> Iterator[Page]:
-    with serving(run, verb="review", ready="/items", corrections=tmp_path / "c.csv") as served:
-        yield Page(served, tmp_path / "c.csv")
+def own_page(run: Path, tmp_path: Path) -> Iterator[Page]:
+    with reviewing(run, tmp_path / "c.csv") as page:
+        yield page
 
 
 def test_only_the_page_itself_can_write(page: Page) -> None:
@@ -84,6 +98,7 @@ def test_only_the_page_itself_can_write(page: Page) -> None:
             assert page.served.ask("GET", address, headers={"Host": host})[0] == 421, host
     status, answer = page.post(page.decision())
     assert (status, answer["decision"], answer["tally"]["kept"]) == (200, "keep", 1)
+    assert page.post(page.decision(decision="undo", version=1))[0] == 200
 
 
 def test_no_other_site_may_read_or_frame_it(page: Page) -> None:
@@ -136,27 +151,26 @@ def test_a_wrong_request_is_named(body: Any, status: int, page: Page) -> None:
 
 
 def test_the_second_of_two_people_sees_what_stands(page: Page) -> None:
-    assert page.post(page.decision(decision="relabel", label=0))[0] == 200
-    status, answer = page.post(page.decision())
+    assert page.post(page.decision(1, decision="relabel", label=0))[0] == 200
+    status, answer = page.post(page.decision(1))
     assert status == 409
     assert (answer["decision"], answer["label"], answer["version"]) == ("relabel", 0, 1)
-    assert page.post(page.decision(decision="undo", version=1))[1]["decision"] is None
+    assert page.post(page.decision(1, decision="undo", version=1))[1]["decision"] is None
 
 
-def test_what_was_confirmed_survives_a_kill(page: Page, run: Path) -> None:
-    for n in range(len(page.doubts)):
-        assert page.post(page.decision(n, decision="remove"))[0] == 200
-    page.served.process.kill()
-    page.served.process.wait()
-    with serving(run, verb="review", ready="/items", corrections=page.corrections) as served:
-        again = Page(served, page.corrections)
-        assert [doubt["now_decision"] for doubt in again.doubts] == ["remove"] * len(page.doubts)
-        assert again.post(again.decision(), X_Topwork_Token=page.token)[0] == 403  # a page of the earlier start
-        assert served.end() == 0
+def test_what_was_confirmed_survives_a_kill(own_page: Page, run: Path) -> None:
+    for n in range(len(own_page.doubts)):
+        assert own_page.post(own_page.decision(n, decision="remove"))[0] == 200
+    own_page.served.process.kill()
+    own_page.served.process.wait()
+    with reviewing(run, own_page.corrections) as again:
+        assert [doubt["now_decision"] for doubt in again.doubts] == ["remove"] * len(own_page.doubts)
+        assert again.post(again.decision(), X_Topwork_Token=own_page.token)[0] == 403  # a page of the earlier start
+        assert again.served.end() == 0
 
 
-@pytest.mark.browser
-def test_a_decision_on_a_full_disk_is_refused_and_the_next_one_counts(page: Page) -> None:
+def test_a_decision_on_a_full_disk_is_refused_and_the_next_one_counts(own_page: Page) -> None:
+    page = own_page
     pid, size = page.served.process.pid, page.corrections.stat().st_size
     for n_free in (0, 10):  # nothing fits, half a line fits
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (size + n_free, resource.RLIM_INFINITY))
@@ -170,7 +184,9 @@ def test_a_decision_on_a_full_disk_is_refused_and_the_next_one_counts(page: Page
     assert len(read_corrections(page.corrections).standing) == 1
 
 
-def test_a_person_goes_through_the_labels_and_fits_again(browser: Any, page: Page, run: Path) -> None:
+@pytest.mark.browser
+def test_a_person_goes_through_the_labels_and_fits_again(browser: Any, own_page: Page, run: Path) -> None:
+    page = own_page
     trouble: list[str] = []
     contexts = [browser.new_context(viewport={"width": 1280, "height": 900})]
     contexts.append(browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark"))
