@@ -19,11 +19,11 @@ REPOSITORY = Path(__file__).parents[1]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 # How long one example takes depends on what else the machine does: no deadline.
-hypothesis.settings.register_profile("topwork", deadline=None, derandomize="CI" in os.environ)
-hypothesis.settings.load_profile("topwork")
+hypothesis.settings.register_profile("fast", deadline=None, derandomize="CI" in os.environ, max_examples=50)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Before any test file is imported: the hub and GPUs are cut off, and idle threads sleep rather than spin.
 
     What is tested is what the CPU computes, to the bit in places; a GPU computes in bf16, and six tolerances are too
@@ -34,6 +34,7 @@ def pytest_configure() -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every process that a test starts compiles its imports again
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    hypothesis.settings.load_profile("fast" if config.option.markexpr == "not slow" else "thorough")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,11 +48,13 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def own_cache(cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache for one test alone, which may damage it: nothing is in it but the backbones prepared so far."""
-    folder = tmp_path / "cache"
-    folder.mkdir()
-    if (cache_folder / "backbones").is_dir():
-        shutil.copytree(cache_folder / "backbones", folder / "backbones")
+    """A cache for one test alone, which may damage it: nothing is in it but a prepared ``random:test_efficientnet``."""
+    from topwork.features.engine import load_engine
+    from topwork.models.backbone import load_backbone
+
+    folder, backbone = tmp_path / "cache", load_backbone("random:test_efficientnet")
+    load_engine(backbone)
+    shutil.copytree(backbone.folder, folder / "backbones" / backbone.folder.name)
     monkeypatch.setenv("TOPWORK_CACHE", str(folder))
     return folder
 

@@ -154,12 +154,11 @@ def flipped(data: bytes) -> bytes:
         pytest.param(lambda data: b"", id="empty", marks=pytest.mark.slow),
     ],
 )
-def test_a_damaged_cache_changes_no_answer_of_a_fit(data, tmp_path, monkeypatch, damage):
-    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path / "cache"))
+def test_a_damaged_cache_changes_no_answer_of_a_fit(data, tmp_path, own_cache, damage):
     fit(data, tmp_path / "run", SETTINGS)
     before = answers(tmp_path / "run")
     for part in ("facts", "traits", "features", "backbones"):
-        files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and f"/{part}" in path.as_posix()]
+        files = [path for path in own_cache.rglob("*") if path.is_file() and f"/{part}" in path.as_posix()]
         assert files
         for path in files:
             path.write_bytes(damage(path.read_bytes()))
@@ -212,9 +211,15 @@ def test_predictions_on_a_full_disk_are_named_and_go_on(data, run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["predict RUN IMAGE --json", "models", "fit missing --json", "fit --help", "--version"]
+    ("command", "unbuffered"),
+    [
+        ("predict RUN IMAGE --json", ""),
+        ("models", "1"),
+        ("fit missing --json", ""),
+        ("fit --help", ""),
+        ("--version", "1"),
+    ],
 )
-@pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_an_answer_that_cannot_be_printed_is_one_line(command, unbuffered, data, run):
     words = command.replace("RUN", str(run)).replace("IMAGE", str(data / "disc" / "disc_0.jpg")).split()
     start = [sys.executable, "-m", "topwork.cli", *words]

@@ -44,7 +44,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert "'value':" in said
 
 
-@pytest.mark.parametrize("page", ["index.md", "how-to/notebooks.md"])
+@pytest.mark.parametrize("page", ["index.md", pytest.param("how-to/notebooks.md", marks=pytest.mark.slow)])
 def test_the_python_of_the_docs_runs(page, tmp_path, monkeypatch):
     draw_photos(tmp_path)
     monkeypatch.chdir(tmp_path)

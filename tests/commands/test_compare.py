@@ -30,7 +30,7 @@ def runs(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     fit(data, folder / "good", FitSettings(near_duplicates=False))  # drawn shapes are alike
     fit(data, folder / "weak", FitSettings(backbone=SMALL, near_duplicates=False))
-    fit(data, folder / "other-split", FitSettings(seed=1, near_duplicates=False))
+    fit(data, folder / "other-split", FitSettings(seed=1, backbone=SMALL, near_duplicates=False))
     return folder
 
 
@@ -98,7 +98,7 @@ def hostile(data, tmp_path_factory):
 
 def test_examine_writes_a_page_and_one_json_object(hostile, tmp_path):
     run = tmp_path / "run"
-    fit(hostile, run, FitSettings(backbone=SMALL))
+    fit(hostile, run, FitSettings(backbone=SMALL, near_duplicates=False))
     done = topwork("examine", run, hostile, "--n-images", 24, "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)

@@ -77,7 +77,11 @@ def test_one_class_is_refused_with_a_sentence(n, tmp_path) -> None:
         fit(draw(tmp_path / "data", (n,), "noise"), tmp_path / "run", SETTINGS)
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings.default.max_examples // 25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(counts=st.lists(st.integers(1, 4), min_size=2, max_size=4), kind=st.sampled_from(KINDS), has_parts=st.booleans())
 def test_any_counts_from_one_give_a_model_or_a_sentence(counts, kind, has_parts, tmp_path_factory) -> None:
     root = tmp_path_factory.mktemp("tiny")

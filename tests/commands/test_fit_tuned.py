@@ -33,7 +33,7 @@ def data(tmp_path_factory):
         ({"outputs": "binary"}, True, "plain"),
         ({"hidden": "16:0.4,8:0.2", "outputs": "binary", "pooling": "max"}, False, "plain"),
         ({"head": "cosine", "strategy": "last", "last_stages": 1}, False, "extended"),
-        ({"head": "extended"}, False, "extended"),
+        pytest.param({"head": "extended"}, False, "extended", marks=pytest.mark.slow),
         ({"head": "extended", "strategy": "last", "last_stages": 1}, False, "extended"),
         ({"head": "plain", "tta": True, "augment": "flip+vertical-flip"}, False, "plain"),
     ],

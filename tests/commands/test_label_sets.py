@@ -118,7 +118,10 @@ def test_the_reports_name_every_label_and_load_nothing(fitted) -> None:
     assert json.loads(write_plain(fitted.folder, "json").read_text())["evaluation"]["test"]["multi_label"] is True
 
 
-@pytest.mark.parametrize(("to", "name"), [("onnx", "model.onnx"), ("openvino", "model.xml"), ("pt2", "model.pt2")])
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [("onnx", "model.onnx"), ("openvino", "model.xml"), pytest.param("pt2", "model.pt2", marks=pytest.mark.slow)],
+)
 def test_an_export_gives_the_same_sets(to, name, fitted, data, tmp_path) -> None:
     package = export_model(fitted.folder, to, tmp_path / name, [str(data / f"{n}.png") for n in range(24)])
     assert (package.certificate.n_compared, package.certificate.n_same) == (24, 24)

@@ -54,7 +54,7 @@ def composed(tmp_path_factory):
         folder = draw_folders(root / name, n_each=8, shapes=("disc", "square", "cross")[: 2 + seed], seed=seed)
         for shape, label in (("disc", "café"), ("square", "thé")):
             (folder / shape).rename(folder / unicodedata.normalize(form, label))
-    fit(root / "train", root / "run", FitSettings(test_fraction=0.25, valid_fraction=0))
+    fit(root / "train", root / "run", FitSettings(test_fraction=0.25, valid_fraction=0, near_duplicates=False))
     return root
 
 

@@ -657,7 +657,13 @@ LARGE = (10_500, 10_480)  # 110 million pixels
 
 @measured
 @pytest.mark.parametrize(
-    ("bits", "color"), [(8, 2), (8, 6), (16, 0), (8, 3)], ids=["RGB", "RGBA", "16 bit gray", "palette"]
+    ("bits", "color"),
+    [
+        pytest.param(8, 6, id="RGBA"),
+        pytest.param(16, 0, id="16 bit gray"),
+        pytest.param(8, 2, id="RGB", marks=pytest.mark.slow),
+        pytest.param(8, 3, id="palette", marks=pytest.mark.slow),
+    ],
 )
 def test_a_large_png_costs_less_than_promised(bits: int, color: int, tmp_path: Path) -> None:
     shape, _, seconds, n_bytes = cost(flat_png(*LARGE, bits=bits, color=color), tmp_path)

@@ -121,7 +121,7 @@ def test_target_precision_is_stored_met_and_applied(tmp_path):
         gray = pixels.mean(2, keepdims=True).repeat(3, 2)
         noise = np.random.default_rng(len(path.name) + int(path.stem.split("_")[1])).normal(0, 70, pixels.shape)
         Image.fromarray(np.clip(gray + noise, 0, 255).astype(np.uint8)).save(path, quality=60)
-    run = fit(root, tmp_path / "run", FitSettings(target_precision=0.97))
+    run = fit(root, tmp_path / "run", FitSettings(target_precision=0.97, near_duplicates=False))
     stored = run.classifier.thresholds
     assert stored["target_precision"] == 0.97
     assert stored["set_probability"] is None

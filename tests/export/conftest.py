@@ -10,6 +10,8 @@ from PIL import Image
 
 from drawing import draw_folders
 from topwork.commands.fit import fit
+from topwork.export.package import Package, export_model
+from topwork.export.targets import TARGETS
 from topwork.settings import FitSettings
 
 
@@ -32,6 +34,17 @@ def runs(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     for head in ("plain", "extended"):
         fit(drawn, root / head, FitSettings(backbone="random:test_efficientnet", head=head))
     return {head: root / head for head in ("plain", "extended")}
+
+
+@pytest.fixture(scope="session")
+def exports(runs: dict[str, Path], images: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Package]:
+    """The plain model in every format, side by side in a folder that holds a ``predict.py`` of the user's."""
+    root = tmp_path_factory.mktemp("exports")
+    (root / "predict.py").write_text("mine")
+    return {
+        to: export_model(runs["plain"], to, root / f"model{target.endings[0]}", images)
+        for to, target in TARGETS.items()
+    }
 
 
 @pytest.fixture(scope="session")

@@ -110,14 +110,6 @@ def test_all_ways_agree_on_drawn_images(runs, images, tmp_path, head):
     assert max(differences.values()) > 0, "they were computed, not copied"
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_transformers_loads_the_folder(runs, images):
-    pytest.importorskip("transformers", reason="transformers is not installed")
-    classes = load_classifier(runs["plain"]).classes
-    found = by_transformers(runs["plain"], images, classes)
-    assert np.abs(found - by_library(runs["plain"], images, classes)).max() <= TOLERANCE
-
-
 @pytest.fixture(scope="module", params=["ants-bees auto", "ants-bees f32", "caltech-mini auto", "caltech-mini f32"])
 def photographs(shared_data, tmp_path_factory, request):
     """A run on real photographs, all of their paths, and what the library answers."""

@@ -31,10 +31,7 @@ def exported(run, to, folder, **options):
     return export_model(run, to, folder / f"model.{ENDING[to]}", **options)
 
 
-@pytest.mark.parametrize("to", ["onnx", "openvino", "pt2"])
-@pytest.mark.parametrize("head", ["plain", "extended"])
-def test_an_export_answers_as_the_original(runs, images, tmp_path, head, to):
-    made = exported(runs[head], to, tmp_path, check=images)
+def check_certificate(made):
     certificate = made.certificate
     assert (certificate.n_compared, certificate.n_same) == (48, 48)
     assert certificate.max_difference <= certificate.tolerance
@@ -42,6 +39,16 @@ def test_an_export_answers_as_the_original(runs, images, tmp_path, head, to):
     stored = json.loads(made.certificate_path.read_text())
     assert stored["passed"] is True
     assert stored["sha256"] == certificate.sha256
+
+
+@pytest.mark.parametrize("to", targets.TARGETS)
+def test_an_export_answers_as_the_original(exports, to):
+    check_certificate(exports[to])
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", pytest.param("pt2", marks=pytest.mark.slow)])
+def test_an_extended_head_is_exported_alone_with_its_script(runs, images, tmp_path, to):
+    check_certificate(exported(runs["extended"], to, tmp_path, check=images))
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         f"model.{ENDING[to]}",
@@ -51,10 +58,10 @@ def test_an_export_answers_as_the_original(runs, images, tmp_path, head, to):
     }
 
 
-def test_onnx_is_one_file_that_describes_itself(runs, tmp_path):
+def test_onnx_is_one_file_that_describes_itself(exports, runs):
     import onnx
 
-    made = exported(runs["plain"], "onnx", tmp_path)
+    made = exports["onnx"]
     model = onnx.load(str(made.exported), load_external_data=False)
     assert not any(t.external_data for t in model.graph.initializer)
     assert model.opset_import[0].version == targets.OPSET
@@ -66,9 +73,9 @@ def test_onnx_is_one_file_that_describes_itself(runs, tmp_path):
     assert (height.dim_value, width.dim_value, channels.dim_value) == (160, 160, 3)
 
 
-def test_the_script_needs_nothing_of_topwork(runs, images, tmp_path):
+def test_the_script_needs_nothing_of_topwork(exports, runs, images):
     """numpy, Pillow and onnxruntime: the imports say so, and an interpreter that cannot find the rest runs it."""
-    made = exported(runs["plain"], "onnx", tmp_path)
+    made = exports["onnx"]
     tree = ast.parse(made.script.read_text())
     imported = {
         name.split(".")[0]
@@ -92,12 +99,8 @@ def test_the_script_needs_nothing_of_topwork(runs, images, tmp_path):
     assert answer.label in done.stdout.splitlines()[1]
 
 
-def test_missing_folders_of_out_are_made(runs, images, tmp_path):
-    assert exported(runs["plain"], "onnx", tmp_path / "not" / "yet", check=images[:1]).exported.is_file()
-
-
-def test_the_script_names_what_it_cannot_read(runs, images, tmp_path):
-    made = exported(runs["plain"], "onnx", tmp_path)
+def test_the_script_names_what_it_cannot_read(exports, images, tmp_path):
+    made = exports["onnx"]
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     rows = run_script(made.script, [images[0], str(tmp_path / "broken.jpg"), images[1]])
     assert ["error" in row for row in rows] == [False, True, False]
@@ -158,10 +161,10 @@ def test_folders_above_the_export_are_made(runs, images, tmp_path):
         exported(runs["plain"], "onnx", tmp_path / "file" / "below", check=images[:1])
 
 
-def test_exports_to_all_formats_stand_in_one_folder(runs, images, tmp_path):
-    (tmp_path / "predict.py").write_text("mine")
-    made = [exported(runs["plain"], to, tmp_path, check=images[:3]) for to in targets.TARGETS]
-    assert (tmp_path / "predict.py").read_text() == "mine"
+def test_exports_to_all_formats_stand_in_one_folder(exports, runs, images):
+    made = list(exports.values())
+    folder = made[0].exported.parent
+    assert (folder / "predict.py").read_text() == "mine"
     assert [one.script.name for one in made] == ["predict_onnx.py", "predict_openvino.py", "predict_pt2.py"]
     assert len({one.certificate_path for one in made}) == 3
     answers = [run_script(one.script, images[:3]) for one in made]
@@ -170,8 +173,8 @@ def test_exports_to_all_formats_stand_in_one_folder(runs, images, tmp_path):
             [row["probabilities"] for row in found], [row["probabilities"] for row in answers[0]], atol=1e-4
         )
     with pytest.raises(UsageError, match="exists already"):
-        exported(runs["plain"], "onnx", tmp_path, check=images[:3])
-    again = exported(runs["plain"], "onnx", tmp_path, check=images[:3], overwrite=True)
+        exported(runs["plain"], "onnx", folder, check=images[:3])
+    again = exported(runs["plain"], "onnx", folder, check=images[:3], overwrite=True)
     assert again.script == made[0].script
 
 

@@ -28,12 +28,15 @@ from topwork.features.image_similarity import fine_structure, structure_similari
 from topwork.models.backbone import load_backbone
 
 
-def embedded(path) -> tuple[Manifest, Features, Embedder]:
-    backbone = load_backbone("lite0")
+def embedded(path, name: str = "lite0") -> tuple[Manifest, Features, Embedder]:
+    backbone = load_backbone(name)
     embedder = Embedder(backbone)
     manifest = scan(path, visitor=embedder)
     embedder.flush()
     return manifest, embed(backbone, manifest, embedder=embedder), embedder
+
+
+TINY = "random:test_efficientnet"
 
 
 def saved(image: Image.Image, quality: int = 90) -> bytes:
@@ -128,8 +131,8 @@ def test_another_layout_gives_the_same_pairs_and_the_cache_the_same_answer(drawn
     assert by_content(moved, from_cache) == by_content(moved, computed) == by_content(manifest, found)
 
 
-def test_a_cache_that_is_damaged_is_ignored(drawn, tmp_path) -> None:
-    manifest, features, embedder = embedded(drawn)
+def test_a_cache_that_is_damaged_is_ignored(tmp_path) -> None:
+    manifest, features, embedder = embedded(draw_folders(tmp_path, n_each=6), TINY)
     found = near_duplicates(manifest, features, embedder)
     path = duplicates._cache_path(manifest, embedder)
     for text in ("", "{", "[]", '{"pairs": [["x", "y", 1]]}'):
@@ -137,15 +140,14 @@ def test_a_cache_that_is_damaged_is_ignored(drawn, tmp_path) -> None:
         assert near_duplicates(manifest, features, embedder) == found
 
 
-def test_an_image_that_changed_since_the_scan_is_named_and_nothing_is_kept(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path / "cache"))
+def test_an_image_that_changed_since_the_scan_is_named_and_nothing_is_kept(tmp_path, own_cache) -> None:
     draw_folders(tmp_path / "data", n_each=4)
-    found = embedded(tmp_path / "data")
+    found = embedded(tmp_path / "data", TINY)
     before = (tmp_path / "data" / "disc" / "disc_0.jpg").read_bytes()
     draw("cross", 5).save(tmp_path / "data" / "disc" / "disc_0.jpg")
     with pytest.raises(TopworkError, match=r"disc_0\.jpg: changed since the scan"):
         near_duplicates(*found)
-    assert not list((tmp_path / "cache").rglob("neighbors/*.json"))
+    assert not list(own_cache.rglob("neighbors/*.json"))
     (tmp_path / "data" / "disc" / "disc_0.jpg").write_bytes(before)
     near_duplicates(*found)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -109,7 +108,7 @@ def test_features_that_are_not_finite_stop_the_run(tiny, embedder):
         embedder.flush()
 
 
-def test_a_killed_run_keeps_its_finished_shards(tmp_path):
+def test_a_killed_run_keeps_its_finished_shards(tmp_path, own_cache):
     """SIGKILL in the middle: what is at its final name is whole, and the next run goes on from there."""
     folder = draw_folders(tmp_path / "data", n_each=60)
     program = (
@@ -119,9 +118,8 @@ def test_a_killed_run_keeps_its_finished_shards(tmp_path):
         "run = m.engine.run\nm.engine.run = lambda x: (time.sleep(0.05), run(x))[1]\n"
         f"scan({str(folder)!r}, visitor=m)\nm.flush()\n"
     )
-    environment = os.environ | {"TOPWORK_CACHE": str(tmp_path / "cache")}
-    process = subprocess.Popen([sys.executable, "-c", program], env=environment)
-    shards = tmp_path / "cache" / "features"
+    process = subprocess.Popen([sys.executable, "-c", program])
+    shards = own_cache / "features"
     deadline = time.monotonic() + 600
     while len(list(shards.glob("*/shard-*.parquet"))) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
@@ -129,5 +127,5 @@ def test_a_killed_run_keeps_its_finished_shards(tmp_path):
     assert process.wait() == -signal.SIGKILL
     kept = FeatureStore(tmp_path / "cache", next(shards.iterdir()).name)
     assert 48 <= len(kept) < 120
-    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", program], check=True)
     assert len(FeatureStore(tmp_path / "cache", kept.folder.name)) == 120

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,49 +59,49 @@ def draw_images(root: Path, classes: Sequence[str], n_each: int, names: Sequence
     return root
 
 
-@pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
-    """``make_run(classes, n_each=..., n_wrong=..., valid=..., test=...)`` gives the folder of a finished run.
+def build_run(
+    folder: Path,
+    classes: Sequence[str] = ("ants", "bees"),
+    *,
+    n_each: int = 20,
+    n_wrong: int = 1,
+    names: Sequence[str] = (),
+    rejects: Sequence[str] = (),
+    valid: float = 0.2,
+    test: float = 0.3,
+    history: Sequence[dict[str, Any]] | None = None,
+) -> Path:
+    """The folder of a finished run.
 
     Of each judged part, the first ``n_wrong`` images of every class are taken for the next class, with 95 % certainty.
     """
+    images, run = draw_images(folder / "images", classes, n_each, names), folder / "run"
+    for name in rejects:
+        (images / classes[0] / name).write_bytes(b"no image")
+    run.mkdir()
+    manifest = scan(images)
+    parts = split(manifest, valid, test)
+    labels = np.array(manifest.labels)
+    predictions = {
+        name: _answers(manifest.classes, rows, labels[rows], n_wrong) for name, rows in parts.parts().items()
+    }
+    judged = {name: evaluate_part(p).as_dict() for name, p in predictions.items() if name != "train"}
+    settings = FitSettings(valid_fraction=valid, test_fraction=test)
+    save_manifest(manifest, run / "manifest.parquet")
+    save_predictions(predictions, manifest, run / "predictions.parquet")
+    write_json(run / "split.json", split_record(parts, manifest))
+    write_json(run / "settings.json", {"path": str(images), "settings": as_dict(settings), "versions": {"numpy": "2"}})
+    write_json(run / "recipe.json", _recipe())
+    (run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history or _trials()))
+    timing = {"seconds": {"probe": 1.0, "total": 2.0}, "n_embedded": 0, "images_per_second": None}
+    write_json(run / "evaluation.json", judged | {"timing": timing, "n_parameters": 1000, "n_trainable": 10})
+    return run
 
-    def make(
-        classes: Sequence[str] = ("ants", "bees"),
-        *,
-        n_each: int = 20,
-        n_wrong: int = 1,
-        names: Sequence[str] = (),
-        rejects: Sequence[str] = (),
-        valid: float = 0.2,
-        test: float = 0.3,
-        history: Sequence[dict[str, Any]] | None = None,
-    ) -> Path:
-        images, run = draw_images(tmp_path / "images", classes, n_each, names), tmp_path / "run"
-        for name in rejects:
-            (images / classes[0] / name).write_bytes(b"no image")
-        run.mkdir()
-        manifest = scan(images)
-        parts = split(manifest, valid, test)
-        labels = np.array(manifest.labels)
-        predictions = {
-            name: _answers(manifest.classes, rows, labels[rows], n_wrong) for name, rows in parts.parts().items()
-        }
-        judged = {name: evaluate_part(p).as_dict() for name, p in predictions.items() if name != "train"}
-        settings = FitSettings(valid_fraction=valid, test_fraction=test)
-        save_manifest(manifest, run / "manifest.parquet")
-        save_predictions(predictions, manifest, run / "predictions.parquet")
-        write_json(run / "split.json", split_record(parts, manifest))
-        write_json(
-            run / "settings.json", {"path": str(images), "settings": as_dict(settings), "versions": {"numpy": "2"}}
-        )
-        write_json(run / "recipe.json", _recipe())
-        (run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history or _trials()))
-        timing = {"seconds": {"probe": 1.0, "total": 2.0}, "n_embedded": 0, "images_per_second": None}
-        write_json(run / "evaluation.json", judged | {"timing": timing, "n_parameters": 1000, "n_trainable": 10})
-        return run
 
-    return make
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """``make_run(classes, n_each=..., n_wrong=..., valid=..., test=...)`` gives the folder of a finished run."""
+    return partial(build_run, tmp_path)
 
 
 def _answers(classes: tuple[str, ...], rows: Any, labels: Any, n_wrong: int) -> Predictions:

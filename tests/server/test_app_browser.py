@@ -158,9 +158,7 @@ def test_an_image_can_be_dropped_anywhere_and_a_link_is_not_opened(open_page: An
 
 
 @pytest.mark.parametrize(("widths", "scheme"), [((390, 320), "dark"), ((1400, 768), "light")])
-def test_it_fits_every_width_and_can_be_read(
-    open_page: Any, place: Path, widths: tuple[int, ...], scheme: str
-) -> None:
+def test_it_fits_every_width_and_can_be_read(open_page: Any, place: Path, widths: tuple[int, ...], scheme: str) -> None:
     is_phone = widths[0] < 500
     page = open_page(
         viewport={"width": widths[0], "height": 800}, color_scheme=scheme, has_touch=is_phone, is_mobile=is_phone

@@ -41,7 +41,7 @@ def test_folders_dropped_on_the_page_are_its_classes(browser: Any, tmp_path: Pat
 
 
 def test_from_two_folders_to_an_answer_on_a_webcam_frame(browser: Any, tmp_path: Path) -> None:
-    data = draw_folders(tmp_path / "shapes", n_each=40, shapes=("disc", "square"))
+    data = draw_folders(tmp_path / "shapes", n_each=15, shapes=("disc", "square"))
     with serving(tmp_path / "work", verb="app", ready="/state") as served:
         context = browser.new_context(permissions=["camera"])
         page = context.new_page()
@@ -52,7 +52,7 @@ def test_from_two_folders_to_an_answer_on_a_webcam_frame(browser: Any, tmp_path:
         started = time.monotonic()
         page.set_input_files("#folders", str(data))
         page.wait_for_selector("#scanned:not([hidden])", timeout=60_000)
-        assert "80 images in 2 classes" in page.locator("#scan-summary").inner_text()
+        assert "30 images in 2 classes" in page.locator("#scan-summary").inner_text()
         page.click("#train")
         page.wait_for_selector("#try:not([hidden])", timeout=150_000)
         assert "accuracy" in page.locator("#runs").inner_text()

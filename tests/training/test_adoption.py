@@ -17,11 +17,6 @@ from topwork.training.tuned_head import adopt
 SIDE = 64
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))
-
-
 def trained(backbone, spec, n_classes, **settings):
     """A network with random weights everywhere, as if trained."""
     facts = DataFacts((5,) * n_classes, 2)
@@ -65,6 +60,7 @@ def test_what_is_kept_answers_as_what_was_trained(architecture, head, changes, o
         assert adopted.n_parameters + n_last == n_all
 
 
+@pytest.mark.slow  # 500 MB of weights
 def test_the_last_layer_of_a_vgg_alone_is_replaced_and_its_hidden_layers_can_be_dropped():
     backbone = load_backbone("random:vgg11")
     assert backbone.n_features == 4096

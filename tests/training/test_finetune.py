@@ -9,6 +9,9 @@ import pytest
 import timm
 import torch
 
+import topwork
+from drawing import draw_folders
+from topwork.data.manifest import scan
 from topwork.errors import TopworkError, UsageError
 from topwork.models.backbone import load_backbone
 from topwork.models.head import FeatureTransform, LinearHead, parse_head
@@ -81,18 +84,14 @@ def test_the_six_block_network_goes_by_name(backbone):
     assert count_parameters(make_network(SIX_BLOCKS, parse_head("linear"), recipe))[0] == 9_742_209
 
 
-def test_scratch_forgets_pretrained_weights(backbone, monkeypatch, tmp_path):
-    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))
+def test_scratch_forgets_pretrained_weights(backbone):
     recipe = recipe_of(backbone, strategy="scratch")
     network = make_network(backbone, parse_head("16:relu:0.1"), recipe)
     assert [type(part).__name__ for part in network.classifier] == ["Linear", "ReLU", "Dropout", "Linear"]
 
 
-def test_images_of_a_manifest_become_streams(shared_data, monkeypatch, tmp_path, backbone):
-    from topwork.data.manifest import scan
-
-    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))
-    manifest = scan(shared_data / "ants-bees")
+def test_images_of_a_manifest_become_streams(tmp_path, backbone):
+    manifest = scan(draw_folders(tmp_path, n_each=6))
     recipe = recipe_of(backbone, augment="light")
     rows = np.arange(len(manifest.samples))
     done = []
@@ -126,11 +125,8 @@ def test_a_signal_saves_and_ends_and_the_second_is_not_held_back(tmp_path):
     assert {kind: signal.getsignal(kind) for kind in Interruption.kinds} == before
 
 
-def test_fine_tune_in_python_with_a_head_of_ones_own(shared_data, monkeypatch, tmp_path):
-    import topwork
-
-    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))
-    manifest = topwork.scan(shared_data / "ants-bees")
+def test_fine_tune_in_python_with_a_head_of_ones_own(tmp_path):
+    manifest = topwork.scan(draw_folders(tmp_path, n_each=6))
     backbone = load_backbone("random:test_resnet").with_spec(height=32, width=32)
     rows = np.concatenate([np.arange(6), len(manifest.samples) - 1 - np.arange(6)])
     parts = replace(topwork.split(manifest), train=rows[::2], valid=rows[1::2])
@@ -156,11 +152,7 @@ def test_a_gpu_that_only_emulates_bf16_is_not_given_it(has_bf16, monkeypatch):
     assert data_facts(np.arange(24) % 2, 2, 8, device="cuda").has_bf16 is has_bf16
 
 
-def test_an_image_that_vanished_or_changed_since_the_scan_is_named(tmp_path, monkeypatch, backbone):
-    from drawing import draw_folders
-    from topwork.data.manifest import scan
-
-    monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path / "cache"))
+def test_an_image_that_vanished_or_changed_since_the_scan_is_named(tmp_path, backbone):
     folder = draw_folders(tmp_path / "data", n_each=3, shapes=("disc", "cross"))
     manifest = scan(folder)
     rows, recipe = np.arange(len(manifest.samples)), recipe_of(backbone)
