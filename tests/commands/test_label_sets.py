@@ -142,7 +142,7 @@ def test_a_copy_of_a_training_image_in_test_is_named_with_the_clean_figures(data
     assert evaluation["test_without_leaks"]["n"] == evaluation["test"]["n"] - n_leaked
 
 
-@pytest.mark.parametrize("mode", ["tune", "auto"])
+@pytest.mark.parametrize("mode", ["tune", pytest.param("auto", marks=pytest.mark.slow)])
 def test_a_tuned_network_answers_as_it_was_judged(mode, data, tmp_path) -> None:
     settings = replace(SETTINGS, mode=mode, size=64, epochs=2, batch_size=8, lr="1e-3", strategy="last")
     tuned = fit(data / "joined.csv", tmp_path / "run", settings)

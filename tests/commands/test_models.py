@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from terminal import topwork
 from topwork.commands import models
 from topwork.commands.models import check_backbones, describe, listed
 from topwork.errors import UsageError
@@ -61,14 +62,10 @@ def test_wrong_use_is_named(name, settings, words):
         describe(name, ModelSettings(**settings))
 
 
-def test_check_tells_what_can_be_done_with_each_name(capsys):
-    from topwork.cli import main
-
-    names = ["random:test_vit", "random:test_efficientnet", "resnet81"]
-    with pytest.raises(SystemExit) as ended:
-        main(["models", "--check", *names, "--json"])
-    assert ended.value.code == 1  # the last is no name
-    vit, cnn, unknown = json.loads(capsys.readouterr().out)["backbones"]
+def test_check_tells_what_can_be_done_with_each_name():
+    done = topwork("models", "--check", "random:test_vit", "random:test_efficientnet", "resnet81", "--json")
+    assert done.returncode == 1  # the last is no name
+    vit, cnn, unknown = json.loads(done.stdout)["backbones"]
     assert (vit["engine"][:8], vit["n_features"], vit["is_timm"], vit["problem"]) == ("openvino", 64, True, None)
     assert {"avg", "token", "both"} <= set(vit["poolings"])
     assert "token" not in cnn["poolings"]

@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 
 from drawing import draw_folders
-from topwork.cli import main
+from terminal import topwork
 from topwork.commands.evaluate import evaluate
 from topwork.commands.fit import fit
 from topwork.commands.scan import understood
@@ -17,25 +17,18 @@ from topwork.data.samples import Rules
 from topwork.settings import DataSettings, FitSettings
 
 
-def run(capsys, *arguments: str) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(list(arguments))
-    return int(ended.value.code or 0), capsys.readouterr().out
-
-
-def test_a_dry_run_says_how_the_data_is_read_and_makes_nothing(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_dry_run_says_how_the_data_is_read_and_makes_nothing(tmp_path) -> None:
     draw_folders(tmp_path / "data" / "train", n_each=3)
     draw_folders(tmp_path / "data" / "val", n_each=2, seed=1)
     (tmp_path / "data" / "train" / "disc" / "disc_0.jpg").write_bytes(b"not looked at")
-    status, out = run(capsys, "fit", "data", "--dry-run", "--json")
-    answer = json.loads(out)
-    assert status == 0
+    done = topwork("fit", "data", "--dry-run", "--json", cwd=tmp_path)
+    answer = json.loads(done.stdout)
+    assert done.returncode == 0
     assert answer["layout"] == "parts"
     assert answer["classes"] == {"disc": 5, "square": 5}
     assert answer["parts"] == {"train": 6, "valid": 4}
     assert answer["examples"][0] == {"path": "train/disc/disc_0.jpg", "label": "disc"}
-    status, out = run(capsys, "fit", "data", "--dry-run")
+    out = topwork("fit", "data", "--dry-run", cwd=tmp_path).stdout
     assert "labels from the class folders" in out
     assert "disc_0.jpg → disc" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
@@ -66,11 +59,10 @@ def test_classes_are_matched_by_their_canonical_form_and_what_is_left_out_is_sai
     assert "8 of 24 images not evaluated, because the model does not have their class (cross)." in found["notes"]
 
 
-def test_more_unknown_classes_than_allowed_end_with_status_3(composed, capsys) -> None:
-    status, _ = run(capsys, "evaluate", str(composed / "run"), str(composed / "other"), "--json")
-    assert status == 3
-    allowed = ("--max-reject-fraction", "0.5")
-    assert run(capsys, "evaluate", str(composed / "run"), str(composed / "other"), "--json", *allowed)[0] == 0
+def test_more_unknown_classes_than_allowed_end_with_status_3(composed) -> None:
+    command = ("evaluate", composed / "run", composed / "other", "--json")
+    assert topwork(*command).returncode == 3
+    assert topwork(*command, "--max-reject-fraction", "0.5").returncode == 0
 
 
 def test_corrections_are_matched_by_their_canonical_form(composed) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import io
 import json
@@ -18,7 +17,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from drawing import draw_folders
-from topwork.cli import app, main
+from terminal import topwork
+from topwork.cli import app
 from topwork.data import remote
 from topwork.data.listing import list_data, read_image
 from topwork.data.manifest import load_manifest, scan
@@ -237,11 +237,9 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "format-2"
 
 def command(*words: str) -> dict:
     """What a command prints with --json."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as ended:
-        main([*words, "--json"])
-    assert ended.value.code == 0, out.getvalue()
-    return json.loads(out.getvalue())
+    done = topwork(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def test_fit_from_a_bucket_into_a_bucket_and_predict_from_there(s3, drawn, tmp_path, monkeypatch) -> None:
