@@ -335,7 +335,7 @@ def writers() -> set[tuple[str, str]]:
     return found
 
 
-def test_every_command_that_writes_takes_a_url_or_says_that_it_does_not(drawn, tmp_path, capsys) -> None:
+def test_every_command_that_writes_takes_a_url_or_says_that_it_does_not(drawn, tmp_path) -> None:
     data, image = str(drawn), str(next(drawn.rglob("*.jpg")))
     cases = {
         ("fit", "--out"): [data],
@@ -356,10 +356,9 @@ def test_every_command_that_writes_takes_a_url_or_says_that_it_does_not(drawn, t
     assert set(cases) == writers()
     for (name, option), words in cases.items():
         ending = {"lr-range": "plot.svg", "predict": "p.csv", "export": "m.onnx"}.get(name, "written")
-        with pytest.raises(SystemExit) as ended:
-            main([name, *words, option, f"nothing://bucket/{ending}"])
-        said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert ended.value.code == 2, name
+        done = topwork(name, *words, option, f"nothing://bucket/{ending}")
+        said = done.stderr.strip().splitlines()[-1]
+        assert done.returncode == 2, name
         assert f"{option} nothing://bucket/{ending}: " in said, name
         assert ("fsspec does not support this kind of URL" in said) != ("give a local path for this command" in said), (
             name
@@ -375,9 +374,8 @@ def test_a_page_behind_a_url(drawn, memory) -> None:
 def test_other_files_behind_a_url_are_never_replaced(drawn, memory) -> None:
     memory.pipe_file("/photos/holiday.jpg", b"mine")
     for words in (["scan", str(drawn), "--report"], ["predict", str(GOLDEN), str(drawn), "--overwrite", "--out"]):
-        with pytest.raises(SystemExit) as ended:
-            main([*words, "memory://photos"] if words[0] == "scan" else [*words, "memory://photos/"])
-        assert ended.value.code == 2
+        done = topwork(*words, "memory://photos" if words[0] == "scan" else "memory://photos/")
+        assert done.returncode == 2
     assert memory.cat_file("/photos/holiday.jpg") == b"mine"
 
 
