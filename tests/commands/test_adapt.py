@@ -94,7 +94,7 @@ def test_the_predictor_reads_it_like_any_other_model(adapted, negatives):
     assert all(answer.error is None for answer in answers)
 
 
-@pytest.mark.parametrize("is_kept", [True, False])
+@pytest.mark.parametrize("is_kept", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_tuned_network_predicts_as_it_was_evaluated_or_is_dropped(is_kept, run, few_colors, tmp_path, monkeypatch):
     """Whether it is kept is decided here, so that both ends are seen; adaptation/test_network.py has the rule."""
     from topwork.adaptation import adapted_head, network

@@ -104,7 +104,7 @@ def check_all(run, paths, folder):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("head", ["plain", "extended"])
+@pytest.mark.parametrize("head", ["plain", pytest.param("extended", marks=pytest.mark.slow)])
 def test_all_ways_agree_on_drawn_images(runs, images, tmp_path, head):
     differences = check_all(runs[head], images, tmp_path)
     assert max(differences.values()) > 0, "they were computed, not copied"

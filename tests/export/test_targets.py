@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -107,13 +108,15 @@ def test_the_script_names_what_it_cannot_read(exports, images, tmp_path):
 
 
 @pytest.mark.parametrize(("to", "ending"), [("onnx", "onnx"), ("openvino", "xml"), ("openvino", "bin")])
-def test_an_export_that_was_altered_is_refused(runs, images, tmp_path, to, ending):
-    made = exported(runs["plain"], to, tmp_path, check=images[:3])
-    path = tmp_path / f"model.{ending}"
+def test_an_export_that_was_altered_is_refused(exports, images, tmp_path, to, ending):
+    folder = shutil.copytree(exports[to].exported.parent, tmp_path / "copy")
+    path = folder / f"model.{ending}"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x80
     path.write_bytes(data)
-    done = subprocess.run([sys.executable, made.script, images[0]], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, folder / exports[to].script.name, images[0]], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert done.stderr == f"model.{ending}: damaged or altered; export the model again.\n"
 
@@ -231,7 +234,7 @@ def test_large_photographs_are_shrunk_alike(tmp_path, side):
 
 
 @pytest.mark.filterwarnings("ignore")  # of nncf, about packages that it need not use here
-@pytest.mark.parametrize("to", ["onnx", "openvino"])
+@pytest.mark.parametrize("to", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_eight_bits_are_smaller_and_the_cost_is_stated(runs, tmp_path, to, monkeypatch):
     pytest.importorskip("nncf")
     monkeypatch.setattr(package, "N_IMAGES", 8)
