@@ -245,7 +245,7 @@ def test_one_domain_is_left_out_and_each_is_judged(both, tmp_path):
     judged = evaluate(tmp_path / "run", both, DataSettings(**DOMAINS), by="domain")
     assert judged["by"]["domain"]["negative"]["n"] == 60
     assert judged["by"]["domain"]["negative"]["accuracy"]["value"] == fitted.evaluation["test"]["accuracy"]["value"]
-    with pytest.raises(UsageError, match="names no domain"):
+    with pytest.raises(UsageError, match="has no domain"):
         evaluate(tmp_path / "run", both / "photo", by="domain")
 
 
