@@ -36,7 +36,9 @@ def test_it_suggests_a_rate_and_writes_only_the_plot(data, tmp_path):
     assert "suggested" in text
 
 
-@pytest.mark.parametrize(("options", "words"), [(("--steps", "3"), "10 steps"), (("--out", "a.png"), "must end in .svg")])
+@pytest.mark.parametrize(
+    ("options", "words"), [(("--steps", "3"), "10 steps"), (("--out", "a.png"), "must end in .svg")]
+)
 def test_wrong_use_is_named(data, tmp_path, options, words):
     ended = topwork("lr-range", data, *OPTIONS, *options, cwd=tmp_path)
     assert ended.returncode == 2
