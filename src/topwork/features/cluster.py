@@ -41,6 +41,7 @@ from topwork.models.backbone import Backbone
 from topwork.settings import ClusterSettings, cache_folder
 
 CHUNK = 8 * BATCH  # images that a worker takes at a time; whole batches, so that they are those of one machine
+TRIES = 3
 _ANSWER_SECONDS = 30
 
 
@@ -84,19 +85,22 @@ class Cluster:
         import ray
 
         items = list(chunks)
-        if not items:
-            return
-        rows = _Rows(self.settings, make, items, str(Path.cwd()))
-        try:
-            for found in _results(rows):
-                if isinstance(found.value, TopworkError):
-                    raise found.value
-                yield found.value
-        except ray.exceptions.RayError as error:
-            reason = _line_of(error, -1)  # the last one is that of the worker
-            raise TopworkError(
-                f"--ray: the cluster failed: {reason}. Finished images are kept; run the command again."
-            ) from None
+        n_done = 0
+        for n_tries_left in reversed(range(TRIES)):  # Ray gives up if a node dies while a worker starts on it
+            if n_done == len(items):
+                return
+            try:
+                for found in _results(_Rows(self.settings, make, items[n_done:], str(Path.cwd()))):
+                    if isinstance(found.value, TopworkError):
+                        raise found.value
+                    n_done += 1
+                    yield found.value
+            except ray.exceptions.RayError as error:
+                if not n_tries_left:
+                    reason = _line_of(error, -1)  # the last one is that of the worker
+                    raise TopworkError(
+                        f"--ray: the cluster failed: {reason}. Finished images are kept; run the command again."
+                    ) from None
 
     def load_images(
         self,
