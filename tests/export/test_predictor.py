@@ -166,13 +166,13 @@ def archive_of(images, path):
         with zipfile.ZipFile(path, "w") as file:
             for image in images[:3]:
                 file.write(image, f"nested/{Path(image).name}")
-            file.writestr("notes.txt", "no image")
+            file.writestr("notes.jpg", "no image")
             file.write(images[0], "../outside.jpg")
     else:
         with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as file:
             for image in images[:3]:
                 file.add(image, f"nested/{Path(image).name}")
-            file.add(__file__, "notes.txt")
+            file.add(__file__, "notes.jpg")
             file.add(images[0], "../outside.jpg")
     return path
 

@@ -140,7 +140,7 @@ def test_a_network_without_a_text_tower_is_refused_before_the_images_are_read(na
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"zero_shot": "a photo"}, "needs {} for the class name"),
+        ({"zero_shot": "a photo"}, "must contain {} for the class name"),
         ({"zero_shot": PROMPT, "multi_label": True}, "cannot be combined with --multi-label"),
     ],
 )

@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
+import pickle
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -340,8 +341,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _unpickled(path: Path) -> dict[str, Any]:
     """The state dict in a file of ``torch.save``, also of the checkpoints of timm's, Lightning's and DINO's training."""
-    import pickle
-
     import torch
 
     try:
