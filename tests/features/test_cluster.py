@@ -175,7 +175,7 @@ def test_a_running_cluster_that_asks_for_a_token(drawn, tmp_path, free_ports):
         address = f"ray://127.0.0.1:{free_ports[1]}"
         command = [sys.executable, "-m", "topwork.cli", "scan", str(drawn), "--ray", address, "--json"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env, check=False)
-        assert json.loads(done.stdout)["n_images"] == len(list(drawn.rglob("*.jpg"))) - 1, done.stderr
+        assert json.loads(done.stdout)["n_used"] == len(list(drawn.rglob("*.jpg"))) - 1, done.stderr
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         head.wait()
