@@ -69,8 +69,11 @@ class FactsStore:
         for _, table in read_shards(self.folder, ["content_hash", "reason", *names]):
             for row in table.to_pylist():
                 key, reason = row.pop("content_hash"), row.pop("reason")
-                found = ImageFacts(**row)
-                self._known[key] = alike.setdefault(found, found) if reason is None else reason
+                if reason is None:
+                    found = ImageFacts(**row)
+                    self._known[key] = alike.setdefault(found, found)
+                else:
+                    self._known[key] = reason
 
     def get(self, content_hash: str) -> ImageFacts | str | None:
         """Facts, the reason against it, or None if the content is new."""

@@ -83,7 +83,7 @@ class Service:
 
     def __init__(self, models: Mapping[str, Predictor], settings: ServeSettings, token: str | None = None) -> None:
         self.settings, self.token = settings, token
-        self.measures = Measures()
+        self.measures = Measures(lambda: self.is_ready)
         self.is_closing: Callable[[], bool] = lambda: False
         self.is_warm = False
         self.failure = "starting"
@@ -199,7 +199,6 @@ def _add_status(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", summary="Metrics for Prometheus")
     async def metrics() -> Response:
-        service.measures.is_ready = service.is_ready
         return Response(service.measures.text(), media_type="text/plain; version=0.0.4")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -13,12 +15,13 @@ class Measures:
     Attributes:
         n_waiting: images taken in and not answered yet.
         n_held_bytes: of requests in memory.
-        is_ready: whether requests for predictions are welcome.
+
+    Args:
+        is_ready: whether requests for predictions are welcome; asked for each page.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_ready: Callable[[], bool]) -> None:
         self.n_waiting = self.n_held_bytes = 0
-        self.is_ready = False
         self._registry = here = CollectorRegistry()
         self.responses = Counter("topwork_responses", "HTTP responses by status.", ["status"], registry=here)
         self.images = Counter(
@@ -33,7 +36,7 @@ class Measures:
         values = {
             "topwork_images_waiting": ("Images taken in and not answered yet.", lambda: self.n_waiting),
             "topwork_held_bytes": ("Bytes of requests in memory.", lambda: self.n_held_bytes),
-            "topwork_ready": ("Whether requests for predictions are welcome.", lambda: self.is_ready),
+            "topwork_ready": ("Whether requests for predictions are welcome.", is_ready),
         }
         for name, (text, value) in values.items():
             Gauge(name, text, registry=here).set_function(value)
