@@ -165,13 +165,13 @@ def _duplicates(inputs: AnalysisInputs) -> dict[str, Any]:
         _, first = np.unique(group[part.sample_indices], return_index=True)
         if len(first) == len(part):
             continue
-        once = part.take(np.sort(first))
-        interval = wilson(float(once.correct.mean()), len(once))
+        correct = part.correct
+        without = float(correct[first].mean())
         found[name] = {
-            "n_repeated": len(part) - len(once),
-            "n_without": len(once),
-            "accuracy": float(part.correct.mean()),
-            "accuracy_without": {"value": float(once.correct.mean()), **interval.as_dict()},
+            "n_repeated": len(part) - len(first),
+            "n_without": len(first),
+            "accuracy": float(correct.mean()),
+            "accuracy_without": {"value": without, **wilson(without, len(first)).as_dict()},
         }
     return found
 
