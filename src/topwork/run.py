@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -298,6 +299,7 @@ def asked(path: str | os.PathLike[str], settings: DataSettings) -> dict[str, Any
     }
 
 
+@cache
 def versions() -> dict[str, str]:
     """Installed versions of packages that affect the results."""
     found = {}

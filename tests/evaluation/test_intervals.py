@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import bdtr
 
 from topwork.evaluation.intervals import (
     auc_interval,
     balanced_accuracy_interval,
+    binomial_cdf,
     interval_from_variance,
     lower_bound,
     mean_interval,
@@ -84,3 +86,9 @@ def test_lower_bound_is_one_end_of_a_90_percent_interval():
     bound = lower_bound(np.array([1.0, 0.9]), np.array([52, 100]))
     assert bound[0] == pytest.approx(0.9505, abs=1e-3)
     assert wilson(0.9, 100).low < bound[1] < 0.9
+
+
+@given(st.integers(0, 2000), st.floats(0, 1), st.floats(0.001, 0.999))
+def test_binomial_cdf_is_that_of_scipy(n, part, share):
+    k = int(part * n)
+    assert binomial_cdf(k, n, share) == pytest.approx(bdtr(k, n, share), rel=1e-7, abs=1e-12)

@@ -91,7 +91,7 @@ class Shards:
                 continue
             path, positions = self._files[number], order[low:high]
             try:
-                yield positions, read_parquet(path, columns).take(rows[positions] - self._first_row(number))
+                yield positions, _rows_of(read_parquet(path, columns), rows[positions] - self._first_row(number))
             except DAMAGE as error:
                 forget(path, error)
                 raise TopworkError(f"{path}: was damaged during the run. Run the command again.") from None
@@ -120,6 +120,13 @@ class Shards:
         self._ends.append(first + len(hashes))
         for row, content_hash in enumerate(hashes, start=first):
             self._index.setdefault(content_hash, row)
+
+
+def _rows_of(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """The rows, which increase. Those of a whole data set mostly follow each other; ``take`` imports pyarrow's compute functions."""
+    if len(rows) == 1 + rows[-1] - rows[0] and (np.diff(rows) == 1).all():
+        return table.slice(rows[0], len(rows))
+    return table.take(rows)
 
 
 def room_for(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -154,7 +161,9 @@ def matrix_column(values: NDArray[Any]) -> pa.Array:
 def matrix_of(column: pa.ChunkedArray) -> NDArray[Any]:
     """The (N, D) array that :func:`matrix_column` made a column of."""
     values = column.combine_chunks()
-    return np.asarray(values.flatten()).reshape(len(values), values.type.list_size)
+    rows = slice(values.offset, values.offset + len(values))
+    # Not flatten(), which imports pyarrow's compute functions.
+    return np.asarray(values.values).reshape(-1, values.type.list_size)[rows]
 
 
 def append_shard(folder: Path, table: pa.Table) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from topwork.errors import UsageError
-from topwork.evaluation.intervals import Interval
+from topwork.evaluation.intervals import Interval, binomial_cdf
 from topwork.evaluation.predictions import Bools, Ints, Predictions
 
 SIGNIFICANCE = 0.05
@@ -115,11 +115,9 @@ def mcnemar(correct_first: ArrayLike, correct_second: ArrayLike) -> float:
     Returns:
         The chance of a split of the images on which just one is right that is at least this uneven; 1 without any.
     """
-    from scipy.special import bdtr  # the binomial distribution: at most k of n
-
     first, second = np.asarray(correct_first, dtype=np.bool_), np.asarray(correct_second, dtype=np.bool_)
     n_first, n_second = int((first & ~second).sum()), int((second & ~first).sum())
-    return float(min(1.0, 2 * bdtr(min(n_first, n_second), n_first + n_second, 0.5)))
+    return float(min(1.0, 2 * binomial_cdf(min(n_first, n_second), n_first + n_second, 0.5)))
 
 
 def accuracy_difference_interval(

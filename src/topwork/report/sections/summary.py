@@ -14,6 +14,7 @@ from topwork.blocks import Bar, Block, Figure, Figures, Fold, Share, Special, Te
 from topwork.evaluation.advice import Advice
 from topwork.evaluation.analysis import advice_of
 from topwork.evaluation.compare import SIGNIFICANCE
+from topwork.evaluation.intervals import binomial_cdf
 from topwork.evaluation.metrics import metrics_of, zero_shot_sentence
 from topwork.report.pictures import Album
 from topwork.report.run_data import Record
@@ -227,8 +228,6 @@ def weakest_class(record: Record, part: str) -> tuple[str, int, int, float] | No
     Returns:
         name, images right, images, and the chance that any of the classes comes out this low; None without a mistake.
     """
-    from scipy.special import bdtr  # the binomial distribution: at most k of n
-
     classes, cells = record.evaluation[part]["classes"], record.confusion(part)
     n, n_right = np.zeros(len(classes), np.int64), np.zeros(len(classes), np.int64)
     for (true, predicted), k in cells.items():
@@ -242,14 +241,12 @@ def weakest_class(record: Record, part: str) -> tuple[str, int, int, float] | No
         n_others = all_n - int(n[label])
         # Laplace's rule: others without a mistake are not perfect.
         share = (all_right - int(n_right[label]) + 1) / (n_others + 2)
-        rows.append((float(bdtr(n_right[label], n[label], share)), n_right[label] / n[label], label))
+        rows.append((binomial_cdf(int(n_right[label]), int(n[label]), share), n_right[label] / n[label], label))
     chance, _, label = min(rows)
     return classes[label], int(n_right[label]), int(n[label]), min(1.0, chance * len(rows))
 
 
 def _confused_pair(record: Record, part: str) -> str:
-    from scipy.special import bdtrc  # the binomial distribution: more than k of n
-
     wrong = {pair: k for pair, k in record.confusion(part).items() if pair[0] != pair[1]}
     classes, n_wrong = record.evaluation[part]["classes"], sum(wrong.values())
     if not wrong:
@@ -260,7 +257,7 @@ def _confused_pair(record: Record, part: str) -> str:
         back = wrong.get((predicted, true), 0)
         return f"{first}, {back or 'none'} the other way round."
     n_pairs = len(classes) * (len(classes) - 1)
-    if k > 1 and n_pairs * bdtrc(k - 1, n_wrong, 1 / n_pairs) < SIGNIFICANCE:
+    if k > 1 and n_pairs * (1 - binomial_cdf(k - 1, n_wrong, 1 / n_pairs)) < SIGNIFICANCE:
         return f"Most frequent error: {first}."
     return ""
 
