@@ -9,7 +9,7 @@
 PYTHON ?= python3
 TORCH ?=
 ARGS ?=
-COVERAGE ?= 80
+COVERAGE ?= 90
 
 BIN := .venv/bin
 # Certificates of the system, not uv's own: behind a company's proxy only they are trusted.
