@@ -92,6 +92,24 @@ def test_a_cell_that_may_name_several_is_pointed_out(tmp_path) -> None:
     assert "add --multi-label" in listing.notes[0]
 
 
+@pytest.mark.parametrize("names", [("label1", "label2"), ("Class_1", "Class_2"), ("tag 1", "tag 2")])
+def test_a_column_for_each_label(names, tmp_path) -> None:
+    rows = [[f"{n}.jpg", ANIMALS[n], "tree" if n < 3 else ""] for n in range(N)]
+    with pytest.raises(
+        UsageError, match=f"several columns of labels: {names[0]}, {names[1]}.*--multi-label.*--label-column"
+    ):
+        listed(tmp_path, ["image", *names], rows)
+    listing = list_data(tmp_path, rules=Rules(multi_label=True))
+    assert classes(listing) == {"cat": 4, "dog": 4, "tree": 3}
+    assert f"labels from columns {names[0]}, {names[1]}" in listing.notes[0]
+    assert classes(list_data(tmp_path, rules=Rules(label_column=names[0]))) == {"cat": 4, "dog": 4}
+
+
+def test_fractions_in_numbered_columns_are_no_labels(tmp_path) -> None:
+    rows = [[f"{n}.jpg", ANIMALS[n], n / 7 + 0.01, n / 9 + 0.01] for n in range(N)]
+    assert classes(listed(tmp_path, ["image", "kind", "Class1.1", "Class1.2"], rows)) == {"cat": 4, "dog": 4}
+
+
 def test_one_of_two_labels_need_not_occur_alone(tmp_path) -> None:
     values = ["healthy", "scab frog_eye", "scab"]
     listing = listed(tmp_path, ["image", "labels"], [[n, values[n % 3]] for n in range(N)], multi_label=True)

@@ -275,7 +275,7 @@ KNOWN: dict[str, tuple[Callable[[Path], None], dict[str, int], dict[str | None, 
         {"pink primrose": 6, "canna lily": 6, "globe thistle": 6},
         {"train": 12, "valid": 6},
     ),
-    "CUB": (cub, {"001.Black_footed_Albatross": 4, "002.Laysan_Albatross": 4}, {None: 8}),
+    "CUB": (cub, {"001.Black_footed_Albatross": 4, "002.Laysan_Albatross": 4}, {"train": 4, "test": 4}),
     "birds": (birds, {"ABBOTTS BABBLER": 8, "ABBOTTS BOOBY": 8}, {"train": 8, "valid": 4, "test": 4}),
 }
 
@@ -301,6 +301,55 @@ def test_a_known_data_set_as_it_is_unpacked(name, form, tmp_path) -> None:
     assert all(read_image(listing.root, entry.path) for entry in listing.entries)
     failed = [reject for reject in listing.rejects if not reject.expected]
     assert not failed
+
+
+ATTRIBUTES = ["Arched_Eyebrows", "Bald", "Smiling"]
+
+
+@pytest.mark.parametrize("form", ["csv", "txt"])
+def test_celeba_in_its_official_parts(form, tmp_path) -> None:
+    """Attributes and parts stand in tables of their own, as on Kaggle and as torchvision keeps them."""
+    names = [f"{n:06}.jpg" for n in range(1, 11)]
+    marks = [[1 if (n >> k) % 2 else -1 for k in range(3)] for n in range(10)]
+    touch(tmp_path, *[f"img_align_celeba/{name}" for name in names])
+    rows = [[name, *own] for name, own in zip(names, marks, strict=True)]
+    shares = [[name, max(0, n - 7)] for n, name in enumerate(names)]
+    boxes = [[name, 95 + n, 71, 226, 313] for n, name in enumerate(names)]
+    if form == "csv":
+        table(tmp_path / "list_attr_celeba.csv", ["image_id", *ATTRIBUTES], *rows)
+        table(tmp_path / "list_eval_partition.csv", ["image_id", "partition"], *shares)
+        table(tmp_path / "list_bbox_celeba.csv", ["image_id", "x_1", "y_1", "width", "height"], *boxes)
+    else:
+        lines = ["10", " ".join(ATTRIBUTES), *[f"{row[0]}  {row[1]:2}  {row[2]:2} {row[3]:2}" for row in rows]]
+        write(tmp_path / "list_attr_celeba.txt", "\n".join(lines))
+        write(tmp_path / "list_eval_partition.txt", "".join(f"{name} {part}\n" for name, part in shares))
+        lines = ["10", "image_id x_1 y_1 width height", *[" ".join(map(str, row)) for row in boxes]]
+        write(tmp_path / "list_bbox_celeba.txt", "\n".join(lines))
+    for path in (tmp_path, tmp_path / f"list_attr_celeba.{form}"):
+        with pytest.raises(UsageError, match="--multi-label"):
+            list_data(path)
+        listing = list_data(path, rules=Rules(multi_label=True))
+        assert parts(listing) == {"train": 8, "valid": 1, "test": 1}
+        assert [entry.label for entry in listing.entries][:4] == ["", *ATTRIBUTES[:2], "Arched_Eyebrows|Bald"]
+        assert len(listing.entries) == 10 and not [one for one in listing.rejects if not one.expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("split.csv", "image,split\n0.jpg,train\n1.jpg,test\n2.jpg,train\n3.jpg,test\n"),
+        ("train_test_split.txt", "0.jpg 1\n1.jpg 0\n2.jpg 1\n3.jpg 0\n"),
+        ("partition.tsv", "image\tpartition\n0.jpg\tTrain\n1.jpg\tTest\n2.jpg\tTrain\n3.jpg\tTest\n"),
+    ],
+)
+def test_a_table_of_parts_beside_one_of_labels(name, text, tmp_path) -> None:
+    touch(tmp_path, *images("photos"))
+    table(tmp_path / "labels.csv", ["image", "label"], *[[f"{n}.jpg", "ab"[n // 2]] for n in range(4)])
+    write(tmp_path / name, text)
+    for path in (tmp_path, tmp_path / "labels.csv"):
+        listing = list_data(path)
+        assert [entry.part for entry in listing.entries] == ["train", "test"] * 2
+        assert listing.notes[-1] == f"Train, valid and test parts from {name}."
 
 
 # ---- the page docs/layouts.md

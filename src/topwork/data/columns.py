@@ -72,7 +72,8 @@ _FLAGS = {
     "istrainingimage": ("train", "test"),
 }
 _TRUE, _FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "-1", "-1.0", "false", "no", ""}
-_NUMBERED_PARTS = {"0": "train", "1": "valid", "2": "test"}
+NUMBERED_PARTS = {"0": "train", "1": "valid", "2": "test"}
+_NUMBERED_LABELS = re.compile("(labels?|class|category|tag|target|finding|disease|species)[0-9]+")
 _CLASS_FILES = re.compile(r"(class|label|name|synset|categor).*\.(txt|names|json)$|\.names$", re.IGNORECASE)
 _LONGEST_PATH, _LONGEST_LABEL = 4096, 1000
 _MANY_COLUMNS = 100
@@ -92,10 +93,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Meaning:
-    """Which column says what; ``one_hot`` are columns of 0 and 1 whose names are the classes."""
+    """Which column says what.
+
+    Attributes:
+        further: columns that hold further labels, as ``label2`` and ``label3`` beside ``label1``.
+        one_hot: columns of 0 and 1 whose names are the classes.
+    """
 
     path: str
     label: str | None
+    further: tuple[str, ...] = ()
     one_hot: tuple[str, ...] = ()
     split: str | None = None
     group: str | None = None
@@ -122,6 +129,7 @@ def meaning_of(table: Table, files: Files, rules: Rules) -> Meaning:
         label = _first(table, _LABEL_NAMES, rest)
     if label is None:
         one_hot = _one_hot(table, rest, rules.multi_label)
+    label, *further = (label,) if label or one_hot else _numbered_labels(table, rest, rules) or (None,)
     if label is None and not one_hot and path is not None and not rules.label_regex:
         label = _label_by_content(table, rest)
     missing = [what for what, name in (("path", path), ("label", label or one_hot or rules.label_regex)) if not name]
@@ -132,7 +140,7 @@ def meaning_of(table: Table, files: Files, rules: Rules) -> Meaning:
             f"{first_names(list(table.columns)) or 'none'}. If it has another name, use {options}."
         )
     assert path is not None
-    return Meaning(path, label, one_hot, split, group, domain)
+    return Meaning(path, label, tuple(map(str, further)), one_hot, split, group, domain)
 
 
 def _normal(name: str) -> str:
@@ -180,7 +188,7 @@ def _split_column(table: Table, path: str | None) -> str | None:
             continue
         values = {str(cell).strip().lower() for cell in table.columns[name] if cell}
         is_flag = wanted in _FLAGS and values <= _TRUE | _FALSE
-        is_number = {value.removesuffix(".0") for value in values} <= set(_NUMBERED_PARTS) and 1 < len(values) < 4
+        is_number = {value.removesuffix(".0") for value in values} <= set(NUMBERED_PARTS) and 1 < len(values) < 4
         if not values:
             continue
         if wanted in ("split", "part") or is_flag or (is_number and wanted != "fold") or values <= set(PART_NAMES):
@@ -230,16 +238,41 @@ def _label_by_content(table: Table, rest: Sequence[str]) -> str | None:
     for name in rest:
         cells = [cell for cell in table.columns[name] if isinstance(cell, str) and cell.strip()]
         values = set(cells)
-        is_measure = (
-            sum(bool(re.fullmatch(r"-?\d+\.\d*[1-9]\d*|\d{4}-\d\d.*", value)) for value in values) > len(values) / 2
-        )
-        if 2 <= len(values) <= max(2, len(cells) / 2) and 2 * len(cells) > table.n_rows and not is_measure:
+        if 2 <= len(values) <= max(2, len(cells) / 2) and 2 * len(cells) > table.n_rows and not _are_measures(values):
             found.append(name)
     if len(found) > 1:
         raise UsageError(
             f"{escape(table.name)}: several columns could be the label: {first_names(found, 8)}. Choose one with --label-column."
         )
     return found[0] if found else None
+
+
+def _are_measures(values: Iterable[str]) -> bool:
+    """Whether most values are fractions or dates, so that they name no classes."""
+    found = [bool(re.fullmatch(r"-?\d+\.\d*[1-9]\d*|\d{4}-\d\d.*", value)) for value in values]
+    return 2 * sum(found) > len(found)
+
+
+def _numbered_labels(table: Table, rest: Sequence[str], rules: Rules) -> list[str]:
+    """Columns ``label1``, ``label2`` and so on, each of which holds a label of the image; fewer than two are none.
+
+    Raises:
+        UsageError: there are some, but not ``--multi-label``.
+    """
+    found = [
+        name
+        for name in rest
+        if _NUMBERED_LABELS.fullmatch(_normal(name))
+        and not _are_measures(cell for cell in some_of(table.columns[name]) if isinstance(cell, str))
+    ]
+    if len(found) < 2:
+        return []
+    if not rules.multi_label:
+        raise UsageError(
+            f"{escape(table.name)}: several columns of labels: {first_names(found)}. Add --multi-label to use them all, or choose one with "
+            "--label-column."
+        )
+    return found
 
 
 # ---- rows
@@ -270,7 +303,7 @@ def rows_of(table: Table, meaning: Meaning, files: Files | None, rules: Rules) -
     what = (
         f"classes from {len(meaning.one_hot)} columns of 0 and 1 ({first_names(meaning.one_hot, 3)})"
         if meaning.one_hot
-        else f"labels from column {escape(str(meaning.label))}{said}"
+        else f"labels from {_columns_said(meaning)}{said}"
     )
     split = f", parts from column {escape(meaning.split)}" if meaning.split else ""
     read = f"Read {escape(table.name)}{encoding}: {_paths_said(meaning, where)}, {what}{split}."
@@ -293,6 +326,12 @@ def _group_hint(table: Table, meaning: Meaning, rules: Rules) -> list[str]:
 
 def _paths_said(meaning: Meaning, where: str) -> str:
     return f"paths from column {escape(meaning.path)}{where}"
+
+
+def _columns_said(meaning: Meaning) -> str:
+    if not meaning.further:
+        return f"column {escape(str(meaning.label))}"
+    return f"columns {first_names([str(meaning.label), *meaning.further])}"
 
 
 def _row(
@@ -326,6 +365,11 @@ def _labels(table: Table, meaning: Meaning, rules: Rules, files: Files | None) -
     if meaning.label is None:
         return [()] * table.n_rows, ""
     cells = [_parsed(cell) for cell in table.columns[meaning.label]]
+    for name in meaning.further:
+        cells = [
+            [*_pieces(cell, None), *_pieces(_parsed(more), None)]
+            for cell, more in zip(cells, table.columns[name], strict=True)
+        ]
     separator, said = _separator(cells, rules)
     split = [
         tuple(dict.fromkeys(piece.strip() for piece in _pieces(cell, separator) if piece.strip())) for cell in cells
@@ -515,7 +559,7 @@ def _parts(table: Table, meaning: Meaning) -> list[str | None]:
         )
     if flag is not None and values <= _TRUE | _FALSE:
         return [flag[0] if cell.lower() in _TRUE else flag[1] for cell in cells]
-    numbers = {cell: _NUMBERED_PARTS.get(cell.removesuffix(".0")) for cell in set(cells)}
+    numbers = {cell: NUMBERED_PARTS.get(cell.removesuffix(".0")) for cell in set(cells)}
     if all(numbers.values()):
         return [numbers[cell] for cell in cells]
     named = {

@@ -20,6 +20,7 @@ from topwork.data.columns import listing_of, meaning_of, rows_of
 from topwork.data.folders import read_regular_file, walk_folder
 from topwork.data.layouts import Found, looks_like_image
 from topwork.data.named_files import Files
+from topwork.data.part_lists import with_parts_stated
 from topwork.data.patterns import limited
 from topwork.data.readings import NOT_OPENED, bytes_of, files_of, list_names, nothing_there
 from topwork.data.samples import Listing, Rules
@@ -186,7 +187,7 @@ def _list_table(source: Path, rules: Rules) -> Listing:
         beside=[name for name in beside if name != source.name],
     )
     table = read_table(source.name, data, rules.encoding)
-    return _listing_of_table(root, table, files, rules)
+    return with_parts_stated(_listing_of_table(root, table, files, rules), files.beside, files)
 
 
 def _read_file(path: Path, max_bytes: int) -> bytes:

@@ -17,6 +17,7 @@ from topwork.data import layouts
 from topwork.data.columns import Row, listing_of, meaning_of, named_labels, rows_of
 from topwork.data.layouts import CONTAINER_NAMES, Found, arrange, look_through, looks_like_image, tree_of
 from topwork.data.named_files import Files
+from topwork.data.part_lists import divides, is_class_file, with_parts_stated
 from topwork.data.patterns import regex_for_names
 from topwork.data.samples import Listing, Reject, Rules
 from topwork.data.tables import ENDINGS, LIST_ENDINGS, read_table
@@ -60,7 +61,7 @@ def list_names(root: Path, found: Found, rules: Rules) -> Listing:
     listing = _read_names(root, found, rules)
     if listing.layout != "table":
         listing = _with_class_names(listing, found, rules)
-    return listing if any(entry.part for entry in listing.entries) else _with_lists_of_parts(listing, found)
+    return with_parts_stated(listing, found.files, files_of(found, ""))
 
 
 def _with_class_names(listing: Listing, found: Found, rules: Rules) -> Listing:
@@ -73,42 +74,6 @@ def _with_class_names(listing: Listing, found: Found, rules: Rules) -> Listing:
     entries = tuple(replace(entry, label=names[entry.label]) for entry in listing.entries)
     class_names = tuple(sorted(names.values(), key=natural_key))
     return replace(listing, entries=entries, class_names=class_names, notes=(*listing.notes, f"Class folders{said}."))
-
-
-def _with_lists_of_parts(listing: Listing, found: Found) -> Listing:
-    """Gives images the parts of lists that name them without labels, as Food-101's ``train.txt`` and ``test.txt``.
-
-    Lists that contradict each other or leave out more than a tenth of the images say nothing.
-    """
-    lists = {name: part for name in found.files if (part := _part_of_list(name)) is not None}
-    if len(set(lists.values())) < 2:
-        return listing
-    files = files_of(found, "")
-    part_of: dict[str, str] = {}
-    for name, part in lists.items():
-        try:
-            columns = read_table(name, bytes_of(found, name)).columns
-        except UsageError:
-            return listing
-        for path in columns["path"] if set(columns) == {"path"} else ():
-            named = files.named(str(path))
-            if len(named) == 1 and part_of.setdefault(named[0], part) != part:
-                return listing
-    n_named = sum(entry.path in part_of for entry in listing.entries)
-    if len(set(part_of.values())) < 2 or 10 * n_named < 9 * len(listing.entries):
-        return listing
-    entries = tuple(replace(entry, part=part_of.get(entry.path)) for entry in listing.entries)
-    note = f"Train, valid and test parts from {first_names(sorted(lists), 3)}."
-    return replace(listing, entries=entries, notes=(*listing.notes, note))
-
-
-def _part_of_list(name: str) -> str | None:
-    """The part that a text list is called after: ``train_val_list.txt`` is for training."""
-    own = posixpath.basename(name).lower()
-    if not own.endswith(LIST_ENDINGS) or _is_class_file(name):
-        return None
-    found = {layouts.PART_NAMES[word] for word in re.findall("[a-z]+", own) if word in layouts.PART_NAMES}
-    return "train" if found == {"train", "valid"} else found.pop() if len(found) == 1 else None
 
 
 def _read_names(root: Path, found: Found, rules: Rules) -> Listing:
@@ -197,7 +162,12 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
     if not usable:
         if failed and asked:
             raise failed[0]
-        return None, [error for error in failed if not str(error).split(":")[0].lower().endswith(LIST_ENDINGS)]
+        # A text that is no table may be about anything; one that lacks an option is meant.
+        return None, [
+            error
+            for error in failed
+            if "--multi-label" in str(error) or not str(error).split(":")[0].lower().endswith(LIST_ENDINGS)
+        ]
     if len(usable) > 1:
         usable = _parts_of_tables(root, usable)
     rows = [row for _, own, _ in usable for row in own]
@@ -212,7 +182,8 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
 
 def _names_of_tables(found: Found) -> list[str]:
     """Files with the ending of a table next to the folders of images or in the folders of the parts."""
-    names = [name for name in found.files if name.lower().endswith(ENDINGS) and not _is_class_file(name)]
+    names = [name for name in found.files if name.lower().endswith(ENDINGS) and not is_class_file(name)]
+    names = [name for name in names if not (name.lower().endswith(LIST_ENDINGS) and divides(name))]
     if not names:
         return []
     top = look_through(tree_of(found))
@@ -224,13 +195,6 @@ def _names_of_tables(found: Found) -> list[str]:
         *(f"{folder}/" for folder in found.folders if posixpath.dirname(folder) in ("", top.name.rstrip("/"))),
     }
     return [name for name in names if f"{posixpath.dirname(name)}/".lstrip("/") in folders]
-
-
-def _is_class_file(name: str) -> bool:
-    own = posixpath.basename(name).lower()
-    return own.endswith(LIST_ENDINGS) and any(
-        word in own for word in ("class", "readme", "license", "licence", "names")
-    )
 
 
 def _parts_of_tables(

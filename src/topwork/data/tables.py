@@ -166,6 +166,8 @@ def _list_columns(text: str) -> dict[str, list[Cell]]:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if lines and any(delimiter in lines[0] for delimiter in ",;\t"):
         return _csv_columns("\n".join(lines))
+    if (columns := _in_blanks(lines)) is not None:
+        return columns
     paths: list[Cell] = []
     labels: list[Cell] = []
     is_last = False
@@ -186,6 +188,17 @@ def _list_columns(text: str) -> dict[str, list[Cell]]:
     if len(paths) > 1 and is_numbered:
         raise ValueError("it numbers lines, and labels no images")
     return {"path": paths, "label": labels} if any(labels) else {"path": paths}
+
+
+def _in_blanks(lines: list[str]) -> dict[str, list[Cell]] | None:
+    """A header and rows separated by blanks, as CelebA's: a first line with the number of rows, no name for the path."""
+    rows = [line.split() for line in lines[lines[:1] == [str(len(lines) - 2)] :]]
+    if len(rows) < 2 or len(rows[0]) < 3 or any(map(looks_like_image, rows[0])):
+        return None
+    header = ["path"] * (len(rows[1]) - len(rows[0])) + rows[0]
+    if any(len(row) != len(header) or not looks_like_image(row[0]) for row in rows[1:]):
+        return None
+    return _columns_of_rows([header, *rows[1:]])
 
 
 # ---- JSON and XML
