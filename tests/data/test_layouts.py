@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -371,6 +374,63 @@ def test_a_folder_of_parquet_files_as_the_hub_keeps_them(images, reference, tmp_
     for row, sample in enumerate(manifest.samples):
         assert len(manifest.read(row)) == sample.n_bytes
     assert not manifest.n_failed
+
+
+def shard(path: Path, images: Labeled, form: str) -> None:
+    """A tar as WebDataset writes it: numbered samples, an image and its label each."""
+    with tarfile.open(path, "w") as file:
+        rows = [(label, data) for label, files in images.items() for data in files.values()]
+        for number, (label, data) in enumerate(rows):
+            said = {"cls": label, "txt": label + "\n", "json": json.dumps({"label": label, "width": number})}[form]
+            add(file, f"{path.stem}{number:04}.jpg", data)
+            add(file, f"{path.stem}{number:04}.{form}", said.encode())
+
+
+@pytest.mark.parametrize("form", ["cls", "json", "txt"])
+def test_webdataset_shards(form, images, reference, tmp_path) -> None:
+    (tmp_path / "shards").mkdir()
+    for name in ("train-000.tar", "train-001.tar", "val-000.tar"):
+        shard(tmp_path / "shards" / name, images, form)
+    manifest = scan(tmp_path / "shards")
+    assert Counter(sample.part for sample in manifest.samples) == {
+        "train": 2 * len(reference.samples),
+        "valid": len(reference.samples),
+    }
+    assert {(one.content_hash, one.label) for one in manifest.samples} == {
+        (one.content_hash, one.label) for one in reference.samples
+    }
+    assert manifest.rejects == ()
+    alone = scan(tmp_path / "shards" / "val-000.tar")
+    assert alone.counts == reference.counts
+    assert f"the .{form} files beside the images" in alone.notes[0]
+
+
+def test_class_numbers_in_shards_get_names(images, tmp_path) -> None:
+    numbered = {str(n): files for n, files in enumerate(images.values())}
+    shard(tmp_path / "000.tar", numbered, "cls")
+    (tmp_path / "classes.txt").write_text("\n".join(images))
+    assert list_data(tmp_path).class_names == tuple(sorted(images))
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"caption": "a dog on a lawn", "url": "x"}, "the .json files beside the images: no column label; found: path, caption, url"),
+        ("0 0.5 0.5 0.25 0.25\n1 0.1 0.1 0.2 0.2\n", "no images in class folders"),
+        ("[", "no images in class folders"),
+    ],
+)  # fmt: skip
+def test_what_stands_beside_images_and_is_no_label(said, words, tmp_path) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}x.jpg").write_bytes(bytes([number]))
+        ending, text = (
+            ("json", json.dumps(said | {"url": f"{number}"}))
+            if isinstance(said, dict)
+            else ("json" if said == "[" else "txt", said)
+        )
+        (tmp_path / f"{number}x.{ending}").write_text(text)
+    with pytest.raises(UsageError, match=re.escape(words)):
+        list_data(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,36 @@ def test_excels_unicode_text(encoding, tmp_path) -> None:
         list_data(tmp_path / "cut.csv")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "labels"),
+    [
+        ("shift_jis", ("ネコ", "イヌ")),
+        ("shift_jis", ("はい", "いいえ")),
+        ("gbk", ("猫", "狗")),
+        ("koi8-r", ("кошка", "собака")),
+        ("cp1251", ("кошка", "собака")),
+        ("big5", ("貓咪", "小狗")),
+        ("euc_kr", ("고양이", "강아지")),
+    ],
+)
+def test_other_encodings_are_refused_rather_than_made_classes(encoding, labels, tmp_path) -> None:
+    text = "path,label\na.jpg,{}\nb.jpg,{}\n".format(*labels)
+    with pytest.raises(UsageError, match="--encoding"):
+        entries(tmp_path / "x.csv", text, encoding)
+    listing = list_data(tmp_path / "x.csv", rules=Rules(encoding=encoding))
+    assert [one.label for one in listing.entries] == list(labels)
+
+
+@pytest.mark.parametrize(
+    "labels", [("été", "hiver"), ("“Noël”", "naïve – œuf"), ("Größe", "ÆØ"), ("¿Qué?", "señor"), ("½ £", "20 °C ± 1")]
+)
+def test_western_tables_are_read_and_said(labels, tmp_path) -> None:
+    (tmp_path / "x.csv").write_bytes("path,label\na.jpg,{}\nb.jpg,{}\n".format(*labels).encode("cp1252"))
+    listing = list_data(tmp_path / "x.csv")
+    assert {one.label for one in listing.entries} == set(labels)
+    assert "as cp1252 (else: --encoding)" in listing.notes[0]
+
+
 def test_paths_from_windows_and_with_blanks_and_every_spelling_of_a_file_once(tmp_path) -> None:
     (tmp_path / "a").mkdir()
     for name in ("a/1.jpg", "a/2.jpg", "a/back\\slash.jpg", "blank .jpg "):

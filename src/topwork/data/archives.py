@@ -126,7 +126,7 @@ def read_member(root: Path, path: str) -> bytes:
         raise ImageError(f"cannot be read from the archive: {_reason(error)}") from None
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=128)  # shards of one dataset, read in any order
 def _open(path: Path, _version: tuple[int, int]) -> Archive:
     with open(path, "rb") as file:
         head = file.read(6)

@@ -8,6 +8,7 @@ Which of the two labels a folder or an archive that has both is decided in ``rea
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from topwork.data.part_lists import with_parts_stated
 from topwork.data.patterns import limited
 from topwork.data.readings import NOT_OPENED, bytes_of, files_of, list_names, nothing_there
 from topwork.data.samples import Listing, Rules
+from topwork.data.sidecars import list_shards
 from topwork.data.tables import ENDINGS, Table, read_table
 from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.files import error_reason
@@ -83,7 +85,7 @@ def _list(source: Path, rules: Rules) -> Listing:
         if hub.is_saved_dataset(source):
             return hub.list_saved_dataset(source, rules)
         found = _found_below(source)
-        return _list_parquets(source, found, rules) or list_names(source, found, rules)
+        return _list_containers(source, found, rules) or list_names(source, found, rules)
     if stat.S_ISREG(mode) and source.suffix.lower() == ".npz":
         return arrays.list_arrays(source, rules)
     if stat.S_ISREG(mode) and source.suffix.lower() in ENDINGS:
@@ -101,6 +103,11 @@ def _list(source: Path, rules: Rules) -> Listing:
     )
 
 
+def _list_containers(root: Path, found: Found, rules: Rules) -> Listing | None:
+    """A folder of files that hold the images: Parquet or tar shards; None if it is none."""
+    return _list_parquets(root, found, rules) or list_shards(root, found, rules)
+
+
 def _list_parquets(root: Path, found: Found, rules: Rules) -> Listing | None:
     """A folder of Parquet files that hold the images, as the Hugging Face hub keeps datasets; None if it is none.
 
@@ -109,12 +116,13 @@ def _list_parquets(root: Path, found: Found, rules: Rules) -> Listing | None:
     names = [name for name in found.files if name.lower().endswith(".parquet")]
     if not names or any(map(looks_like_image, found.files)):
         return None
-    names = [name for name in names if embedded.holds_images(root / name)]
+    places = {name: remote.local_copy(root / name) if remote.is_url(root) else root / name for name in names}
+    names = [name for name in names if embedded.holds_images(places[name])]
     entries, rejects = [], list(found.rejects)
     notes: list[str] = []
     for name in names:
         part = layouts.part_of_name(name)
-        listed = embedded.list_embedded(root / name, rules)
+        listed = embedded.list_embedded(places[name], rules)
         entries += [replace(one, path=f"{name}/{one.path}", part=one.part or part) for one in listed.entries]
         rejects += [replace(one, path=f"{name}/{one.path}") for one in listed.rejects]
         notes += listed.notes
@@ -129,7 +137,7 @@ def _list_remote(source: Path, rules: Rules) -> Listing:
             walk.files, walk.folders, walk.rejects,
             read=lambda name: remote.read(source / name, _MAX_TABLE_BYTES),
         )  # fmt: skip
-        return list_names(source, found, rules)
+        return _list_containers(source, found, rules) or list_names(source, found, rules)
     copy, ending = remote.local_copy(source), source.suffix.lower()
     if ending in ENDINGS and not (ending == ".parquet" and embedded.holds_images(copy)):
         return _list_table(source, rules)
@@ -245,6 +253,8 @@ def _stored(root: Path, path: str) -> bytes:
 
 
 def _read_remote(root: Path, path: str) -> bytes:
+    if (inner := _in_container(path)) is not None:
+        root, path = root / inner[0], inner[1]
     if root.suffix.lower() not in _CONTAINER_ENDINGS:
         return remote.read(root / path)
     try:
@@ -254,7 +264,7 @@ def _read_remote(root: Path, path: str) -> bytes:
     return _reader(copy, False)(copy, path)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=1024)
 def _copy_of(root: Path) -> Path:
     """Asked for once per process: to ask for the version of a remote file takes as long as to read an image."""
     return remote.local_copy(root)
@@ -270,7 +280,12 @@ def _reader(root: Path, is_folder: bool) -> Callable[[Path, str], bytes]:
 
 
 def _read_below(root: Path, path: str) -> bytes:
-    file, ending, row = path.partition(".parquet/")
-    if ending and (parquet := root / f"{file}.parquet").is_file():
-        return embedded.read_row(parquet, row)
+    if (inner := _in_container(path)) is not None and (file := root / inner[0]).is_file():
+        return _reader(file, False)(file, inner[1])
     return read_regular_file(root / path)
+
+
+def _in_container(path: str) -> tuple[str, str] | None:
+    """(the file, what is in it) for an image in a Parquet or tar file in the folder."""
+    match = re.match(r"(.+?\.(?:parquet|tar))/(.+)", path)
+    return (match[1], match[2]) if match else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +21,15 @@ from topwork.data.named_files import Files
 from topwork.data.part_lists import divides, is_class_file, with_parts_stated
 from topwork.data.patterns import regex_for_names
 from topwork.data.samples import Listing, Reject, Rules
+from topwork.data.sidecars import rows_beside
 from topwork.data.tables import ENDINGS, LIST_ENDINGS, read_table
 from topwork.errors import ImageError, UsageError
 from topwork.text import count, escape, first_names, natural_key
 
 _ANNOTATIONS = {"annotations", "annotation", "masks", "mask", "labels", "trimaps", "segmentations", "xmls", "bboxes"}
 _PIECES = {"part", "batch", "chunk", "folder", "shard", "volume", "vol"}
+_NOTE_ENDINGS = (".json", ".xml", *LIST_ENDINGS)  # called like an image they are about that one alone
+_MANY_TABLES = 50  # in one folder: so many texts are notes on the images
 NOT_OPENED = {
     **dict.fromkeys((".zip", ".tar", ".gz"), "an archive inside; unpack it first"),
     **dict.fromkeys((".rar", ".7z"), "an archive of a kind that is not read; unpack it first"),
@@ -38,7 +42,7 @@ def nothing_there(source: Path, listing: Listing, there: str = "") -> str:
     n_aside, is_table = len(listing.rejects), listing.layout == "table"
     noun = ("row" if is_table else "file") + (" is" if n_aside == 1 else "s are")
     first = f"; {escape(listing.rejects[0].path)}: {listing.rejects[0].reason}" if n_aside else ""
-    looked = f" ({n_aside} {noun} not used{first})" if n_aside else ""
+    looked = f" ({n_aside:,} {noun} not used{first})" if n_aside else ""
     if is_table:
         return f"{escape(str(source))}: no row has an image and its label{looked}."
     closed = next((reject for reject in listing.rejects if Path(reject.path).suffix.lower() in NOT_OPENED), None)
@@ -89,6 +93,9 @@ def _read_names(root: Path, found: Found, rules: Rules) -> Listing:
         return by_table.listing
     are_parts = layouts.are_parts(by_folder.class_names) or _are_annotated(by_folder.class_names)
     has_classes = bool(by_folder.entries) and not are_parts and not _are_containers(by_folder.class_names)
+    has_labels = by_table is not None or failure is not None or (has_classes and len(by_folder.class_names) > 1)
+    if not has_labels and (listing := _by_sidecars(root, found, rules, failures)) is not None:
+        return listing
     if failure is not None and by_table is None and not has_classes:
         raise failure
     if (not by_folder.entries or are_parts) and by_table is None:
@@ -111,6 +118,19 @@ def _read_names(root: Path, found: Found, rules: Rules) -> Listing:
         f"- The class folders {first_names(by_folder.class_names, 4)}: topwork fit {shlex.quote(path)} "
         "--label-regex '([^/]+)/[^/]+$'"
     )
+
+
+def _by_sidecars(root: Path, found: Found, rules: Rules, failures: list[UsageError]) -> Listing | None:
+    """Labels in a file beside each image; why there are none goes to ``failures``."""
+    try:
+        beside = rows_beside(files_of(found, ""), rules)
+    except UsageError as error:
+        failures.insert(0, error)
+        return None
+    if beside is None:
+        return None
+    listing = listing_of(root, "table", _with_parts_of_folders(found, beside[0]), rules, beside[1])
+    return replace(listing, rejects=(*listing.rejects, *found.rejects))
 
 
 def _no_classes(root: Path, found: Found, listing: Listing) -> str:
@@ -183,7 +203,11 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
 def _names_of_tables(found: Found) -> list[str]:
     """Files with the ending of a table next to the folders of images or in the folders of the parts."""
     names = [name for name in found.files if name.lower().endswith(ENDINGS) and not is_class_file(name)]
+    stems = {_stem(name) for name in found.files if looks_like_image(name)}
     names = [name for name in names if not (name.lower().endswith(LIST_ENDINGS) and divides(name))]
+    names = [name for name in names if not (name.lower().endswith(_NOTE_ENDINGS) and _stem(name) in stems)]
+    n_in = Counter(map(posixpath.dirname, names))
+    names = [name for name in names if n_in[posixpath.dirname(name)] <= _MANY_TABLES]
     if not names:
         return []
     top = look_through(tree_of(found))
@@ -195,6 +219,10 @@ def _names_of_tables(found: Found) -> list[str]:
         *(f"{folder}/" for folder in found.folders if posixpath.dirname(folder) in ("", top.name.rstrip("/"))),
     }
     return [name for name in names if f"{posixpath.dirname(name)}/".lstrip("/") in folders]
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(posixpath.basename(name))[0]
 
 
 def _parts_of_tables(
@@ -212,7 +240,8 @@ def _parts_of_tables(
         ]
     sizes = sorted((len({row.path for row in rows}) for _, rows, _ in usable), reverse=True)
     if sizes[0] < 1.5 * sizes[1]:
-        lines = [f"- topwork fit {shlex.quote(str(root / name))}" for name, _, _ in usable]
+        lines = [f"- topwork fit {shlex.quote(str(root / name))}" for name, _, _ in usable[:8]]
+        lines += [f"- and {len(usable) - 8:,} more"] * (len(usable) > 8)
         raise UsageError(f"{escape(str(root))}: several tables have labels; choose one:\n" + "\n".join(lines))
     return [max(usable, key=lambda item: len({row.path for row in item[1]}))]
 

@@ -27,6 +27,11 @@ LIST_ENDINGS = (".txt", ".lst", ".list")
 ENDINGS = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson", ".xml", *LIST_ENDINGS)
 _KEYS = ("choices", "path", "file_name", "filename", "name", "label")  # where an object holds what counts
 _LOOKED_AT = 1000  # rows
+# What Shift-JIS, GBK, KOI8-R or UTF-16 look like in Windows-1252: control characters, marks that no Western word holds, three
+# accented letters in a row.
+_NOT_WESTERN = re.compile(
+    r"[\x00-\x08\x0e-\x1f\x7f-\x9f]|\w[ƒ†‡ˆ‰‚¢¤¦¨¬¯±´¶¸¹¼¾]|[ƒ‚†‡ˆ‰¢¤¦¨¬¯±¶¸¹¼¾]\w|[À-ÖØ-öø-ÿŠšŽžŒœŸƒ]{3}"
+)
 _LARGEST_CELL = 1 << 28  # the csv module refuses whole files for one cell above its own limit of 128 kB
 
 
@@ -61,12 +66,12 @@ def read_table(name: str, data: bytes, encoding: str | None = None) -> Table:
         if ending == ".parquet":
             return _parquet(name, data)
         if ending == ".xml":
-            return _from_rows(name, _cvat(data))
+            return table_of_rows(name, _cvat(data))
         text, used = decoded(name, data, encoding)
         if ending == ".json":
-            return _from_rows(name, _json_rows(_json(text)))
+            return table_of_rows(name, _json_rows(_json(text)))
         if ending in (".jsonl", ".ndjson"):
-            return _from_rows(name, _json_lines(text))
+            return table_of_rows(name, _json_lines(text))
         columns = _list_columns(text) if ending in LIST_ENDINGS else _csv_columns(text)
         return Table(name, columns, used)
     except (
@@ -100,7 +105,9 @@ def decoded(name: str, data: bytes, encoding: str | None = None) -> tuple[str, s
         tried = ["utf-8-sig", locale.getpreferredencoding(False), "cp1252"]
     for one in tried:
         try:
-            return data.decode(one), one
+            text = data.decode(one)
+            if one == encoding or one.startswith("utf") or not _NOT_WESTERN.search(text):
+                return text, one
         except UnicodeDecodeError:
             continue
         except LookupError:
@@ -204,7 +211,8 @@ def _in_blanks(lines: list[str]) -> dict[str, list[Cell]] | None:
 # ---- JSON and XML
 
 
-def _from_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> Table:
+def table_of_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> Table:
+    """A table of objects; what one of them lacks is None."""
     found = list(rows)
     names = dict.fromkeys(key for row in found for key in row)
     return Table(name, {str(key): [_cell(row.get(key)) for row in found] for key in names})
