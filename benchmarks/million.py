@@ -64,7 +64,11 @@ def measure(n: int, n_classes: int) -> None:
 
         def step(self, name: str) -> None:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-            print(f"{n:,}: {name} at {time.perf_counter() - started:.0f} s, {peak:.2f} GB so far", file=sys.stderr, flush=True)
+            print(
+                f"{n:,}: {name} at {time.perf_counter() - started:.0f} s, {peak:.2f} GB so far",
+                file=sys.stderr,
+                flush=True,
+            )
 
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         os.environ["TOPWORK_CACHE"] = f"{folder}/cache"
