@@ -161,7 +161,7 @@ def fit(
     if path is None:
         raise UsageError("PATH is missing: topwork fit PATH --out RUN (or --resume RUN).")
     if dry_run:
-        return _dry_run(path, settings, common)
+        return _dry_run(path, out, settings, overwrite, common)
     folder = Path(out) if out else free_run_folder(path)
     if is_launched():
         from topwork.training.distributed import processes
@@ -949,11 +949,11 @@ def _picture_writer(predictor: Any, folder: str) -> Any:
     return lambda number, prediction: heatmaps.write(number, prediction, place)
 
 
-def _dry_run(path: str, settings: DataSettings, common: Common) -> int:
-    from topwork.commands.scan import understood
+def _dry_run(path: str, out: str | None, settings: FitSettings, overwrite: bool, common: Common) -> int:
+    from topwork.commands.fit import dry_run
     from topwork.console import reject_lines, understood_lines
 
-    found = understood(path, settings)
+    found = dry_run(path, out, settings, overwrite=overwrite)
     _show(
         common, {"path": path, **found.as_dict()},
         lambda: [*understood_lines(found, with_counts=True), *found.notes, *reject_lines(found.rejects)],
@@ -1009,7 +1009,8 @@ def _misuse(error: CycloptsError) -> str:
     """One line that says what is wrong with the arguments."""
     command = " ".join(["topwork", *(error.command_chain or ())])
     if isinstance(error, MissingArgumentError) and error.argument is not None:
-        return f"{error.argument.name} is missing ({command} --help)."
+        name = error.argument.name
+        return f"{name} {'needs a value' if name.startswith('--') else 'is missing'} ({command} --help)."
     return f"{error} ({command} --help)"
 
 

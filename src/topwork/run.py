@@ -142,8 +142,7 @@ def run_folder(folder: Path, overwrite: bool, asked: Mapping[str, Any] | None = 
     if is_url(folder):
         raise UsageError(f"{escape(url_of(folder))}: a run is written to a local folder; topwork --out uploads it.")
     with locked(folder):
-        work = replacement_of(folder) if is_finished(folder) else folder
-        _check_free(folder, work, overwrite, asked)
+        work = check_free(folder, overwrite, asked)
         try:
             work.mkdir(exist_ok=True)
             remove_partial(work)
@@ -180,12 +179,18 @@ def free_run_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _check_free(folder: Path, work: Path, overwrite: bool, asked: Mapping[str, Any] | None) -> None:
+def check_free(folder: Path, overwrite: bool, asked: Mapping[str, Any] | None) -> Path:
+    """Where a run may be written: the folder itself, or the one that will replace it.
+
+    Raises:
+        UsageError: as :func:`run_folder`.
+    """
     name = escape(str(folder))
+    work = replacement_of(folder) if is_finished(folder) else folder
     if work != folder and not overwrite:
         raise UsageError(f"{name}: contains a finished run. Choose another --out, or add --overwrite.")
     if not work.exists():
-        return
+        return work
     if not work.is_dir():
         raise UsageError(f"{name}: is a file. Choose another --out.")
     if not (work / "settings.json").exists():
@@ -198,6 +203,7 @@ def _check_free(folder: Path, work: Path, overwrite: bool, asked: Mapping[str, A
                 "with --overwrite."
             )
         shutil.rmtree(work / "checkpoint", ignore_errors=True)  # nothing may continue from what is replaced
+    return work
 
 
 def _is_same_run(folder: Path, asked: Mapping[str, Any] | None) -> bool:

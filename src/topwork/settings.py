@@ -60,7 +60,7 @@ def _setting(
         needs: values of other settings, the usual one first; this setting has no effect without one of each.
         at_least, above, at_most, below: limits of numbers.
         parse: raises UsageError for text it cannot parse.
-        packages: the optional package that each value needs; ``*`` for any value.
+        packages: the optional package that each value needs, with the extra that installs it; ``*`` for any value.
     """
     limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     limits = {words: limit for words, limit in limits.items() if limit is not None}
@@ -94,9 +94,10 @@ def check(settings: Any) -> None:
             if hasattr(settings, other) and (asked is None if values == ANY else asked not in values):
                 raise UsageError(f"{option} has no effect without {option_of(other, values[0])}.")
         packages = item.metadata.get("packages", {})
-        package = packages.get(value) or packages.get("*")
-        if package is not None and importlib.util.find_spec(package) is None:
-            raise UsageError(f"{option}: the package {package} is not installed (pip install {package}).")
+        package, _, extra = (packages.get(value) or packages.get("*") or "").partition(" ")
+        if package and importlib.util.find_spec(package) is None:
+            install = f"'topwork[{extra}]'" if extra else package
+            raise UsageError(f"{option}: the package {package} is not installed (pip install {install}).")
 
 
 def option_of(name: str, value: Any) -> str:
@@ -143,6 +144,7 @@ class DataSettings:
         None,
         "Bands of a multispectral TIFF to use as red, green and blue, counted from 1, such as 3,2,1 [default: the model's].",
         parse=lambda text: band_numbers(text),
+        packages={"*": "tifffile tiff"},
     )
     limit_per_class: int | None = _setting(
         None, "Use at most this many images per class, chosen at random (--seed).", at_least=1
@@ -183,6 +185,7 @@ class ClusterSettings:
         None,
         "Read and embed images with Ray: --ray alone uses this machine; --ray auto or --ray ray://HOST:10001 connects to a "
         "running cluster.",
+        packages={"*": "ray cluster"},
     )
     num_cpus_per_worker: float = _setting(1.0, "CPUs per Ray worker.", needs={"ray": ANY}, above=0)
     num_gpus_per_worker: float = _setting(

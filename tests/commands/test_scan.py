@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import unicodedata
 
@@ -32,6 +33,66 @@ def test_a_dry_run_says_how_the_data_is_read_and_makes_nothing(tmp_path) -> None
     assert "labels from the class folders" in out
     assert "disc_0.jpg → disc" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+@pytest.fixture(scope="module")
+def two_shapes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("two")
+    draw_folders(root / "data", n_each=2)
+    draw_folders(root / "one", n_each=2, shapes=("disc",))
+    (root / "run").mkdir()
+    (root / "run" / "evaluation.json").write_text("{}")
+    (root / "run" / "settings.json").write_text("{}")
+    (root / "notes").mkdir()
+    (root / "notes" / "diary.txt").write_text("x")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("data --multi-label --balance weights", "--balance weights cannot be combined with --multi-label"),
+        ("data --epochs 3", "--epochs 3 has no effect without --mode tune"),
+        ("data --mode tune --lr fast", "--lr fast: use one number"),
+        ("data --augment blur", "blur"),
+        ("data --epochs", "--epochs needs a value"),
+        ("data --positive cat", "--positive cat: no such class. The classes are disc and square."),
+        ("data --positive-recall 0.9", "--positive-recall has no effect without --positive"),
+        ("data --backbone resnet1o8", "resnet1o8"),
+        ("data --backbone resnet18=no.safetensors", "no.safetensors"),
+        ("data --split-of no", "no: no run here"),
+        ("data --corrections no.csv", "--corrections no.csv: no such file"),
+        ("data --class-names no.txt", "--class-names no.txt"),
+        ("data --root elsewhere", "--root elsewhere has no effect"),
+        ("data --out run", "run: contains a finished run"),
+        ("data --out notes", "notes: contains other files"),
+        ("data --bands 3,2", "--bands 3,2: must be three band numbers"),
+        ("data --test-fraction 1", "must be at least 0 and below 1"),
+        ("one", "only one class: disc"),
+        ("nowhere", "nowhere: no such file"),
+    ],
+)
+def test_a_dry_run_checks_what_a_fit_would(arguments, words, two_shapes) -> None:
+    done = topwork("fit", *arguments.split(), "--dry-run", cwd=two_shapes)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    assert {path.name for path in two_shapes.iterdir()} == {"data", "one", "run", "notes"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package", "install"),
+    [
+        ("--bands 3,2,1", "tifffile", "'topwork[tiff]'"),
+        ("--ray", "ray", "'topwork[cluster]'"),
+        ("--zero-shot {} --backbone google/siglip-base-patch16-224", "transformers", "transformers"),
+    ],
+)
+def test_a_dry_run_names_packages_that_are_missing(arguments, package, install, two_shapes, monkeypatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    done = topwork("fit", "data", *arguments.split(), "--dry-run", cwd=two_shapes)
+    assert done.returncode == 2
+    assert f"the package {package} is not installed (pip install {install})" in done.stderr
 
 
 def test_several_labels_are_counted_each(tmp_path) -> None:

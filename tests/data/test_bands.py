@@ -18,6 +18,8 @@ from drawing import draw_folders
 from terminal import topwork
 from topwork.data.bands import select_bands
 from topwork.data.images import decode
+from topwork.data.manifest import scan
+from topwork.data.samples import Rules
 from topwork.errors import ImageError, UsageError
 from topwork.export.predictor import Predictor
 from topwork.models.classifier import load_classifier
@@ -154,3 +156,11 @@ def test_without_the_option_a_scan_says_what_to_add(data):
     assert done.returncode == 2
     assert "--bands 3,2,1" in done.stderr
     assert topwork("scan", data, "--quick", "--bands", "9,2,1").stderr.count("has no band 9") == 1
+
+
+def test_bands_of_images_without_any_are_said_to_have_no_effect(tmp_path):
+    draw_folders(tmp_path / "data", n_each=2)
+    assert (
+        "--bands 3,2,1 has no effect: none of the images is a TIFF."
+        in scan(tmp_path / "data", rules=Rules(bands="3,2,1")).notes
+    )

@@ -13,9 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topwork.commands.assess import Assessed, assess, check_labels, check_positive, zero_shot_accuracy
-from topwork.commands.prepare import PreparedData, embedder_of, fitted_probe, prepare_data, timing, with_answers
+from topwork.commands.prepare import (
+    PreparedData,
+    check_classes,
+    embedder_of,
+    fitted_probe,
+    prepare_data,
+    timing,
+    with_answers,
+)
+from topwork.commands.scan import Understood, understood
 from topwork.data.augment import pipeline
-from topwork.data.remote import absolute
+from topwork.data.corrections import read_corrections
+from topwork.data.remote import absolute, is_url
 from topwork.evaluation.analysis import AnalysisInputs, analyze
 from topwork.features.backbone_selection import names_of
 from topwork.features.blas import few_threads
@@ -23,15 +33,18 @@ from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import best_device, compiled_form
 from topwork.features.probe import Probe
 from topwork.features.views import Probed
+from topwork.models.backbone import check_backbone
 from topwork.models.classifier import Classifier
 from topwork.models.text_tower import text_model, zero_shot_head
 from topwork.progress import Reporter, Stopwatch, default_reporter
 from topwork.run import (
     Run,
     asked,
+    check_free,
     free_run_folder,
     is_finished,
     provenance,
+    read_split,
     replacement_of,
     run_folder,
     write_json,
@@ -79,14 +92,7 @@ def fit(
     settings = with_options(settings or FitSettings(), options)
     reporter, clock = reporter or default_reporter(), Stopwatch()
     folder = free_run_folder(path) if out is None else Path(out)
-    check(settings)  # what cannot be is named before the work begins
-    head_spec(settings)
-    best_device(settings.device)
-    pipeline("none" if settings.augment == "auto" else settings.augment)
-    check_labels(settings)
-    if settings.zero_shot is not None:
-        for name in names_of(settings.backbone):
-            text_model(name)
+    check_settings(settings)
     wanted = asked(path, settings)
     with run_folder(folder, overwrite, wanted) as work:
         write_json(work / "settings.json", wanted)
@@ -131,6 +137,44 @@ def fit(
     return Fitted(
         folder, data.manifest, data.parts, classifier, assessed.predictions, evaluation, recipe, history, probed.probe
     )
+
+
+def check_settings(settings: FitSettings) -> None:
+    """Names what cannot be before the work begins; nothing is downloaded.
+
+    Raises:
+        UsageError: values that cannot be or have no effect, packages, files or a backbone that are not there.
+    """
+    check(settings)
+    head_spec(settings)
+    best_device(settings.device)
+    pipeline("none" if settings.augment == "auto" else settings.augment)
+    check_labels(settings)
+    if settings.zero_shot is not None:
+        for name in names_of(settings.backbone):
+            text_model(name)
+    if settings.split_of is not None:
+        read_split(Path(settings.split_of))
+    if settings.corrections is not None:
+        read_corrections(settings.corrections)
+
+
+def dry_run(path: str | os.PathLike[str], out: str | None, settings: FitSettings, *, overwrite: bool) -> Understood:
+    """How the images would be read, after the checks of :func:`fit`; nothing is written, and no image is opened.
+
+    Raises:
+        UsageError: as ``fit``.
+    """
+    check_settings(settings)
+    for name in names_of(settings.backbone):
+        check_backbone(name)
+    if out is not None and not is_url(out) and not overwrite:
+        check_free(Path(out), overwrite, asked(path, settings))
+    found = understood(path, settings)
+    check_positive(settings, list(found.classes))
+    if not settings.multi_label:
+        check_classes(path, list(found.classes))
+    return found
 
 
 def follow(path: str | os.PathLike[str], out: str | os.PathLike[str], settings: FitSettings) -> None:

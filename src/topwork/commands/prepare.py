@@ -32,7 +32,7 @@ from topwork.models.head import Changes
 from topwork.progress import Reporter, Stopwatch
 from topwork.run import read_split
 from topwork.settings import DataSettings, FitSettings
-from topwork.text import count, escape
+from topwork.text import count, escape, first_names
 
 MIN_CLASSES = 2
 VALID_FRACTION = 0.2
@@ -221,12 +221,16 @@ def fitted_probe(data: PreparedData, clock: Stopwatch, reporter: Reporter) -> Pr
     return buy_views(fitted, data.labels[data.parts.train], rate, left)
 
 
-def _check_trainable(manifest: Manifest, parts: Split, reporter: Reporter) -> None:
-    if len(manifest.classes) < MIN_CLASSES:
+def check_classes(path: str | os.PathLike[str], classes: Sequence[str]) -> None:
+    """Raises UsageError for fewer classes than a classifier needs."""
+    if len(classes) < MIN_CLASSES:
         raise UsageError(
-            f"{escape(str(manifest.root))}: only one class: {escape(manifest.classes[0])}. A classifier needs at least two: "
-            "one folder per class."
+            f"{escape(os.fspath(path))}: only one class: {first_names(classes)}. A classifier needs at least two: one folder per class."
         )
+
+
+def _check_trainable(manifest: Manifest, parts: Split, reporter: Reporter) -> None:
+    check_classes(manifest.root, manifest.classes)
     trained = {manifest.samples[row].label for row in parts.train}
     if len(trained) < MIN_CLASSES:
         raise UsageError(f"{escape(str(manifest.root))}: the train part has images of only {len(trained)} class.")

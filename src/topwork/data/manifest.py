@@ -236,11 +236,14 @@ def scan(
         rejects.append(Reject(one.entry.path, one.reason or "unusable", expected=is_other))
     if rules.group_by == PATIENT_ID and samples and not any(sample.group for sample in samples):
         raise UsageError("--group-by PatientID: none of the images is a DICOM file with a PatientID.")
-    said: tuple[str, ...] = ()
+    said: list[str] = []
+    if rules.bands and not any(sample.format == "TIFF" for sample in samples):
+        said.append(f"--bands {rules.bands} has no effect: none of the images is a TIFF.")
     if corrections is not None:
-        samples, removed, said = lay_over(samples, corrections, Path(rules.corrections or "").name)
+        samples, removed, notes = lay_over(samples, corrections, Path(rules.corrections or "").name)
         rejects += removed
-    manifest = _manifest(listing, samples, rejects, rules.multi_label, said)
+        said += notes
+    manifest = _manifest(listing, samples, rejects, rules.multi_label, tuple(said))
     return replace(manifest, bands=rules.bands or "")
 
 

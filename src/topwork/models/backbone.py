@@ -229,6 +229,12 @@ def load_backbone(
     return _found(prepared, folder)
 
 
+def check_backbone(name: str) -> None:
+    """Raises UsageError for a name that :func:`load_backbone` does not know; nothing is downloaded or prepared."""
+    if not (cache_folder() / "backbones" / f"{parse_name(name, check=False).key}-v{FORMAT}").is_dir():
+        parse_name(name)
+
+
 def input_spec(source: Source, cfg: dict[str, Any]) -> InputSpec:
     """How the input of a network is prepared.
 
