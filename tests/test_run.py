@@ -250,7 +250,7 @@ def test_predict_as_a_command_writes_a_row_for_each_input(fitted, data, tmp_path
 
 
 def test_a_list_on_stdin_a_folder_and_a_pattern_name_the_same_images(fitted, data):
-    from topwork.export.batch import list_inputs
+    from topwork.export.inputs import list_inputs
 
     folder = list_inputs([str(data / "cross")])
     assert folder == list_inputs([str(data / "cross" / "*.jpg")])

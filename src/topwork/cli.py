@@ -510,7 +510,8 @@ def predict(
     """Classify images; one result row per input, including failures."""
     from topwork.console import prediction_lines, table
     from topwork.data.remote import uploaded
-    from topwork.export.batch import Layout, check_output, list_inputs, predict_to_file, row_of
+    from topwork.export.batch import Layout, check_output, predict_to_file, row_of
+    from topwork.export.inputs import list_inputs
     from topwork.export.predictor import Predictor
 
     is_stdin = images == [STDIN]

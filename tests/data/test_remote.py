@@ -24,7 +24,7 @@ from topwork.data.listing import list_data, read_image
 from topwork.data.manifest import load_manifest, scan
 from topwork.data.remote import is_url, url_of
 from topwork.errors import ImageError, TopworkError, UsageError
-from topwork.export.batch import list_inputs
+from topwork.export.inputs import list_inputs
 from topwork.export.predictor import read_image as read_input
 from topwork.export.runtime import model_embedder
 from topwork.models.classifier import load_classifier

@@ -14,7 +14,8 @@ from PIL import Image
 
 from terminal import topwork
 from topwork.errors import TopworkError, UsageError
-from topwork.export.batch import COLUMNS, Layout, _append_rows, list_inputs, predict_to_file
+from topwork.export.batch import COLUMNS, Layout, _append_rows, predict_to_file
+from topwork.export.inputs import list_inputs
 from topwork.export.predictor import Predictor
 from topwork.files import locked
 

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from topwork.errors import TopworkError
-from topwork.export.batch import list_inputs
+from topwork.export.inputs import list_inputs
 from topwork.export.predictor import Predictor
 from topwork.models.classifier import facts_digest, load_classifier
 

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drawing import draw_folders
 from terminal import topwork
 from topwork.commands.evaluate import evaluate
 from topwork.commands.fit import fit
 from topwork.errors import UsageError
 from topwork.evaluation.predictions import softmax
-from topwork.export.batch import list_inputs
+from topwork.export.inputs import list_inputs
 from topwork.export.predictor import Predictor, read_image
 from topwork.features.engine import OpenVINOEngine, TorchEngine
 from topwork.settings import FitSettings
@@ -237,3 +238,22 @@ def test_a_list_with_names_of_all_kinds(runs, images, tmp_path):
     done = topwork("predict", runs["plain"], strange, "--out", tmp_path / "rows.jsonl", "--tta")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "rows.jsonl").read_text())["path"] == str(strange)
+
+
+def test_a_folder_stands_for_its_images(runs, tmp_path):
+    folder = draw_folders(tmp_path / "new", n_each=2)
+    (folder / "README.md").write_text("x")
+    with zipfile.ZipFile(tmp_path / "new.zip", "w") as file:
+        for path in sorted(folder.rglob("*.jpg")):
+            file.write(path, path.relative_to(folder))
+    predictor, wanted = Predictor(runs["plain"]), [str(path) for path in sorted(folder.rglob("*.jpg"))]
+    expected = [(one.label, one.probability) for one in predictor.predict(wanted)]
+    assert len(expected) == 4
+    for images in (folder, str(folder), [folder], f"{folder}/*/*.jpg", tmp_path / "new.zip"):
+        found = predictor.predict(images)
+        assert [(one.label, one.probability) for one in found] == expected
+        assert all(one.outcome != "error" for one in found)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="No images"):
+        predictor.predict(tmp_path / "empty")
+    assert [one.outcome for one in predictor.predict(["", tmp_path / "none.jpg"])] == ["error", "error"]

@@ -21,7 +21,7 @@ from topwork.data.images import decode
 from topwork.data.manifest import load_manifest
 from topwork.data.transforms import Pixels, fit_to_input
 from topwork.errors import ImageError, TopworkError, UsageError
-from topwork.export.batch import list_inputs
+from topwork.export.inputs import list_inputs
 from topwork.export.parity import Certificate, Checked, certify
 from topwork.export.predictor import read_image
 from topwork.export.quantize import N_IMAGES

@@ -22,6 +22,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from topwork.data import remote
+from topwork.data.archives import open_archive, read_member
 from topwork.data.bands import select_bands
 from topwork.data.folders import read_regular_file
 from topwork.data.images import as_rgb, decode, encoded_image
@@ -31,6 +32,7 @@ from topwork.data.transforms import Pixels, fit_to_input, resize
 from topwork.errors import ImageError, TopworkError
 from topwork.evaluation.decisions import Thresholds, decide, unknown_detector
 from topwork.evaluation.predictions import join_labels
+from topwork.export.inputs import list_inputs
 from topwork.export.runtime import Precision, Runtime, engine_of
 from topwork.features.cluster import Cluster, Packed, chunks, shared
 from topwork.features.engine import BATCH, with_resizer
@@ -121,8 +123,11 @@ class Predictor(Described):
     def predict(self, images: Image | Iterable[Image]) -> list[Prediction]:
         """Predictions for one image or several: paths, contents of files, Pillow images, or uint8 (H, W, 3) arrays.
 
+        A folder, an archive or a pattern such as ``new/*.jpg`` stands for the images in it, as for ``topwork predict``.
+
         Raises:
             InputError: something that is no image, such as an array of floats.
+            UsageError: a folder without images.
         """
         return list(self.stream(_listed(images)))
 
@@ -218,12 +223,18 @@ class Predictor(Described):
 
 
 def _listed(images: Any) -> list[Image]:
-    """A lone image is a list of one; an array (N, H, W, 3) holds N."""
-    if isinstance(images, (str, os.PathLike, bytes)) or hasattr(images, "getexif"):
+    """A lone image is a list of one; an array (N, H, W, 3) holds N; a folder holds its images."""
+    if isinstance(images, (str, os.PathLike)) and os.fspath(images):
+        return [*list_inputs([os.fspath(images)])]
+    if isinstance(images, (str, bytes)) or hasattr(images, "getexif"):
         return [images]
     if isinstance(images, np.ndarray) and images.ndim < 4:
         return [images]
-    return list(images)
+    found: list[Image] = []
+    for image in images:
+        name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else ""
+        found += list_inputs([name]) if name and not remote.is_url(name) and Path(name).is_dir() else [image]
+    return found
 
 
 def read_image(image: str | os.PathLike[str] | bytes) -> bytes:
@@ -243,8 +254,6 @@ def read_image(image: str | os.PathLike[str] | bytes) -> bytes:
         archive = next((place for place in path.parents if place.is_file()), None)
         if archive is None:
             raise
-    from topwork.data.archives import open_archive, read_member
-
     member = path.relative_to(archive).as_posix()
     try:
         return read_member(archive, member)

@@ -36,7 +36,8 @@ from topwork.data.images import decode
 from topwork.data.loader import default_threads
 from topwork.data.transforms import resize
 from topwork.errors import ImageError, UsageError
-from topwork.export.batch import list_inputs, row_of
+from topwork.export.batch import row_of
+from topwork.export.inputs import list_inputs
 from topwork.export.predictor import Prediction, Predictor, read_image
 from topwork.server.metrics import Measures
 from topwork.server.queue import ServedModel
