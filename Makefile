@@ -37,7 +37,7 @@ check: $(BIN)/.dev-is-installed ## style, types, layers, dependencies, then the 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
-	$(TESTS) -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=$(COVERAGE)
+	$(TESTS) -n 3 --dist loadfile --cov --cov-report=term --cov-fail-under=$(COVERAGE)
 
 docs: $(BIN)/.docs-is-installed ## build the documentation site into site/, without warnings
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 # How long one example takes depends on what else the machine does: no deadline.
-hypothesis.settings.register_profile("fast", deadline=None, derandomize="CI" in os.environ, max_examples=50)
+hypothesis.settings.register_profile("fast", deadline=None, derandomize="CI" in os.environ, max_examples=25)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
 
 
@@ -39,9 +39,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache for all tests of a session: the user's own is left alone, and a backbone is prepared once."""
+    """A cache for all tests of a session, in all its processes: the user's own is left alone, and a backbone is prepared once."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("topwork-cache")
+        base = tmp_path_factory.getbasetemp()
+        folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "topwork-cache"
         patch.setenv("TOPWORK_CACHE", str(folder))
         yield folder
 

@@ -84,7 +84,7 @@ def _read_names(root: Path, found: Found, rules: Rules) -> Listing:
     if rules.label_regex is not None:
         return arrange(root, found, rules)
     by_table, failures = _table_among(root, found, rules)
-    failure = next((error for error in failures if "several" in str(error)), None)
+    failure = next((text for text in failures if "several" in text), None)
     try:
         by_folder = arrange(root, found, rules)
     except UsageError:
@@ -97,11 +97,11 @@ def _read_names(root: Path, found: Found, rules: Rules) -> Listing:
     if not has_labels and (listing := _by_sidecars(root, found, rules, failures)) is not None:
         return listing
     if failure is not None and by_table is None and not has_classes:
-        raise failure
+        raise UsageError(failure)
     if (not by_folder.entries or are_parts) and by_table is None:
-        option = next((error for error in failures if str(error).startswith("--")), None)
+        option = next((text for text in failures if text.startswith("--")), None)
         if option is not None:
-            raise option
+            raise UsageError(option)
         unused = f" Tables here: {failures[0]}" if failures else ""
         raise UsageError(_no_classes(root, found, by_folder) + unused)
     if by_table is None or (by_folder.entries and not are_parts and not by_table.covers_most):
@@ -120,12 +120,12 @@ def _read_names(root: Path, found: Found, rules: Rules) -> Listing:
     )
 
 
-def _by_sidecars(root: Path, found: Found, rules: Rules, failures: list[UsageError]) -> Listing | None:
+def _by_sidecars(root: Path, found: Found, rules: Rules, failures: list[str]) -> Listing | None:
     """Labels in a file beside each image; why there are none goes to ``failures``."""
     try:
         beside = rows_beside(files_of(found, ""), rules)
     except UsageError as error:
-        failures.insert(0, error)
+        failures.insert(0, str(error))
         return None
     if beside is None:
         return None
@@ -154,7 +154,7 @@ class _ByTable:
     covers_most: bool
 
 
-def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | None, list[UsageError]]:
+def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | None, list[str]]:
     """The table of a folder that labels its images, or the tables of its parts; else why those that are there do not.
 
     Raises:
@@ -163,14 +163,14 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
     names = [name for name in _names_of_tables(found) if "submission" not in name.lower()]
     asked = any(value is not None for value in (rules.path_column, rules.label_column))
     usable: list[tuple[str, list[Row], list[str]]] = []
-    failed: list[UsageError] = []
+    failed: list[str] = []  # not the errors, whose frames would keep an archive open
     for name in names:
         try:
             files = files_of(found, name)
             table = read_table(name, bytes_of(found, name), rules.encoding)
             rows, notes = rows_of(table, meaning_of(table, files, rules), files, rules)
         except UsageError as error:
-            failed.append(error)
+            failed.append(str(error))
             continue
         known = set(files.names)
         n_there = sum(row.path in known for row in rows)
@@ -178,15 +178,13 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
             usable.append((name, rows, notes))
         elif not name.lower().endswith(LIST_ENDINGS):
             lacks = f"{n_there:,} of the {count(len(rows), 'file')} that it names are here"
-            failed.append(UsageError(f"{escape(name)}: {lacks if 2 * n_there < len(rows) else 'it labels no image'}."))
+            failed.append(f"{escape(name)}: {lacks if 2 * n_there < len(rows) else 'it labels no image'}.")
     if not usable:
         if failed and asked:
-            raise failed[0]
+            raise UsageError(failed[0])
         # A text that is no table may be about anything; one that lacks an option is meant.
         return None, [
-            error
-            for error in failed
-            if "--multi-label" in str(error) or not str(error).split(":")[0].lower().endswith(LIST_ENDINGS)
+            text for text in failed if "--multi-label" in text or not text.split(":")[0].lower().endswith(LIST_ENDINGS)
         ]
     if len(usable) > 1:
         usable = _parts_of_tables(root, usable)
