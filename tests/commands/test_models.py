@@ -48,6 +48,11 @@ def test_preprocessing_is_that_of_the_weights():
     assert describe("resnet18.tv_in1k").preprocessing["mean"] != [0.5, 0.5, 0.5]
 
 
+def test_a_network_without_a_classifier_is_counted_with_one():
+    found = describe("facebook/dinov2-small", ModelSettings(strategy="head"))
+    assert (found.n_features, found.n_trainable) == (384, 2 * 385)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [

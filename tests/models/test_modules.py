@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from topwork.errors import UsageError
-from topwork.models.head import HeadSpec, parse_head
+from topwork.models.head import Changes, HeadSpec, parse_head
 from topwork.models.modules import (
     CosineHead,
     SixBlockNetwork,
     build_classifier,
+    changed,
     classifier_name,
     count_parameters,
     make_head,
@@ -163,3 +164,9 @@ def test_probe_starts_the_last_layer_and_two_rows_become_one():
 def test_hidden_layers_cannot_be_dropped_where_there_are_none():
     with pytest.raises(UsageError, match="no hidden layers"):
         build_classifier(timm.create_model("resnet18", pretrained=False), HeadSpec(), 2, drop_hidden=True)
+
+
+def test_a_second_classifier_survives_pooling_or_the_pooling_is_refused(meta):
+    assert classifier_name(changed(meta("repvit_m0_9"), Changes(pooling="avg"))) == "topwork_head"
+    with pytest.raises(UsageError, match="--pooling max: RepVit does not support it"):
+        changed(meta("repvit_m0_9"), Changes(pooling="max"))

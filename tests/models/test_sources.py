@@ -26,6 +26,11 @@ from topwork.models.sources import license_note, parse_name, well_known
         ("openai/clip-vit-base-patch32", "vit_base_patch32_clip_quickgelu_224.openai"),
         ("ResNet50_Weights.IMAGENET1K_V1", "resnet50.tv_in1k"),
         ("ResNet50_Weights.DEFAULT", "resnet50.tv2_in1k"),
+        ("RegNet_Y_8GF_Weights.IMAGENET1K_V2", "regnety_080_tv.tv2_in1k"),
+        ("google/siglip2-base-patch16-naflex", "naflexvit_base_patch16_siglip.v2_webli"),
+        ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "vit_base_patch32_clip_224.laion2b"),
+        ("microsoft/swinv2-tiny-patch4-window8-256", "swinv2_tiny_window8_256.ms_in1k"),
+        ("facebook/dino-vits16", "vit_small_patch16_224.dino"),
         ("timm/resnet18.a1_in1k", "resnet18.a1_in1k"),
         ("hf-hub:timm/resnet18.a1_in1k", "resnet18.a1_in1k"),
         ("hf-hub:somebody/their-model", "hf-hub:somebody/their-model"),
@@ -42,12 +47,40 @@ def test_every_translated_name_has_weights_in_timm():
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("facebook/dinov2-smal", "facebook/dinov2-small"), ("resnet81", "resnet"), ("IMAGENET1K_V1", "imagenet1k_v1")],
+    [
+        ("facebook/dinov2-smal", "facebook/dinov2-small"),
+        ("resnet81", "resnet"),
+        ("IMAGENET1K_V2", "ResNet50_Weights.IMAGENET1K_V2"),
+        ("ConvNeXt_Tiny_Weights.DEFAULT", "convnext_tiny"),
+        ("Swin_T_Weights.IMAGENET1K_V1", "swin_tiny_patch4_window7_224"),
+        ("vit_b_16", "vit_base_patch16_224"),
+        ("ViT-B/32", "vit_base_patch32_224"),
+        ("google/efficientnet-b0", "efficientnet_b0"),
+    ],
 )
 def test_an_unknown_name_gets_the_closest_three(name, near):
     with pytest.raises(UsageError, match="Did you mean") as caught:
         parse_name(name)
     assert near in str(caught.value)
+    assert str(caught.value).startswith(f"backbone {name}: ")  # whichever option or argument it was typed as
+
+
+def test_an_empty_name_is_refused():
+    with pytest.raises(UsageError, match="is empty"):
+        parse_name(" ")
+
+
+@pytest.mark.parametrize("name", ["hf-hub:somebody/their-model", "hf-hub:"])
+def test_the_configuration_of_a_hub_model_that_cannot_be_had_is_named(name):
+    with pytest.raises(DownloadError, match=f"backbone {name}: .*cannot be downloaded"):
+        parse_name(name).network(weights=False)
+
+
+def test_a_naflex_folder_is_refused_with_what_to_use_instead(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip2", "vision_config": {}}))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"naflexvit_base_patch16_siglip.*google/siglip2-base-patch16-256"):
+        load_backbone(str(tmp_path), cache=tmp_path / "cache")
 
 
 def test_terms_of_weights_are_named_before_the_download(tmp_path):

@@ -66,6 +66,16 @@ def test_a_run_without_insights_leaves_those_sections_out(make_run: MakeRun) -> 
     assert "heatmaps" not in [s.name for s in sections_of(read_record(run), Album())]
 
 
+def test_the_backbone_is_called_what_the_user_called_it(make_run: MakeRun) -> None:
+    run = make_run()
+    text = page_of(run).text
+    assert "frozen features of lite0 (tf_efficientnet_lite0), trained on" in text
+    recipe = json.loads((run / "recipe.json").read_text())
+    for name, shown in (("/a/folder" * 9, "of tf_efficientnet_lite0, trained"), ("random:tf_efficientnet_lite0", "of random:tf_efficientnet_lite0, trained")):
+        (run / "recipe.json").write_text(json.dumps(recipe | {"backbone": name}))
+        assert shown in page_of(run).text
+
+
 def test_hostile_names_are_text(make_run: MakeRun) -> None:
     run = add_insights(make_run(HOSTILE_CLASSES, n_each=8, names=HOSTILE_FILES, rejects=["bad <script>\n.jpg"]))
     page = page_of(run)

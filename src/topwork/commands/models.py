@@ -94,10 +94,12 @@ def _timm_network(name: str, settings: ModelSettings) -> nn.Module:
 
     network: nn.Module = parse_name(name).network(weights=False)
     changed = settings.pooling or settings.drop_hidden or settings.hidden
-    if not changed and settings.n_classes is None and settings.outputs == "softmax":
+    has_classifier = network.num_classes > 0  # type: ignore[operator]
+    if has_classifier and not changed and settings.n_classes is None and settings.outputs == "softmax":
         return network
     head = parse_head(settings.hidden) if settings.hidden else HeadSpec()
-    width = n_outputs(settings.n_classes or (2 if settings.outputs == "binary" else 1000), settings.outputs)
+    n_classes = 1000 if has_classifier and settings.outputs != "binary" else 2
+    width = n_outputs(settings.n_classes or n_classes, settings.outputs)
     return build_classifier(network, head, width, pooling=settings.pooling, drop_hidden=settings.drop_hidden)
 
 

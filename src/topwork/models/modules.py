@@ -271,11 +271,14 @@ def _repool(network: nn.Module, pooling: str) -> None:
         replace_module(network, classifier_name(network), nn.Identity())
         _put_head_behind(network, "both")
         return
+    if getattr(network, "global_pool", None) == pooling:
+        return
     if reset is None:
         raise UsageError(f"--pooling {pooling}: {kind} does not support it.")
     try:
         reset(1, global_pool=pooling)
-    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        network.get_submodule(timm_layers(network)[-1])  # RepViT loses its second classifier
+    except (TypeError, AssertionError, ValueError, RuntimeError, AttributeError) as error:
         what = f" ({error})" if str(error) else ""
         raise UsageError(f"--pooling {pooling}: {kind} does not support it{what}.") from None
 

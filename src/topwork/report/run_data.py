@@ -62,6 +62,12 @@ class Record:
         return Path(path).stem or path
 
     @property
+    def backbone(self) -> str:
+        """The backbone as the user named it; the architecture if that name is a long path; "" for an evaluation."""
+        name, architecture = (str(self.recipe.get(key) or "") for key in ("backbone", "architecture"))
+        return name if name and len(name) <= 60 else architecture or name
+
+    @property
     def main_part(self) -> str | None:
         """The part whose figures come first: test, else valid, else none."""
         return next(iter(self.predictions), None)

@@ -58,7 +58,7 @@ def render(record: Record) -> str:
     sections = sections_of(record, album)
     pictures = album.make(record.manifest)
     started = escape(str(record.settings.get("started", "")))[:10]
-    backbone = escape(str(record.recipe.get("architecture") or record.settings.get("model", "")))
+    backbone = escape(record.backbone or str(record.settings.get("model", "")))
     return render_page(
         record.name,
         "evaluation" if record.is_evaluation else "report",

@@ -177,7 +177,8 @@ def _trained(record: Record) -> str:
     n_train = int((record.part_of == "train").sum())
     names = f" ({', '.join(quoted(name, 24) for name in classes)})" if len(classes) <= 4 else ""
     is_probe = recipe.get("mode", "probe") == "probe" and not recipe.get("adapted", {}).get("network_moved")
-    backbone = escape(str(recipe.get("architecture") or recipe.get("backbone", "a backbone")))
+    backbone, architecture = record.backbone or "a backbone", str(recipe.get("architecture") or "")
+    backbone = escape(backbone if architecture in backbone else f"{backbone} ({architecture})")
     what = f"A linear classifier on frozen features of {backbone}" if is_probe else f"A fine-tuned {backbone}"
     kind = count(len(classes), "label") if record.manifest.multi_label else count(len(classes), "class", "classes")
     return f"{what}, trained on {count(n_train, 'image')} of {kind}{names}."
