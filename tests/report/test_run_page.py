@@ -71,7 +71,10 @@ def test_the_backbone_is_called_what_the_user_called_it(make_run: MakeRun) -> No
     text = page_of(run).text
     assert "frozen features of lite0 (tf_efficientnet_lite0), trained on" in text
     recipe = json.loads((run / "recipe.json").read_text())
-    for name, shown in (("/a/folder" * 9, "of tf_efficientnet_lite0, trained"), ("random:tf_efficientnet_lite0", "of random:tf_efficientnet_lite0, trained")):
+    for name, shown in (
+        ("/a/folder" * 9, "of tf_efficientnet_lite0, trained"),
+        ("random:tf_efficientnet_lite0", "of random:tf_efficientnet_lite0, trained"),
+    ):
         (run / "recipe.json").write_text(json.dumps(recipe | {"backbone": name}))
         assert shown in page_of(run).text
 

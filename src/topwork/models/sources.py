@@ -116,8 +116,6 @@ class Source:
             DownloadError: the weights are not on this machine and cannot be downloaded.
             ModelError: weights that do not fit or are damaged.
         """
-        import timm
-
         if self.kind == "folder":
             assert self.path is not None
             return _from_folder(self.path, weights)
@@ -529,7 +527,15 @@ def _torchvision() -> dict[str, str]:
         names[f"{network}_weights.imagenet1k_v1"] = names[f"{network}_weights.default"] = f"{network}.tv_in1k"
         if network in twice:
             names[f"{network}_weights.imagenet1k_v2"] = names[f"{network}_weights.default"] = f"{network}.tv2_in1k"
-    sizes = ("400mf", "004"), ("800mf", "008"), ("1_6gf", "016"), ("3_2gf", "032"), ("8gf", "080"), ("16gf", "160"), ("32gf", "320")
+    sizes = (
+        ("400mf", "004"),
+        ("800mf", "008"),
+        ("1_6gf", "016"),
+        ("3_2gf", "032"),
+        ("8gf", "080"),
+        ("16gf", "160"),
+        ("32gf", "320"),
+    )
     for kind, (theirs, ours) in ((kind, size) for kind in "xy" for size in sizes):
         network = f"regnet_{kind}_{theirs}_weights"
         tv = "_tv" if f"{kind}{ours}" in ("x004", "y008", "y080") else ""
