@@ -1,8 +1,8 @@
 """Which images of a new domain are most worth labeling.
 
-Few labels bring most on typical images (Hacohen et al. 2022, TypiClust, arXiv 2202.02794): the target is cut into as many
-clusters as images are asked for, and in each, of the half nearest to its center, the image is taken on which the
-methods disagree most. Theirs takes the most typical one; a model that exists already knows where it is in doubt.
+With few labels, typical images help most (Hacohen et al. 2022, TypiClust, arXiv 2202.02794). The target is clustered
+into as many clusters as images are requested. Of the half of a cluster nearest to its center, the image on which the
+methods disagree most is chosen. TypiClust takes the most typical image; here, an existing model adds its uncertainty.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from topwork.evaluation.similarity import k_means, unit_rows
 
 
 def images_to_label(domains: Domains, choice: Choice, n: int, seed: int = 0) -> Ints:
-    """(n,) rows of unlabeled target images, those with most disagreement first; fewer if there are not enough."""
+    """(n,) rows of unlabeled target images, largest disagreement first; fewer if there are not enough."""
     free = np.flatnonzero(domains.known < 0)
     n = min(n, len(free))
     if not n:

@@ -1,7 +1,7 @@
 """One linear head for both domains, its temperature and its thresholds.
 
-In: the source model, what was chosen, the features of both domains. Out: a :class:`Classifier` like any other, so that
-prediction, export, server and timm need to know nothing of domains (docs/decisions/0040-one-head-for-two-domains.md).
+In: the source model, the choice, the features of both domains. Out: an ordinary :class:`Classifier`, so that
+prediction, export, server and timm need not know about domains (docs/decisions/0040-one-head-for-two-domains.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from topwork.models.head import LinearHead
 from topwork.paired import paired
 from topwork.text import percent
 
-LARGEST_DROP = 0.02  # of accuracy on held-out images of the source; more than that is a trade, not an adaptation
+LARGEST_DROP = 0.02  # in accuracy on held-out images of the source
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +40,14 @@ def distil(
     """(D + 1, C) one linear head that reproduces the source's labels and the adapted predictions on the target.
 
     Hinton et al. 2015, arXiv 1503.02531, at temperature 1: cross-entropy with the teacher's probabilities. Teacher and
-    head see different features: the methods center each domain by itself, which at test time would require knowing the
-    domain of an image. Some hundred features tell the domains apart on their own, so one head can serve both.
+    head see different features: the methods center each domain separately, which at test time would require the domain
+    of each image. A few hundred features encode the domain, so one head can serve both.
 
     Args:
         source, target: (N, D), (M, D) features as the head will see them.
         source_targets, target_targets: (N, C), (M, C) one-hot labels or probabilities.
-        penalty: of the squared weights, for features scaled to a mean variance of 1.
-        share: of the target in the loss.
+        penalty: L2 penalty, for features scaled to a mean variance of 1.
+        share: weight of the target in the loss, 0 to 1.
     """
     joint = np.concatenate([source, target]).astype(np.float32)
     center = joint.mean(0, dtype=np.float64).astype(np.float32)
@@ -68,8 +68,8 @@ def distil(
 def adapted_head(head: LinearHead, domains: Domains, choice: Choice, penalty: float) -> LinearHead:
     """One head on the features that the old one sees.
 
-    Adapted predictions count as much as the labels of the source. If only some labels of the target are used, those
-    images alone count, by their number (:func:`trust_in`).
+    Adapted predictions weigh as much as the labels of the source. If only known labels of the target are used, they
+    weigh :func:`trust_in`.
     """
     eye = np.eye(domains.n_classes)
     if choice.method == "labels only":
@@ -85,11 +85,11 @@ def adapted_head(head: LinearHead, domains: Domains, choice: Choice, penalty: fl
 def loss_on_source(
     before: LinearHead, after: LinearHead, held_out: HeldOut, seen_after: HeldOut | None = None
 ) -> str | None:
-    """Why a head is a trade and no adaptation: it loses ``LARGEST_DROP`` and two standard errors; None if it does not.
+    """Why a head is rejected: source accuracy drops by more than ``LARGEST_DROP`` and two standard errors; else None.
 
     Args:
-        held_out: as the first head sees them.
-        seen_after: the same images as the second head sees them, if its network is another.
+        held_out: features for the first head.
+        seen_after: features of the same images for the second head, if its network differs.
     """
     if not len(held_out.labels):
         return None
@@ -136,5 +136,5 @@ def adapted_classifier(
 
 
 def score(head: LinearHead, rows: Rows) -> Shares:
-    """(N, C) logits from features that the head's transform has made."""
+    """(N, C) logits from features transformed by the head."""
     return np.asarray(rows.astype(np.float64) @ head.weight.T.astype(np.float64) + head.bias)

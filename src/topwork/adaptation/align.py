@@ -1,8 +1,8 @@
-"""Predictions for a new domain from stored features: labels of the source, none (or a few) of the target.
+"""Predictions for a new domain from stored features, with labels of the source and few or no labels of the target.
 
-In: features of the source (N, D) with labels and of the target (M, D). Out: probabilities (M, C) for the images of the
-target. Every function is one published method on arrays. Which of them to trust is decided in ``guards.py``; the one
-head that then predicts for both domains is fitted in ``adapted_head.py``. The network itself is not trained here.
+In: features of the source (N, D) with labels and of the target (M, D). Out: probabilities (M, C) on the target. Each
+function is one published method. ``guards.py`` decides which to trust; ``adapted_head.py`` then fits one head for both
+domains. The network itself is not trained here.
 
 Notation: z are features after alignment, p (M, C) probabilities on the target, H the entropy.
 """
@@ -26,8 +26,8 @@ Shares = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Loss = Callable[[NDArray[np.floating]], tuple[float, Shares]]
 
-RANK = 256  # dimensions kept of the aligned features; more only add noise and time
-FLOOR = 0.1  # of the typical deviation, added to each one, so that a nearly constant feature is not blown up
+RANK = 256  # dimensions of the aligned features; more only add noise and time
+FLOOR = 0.1  # of the mean standard deviation, added to each, so that nearly constant features are not amplified
 PENALTY = 1e-2
 N_NEIGHBORS = 5
 _TINY = 1e-12
@@ -41,7 +41,7 @@ class Domains:
         source: (N, D).
         labels: (N,) of the source, 0 to C - 1.
         target: (M, D).
-        known: (M,) labels of the target that the user gave; -1 elsewhere.
+        known: (M,) labels of the target given by the user, or -1.
     """
 
     source: Rows
@@ -55,13 +55,13 @@ class Domains:
 
 
 def standardized(domains: Domains, restyled: Rows | None = None) -> Domains:
-    """Each domain centered and scaled by its own statistics, every image then brought to length sqrt(D).
+    """Each domain centered and scaled by its own statistics, then each row normalized to length sqrt(D).
 
-    What the batch-norm statistics of the target do inside a network (Li et al. 2016, arXiv 1603.04779), on features:
-    ``(x - mean_d) / deviation_d``. This assumes that both domains have a similar class mix.
+    Like adapting batch-norm statistics (Li et al. 2016, arXiv 1603.04779), but on features: ``(x - mean_d) /
+    deviation_d``. This assumes that both domains have a similar class mix.
 
     Args:
-        restyled: (N, D) the source's images in another look (``restyle.py``): a third domain with the source's labels.
+        restyled: (N, D) restyled source images (``restyle.py``): a third domain with the source's labels.
     """
     parts = [domains.source, domains.target] + ([] if restyled is None else [restyled])
     source, target, *more = (_unit((x - x.mean(0)) / _deviation(x.var(0))) for x in parts)
@@ -70,10 +70,10 @@ def standardized(domains: Domains, restyled: Rows | None = None) -> Domains:
 
 
 def class_mix_matched(domains: Domains, probabilities: Shares) -> Domains:
-    """Both domains scaled alike, the target moved to where the source would be with the target's class mix.
+    """Both domains scaled alike, the target shifted to match a source with the target's class mix.
 
     The shift is ``mean_t - sum_c pi_c m_c``, with m_c the class means of the source and pi the mean of the probabilities,
-    so that a target with few of the classes is not mistaken for a shift. It is shrunk by its noise towards zero
+    so that a different class mix is not mistaken for a shift. It is shrunk towards zero according to its noise
     (positive-part James-Stein, 1961).
     """
     mean, deviation = domains.source.mean(0), _deviation(domains.source.var(0))
@@ -103,7 +103,7 @@ def _unit(rows: NDArray[np.floating]) -> Rows:
 
 
 def _reduced(domains: Domains) -> Domains:
-    """Both domains on their joint principal axes, each domain counting as much as the other."""
+    """Both domains projected onto joint principal axes, with equal weight."""
     halves = [x * np.float32(np.sqrt(0.5 / len(x))) for x in (domains.source, domains.target)]
     joint = np.concatenate(halves)
     n, d = joint.shape
@@ -120,14 +120,14 @@ def _reduced(domains: Domains) -> Domains:
 
 
 def class_confusion(logits: NDArray[np.floating]) -> tuple[float, Shares]:
-    """Minimum class confusion: the share of the target's class correlation that lies off the diagonal.
+    """Minimum class confusion: the off-diagonal share of the target's class correlation.
 
     Jin et al. 2020, arXiv 1912.03699, eq. 3 to 6: with y = softmax(logits / T), weights ``w_i ~ 1 + exp(-H(y_i))`` of
     mean 1, and ``K = y' diag(w) y`` with its rows divided by their sums, the loss is ``(sum(K) - trace(K)) / C``. As in
-    the authors' code no gradient goes through the weights. Ours takes all images of the target at once, not batches.
+    the authors' code, the weights get no gradient. Ours uses all images of the target at once, not batches.
 
     Returns:
-        The loss, 0 to 1, and its gradient (M, C) by the logits.
+        The loss, 0 to 1, and its gradient (M, C) with respect to the logits.
     """
     y = softmax(logits / MCC_TEMPERATURE)
     w = 1 + np.exp(-entropy(y))
@@ -142,10 +142,10 @@ def class_confusion(logits: NDArray[np.floating]) -> tuple[float, Shares]:
 def information_maximization(logits: NDArray[np.floating]) -> tuple[float, Shares]:
     """Confident on every image, and balanced over the classes: ``mean_i H(p_i) - H(mean_i p_i)``.
 
-    Liang et al. 2020 (SHOT), arXiv 2002.08546, eq. 3 and 4. They train the network with it, we a linear head.
+    Liang et al. 2020 (SHOT), arXiv 2002.08546, eq. 3 and 4. They train the network, we a linear head.
 
     Returns:
-        The loss and its gradient (M, C) by the logits.
+        The loss and its gradient (M, C) with respect to the logits.
     """
     p = softmax(logits)
     mean = p.mean(0)
@@ -167,10 +167,10 @@ def _through_softmax(p: Shares, by_p: Shares) -> Shares:
 
 
 class AlignedHead:
-    """A linear head on aligned features; every :meth:`fit` starts from the head that the labels alone give.
+    """A linear head on aligned features; every :meth:`fit` starts from the head fitted on the labels only.
 
-    Minimizes cross-entropy on the labeled images (those of the source weigh 1 in all, those known of the target
-    :func:`trust_in`), plus a loss on the target that weighs 1.
+    Minimizes cross-entropy on the labeled images (total weight: 1 for the source, :func:`trust_in` for the target) plus
+    a loss on the target with weight 1.
     """
 
     def __init__(self, domains: Domains) -> None:
@@ -185,15 +185,15 @@ class AlignedHead:
         self._start = self._problem.w
 
     def probabilities(self) -> Shares:
-        """(M, C) of the head that the labels alone give."""
+        """(M, C) of the head fitted on the labels only."""
         return self._probabilities
 
     def fit(self, loss: Loss | None = None, pseudo: tuple[Ints, Ints] | None = None) -> Shares:
-        """(M, C) probabilities on the target, after fitting with a further loss or with pseudo-labels.
+        """(M, C) probabilities on the target, after fitting with another loss or pseudo-labels.
 
         Args:
-            loss: from the target's logits to its value and gradient.
-            pseudo: rows of the target and labels for them, in addition to the known ones; all classes weigh the same.
+            loss: maps the target's logits to a value and its gradient.
+            pseudo: rows of the target and their pseudo-labels; all classes weigh the same.
         """
         n, problem = len(self.domains.source), self._problem
         weights, labels = self._weights.copy(), np.maximum(self.domains.known, 0)
@@ -224,15 +224,15 @@ def _known_weights(domains: Domains) -> Shares:
 
 
 def trust_in(n_known: int, n_classes: int) -> float:
-    """Weight of all known labels of the target together, against 1 for the source: one half at 5 per class."""
+    """Total weight of the known target labels, relative to 1 for the source: one half at 5 per class."""
     return n_known / (n_known + 5.0 * n_classes)
 
 
 def self_training(head: AlignedHead, n_rounds: int = 4) -> Shares:
-    """The most confident images of each predicted class become training images, more of them in every round.
+    """The most confident images of each predicted class become training images, more in every round.
 
-    Class-balanced self-training: Zou et al. 2018, arXiv 1810.07911, eq. 5: the same share of every class is taken, so
-    that large or easy classes do not crowd out the others. Ours refits a linear head.
+    Class-balanced self-training: Zou et al. 2018, arXiv 1810.07911, eq. 5: the same share of every class, so that large
+    or easy classes do not dominate. Ours refits a linear head.
     """
     probabilities = head.probabilities()
     for number in range(n_rounds):
@@ -249,11 +249,11 @@ def self_training(head: AlignedHead, n_rounds: int = 4) -> Shares:
 
 
 def soft_prototypes(domains: Domains, probabilities: Shares, n_rounds: int = 10, sharpness: float = 20.0) -> Shares:
-    """Each class becomes the mean direction of the target's images, weighted by probability; the nearest one wins.
+    """Each class becomes the mean direction of the target's images, weighted by probability; the nearest class wins.
 
     The centroids of SHOT (arXiv 2002.08546, eq. 5) and of T3A (Iwasawa and Matsuo 2021), with soft weights and known
-    labels: ``k_c = sum_i p_ic z_i + pull * m_c``, ``p_ic ~ exp(sharpness * cos(z_i, k_c))``. Ours keeps a pull towards
-    the mean m_c of the source's class, worth 5 images, so that a class with few images stays in place.
+    labels: ``k_c = sum_i p_ic z_i + pull * m_c``, ``p_ic ~ exp(sharpness * cos(z_i, k_c))``. Ours pulls towards the
+    source's class mean m_c, worth 5 images, so that classes with few images stay in place.
     """
     pull = 5.0
     means = class_means(domains.source, domains.labels, domains.n_classes)
@@ -268,7 +268,7 @@ def soft_prototypes(domains: Domains, probabilities: Shares, n_rounds: int = 10,
 
 
 def clamped(probabilities: Shares, known: Ints) -> Shares:
-    """The probabilities, with 1 for the labels that are known."""
+    """The probabilities, with 1 for known labels."""
     rows = np.flatnonzero(known >= 0)
     result = np.array(probabilities, np.float64)
     result[rows] = np.eye(result.shape[1])[known[rows]]
@@ -290,7 +290,7 @@ def nearest(rows: Rows, k: int = N_NEIGHBORS) -> Ints:
 
 
 def neighbor_agreement(predicted: Ints, neighbors: Ints) -> Shares:
-    """(M,) share of an image's neighbors that are predicted to be of its class."""
+    """(M,) share of each image's neighbors with the same predicted class."""
     if not neighbors.shape[1]:
         return np.zeros(len(predicted))
     return np.asarray((predicted[neighbors] == predicted[:, None]).mean(1))

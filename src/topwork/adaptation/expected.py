@@ -1,7 +1,7 @@
 """Estimates the accuracy on a new domain without labels, and records both domains before and after an adaptation.
 
 In: the choice, the predictions on the target before and after, the domains. Out: plain values for ``evaluation.json`` and
-``domains.json``. Nothing is decided here.
+``domains.json``.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from topwork.evaluation.metrics import evaluate_part
 from topwork.evaluation.predictions import Predictions
 from topwork.text import escape, first_names, percent
 
-MAX_POINTS = 400  # of each domain in the map
+MAX_POINTS = 400  # per domain in the map
 MAX_CHANGED = 48
 MODEL_ERROR = 0.07  # mean absolute error of the expected accuracy (docs/lab-log.md, 2026-11-25)
 
 
 def expected_accuracy(predicted: Ints, choice: Choice, confidence: Shares) -> dict[str, float]:
-    """Accuracy to expect without labels, with a range: the mean of the methods' votes and of the confidence.
+    """Expected accuracy without labels, with a range: the mean of the methods' votes and of the confidence.
 
-    The votes are too high if all methods err alike, the confidence is too low if a shift only makes the model less sure;
-    their mean was nearest to the truth (benchmarks/adapt.py). The range is two model errors wide on either side, and at
-    least their disagreement.
+    The votes are too high if all methods make the same errors; the confidence is too low if a shift only makes the
+    model less confident. Their mean was the most accurate (benchmarks/adapt.py). The range is two model errors on
+    either side, and at least their disagreement.
     """
     votes = predicted_accuracy(predicted, choice.votes)
     value = (votes + float(confidence.mean())) / 2
@@ -39,12 +39,12 @@ def expected_accuracy(predicted: Ints, choice: Choice, confidence: Shares) -> di
 
 
 def predicted_accuracy(predicted: Ints, votes: Shares) -> float:
-    """Accuracy of (M,) predictions if the (M, C) votes were the chances of the classes."""
+    """Accuracy of (M,) predictions if the (M, C) votes were the class probabilities."""
     return float(votes[np.arange(len(predicted)), predicted].mean())
 
 
 def expected_recall(predicted: Ints, votes: Shares, label: int) -> float | None:
-    """The same for one class: the share of its votes on images predicted to be of it; None if it has no vote."""
+    """The same for one class: the share of its votes on images predicted as this class; None without votes."""
     total = float(votes[:, label].sum())
     return float((votes[:, label] * (predicted == label)).sum() / total) if total > 0 else None
 
@@ -87,8 +87,8 @@ def domains_record(
     """``domains.json``.
 
     Args:
-        manifest: of the target; ``before`` and ``after`` are predictions for all of its images.
-        rows: those of the target that ``domains`` and the votes hold.
+        manifest: the target; ``before`` and ``after`` are predictions for all of its images.
+        rows: rows of the target that ``domains`` and the votes contain.
         source: ``evaluation.json`` of the source's run.
     """
     expected = {
@@ -130,7 +130,7 @@ def _class_record(
 
 
 def share_record(n_right: int, n: int) -> dict[str, float] | None:
-    """A share with its 95% interval; None of nothing."""
+    """A share with its 95% interval; None for no images."""
     if not n:
         return None
     interval = wilson(n_right / n, n)
@@ -140,7 +140,7 @@ def share_record(n_right: int, n: int) -> dict[str, float] | None:
 def _changed(
     changed: NDArray[np.int64], manifest: Manifest, before: Predictions, after: Predictions
 ) -> list[dict[str, Any]]:
-    """Images with another prediction than before, the most confident first."""
+    """Images whose prediction changed, most confident first."""
     order = changed[np.argsort(-after.confidence[changed], kind="stable")][:MAX_CHANGED]
     names = after.classes
     return [
@@ -157,7 +157,7 @@ def _changed(
 
 
 def class_map(domains: Domains, predicted: Ints) -> dict[str, list[list[float]]]:
-    """Both domains, each centered by itself, on the two main axes of the class means: points (x, y, class).
+    """Both domains, each centered separately, on the two main axes of the class means: points (x, y, class).
 
     The class of a point is the label on the source and the prediction on the target.
     """

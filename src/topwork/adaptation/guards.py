@@ -1,21 +1,20 @@
 """Selects adapted predictions without target labels; if unsure, the model stays unchanged.
 
 In: two domains and the source model's probabilities on the target. Out: a :class:`Choice`: adapted, unchanged or
-refused, with the reason and every number behind it. The rules, in order:
+refused, with the reason and the numbers behind it. The rules, in order:
 
 1. Too few images: unchanged. Ten images do not determine class means.
 2. No clear shift (permutation test of the energy distance): unchanged.
-3. Classes that the source does not have: refused. After each domain was centered by itself, the target's images should
-   still be near one class of the source and far from the others.
-4. Images that look alike should get the same class (soft neighborhood density, Saito et al. 2021, arXiv 2108.10860, on
-   hard predictions): adapted predictions must agree with their neighbors clearly more often than those of the source
-   model, and by far more if the source model's predictions crowd into few classes, since centering assumes a similar
-   class mix.
-   The hypotheses are: both domains have a similar class mix; the same, with restyled copies of the source's images; the
-   target's class mix is as the source model predicts. The one with the most support from the neighborhoods comes first.
+3. Classes that the source does not have: refused. After centering each domain separately, the target's images should
+still be near one class of the source and far from the others.
+4. Similar images should get the same class (soft neighborhood density, Saito et al. 2021, arXiv 2108.10860, on hard
+   predictions): adapted predictions must agree with their neighbors clearly more often than those of the source model,
+   and far more often if the source model predicts few of its classes, since centering assumes a similar class mix. The
+   hypotheses are: both domains have a similar class mix; the same, with restyled copies of the source's images; the
+   target's class mix is as the source model predicts. The hypothesis with the highest neighbor agreement comes first.
 5. Classes that the source does not have, checked again on the adapted predictions: refused if the target's classes are
-   nowhere near the source's; or if they hardly are, the methods contradict each other on many images, and yet the two
-   sets look alike as a whole. (If the look differs a lot, contradictions are expected, and the predictions stand.)
+far from the source's; or if they are hardly near, the methods disagree on many images, and the two sets still look
+alike overall. (If they look very different, disagreement is expected, and the predictions are kept.)
 """
 
 from __future__ import annotations
@@ -50,18 +49,19 @@ from topwork.text import percent
 MIN_IMAGES = 20
 MIN_PER_CLASS = 3.0
 SIGNIFICANCE = 0.01
-# Images of a shifted domain keep a tenth or more of the source's lead of the nearest class over the second (0.11 to 1.04 in
-# docs/lab-log.md); images of other classes 0.08 to 0.41. So a small lead gets a warning, and only a tiny one is refused.
+# In a shifted domain, the nearest class keeps at least a tenth of its lead over the second (0.11 to 1.04 in
+# docs/lab-log.md); for images of other classes it is 0.08 to 0.41. So a small lead gets a warning, and only a tiny one
+# is refused.
 LEAST_LEAD, DOUBTFUL_LEAD = 0.10, 0.25
-LEAST_GAIN, GAIN_ERRORS = 0.03, 2.0  # of neighbor agreement, and standard errors of that gain
-LEAST_OF_ROOM = 0.25  # share of the possible gain, if the model is nearly right already
-CROWDED, CLEAR_GAIN = 0.7, 0.10  # below this share of the greatest class-mix entropy, the gain must be this large
+LEAST_GAIN, GAIN_ERRORS = 0.03, 2.0  # in neighbor agreement, and in its standard errors
+LEAST_OF_ROOM = 0.25  # share of the possible gain, if the model is already good
+CROWDED, CLEAR_GAIN = 0.7, 0.10  # below this share of the maximum class-mix entropy, this gain is required
 # Rule 5: mean vote, cosine of class means, energy distance. Shifts had votes of 0.85 or more and cosines above 0.32, or a
 # distance above 0.12 and cosines above 0.21 (heavy blur); other classes votes below 0.82, cosines below 0.31 and distances
 # below 0.12, or cosines below 0.16 (docs/lab-log.md, 2026-11-26).
 LEAST_VOTES, LEAST_MATCH, FAR, NO_MATCH = 0.82, 0.33, 0.12, 0.18
 SAME_MIX, OTHER_MIX = "same class mix", "other class mix"
-HANDICAP = 0.02  # of the other class mix, which starts from the source model's predictions and so from its errors
+HANDICAP = 0.02  # for the estimated class mix, which inherits the source model's errors
 Outcome = Literal["unchanged", "adapted", "refused"]
 
 
@@ -70,11 +70,11 @@ class Choice:
     """The decision.
 
     Attributes:
-        probabilities: (M, C) to use; those of the source model unless adapted.
-        votes: (M, C) share of the methods that predict each class; the source model's probabilities if none was tried.
+        probabilities: (M, C); those of the source model unless adapted.
+        votes: (M, C) share of the methods that predict each class; the source model's probabilities if no method was
+            tried.
         checks: the numbers behind the decision.
-        tried: for each method its name, share of neighbors that agree, share of images predicted as by the source model,
-            and mean confidence.
+        tried: for each method: name, neighbor agreement, agreement with the source model, and mean confidence.
     """
 
     outcome: Outcome
@@ -102,9 +102,9 @@ def choose(domains: Domains, given: Shares, *, seed: int = 0, restyled: tuple[st
     """Adapts, or leaves the model unchanged.
 
     Args:
-        domains: features as the head of the source model sees them.
+        domains: features for the head of the source model.
         given: (M, C) probabilities of the source model on the target.
-        restyled: a look, and (N, D) features of the source's images in it.
+        restyled: name of a style, and (N, D) features of the restyled source images.
     """
     given = clamped(given, domains.known)
     n, n_known = len(domains.target), int((domains.known >= 0).sum())
@@ -138,7 +138,7 @@ def choose(domains: Domains, given: Shares, *, seed: int = 0, restyled: tuple[st
 
 @dataclass(frozen=True, eq=False)
 class _Hypothesis:
-    """Probabilities on the target under one assumption: by method, and what they amount to."""
+    """Probabilities on the target under one assumption, by method, and their summary."""
 
     name: str
     methods: dict[str, Shares]
@@ -220,7 +220,7 @@ def _tried(name: str, probabilities: Shares, given: Shares, neighbors: Ints) -> 
 
 
 def _other_classes(checks: dict[str, float], distance: Distance) -> str | None:
-    """Rule 5: why these look like other classes; None if they do not."""
+    """Rule 5: why these seem to be other classes; None if they do not."""
     if checks["match"] < NO_MATCH:
         return "Images predicted as one class are far from that class in the source: they look like other classes."
     if checks["votes"] < LEAST_VOTES and checks["match"] < LEAST_MATCH and distance.energy < FAR:
@@ -232,9 +232,9 @@ def _other_classes(checks: dict[str, float], distance: Distance) -> str | None:
 
 
 def lead_kept(aligned: Domains) -> float:
-    """How much of its lead the nearest class keeps on the target: mean of (first - second) cosine, target over source.
+    """Lead of the nearest class on the target: mean of (first - second) cosine, target over source.
 
-    The source's own lead is measured on images that were not used for the class means.
+    The source's lead is measured on images not used for the class means.
     """
     even = np.arange(len(aligned.source)) % 2 == 0
     source = np.concatenate(
@@ -255,7 +255,7 @@ def _lead(rows: Rows, means: Shares) -> Shares:
 
 
 def class_match(aligned: Domains, predicted: Ints) -> float:
-    """Mean cosine between a class's mean in the source and the mean of the target's images predicted to be of it."""
+    """Mean cosine between a class mean of the source and the mean of the target's images predicted as this class."""
     present = np.unique(predicted)
     source = class_means(aligned.source, aligned.labels, aligned.n_classes)[present]
     target = class_means(aligned.target, predicted, aligned.n_classes)[present]
@@ -264,7 +264,7 @@ def class_match(aligned: Domains, predicted: Ints) -> float:
 
 
 def class_mix_entropy(probabilities: Shares) -> float:
-    """Entropy of the predicted classes over its greatest value, with Miller's correction for few images; 0 to 1."""
+    """Entropy of the predicted classes relative to its maximum, with Miller's correction for few images; 0 to 1."""
     n, c = probabilities.shape
     shares = np.bincount(probabilities.argmax(1), minlength=c) / n
     found = float(-(shares * np.log(np.maximum(shares, 1e-12))).sum()) + ((shares > 0).sum() - 1) / (2 * n)

@@ -1,8 +1,8 @@
 """Fine-tuning the network on both domains, and whether to keep the result.
 
-In: a backbone, the head that already predicts for both domains (``adapted_head.py``), labeled images of the source and
-those of the target with pseudo-labels. Out: another backbone and head, from the one training loop with the target's
-losses as further terms. :func:`is_better` decides without labels of the target whether they are kept.
+In: a backbone, the head for both domains (``adapted_head.py``), labeled images of the source and pseudo-labeled images
+of the target. Out: a fine-tuned backbone and head, from the usual training loop with the target's losses as additional
+terms. :func:`is_better` decides without labels of the target whether to keep them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from topwork.training.loop import TrainerContext
 from topwork.training.losses import TargetTerms
 from topwork.training.recipe import TuneSettings, plan
 
-SURE = 0.75  # share of the votes from which on an image is trained on: with all images the network got worse
-CONFUSION = 0.5  # weight of class confusion against the cross-entropy of the pseudo-labels
+SURE = 0.75  # minimum share of votes for a pseudo-label; with all images the network got worse
+CONFUSION = 0.5  # weight of class confusion relative to the cross-entropy of the pseudo-labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class TunedNetwork:
-    """Backbone and head after training, one record per epoch, and why it ended (see ``training/loop.py``)."""
+    """Backbone and head after training, one record per epoch, and why training ended (see ``training/loop.py``)."""
 
     backbone: Backbone
     head: LinearHead
@@ -59,9 +59,9 @@ class Verdict:
 
 
 def pseudo_labels(choice: Choice, known: Ints) -> Shares:
-    """(M, C) one-hot: the adapted prediction of each image on which the methods agree, or the label the user gave.
+    """(M, C) one-hot: the adapted prediction of each image on which the methods agree, or the user's label.
 
-    Rows of zeros take no part in the cross-entropy.
+    Rows of zeros are ignored by the cross-entropy.
     """
     predicted = choice.probabilities.argmax(1)
     is_sure = (choice.votes[np.arange(len(predicted)), predicted] >= SURE) | (known >= 0)
@@ -83,10 +83,10 @@ def tune_on_both(
 ) -> TunedNetwork:
     """Fine-tunes on both domains, starting from the head for both: labels of the source, pseudo-labels of the target.
 
-    Nothing is chosen on valid, which has images of the source alone; the moving average of the weights is taken.
+    Nothing is selected on valid, which contains only source images; the EMA weights are used.
 
     Raises:
-        TopworkError: an image vanished, or training failed, with the cause.
+        TopworkError: an image is gone, or training failed.
     """
     n_classes = len(head.bias)
     settings = TuneSettings(strategy="lp-ft", epochs=epochs, interpolate=False)
@@ -112,9 +112,9 @@ def tune_on_both(
 def is_better(before: Domains, choice: Choice, after: Domains, probabilities: Shares) -> Verdict:
     """Keeps the tuned network only if its predictions agree with similar images clearly more often.
 
-    Two comparisons, since training on predictions draws images together by them: among the neighbors that the tuned
-    network sees, its predictions must agree more than the earlier ones do (by two standard errors); and more than the
-    earlier ones did among the neighbors of the untuned network.
+    Training on predictions pulls images with the same prediction together. So the new predictions must agree more than
+    the earlier ones among the neighbors found by the tuned network (by two standard errors), and more than the earlier
+    ones did among the neighbors found by the untuned network.
 
     Args:
         before, after: both domains with the features of the untuned and of the tuned network.
@@ -135,7 +135,7 @@ def is_better(before: Domains, choice: Choice, after: Domains, probabilities: Sh
 
 
 def tuned_choice(choice: Choice, probabilities: Shares, verdict: Verdict) -> Choice:
-    """The choice with the tuned network's predictions. The votes stay: a network trained on them adds no evidence."""
+    """The choice with the tuned network's predictions and the same votes: training on them adds no evidence."""
     return replace(
         choice,
         method=f"{choice.method}, network fine-tuned",

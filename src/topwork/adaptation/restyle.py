@@ -1,8 +1,8 @@
 """Restyled copies of the source images that resemble the target: line drawings, grayscale, flat colors, blurred, inverted.
 
-A network trained on photographs sees drawings as another world; copies of the photographs drawn as lines lie between the
-two. Which look is tried is decided by a small sample: the restyling that brings it clearly nearest to the target. Whether
-the predictions that follow are used is decided as for all others (``guards.py``).
+To a network trained on photographs, drawings look very different; line drawings made from the photographs lie in
+between. A small sample decides which style is tried: the one that brings it clearly nearest to the target.
+``guards.py`` decides whether the resulting predictions are used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from topwork.evaluation.domains import energy_distance
 from topwork.evaluation.perturb import blur, edges, gray
 
 N_SAMPLE = 60
-NEARER = 0.8  # of the distance to the target, below which a restyling is worth an embedding pass
+NEARER = 0.8  # relative distance to the target below which a style is worth embedding all images
 LEVELS = 4  # per channel, of flat colors
 
 
@@ -46,7 +46,7 @@ def nearest_style(plain: Rows, styled: Mapping[str, Rows], target: Rows, seed: i
 
     Args:
         plain: (n, D) features of a sample of the source.
-        styled: the same images in each look.
+        styled: the same images in each style.
     """
 
     def distance(rows: Rows) -> float:

@@ -1,7 +1,7 @@
 """``topwork adapt``: a new run whose model also works on a new domain, with few labels or none.
 
-The order of the steps. Which predictions to trust is decided in ``adaptation/guards.py`` without labels of the target;
-labels found in the target's folders are used for the report, never to adapt.
+``adaptation/guards.py`` decides without labels of the target which predictions to trust. Labels from the target's
+folders are used in the report, never to adapt.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from topwork.settings import AdaptSettings, DataSettings, as_dict, check
 from topwork.text import first_names, percent
 
 ASK_FILE = "ask.csv"
-DEFAULT_PENALTY = 3e-3  # of heads whose recipe has none (tuned ones)
-IMAGES_PER_SECOND = 400  # that choosing a method takes at worst on one slow core; turns a time budget into images
+DEFAULT_PENALTY = 3e-3  # for fine-tuned heads, whose recipe has none
+IMAGES_PER_SECOND = 400  # for selecting a method on one slow core; converts a time budget into images
 FEWEST_IMAGES, MOST_IMAGES = 400, 4000
 
 
@@ -83,7 +83,7 @@ class AdaptedRun:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The run that is adapted, with its images, parts, features and labels in the model's classes."""
+    """The run to adapt, with its images, split, features and labels."""
 
     run: Path
     classifier: Classifier
@@ -93,14 +93,14 @@ class Source:
     labels: Ints
 
     def held_out(self) -> HeldOut:
-        """The valid part, on which no head was fitted."""
+        """The valid part, which no head was fitted on."""
         rows = self.parts.valid
         return HeldOut(_rows_for(self.classifier, self.features, rows), self.labels[rows])
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The new domain: images, features, labels that the user gave, and labels for the report alone (-1: none)."""
+    """The new domain: images, features, labels given by the user, and labels for the report only (-1: none)."""
 
     manifest: Manifest
     features: Features
@@ -111,10 +111,10 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Adaptation:
-    """Both domains as the network sees them, and what was decided.
+    """The features of both domains, and the decision.
 
     Attributes:
-        own, rows: rows of the source and of the target that ``domains`` holds.
+        own, rows: rows of the source and of the target in ``domains``.
         history: one record per epoch if the network was fine-tuned and kept.
     """
 
@@ -139,10 +139,10 @@ def adapt(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> AdaptedRun:
-    """Writes a new run for both domains; its model stays unchanged unless a better one passes the checks.
+    """Writes a new run for both domains; the model stays unchanged unless a better one passes the checks.
 
     Args:
-        run: the run that holds the model; its manifest lists the source's images.
+        run: the run with the model; its manifest lists the source's images.
         target: images of the new domain: a folder (flat, or one folder per class), an archive or a table.
 
     Raises:
@@ -233,7 +233,7 @@ def _read_target(
 def scan_target(
     path: str | os.PathLike[str], settings: DataSettings, is_unlabeled: bool, embedder: Embedder, reporter: Reporter
 ) -> tuple[Manifest, Features, bool]:
-    """Images of a folder that may have no class folders, their features, and whether their labels mean anything."""
+    """Images of a folder with or without class folders, their features, and whether their labels are meaningful."""
     rules, has_no_labels = rules_without_labels(path, rules_of(settings), is_unlabeled)
     manifest, features = scan_and_embed(path, replace(settings, label_regex=rules.label_regex), embedder, reporter)
     return without_labels(manifest) if has_no_labels else manifest, features, not has_no_labels
@@ -245,7 +245,7 @@ def scan_target(
 def _adapted(
     source: Source, target: Target, embedder: Embedder, settings: AdaptSettings, reporter: Reporter
 ) -> Adaptation:
-    """The choice and its classifier, which is the source's own unless something better can be trusted."""
+    """The choice and its classifier: the source's classifier unless a better one passes the checks."""
     own, rows = _chosen_rows(source, target, settings)
     domains, old = _domains(source, target, own, rows), source.classifier
     given = softmax(score(old.head, domains.target))
@@ -271,7 +271,7 @@ def _adapted(
 def _restyled(
     source: Source, domains: Domains, own: Ints, embedder: Embedder, reporter: Reporter
 ) -> tuple[str, Rows] | None:
-    """The look of the target, and the source's training images in it; None if none of ``STYLES`` is near."""
+    """The style nearest to the target, and the restyled training images of the source; None if no style is near."""
     spec, classifier = embedder.spec, source.classifier
 
     def rows_in(style: str, rows: Ints) -> Rows:
@@ -305,10 +305,10 @@ def _calibrated(now: Adaptation, head: Any) -> Adaptation:
 
 
 def _fine_tuned(now: Adaptation, settings: AdaptSettings, reporter: Reporter) -> Adaptation:
-    """The network fine-tuned on both domains; what was found before if that is no better, with the reason.
+    """The network fine-tuned on both domains; the previous result, with the reason, if it is not better.
 
     Raises:
-        Interrupted: a signal came during training.
+        Interrupted: by a signal during training.
     """
     from topwork.adaptation.network import is_better, tuned_choice
 
@@ -371,7 +371,7 @@ def _embedded_by(now: Adaptation, backbone: Any, head: Any, settings: AdaptSetti
 
 
 def _chosen_rows(source: Source, target: Target, settings: AdaptSettings) -> tuple[Ints, Ints]:
-    """Rows of the source's train part and of the target that the methods look at; all known ones are among them."""
+    """Rows of the source's train part and of the target to use; includes all images with known labels."""
     rng, budget = np.random.default_rng([settings.seed, 17]), settings.time_budget_seconds
     within = MOST_IMAGES if budget is None else int(budget * IMAGES_PER_SECOND / 2)
     n = min(MOST_IMAGES, max(FEWEST_IMAGES, within))
@@ -396,7 +396,7 @@ def _domains(source: Source, target: Target, own: Ints, rows: Ints) -> Domains:
 
 
 def _rows_for(classifier: Classifier, features: Features, rows: Ints) -> Rows:
-    """(N, D) features of some images as the head of the classifier sees them."""
+    """(N, D) features of some images for the head of the classifier."""
     transform = classifier.head.transform
     if not len(rows):
         return np.empty((0, len(transform.mean)), np.float32)
@@ -423,7 +423,7 @@ def _source_predictions(now: Adaptation) -> dict[str, Predictions]:
 
 
 def _write_ask(path: Path, asked: Ints, now: Adaptation, after: Predictions) -> Path:
-    """The CSV to fill in; the column label is empty."""
+    """The CSV to fill in, with an empty column ``label``."""
     votes = dict(zip(now.rows.tolist(), now.choice.votes, strict=True))
     classes, samples = after.classes, now.target.manifest.samples
     with (
@@ -459,7 +459,7 @@ def _write(
     save_predictions(predictions, source.manifest, folder / "predictions.parquet")
     save_predictions({"target": after}, target.manifest, folder / "target_predictions.parquet")
     shutil.copytree(find_model(source.run), folder / "source_model", dirs_exist_ok=True)
-    # the source's network comes with its compiled form; a fine-tuned one has it in the cache
+    # the source's network has its compiled form next to it; a fine-tuned one has it in the cache
     own = classifier.backbone.folder / COMPILED[0]
     form = own if own.is_file() else compiled_form(classifier.backbone)
     compiled = form if now.embedder.engine.kind == "openvino" else None

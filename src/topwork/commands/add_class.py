@@ -29,7 +29,7 @@ from topwork.run import provenance, run_folder, write_json, write_run
 from topwork.settings import DataSettings
 from topwork.text import escape, natural_key
 
-PENALTIES = (0.1, 0.01, 1e-3, 1e-4)  # strong to weak, on the mean loss, for columns scaled to a mean variance of 1
+PENALTIES = (0.1, 0.01, 1e-3, 1e-4)  # relative to the mean loss, for features with a mean variance of 1
 N_FOLDS = 3
 CV_IMAGES = 4000
 TOLERANCE = 1e-6
@@ -40,7 +40,7 @@ class GrownRun:
     """What ``topwork add-class`` did.
 
     Attributes:
-        before, after: accuracy on the held-out images of the old classes, with the part they are from.
+        before, after: accuracy on the held-out images of the old classes, and which part they are from.
     """
 
     folder: Path
@@ -62,17 +62,17 @@ def add_class(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> GrownRun:
-    """Writes a new run whose model also has the classes of the new images.
+    """Writes a new run whose model also recognizes the classes of the new images.
 
-    The features of the old images come from the store; the images are read again only if it was emptied.
+    Features of the old images come from the store; the images are read again only if it was cleared.
 
     Args:
-        run: the run that holds the model; its manifest lists the old images.
+        run: the run with the model; its manifest lists the old images.
         path: a folder of images of one class, or one folder per class.
-        name: of the class, if ``path`` holds one; by default the name of the folder.
+        name: class name if ``path`` contains one class; by default the name of the folder.
 
     Raises:
-        UsageError: no run, a class that the model has, images in an archive.
+        UsageError: no run, a class that the model already has, or images in an archive.
     """
     settings, reporter, clock = settings or DataSettings(), reporter or default_reporter(), Stopwatch()
     with run_folder(Path(out), overwrite) as folder:
@@ -107,7 +107,7 @@ def add_class(
 
 
 def stored_run(run: Path, verb: str) -> tuple[Classifier, Manifest, dict[str, str]]:
-    """The model of a run, its images, and the part of each content."""
+    """The model of a run, its images, and the part of each content hash."""
     classifier = load_classifier(run)
     try:
         manifest = load_manifest(run / "manifest.parquet")
@@ -123,13 +123,13 @@ def stored_run(run: Path, verb: str) -> tuple[Classifier, Manifest, dict[str, st
 def _new_images(
     path: Path, name: str | None, settings: DataSettings, embedder: Embedder, reporter: Reporter
 ) -> Manifest:
-    """The new images, embedded; a folder with images directly in it is one class."""
+    """The new images, embedded; a folder that directly contains images is one class."""
     if is_url(path):
         is_flat = is_folder(path) and not walk(path).folders
     else:
         is_flat = path.is_dir() and not any(p.is_dir() and not p.name.startswith(".") for p in path.iterdir())
     if is_flat:
-        settings = replace(settings, label_regex="(.)")  # any label will do: it is replaced
+        settings = replace(settings, label_regex="(.)")  # any label: it is replaced
     manifest, _ = scan_and_embed(path, settings, embedder, reporter)
     if is_flat or name is not None:
         if not is_flat and len(manifest.classes) > 1:
@@ -145,7 +145,7 @@ def _new_images(
 def _joined(
     old: Manifest, old_parts: dict[str, str], new: Manifest, classifier: Classifier, settings: DataSettings
 ) -> tuple[Manifest, Split]:
-    """Both sets of images under one root; the old parts stay, the new images are divided in the same way."""
+    """Both sets of images under one root; the old split stays, the new images are split in the same way."""
     new = new.named_like(classifier.classes)
     known = [name for name in new.classes if name in classifier.classes]
     if known:
@@ -188,14 +188,14 @@ def _joined(
 
 
 def _is_plain_folder(root: Path) -> bool:
-    """Whether a path below the root is a file: no archive, no table of images, no saved dataset."""
+    """Whether the samples are plain files below the root, not in an archive, a table or a saved dataset."""
     return is_folder(root) if is_url(root) else root.is_dir() and not (root / "dataset_info.json").exists()
 
 
 def _grown_classifier(
     classifier: Classifier, manifest: Manifest, features: Features, parts: Split, seed: int
 ) -> tuple[Classifier, dict[str, Any]]:
-    """The classifier with new rows, in the order of the manifest's classes; and how the rows were fitted."""
+    """The classifier with new rows, in the order of the manifest's classes, and how the rows were fitted."""
     added = [name for name in manifest.classes if name not in classifier.classes]
     names = [*classifier.classes, *added]
     index = {name: number for number, name in enumerate(names)}
@@ -266,8 +266,8 @@ class GrownHead:
     """A head with new rows after the old ones.
 
     Attributes:
-        penalty: chosen.
-        cross_entropy: mean over images out of fold, for each penalty tried.
+        penalty: the selected L2 penalty.
+        cross_entropy: cross-validated, for each penalty tried.
     """
 
     head: LinearHead
@@ -276,13 +276,12 @@ class GrownHead:
 
 
 def grow_head(head: LinearHead, columns: Floats, labels: NDArray[np.int64], n_new: int, seed: int = 0) -> GrownHead:
-    """Fits rows for new classes; the rows of the old classes stay as they are.
+    """Fits rows for new classes; the rows of the old classes do not change.
 
-    So an old image can only be answered differently by going to a new class. The L2 penalty is chosen by
-    cross-validation.
+    So a prediction for an old image can only change to a new class. The L2 penalty is chosen by cross-validation.
 
     Args:
-        columns: (N, D) what ``head.transform`` makes of the features of old and new training images.
+        columns: (N, D) features of old and new training images after ``head.transform``.
         labels: (N,) old classes first; the new ones are the ``n_new`` after them.
     """
     center = columns.mean(axis=0, dtype=np.float64)
@@ -307,10 +306,7 @@ def grow_head(head: LinearHead, columns: Floats, labels: NDArray[np.int64], n_ne
 
 
 class _NewRows(SoftmaxRegression):
-    """Class 0 stands for all old classes: its logit, the log of the sum of their exponentials, is given and fixed.
-
-    That gives the cross-entropy over all classes, but for a part that the new rows do not change.
-    """
+    """Rows for new classes; class 0 stands for all old ones, and its logit, their log-sum-exp, is fixed."""
 
     def __init__(
         self, x: Floats, y: NDArray[np.int64], old: Floats, n_new: int, sample_weights: NDArray[np.float64]
@@ -330,11 +326,11 @@ class _NewRows(SoftmaxRegression):
 
 
 def _cross_entropy(x: Floats, y: NDArray[np.int64], old: Floats, n_new: int, seed: int) -> dict[float, float]:
-    """Out of fold, for each penalty; new images all take part, old ones up to a number."""
+    """Cross-validated, for each penalty, on all new images and a limited number of old ones."""
     order = np.random.default_rng(seed).permutation(len(x))
     is_new = y[order] > 0
     order = np.concatenate([order[is_new], order[~is_new]])[: max(CV_IMAGES, int(is_new.sum()))]
-    fold = np.arange(len(order)) % N_FOLDS  # new images come first, so each fold has its share
+    fold = np.arange(len(order)) % N_FOLDS  # new images come first, so every fold has some
     held_out = fold == np.arange(N_FOLDS)[:, None]
     problems = _NewRows(x[order], y[order], old[order], n_new, (~held_out).astype(np.float64))
     scores = {}

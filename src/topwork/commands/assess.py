@@ -1,7 +1,7 @@
 """From a fitted head to an evaluated classifier: temperature, decision rule, predictions and metrics.
 
-In: the prepared data, the probe, the tuned network if there is one. Out: :class:`Assessed`. One label per image and several
-differ only in how thresholds are fitted.
+In: the prepared data, the probe, and the tuned network if there is one. Out: :class:`Assessed`. Single-label and
+multi-label models differ only in how thresholds are fitted.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from topwork.text import canonical, escape
 if TYPE_CHECKING:
     from topwork.training.finetune import TunedClassifier
 
-TRAIN_LOGITS = 100_000_000  # at most, in predictions.parquet: 100,000 images of 1,000 classes
+TRAIN_LOGITS = 100_000_000  # maximum in predictions.parquet: 100,000 images of 1,000 classes
 ONLY_ONE_LABEL = {"balance": "auto", "target_precision": None, "positive": None, "zero_shot": None}
 """Settings that need exactly one label per image, with their defaults."""
 
 
 @dataclass(frozen=True)
 class Assessed:
-    """A classifier, its answers for every part, and the metrics of the held-out parts."""
+    """A classifier, its predictions for every part, and the metrics of the held-out parts."""
 
     classifier: Classifier
     predictions: Mapping[str, Predictions]
@@ -48,7 +48,7 @@ class Assessed:
 
 
 def check_labels(settings: FitSettings) -> None:
-    """The one rule about answers: settings that do not go with several labels per image, or with each other.
+    """Rejects settings that cannot be combined with several labels per image, or with each other.
 
     Raises:
         UsageError: naming the option.
@@ -69,10 +69,10 @@ def check_labels(settings: FitSettings) -> None:
 def assess(
     data: PreparedData, probe: Probe, tuned: TunedClassifier | None, clock: Stopwatch, reporter: Reporter
 ) -> Assessed:
-    """Calibrates the classifier, has it answer for every part, and evaluates the held-out parts.
+    """Calibrates the classifier, predicts every part, and evaluates the held-out parts.
 
     Args:
-        data: with the backbone and the features that the head reads: those of the tuned network if there is one.
+        data: with the backbone and features of the tuned network, if there is one.
     """
     parts, seed = data.parts, data.settings.seed
     with clock("evaluate"):
@@ -95,9 +95,10 @@ def assess(
 
 
 def _classifier(data: PreparedData, probe: Probe, tuned: TunedClassifier | None) -> Classifier:
-    """Head with the temperature folded in, thresholds and unknown detector.
+    """The head including the temperature, the thresholds and the unknown detector.
 
-    They come from out-of-fold answers of train for a probe, and from valid for a tuned network, which has overfitted train.
+    They are fitted on out-of-fold predictions of train for a probe, and on valid for a tuned network, which has
+    overfitted train.
     """
     settings, features, parts, labels = data.settings, data.features, data.parts, data.labels
     answers = data.features_of("valid")
@@ -107,7 +108,7 @@ def _classifier(data: PreparedData, probe: Probe, tuned: TunedClassifier | None)
         head, logits = tuned.head, tuned.head.logits(answers.blocks(tuned.head.transform.blocks, parts.valid))
         truth = labels[parts.valid]
     temperature, several = fit_temperature(logits, truth), data.manifest.multi_label
-    # One label per image is enough to find typical images with; those without any make up a class of their own.
+    # One label per image is enough for the unknown detector; images without labels form their own class.
     trained = rarest_labels(labels[parts.train]) if several else labels[parts.train]
     groups = np.asarray(data.groups)[parts.train] if tuned is None else None
     detector = fit_unknown(features.block("last", parts.train), trained, settings.unknown_false_alarms, groups=groups)
@@ -135,7 +136,7 @@ def _classifier(data: PreparedData, probe: Probe, tuned: TunedClassifier | None)
 
 
 def _shown(name: str, rows: NDArray[np.int64], classifier: Classifier, reporter: Reporter) -> NDArray[np.int64]:
-    """The rows of a part whose predictions are kept: of train, on which nothing is measured, no more than has room."""
+    """The rows of a part whose predictions are saved; limited for train, which is not evaluated."""
     step = math.ceil(len(rows) * len(classifier.classes) / TRAIN_LOGITS) if name == "train" else 1
     if step <= 1:
         return rows
@@ -146,7 +147,7 @@ def _shown(name: str, rows: NDArray[np.int64], classifier: Classifier, reporter:
 
 
 def check_positive(settings: FitSettings, classes: Sequence[str]) -> None:
-    """Whether ``--positive`` names one of two classes.
+    """Checks that ``--positive`` names one of two classes.
 
     Raises:
         UsageError: it does not.
@@ -164,7 +165,7 @@ def check_positive(settings: FitSettings, classes: Sequence[str]) -> None:
 def _positive_rule(
     settings: FitSettings, classes: Sequence[str], probabilities: NDArray[np.float64], truth: NDArray[np.int64]
 ) -> dict[str, Any]:
-    """The threshold of the positive class in place of the rule for ambiguous answers."""
+    """The threshold of the positive class, instead of the rule for ambiguous predictions."""
     label = [canonical(name) for name in classes].index(canonical(str(settings.positive)))
     threshold, by = fit_positive(
         probabilities, truth, label, recall=settings.positive_recall, miss_cost=settings.miss_cost
@@ -175,9 +176,9 @@ def _positive_rule(
 def unknown_threshold(
     detector: UnknownDetector, held_out: NDArray[np.float16], settings: FitSettings
 ) -> dict[str, float]:
-    """The threshold of *unknown* for a tuned network: at least the score that the known images of valid stay below.
+    """The threshold of *unknown* for a tuned network: at least as high as the scores of the known images of valid.
 
-    The training images of a tuned network lie closer together than new ones will.
+    To a tuned network, training images look more alike than new ones.
     """
     scores = np.sort(detector.score(held_out))
     rank = min(len(scores), math.ceil((len(scores) + 1) * (1 - settings.unknown_false_alarms))) - 1
@@ -190,7 +191,7 @@ def unknown_threshold(
 def evaluate_parts(
     classifier: Classifier, manifest: Manifest, parts: Split, predictions: Mapping[str, Predictions], seed: int
 ) -> dict[str, Any]:
-    """The metrics of valid and test, as ``evaluation.json`` holds them, and the numbers of parameters."""
+    """The metrics of valid and test and the numbers of parameters, as in ``evaluation.json``."""
     leaked = dict(parts.leaks)
     found = evaluate_held_out(predictions, leaked, n_train_of(manifest, parts), seed)
     for name, leaks in found.get("leaks", {}).items():
@@ -200,7 +201,7 @@ def evaluate_parts(
 
 
 def zero_shot_accuracy(data: PreparedData, head: LinearHead, evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Accuracy of a head that saw no training image, on the images of the headline; None if nothing was held out."""
+    """Accuracy of a zero-shot head on the images of the headline; None if nothing was held out."""
     found = headline(evaluation)
     if found is None:
         return None
@@ -221,6 +222,6 @@ def leak_notes(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def parameters_of(classifier: Classifier) -> dict[str, int]:
-    """Numbers of parameters, and of those that a probe trains, as ``evaluation.json`` holds them."""
+    """Numbers of parameters, and of those that a probe trains, as in ``evaluation.json``."""
     n_head = int(classifier.head.weight.size + classifier.head.bias.size)
     return {"n_parameters": classifier.backbone.n_parameters + n_head, "n_trainable": n_head}

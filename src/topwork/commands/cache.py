@@ -11,7 +11,7 @@ from topwork.errors import TopworkError
 from topwork.files import error_reason
 from topwork.settings import cache_setting
 
-# What topwork writes there. Anything else is not ours: somebody may have set TOPWORK_CACHE to a folder of their own.
+# What topwork writes there. Other files are left alone: TOPWORK_CACHE may be a folder with other contents.
 OURS = ("archives", "backbones", "demo", "drawn-shapes", "facts", "features", "neighbors", "onnx", "traits")
 
 
@@ -27,10 +27,10 @@ def clear_cache() -> dict[str, Any]:
     """Deletes what topwork keeps in the cache.
 
     Returns:
-        What :func:`cache_contents` says afterwards, and ``freed`` bytes.
+        The result of :func:`cache_contents` afterwards, and ``freed`` bytes.
 
     Raises:
-        TopworkError: something could not be deleted; named.
+        TopworkError: something could not be deleted.
     """
     before = cache_contents()
     for name in before["bytes"]:

@@ -22,7 +22,7 @@ from topwork.text import Described, as_text, canonical, count, escape, percent, 
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedPart:
-    """The answers of a run on one of its parts, and what the images are."""
+    """The predictions of a run on one of its parts, and the images."""
 
     run: Path
     manifest: Manifest
@@ -44,7 +44,7 @@ class Compared(Described):
     """One run against the first.
 
     Attributes:
-        order: for each image of the first run's predictions, its position in the second's.
+        order: for each image of the first run, its position in the second.
         sentence: which is better, or that there is no clear difference.
     """
 
@@ -65,7 +65,7 @@ class Compared(Described):
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; disagreements with the path, the truth and both answers."""
+        """Plain JSON values; disagreements with path, true label and both predictions."""
         found = self.comparison
         interval = found.difference_interval
         return {
@@ -85,7 +85,7 @@ class Compared(Described):
         }
 
     def disagreements(self) -> list[dict[str, Any]]:
-        """Images that the two answer differently: those that one of them gets right first."""
+        """Images that the two classify differently; those that one of them gets right come first."""
         found, rows = self.comparison, []
         gained, lost = set(found.gained.tolist()), set(found.lost.tolist())
         one, two = self.first.predictions, self.second.predictions
@@ -114,14 +114,14 @@ def compare_runs(
     """Compares runs with the first of them, image by image.
 
     Args:
-        part: ``test``, ``valid``, or ``auto``: test if every run has one, else valid, else what each run was evaluated on,
-            which must be the same images.
+        part: ``test``, ``valid``, or ``auto``: test if every run has one, else valid, else the part each run was
+            evaluated on; it must have the same images.
 
     Returns:
         The part, and one comparison for each run but the first.
 
     Raises:
-        UsageError: fewer than two runs, no finished run, or runs that were not evaluated on the same images.
+        UsageError: fewer than two runs, an unfinished run, or runs that were not evaluated on the same images.
     """
     folders = [Path(run) for run in runs]
     if len(folders) < 2:
@@ -165,7 +165,7 @@ def comparison_sentence(first: str, second: str, found: Comparison) -> str:
 
 
 def common_part(evaluations: Sequence[dict[str, Any]]) -> str | None:
-    """The part that counts most of those on which every run was evaluated."""
+    """The most important part that every run was evaluated on."""
     return next((name for name in ("test", "valid") if all(_has(one, name) for one in evaluations)), None)
 
 
@@ -182,7 +182,7 @@ def evaluated_part(folder: Path, evaluation: dict[str, Any], part: str) -> Evalu
         every, in_part, stored = read_logits(folder / "predictions.parquet")
         own = in_part == part
         found = stored_predictions(manifest, evaluation[part], every[own], stored[own])
-        predictions = replace(found, classes=tuple(map(canonical, found.classes)))  # as the other run may spell them
+        predictions = replace(found, classes=tuple(map(canonical, found.classes)))  # spelled the same in both runs
         return EvaluatedPart(folder, manifest, predictions)
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
         raise TopworkError(f"{escape(str(folder))}: the run is damaged ({type(error).__name__}: {error}).") from error
@@ -191,7 +191,7 @@ def evaluated_part(folder: Path, evaluation: dict[str, Any], part: str) -> Evalu
 def stored_predictions(
     manifest: Manifest, evaluated: dict[str, Any], rows: NDArray[np.int64], logits: NDArray[np.float32]
 ) -> Predictions:
-    """The stored answers for some rows, with their labels among the classes of a part of an ``evaluation.json``."""
+    """The stored predictions for some rows, with labels as indices into the classes of ``evaluation.json``."""
     classes = tuple(evaluated["classes"])
     if manifest.multi_label:
         return Predictions(classes, rows, manifest.label_matrix[rows], logits, Task.of_part(evaluated))

@@ -1,8 +1,7 @@
 """``topwork compare-domains``: measures the distribution shift between two datasets and estimates the accuracy.
 
-In: two paths, or one with domains in it, and possibly a model. Out: values; the page is ``report/other_pages.py``.
-Labels of the second set are used to say which classes shift and, with a model, to put the measured accuracy next to the
-expected one.
+In: two paths, or one with several domains, and optionally a model. The page is in ``report/other_pages.py``. Labels of
+the second set only tell which classes shift and, with a model, the measured accuracy.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from topwork.progress import Reporter, default_reporter
 from topwork.settings import DataSettings
 from topwork.text import escape, first_names, percent
 
-CLASS_SIGNIFICANCE = 0.05  # over all classes together (Bonferroni)
+CLASS_SIGNIFICANCE = 0.05  # over all classes (Bonferroni)
 N_FARTHEST = 12
 
 
@@ -44,11 +43,11 @@ class ComparedDomains:
     """Two domains.
 
     Attributes:
-        farthest: rows of ``manifest`` (of B) that are farthest from A, the farthest first.
+        farthest: rows of ``manifest`` (B), farthest from A first.
         classes: one record per class: images, shift in within-class deviations and whether it is significant, expected and
             measured recall of the model on B.
-        positions: (x, y, number of the class in ``classes`` or -1) of some images of both sides, for a map.
-        expected: accuracy of the model to expect on B, with its range; None without a model.
+        positions: (x, y, index into ``classes`` or -1) of some images of both sides, for a map.
+        expected: expected accuracy of the model on B, with a range; None without a model.
     """
 
     name_a: str
@@ -90,7 +89,7 @@ class Side:
 
     @property
     def labels(self) -> NDArray[np.str_]:
-        """(n,) class names; ``NO_LABEL`` if the folders are no classes."""
+        """(n,) class names; ``NO_LABEL`` if the folders are not classes."""
         return np.array([self.manifest.samples[row].label for row in self.rows.tolist()], dtype=object).astype(str)
 
     def last(self) -> NDArray[np.float16]:
@@ -100,7 +99,7 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What a model predicts on B, and what can be expected of that without labels."""
+    """A model's predictions on B, and their expected accuracy without labels."""
 
     classes: tuple[str, ...]
     predicted: Ints
@@ -117,10 +116,10 @@ def compare_domains(
     is_unlabeled: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[ComparedDomains, ...]:
-    """Compares B with A, or every domain of A with its first.
+    """Compares B with A, or every other domain of A with its first one.
 
     Raises:
-        UsageError: no usable images; no B, and no domains in A.
+        UsageError: no usable images, or neither B nor several domains in A.
     """
     settings, reporter = settings or DataSettings(), reporter or default_reporter()
     classifier = load_classifier(model) if model is not None else None
@@ -185,7 +184,7 @@ def _numbers(names: list[str], labels: NDArray[np.str_]) -> NDArray[np.int64]:
 
 
 def _predicted(a: Side, b: Side, classifier: Classifier, seed: int) -> Model:
-    """The model's predictions on B, and the accuracy to expect."""
+    """The model's predictions on B, and their expected accuracy."""
     index = {name: number for number, name in enumerate(classifier.classes)}
     labels = np.array([index.get(str(name), -1) for name in a.labels], np.int64)
     if not (labels >= 0).any():

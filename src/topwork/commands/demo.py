@@ -1,8 +1,8 @@
 """The demo's data: ELPV, 2,624 images of solar cells, written from its package into a folder with a table.
 
-Images are written as they are in the package; the table has path, label, split, group and domain. A cell counts as
-defective when its annotated probability of a defect is over one half (Deitsch et al. 2019, arXiv 1807.02894), and the
-split follows the paper: 75% train, 25% test, stratified by annotation and wafer type.
+The table has path, label, split, group and domain. A cell is labeled defective if its annotated probability of a defect
+is above one half (Deitsch et al. 2019, arXiv 1807.02894). The split follows the paper: 75% train, 25% test, stratified
+by annotation and wafer type.
 """
 
 from __future__ import annotations

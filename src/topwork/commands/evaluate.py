@@ -1,7 +1,7 @@
 """``topwork evaluate``: a saved model on labeled images, with classes matched by name.
 
-Images that the model was trained on are counted, and the metrics are given without them as well. With an output folder the
-result is a report, with predictions and confusion matrix as for ``fit``.
+Images that the model was trained on are counted, and the metrics without them are added. With an output folder,
+predictions and a confusion matrix are written for the report.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def evaluate(
     """Evaluates a saved model on labeled images; classes are matched by name.
 
     Args:
-        path: the images; None for those of the run that holds the model.
+        path: the images; None for those of the model's run.
         part: which part to use if the data has parts: ``train``, ``valid``, ``test``, ``all``; ``auto`` takes test,
             else valid, else all.
         by: also evaluate the images of each ``domain``, ``group`` or ``part``.
         rename: ``OLD=NEW``: images of the class OLD count as images of the model's class NEW.
-        out: folder to write ``evaluation.json``, ``predictions.parquet`` and ``confusion.csv`` to, as the report needs them.
-        overwrite: replace an evaluation that is there.
-        cluster: which machines read and embed the images.
+        out: output folder for ``evaluation.json``, ``predictions.parquet`` and ``confusion.csv``.
+        overwrite: replace an existing evaluation.
+        cluster: machines that read and embed the images.
 
     Returns:
         One part of ``evaluation.json``, with ``outcomes``, ``notes`` and ``seen_in_training``: None if the model folder does
@@ -66,12 +66,12 @@ def evaluate(
         None if nothing is left or nothing was seen. With ``by``: the same metrics by domain, group or part.
 
     Raises:
-        UsageError: nothing to evaluate; ``by`` or ``rename`` names what the data does not have.
+        UsageError: nothing to evaluate, or ``by`` or ``rename`` does not match the data.
     """
     settings, reporter, clock = settings or DataSettings(), reporter or default_reporter(), Stopwatch()
     check(cluster)
     classifier = load_classifier(model, multi_label=True)
-    if classifier.multi_label:  # the model knows what kind of data it is for
+    if classifier.multi_label:  # the model determines whether images have several labels
         settings = replace(settings, multi_label=True)
     with clock("scan_and_embed"):
         reporter.step("scan and embed")
@@ -120,7 +120,7 @@ def _evaluated(
 
 
 def _renamed(manifest: Manifest, rename: Sequence[str]) -> Manifest:
-    """The manifest with the class names that ``--map OLD=NEW`` asks for."""
+    """The manifest with classes renamed by ``--map OLD=NEW``."""
     names = {}
     for pair in rename:
         old, sign, new = pair.partition("=")
@@ -172,9 +172,9 @@ def _near(
     embedder: Embedder,
     rows: NDArray[np.int64],
 ) -> list[int]:
-    """Rows that show the same picture as a training image whose features are still in the store."""
+    """Rows that are near duplicates of training images, if their features are still in the store."""
     store = embedder.store
-    if not all(sample.content_hash in store for sample in trained):  # they were embedded for training, not for answers
+    if not all(sample.content_hash in store for sample in trained):  # stored in the precision of training
         store = Embedder(classifier.backbone, load_engine(classifier.backbone, precision=classifier.precision)).store
     trained = [sample for sample in trained if sample.content_hash in store]
     if not trained or not len(rows):
@@ -184,7 +184,8 @@ def _near(
     space = FeatureSpace.of(np.concatenate([features.block("last", rows), last]))
     thumbs = both.traits().thumbs
     labels = [sample.label for sample in both.samples]
-    measured = calibrate(manifest, rows, space, thumbs, embedder)  # on copies of the images that are here for certain
+    # copies are made of the evaluated images, since the training images may be gone
+    measured = calibrate(manifest, rows, space, thumbs, embedder)
     found = search(space, thumbs, labels, measured)
     return sorted({int(rows[pair.a]) for pair in found.pairs if pair.a < len(rows) <= pair.b})
 
@@ -199,7 +200,7 @@ def _without_seen(found: _Evaluated, seen: Mapping[int, str], seed: int) -> dict
 
 
 def seen_notes(figures: Mapping[str, Any]) -> list[str]:
-    """What to say about images that the model was trained on."""
+    """Notes about images that the model was trained on."""
     seen = figures.get("seen_in_training")
     if not seen or not seen["n"]:
         return []
@@ -224,7 +225,7 @@ def _write(
     found: _Evaluated,
     clock: Stopwatch,
 ) -> None:
-    """What ``report.run_page`` shows as an evaluation: see ``Record.is_evaluation``."""
+    """Writes the folder that ``report.run_page`` shows as an evaluation: see ``Record.is_evaluation``."""
     figures = {key: value for key, value in found.figures.items() if key != "seen_in_training"}
     seen = found.figures["seen_in_training"]
     evaluation: dict[str, Any] = {"test": figures, "seen_in_training": seen}
@@ -265,7 +266,7 @@ def _by(
 
 
 def _n_unknown(classifier: Classifier, manifest: Manifest, rows: NDArray[np.int64]) -> int:
-    """Images that cannot be evaluated, because the model knows none of their classes."""
+    """Images that cannot be evaluated, because the model has none of their classes."""
     known = set(classifier.classes)
     names = [manifest.names_of(manifest.samples[row]) for row in rows.tolist()]
     return sum(bool(own) and not known.intersection(own) for own in names)

@@ -57,12 +57,12 @@ def examine_model(
     """Examines a saved model on labeled images; classes are matched by name.
 
     Args:
-        path: the images; None for those of the run that holds the model.
+        path: the images; None for those of the model's run.
         part: which part to use if the data has parts, as for ``evaluate``.
         n_images: use at most this many images, drawn by the seed.
 
     Raises:
-        UsageError: none of the images is of a class that the model knows.
+        UsageError: none of the images belongs to a class of the model.
     """
     settings, reporter = settings or DataSettings(), reporter or default_reporter()
     if n_images < 10:
@@ -98,14 +98,14 @@ def examine_model(
 
 
 def _drawn(manifest: Manifest, rows: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:
-    """At most n rows, in an order that depends on the content of the images and the seed alone."""
+    """At most n rows, in an order that depends only on the content of the images and the seed."""
     by_content = sorted(rows.tolist(), key=lambda row: (manifest.samples[row].content_hash, manifest.samples[row].path))
     order = np.random.default_rng([seed, 5]).permutation(len(by_content))
     return np.array(by_content, dtype=np.int64)[order][:n]
 
 
 def _reader(manifest: Manifest, rows: NDArray[np.int64], n_threads: int | None) -> Callable[[InputSpec], Pixels]:
-    """Gives the images of some rows, prepared as an input spec says."""
+    """A function that reads the images of some rows for an input spec."""
 
     def load(spec: InputSpec) -> Pixels:
         def one(row: int) -> Pixels:

@@ -1,7 +1,7 @@
 """``topwork fit``: from a folder of images to a run directory.
 
-``fit`` reads from top to bottom: scan and embed in one pass, split, probe, tune where asked, calibrate, evaluate, write.
-Each step is one public function of the layer below; here is only their order and what is recorded.
+``fit`` reads from top to bottom: scan and embed in one pass, split, probe, fine-tune if requested, calibrate, evaluate,
+write. Each step is one public function of the layer below.
 """
 
 from __future__ import annotations
@@ -82,12 +82,12 @@ def fit(
 
     Args:
         out: output directory (default: ``runs/NAME``, or the next free ``runs/NAME-2``).
-        overwrite: replace the finished run that ``out`` holds.
+        overwrite: replace a finished run in ``out``.
         options: settings by name, such as ``mode="tune", epochs=3``: the options of ``topwork fit``.
 
     Raises:
         UsageError: nothing to train on, ``out`` is taken, or there is no such setting.
-        TopworkError: something failed on the way; what was embedded is kept and found again.
+        TopworkError: a step failed; embedded images stay in the cache.
     """
     settings = with_options(settings or FitSettings(), options)
     reporter, clock = reporter or default_reporter(), Stopwatch()
@@ -102,7 +102,7 @@ def fit(
         if settings.zero_shot is not None:
             with clock("zero_shot"):
                 by_names = zero_shot_head(data.backbone, data.manifest.classes, settings.zero_shot)
-        if data.choice is not None:  # what is resumed must not choose again: rates differ from time to time
+        if data.choice is not None:  # a resumed run must not choose again: measured speeds vary
             write_json(work / "settings.json", wanted | {"backbones": data.choice.as_dict()})
         n_values = len(data.manifest.samples) * data.backbone.n_features
         with clock("probe"), few_threads(n_values):
@@ -140,10 +140,10 @@ def fit(
 
 
 def check_settings(settings: FitSettings) -> None:
-    """Names what cannot be before the work begins; nothing is downloaded.
+    """Rejects impossible settings before any work; nothing is downloaded.
 
     Raises:
-        UsageError: values that cannot be or have no effect, packages, files or a backbone that are not there.
+        UsageError: invalid values, values without effect, or a missing package, file or backbone.
     """
     check(settings)
     head_spec(settings)
@@ -178,12 +178,10 @@ def dry_run(path: str | os.PathLike[str], out: str | None, settings: FitSettings
 
 
 def follow(path: str | os.PathLike[str], out: str | os.PathLike[str], settings: FitSettings) -> None:
-    """What every process but the first does when several train one network: it takes its share and writes nothing.
-
-    It waits until the first one has read and embedded the images, finds everything in the cache, and trains along.
+    """Runs one of the other processes in distributed training, which writes nothing.
 
     Raises:
-        UsageError: there is nothing to share without tuning.
+        UsageError: nothing is fine-tuned, so there is nothing to distribute.
     """
     if settings.mode == "probe":
         return
@@ -199,7 +197,7 @@ def follow(path: str | os.PathLike[str], out: str | os.PathLike[str], settings: 
 
 
 def _meet() -> None:
-    """Waits until every process has come here."""
+    """Waits for all processes."""
     from topwork.training.distributed import processes
 
     processes().wait()
@@ -211,7 +209,7 @@ def _meet() -> None:
 def _tune(
     data: PreparedData, probe: Probe, folder: Path, clock: Stopwatch, reporter: Reporter
 ) -> tuple[TunedClassifier | None, list[str]]:
-    """The tuned network, or None if there is none or where the probe is kept; and what was decided, in words."""
+    """The tuned network, or None if nothing is tuned or the probe is kept; and the decision in words."""
     settings, words = data.settings, []
 
     def say(text: str) -> None:
@@ -231,7 +229,7 @@ def _tune(
         inputs = TuningInputs(data.backbone, data.manifest, data.features, data.parts, probe, within, folder)
         with tracking(settings.track, folder, asdict(settings)) as track:
             tuned = tune_classifier(inputs, reporter, say, track)
-    if tuned is None or settings.hidden is not None or settings.head == "cosine":  # a head that was asked for is kept
+    if tuned is None or settings.hidden is not None or settings.head == "cosine":  # a requested head is always kept
         return tuned, words
     with clock("embed_again"):
         reporter.step("embed again")
@@ -249,7 +247,7 @@ def _tune(
 
 
 def _within_what_is_left(data: PreparedData, clock: Stopwatch, say: Callable[[str], None]) -> FitSettings:
-    """The settings with the part of the time budget that tuning may use: the rest has been used, or embeds once more."""
+    """The settings with what is left of the time budget for tuning, reserving time to embed again."""
     settings, budget = data.settings, data.settings.time_budget_seconds
     if budget is None:
         return settings
@@ -310,7 +308,7 @@ def _write_insights(
 def _recipe(
     data: PreparedData, probed: Probed, tuned: TunedClassifier | None, classifier: Classifier
 ) -> dict[str, Any]:
-    """The settings that were used, with every "auto" resolved."""
+    """The settings used, with every "auto" resolved."""
     probe, parts, embedder = probed.probe, data.parts, data.embedder
     recipe = {
         "mode": "probe",
@@ -346,7 +344,7 @@ def _recipe(
 
 
 def probe_record(classifier: Classifier, probe: Probe, embedder: Embedder) -> dict[str, Any]:
-    """What a recipe says of a probe: the network, how it ran, the head that was chosen and by what."""
+    """The recipe of a probe: the network, its engine, and how the head was chosen."""
     chosen = next(trial for trial in probe.trials if trial.chosen)
     return {
         "backbone": classifier.backbone.name,

@@ -1,6 +1,6 @@
 """``topwork lr-range``: a learning-rate range test on these images and this network.
 
-In: images and the settings of a fit. Out: :class:`Ranged`. Weights, run folders and models are left as they are.
+In: images and the settings of a fit. Out: :class:`Ranged`. Nothing is written.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ranged:
-    """A range test and what it was done with.
+    """A range test and its setup.
 
     Attributes:
-        stages: peak rate of each stage if the suggestion is taken as the rate of the head.
-        option: what to give ``topwork fit --mode tune``.
+        stages: peak rate of each stage with the suggestion as the rate of the head.
+        option: the options for ``topwork fit --mode tune``.
     """
 
     test: RangeTest
@@ -62,7 +62,7 @@ def lr_range(
 ) -> Ranged:
     """Increases the learning rate over ``n_steps`` training steps on a copy of the network and records the losses.
 
-    The network starts as a fit would start it: pretrained, its head from the probe where the head is linear.
+    The network starts as in a fit: pretrained, with a linear head from the probe.
 
     Raises:
         UsageError: nothing to train on, or settings that contradict each other.
@@ -92,7 +92,7 @@ def lr_range(
 
 
 def _option(rows: tuple[StageRow, ...]) -> str:
-    """The suggestion as options of fit; the first and the last stage that move set the spread."""
+    """The suggestion as options of fit; the first and last trainable stages set the spread."""
     rates = [row.rate for row in rows if row.rate]
     low, high = rates[0], rates[-1]
     return f"--lr {high:.1e}" if low == high else f"--lr {low:.1e}:{high:.1e}"

@@ -1,7 +1,7 @@
 """``topwork models``: lists backbones, and describes one with its stages, trainable layers and learning rates.
 
-In: a name and :class:`ModelSettings`. Out: :class:`Described`. The network is built without memory for its weights, so
-nothing is downloaded and even large ones are counted at once.
+In: a name and :class:`ModelSettings`. Out: :class:`Described`. The network is built on the ``meta`` device, so nothing
+is downloaded and large networks are counted quickly.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Described:
     """A network with a head, counted.
 
     Attributes:
-        n_features: what the last layer sees.
-        n_trainable: parameters that would move.
+        n_features: input width of the last layer.
+        n_trainable: trainable parameters.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Described:
 
 
 def describe(name: str, settings: ModelSettings | None = None) -> Described:
-    """Counts a backbone with the head and the strategy that are asked for.
+    """Counts the parameters of a backbone with the requested head and strategy.
 
     Args:
         name: any that :func:`topwork.load_backbone` takes, or ``six-blocks``, the small network of courses.
@@ -120,7 +120,7 @@ def _width(network: nn.Module) -> int:
     return int(layers[-1].in_features) if layers else 0
 
 
-MOST_COUNTED = 40  # architectures: to count the parameters of one takes up to half a second
+MOST_COUNTED = 40  # architectures: counting the parameters of one takes up to half a second
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ class ListedBackbone:
 
     Attributes:
         size: side of the input in pixels; None if timm does not say.
-        n_parameters: with the classifier it was trained with; None if not counted.
-        top1: published accuracy on ImageNet's validation images in percent, if known here.
+        n_parameters: including the pretrained classifier; None if not counted.
+        top1: published ImageNet validation accuracy in percent, if known.
     """
 
     name: str
@@ -141,7 +141,7 @@ class ListedBackbone:
 
 
 def listed(pattern: str) -> dict[str, Any]:
-    """The embedded networks or, given a shell pattern, those of timm's pretrained ones that match it."""
+    """The embedded networks or, given a shell pattern, matching pretrained networks of timm."""
     names = backbone_names(pattern) if pattern else []
     own = [ListedBackbone(name, one.side, one.n_parameters, one.top1, "apache-2.0") for name, one in EMBEDDED.items()]
     rows = _timm_rows(names) if pattern else own
@@ -149,7 +149,7 @@ def listed(pattern: str) -> dict[str, Any]:
 
 
 def _timm_rows(names: list[str]) -> list[ListedBackbone]:
-    """What timm's package knows of its names; it has no accuracies."""
+    """The rows for timm's names, without accuracies."""
     import timm
     import torch
 
@@ -171,12 +171,12 @@ class Checked:
     """Properties of a backbone on this machine, or why it cannot be used.
 
     Attributes:
-        engine: what runs it, in which precision.
+        engine: name and precision.
         size: side of the input in pixels.
-        stages: names of the slices that can be frozen, without stem, neck and classifier.
-        poolings: what ``--pooling`` may be.
-        images_per_second: of the engine alone, in batches of 16.
-        is_timm: a classifier on it is saved as a timm model, too.
+        stages: names of the stages that can be frozen, without stem, neck and classifier.
+        poolings: valid values of ``--pooling``.
+        images_per_second: of the engine only, in batches of 16.
+        is_timm: whether a classifier is also saved as a timm model.
         note: why torch runs it, if OpenVINO cannot.
         problem: why it cannot be used; None if it can.
     """
@@ -203,10 +203,7 @@ class Checked:
 def check_backbones(
     names: Sequence[str], size: int | None = None, reporter: Reporter | None = None
 ) -> Iterator[Checked]:
-    """Loads backbones one after another and runs them on drawn images; weights that are not here are downloaded.
-
-    Whatever goes wrong with one of them is its ``problem``, and the next one follows.
-    """
+    """Loads backbones and runs them on drawn images; missing weights are downloaded, and errors become a ``problem``."""
     reporter = reporter or Reporter()
     reporter.step("check")
     for number, name in enumerate(names):
@@ -216,7 +213,7 @@ def check_backbones(
             yield Checked(name, problem=str(error))
         except Exception as error:  # noqa: BLE001 code of a thousand architectures, and of files that came with them
             yield Checked(name, problem=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}")
-        gc.collect()  # networks hold each other in cycles: without this, memory grows with the names
+        gc.collect()  # networks have reference cycles: without this, memory grows
         reporter.progress(number + 1, len(names))
 
 
@@ -249,7 +246,7 @@ def _checked(name: str, size: int | None, reporter: Reporter) -> Checked:
 
 
 def _poolings(backbone: Backbone) -> tuple[str, ...]:
-    """Those that the network can be built with."""
+    """The poolings that the network supports."""
     import torch
 
     from topwork.models.modules import changed

@@ -44,7 +44,7 @@ class PreparedData:
 
     Attributes:
         features: of all images, in the precision of training.
-        answers: of the images that are held out, in f32, where ``features`` are not; see :func:`with_answers`.
+        answers: of the held-out images, in f32, if ``features`` are not; see :func:`with_answers`.
     """
 
     settings: FitSettings
@@ -59,12 +59,12 @@ class PreparedData:
     answers: Features | None = None
 
     def features_of(self, part: str) -> Features:
-        """What the head reads for a part, by row: ``features`` for train, ``answers`` for what is held out."""
+        """Features of a part, by row: ``features`` for train, ``answers`` for held-out parts."""
         return self.features if part == "train" or self.answers is None else self.answers
 
     @property
     def labels(self) -> NDArray[Any]:
-        """(N,) class index of every sample; (N, C) which classes it has, where it may have several."""
+        """(N,) class index of every sample; (N, C) 0 or 1 for several labels."""
         return self.manifest.targets
 
 
@@ -109,7 +109,7 @@ def prepare_data(
 
 
 def _divided(manifest: Manifest, settings: FitSettings, groups: Sequence[int]) -> Split:
-    """Train, valid and test. Only tuning has to choose on valid, so a probe has none unless it is given or asked for."""
+    """Train, valid and test. Only tuning needs valid, so a probe has none unless the data or the settings have it."""
     tunes = settings.mode != "probe"
     fraction = settings.valid_fraction
     if fraction is None:
@@ -130,7 +130,7 @@ def _backbone(name: str, settings: FitSettings, reporter: Reporter) -> Backbone:
 
 
 def _mirror(settings: FitSettings) -> Mirror:
-    """With ``--tta`` the positions that the augmentation makes alike; left to right where it names none."""
+    """For ``--tta``: the positions that the augmentation makes equivalent; by default a horizontal flip."""
     if not settings.tta:
         return "none"
     steps = pipeline(settings.augment).steps if settings.augment != "auto" else ()
@@ -140,7 +140,7 @@ def _mirror(settings: FitSettings) -> Mirror:
 def _with_chosen(
     data: PreparedData, backbones: Sequence[Backbone], clock: Stopwatch, reporter: Reporter
 ) -> PreparedData:
-    """The same images and split with the backbone that cross-validation on a few training images prefers."""
+    """The same images and split with the backbone selected by cross-validation on a few training images."""
     settings, manifest = data.settings, data.manifest
     if manifest.multi_label:
         raise one_label_only(f"--backbone {settings.backbone}")
@@ -176,10 +176,7 @@ def embedder_of(backbone: Backbone, settings: FitSettings) -> Embedder:
 
 
 def with_answers(data: PreparedData, reporter: Reporter) -> PreparedData:
-    """The same with features in f32 of the images that are held out: every figure is about what ``predict`` answers.
-
-    Where the features of the training images are in f32 already, they are those.
-    """
+    """The same with f32 features of the held-out images, so that all metrics are those of ``predict``."""
     if data.embedder.engine.precision == "f32":
         return data
     settings = data.settings
@@ -191,7 +188,7 @@ def with_answers(data: PreparedData, reporter: Reporter) -> PreparedData:
 
 
 def fitted_probe(data: PreparedData, clock: Stopwatch, reporter: Reporter) -> Probed:
-    """The head, with the augmented views that were asked for or that the time budget buys."""
+    """The head, fitted with augmented views if requested or if the time budget allows."""
     settings = data.settings
 
     def fitted(views: Sequence[View]) -> Probe:
@@ -239,7 +236,7 @@ def _check_trainable(manifest: Manifest, parts: Split, reporter: Reporter) -> No
 
 
 def _check_label_sets(manifest: Manifest, parts: Split, reporter: Reporter) -> None:
-    """Says which labels cannot be learned.
+    """Notes labels that cannot be learned.
 
     Raises:
         UsageError: every training image has the same labels.
@@ -264,7 +261,7 @@ def _say_untrained(names: Sequence[str], verb: str, reporter: Reporter) -> None:
 def scan_and_embed(
     path: str | os.PathLike[str], settings: DataSettings, embedder: Embedder, reporter: Reporter
 ) -> tuple[Manifest, Features]:
-    """One pass over the pixels; what was embedded before an interruption is kept."""
+    """One pass over the pixels; resumes after an interruption."""
     try:
         manifest = scan(
             path,
@@ -280,7 +277,7 @@ def scan_and_embed(
 
 
 def timing(clock: Stopwatch, embedder: Embedder) -> dict[str, Any]:
-    """Seconds of each step and images per second, as ``evaluation.json`` holds them."""
+    """Seconds of each step and images per second, as in ``evaluation.json``."""
     seconds = clock.seconds["scan_and_embed"]
     return {
         "seconds": clock.seconds | {"total": clock.total},

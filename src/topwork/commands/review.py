@@ -1,7 +1,7 @@
 """``topwork review``: likely label errors of a run, to keep, relabel or exclude; then a retrained model without them.
 
-In: a finished run. Out: :class:`Review`: the doubts with their evidence, and a journal of decisions that lies next to the
-run. Images, folders and the run itself are never written to. The page is ``server/review.py``.
+In: a finished run. Out: :class:`Review`: likely label errors with their evidence, and a journal of decisions next to
+the run. Images and the run itself are never changed. The page is ``server/review.py``.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ CORRECTIONS = "corrections.csv"
 
 
 class Conflict(Exception):
-    """Somebody else decided about the image since it was looked at."""
+    """Somebody else decided about the image in the meantime."""
 
 
 @dataclass(frozen=True)
 class Doubt:
-    """An image whose label the run doubts.
+    """A likely label error.
 
     Attributes:
-        row: of the run's manifest.
-        suggested: index of the class that it more likely is.
-        label_probability, suggested_probability: from a head that did not see the image.
-        is_confident: confident learning counts the label as wrong; else it is only among the most doubtful.
+        row: in the run's manifest.
+        suggested: index of the more likely class.
+        label_probability, suggested_probability: cross-validated.
+        is_confident: confident learning flags the label; otherwise it only has one of the lowest probabilities.
         neighbors: rows of the most similar images.
     """
 
@@ -55,7 +55,7 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The effect of the corrections: both runs on the same images, evaluated with the corrected labels."""
+    """The effect of the corrections: both runs evaluated on the same images with the corrected labels."""
 
     run: Path
     part: str
@@ -65,13 +65,13 @@ class Outcome:
 
 
 class Review:
-    """A run's doubts and what was decided about them. Its methods may be called from several threads.
+    """Likely label errors of a run and the decisions about them; thread-safe.
 
     Args:
-        corrections: the journal; by default the one that the run was fitted with, else ``corrections.csv`` in the run.
+        corrections: the journal; by default the one the run was fitted with, else ``corrections.csv`` in the run.
 
     Raises:
-        UsageError: no finished run, none with a list of doubts, another review is open, or the images were moved.
+        UsageError: no finished run, no list of label errors, another review is open, or the images were moved.
         TopworkError: the run is damaged, or the journal cannot be written.
     """
 
@@ -90,7 +90,7 @@ class Review:
         self._rows = {doubt.row for doubt in self.doubts}
 
     def state(self, row: int) -> dict[str, Any]:
-        """What stands about an image: ``decision`` and ``label`` (a class index), None if nothing does; ``version``."""
+        """The current ``decision`` and ``label`` (a class index) of an image, or None, and the ``version``."""
         sample = self.manifest.samples[row]
         found = self.journal.corrections.of(sample.content_hash, sample.path)
         classes = self.manifest.classes
@@ -101,15 +101,15 @@ class Review:
         }
 
     def decide(self, row: int, decision: str, label: int | None, version: int) -> dict[str, Any]:
-        """Writes a decision about an image and returns what stands then; it is on the disk by that time.
+        """Writes a decision about an image to disk and returns the new state.
 
         Args:
             label: index of the class, with ``relabel``.
-            version: of the state that was looked at.
+            version: of the state that the decision is based on.
 
         Raises:
-            UsageError: no doubt about that image, no such decision, no such class.
-            Conflict: something was decided since.
+            UsageError: the image is not in the list, no such decision, no such class.
+            Conflict: another decision was made in the meantime.
             TopworkError: it could not be written.
         """
         classes = self.manifest.classes
@@ -130,7 +130,7 @@ class Review:
             return self.state(row)
 
     def tally(self) -> dict[str, int]:
-        """How many are open, kept, relabeled and excluded."""
+        """Number of open, kept, relabeled and excluded images."""
         states = [self.state(doubt.row)["decision"] for doubt in self.doubts]
         return {
             "doubts": len(states),
@@ -151,12 +151,12 @@ class Review:
 
     @property
     def corrected_settings(self) -> FitSettings:
-        """The settings of the run, with the corrections and the same split, so that both are evaluated on the same images."""
+        """The settings of the run with the corrections and the same split, so that both use the same test images."""
         return replace(self.settings, corrections=str(self.journal.path.absolute()), split_of=str(self.run.absolute()))
 
     @property
     def command(self) -> str:
-        """What does the same from a shell."""
+        """The equivalent shell command."""
         return fit_command(self.path, str(self.corrected_run), vars(self.corrected_settings))
 
     def fit_again(self, reporter: Reporter | None = None) -> Outcome:
@@ -170,12 +170,12 @@ class Review:
         return outcome_of(self.run, out)
 
     def close(self) -> None:
-        """Lets others review."""
+        """Releases the lock."""
         self.journal.close()
 
 
 def outcome_of(run: Path, corrected: Path) -> Outcome:
-    """Both runs on the images of the part that counts, by the labels of the corrected one."""
+    """Both runs on the images of the reported part, with the corrected labels."""
     records = read_evaluation(run), read_evaluation(corrected)
     part = common_part(records)
     if part is None:
@@ -199,7 +199,7 @@ def outcome_of(run: Path, corrected: Path) -> Outcome:
 
 
 def _by_truth(part: EvaluatedPart, truth: dict[str, str], shared: set[str]) -> tuple[Predictions, list[str]]:
-    """The answers on the shared images, each image once, with the labels of ``truth``."""
+    """Predictions on the shared images, each image once, with the labels of ``truth``."""
     first_of = {image: position for position, image in reversed(list(enumerate(part.hashes))) if image in shared}
     hashes = sorted(first_of)
     taken = part.predictions.take(np.array([first_of[image] for image in hashes], np.int64))

@@ -16,7 +16,7 @@ from topwork.text import count, escape, percent_ci
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run: ``part`` is what its accuracy was measured on; None if the run is unfinished."""
+    """One run: ``part`` is the part its accuracy was measured on, None if unfinished."""
 
     name: str
     backbone: str
@@ -28,7 +28,7 @@ class RunRow:
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of a folder, best accuracy first, and a sentence that says which is best."""
+    """The runs of a folder, best accuracy first, and a sentence about the best one."""
 
     folder: Path
     runs: tuple[RunRow, ...]

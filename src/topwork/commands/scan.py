@@ -36,11 +36,11 @@ N_EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Understood:
-    """How the names in a dataset were read; nothing has been decoded yet.
+    """How the names in a dataset were interpreted, before any image is decoded.
 
     Attributes:
         classes: number of files of each class.
-        parts: number of files of each part that was given.
+        parts: number of files of each predefined part.
         examples: the first paths with their labels.
     """
 
@@ -52,7 +52,7 @@ class Understood:
     rejects: tuple[Reject, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """What ``fit --dry-run --json`` prints, but for the path."""
+        """What ``fit --dry-run --json`` prints, without the path."""
         return {
             "layout": self.layout,
             "labels_from": LABELS_FROM[self.layout],
@@ -66,10 +66,10 @@ class Understood:
 
 
 def understood(path: str | os.PathLike[str], settings: DataSettings | None = None) -> Understood:
-    """How the data is read: layout, where labels come from, parts, classes, first paths. No image is opened.
+    """How the data is interpreted: layout, source of labels, parts, classes, first paths. No image is opened.
 
     Raises:
-        UsageError: nothing usable there, two readings, or settings without effect.
+        UsageError: nothing usable, an ambiguous layout, or settings without effect.
     """
     check(settings or DataSettings())
     rules = rules_of(settings or DataSettings())
@@ -97,8 +97,8 @@ class Surveyed:
     """What ``topwork scan`` found.
 
     Attributes:
-        findings: sentences, the weightiest first.
-        spec: the input of the network that looked, or of the usual one.
+        findings: sentences, the most important first.
+        spec: the input of the network used, or of the default one.
     """
 
     manifest: Manifest
@@ -108,13 +108,13 @@ class Surveyed:
 
     @property
     def understood(self) -> Understood:
-        """How the names were read."""
+        """How the names were interpreted."""
         samples = self.manifest.samples
         examples = tuple((sample.path, sample.label) for sample in samples[:N_EXAMPLES])
         return Understood(self.manifest.layout, self.manifest.counts, _parts_of(samples), examples)
 
     def as_dict(self) -> dict[str, Any]:
-        """What ``scan --json`` prints, but for the path."""
+        """What ``scan --json`` prints, without the path."""
         manifest = self.manifest
         return {
             **{
@@ -137,7 +137,7 @@ def survey(
     """Checks a dataset before training: files, duplicates, leaks, shortcuts, sizes and outliers.
 
     Raises:
-        UsageError: nothing usable there.
+        UsageError: nothing usable at the path.
     """
     settings, reporter = settings or ScanSettings(), reporter or Reporter()
     near, spec = None, InputSpec()

@@ -16,7 +16,7 @@ from topwork.studies.study import Findings
 
 @dataclass(frozen=True, eq=False)
 class Studied:
-    """A study that was run, on what, and how long it took."""
+    """A study with its data, findings and running time."""
 
     study: Study
     path: str | None

@@ -1,7 +1,7 @@
 """Batch prediction to a file: one row per input, in input order, errors included, resumable.
 
-Rows are appended to a journal next to the output while they come; after a kill the same command goes on after the last
-whole row. The output appears at its name only when every row is in it. One process at a time writes an output.
+Rows are appended to a journal next to the output; after an interruption the same command continues after the last
+complete row. The output appears when it is complete. One process at a time writes an output.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Layout:
     """How rows are written.
 
     Attributes:
-        n_top: classes in column ``top``; None: as many as the predictor names.
-        classes: a column ``probability_CLASS`` for each of these; the predictor must name them all.
-        is_csv_safe: put ' before CSV cells that a spreadsheet would run as a formula.
+        n_top: classes in column ``top``; None for the number that the predictor returns.
+        classes: a column ``probability_CLASS`` for each of these; the predictor must return them all.
+        is_csv_safe: prefix CSV cells that a spreadsheet would evaluate as a formula with '.
     """
 
     n_top: int | None = None
@@ -47,7 +47,7 @@ class Layout:
 
 
 def check_output(out: str | None, *, all_probabilities: bool, csv_safe: bool) -> None:
-    """Raises UsageError for an unknown ending, and for options that would have no effect."""
+    """Raises UsageError for an unknown file extension and for options without effect."""
     ending = Path(out).suffix.lower() if out is not None else None
     if out is not None and ending not in ENDINGS:
         raise UsageError(f"--out {out}: the name must end in {', '.join(ENDINGS)}.")
@@ -73,14 +73,13 @@ def predict_to_file(
 
     Args:
         on_row: called with (row number from 1, prediction) before a new row is written.
-        max_reject_fraction: a file with a larger fraction of errors is that of a failed run, which is replaced.
+        max_reject_fraction: an existing file with a larger fraction of errors is replaced.
 
     Returns:
-        ``n_errors``, ``n_resumed`` (rows taken over from an interrupted command), and counts by ``outcomes`` and
-        ``labels``.
+        ``n_errors``, ``n_resumed`` (rows from an interrupted command), and counts by ``outcomes`` and ``labels``.
 
     Raises:
-        UsageError: unknown ending, the file exists and may not be replaced, or another process writes it.
+        UsageError: unknown file extension, the file exists and may not be replaced, or another process writes it.
         TopworkError: it cannot be written.
     """
     check_output(str(out), all_probabilities=False, csv_safe=False)
@@ -114,7 +113,7 @@ def _is_of_failed_run(out: Path, max_reject_fraction: float) -> bool:
             with open(out, encoding="ascii") as file:
                 outcomes = [json.loads(line)["outcome"] for line in file]
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
-        return False  # not ours
+        return False  # not written by topwork
     return bool(outcomes.count("error") > max_reject_fraction * len(outcomes))
 
 
@@ -129,7 +128,7 @@ def _append_rows(
     n_threads: int | None,
     on_row: Callable[[int, Prediction], None] | None,
 ) -> int:
-    """Appends the missing rows to the journal; its first line names model and inputs. Returns how many were there."""
+    """Appends the missing rows to the journal, whose first line identifies model and inputs; returns the number found."""
     head = json.dumps({"inputs": _digest(predictor, inputs)})
     n_there, whole_bytes = _whole_rows(journal, head)
     if not n_there:
@@ -153,7 +152,7 @@ def _append_rows(
 
 
 def _digest(predictor: Predictor, inputs: Sequence[str]) -> str:
-    """Changes with the model, the number of classes named, and the list of inputs."""
+    """Identifies the model, the number of classes returned, and the list of inputs."""
     digest = hashlib.sha256((predictor.classifier.backbone.folder / FACTS).read_bytes())
     digest.update(f"{predictor.n_top} {predictor.tta} {predictor.engine.precision}".encode())
     for name in inputs:
@@ -162,7 +161,7 @@ def _digest(predictor: Predictor, inputs: Sequence[str]) -> str:
 
 
 def _whole_rows(journal: Path, head: str) -> tuple[int, int]:
-    """Rows of a journal for the same work, up to the first that is torn or damaged, and the bytes they fill."""
+    """Valid rows of a journal for the same work, up to the first damaged one, and their size in bytes."""
     try:
         with open(journal, "rb") as file:
             n_rows, n_bytes = 0, len(head) + 1
@@ -194,7 +193,7 @@ def row_of(prediction: Prediction) -> dict[str, Any]:
 
 
 def _finish(journal: Path, out: Path, layout: Layout) -> dict[str, dict[str, int]]:
-    """Turns the journal into the file asked for; returns counts by outcome and by label."""
+    """Converts the journal to the requested file; returns counts by outcome and by label."""
     writers = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
     outcomes: Counter[str] = Counter()
     labels: Counter[str] = Counter()
@@ -215,7 +214,7 @@ def _finish(journal: Path, out: Path, layout: Layout) -> dict[str, dict[str, int
 
 
 def _write_csv(rows: Iterator[dict[str, Any]], path: Path, layout: Layout) -> None:
-    """RFC 4180; names that are not valid Unicode come back as their bytes."""
+    """RFC 4180; names that are not valid Unicode are written as their bytes."""
     names = (*COLUMNS, *(f"probability_{name}" for name in layout.classes))
     safe = _safe_cell if layout.is_csv_safe else lambda value: value
     with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -228,7 +227,7 @@ def _write_csv(rows: Iterator[dict[str, Any]], path: Path, layout: Layout) -> No
 
 
 def _safe_cell(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula."""
+    """A cell that no spreadsheet evaluates as a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
 
 
@@ -261,5 +260,5 @@ def _write_parquet(rows: Iterator[dict[str, Any]], path: Path, layout: Layout) -
 
 
 def _text(value: str) -> str:
-    """Parquet strings are UTF-8: bytes that are not come as backslash escapes."""
+    """Parquet strings are UTF-8: other bytes become backslash escapes."""
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

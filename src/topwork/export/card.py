@@ -10,7 +10,7 @@ from topwork.text import count, decimal, escape, percent_ci
 
 
 def model_card(classifier: Classifier) -> str:
-    """Markdown with the metadata that model hubs read: data, figures, limits, license of the weights."""
+    """Markdown with the metadata that model hubs read: data, metrics, limitations, license of the weights."""
     provenance, spec = classifier.provenance, classifier.backbone.spec
     license_name = classifier.backbone.license or "unknown"
     lines = [
@@ -78,5 +78,5 @@ def _limits(classifier: Classifier) -> str:
 
 
 def _plain(name: str) -> str:
-    """A class name as text: Markdown and HTML in it have no effect."""
+    """A class name with Markdown and HTML escaped."""
     return "".join("\\" + c if c in "\\`*_{}[]<>()#+-.!|&" else c for c in escape(name))

@@ -1,8 +1,8 @@
 """Upload and download of model folders with the Hugging Face Hub.
 
-In: a model and the name of a repository. ``push`` uploads the files that topwork writes and nothing else; ``pull``
-downloads those files of one commit, checks them like any model from somebody else, and only then gives them their place.
-The client is huggingface_hub; tokens, proxies and mirrors are its settings.
+In: a model and the name of a repository. ``push`` uploads only the files that topwork writes; ``pull`` downloads these
+files of one commit and verifies them before they get their final name. The client is huggingface_hub; tokens, proxies
+and mirrors are its settings.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from topwork.text import escape
 
 @dataclass(frozen=True)
 class Pushed:
-    """Where a model is now."""
+    """Where a model was uploaded to."""
 
     url: str
     commit: str
@@ -31,7 +31,7 @@ class Pushed:
 
 @dataclass(frozen=True)
 class Pulled:
-    """Where a model was put, and the commit that it is."""
+    """Where a model was saved, and its commit."""
 
     folder: Path
     commit: str
@@ -43,8 +43,8 @@ def push(
     """Verifies and uploads a model folder; creates the repository if needed.
 
     Raises:
-        UsageError: no such model, or no such name of a repository.
-        DownloadError: the hub cannot be reached, or refuses.
+        UsageError: no such model, or an invalid repository name.
+        DownloadError: the hub cannot be reached, or denies access.
     """
     folder = find_model(model)
     load_classifier(folder, multi_label=True)
@@ -63,12 +63,12 @@ def pull(repository: str, out: str | os.PathLike[str], *, revision: str | None =
     """Downloads a model to a new folder and verifies it.
 
     Args:
-        revision: branch, tag or commit; by default the main branch. It is pinned to a commit before the download.
+        revision: branch, tag or commit; resolved to a commit before the download.
 
     Raises:
-        UsageError: the folder exists, or no such name of a repository.
+        UsageError: the folder exists, or an invalid repository name.
         DownloadError: the hub cannot be reached, or there is no such model.
-        ModelError: what was downloaded is damaged, altered, or no model of topwork.
+        ModelError: the download is damaged, altered, or not a topwork model.
     """
     folder = Path(out)
     if folder.exists():
@@ -78,7 +78,7 @@ def pull(repository: str, out: str | os.PathLike[str], *, revision: str | None =
             commit = str(api.model_info(repository, revision=revision).sha)
             patterns = [FACTS, *KNOWN_FILES]
             api.snapshot_download(repository, revision=commit, local_dir=partial, allow_patterns=patterns)
-        shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's own notes
+        shutil.rmtree(partial / ".cache", ignore_errors=True)  # metadata of the client
         if not (partial / FACTS).is_file():
             raise DownloadError(f"{escape(repository)}: not a topwork model (there is no {FACTS}).")
         load_classifier(partial, multi_label=True)
@@ -87,7 +87,7 @@ def pull(repository: str, out: str | os.PathLike[str], *, revision: str | None =
 
 @contextmanager
 def _hub(repository: str, done: str) -> Iterator[Any]:
-    """The client; whatever it cannot do is one clear line."""
+    """The client; its failures become one-line errors."""
     from huggingface_hub import HfApi, errors
 
     try:
@@ -104,7 +104,7 @@ def _hub(repository: str, done: str) -> Iterator[Any]:
         status = error.response.status_code if error.response is not None else "no answer"
         hint = " Log in with: hf auth login." if status in (401, 403) else ""
         raise DownloadError(f"{escape(repository)}: cannot be {done}: the hub answered {status}.{hint}") from None
-    # the client's own error, from whichever HTTP library this version of the hub's client is built on
+    # the HTTP library depends on the version of the client
     except (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError) as error:  # type: ignore[attr-defined]
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DownloadError(f"{escape(repository)}: cannot be {done}: the hub cannot be reached ({reason}).") from None

@@ -1,7 +1,7 @@
 """An export with its stand-alone ``predict.py`` and parity certificate.
 
-In: a model folder, a format and images to check with. All files appear at their names at the end, once the certificate
-has passed; if it fails, only that certificate is left, which names the images that are answered differently.
+In: a model folder, a format and images to check with. The files appear once the certificate has passed; if it fails,
+only the certificate is written, which names the images with different predictions.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from topwork.models.classifier import Classifier, load_classifier
 from topwork.text import escape
 
 SCRIPT = "predict.py"
-MAX_IMAGES = 500  # of a run's own images, if none are given
+MAX_IMAGES = 500  # of the run's images, if none are given
 
 
 @dataclass(frozen=True)
 class Package:
-    """Where the pieces of an export are."""
+    """Paths of the files of an export."""
 
     exported: Path
     script: Path
@@ -54,16 +54,16 @@ def export_model(
     calibrate: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Package:
-    """Exports a model, verifies it on images in its own runtime, and keeps it only if all predictions are the same.
+    """Exports a model and keeps it only if its predictions, in its own runtime, match the original's.
 
     Args:
-        check: images, folders or patterns; by default those of the run that held the model, else drawn ones.
-        int8: weights and activations as eight-bit integers; answers may then differ, and the certificate states the cost.
-        calibrate: images that int8 measures ranges on; by default training images of the run that held the model.
+        check: images, folders or patterns; by default images of the model's run, else drawn ones.
+        int8: 8-bit weights and activations; predictions may differ, and the certificate states the cost.
+        calibrate: images to calibrate int8 on; by default training images of the model's run.
 
     Raises:
-        UsageError: names that are taken or end wrongly, no images.
-        TopworkError: it cannot be exported, or answers differently; the images are named.
+        UsageError: a name that is taken or has the wrong extension, or no images.
+        TopworkError: it cannot be exported, or predicts differently for the images named.
     """
     target = target_of(to, out)
     classifier = load_classifier(model, multi_label=True)
@@ -85,7 +85,7 @@ def export_model(
         certificate = certify(classifier, partial / out.name, partial / script.name, checked, is_int8=int8)
         _check_passed(certificate, out.with_name(f"{out.stem}.parity-failed.json"))
         _write_certificate(certificate, partial / certificate_path.name)
-        for piece in reversed(pieces):  # the export last: if it is there, the rest is
+        for piece in reversed(pieces):  # the export last: if it exists, so do the others
             _move(partial / piece.name, piece)
     except OSError as error:
         raise TopworkError(f"{out}: cannot be written: {error_reason(error)}.") from None
@@ -95,7 +95,7 @@ def export_model(
 
 
 def _place(out: Path, name: str, other: str) -> Path:
-    """A name next to the export; the other one if the first belongs to something else, such as another export."""
+    """A name next to the export; the second one if the first is taken, for example by another export."""
     first = out.with_name(name)
     try:
         is_free = f'"model": {json.dumps(out.name)}' in first.read_text(encoding="utf-8")
@@ -125,7 +125,7 @@ def _images(model: str | os.PathLike[str], classifier: Classifier, check: Sequen
 
 
 def _of_run(run: Path, parts: Sequence[str]) -> list[tuple[str, str]]:
-    """Files of some parts of a run, with their classes."""
+    """Files of the given parts of a run, with their classes."""
     try:
         manifest = load_manifest(run / "manifest.parquet")
         labels = {sample.path: sample.label for sample in manifest.samples}
@@ -137,7 +137,7 @@ def _of_run(run: Path, parts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _calibration(model: str | os.PathLike[str], classifier: Classifier, calibrate: Sequence[str]) -> Pixels:
-    """Input-sized images that eight-bit ranges are measured on, spread evenly over those there are."""
+    """Input-sized images for int8 calibration, spread evenly over the available ones."""
     names = list_inputs(calibrate) if calibrate else [path for path, _ in _of_run(Path(model), ("train",))]
     found, spec = [], classifier.backbone.spec
     for number in np.unique(np.linspace(0, len(names) - 1, N_IMAGES).round().astype(int)) if names else ():

@@ -1,9 +1,9 @@
 """The parity certificate: whether an export, run end to end on image files, makes the same predictions as the original.
 
-In: a predictor, an export with its stand-alone ``predict.py``, and images. The script is run as its user would run it, in
-a process of its own; its answers are compared with those of the predictor. Out: a :class:`Certificate`. A different
-best class fails it and is named, unless it is a tie: both best classes of the original within ``TIE`` of one another,
-so that the order of summation decides. (In 8 bits answers may differ, at a cost that is stated.) Beside that the graph itself is compared on equal pixels.
+In: a predictor, an export with its stand-alone ``predict.py``, and images. The script runs in a separate process, as a
+user would run it. Out: a :class:`Certificate`. A different top class fails it, unless it is a tie: the original's
+probabilities of both are within ``TIE``, so the order of summation decides. (In 8 bits predictions may differ, at a
+stated cost.) The graph itself is also compared on equal pixels.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ GRAPH_TOLERANCE = 1e-4  # of probabilities, on equal pixels in f32
 TIE = 1e-4
 LEAST_SAME_INT8 = 0.9
 _GRAPH_IMAGES = 64
-_NAMES_PER_CALL = 250  # names as arguments: there is no name they cannot hold
+_NAMES_PER_CALL = 250  # passed as arguments, which can hold any name
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One image that two ways answer differently: best classes, and the original's probabilities of both."""
+    """One image with different predictions: top classes, and the original's probabilities of both."""
 
     path: str
     original: str
@@ -53,7 +53,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Checked:
-    """The images to check with, where they came from in words, and the true class of each if known."""
+    """The images to check with, their origin in words, and the true class of each if known."""
 
     paths: list[str]
     words: str
@@ -62,19 +62,19 @@ class Checked:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was compared, and what came out.
+    """What was compared, with the result.
 
     Attributes:
         sha256: of the exported file.
         images: where the images came from.
-        n_same: images with the same best class, of ``n_compared`` that both could read.
-        different: the others, but for ``ties``.
-        not_read: images that one or both could not read, with what each said.
+        n_same: images with the same top class, of ``n_compared`` that both could read.
+        different: the others, without ``ties``.
+        not_read: images that one or both could not read, with the errors.
         max_difference: largest difference of any probability, from files; ``mean_difference`` over images.
         graph_difference: the same on equal pixels, against f32.
-        is_int8: the export computes in eight-bit integers. Then answers may differ, and ``cost`` says what that means;
-            fewer than ``LEAST_SAME_INT8`` of them alike are a failure all the same.
-        cost: accuracy before and after, where the true labels of images were known.
+        is_int8: the export computes in 8-bit integers, so predictions may differ, with effect ``cost``. It fails if
+            fewer than ``LEAST_SAME_INT8`` agree.
+        cost: accuracy before and after, if true labels are known.
     """
 
     model: str
@@ -99,20 +99,20 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """Whether no best class differs and the graph computes the same; for eight bits, whether nearly all agree."""
+        """Whether no top class differs and the graphs agree; for 8 bits, whether nearly all top classes agree."""
         if self.is_int8:
             return self.n_same >= LEAST_SAME_INT8 * self.n_compared > 0
         return not self.different and self.n_compared > 0 and self.graph_difference <= self.graph_tolerance
 
     def as_dict(self) -> dict[str, Any]:
-        """The certificate as plain JSON values, with the verdict."""
+        """The certificate as plain JSON values, with the result."""
         return {"passed": self.passed, "within_tolerance": self.max_difference <= self.tolerance, **asdict(self)}
 
 
 def certify(
     classifier: Classifier, exported: Path, script: Path, checked: Checked, *, is_int8: bool = False
 ) -> Certificate:
-    """Runs both ways over the images and compares.
+    """Runs both on the images and compares.
 
     Args:
         script: the stand-alone ``predict.py`` next to the export.
@@ -163,7 +163,7 @@ def certify(
 
 
 def run_script(script: Path, paths: Sequence[str]) -> list[dict[str, Any]]:
-    """What a stand-alone ``predict.py`` answers, one dict an image, in order."""
+    """The output of a stand-alone ``predict.py``, one dict per image, in order."""
     rows: list[dict[str, Any]] = []
     for start in range(0, len(paths), _NAMES_PER_CALL):
         names = [str(Path(path).absolute()) for path in paths[start : start + _NAMES_PER_CALL]]
@@ -186,7 +186,7 @@ def _cost(checked: Checked, ours: Sequence[Prediction], theirs: Sequence[dict[st
 
 
 def _difference(mine: Prediction, other: str, classifier: Classifier) -> Difference:
-    """What differs; with thresholds, the label furthest from its own: its probability, and the threshold."""
+    """The difference; with thresholds, that of the label farthest from its threshold."""
     stated, thresholds = dict(mine.top), Task.of(classifier).thresholds
     if thresholds is None:
         return Difference(mine.path, str(mine.label), other, (stated[str(mine.label)], stated[other]))

@@ -3,8 +3,9 @@
 In: a model folder, then images as files or bytes. Out: one :class:`Prediction` for each input, in order, errors included.
 Imports neither torch nor timm as long as OpenVINO runs the network.
 
-Answers are computed in f32 from pixels that Pillow resized, so that the best class is that of the exports, of timm and of
-transformers, and does not depend on what ran the network or on the other images of a batch (docs/decisions/0042-f32-answers.md).
+Predictions are computed in f32 from pixels resized by Pillow, so that the top class is the same as that of exports,
+timm and transformers, and does not depend on the runtime or on other images in the batch
+(docs/decisions/0042-f32-answers.md).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from topwork.settings import HERE, ClusterSettings
 from topwork.text import Described
 
 PICTURE_SIDE = 640  # pixels, of the long side of a heatmap
-DIGITS = 6  # probabilities are rounded here, once, so that every way of asking gives the same text
+DIGITS = 6  # probabilities are rounded here, once, so that all interfaces print the same
 
 Image = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Any  # a path, a file's content, pixels, a Pillow image
 
@@ -54,11 +55,11 @@ class Prediction:
     Attributes:
         path: as it was given.
         outcome: ``label``, ``ambiguous``, ``unknown`` or ``error``.
-        label: most probable class, also when the outcome is ambiguous or unknown; None after an error. Of a model with
-            several labels per image: those that reach their thresholds, joined by ``|``, "" for none.
-        probability: of that class, calibrated; of several, of the least probable; of none, of the most probable class.
+        label: most probable class, even if the outcome is ambiguous or unknown; None after an error. With several
+            labels per image: those that reach their thresholds, joined by ``|``, or "".
+        probability: of that class, calibrated; of several labels, the lowest; of none, of the most probable class.
         top: (class name, probability) pairs, most probable first.
-        error: why there is no answer.
+        error: why there is no prediction.
     """
 
     path: str
@@ -71,7 +72,7 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """One input after reading: ``pixels`` of the input's size, or the reason why there are none."""
+    """One input after reading: ``pixels`` in the input size, or an error."""
 
     name: str
     pixels: Pixels | None = None
@@ -82,12 +83,12 @@ class Predictor(Described):
     """A loaded model; thread-safe.
 
     Args:
-        model: a run or model folder, or a classifier already read.
-        n_top: how many classes each prediction names.
+        model: a run or model folder, or a loaded classifier.
+        n_top: number of classes in each prediction.
         tta: test-time augmentation: average the probabilities of each image and its horizontal flip (2x slower). A
             model that was fitted with flips uses them anyway.
-        runtime, precision: what runs the network, see :func:`topwork.export.runtime.engine_of`.
-        cluster: which machines read and classify the images of :meth:`stream`.
+        runtime, precision: see :func:`topwork.export.runtime.engine_of`.
+        cluster: machines that read and classify the images of :meth:`stream`.
     """
 
     def __init__(
@@ -126,8 +127,12 @@ class Predictor(Described):
         A folder, an archive or a pattern such as ``new/*.jpg`` stands for the images in it, as for ``topwork predict``.
 
         Raises:
+<<<<<<< HEAD
             InputError: something that is no image, such as an array of floats.
             UsageError: a folder without images.
+=======
+            InputError: not an image, such as an array of floats.
+>>>>>>> ecbdb0d (Rewrite docstrings of adaptation, commands and export in plain English)
         """
         return list(self.stream(_listed(images)))
 
@@ -148,7 +153,7 @@ class Predictor(Described):
         yield from self.answer_loaded(batch)
 
     def _in_worker(self, n_threads: int | None) -> Callable[[], Callable[[Sequence[Image]], list[Prediction]]]:
-        """What makes the same predictor in a worker."""
+        """Creates the same predictor in a worker."""
         assert self._cluster is not None
         n_threads = self._cluster.n_threads(n_threads)
         files = shared(Packed.of(self.classifier.backbone.folder))
@@ -164,11 +169,11 @@ class Predictor(Described):
         return make
 
     def as_trained(self, data: bytes) -> bytes:
-        """A file as the model was trained on: of a many-band TIFF the same bands; raises ImageError."""
+        """A file with the bands that the model was trained on; raises ImageError."""
         return select_bands(data, self.spec.bands) if self.spec.bands else data
 
     def load(self, image: Image, name: str) -> Loaded:
-        """Reads, decodes and resizes one image; whatever is wrong with it is in the value."""
+        """Reads, decodes and resizes one image; errors are in the value."""
         try:
             if isinstance(image, np.ndarray):
                 return Loaded(name, fit_to_input(as_rgb(image), self.spec))
@@ -181,7 +186,7 @@ class Predictor(Described):
             return Loaded(name, error="not enough memory to decode it")
 
     def answer_loaded(self, batch: Sequence[Loaded]) -> list[Prediction]:
-        """Predictions for images already read, in order, errors included."""
+        """Predictions for loaded images, in order, errors included."""
         good = [item.pixels for item in batch if item.pixels is not None]
         answers = iter(zip(*self.answer(np.stack(good)), strict=True)) if good else iter(())
         return [
@@ -238,7 +243,7 @@ def _listed(images: Any) -> list[Image]:
 
 
 def read_image(image: str | os.PathLike[str] | bytes) -> bytes:
-    """The bytes of an input: its own, a file's, or those of a member of an archive, named ``ARCHIVE/MEMBER``.
+    """The bytes of an input: itself, a file, or a member of an archive, named ``ARCHIVE/MEMBER``.
 
     Raises:
         ImageError: with the reason.
@@ -265,7 +270,7 @@ def read_image(image: str | os.PathLike[str] | bytes) -> bytes:
 
 
 def _read_remote(path: Path) -> bytes:
-    """A file behind a URL, or a member of an archive behind one."""
+    """A file at a URL, or a member of an archive at a URL."""
     archive = next((place for place in path.parents if place.suffix.lower() in (".zip", ".tar", ".gz", ".tgz")), None)
     if archive is None:
         return remote.read(path)
@@ -273,7 +278,7 @@ def _read_remote(path: Path) -> bytes:
 
 
 class Heatmaps:
-    """Heatmaps over images, of one predictor. Safe to call from several threads."""
+    """Heatmaps of one predictor; thread-safe."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
@@ -305,7 +310,7 @@ class Heatmaps:
         return bytes(simplejpeg.encode_jpeg(self.picture(data, label), quality=88))
 
     def write(self, number: int, prediction: Prediction, folder: Path) -> None:
-        """Writes the picture of a prediction as ``NUMBER-NAME.jpg``; errors have none.
+        """Writes the heatmap of a prediction as ``NUMBER-NAME.jpg``; nothing for errors.
 
         Raises:
             TopworkError: the folder cannot be written.
@@ -318,6 +323,6 @@ class Heatmaps:
             with atomic_file(folder / f"{number:06d}-{name}.jpg") as partial:
                 partial.write_bytes(picture)
         except ImageError:
-            return  # gone since it was read a moment ago
+            return  # deleted in the meantime
         except OSError as error:
             raise TopworkError(f"{folder}: cannot be written: {error_reason(error)}.") from None

@@ -1,10 +1,9 @@
 """Post-training quantization to 8 bits, and its cost in accuracy.
 
-In: an ONNX or OpenVINO model that takes uint8 images, and images to measure the range of every activation on. Out: the
-same model with weights and activations in eight bits, a third of the size and usually faster on processors with integer
-instructions. The work is done by NNCF (Apache-2.0): per-channel weights, and the bias of every layer corrected for the
-error that rounding makes (Nagel et al. 2019, arXiv 1906.04721, section 4.2). On two hundred photographs that kept the
-probabilities twice as close as onnxruntime's quantizer did (docs/decisions/0021-int8.md).
+In: an ONNX or OpenVINO model that takes uint8 images, and images to calibrate activation ranges on. Out: the same model
+with 8-bit weights and activations, a third of the size and usually faster on processors with integer instructions. NNCF
+(Apache-2.0) does the work: per-channel weights and bias correction (Nagel et al. 2019, arXiv 1906.04721, section 4.2).
+On 200 photographs its probabilities were twice as close as with onnxruntime's quantizer (docs/decisions/0021-int8.md).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from topwork.data.transforms import Pixels
 from topwork.errors import UsageError
 from topwork.evaluation.compare import accuracy_difference_interval
 
-N_IMAGES = 200  # to measure ranges on; more change little and cost time
+N_IMAGES = 200  # to calibrate on; more change little
 _INPUT = "images"
 
 
@@ -46,12 +45,12 @@ class Cost:
 
 
 def quantized(model: Any, pixels: Pixels, is_transformer: bool = False) -> Any:
-    """The model in eight bits.
+    """The 8-bit model.
 
     Args:
         model: an ``onnx.ModelProto`` or ``openvino.Model``.
-        pixels: uint8 (N, H, W, 3), images like those it will see.
-        is_transformer: the network is made of attention blocks.
+        pixels: uint8 (N, H, W, 3), representative images.
+        is_transformer: whether the network has attention blocks.
 
     Raises:
         UsageError: NNCF is not installed.
@@ -60,12 +59,12 @@ def quantized(model: Any, pixels: Pixels, is_transformer: bool = False) -> Any:
     is_onnx = type(model).__module__.startswith("onnx")
     images = [{_INPUT: image[None]} if is_onnx else image[None] for image in pixels]
     kind = nncf.ModelType.TRANSFORMER if is_transformer else None
-    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars; stdout holds answers
+    with contextlib.redirect_stdout(io.StringIO()):  # NNCF prints progress bars to stdout
         return nncf.quantize(model, nncf.Dataset(images), subset_size=len(images), model_type=kind)
 
 
 def cost(labels: Sequence[str], before: Sequence[str], after: Sequence[str]) -> Cost:
-    """What changed, from true labels and both answers of the same images."""
+    """The change in accuracy, from true labels and both predictions of the same images."""
     true, one, two = (np.array(names) for names in (labels, before, after))
     right_before, right_after = true == one, true == two
     interval = accuracy_difference_interval(right_before, right_after)

@@ -1,7 +1,7 @@
-"""What runs the network of a saved model: OpenVINO, onnxruntime or torch, whichever is installed.
+"""The runtime of a saved model: OpenVINO, onnxruntime or torch, whichever is installed.
 
-In: a classifier. Out: an engine in f32, unless bf16 is asked for. That order is the order of speed on every processor
-that benchmarks/runtimes.py was run on (docs/lab-log.md).
+In: a classifier. Out: an engine in f32, or bf16 if requested. The order is that of speed on every processor that
+benchmarks/runtimes.py was run on (docs/lab-log.md).
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _OPSET = 18
 
 
 def engine_of(classifier: Classifier, runtime: Runtime = "auto", precision: Precision = "f32") -> Engine:
-    """The engine that answers for a classifier.
+    """The engine of a classifier.
 
     Args:
-        runtime: ``auto`` takes OpenVINO if it is installed and the model folder has its form, else torch.
-        precision: ``bf16`` is faster on processors and GPUs that have it, and may name another class for close answers.
+        runtime: ``auto`` uses OpenVINO if it is installed and the model folder has the compiled network, else torch.
+        precision: ``bf16`` is faster if the hardware supports it, but close calls may change.
 
     Raises:
-        UsageError: a runtime or precision asked for by name is not available.
+        UsageError: the requested runtime or precision is not available.
     """
     if runtime == "auto":
         runtime = "openvino" if _is_available(classifier, "openvino") else "torch"
@@ -75,7 +75,7 @@ def _is_available(classifier: Classifier, runtime: str) -> bool:
 
 
 class ONNXRuntimeEngine:
-    """The network run by onnxruntime, in f32. Its ONNX form is made by torch once and kept in the cache."""
+    """The network in onnxruntime, in f32. torch exports it to ONNX once; the file is cached."""
 
     kind = "onnxruntime"
     precision = "f32"
@@ -120,7 +120,7 @@ def _export(backbone: Backbone, path: Path) -> None:
 
 
 def model_embedder(classifier: Classifier, cluster: ClusterSettings = HERE) -> Embedder:
-    """An embedder whose features are exactly those that the model's head reads."""
+    """An embedder whose features are exactly those of the model."""
     load = loader_on(cluster)
     engine = engine_of(classifier, "torch" if cluster.num_gpus_per_worker else "auto")
     return Embedder(classifier.backbone, engine, load=load)

@@ -4,8 +4,8 @@
     python predict.py photo.jpg more.png        the most probable classes of each image
     python predict.py --json - < names.txt      one JSON object per line, with the probabilities of all classes
 
-Written by ``topwork export`` next to the model; what it does to an image is all there is to do: bring it upright and to
-RGB, resize it, and run the model on the uint8 pixels. Everything else is inside the model.
+Written by ``topwork export`` next to the model. An image is rotated upright, converted to RGB and resized; the model
+runs on the uint8 pixels and contains everything else.
 """
 # Inside topwork this file is a module like any other, imported for its functions; SETTINGS is filled in on export.
 # ruff: noqa: T201
@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {}
 def decode(path: str | Path, min_side: int) -> Image.Image:
     """An upright RGB image: first frame, 16 bits scaled to 8, transparent pixels over white.
 
-    Large images are shrunk by 2, 4, 8 ..., as far as the short side keeps ``min_side`` pixels, JPEGs while decoding.
+    Large images are shrunk by 2, 4, 8 ... while the short side has at least ``min_side`` pixels, JPEGs during decoding.
     """
     with Image.open(path, formats=("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")) as file:
         is_jpeg, factor = file.format in ("JPEG", "MPO"), 1
@@ -47,12 +47,12 @@ def decode(path: str | Path, min_side: int) -> Image.Image:
 
 
 def rgb(image: Image.Image, is_white_zero: bool) -> Image.Image:
-    """Any mode as RGB; ``is_white_zero`` for a TIFF of 16-bit gray whose zero is white."""
+    """Converts any mode to RGB; ``is_white_zero`` for 16-bit grayscale TIFFs in which zero is white."""
     if image.mode in ("I", "F"):
         raise ValueError("signed, floating-point or more than 16 bits per sample: no standard mapping to brightness")
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
-        # Cameras put 8, 10 or 12 bits into 16 without scaling: the range then ends at 255, 511, 1023 ...
+        # Cameras store 8, 10 or 12 bits in 16 without scaling: the range then ends at 255, 511, 1023 ...
         top = 65535 if values.max() >= 8192 else max(255, (1 << int(values.max()).bit_length()) - 1)
         gray = np.minimum((values * 255 + top // 2) // top, 255).astype(np.uint8)
         return Image.fromarray(255 - gray if is_white_zero else gray).convert("RGB")
@@ -65,7 +65,7 @@ def rgb(image: Image.Image, is_white_zero: bool) -> Image.Image:
 
 
 def fit(image: Image.Image, spec: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """uint8 (height, width, 3) in the size and by the rule that the model was trained with."""
+    """uint8 (height, width, 3), resized as in training."""
     size, chosen = (spec["width"], spec["height"]), getattr(Image.Resampling, spec["interpolation"].upper())
     if spec["fit"] == "squash":
         return np.asarray(image.resize(size, chosen))
@@ -82,7 +82,7 @@ def fit(image: Image.Image, spec: dict[str, Any]) -> np.ndarray[Any, np.dtype[np
 
 
 def prepare(path: str | Path, spec: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """From a file to uint8 (height, width, 3): what the model takes."""
+    """The model input of a file: uint8 (height, width, 3)."""
     return fit(decode(path, min_side=2 * max(spec["height"], spec["width"])), spec)
 
 
@@ -91,11 +91,11 @@ def prepare(path: str | Path, spec: dict[str, Any]) -> np.ndarray[Any, np.dtype[
 
 def open_model(path: Path) -> Callable[[Any], Any]:
     """A function from uint8 (B, H, W, 3) to probabilities (B, C)."""
-    raise NotImplementedError(path)  # the export's own code takes its place
+    raise NotImplementedError(path)  # replaced by the code of the export
 
 
 def named(probabilities: Any, order: Any) -> str:
-    """The most probable class, relative to its threshold if there is one; of several labels those that reach theirs."""
+    """The most probable class, relative to its threshold if there is one; with several labels, all above theirs."""
     classes = SETTINGS["classes"]
     if "thresholds" not in SETTINGS:
         return str(classes[order[0]])
@@ -106,14 +106,14 @@ def named(probabilities: Any, order: Any) -> str:
 
 
 def check_files(folder: Path) -> None:
-    """Ends the program if a file of the export is not the one that was written."""
+    """Exits if a file of the export was changed."""
     for name, digest in SETTINGS.get("sha256", {}).items():
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
             sys.exit(f"{name}: damaged or altered; export the model again.")
 
 
 def main() -> int:
-    """Reads the arguments, prints the answers; status 1 if any image could not be read."""
+    """Reads the arguments and prints the predictions; status 1 if any image could not be read."""
     parser = argparse.ArgumentParser(description=f"Classifies images into {len(SETTINGS['classes'])} classes.")
     parser.add_argument("images", nargs="+", help="image files, or - to read a list from stdin")
     parser.add_argument("--top", type=int, default=5, help="number of classes to print per image")

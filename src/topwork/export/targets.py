@@ -1,11 +1,11 @@
 """A classifier as one file for another runtime: ONNX, OpenVINO or ``torch.export``.
 
-In: a classifier. Out: a file that takes ``images``, uint8 RGB (B, H, W, 3) of the input's size, and gives
-``probabilities``, float32 (B, C), calibrated; normalization, head, temperature and softmax (sigmoids, if an image may
-have several labels: their thresholds are in the metadata) are inside, in f32. Class names and preprocessing are in its
-metadata. ``parity.py`` checks whether it answers as the original does; ``quantize.py`` makes it 8-bit.
+In: a classifier. Out: a file that maps ``images``, uint8 RGB (B, H, W, 3) in the input size, to ``probabilities``,
+float32 (B, C), calibrated. It contains normalization, head, temperature and softmax (or sigmoid for several labels), in
+f32; its metadata contains class names, preprocessing and thresholds. ``parity.py`` compares it with the original;
+``quantize.py`` makes it 8-bit.
 
-A new format is one entry of ``TARGETS``. The features are not rounded to float16 as in topwork's store.
+A new format is one entry of ``TARGETS``. Features are not rounded to float16, unlike in the feature store.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from topwork.errors import TopworkError, UsageError
 
-if TYPE_CHECKING:  # the command line reads the table: nothing heavy before there is something to export
+if TYPE_CHECKING:  # the command line reads this table, so nothing heavy is imported here
     from torch import nn
 
     from topwork.data.transforms import Pixels
     from topwork.models.classifier import Classifier
 
-OPSET = 18  # what onnxruntime reads since 1.14 (2023)
+OPSET = 18  # supported by onnxruntime since 1.14 (2023)
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Target:
 
     Attributes:
         title: for people; ``help``: for the command line.
-        endings: of the file, and of those next to it.
-        runtime: the package that runs it.
+        endings: extensions of the file and of those next to it.
+        runtime: the required package.
         write: writes a network to a file, in 8 bits if calibration images are given.
-        open: gives a function from uint8 (B, H, W, 3) to probabilities (B, C). Its source goes into ``predict.py``, so
-            it must need nothing else.
+        open: returns a function from uint8 (B, H, W, 3) to probabilities (B, C). Its source is copied into
+            ``predict.py``, so it must be self-contained.
     """
 
     title: str
@@ -53,7 +53,7 @@ class Target:
 
 
 def target_of(to: str, out: Path | None = None) -> Target:
-    """The target of a name; raises UsageError for unknown ones, and if the file's name does not end as it should."""
+    """The target of a name; raises UsageError for unknown names and wrong file extensions."""
     if to not in TARGETS:
         raise UsageError(f"--to {to}: must be one of {', '.join(TARGETS)}.")
     target = TARGETS[to]
@@ -63,7 +63,7 @@ def target_of(to: str, out: Path | None = None) -> Target:
 
 
 def target_of_file(out: Path) -> str:
-    """The name of the target that writes files with this ending; raises UsageError if there is none."""
+    """The name of the target with this file extension; raises UsageError if there is none."""
     for name, target in TARGETS.items():
         if out.suffix == target.endings[0]:
             return name
@@ -71,13 +71,13 @@ def target_of_file(out: Path) -> str:
 
 
 def export_classifier(classifier: Classifier, to: str, out: Path, calibration: Pixels | None = None) -> None:
-    """Writes the export to ``out`` (OpenVINO: and the weights next to it, as ``.bin``).
+    """Writes the export to ``out`` (for OpenVINO, with a ``.bin`` file next to it).
 
     Args:
-        calibration: uint8 (N, H, W, 3) images; with them weights and activations become 8-bit integers.
+        calibration: uint8 (N, H, W, 3) images for 8-bit quantization.
 
     Raises:
-        UsageError: the ending does not fit the format, a package is missing, or the format has no 8-bit form.
+        UsageError: wrong file extension, a package is missing, or the format has no 8-bit variant.
         TopworkError: the network cannot be exported that way.
     """
     target = target_of(to, out)
@@ -112,7 +112,7 @@ def classifier_network(classifier: Classifier) -> nn.Module:
         def __init__(self) -> None:
             super().__init__()
             self.features = feature_network(classifier.backbone)
-            # In float64 once, so that centering and scaling cost no accuracy inside the graph.
+            # In float64, so that folding centering and scaling into the weights costs no precision.
             weight = head.weight.astype(np.float64) / head.transform.scale
             bias = head.bias - weight @ head.transform.mean.astype(np.float64)
             self.head = nn.Linear(weight.shape[1], weight.shape[0])
@@ -156,7 +156,7 @@ def standalone_script(classifier: Classifier, exported: Path) -> str:
     from topwork.export import standalone
 
     text = Path(standalone.__file__).read_text(encoding="utf-8")
-    # The repr of ASCII JSON is a Python literal whatever the class names hold: names cannot become code.
+    # The repr of ASCII JSON is always a Python literal, so class names cannot become code.
     target = _target_of_file(exported)
     files = [path for ending in target.endings if (path := exported.with_suffix(ending)).is_file()]
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -169,12 +169,12 @@ def standalone_script(classifier: Classifier, exported: Path) -> str:
 
 
 def open_export(path: Path) -> Callable[[Any], Any]:
-    """A function from uint8 (B, H, W, 3) to probabilities (B, C), run by the export's own runtime."""
+    """A function from uint8 (B, H, W, 3) to probabilities (B, C), in the runtime of the export."""
     return _target_of_file(path).open(path)
 
 
 def title_and_runtime(path: Path) -> tuple[str, str]:
-    """Of an exported file: the name of its format, the package that runs it."""
+    """Format name and required package of an exported file."""
     target = _target_of_file(path)
     return target.title, target.runtime
 
@@ -211,7 +211,7 @@ def _write_onnx(network: nn.Module, classifier: Classifier, out: Path, calibrati
         output_names=["probabilities"],
         dynamic_axes={"images": {0: "batch"}, "probabilities": {0: "batch"}},
         opset_version=OPSET,
-        dynamo=False,  # writes the smaller graph, and needs no onnxscript
+        dynamo=False,  # smaller graph, and needs no onnxscript
     )
     model = onnx.load(str(out))
     if calibration is not None:
@@ -252,7 +252,7 @@ def _open_openvino(path: Path) -> Callable[[Any], Any]:
     """A function from uint8 (B, H, W, 3) to probabilities (B, C)."""
     import openvino
 
-    # Without the hint OpenVINO computes in bf16 if the processor has it, which changes close answers.
+    # Without the hint OpenVINO uses bf16 if the processor supports it, which changes close predictions.
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda pixels: compiled(pixels)[0]
 

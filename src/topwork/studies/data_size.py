@@ -85,7 +85,7 @@ def _sentences(answers: dict[int, Bools], curve: LearningCurve | None, n_classes
     sizes = list(answers)
     last = answers[sizes[-1]]
     said = [
-        f"{n / n_classes:.0f} training images per class: {Measured.of(answers[n])} accuracy."
+        f"{n / n_classes:.0f} training images per class: {Measured.of(answers[n]).stated} accuracy."
         for n in dict.fromkeys((sizes[0], sizes[-1]))
     ]
     if len(sizes) > 1:

@@ -36,6 +36,11 @@ class Measured(Share):
         interval = wilson(float(right.mean()), len(right))
         return cls(float(right.mean()), interval.low, interval.high, len(right))
 
+    @property
+    def stated(self) -> str:
+        """``94.8% (95% CI 91.2–97.0)``, for sentences."""
+        return percent(self.value) + self.interval(" (95% CI {})")
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -107,7 +112,7 @@ def best_of(answers: Mapping[str, ArrayLike], seed: int = 0) -> str:
     best, share = names[0], Measured.of(answers[names[0]])
     tied = [name for name in names[1:] if not difference(answers[best], answers[name], seed).is_clear]
     worse = [name for name in names[1:] if name not in tied]
-    facts = f"Highest accuracy: {best}, {share}"
+    facts = f"Highest accuracy: {best}, {share.stated}"
     if not tied:
         return f"{facts}, significantly better than all others."
     text = f"{facts}; no significant difference from {join_names(tied)} on {share.n} images"
