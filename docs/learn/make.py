@@ -1,8 +1,6 @@
-"""Runs the studies of these pages again, in the folder that holds caltech-mini and ants-bees:
+"""Updates the results and plots of these pages: ``python docs/learn/make.py DATA [NAME ...]``.
 
-    python docs/learn/make.py DATA [NAME ...]
-
-The command under "Results" of each page is run; its sentences and the plots that the page shows replace the old ones.
+Runs the command under "Results" of each page in the folder DATA, which contains caltech-mini and ants-bees.
 """
 
 from __future__ import annotations
