@@ -35,6 +35,12 @@ def test_a_dry_run_says_how_the_data_is_read_and_makes_nothing(tmp_path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
+def test_texts_beside_images_are_not_counted(tmp_path) -> None:
+    draw_folders(tmp_path, n_each=2)
+    (tmp_path / "disc" / "boxes.txt").write_text("x")
+    assert understood(tmp_path).classes == {"disc": 2, "square": 2}
+
+
 @pytest.fixture(scope="module")
 def two_shapes(tmp_path_factory):
     root = tmp_path_factory.mktemp("two")

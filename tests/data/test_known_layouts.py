@@ -154,7 +154,9 @@ def cats_and_dogs_twice(root: Path) -> None:
 def tiny_imagenet(root: Path) -> None:
     for kind in ("n01443537", "n01629819"):
         touch(root, *images(f"train/{kind}/images", ending=".JPEG"))
-    touch(root, *images("val/images", 3, ".JPEG"), *images("test/images", 3, ".JPEG"), "words.txt", "wnids.txt")
+    touch(root, *images("val/images", 4, ".JPEG"), *images("test/images", 3, ".JPEG"), "words.txt", "wnids.txt")
+    lines = [f"{n}.JPEG\t{('n01443537', 'n01629819')[n % 2]}\t0\t32\t44\t62\n" for n in range(4)]
+    write(root / "val" / "val_annotations.txt", "".join(lines))
 
 
 def birds(root: Path) -> None:
@@ -247,6 +249,56 @@ def cub(root: Path) -> None:
     write(root / "classes.txt", "1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n")
 
 
+def inaturalist(root: Path) -> None:
+    """COCO-style JSON for each part; the images are two folders below, under numbers."""
+    kinds = [{"id": 100, "name": "Turdus merula"}, {"id": 101, "name": "Parus major"}]
+    names = [f"train_val2019/Birds/{100 + n % 2}/{n}a.jpg" for n in range(8)]
+    touch(root, *names)
+    for part, rows in (("train", range(6)), ("val", range(6, 8))):
+        found = {
+            "images": [{"id": n, "file_name": names[n]} for n in rows],
+            "annotations": [{"image_id": n, "category_id": 100 + n % 2} for n in rows],
+            "categories": kinds,
+        }
+        write(root / f"{part}2019.json", json.dumps(found))
+
+
+def places_365(root: Path) -> None:
+    train = [f"/{name[0]}/{name}/0000{n}.jpg" for name in ("airfield", "bakery") for n in range(3)]
+    touch(root, *[f"data_256{name}" for name in train], *images("val_256", 4, prefix="Places365_val_"))
+    write(root / "places365_train_standard.txt", "".join(f"{name} {n // 3}\n" for n, name in enumerate(train)))
+    write(root / "places365_val.txt", "".join(f"Places365_val_{n}.jpg {n % 2}\n" for n in range(4)))
+    write(root / "categories_places365.txt", "/a/airfield 0\n/b/bakery 1\n")
+
+
+def eurosat(root: Path) -> None:
+    touch(
+        root, *images("EuroSAT/2750/AnnualCrop", prefix="AnnualCrop_"), *images("EuroSAT/2750/Forest", prefix="Forest_")
+    )
+
+
+def uc_merced(root: Path) -> None:
+    for kind in ("agricultural", "airplane"):
+        touch(root, *images(f"UCMerced_LandUse/Images/{kind}", ending=".tif", prefix=kind))
+    touch(root, "UCMerced_LandUse/readme.txt")
+
+
+def mvtec(root: Path) -> None:
+    touch(root, *images("bottle/train/good", 4, ".png"))
+    for kind in ("good", "broken_large"):
+        touch(root, *images(f"bottle/test/{kind}", 3, ".png", start=20))
+    touch(root, *images("bottle/ground_truth/broken_large", 3, "_mask.png", start=20))
+
+
+def via(root: Path) -> None:
+    """An export of the VGG Image Annotator."""
+    touch(root, *images(".", 6))
+    rows = {
+        f"{n}.jpg9": {"filename": f"{n}.jpg", "regions": [], "file_attributes": {"kind": "ab"[n % 2]}} for n in range(6)
+    }
+    write(root / "via_export.json", json.dumps(rows))
+
+
 FIVE = dict.fromkeys(
     ("Bacterial Blight (CBB)", "Brown Streak (CBSD)", "Green Mottle (CGM)", "Healthy", "Mosaic (CMD)"), 2
 )
@@ -263,7 +315,7 @@ KNOWN: dict[str, tuple[Callable[[Path], None], dict[str, int], dict[str | None, 
     "PetImages": (pet_images, {"Cat": 4, "Dog": 4}, {None: 8}),
     "Fruits-360": (fruits_360, {"Apple Braeburn": 7, "Banana": 7}, {"train": 10, "test": 4}),
     "cats and dogs": (cats_and_dogs_twice, {"cats": 7, "dogs": 7}, {"train": 10, "test": 4}),
-    "Tiny ImageNet": (tiny_imagenet, {"n01443537": 4, "n01629819": 4}, {"train": 8}),
+    "Tiny ImageNet": (tiny_imagenet, {"n01443537": 6, "n01629819": 6}, {"train": 8, "valid": 4}),
     "Imagenette": (imagenette, {"n01440764": 8, "n02102040": 8}, {"train": 8, "valid": 8}),
     "Food-101": (food_101, {"apple_pie": 6, "baby_back_ribs": 6}, {"train": 8, "test": 4}),
     "textures": (textures, {"banded": 6, "dotted": 6}, {None: 12}),
@@ -276,6 +328,12 @@ KNOWN: dict[str, tuple[Callable[[Path], None], dict[str, int], dict[str | None, 
         {"train": 12, "valid": 6},
     ),
     "CUB": (cub, {"001.Black_footed_Albatross": 4, "002.Laysan_Albatross": 4}, {"train": 4, "test": 4}),
+    "iNaturalist": (inaturalist, {"Parus major": 4, "Turdus merula": 4}, {"train": 6, "valid": 2}),
+    "Places365": (places_365, {"/a/airfield": 5, "/b/bakery": 5}, {"train": 6, "valid": 4}),
+    "EuroSAT": (eurosat, {"AnnualCrop": 4, "Forest": 4}, {None: 8}),
+    "UC Merced": (uc_merced, {"agricultural": 4, "airplane": 4}, {None: 8}),
+    "MVTec AD": (mvtec, {"broken_large": 3, "good": 7}, {"train": 4, "test": 6}),
+    "VGG Image Annotator": (via, {"a": 3, "b": 3}, {None: 6}),
     "birds": (birds, {"ABBOTTS BABBLER": 8, "ABBOTTS BOOBY": 8}, {"train": 8, "valid": 4, "test": 4}),
 }
 
@@ -506,6 +564,111 @@ def test_what_is_not_opened_is_said_with_the_way_out(name: str, words: str, tmp_
     touch(tmp_path, name)
     with pytest.raises(UsageError, match=words):
         list_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (
+            ["cars_train/1.jpg", "cars_test/2.jpg", "devkit/cars_train_annos.mat"],
+            "devkit/cars_train_annos.mat: a MATLAB file.*CSV",
+        ),
+        (["train_32x32.mat", "test_32x32.mat"], "test_32x32.mat: a MATLAB file"),
+        (["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"], "MNIST's own format; save the arrays as .npz"),
+        (["cifar-10-batches-py/data_batch_1", "cifar-10-batches-py/batches.meta"], "pickled CIFAR batches"),
+        (["train-00000-of-00002.tfrecord"], "TFRecords, which are not read"),
+        (["x.h5"], "save them as .npz"),
+        (["hgg/1.nii.gz", "lgg/2.nii.gz"], "a volume; save its slices as images"),
+        (["photos-2024-001.zip", "photos-2024-002.zip"], "photos-2024-001.zip: an archive inside; unpack it first"),
+    ],
+)
+def test_data_that_are_not_opened_are_named_with_the_way_out(names, words, tmp_path: Path) -> None:
+    touch(tmp_path, *names)
+    with pytest.raises(UsageError, match=words):
+        scan(tmp_path)
+
+
+def test_one_file_that_is_no_dataset(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "labels.mat")
+    with pytest.raises(UsageError, match=r"one image, not a dataset.*topwork predict"):
+        list_data(tmp_path / "a.jpg")
+    with pytest.raises(UsageError, match="a MATLAB file"):
+        list_data(tmp_path / "labels.mat")
+
+
+def test_pixels_in_a_table_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    table(tmp_path / "mnist.csv", ["label", *[f"pixel{n}" for n in range(784)]], [3, *[0] * 784])
+    table(tmp_path / "fer2013.csv", ["emotion", "pixels", "Usage"], [0, "1 2 3 4", "Training"])
+    for name in ("mnist.csv", "fer2013.csv"):
+        with pytest.raises(UsageError, match=r"the pixels of the images are in the table.*\.npz"):
+            list_data(tmp_path / name)
+
+
+def test_a_download_in_numbered_pieces_is_asked_about(tmp_path: Path) -> None:
+    for piece in (1, 2):
+        touch(
+            tmp_path,
+            *images(f"photos-2024-00{piece}/photos/cat", start=10 * piece),
+            *images(f"photos-2024-00{piece}/photos/dog", start=10 * piece),
+        )
+    with pytest.raises(UsageError, match="The classes are the innermost folders, cat, dog: ") as raised:
+        list_data(tmp_path)
+    (line,) = (line for line in str(raised.value).splitlines() if "innermost" in line)
+    words = shlex.split(line.split(": ")[1])
+    assert classes(list_data(words[2], rules=Rules(label_regex=words[4]))) == {"cat": 8, "dog": 8}
+
+
+@pytest.mark.parametrize("cells", [["0.0", "1.0", ""], ["True", "False", ""], ["0", "1", ""]])
+def test_a_folder_of_images_is_no_class_beside_a_table_of_some_of_them(cells, tmp_path: Path) -> None:
+    touch(tmp_path, *images("shots", 9))
+    table(tmp_path / "l.csv", ["image", "is_defect"], *[[f"{n}.jpg", cells[n % 3]] for n in range(9)])
+    listing = list_data(tmp_path)
+    assert classes(listing) == {cell.removesuffix(".0"): 3 for cell in cells[:2]}
+    assert sum(reject.reason == "no label" for reject in listing.rejects) == 3
+
+
+def test_two_columns_of_yes_and_no_are_asked_about(tmp_path: Path) -> None:
+    touch(tmp_path, *images("shots", 8))
+    table(tmp_path / "l.csv", ["image", "is_defect", "is_checked"], *[[f"{n}.jpg", n % 2 > 0, n > 3] for n in range(8)])
+    with pytest.raises(UsageError, match=r"--multi-label.* or choose one column with --label-column"):
+        list_data(tmp_path)
+    assert classes(list_data(tmp_path, rules=Rules(label_column="is_defect"))) == {"False": 4, "True": 4}
+
+
+def test_a_table_that_names_no_image_is_mentioned(tmp_path: Path) -> None:
+    """RSNA's hemorrhages: a row for each image and kind."""
+    touch(tmp_path, *images("stage_2_train", 3, ".dcm", prefix="ID_"))
+    rows = [[f"ID_{n}_{kind}", n % 2] for n in range(3) for kind in ("epidural", "any")]
+    table(tmp_path / "stage_2_train.csv", ["ID", "Label"], *rows)
+    assert "stage_2_train.csv: 0 of the 6 files that it names are here." in list_data(tmp_path).notes[-1]
+
+
+def test_classes_that_may_be_meant_as_one(tmp_path: Path) -> None:
+    for kind in ("Cat", "cat", "dog", "dog ", "🐱"):
+        touch(tmp_path, *images(kind, 2))
+    listing = list_data(tmp_path)
+    assert len(listing.class_names) == 5
+    assert [note.split(": ")[1] for note in listing.notes] == ["Cat, cat.", "dog, dog ."]
+
+
+def test_nan_is_said_to_be_a_class(tmp_path: Path) -> None:
+    touch(tmp_path, *images(".", 6))
+    table(tmp_path / "l.csv", ["image", "label"], *[[f"{n}.jpg", ["a", "b", "nan"][n % 3]] for n in range(6)])
+    assert "nan is read as a class. If it means that the label is missing" in list_data(tmp_path).notes[-1]
+    (tmp_path / "l.csv").rename(tmp_path / "old")
+    write(
+        tmp_path / "l.json", json.dumps([{"image": f"{n}.jpg", "label": ["a", "b", math.nan][n % 3]} for n in range(6)])
+    )
+    assert classes(list_data(tmp_path / "l.json")) == {"a": 2, "b": 2}
+
+
+def test_home_folders_and_file_urls(tmp_path: Path, monkeypatch) -> None:
+    touch(tmp_path, *images("pets/cat"), *images("pets/dog"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("~/pets", f"{tmp_path}/pets/", f"file://{tmp_path}/pets"):
+        listing = list_data(path)
+        assert classes(listing) == {"cat": 4, "dog": 4}
+        assert read_image(listing.root, listing.entries[0].path) == b"pets/cat/0.jpg"
 
 
 @pytest.mark.parametrize("name", ["photos.rar", "photos.7z"])

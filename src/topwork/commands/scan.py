@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from topwork.commands.prepare import scan_and_embed
+from topwork.data.layouts import without_notes
 from topwork.data.listing import list_data
 from topwork.data.manifest import Manifest, scan
 from topwork.data.samples import LABEL_SEPARATOR, Entry, Reject, Sample, rules_of
@@ -75,13 +76,15 @@ def understood(path: str | os.PathLike[str], settings: DataSettings | None = Non
     rules = rules_of(settings or DataSettings())
     listing = list_data(path, rules=rules)
     counts: Counter[str] = Counter()
-    for entry in listing.entries:
+    images = set(without_notes([entry.path for entry in listing.entries]))
+    entries = [entry for entry in listing.entries if entry.path in images]
+    for entry in entries:
         counts.update(entry.label.split(LABEL_SEPARATOR) if rules.multi_label else [entry.label])
     return Understood(
         listing.layout,
         {name: counts[name] for name in sorted(counts, key=natural_key) if name},
-        _parts_of(listing.entries),
-        tuple((entry.path, entry.label) for entry in listing.entries[:N_EXAMPLES]),
+        _parts_of(entries),
+        tuple((entry.path, entry.label) for entry in entries[:N_EXAMPLES]),
         listing.notes,
         listing.rejects,
     )

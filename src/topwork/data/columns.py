@@ -133,6 +133,11 @@ def meaning_of(table: Table, files: Files, rules: Rules) -> Meaning:
     if label is None and not one_hot and path is not None and not rules.label_regex:
         label = _label_by_content(table, rest)
     missing = [what for what, name in (("path", path), ("label", label or one_hot or rules.label_regex)) if not name]
+    if missing and path is None and (own := _pixel_column(table)) is not None:
+        raise UsageError(
+            f"{escape(table.name)}: the pixels of the images are in the table (column {escape(own)}), which is not read. Save them as .npz "
+            "with X (images, height, width) and y (labels)."
+        )
     if missing:
         options = " or ".join(f"--{what}-column" for what in missing)
         raise UsageError(
@@ -141,6 +146,12 @@ def meaning_of(table: Table, files: Files, rules: Rules) -> Meaning:
         )
     assert path is not None
     return Meaning(path, label, tuple(map(str, further)), one_hot, split, group, domain)
+
+
+def _pixel_column(table: Table) -> str | None:
+    """A column of pixels, as in MNIST and FER-2013 in CSV form."""
+    found = [name for name in table.columns if re.fullmatch(r"pixels?_?\d*|px_?\d+|\d+x\d+", name.strip().lower())]
+    return found[0] if len(found) > 60 or any(name.strip().lower() == "pixels" for name in found) else None
 
 
 def _normal(name: str) -> str:
@@ -466,11 +477,12 @@ def _separates(sign: str, texts: set[str], is_asked: bool) -> bool:
 
 def _single(table: Table, labels: list[tuple[str, ...]], rules: Rules, where: str) -> list[tuple[str, ...]]:
     several = [number for number, own in enumerate(labels) if len(own) > 1]
+    is_one_hot = where.startswith("columns")
     if several and not rules.multi_label:
         raise UsageError(
             f"{escape(table.name)}: {where}: {count(len(several), 'row')} of {len(labels):,} "
             f"{'names' if len(several) == 1 else 'name'} several classes, such as {first_names(labels[several[0]], 3)}. "
-            "Add --multi-label to train on several labels per image."
+            f"Add --multi-label to train on several labels per image{', or choose one column with --label-column' * is_one_hot}."
         )
     return labels
 

@@ -400,7 +400,11 @@ def _nested_classes(root: Path, found: Found, labeled: list[Place]) -> tuple[lis
     for place in labeled:
         for name, child in place.folder.full.items():
             tops.setdefault(name, []).append(child)
-    deep = {name: nodes for name, nodes in tops.items() if not any(node.n_direct for node in nodes)}
+    deep = {
+        name: list(map(_without_wrappers, nodes))
+        for name, nodes in tops.items()
+        if not any(node.n_direct for node in nodes)
+    }
     if len(labeled) == 1 and len(tops) > 1:
         copies = [folder for name in deep if _repeats(folder := tops[name][0], tops, found)]
     else:
@@ -413,6 +417,13 @@ def _nested_classes(root: Path, found: Found, labeled: list[Place]) -> tuple[lis
     if len(inner) > 1 and 2 * n_deep > n_all:
         raise UsageError(_two_readings(root, labeled, tops, deep, inner))
     return sorted(deep, key=natural_key) if len(inner) > 1 else [], copies
+
+
+def _without_wrappers(folder: Folder) -> Folder:
+    """The folder inside that has several folders or images, as ``photos-001/photos`` of a download in pieces."""
+    while not folder.n_direct and len(folder.full) == 1 and not next(iter(folder.full.values())).n_direct:
+        (folder,) = folder.full.values()
+    return folder
 
 
 def _repeats(folder: Folder, tops: Mapping[str, list[Folder]], found: Found) -> bool:

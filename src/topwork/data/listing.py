@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, lru_cache
@@ -23,13 +24,13 @@ from topwork.data.layouts import Found, looks_like_image
 from topwork.data.named_files import Files
 from topwork.data.part_lists import with_parts_stated
 from topwork.data.patterns import limited
-from topwork.data.readings import NOT_OPENED, bytes_of, files_of, list_names, nothing_there
-from topwork.data.samples import Listing, Rules
+from topwork.data.readings import bytes_of, files_of, list_names, not_opened, nothing_there
+from topwork.data.samples import LABEL_SEPARATOR, Listing, Rules
 from topwork.data.sidecars import list_shards
 from topwork.data.tables import ENDINGS, Table, read_table
 from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.files import error_reason
-from topwork.text import escape
+from topwork.text import escape, first_names
 
 _MAX_TABLE_BYTES = 1 << 30
 _CONTAINER_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".parquet", ".npz")
@@ -50,13 +51,30 @@ def list_data(
         UsageError: no such path, two ways to read it, missing columns, nothing that could be an image.
     """
     rules = rules or Rules(root)
-    source = Path(path)
+    source = Path(path).expanduser() if not remote.is_url(path) else Path(path)
     listing = _list(source, rules)
     if not listing.entries:
         raise UsageError(nothing_there(source, listing))
     if listing.layout not in ("table", "hub"):
         _check_no_table_needed(listing, rules)
-    return limited(listing, rules)
+    return limited(_with_alike_named(listing, rules), rules)
+
+
+def _with_alike_named(listing: Listing, rules: Rules) -> Listing:
+    """The listing with a note on classes that may be meant as one."""
+    alike: dict[str, set[str]] = {}
+    for name in listing.class_names:
+        for one in name.split(LABEL_SEPARATOR) if rules.multi_label else [name]:
+            alike.setdefault(unicodedata.normalize("NFKC", one).casefold().strip(), set()).add(one)
+    notes = [
+        f"Class names that differ only in case, spaces or Unicode form: {first_names(sorted(names), 8)}."
+        for names in alike.values()
+        if len(names) > 1
+    ]
+    if "nan" in alike and len(alike) > 1:
+        name = escape(min(alike["nan"]))
+        notes.append(f"{name} is read as a class. If it means that the label is missing, leave these cells empty.")
+    return replace(listing, notes=(*listing.notes, *notes))
 
 
 def _check_no_table_needed(listing: Listing, rules: Rules) -> None:
@@ -92,13 +110,20 @@ def _list(source: Path, rules: Rules) -> Listing:
         if source.suffix.lower() == ".parquet" and embedded.holds_images(source):
             return embedded.list_embedded(source, rules)
         return _list_table(source, rules)
-    closed = NOT_OPENED.get(source.suffix.lower())
-    if closed is not None and "inside" not in closed:
-        raise UsageError(f"{escape(str(source))}: {closed}.")
-    if stat.S_ISREG(mode) and archives.is_archive(source):
+    if stat.S_ISREG(mode) and not_opened(source.name, itself=True) is None and archives.is_archive(source):
         return _list_archive(source, "", rules)
-    raise UsageError(
-        f"{escape(str(source))}: neither a folder, a tar or zip archive, nor a table ({', '.join(ENDINGS)}, .npz). "
+    raise UsageError(f"{escape(str(source))}: {_why_not(source.name)}")
+
+
+def _why_not(name: str) -> str:
+    """Why a file is no dataset."""
+    closed = not_opened(name, itself=True)
+    if closed is not None:
+        return f"{closed}."
+    if looks_like_image(name):
+        return "one image, not a dataset. Give the folder of class folders that it is in; to classify it: topwork predict RUN IMAGE."
+    return (
+        f"neither a folder, a tar or zip archive, nor a table ({', '.join(ENDINGS)}, .npz). "
         "Give a folder with one folder per class, or a table with the columns path and label."
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from topwork.data.corrections import lay_over, read_corrections
 from topwork.data.layouts import looks_like_image
 from topwork.data.listing import list_data, read_image
 from topwork.data.loader import FactsStore, Loaded, Loader, Visitor, load_images
+from topwork.data.readings import not_opened
 from topwork.data.remote import is_url, n_threads_for
 from topwork.data.samples import LABEL_SEPARATOR, PATIENT_ID, Listing, Reject, Rules, Sample, one_label_only
 from topwork.data.shards import read_parquet
@@ -282,7 +282,8 @@ def _manifest(
     rejects.sort(key=lambda reject: natural_key(reject.path))
     if not samples:
         example = rejects[0] if rejects else None
-        reason = f" For example {escape(example.path)}: {example.reason}." if example else ""
+        why = (not_opened(example.path) or example.reason) if example else ""
+        reason = f" For example {escape(example.path)}: {why}." if example else ""
         advice = " If they lie elsewhere: --root FOLDER." if listing.layout == "table" else ""
         raise UsageError(
             f"{escape(str(listing.root))}: none of {len(rejects)} files is a usable image.{reason}{advice}"
@@ -318,12 +319,6 @@ def _class_notes(listing: Listing, manifest: Manifest) -> list[str]:
             f"Classes with fewer than {FEW_IMAGES} images, whose results will be uncertain: {first_names(few, 8)}."
         )
     notes += _part_notes(manifest)
-    alike = defaultdict(list)
-    for name in classes:
-        alike[unicodedata.normalize("NFKC", name).casefold().strip()].append(name)
-    for names in alike.values():
-        if len(names) > 1:
-            notes.append(f"Class names that differ only in case, spaces or Unicode form: {first_names(names, 8)}.")
     return notes
 
 

@@ -30,11 +30,31 @@ _ANNOTATIONS = {"annotations", "annotation", "masks", "mask", "labels", "trimaps
 _PIECES = {"part", "batch", "chunk", "folder", "shard", "volume", "vol"}
 _NOTE_ENDINGS = (".json", ".xml", *LIST_ENDINGS)  # called like an image they are about that one alone
 _MANY_TABLES = 50  # in one folder: so many texts are notes on the images
-NOT_OPENED = {
-    **dict.fromkeys((".zip", ".tar", ".gz"), "an archive inside; unpack it first"),
-    **dict.fromkeys((".rar", ".7z"), "an archive of a kind that is not read; unpack it first"),
-    **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet; save it as CSV"),
+_INSIDE = "an archive inside; unpack it first"
+_NOT_OPENED = {
+    ("-ubyte", "-ubyte.gz"): "MNIST's own format; save the arrays as .npz (x_train, y_train)",
+    (".nii", ".nii.gz"): "a volume; save its slices as images",
+    (".zip", ".tar", ".gz"): _INSIDE,
+    (".rar", ".7z"): "an archive of a kind that is not read; unpack it first",
+    (".xlsx", ".xls", ".ods"): "a spreadsheet; save it as CSV",
+    (
+        ".mat",
+    ): "a MATLAB file, which is not read; save what it says as CSV with the columns path and label, or arrays as .npz",
+    (".tfrecord", ".tfrec"): "TFRecords, which are not read; save the images as files, or in Parquet",
+    (".h5", ".hdf5", ".npy"): "arrays of a kind that is not read; save them as .npz (X, y)",
+    (".pkl", ".pickle"): "a pickle, which is not opened because it can run code; save what is in it as .npz or CSV",
+    (
+        "test_batch",
+        "batches.meta",
+        *(f"data_batch_{n}" for n in range(1, 6)),
+    ): "pickled CIFAR batches, which are not opened; save the arrays as .npz (X, y)",
 }
+
+
+def not_opened(name: str, *, itself: bool = False) -> str | None:
+    """Why a file of this name is not opened, and the way out; ``itself``: it was given, so it may be an archive."""
+    found = next((why for endings, why in _NOT_OPENED.items() if name.lower().endswith(endings)), None)
+    return None if found == _INSIDE and itself else found
 
 
 def nothing_there(source: Path, listing: Listing, there: str = "") -> str:
@@ -45,10 +65,9 @@ def nothing_there(source: Path, listing: Listing, there: str = "") -> str:
     looked = f" ({n_aside:,} {noun} not used{first})" if n_aside else ""
     if is_table:
         return f"{escape(str(source))}: no row has an image and its label{looked}."
-    closed = next((reject for reject in listing.rejects if Path(reject.path).suffix.lower() in NOT_OPENED), None)
+    closed = next(((reject.path, why) for reject in listing.rejects if (why := not_opened(reject.path))), None)
     if closed is not None and not there:
-        reason = NOT_OPENED[Path(closed.path).suffix.lower()]
-        return f"{escape(str(source))}: no images in class folders here; {escape(closed.path)}: {reason}."
+        return f"{escape(str(source))}: no images in class folders here; {escape(closed[0])}: {closed[1]}."
     there = there or f"no images in class folders here{looked}. "
     return (
         f"{escape(str(source))}: {there}Expected one folder per class with the images in it, train/ and valid/ folders of those, or a table that "
@@ -92,8 +111,8 @@ def _read_names(root: Path, found: Found, rules: Rules) -> Listing:
             raise
         return by_table.listing
     are_parts = layouts.are_parts(by_folder.class_names) or _are_annotated(by_folder.class_names)
-    has_classes = bool(by_folder.entries) and not are_parts and not _are_containers(by_folder.class_names)
-    has_labels = by_table is not None or failure is not None or (has_classes and len(by_folder.class_names) > 1)
+    has_classes = len(by_folder.class_names) > 1 and not are_parts and not _are_containers(by_folder.class_names)
+    has_labels = by_table is not None or failure is not None or has_classes
     if not has_labels and (listing := _by_sidecars(root, found, rules, failures)) is not None:
         return listing
     if failure is not None and by_table is None and not has_classes:
@@ -104,10 +123,13 @@ def _read_names(root: Path, found: Found, rules: Rules) -> Listing:
             raise UsageError(option)
         unused = f" Tables here: {failures[0]}" if failures else ""
         raise UsageError(_no_classes(root, found, by_folder) + unused)
-    if by_table is None or (by_folder.entries and not are_parts and not by_table.covers_most):
-        return by_folder
+    if by_table is None:
+        said = [f"Tables here: {failures[0]}"] if failures and not has_classes else []
+        return replace(by_folder, notes=(*by_folder.notes, *said))
     if not has_classes:
         return by_table.listing
+    if not by_table.covers_most:
+        return _with_labels_outside(by_folder, by_table.listing)
     if _agree(by_folder, by_table.listing):
         has_more = {entry.part for entry in by_table.listing.entries} > {entry.part for entry in by_folder.entries}
         return by_table.listing if has_more else by_folder
@@ -117,6 +139,26 @@ def _read_names(root: Path, found: Found, rules: Rules) -> Listing:
         f"- The labels of the table: topwork fit {shlex.quote(str(root / by_table.name))}\n"
         f"- The class folders {first_names(by_folder.class_names, 4)}: topwork fit {shlex.quote(path)} "
         "--label-regex '([^/]+)/[^/]+$'"
+    )
+
+
+def _with_labels_outside(by_folder: Listing, by_table: Listing) -> Listing:
+    """Adds a part whose images have their labels in a table, beside class folders: Tiny ImageNet's ``val_annotations.txt``."""
+    known = {entry.path for entry in by_folder.entries}
+    more = [
+        replace(entry, part=entry.part or layouts.part_of_name(posixpath.dirname(entry.path)))
+        for entry in by_table.entries
+    ]
+    is_same = all(one.label in by_folder.class_names and one.part and one.path not in known for one in more)
+    if not is_same or not all(entry.part for entry in by_folder.entries):
+        return by_folder
+    folders = {f"{posixpath.dirname(entry.path)}/" for entry in more}
+    notes = [note for note in by_folder.notes if not any(note.startswith(escape(folder)) for folder in folders)]
+    return replace(
+        by_folder,
+        entries=tuple(sorted((*by_folder.entries, *more), key=lambda entry: natural_key(entry.path))),
+        rejects=tuple(reject for reject in by_folder.rejects if reject.path not in folders),
+        notes=(*notes, *by_table.notes),
     )
 
 

@@ -48,7 +48,7 @@ def url_of(path: str | os.PathLike[str]) -> str:
     Raises:
         UsageError: it contains credentials.
     """
-    url = _URL.sub(r"\1://", os.fspath(path), count=1)
+    url = _URL.sub(lambda match: f"{match[1]}://{'/' * (match[1].lower() == 'file')}", os.fspath(path), count=1)
     host = url.split("://", 1)[1].split("/", 1)[0]
     if ":" in host.rpartition("@")[0] or _SECRET.search(url):
         name = escape(re.sub(r"://[^/@]*@", "://", url).split("?", 1)[0])
@@ -148,7 +148,7 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 def absolute(path: str | os.PathLike[str]) -> str:
     """A path in the form that is recorded: the URL, or an absolute path."""
-    return url_of(path) if is_url(path) else str(Path(path).absolute())
+    return url_of(path) if is_url(path) else str(Path(path).expanduser().absolute())
 
 
 def local_folder(path: str | os.PathLike[str]) -> Path:

@@ -219,7 +219,7 @@ def table_of_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def _cell(value: Any) -> Cell:
-    if value is None:
+    if value is None or value != value:  # NaN
         return None
     if isinstance(value, (list, tuple)):
         return [text for item in value if isinstance(text := _cell(item), str)]
@@ -259,20 +259,24 @@ def _json_rows(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _rows_in_object(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Rows under a key, or under the names of the parts; columns; images by class; or the label of each path."""
+    """Rows of the VGG Image Annotator; rows under a key, or under the names of the parts; columns; images by class; or the label of each path."""
+    images = value.get("_via_img_metadata", value)
+    if all(isinstance(one, dict) and "file_attributes" in one for one in images.values()):
+        yield from ({"path": one["filename"], **one["file_attributes"]} for one in images.values())
+        return
     lists = {key: own for key, own in value.items() if isinstance(own, list) and own}
     rows = {key: own for key, own in lists.items() if all(isinstance(item, dict) for item in own)}
     columns = {
         key: own if isinstance(own, list) else list(own.values()) for key, own in value.items() if _is_column(own)
     }
-    images = [key for key, own in columns.items() if isinstance(own[0], str) and looks_like_image(own[0])]
+    paths = [key for key, own in columns.items() if isinstance(own[0], str) and looks_like_image(own[0])]
     if len(rows) == 1 or (rows and all(key.lower() in PART_NAMES for key in rows)):
         for key, own in rows.items():
             yield from ({"split": key, **row} if len(rows) > 1 else row for row in _json_rows(own))
-    elif any(looks_like_image(key) for key in value) or len(columns) < len(value) or not images:
+    elif any(looks_like_image(key) for key in value) or len(columns) < len(value) or not paths:
         yield from ({"path": path, "label": label} for path, label in value.items())
-    elif len(images) == len(columns):
-        yield from ({"path": path, "label": label} for label, paths in columns.items() for path in paths)
+    elif len(paths) == len(columns):
+        yield from ({"path": path, "label": label} for label, own in columns.items() for path in own)
     else:
         yield from (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
 

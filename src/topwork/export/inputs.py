@@ -35,6 +35,8 @@ def list_inputs(names: Sequence[str], *, must_exist: bool = False) -> list[str]:
     for name in names:
         if not name:
             continue
+        if name.startswith("~"):
+            name = os.path.expanduser(name)  # noqa: PLW2901, PTH111 - a name stays as it was typed but for this
         if is_url(name):
             inputs += _below_url(Path(name))
         elif Path(name).is_dir():
