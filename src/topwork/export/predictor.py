@@ -124,15 +124,11 @@ class Predictor(Described):
     def predict(self, images: Image | Iterable[Image]) -> list[Prediction]:
         """Predictions for one image or several: paths, contents of files, Pillow images, or uint8 (H, W, 3) arrays.
 
-                A folder, an archive or a pattern such as ``new/*.jpg`` stands for the images in it, as for ``topwork predict``.
+        A folder, an archive or a pattern such as ``new/*.jpg`` stands for the images in it, as for ``topwork predict``.
 
         Raises:
-        <<<<<<< HEAD
-                    InputError: something that is no image, such as an array of floats.
-                    UsageError: a folder without images.
-        =======
-                    InputError: not an image, such as an array of floats.
-        >>>>>>> ecbdb0d (Rewrite docstrings of adaptation, commands and export in plain English)
+            InputError: not an image, such as an array of floats.
+            UsageError: a folder without images.
         """
         return list(self.stream(_listed(images)))
 
