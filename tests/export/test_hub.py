@@ -184,3 +184,20 @@ def test_without_a_network_there_is_one_clear_line(tmp_path, verb):
     assert "the hub cannot be reached" in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("topwork:")]) == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_model_of_transformers_on_the_hub_is_a_backbone(hub, tmp_path):
+    import transformers
+
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "theirs")
+    Hub.files = {path.name: path.read_bytes() for path in (tmp_path / "theirs").iterdir()}
+    done = topwork(hub, tmp_path, "models", "--check", "hf-hub:user/insects", "--json")
+    assert done.returncode == 0, (done.stdout, done.stderr, Hub.log)
+    (found,) = json.loads(done.stdout)["backbones"]
+    assert (found["size"], found["n_features"], found["problem"]) == (32, 32, None)
+    del Hub.files["model.safetensors"]
+    done = topwork(hub, tmp_path / "again", "models", "--check", "hf-hub:user/insects@main", "--json")
+    assert "its repository has no model.safetensors" in json.loads(done.stdout)["backbones"][0]["problem"]

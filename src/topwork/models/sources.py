@@ -136,7 +136,7 @@ def parse_name(name: str, *, check: bool = True) -> Source:
 
     Args:
         name: ``auto`` (= ``lite0``), ``lite0``, ``lite1``, ``lite2``; a timm name such as ``resnet18.tv_in1k``, also as
-            ``timm/NAME`` or ``hf-hub:ORG/NAME``; the name that transformers, torch.hub or torchvision have for weights
+            ``timm/NAME`` or ``hf-hub:ORG/NAME``, which may be of transformers, too; the name that transformers, torch.hub or torchvision have for weights
             timm has, too; ``random:ARCHITECTURE``; ``ARCHITECTURE=FILE`` with weights as safetensors or a state dict;
             ``local-dir:FOLDER`` or the path of a folder with ``config.json`` and weights, or of a run.
         check: ask timm whether it knows the name, which imports torch.
@@ -202,7 +202,7 @@ def _known(timm_name: str, name: str) -> str:
     if re.fullmatch(r"(imagenet\w*_v\d|default)", timm_name.lower()):
         near = [f"ResNet50_Weights.{timm_name.upper()}"]  # torchvision's name of weights, without the network
     hint = f" Did you mean {', '.join(near)}?" if near else ""
-    other = " Other models of the Hugging Face Hub in timm's format: hf-hub:ORG/NAME." if "/" in name else ""
+    other = " Other models of the Hugging Face Hub: hf-hub:ORG/NAME." if "/" in name else ""
     raise UsageError(f"backbone {name}: not a name that timm knows.{hint}{other} topwork models lists the names.")
 
 
@@ -270,6 +270,8 @@ def _described(source: Source) -> Any:
         if ":" not in source.timm_name:
             raise
         raise _download_error(source, error) from None
+    except KeyError:  # no timm configuration
+        return _from_folder(_hub_folder(source, weights=False), weights=False)
 
 
 def _downloaded(source: Source) -> Any:
@@ -282,8 +284,26 @@ def _downloaded(source: Source) -> Any:
             name = source.name
             raise UsageError(f"backbone {name}: timm has no pretrained weights for it; use random:{name}.") from None
         raise _download_error(source, error) from None
+    except KeyError:  # no timm configuration
+        return _from_folder(_hub_folder(source, weights=True), weights=True)
     except (OSError, ValueError, ImportError) as error:
         raise _download_error(source, error) from None
+
+
+def _hub_folder(source: Source, *, weights: bool) -> Path:
+    """Downloads a model of the hub that is in transformers' format, into the hub client's own cache."""
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = re.sub("^hf[-_]hub:", "", source.timm_name).partition("@")
+    configs = ["config.json", "preprocessor_config.json"]
+    try:
+        for file in (WEIGHTS, OLD_WEIGHTS) if weights else ("config.json",):
+            folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=[*configs, file]))
+            if (folder / file).is_file():
+                return folder
+    except (OSError, ValueError) as error:
+        raise _download_error(source, error) from None
+    raise ModelError(f"backbone {source.name}: its repository has no {WEIGHTS}.")
 
 
 def _download_error(source: Source, error: Exception) -> DownloadError:
