@@ -14,6 +14,7 @@ from drawing import draw_folders
 from topwork import plots
 from topwork.errors import UsageError
 from topwork.evaluation.predictions import Predictions, Task
+from topwork.settings import TuneSettings
 
 SMALL = "random:test_efficientnet"
 
@@ -114,13 +115,20 @@ def test_a_heatmap_shows_the_image_and_its_evidence(fitted):
         plots.heatmap(fitted, "nowhere.jpg")
 
 
-def test_values_have_short_reprs_and_html(fitted, run):
+def test_values_have_short_reprs_and_html(fitted, run, images, tmp_path):
     from topwork.commands.compare import compare_runs
 
     _, (compared,) = compare_runs([fitted.folder, fitted.folder])
     features = topwork.embed(fitted.classifier.backbone, fitted.manifest)
+    (domains,) = topwork.compare_domains(images, images, model=fitted.folder)
+    adapted = topwork.adapt(fitted.folder, images, tmp_path / "adapted")
+    backbone = topwork.load_backbone(SMALL).with_spec(height=64, width=64)
+    settings = TuneSettings(epochs=1, augment="none")
+    tuned = topwork.fine_tune(backbone, fitted.manifest, topwork.split(fitted.manifest), settings)
+    evaluated = topwork.evaluate(fitted.folder, images)
     values = (fitted, run, fitted.manifest, fitted.predictions["test"], compared, features, fitted.classifier)
-    for value in (*values, fitted.split, fitted.probe, fitted.classifier.backbone, topwork.Predictor(fitted.folder)):
+    more = (fitted.split, fitted.probe, fitted.classifier.backbone, topwork.Predictor(fitted.folder))
+    for value in (*values, *more, domains, adapted, tuned, evaluated):
         assert len(repr(value)) < 1000
         assert repr(value).startswith(type(value).__name__ + "(")
         html = value._repr_html_()

@@ -120,6 +120,7 @@ Model = Annotated[FileName, Parameter(help=MODEL)]
 Labeled = Annotated[FileName, Parameter(help=f"Labeled images. {IMAGES}")]
 OtherLabeled = Annotated[FileName | None, Parameter(help=f"Labeled images [default: those of the run]. {IMAGES}")]
 Out = Annotated[FileName, Parameter(help="Output directory.")]
+NewOut = Annotated[FileName | None, Parameter(help="Output directory [default: runs/NAME, or a new runs/NAME-2, ...].")]
 Overwrite = Annotated[bool, Parameter(help="Overwrite --out if it exists.")]
 Part = Annotated[
     Literal["auto", "train", "valid", "test", "all"],
@@ -693,7 +694,7 @@ def pull(
     repository: Annotated[str, Parameter(help="Repository, such as user/insects.")],
     /,
     *,
-    out: Out,
+    out: NewOut = None,
     revision: Annotated[str | None, Parameter(help="Branch, tag or commit [default: the main branch].")] = None,
     common: CommonArgs = Common(),
 ) -> int:
@@ -701,6 +702,7 @@ def pull(
     from topwork.data.remote import check_local
     from topwork.export.hub import pull as pull_model
 
+    out = out or _new_folder(repository)
     check_local(out)
     pulled = pull_model(repository, out, revision=revision)
     answer = {"folder": str(pulled.folder), "commit": pulled.commit}
@@ -762,7 +764,7 @@ def add_class(
     ],
     /,
     *,
-    out: Out,
+    out: NewOut = None,
     name: Annotated[str | None, Parameter(help="Name of the new class [default: the name of the folder].")] = None,
     overwrite: Overwrite = False,
     settings: Annotated[DataSettings, Flat] = DataSettings(),
@@ -774,6 +776,7 @@ def add_class(
     from topwork.data.remote import local_folder, uploaded
     from topwork.report.run_page import write_report
 
+    out = out or _new_folder(model)
     with _terminal(common) as terminal, uploaded(out, overwrite=overwrite) as place:
         grown = add_class_to(
             local_folder(model), path, place, settings, name=name, overwrite=overwrite, reporter=terminal
@@ -793,7 +796,7 @@ def adapt(
     ],
     /,
     *,
-    out: Out,
+    out: NewOut = None,
     overwrite: Overwrite = False,
     settings: Annotated[AdaptSettings, Flat] = AdaptSettings(),
     common: CommonArgs = Common(),
@@ -809,6 +812,7 @@ def adapt(
     from topwork.data.remote import local_folder, shown, uploaded
     from topwork.report.run_page import write_report
 
+    out = out or _new_folder(run)
     with _terminal(common) as terminal, uploaded(out, overwrite=overwrite) as place:
         adapted = adapt_run(local_folder(run), target, place, settings, overwrite=overwrite, reporter=terminal)
         terminal.step("report")
@@ -892,6 +896,13 @@ def _terminal(common: Common) -> Iterator[Terminal]:
     with Terminal(common.quiet) as terminal:
         yield terminal
         terminal.finish()
+
+
+def _new_folder(name: str) -> str:
+    """A new folder below ``runs`` for a model made from another one."""
+    from topwork.run import free_run_folder
+
+    return str(free_run_folder(name, Path.exists))
 
 
 def _page(out: str | None, *, overwrite: bool = True, option: str = "--out") -> AbstractContextManager[Path | None]:

@@ -20,6 +20,7 @@ from typing import Any
 import matplotlib  # noqa: F401, TID253 - loaded only for this module
 import numpy as np
 from matplotlib.figure import Figure  # noqa: TID253
+from matplotlib.ticker import MaxNLocator, PercentFormatter  # noqa: TID253
 from numpy.typing import NDArray
 
 from topwork.data.images import decode
@@ -79,7 +80,8 @@ def confusion_matrix(source: Source | Predictions, *, part: str = "auto") -> Fig
     axis.imshow(matrix / np.maximum(matrix.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
     if n <= MOST_NAMED:
         names = [escape(name) for name in found.classes]
-        axis.set_xticks(range(n), names, rotation=45, ha="right", fontsize=8)
+        upright = sum(map(len, names)) < 20  # so few letters fit side by side
+        axis.set_xticks(range(n), names, fontsize=8, **({} if upright else {"rotation": 45, "ha": "right"}))
         axis.set_yticks(range(n), names, fontsize=8)
     for row, column in zip(*np.nonzero(matrix), strict=True) if n <= MOST_NUMBERED else ():
         dark = matrix[row, column] > matrix[row].sum() / 2
@@ -118,6 +120,10 @@ def curves(source: Source) -> Figure:
             if points:
                 axis.plot(*zip(*points, strict=True), marker=".", label=part)
         axis.set(xlabel="epoch", ylabel=kind)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if kind == "accuracy":
+            axis.yaxis.set_major_formatter(PercentFormatter(1))
+            axis.set_ylim(top=min(1.01, axis.get_ylim()[1]))
         if axis.lines:
             axis.legend()
     return figure
@@ -137,7 +143,9 @@ def reliability(source: Source | Predictions, *, part: str = "auto") -> Figure:
     )
     axis.errorbar(x, y, yerr=np.abs(ends.T - y), fmt="o", capsize=3)
     title = "" if error is None else f"Expected calibration error {percent(error)}"
-    axis.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy", title=title)
+    axis.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="confidence", ylabel="accuracy", title=title)
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
     return figure
 
 
@@ -164,8 +172,10 @@ def heatmap(source: Source, image: str | os.PathLike[str] | bytes, label: str | 
         raise UsageError(f"{escape(label)}: not a class of the model.")
     probability = dict(answer.top).get(label)
     title = escape(label) if probability is None else f"{escape(label)} ({percent(probability)})"
-    figure, axes = _figure(7, 3.6, columns=2)
-    _show(axes[0], decode(predictor.as_trained(data), min_side=SIDE).pixels, "")
+    pixels = decode(predictor.as_trained(data), min_side=SIDE).pixels
+    height = 3.4 * pixels.shape[0] / pixels.shape[1]
+    figure, axes = _figure(7, min(max(height, 1), 6) + 0.3, columns=2)
+    _show(axes[0], pixels, "image")
     _show(axes[1], Heatmaps(predictor).picture(data, label), title)
     return figure
 
@@ -205,6 +215,7 @@ def _images(manifest: Manifest, rows: Sequence[int], titles: Sequence[str]) -> F
 def _show(axis: Any, pixels: Pixels, title: str) -> None:
     axis.imshow(pixels)
     axis.set_axis_off()
+    axis.set_anchor("N")  # titles of a row at one height
     axis.set_title(title, fontsize=8)
 
 
@@ -217,5 +228,6 @@ def _penalties(history: Sequence[dict[str, Any]]) -> Figure:
         points: NDArray[np.float64] = np.array(trials).reshape(-1, 2)
         axis.plot(points[:, 0], points[:, 1], marker=".", label=name)
     axis.set(xscale="log", xlabel="L2 penalty", ylabel="cross-validated accuracy")
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.legend(title="features", fontsize=8)
     return figure

@@ -65,13 +65,14 @@ class NotebookReporter(Reporter):
         from IPython.display import HTML, display
 
         html_of: Any = HTML
-        self._html, self._step, self._shown = html_of, "", 0.0
+        self._html, self._shown = html_of, 0.0
+        self._steps: list[str] = []
         self._lines: list[str] = []
         self._handle: Any = display(html_of(""), display_id=True)  # type: ignore[no-untyped-call]
 
     def step(self, name: str) -> None:
-        """A step begins: its name stays next to the bar."""
-        self._step = name[:1].upper() + name[1:]
+        """Adds the step to the list of steps."""
+        self._steps.append(name)
         self._show(0, 0)
 
     def progress(self, n_done: int, n_all: int) -> None:
@@ -94,7 +95,7 @@ class NotebookReporter(Reporter):
         bar = f" <progress value='{n_done}' max='{n_all}'></progress> {n_done:,} of {n_all:,}" if n_all else ""
         lines = "".join(f"<div>{html.escape(escape(line))}</div>" for line in self._lines)
         if self._handle is not None:
-            self._handle.update(self._html(f"<div>{html.escape(self._step)}{bar}</div>{lines}"))
+            self._handle.update(self._html(f"<div>{html.escape(' → '.join(self._steps))}{bar}</div>{lines}"))
 
 
 def default_reporter() -> Reporter:

@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -170,11 +170,11 @@ def replacement_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.new")
 
 
-def free_run_folder(path: str | os.PathLike[str]) -> Path:
-    """``runs/NAME`` for the images of a path, or ``runs/NAME-2``, ``-3`` ... if that is taken."""
+def free_run_folder(path: str | os.PathLike[str], is_taken: Callable[[Path], bool] | None = None) -> Path:
+    """``runs/NAME`` for a path, or ``runs/NAME-2``, ``-3`` ... if that is taken: by default, by a finished run."""
     name = Path(path).resolve().stem or "data"
     folder, number = Path("runs") / name, 2
-    while is_finished(folder):
+    while (is_taken or is_finished)(folder):
         folder, number = Path("runs") / f"{name}-{number}", number + 1
     return folder
 

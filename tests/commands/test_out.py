@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,18 @@ def test_folders_above_an_output_are_made(name, place, tmp_path) -> None:
     assert not out.is_dir() or any(out.iterdir())
     assert isinstance(json.loads(ended.stdout), dict)
     assert {path.name for path in tmp_path.iterdir()} == {"not"}, "nothing is written elsewhere"
+
+
+@pytest.mark.parametrize("name", ["add-class", "adapt"])
+def test_a_model_made_from_another_gets_a_new_folder(name, place, tmp_path) -> None:
+    shutil.copytree(place / "RUN", tmp_path / "runs" / "RUN")
+    words = [str(place / word) if (place / word).exists() and word != "RUN" else word for word in COMMANDS[name]]
+    words[0] = "runs/RUN"
+    (tmp_path / "runs" / "RUN-2").mkdir()
+    ended = topwork(name, *words, "--json", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["run"] == "runs/RUN-3"
+    assert (tmp_path / "runs" / "RUN-3" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -125,7 +125,7 @@ def topwork(endpoint: str, folder: Path, *arguments: object) -> subprocess.Compl
     }
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     command = [sys.executable, "-m", "topwork.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
 
 
 def test_a_model_goes_to_the_hub_and_comes_back(hub, tmp_path):
@@ -143,6 +143,10 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub, tmp_path):
     again = topwork(hub, tmp_path, "pull", "user/insects", "--out", tmp_path / "model")
     assert again.returncode == 2
     assert "exists already" in again.stderr
+    for folder in ("runs/insects", "runs/insects-2"):
+        done = topwork(hub, tmp_path, "pull", "user/insects", "--json")
+        assert json.loads(done.stdout)["folder"] == folder
+        assert (tmp_path / folder / "topwork.json").is_file()
 
 
 def test_only_the_files_of_a_model_travel(hub, tmp_path):

@@ -42,9 +42,17 @@ from topwork.features.engine import compiled_form, load_engine
 from topwork.files import atomic_file
 from topwork.models.classifier import COMPILED, Classifier, find_model, save_classifier
 from topwork.progress import Reporter, Stopwatch, default_reporter
-from topwork.run import provenance, read_evaluation, run_folder, save_predictions, versions, write_json
+from topwork.run import (
+    free_run_folder,
+    provenance,
+    read_evaluation,
+    run_folder,
+    save_predictions,
+    versions,
+    write_json,
+)
 from topwork.settings import AdaptSettings, DataSettings, as_dict, check
-from topwork.text import first_names, percent
+from topwork.text import Described, first_names, percent
 
 ASK_FILE = "ask.csv"
 DEFAULT_PENALTY = 3e-3  # for fine-tuned heads, whose recipe has none
@@ -52,8 +60,8 @@ IMAGES_PER_SECOND = 400  # for selecting a method on one slow core; converts a t
 FEWEST_IMAGES, MOST_IMAGES = 400, 4000
 
 
-@dataclass(frozen=True, eq=False)
-class AdaptedRun:
+@dataclass(frozen=True, eq=False, repr=False)
+class AdaptedRun(Described):
     """What ``topwork adapt`` did.
 
     Attributes:
@@ -68,6 +76,15 @@ class AdaptedRun:
     ask_path: Path | None
     n_rejected: int
     n_used: int
+
+    def facts(self) -> dict[str, object]:
+        """Shown in notebooks."""
+        return {
+            "Outcome": self.choice.outcome,
+            "Reason": self.choice.reason,
+            "Predictions changed": self.record["n_changed"],
+            "Folder": str(self.folder),
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """What ``adapt --json`` prints."""
@@ -133,7 +150,7 @@ class Adaptation:
 def adapt(
     run: str | os.PathLike[str],
     target: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     settings: AdaptSettings | None = None,
     *,
     overwrite: bool = False,
@@ -144,11 +161,13 @@ def adapt(
     Args:
         run: the run with the model; its manifest lists the source's images.
         target: images of the new domain: a folder (flat, or one folder per class), an archive or a table.
+        out: output directory (default: a new ``runs/NAME-2``).
 
     Raises:
         UsageError: no run, no usable image, labels for images or classes that do not exist.
     """
     settings, reporter, clock = settings or AdaptSettings(), reporter or default_reporter(), Stopwatch()
+    out = free_run_folder(run, Path.exists) if out is None else out
     check(settings)
     run = Path(run)
     with run_folder(Path(out), overwrite) as folder:

@@ -32,14 +32,14 @@ from topwork.models.backbone import load_backbone
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.progress import Reporter, default_reporter
 from topwork.settings import DataSettings
-from topwork.text import escape, first_names, percent
+from topwork.text import Described, escape, first_names, percent
 
 CLASS_SIGNIFICANCE = 0.05  # over all classes (Bonferroni)
 N_FARTHEST = 12
 
 
-@dataclass(frozen=True, eq=False)
-class ComparedDomains:
+@dataclass(frozen=True, eq=False, repr=False)
+class ComparedDomains(Described):
     """Two domains.
 
     Attributes:
@@ -61,6 +61,15 @@ class ComparedDomains:
     sentence: str
     notes: tuple[str, ...]
     positions: dict[str, list[list[float]]]
+
+    def facts(self) -> dict[str, object]:
+        """Shown in notebooks."""
+        return {
+            "Domains": f"{self.name_a}, {self.name_b}",
+            "Energy distance": f"{self.distance.energy:.3f} (p = {self.distance.p_value:.3f})",
+            "AUC": f"{self.distance.auc:.3f}",
+            **({"Expected accuracy": percent(self.expected["value"])} if self.expected else {}),
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -32,7 +32,16 @@ from topwork.models.classifier import Classifier, find_model, load_classifier
 from topwork.progress import Reporter, Stopwatch, default_reporter
 from topwork.run import asked, images_of_run, read_split, run_folder, save_predictions, write_json
 from topwork.settings import HERE, ClusterSettings, DataSettings, check
-from topwork.text import count, escape, first_names, natural_key
+from topwork.text import Described, count, escape, first_names, natural_key, percent_ci
+
+
+class Evaluated(Described, dict[str, Any]):
+    """The result of :func:`evaluate`: plain JSON values, shown in short."""
+
+    def facts(self) -> dict[str, object]:
+        """Shown in notebooks."""
+        accuracy = "Exact match" if self.get("multi_label") else "Accuracy"
+        return {"Images": self["n"], accuracy: percent_ci(self["accuracy"]), "Classes": len(self["classes"])}
 
 
 def evaluate(
@@ -47,7 +56,7 @@ def evaluate(
     overwrite: bool = False,
     cluster: ClusterSettings = HERE,
     reporter: Reporter | None = None,
-) -> dict[str, Any]:
+) -> Evaluated:
     """Evaluates a saved model on labeled images; classes are matched by name.
 
     Args:
@@ -95,11 +104,12 @@ def evaluate(
         reporter.note(note)
     if out is not None:
         _write(Path(out), overwrite, model, path or manifest.root, settings, manifest, found, clock)
-    return found.figures | {
-        "notes": notes,
-        "rejects": [reject.as_dict() for reject in manifest.rejects],
-        "n_unused": manifest.n_failed + _n_unknown(classifier, manifest, rows),
-    }
+    return Evaluated(
+        found.figures,
+        notes=notes,
+        rejects=[reject.as_dict() for reject in manifest.rejects],
+        n_unused=manifest.n_failed + _n_unknown(classifier, manifest, rows),
+    )
 
 
 @dataclass(frozen=True, eq=False)

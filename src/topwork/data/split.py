@@ -44,7 +44,7 @@ class Split(Described):
         """Shown in notebooks."""
         return {
             **{name: len(rows) for name, rows in self.parts().items()},
-            "Given": self.given,
+            "Predefined": "yes" if self.given else "no",
             "Leaks": len(self.leaks),
         }
 

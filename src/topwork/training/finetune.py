@@ -31,7 +31,7 @@ from topwork.models.head import HeadSpec, LinearHead, parse_head
 from topwork.models.modules import SixBlockNetwork, build_classifier, n_outputs, set_linear
 from topwork.progress import Reporter
 from topwork.settings import FitSettings
-from topwork.text import count
+from topwork.text import Described, count
 from topwork.training.batches import ImageDataset, decode_all
 from topwork.training.cpu import State
 from topwork.training.distributed import processes
@@ -229,8 +229,8 @@ def _within_time(inputs: TuningInputs, planned: TuningPlan) -> tuple[Recipe | No
 # ---- in Python: any head, any network
 
 
-@dataclass(frozen=True)
-class FineTuned:
+@dataclass(frozen=True, repr=False)
+class FineTuned(Described):
     """A tuned classifier.
 
     Attributes:
@@ -248,6 +248,15 @@ class FineTuned:
     n_trainable: int
     backbone: Backbone | str
     probe: LinearHead | None = None
+
+    def facts(self) -> dict[str, object]:
+        """Shown in notebooks."""
+        return {
+            "Backbone": self.backbone if isinstance(self.backbone, str) else self.backbone.name,
+            "Epochs": len(self.result.history),
+            "Weights": self.selected.reason,
+            "Trained parameters": f"{self.n_trainable:,} of {self.n_parameters:,}",
+        }
 
     def network(self) -> nn.Module:
         """The tuned network, in eval mode: normalized images (B, 3, H, W) to logits."""
