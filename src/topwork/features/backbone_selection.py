@@ -1,8 +1,8 @@
 """Compares backbones by cross-validated probes on the same sample of training images.
 
-In: names, training rows, a way to embed. Out: :class:`Choice`: the cheapest candidate that is not clearly worse than
-the best. Scores of transferability without a probe are not used: they rank no better than the networks' accuracy on
-ImageNet does, and a probe on cached features costs seconds (decisions in ``docs/decisions``).
+In: names, training rows, a way to embed. Out: :class:`Choice`: the fastest candidate that is not clearly worse than the
+best. Transferability scores are not used: they rank no better than ImageNet accuracy, and a probe on cached features
+takes seconds (``docs/decisions``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_IMAGES = 500
 
 @dataclass(frozen=True)
 class Candidate:
-    """A backbone and what its probe found; ``images_per_second`` is the network alone, on this machine."""
+    """A backbone and the results of its probe; ``images_per_second`` is the speed of the network on this machine."""
 
     name: str
     accuracy: float
@@ -41,7 +41,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen name, all candidates in the order they were given, and why in words."""
+    """The chosen name, all candidates in the given order, and the reason in words."""
 
     name: str
     candidates: tuple[Candidate, ...]
@@ -67,7 +67,7 @@ def names_of(backbone: str) -> list[str]:
 def subsample(
     labels: NDArray[np.int64], rows: NDArray[np.int64], seed: int, most: int = MAX_IMAGES
 ) -> NDArray[np.int64]:
-    """At most so many rows, every class by its share but two of each at least."""
+    """At most this many rows, proportional to class size but at least two per class."""
     if len(rows) <= most:
         return rows
     rng = np.random.default_rng([seed, 5])
@@ -89,7 +89,7 @@ def choose(
     """Cross-validates a probe on each.
 
     Args:
-        embedded: features of the chosen rows, in their order, and the engine that made them.
+        embedded: features of the chosen rows, in order, and the engine that computed them.
         labels, groups: of those rows.
     """
     probes, candidates = [], []
@@ -111,7 +111,7 @@ def decide(candidates: Sequence[Candidate], right: Sequence[NDArray[np.bool_]]) 
     """The fastest of those within one standard error of the most accurate (Breiman et al. 1984, section 3.4.3).
 
     Args:
-        right: (N,) for each candidate: which of the same images it got right out of fold.
+        right: (N,) for each candidate: whether its cross-validated prediction of each image is correct.
     """
     best = max(range(len(candidates)), key=lambda n: (candidates[n].accuracy, -candidates[n].cross_entropy))
     good = [number for number, own in enumerate(right) if not is_clearly_better(paired(right[best], own))]

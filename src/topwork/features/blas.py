@@ -1,8 +1,8 @@
 """Limits linear algebra to one thread for small problems.
 
-Two threads that meet after each of thousands of small products gain nothing on an idle machine, and on a busy one they wait
-for each other by spinning: a refit of 398 images on two cores with 32 programs waiting took 69 to 81 s and 9 s of processor
-time with two threads, 25 to 27 s and 3.8 s with one.
+Synchronizing threads after each of thousands of small products gains nothing on an idle machine and wastes time
+spinning on a busy one: with 32 other processes on two cores, a refit of 398 images took 69 to 81 s with two threads and
+25 to 27 s with one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SMALL_VALUES = 2_000_000  # of the features worked on: 1,500 images of 1,280
+SMALL_VALUES = 2_000_000  # for example, 1,500 images with 1,280 features
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """Reading, embedding and predicting on a cluster with Ray Data.
 
 In: the settings of a cluster, and the same embedder or predictor as on one machine. Out: the same results in the same order.
-Workers read and decode images and run the network; only what they found comes back, and the driver (the process the user
-started) writes it to its stores. Scheduling, retries, lost workers and lost nodes are Ray's: a chunk of images whose worker
-died is done again by another one.
+Workers read and decode images and run the network; the driver (the process the user started) writes the results to its
+stores. Ray handles scheduling, retries, and lost workers and nodes: if a worker dies, another one repeats its chunk of
+images.
 
-The workers get the files of the network from the driver. Images they read themselves, so every machine must see them under the
+The workers receive the network from the driver but read the images themselves, so every machine must see them under the
 same path: URLs, or a shared file system.
 """
 
@@ -40,7 +40,7 @@ from topwork.features.engine import BATCH, Batch, Engine, OpenVINOEngine, TorchE
 from topwork.models.backbone import Backbone
 from topwork.settings import ClusterSettings, cache_folder
 
-CHUNK = 8 * BATCH  # images that a worker takes at a time; whole batches, so that they are those of one machine
+CHUNK = 8 * BATCH  # images per task; whole batches, so that results are the same as on one machine
 TRIES = 3
 _ANSWER_SECONDS = 30
 
@@ -51,8 +51,8 @@ def embedder_on(
     """The embedder of a backbone; with ``--ray`` its images are read and embedded by the workers of the cluster.
 
     Args:
-        kind, precision, device: as for :func:`topwork.features.engine.load_engine`. With GPUs for the workers, torch runs the
-            network, in f32 unless asked otherwise: the driver need not have one.
+        kind, precision, device: as for :func:`topwork.features.engine.load_engine`. With GPUs for the workers, torch
+            runs the network, in f32 by default; the driver needs no GPU.
     """
     load = loader_on(settings)
     if settings.num_gpus_per_worker and kind != "openvino":
@@ -61,7 +61,7 @@ def embedder_on(
 
 
 def loader_on(settings: ClusterSettings) -> Loader:
-    """What reads images: threads of this process, or with ``--ray`` the workers of the cluster."""
+    """The function that loads images: in threads of this process, or with ``--ray`` in the workers of the cluster."""
     return load_images if settings.ray is None else Cluster(settings).load_images
 
 
@@ -69,7 +69,7 @@ class Cluster:
     """A connection to Ray, for the life of the process.
 
     Raises:
-        UsageError: Ray is not installed, or no cluster answers at the address.
+        UsageError: Ray is not installed, or there is no cluster at the address.
     """
 
     def __init__(self, settings: ClusterSettings) -> None:
@@ -80,7 +80,7 @@ class Cluster:
         """The results of ``make()(chunk)`` in the order of the chunks; each worker calls ``make`` once.
 
         Raises:
-            TopworkError: a worker raised it, or the cluster failed.
+            TopworkError: raised by a worker, or the cluster failed.
         """
         import ray
 
@@ -97,7 +97,7 @@ class Cluster:
                     yield found.value
             except ray.exceptions.RayError as error:
                 if not n_tries_left:
-                    reason = _line_of(error, -1)  # the last one is that of the worker
+                    reason = _line_of(error, -1)  # the last one is from the worker
                     raise TopworkError(
                         f"--ray: the cluster failed: {reason}. Finished images are kept; run the command again."
                     ) from None
@@ -111,7 +111,7 @@ class Cluster:
         n_threads: int | None = None,
         traits: TraitStore | None = None,
     ) -> Iterator[Loaded]:
-        """As :func:`topwork.data.loader.load_images`, but the features of the images go to the embedder at once."""
+        """Like :func:`topwork.data.loader.load_images`, but the features go directly to the embedder."""
         embedder = cast(Embedder | None, visitor)
         found = facts.hashes() if traits is None else [key for key in facts.hashes() if key in traits]
         known = np.array(sorted(key for key in found if embedder is None or not embedder.wants(key)), dtype="S64")
@@ -129,7 +129,7 @@ class Cluster:
                 yield replace(loaded, facts=None if reason else value, reason=reason)
 
     def n_threads(self, asked: int | None) -> int:
-        """Threads of one worker that read and decode."""
+        """Threads per worker that read and decode."""
         return asked or max(1, round(self.settings.num_cpus_per_worker))
 
 
@@ -166,7 +166,7 @@ class _Rows:
         return iter(workers.iter_rows())
 
     def _n_workers(self) -> int:
-        """Workers that fit the current cluster; Ray adds more if it grows."""
+        """Number of workers that fit the current cluster; Ray adds more if it grows."""
         import ray
 
         have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -177,7 +177,7 @@ class _Rows:
 
 
 class _Holder:
-    """An actor in the cluster that runs Ray Data for a process behind ``ray://``, where it cannot run."""
+    """An actor in the cluster that runs Ray Data for a ``ray://`` client, which cannot run it."""
 
     def __init__(self, rows: _Rows) -> None:
         self._rows = rows
@@ -187,7 +187,7 @@ class _Holder:
 
 
 def _results(rows: _Rows) -> Iterator[_Boxed]:
-    """All results: here, or if the cluster is reached through ``ray://``, fetched from an actor."""
+    """All results: computed here, or fetched from an actor if the cluster is reached through ``ray://``."""
     import ray
     import ray.util.client
 
@@ -208,7 +208,7 @@ def shared(value: Any) -> Any:
 
 
 def chunks(items: Sequence[Any]) -> list[Sequence[Any]]:
-    """What the workers take at a time."""
+    """Chunks of items, one per task."""
     return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
 
 
@@ -218,14 +218,14 @@ def chunks(items: Sequence[Any]) -> list[Sequence[Any]]:
 def _connect(address: str) -> None:
     if importlib.util.find_spec("ray") is None:
         raise UsageError("--ray: Ray is not installed (pip install 'topwork[cluster]').")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent that nobody asked for
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # no telemetry
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address != "local" and _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray sends its token only if it is told to
     import ray.data
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)
-    for name in ("ray", "ray.data"):  # what Ray says goes to its own files; users see one bar
+    for name in ("ray", "ray.data"):  # Ray logs to its own files; users see one progress bar
         for handler in logging.getLogger(name).handlers:
             if type(handler) is not ray.data._internal.logging.SessionFileHandler:
                 handler.setLevel(logging.CRITICAL)
@@ -234,10 +234,10 @@ def _connect(address: str) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
     if address == "local":
         before = signal.getsignal(signal.SIGTERM)
-        with _silent_stderr():  # in this thread: what it starts ends with the thread that started it
+        with _silent_stderr():  # in this thread: its processes end with the thread that started them
             ray.init("local", num_cpus=default_threads(), include_dashboard=False, **options)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray takes it
+            signal.signal(signal.SIGTERM, before)  # Ray replaces the handler
         return
     _check_answers(address)
     failed: list[Exception] = []
@@ -248,7 +248,7 @@ def _connect(address: str) -> None:
         except Exception as error:  # noqa: BLE001 - Ray raises what its transports raise
             failed.append(error)
 
-    thread = threading.Thread(target=join, daemon=True)  # nothing else limits the time that it waits
+    thread = threading.Thread(target=join, daemon=True)  # there is no other timeout
     with _silent_stderr():
         thread.start()
         thread.join(_ANSWER_SECONDS)
@@ -265,7 +265,7 @@ def _has_token() -> bool:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Nothing is written to file descriptor 2 within: Ray's C++ part greets there, whatever its level of logging."""
+    """Silences file descriptor 2: Ray's C++ part prints there at any log level."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -277,7 +277,7 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Asks whether anybody listens there, before Ray, which may end the process if nobody does."""
+    """Checks that something listens at the address, because Ray may end the process otherwise."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return
@@ -298,16 +298,16 @@ def _line_of(error: BaseException, number: int = 0) -> str:
 
 @dataclass(frozen=True)
 class _Boxed:
-    """Wraps any value so that Ray Data passes it on unchanged."""
+    """Wraps a value so that Ray Data does not change it."""
 
     value: Any
 
 
 class _Worker:
-    """What Ray starts in each worker; an exception comes back as a value, for Ray would wrap it."""
+    """Runs in each worker; returns exceptions as values, because Ray would wrap them."""
 
     def __init__(self, make: Callable[[], Callable[[Any], Any]], folder: str) -> None:
-        with contextlib.suppress(OSError):  # elsewhere it may not exist; whoever named relative paths will read so
+        with contextlib.suppress(OSError):  # for relative paths; the folder may not exist on another machine
             os.chdir(folder)
         self._make = make
         self._work: Callable[[Any], Any] | None = None
@@ -326,7 +326,7 @@ class _Worker:
 
 @dataclass(frozen=True)
 class Packed:
-    """The files of a folder on their way to the workers."""
+    """The files of a folder, to send to workers."""
 
     files: dict[str, bytes]
 
@@ -336,7 +336,7 @@ class Packed:
         return cls({path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()})
 
     def unpacked(self) -> Path:
-        """The folder in the cache of this machine, where several workers may want it at once."""
+        """Writes the folder to the cache of this machine, where several workers may do the same."""
         digest = hashlib.sha256()
         for name, data in self.files.items():
             digest.update(name.encode() + hashlib.sha256(data).digest())
@@ -355,7 +355,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class _Network:
-    """What a worker needs to make the embedder of the driver again."""
+    """What a worker needs to recreate the driver's embedder."""
 
     backbone: Backbone
     files: Packed
@@ -377,11 +377,11 @@ class _Network:
         return backbone, TorchEngine(backbone, self.precision)
 
 
-_KNOWN = cast(Any, ("known to the driver",))  # in the place of facts; compared by value, since it travels
+_KNOWN = cast(Any, ("known to the driver",))  # a placeholder; compared by value, since it is serialized
 
 
 class _Known:
-    """In the place of a worker's stores: what the driver knows already, and room for what is new."""
+    """Replaces the stores of a worker: what the driver already has, and new results."""
 
     def __init__(self, hashes: NDArray[np.bytes_]) -> None:
         self._hashes = hashes
@@ -397,7 +397,7 @@ class _Known:
         return _KNOWN if content_hash in self else None
 
     def check_writable(self) -> None:
-        """The driver writes."""
+        """Does nothing: the driver writes."""
 
     def put(self, hashes: Sequence[str], features: Batch) -> None:
         self.new += hashes
@@ -406,7 +406,7 @@ class _Known:
 
 @dataclass(frozen=True)
 class _Part:
-    """What a worker found in one chunk: no pixels, but their features."""
+    """The results of one chunk: features instead of pixels."""
 
     loaded: list[Loaded]
     hashes: list[str] = field(default_factory=list)

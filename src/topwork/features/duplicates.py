@@ -2,13 +2,13 @@
 
 In: a manifest and its features. Out: :class:`NearDuplicates`, pairs of rows that belong on one side of any split.
 
-Two looks, because neither is enough. Features are close for copies, but also for two photos of the same kind of thing, so
-they only propose (cosine in blocks, memory bounded). The pixels decide (features/image_similarity.py). How close is close enough,
-for both, is measured on copies made from the user's own images.
+Features are similar for copies, but also for two photos of similar objects, so they only propose pairs (cosine in
+blocks, bounded memory). The pixels decide (features/image_similarity.py). Both thresholds are calibrated on copies made
+from the user's own images.
 
-Not found: 90-degree rotations, crops of more than 12% per side, drawings over the image. Successive frames of a
-video are near duplicates only as far as the camera stood still; for those, and for the same subject photographed twice,
-there is ``--group-by``.
+Not found: 90-degree rotations, crops of more than 12% per side, drawings over the image. Successive video frames are
+near duplicates only if the camera stood still; for those, and for the same subject photographed twice, use
+``--group-by``.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ from topwork.settings import cache_folder
 Floats = NDArray[np.float32]
 Thumbs = NDArray[np.uint8]
 
-VERSION = 9  # raise it whenever other pairs may come out
-N_COPIED = 24  # images that copies are made of
-LOWEST_SIMILARITY = 0.94  # limit of the calibrated threshold: other photos stay below
-_STRICTEST = 0.995  # only files of the very same picture are this alike
-_LOST_COPIES = 0.01  # share of the copies that the thresholds may miss, each
+VERSION = 9  # increase it if the results may change
+N_COPIED = 24  # images to make copies of
+LOWEST_SIMILARITY = 0.94  # lower limit of the threshold; different photos are below
+_STRICTEST = 0.995  # only copies of the same picture are this similar
+_LOST_COPIES = 0.01  # share of the copies that each threshold may miss
 _MARGIN = 0.02
 _N_DIMENSIONS = 256
-_REDUCED_FROM = 4096  # images; below, all dimensions are quick enough
+_REDUCED_FROM = 4096  # images; below, all dimensions are fast enough
 _N_NEIGHBORS = 8
-_PROPOSALS = 4  # pairs for each image, the closest first, whose pixels are compared
+_PROPOSALS = 4  # pairs per image, the closest first, whose pixels are compared
 _PROPOSALS_OF_MANY = 1  # beyond _EXACT_UP_TO images: comparing takes 0.15 ms a pair on two cores
 _BLOCK = 2048
 _COMPARED = 1 << 14  # pairs whose pixels are in memory: 130 MB
 _EXACT_UP_TO = 50_000  # images: 40 s on two cores
 _N_CELLS_SEARCHED = 16
-_CENTER_FROM = 50  # with fewer images their mean says more about them than about images in general
-_ROUGHLY_ALIKE = 0.5  # copies cropped by 8% per side have 0.55 or more, three of four other close pairs have less
+_CENTER_FROM = 50  # with fewer images, their mean is not representative
+_ROUGHLY_ALIKE = 0.5  # copies cropped by 8% per side have at least 0.55, three quarters of other close pairs less
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Pairs of rows that show the same picture; rows with the very same bytes are not repeated here.
+    """Pairs of rows that show the same picture, without identical files.
 
     Attributes:
         least_similarity: pairs below are different pictures.
@@ -94,24 +94,24 @@ class NearDuplicates:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Cosine and similarity of copies with their originals, one entry a copy."""
+    """Cosine and similarity of copies with their originals, one entry per copy."""
 
     cosines: Floats
     similarities: Floats
 
 
 def near_duplicates(manifest: Manifest, features: Features, embedder: Embedder) -> NearDuplicates:
-    """Finds the pairs; what was found before for the same images is read from the cache.
+    """Finds the pairs; results for the same images come from the cache.
 
     Args:
         features: of the manifest's samples.
-        embedder: the engine that made them; it also embeds the copies.
+        embedder: the engine that computed them; also embeds the copies.
     """
     path = _cache_path(manifest, embedder)
     known = _read_cache(path, manifest)
     if known is not None:
         return known
-    # In the order of the contents, so that another layout of the same images gives the same sums to the last bit.
+    # Sorted by content, so that another layout of the same images gives bit-identical sums.
     rows = np.array(list({s.content_hash: row for row, s in enumerate(manifest.samples)}.values()))
     rows = rows[np.argsort([manifest.samples[row].content_hash for row in rows])]
     labels = [manifest.samples[row].label for row in rows]
@@ -135,7 +135,7 @@ class FeatureSpace:
 
     Attributes:
         points: (N, d) float32 unit vectors.
-        mean, axes: (D,) and (D, d): how features become points.
+        mean, axes: (D,) and (D, d): map features to points.
     """
 
     points: Floats
@@ -158,7 +158,7 @@ class FeatureSpace:
         return cls(points, mean, axes)
 
     def place(self, features: NDArray[np.float16]) -> Floats:
-        """Unit vectors of further features."""
+        """Unit vectors of other features."""
         points = (features.astype(np.float32) - self.mean) @ self.axes
         return np.asarray(points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-6), np.float32)
 
@@ -173,9 +173,9 @@ def _main_axes(centered: Floats) -> Floats:
 def close_pairs(points: Floats, least_cosine: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """(M, 2) rows, the smaller first, and (M,) cosines of the closest pairs.
 
-    In a block with many, each row proposes only its ``_N_NEIGHBORS`` closest, so M is bounded by the number
-    of rows and not by its square, and so is the memory. The time grows with the square; beyond ``_EXACT_UP_TO`` rows faiss, if
-    it is installed, looks only into the cells around each row (docs/decisions/0101-near-duplicates-at-scale.md).
+    Each row proposes at most its ``_N_NEIGHBORS`` closest per block, so M and the memory are linear in the number of
+    rows. The time is quadratic; above ``_EXACT_UP_TO`` rows faiss, if installed, searches only the cells around each
+    row (docs/decisions/0101-near-duplicates-at-scale.md).
     """
     if len(points) > _EXACT_UP_TO and importlib.util.find_spec("faiss") is not None:
         return _pairs_in_cells(points, least_cosine)
@@ -199,7 +199,7 @@ def close_pairs(points: Floats, least_cosine: float) -> tuple[NDArray[np.int64],
 
 
 def _pairs_in_cells(points: Floats, least_cosine: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """:func:`close_pairs` with an inverted file of faiss: 98 to 99% of the pairs, in a fraction of the time."""
+    """:func:`close_pairs` with an inverted file index of faiss: 98 to 99% of the pairs in a fraction of the time."""
     import faiss
 
     n_cells = int(2 * len(points) ** 0.5)
@@ -217,7 +217,7 @@ def _pairs_in_cells(points: Floats, least_cosine: float) -> tuple[NDArray[np.int
         found.append(cosines[rows, places])
     pairs, first = np.unique(np.concatenate(keys), return_index=True)
     pairs, cosines = np.stack(np.divmod(pairs, len(points)), 1), np.concatenate(found)[first]
-    others = pairs[:, 0] != pairs[:, 1]  # every row is its own closest
+    others = pairs[:, 0] != pairs[:, 1]  # every row is its own nearest neighbor
     return pairs[others], cosines[others]
 
 
@@ -245,7 +245,7 @@ def search(space: FeatureSpace, thumbs: Thumbs, labels: Sequence[str], calibrati
         np.concatenate(found)
         for found in zip(*(coarse_similarity(*one) for one in _compared(thumbs, pairs)), strict=True)
     )
-    least = _with_labels(pairs, scores[:, 0], labels, least)  # the finer search only raises what this goes by
+    least = _with_labels(pairs, scores[:, 0], labels, least)  # the finer search can only increase the similarity
     similarities = np.concatenate(
         [
             finer_similarity(*one, scores[start:][: len(one[1])], starts[start:][: len(one[1])], least)
@@ -255,14 +255,14 @@ def search(space: FeatureSpace, thumbs: Thumbs, labels: Sequence[str], calibrati
     pairs, similarities = pairs[similarities >= least], similarities[similarities >= least]
     least = _with_labels(pairs, similarities, labels, least)
     while least < _STRICTEST and _largest(pairs[similarities >= least], len(labels)) > max(10, len(labels) // 5):
-        least = min(_STRICTEST, least + 0.005)  # nobody has that many copies of one picture: all are alike here
+        least = min(_STRICTEST, least + 0.005)  # implausibly many copies of one picture: all images look alike
     found = tuple(_pair(int(a), int(b), float(s)) for (a, b), s in zip(pairs, similarities, strict=True) if s >= least)
     hit = (calibration.cosines >= least_cosine) & (calibration.similarities >= least)
     return NearDuplicates(found, least_cosine, least, float(hit.mean()) if len(hit) else None, len(hit))
 
 
 def _compared(thumbs: Thumbs, pairs: NDArray[np.int64]) -> Iterator[tuple[Floats, NDArray[np.int64]]]:
-    """The structures of some pairs at a time, and the places of the pairs among them; at least one block."""
+    """The structures of some pairs at a time, and the positions of the pairs among them; at least one block."""
     for start in range(0, max(1, len(pairs)), _COMPARED):
         some = pairs[start : start + _COMPARED]
         rows, places = np.unique(some, return_inverse=True)
@@ -270,9 +270,9 @@ def _compared(thumbs: Thumbs, pairs: NDArray[np.int64]) -> Iterator[tuple[Floats
 
 
 def _with_labels(pairs: NDArray[np.int64], similarities: Floats, labels: Sequence[str], least: float) -> float:
-    """A stricter threshold where pictures of different classes look the same (cells of a solar panel, X-ray films).
+    """A stricter threshold if pictures of different classes look the same (solar cells, X-rays).
 
-    A copy seldom has another label, so pairs across classes are mostly different pictures; a few are allowed for.
+    Copies rarely have different labels, so pairs across classes are mostly different pictures.
     """
     number = np.unique(np.array(labels, dtype=str), return_inverse=True)[1]
     across = np.sort(similarities[number[pairs[:, 0]] != number[pairs[:, 1]]])[::-1]
@@ -283,7 +283,7 @@ def _with_labels(pairs: NDArray[np.int64], similarities: Floats, labels: Sequenc
 
 
 def _largest(pairs: NDArray[np.int64], n: int) -> int:
-    """Images in the largest group that the pairs make."""
+    """Images in the largest group of connected pairs."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -306,7 +306,7 @@ def calibrate(
     """Makes copies of some images and measures how close they are to their originals.
 
     Args:
-        rows: manifest rows of the first points and thumbs; copies are made of some of these images.
+        rows: manifest rows of the first points and thumbnails; copies are made of some of these images.
     """
     chosen = np.linspace(0, len(rows) - 1, min(N_COPIED, len(rows))).astype(int)  # hashes are in random order
     places = np.unique(chosen).tolist()
@@ -333,7 +333,7 @@ def _copies(manifest: Manifest, row: int, embedder: Embedder) -> list[tuple[Pixe
     """Network input and thumb of each copy of one image.
 
     Raises:
-        TopworkError: it has changed since the scan. What is found is kept for the contents of the scan, so it must be from them.
+        TopworkError: the image has changed since the scan.
     """
     decoded = decode(manifest.read_unchanged(row), min_side=VIEW.min_side).pixels
     copies = [
@@ -344,7 +344,7 @@ def _copies(manifest: Manifest, row: int, embedder: Embedder) -> list[tuple[Pixe
 
 
 def copies_of(pixels: Pixels, name: str) -> list[bytes]:
-    """JPEG files with the same picture: smaller, compressed, cropped, mirrored, and a little of everything."""
+    """JPEG files with the same picture: smaller, compressed, cropped, mirrored, and combinations."""
     rng = stream(0, 0, name)
     height, width = pixels.shape[:2]
     scale = rng.uniform(0.4, 0.8)
@@ -382,7 +382,7 @@ def _cache_path(manifest: Manifest, embedder: Embedder) -> Path:
 
 
 def _write_cache(path: Path, manifest: Manifest, found: NearDuplicates) -> None:
-    """Pairs by content, since rows depend on the layout. A cache that cannot be written is no reason to fail."""
+    """Stores pairs by content, since rows depend on the layout. Ignores a cache that cannot be written."""
     hashes = [sample.content_hash for sample in manifest.samples]
     record = asdict(found) | {"pairs": [[hashes[p.a], hashes[p.b], p.similarity] for p in found.pairs]}
     try:

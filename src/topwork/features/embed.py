@@ -1,7 +1,7 @@
 """Embedding: computes the features of each image once per fingerprint.
 
-In: a backbone and a manifest (or a scan in progress, which :class:`Embedder` visits so that checking and embedding are
-one pass over the pixels). Out: :class:`Features`, read from the store block by block.
+In: a backbone and a manifest, or a scan in progress that passes its images to :class:`Embedder`. Out:
+:class:`Features`, read from the store block by block.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from topwork.text import Described, escape
 
 @dataclass(frozen=True, repr=False)
 class Features(Described):
-    """Features of N images, in the order of ``hashes``; blocks are read from the store when asked for."""
+    """Features of N images, in the order of ``hashes``; blocks are read from the store on demand."""
 
     hashes: tuple[str, ...]
     store: FeatureStore = field(repr=False)
@@ -47,7 +47,7 @@ class Features(Described):
     def blocks(
         self, names: Sequence[str], rows: Sequence[int] | NDArray[np.int64] | None = None
     ) -> dict[str, NDArray[np.float16]]:
-        """Several blocks by name, such as a head reads: ``head.logits(features.blocks(head.transform.blocks))``."""
+        """Several blocks by name, for a head: ``head.logits(features.blocks(head.transform.blocks))``."""
         return {name: self.block(name, rows) for name in names}
 
     def __len__(self) -> int:
@@ -58,8 +58,8 @@ class Embedder:
     """Collects images, runs them through the engine in batches, and stores the features in shards.
 
     Attributes:
-        backbone: as given, with the resizer that goes with the precision of the engine.
-        load: what reads and decodes the images: threads of this process, or the workers of a cluster.
+        backbone: the given one, with the resizer for the precision of the engine.
+        load: the function that reads and decodes images, in threads or on a cluster.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Embedder:
         self.engine = load_engine(backbone) if engine is None else engine
         self.backbone = with_resizer(backbone, self.engine)
         self.spec = self.backbone.spec
-        # an empty store is falsy: ask for None
+        # an empty store is falsy
         self.store = FeatureStore(cache_folder(), fingerprint(self.backbone, self.engine)) if store is None else store
         self.n_embedded = 0
         self.engine_seconds = 0.0
@@ -86,7 +86,7 @@ class Embedder:
         return content_hash not in self.store and content_hash not in self._taken
 
     def take(self, content_hash: str, pixels: Pixels) -> None:
-        """Keeps one image for the next batch; runs the batch and writes the shard when they are full."""
+        """Adds one image to the next batch; runs full batches and writes full shards."""
         if not self.wants(content_hash):
             return
         if not self._taken:
@@ -97,7 +97,7 @@ class Embedder:
             self._run()
 
     def keep(self, hashes: Sequence[str], batch: Batch, seconds: float) -> None:
-        """Keeps features that were computed here or elsewhere, and writes a shard when it is full."""
+        """Adds computed features, and writes full shards."""
         if not all(np.isfinite(values).all() for values in batch.values()):
             name = self.backbone.name
             raise TopworkError(f"{name}: the network produced features that are not finite; try --precision f32")
@@ -109,12 +109,12 @@ class Embedder:
             self._write()
 
     def flush(self) -> None:
-        """Embeds and writes what is still held back; call it at the end, and when interrupted."""
+        """Embeds and writes the rest; call it at the end, and when interrupted."""
         self._run()
         self._write()
 
     def _run(self) -> None:
-        """Always a whole batch: alone, an image would get features that differ in the last bit."""
+        """Always runs a whole batch: other batch sizes would change the last bits of the features."""
         if not self._images:
             return
         hashes, images = [key for key, _ in self._images], np.zeros((BATCH, *self._images[0][1].shape), np.uint8)
@@ -149,10 +149,10 @@ def embed(
     n_threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Features:
-    """Features of every sample of a manifest, in its order; what the store knows is not computed again.
+    """Features of every sample of a manifest, in order; stored features are not computed again.
 
     Raises:
-        TopworkError: an image changed or vanished since the manifest was made.
+        TopworkError: an image was changed or deleted since the manifest was made.
     """
     embedder = Embedder(backbone) if embedder is None else embedder
     new: dict[str, Entry] = {}

@@ -1,13 +1,13 @@
 """Runs a frozen network: uint8 images in, pooled features out.
 
 In: uint8 (B, H, W, 3). Out: ``last`` (B, D), the pooled last map that timm's classifier sees, and ``stages`` (B, E),
-mean and maximum over the map at the end of each of the last stages; both rounded to float16, so that what comes from
-the store and what was just computed are the same numbers. Normalization is inside the graph.
+mean and maximum of the map at the end of each of the last stages; both rounded to float16, so that stored and newly
+computed features are identical. Normalization is part of the graph.
 
-On the CPU the network is compiled by OpenVINO, in bf16 if the processor has it. The compiled form is kept next to the
-weights, so later processes need no torch; its files are checked by digest whenever they are loaded. Each form is compared
-with torch fp32 on a few images when it is made. If it cannot be made or is worse than the limits below, torch runs the
-network, and the engine's note says why. On a GPU torch runs it, too.
+On the CPU the network is compiled by OpenVINO, in bf16 if the processor supports it. The compiled network is kept next
+to the weights, so later processes need no torch; its files are verified by digest. It is compared with torch fp32 on a
+few images. If compiling fails or the results are worse than the limits below, torch runs the network, and the engine's
+note says why. On a GPU, torch runs it, too.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
 Batch = dict[str, NDArray[np.float16]]
 Blocks = dict[str, NDArray[np.float32]]
 
-FORMAT = 3  # bump when the meaning of the outputs changes, or the pixels they are made of
-BATCH = 16  # compiled for this size and for 1: keeps the process near 1.1 GB, while free shapes took 3.3 GB
-TRACED_IMAGES = 2  # unlike BATCH and 1, so that a batch size baked into the graph shows in the check
+FORMAT = 3  # increase it when the outputs or the preprocessing change
+BATCH = 16  # compiled for this size and for 1: 1.1 GB of memory instead of 3.3 GB with dynamic shapes
+TRACED_IMAGES = 2  # unlike BATCH and 1, so that the check finds a batch size baked into the graph
 MAX_STAGES = 5
 # Least cosine similarity with torch fp32, over the check images. bf16 keeps 8 bits: 0.996 is usual for lite0.
 LEAST_COSINE = {"f32": 0.9999, "bf16": 0.98}
 
 
 class Engine(Protocol):
-    """Anything that turns input-sized images into features; ``note`` is a sentence the user should read, if any."""
+    """Turns input-sized images into features; ``note`` is a sentence for the user, if any."""
 
     kind: str
     precision: str
@@ -59,18 +59,18 @@ class Engine(Protocol):
         """Features of uint8 (B, H, W, 3), any B."""
 
     def run_unrounded(self, images: Pixels) -> Blocks:
-        """The same in float32, as the network gives them."""
+        """The same in float32, not rounded."""
 
 
 @dataclass(frozen=True)
 class EngineCheck:
-    """What is known of the compiled form of a network.
+    """The check of a compiled network.
 
     Attributes:
         device: processor and OpenVINO version it was checked with.
-        cosine: by precision, the least cosine similarity with torch fp32 over the check images and both outputs.
+        cosine: by precision, the lowest cosine similarity with torch fp32 over the check images and both outputs.
         files: SHA-256 of the compiled files, by suffix.
-        problem: why there is no compiled form; None if there is one.
+        problem: why there is no compiled network, or None.
     """
 
     device: str
@@ -80,22 +80,22 @@ class EngineCheck:
 
 
 def fingerprint(backbone: Backbone, engine: Engine) -> str:
-    """Names everything that a stored feature depends on, apart from the image."""
+    """Identifies everything except the image that a stored feature depends on."""
     facts = [FORMAT, DECODER_VERSION, backbone.weights_digest, backbone.architecture, backbone.spec.as_dict()]
     facts += [engine.kind, engine.precision]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def load_engine(backbone: Backbone, kind: str = "auto", precision: str = "auto", device: str = "auto") -> Engine:
-    """The fastest trustworthy way to run a backbone on this machine.
+    """The fastest engine that passes the check on this machine.
 
     Args:
         kind: ``openvino``, ``torch`` or ``auto``: torch if there is a GPU, else OpenVINO, else torch.
-        precision: ``bf16``, ``f32`` or ``auto``: bf16 if the processor has it and the check allows it.
+        precision: ``bf16``, ``f32`` or ``auto``: bf16 if the processor supports it and the check passes.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
     Raises:
-        UsageError: OpenVINO was asked for by name and does not run this network, or not on this device.
+        UsageError: OpenVINO was requested but cannot run this network, or not on this device.
     """
     on_gpu = device in ("cuda", "mps") or (device == "auto" and kind != "openvino" and _has_gpu())
     if kind == "openvino" and on_gpu:
@@ -123,16 +123,16 @@ def load_engine(backbone: Backbone, kind: str = "auto", precision: str = "auto",
 
 
 def with_resizer(backbone: Backbone, engine: Engine) -> Backbone:
-    """The backbone with the resizer that fits the engine: in f32 Pillow's, so that answers match other programs'.
+    """The backbone with the resizer for the engine: in f32 Pillow's, so that predictions match other programs.
 
-    Beside an f32 network Pillow's resize costs little. In bf16 it would cost much, and bf16 changes answers more than
-    the resizer does.
+    Its cost is small next to an f32 network. With bf16 it would be large, and bf16 changes predictions more than the
+    resizer does.
     """
     return backbone.with_spec(resizer="pillow" if engine.precision == "f32" else "quick")
 
 
 class OpenVINOEngine:
-    """A compiled network read from its IR file. Safe to share between threads."""
+    """A compiled network read from its IR file; thread-safe."""
 
     kind = "openvino"
 
@@ -159,7 +159,7 @@ class OpenVINOEngine:
         return rounded(self.run_unrounded(images))
 
     def run_unrounded(self, images: Pixels) -> Blocks:
-        """Whole batches; a few images left over run one by one, which costs less than padding."""
+        """Runs whole batches; a few remaining images run one by one, which is faster than padding."""
         whole = len(images) // BATCH * BATCH
         rest = len(images) - whole
         chunks = [self._infer(self._of_size(BATCH), images[start : start + BATCH]) for start in range(0, whole, BATCH)]
@@ -172,7 +172,7 @@ class OpenVINOEngine:
         return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in ("last", "stages")}
 
     def _of_size(self, n: int) -> Any:
-        """The network compiled for batches of n images, once the first of them comes: a refit from the store needs none."""
+        """The network compiled for batches of n images, on first use: a refit from the store needs none."""
         with self._lock:
             if n not in self._compiled:
                 try:
@@ -189,7 +189,7 @@ class OpenVINOEngine:
 
 
 class TorchEngine:
-    """The network run by torch: on a GPU in bf16 if it has it, on the CPU in f32."""
+    """The network in torch: on a GPU in bf16 if supported, on the CPU in f32."""
 
     kind = "torch"
 
@@ -216,7 +216,7 @@ class TorchEngine:
         outputs: list[list[NDArray[np.float32]]] = [[], []]
         with (
             torch.inference_mode(),
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),  # on a GPU, TF32 would keep 10 bits of f32's 23
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),  # TF32 on a GPU would keep only 10 of 23 bits
             torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"),
         ):
             for start in range(0, len(images), 4 * BATCH):
@@ -235,7 +235,7 @@ def rounded(blocks: Blocks) -> Batch:
 
 
 def feature_network(backbone: Backbone) -> nn.Module:
-    """A torch module: uint8 (B, H, W, 3) to (last, stages), normalization and mirrored positions inside."""
+    """A torch module: uint8 (B, H, W, 3) to (last, stages), including normalization and mirrored positions."""
     import torch
     from torch import nn
 
@@ -270,7 +270,7 @@ def feature_network(backbone: Backbone) -> nn.Module:
             return torch.stack(features.chunk(n)).mean(0)
 
         def features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            """Of the images as they are."""
+            """Features of the images without changes."""
             x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
             last = self.network(x)
             layout = map_layout(self.network)
@@ -281,16 +281,16 @@ def feature_network(backbone: Backbone) -> nn.Module:
 
 
 def map_layout(network: Any) -> tuple[int, bool]:
-    """How many tokens come before those of patches (class, registers), and whether a map's channels come last."""
+    """Number of prefix tokens (class, registers), and whether the channels of a map come last."""
     return getattr(network, "num_prefix_tokens", 0), getattr(network, "output_fmt", "NCHW") == "NHWC"
 
 
 def pool_map(stage_map: Any, n_prefix: int, is_channels_last: bool) -> Any:
-    """Mean and maximum over the positions of what a stage gives: (B, 2C).
+    """Mean and maximum over the positions of a stage's output: (B, 2C).
 
     Args:
         stage_map: (B, C, h, w), (B, h, w, C), or tokens (B, n, C); of several tensors the first.
-        n_prefix: tokens that are left out: they stand for no position.
+        n_prefix: tokens to skip, because they are not positions.
     """
     import torch
 
@@ -302,7 +302,7 @@ def pool_map(stage_map: Any, n_prefix: int, is_channels_last: bool) -> Any:
 
 
 def first_output(output: Any) -> Any:
-    """What a module gives; of several tensors the first."""
+    """The output of a module; the first of several tensors."""
     return output[0] if isinstance(output, tuple | list) else output
 
 
@@ -318,14 +318,14 @@ def feature_stages(backbone: Backbone) -> list[str]:
 
 
 def compiled_path(backbone: Backbone) -> Path:
-    """Where the OpenVINO form of a backbone with its present input spec is kept, once it was made."""
+    """Path of the compiled network of a backbone with its current input spec."""
     spec = {name: value for name, value in backbone.spec.as_dict().items() if name != "resizer"}
     key = json.dumps([FORMAT, spec], sort_keys=True)
     return backbone.folder / f"openvino-{hashlib.sha256(key.encode()).hexdigest()[:12]}.xml"
 
 
 def compiled_form(backbone: Backbone) -> Path | None:
-    """The ``.xml`` of the compiled form, if it and the ``.bin`` next to it are those that were checked."""
+    """The ``.xml`` of the compiled network, if it and the ``.bin`` next to it match the check."""
     xml = compiled_path(backbone)
     check = _read_check(xml)
     return xml if check is not None and check.problem is None else None
@@ -340,7 +340,7 @@ def with_batch(model: Any, n: int) -> Any:
 
 
 def _compile(backbone: Backbone, xml: Path) -> EngineCheck:
-    """Writes the IR and how it compares with torch fp32, or why there is none."""
+    """Writes the IR and its comparison with torch fp32, or why there is none."""
     import torch
 
     network, images = feature_network(backbone), drawn_images(backbone.spec)
@@ -379,17 +379,17 @@ def _traced(network: nn.Module, spec: InputSpec) -> Any:
     example = torch.zeros(TRACED_IMAGES, spec.height, spec.width, 3, dtype=torch.uint8)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns about shapes that are constant for us
-        # not checked by torch, which takes as long again: the graph is compared with the network anyway
+        # no check by torch, which doubles the time: the graph is compared below anyway
         return torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
 
 
 def _compared(xml: Path, images: Pixels, expected: list[NDArray[np.float32]]) -> EngineCheck:
-    """The check of files that were just written; the batch differs from the traced one."""
+    """The check of the written files; with a batch size other than the traced one."""
     files = {suffix: file_digest(xml.with_suffix(suffix)) for suffix in (".xml", ".bin")}
     cosine = {}
     try:
         for precision in _precisions():
-            # unrounded: random weights give some networks features beyond the range of float16
+            # not rounded: some networks with random weights exceed the range of float16
             found = OpenVINOEngine(xml, precision).run_unrounded(images)
             pairs = zip(expected, (found["last"], found["stages"]), strict=True)
             cosine[precision] = min(_least_cosine(a, b) for a, b in pairs if a.shape[1])
@@ -416,7 +416,7 @@ def _write_ir(model: Any, xml: Path) -> None:
 
 
 def _read_check(xml: Path) -> EngineCheck | None:
-    """The stored check, if the compiled files are those that were checked, on a processor like this one."""
+    """The stored check, if it is of the same files and for the same kind of processor."""
     try:
         check = EngineCheck(**json.loads(xml.with_suffix(".json").read_text()))
         is_whole = all(file_digest(xml.with_suffix(suffix)) == digest for suffix, digest in check.files.items())
@@ -455,11 +455,11 @@ def _device() -> str:
 
 @lru_cache(maxsize=1)
 def openvino_core() -> Any:
-    """OpenVINO's core, one for the life of the process; ask for no other.
+    """OpenVINO's core, one per process; do not create another.
 
-    Its CPU plugin sets a signal stack when it is loaded and frees it when the last user of that core is gone. With several
-    cores that come and go the thread is left with a freed one, and the next signal (Ctrl+C will do) ends the process with
-    a segmentation fault: seen with OpenVINO 2026.4, docs/lab-log.md, 2026-11-25.
+    Its CPU plugin installs a signal stack and frees it with the core. With several cores, a thread can keep a freed
+    one, and the next signal (such as Ctrl+C) causes a segmentation fault: seen with OpenVINO 2026.4, docs/lab-log.md,
+    2026-11-25.
 
     Raises:
         ImportError: OpenVINO is not installed.
@@ -468,7 +468,7 @@ def openvino_core() -> Any:
 
 
 def _openvino() -> Any:
-    """The openvino module, kept from reporting each import to its makers: nothing is sent that nobody asked for."""
+    """The openvino module, without its telemetry."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
@@ -480,7 +480,7 @@ def _has_openvino() -> bool:
 
 
 def _has_gpu() -> bool:
-    """Whether torch sees a GPU, asked of the driver's device files first: importing torch costs seconds."""
+    """Whether torch sees a GPU; checks the driver's device files first, because importing torch takes seconds."""
     if not (Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() or os.name == "nt"):
         return False
     import torch
@@ -492,7 +492,7 @@ def best_device(asked: str = "auto") -> str:
     """``cpu``, ``cuda`` or ``mps`` for training and features; ``auto`` is a CUDA GPU if there is one, else the CPU.
 
     Raises:
-        UsageError: PyTorch does not see the device that was asked for.
+        UsageError: PyTorch does not see the requested device.
     """
     if asked == "cpu" or (asked == "auto" and not _has_gpu()):
         return "cpu"
@@ -505,7 +505,7 @@ def best_device(asked: str = "auto") -> str:
 
 
 def gpu_has_bf16() -> bool:
-    """Whether the GPU computes in bfloat16; those before Ampere (a T4, say) only emulate it, and are slower by it."""
+    """Whether the GPU supports bfloat16; those before Ampere (such as a T4) only emulate it slowly."""
     import torch
 
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))

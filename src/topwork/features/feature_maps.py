@@ -1,11 +1,11 @@
-"""The network opened up: besides the features, the maps before they are pooled, also for pixels between 0 and 255.
+"""A network that also returns the feature maps before pooling, and takes float pixels from 0 to 255.
 
-In: (B, H, W, 3), uint8 or float32. Out: :class:`Opened`. Explanations need the maps, and checks of the normalization need
-pixel values that uint8 cannot hold; embedding needs neither and stays with ``features/engine.py``.
+In: (B, H, W, 3), uint8 or float32. Out: :class:`Opened`. Heatmaps need the maps, and checks of the normalization need
+pixel values that uint8 cannot hold; embedding needs neither (``features/engine.py``).
 
-The maps come from the compiled form itself: its graph is followed backwards from the pooled features to the means over
-positions. So a model folder needs no second file, and nothing here needs torch if OpenVINO runs the network, but for
-gradients. If the last features are no plain mean of a map (a norm after pooling, class tokens), ``maps`` is None.
+The maps come from the compiled network: its graph is followed backwards from the pooled features to the means over
+positions. So a model folder needs no second file, and OpenVINO needs no torch except for gradients. If the last
+features are not a plain mean of a map (a norm after pooling, class tokens), ``maps`` is None.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from topwork.models.head import LinearHead
 
 Images = NDArray[Any]
 _PASSED_OVER = ("Reshape", "Squeeze", "Unsqueeze", "Convert")
-# How far the mean of the map may be from the features, as a share of their spread; bf16 rounds at about 0.004.
+# Tolerance between the mean of the map and the features, relative to their spread; bf16 rounds at about 0.004.
 _CLOSE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """What the network makes of B images.
+    """The outputs for B images.
 
     Attributes:
-        blocks: ``last`` (B, D) and ``stages`` (B, E) float16, as the engine gives them.
+        blocks: ``last`` (B, D) and ``stages`` (B, E) float16, as from the engine.
         maps: (B, D, h, w) float32 whose mean over h and w is ``last``; None if there is no such map.
-        stage_maps: (B, C, h, w) of each stage, whose means and maxima are ``stages``; None if not asked for, or unknown.
+        stage_maps: (B, C, h, w) of each stage, whose means and maxima are ``stages``; None if not requested or unknown.
     """
 
     blocks: dict[str, NDArray[np.float16]]
@@ -58,7 +58,7 @@ class Opened:
 
 
 class OpenNetwork(Protocol):
-    """Anything that gives features and maps."""
+    """Computes features and maps."""
 
     def run(self, images: Images, *, with_stages: bool = False) -> Opened:
         """Features and maps of (B, H, W, 3), uint8 or float32 in 0..255 and beyond, any B."""
@@ -68,7 +68,7 @@ class OpenNetwork(Protocol):
 
 
 def open_network(backbone: Backbone) -> OpenNetwork:
-    """The opened form of a backbone, or of the network in a model folder, in f32; without mirrored positions."""
+    """An open network for a backbone or a model folder, in f32; without mirrored positions."""
     own = backbone.folder / COMPILED[0]
     has_own = own.is_file() and backbone.spec.mirror == "none"
     backbone = backbone.with_spec(mirror="none")
@@ -80,7 +80,7 @@ def open_network(backbone: Backbone) -> OpenNetwork:
 
 
 class OpenVINONetwork:
-    """The compiled form with a float input and the maps as further outputs."""
+    """The compiled network with float input and maps as additional outputs."""
 
     def __init__(self, xml: Path, backbone: Backbone) -> None:
         self.xml = xml
@@ -89,7 +89,7 @@ class OpenVINONetwork:
         self._compiled: dict[bool, _Compiled] = {}
 
     def run(self, images: Images, *, with_stages: bool = False) -> Opened:
-        """The last, incomplete batch is filled up."""
+        """The last batch is padded."""
         if with_stages not in self._compiled:
             self._compiled[with_stages] = _compiled(self.xml, with_stages)
         form, chunks = self._compiled[with_stages], []
@@ -110,7 +110,7 @@ class OpenVINONetwork:
         """See :meth:`TorchNetwork.gradient_maps`."""
         try:
             self._by_torch = self._by_torch or TorchNetwork(self._backbone)
-        except ImportError:  # a server may do without torch and timm
+        except ImportError:  # a server may not have torch and timm
             return None
         return self._by_torch.gradient_maps(head, images, labels)
 
@@ -121,13 +121,13 @@ class TorchNetwork:
     def __init__(self, backbone: Backbone) -> None:
         self.module: Any = feature_network(backbone)
         self._backbone = backbone
-        self._last: Any = None  # what forward_features gave in the last forward pass
+        self._last: Any = None  # output of forward_features in the last forward pass
         network: Any = self.module.network
         if hasattr(network, "forward_features"):
             network.forward_features = self._kept(network.forward_features)
 
     def run(self, images: Images, *, with_stages: bool = False) -> Opened:
-        """Batches of the engine's size, so that memory stays flat."""
+        """Runs batches of the engine's size, to bound memory."""
         import torch
 
         names = feature_stages(self._backbone) if with_stages else []
@@ -157,12 +157,12 @@ class TorchNetwork:
     def gradient_maps(self, head: LinearHead, images: Images, labels: NDArray[np.int64]) -> NDArray[np.float32] | None:
         """(N, K, h, w) evidence for the classes (N, K) by gradient times activation, one backward pass for each of K.
 
-        HiResCAM (Draelos and Carin 2020, arXiv 2011.08891, eq. 3) on the tokens before the last block: the positions
-        behind it do not reach the logits of a network that reads its class token. A head that reads earlier stages is
-        explained at the first of them. In logits relative to the mean of the classes.
+        HiResCAM (Draelos and Carin 2020, arXiv 2011.08891, eq. 3) on the tokens before the last block, because after it
+        the positions do not influence the logits of a network with a class token. A head that reads earlier stages is
+        explained at the first of them. Logits are relative to their mean over the classes.
 
         Returns:
-            None if no position of such a layer reaches the logits.
+            None if no position of such a layer influences the logits.
         """
         import torch
 
@@ -183,7 +183,7 @@ class TorchNetwork:
         return np.concatenate(whole) if len(whole) == len(chunks) else None
 
     def _explained_layers(self, reads_stages: bool) -> list[str]:
-        """Where to look, the best place first."""
+        """Candidate layers, the best first."""
         if reads_stages:
             return feature_stages(self._backbone)[:1]
         ends = [stage.module for stage in self._backbone.stages if stage.module]
@@ -207,7 +207,7 @@ class TorchNetwork:
         return None
 
     def _positions(self, values: Any) -> Any:
-        """Sums over channels; tokens become a grid of the input's shape, without those that stand for no position."""
+        """Sums over channels; patch tokens become a grid of the input's shape."""
         n_prefix, is_channels_last = map_layout(self.module.network)
         if values.ndim == 4:
             return values.sum(3 if is_channels_last else 1)
@@ -240,7 +240,7 @@ def _keeper(kept: dict[str, Any], name: str) -> Any:
 
 
 def _logits(head: LinearHead, features: Any) -> Any:
-    """Of a torch forward pass, relative to the mean of the classes."""
+    """Logits of a torch forward pass, relative to their mean over the classes."""
     import torch
 
     from topwork.models.modules import powered
@@ -258,7 +258,7 @@ def _checked(
     maps: NDArray[np.float32] | None,
     stage_maps: Sequence[NDArray[np.float32]],
 ) -> Opened:
-    """Gives maps only if their means over positions really are the features."""
+    """Returns the maps only if their means over positions equal the features."""
     means = (
         np.concatenate([value for one in stage_maps for value in (one.mean((2, 3)), one.max((2, 3)))], 1)
         if stage_maps
@@ -312,7 +312,7 @@ def _compiled(xml: Path, with_stages: bool) -> _Compiled:
 
 
 def _pooled(output: Any) -> Iterator[tuple[Any, bool]]:
-    """The inputs of the means over positions that make an output of the graph, and whether their channels come last."""
+    """The inputs of the position means behind an output of the graph, and whether their channels come last."""
     node = output.get_node()
     while node.get_type_name() in _PASSED_OVER:
         node = node.input_value(0).get_node()

@@ -1,12 +1,12 @@
-"""Whether two thumbs show the same picture: the correlation of their fine structure, over mirror images and crops.
+"""Whether two thumbnails show the same picture: the correlation of their fine structure, over flips and crops.
 
-In: the 32-pixel gray thumbs that every scan keeps, and pairs of their rows. Out: a correlation a pair, 1 for the same
-picture. Three looks, each at what the one before it left: blurred thumbs as they are, 81 coarse crops, and a finer search
-around the best of those.
+In: the 32-pixel grayscale thumbnails of a scan, and pairs of rows. Out: one correlation per pair, 1 for the same
+picture. Three steps, each on the pairs left by the previous one: blurred thumbnails, 81 coarse crops, and a finer
+search around the best of those.
 
-A crop is ``R S C'``: S the structure, R and C the (24, 32) matrices that cut and resample its rows and its columns. So
-nine cuts of rows and nine of columns make 81 crops, whose products with another picture, means and lengths come from
-matrices of the single cuts alone: that is what makes the finer search cheap.
+A crop is ``R S C'``: S is the structure, R and C are (24, 32) matrices that crop and resample its rows and columns. So
+nine row crops and nine column crops make 81 crops, whose products with another picture, means and norms are computed
+from the matrices of single crops, which makes the search cheap.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Thumbs = NDArray[np.uint8]
 
-HIGHEST_SIMILARITY = 0.96  # upper limit of the calibrated threshold; a stricter one spares no pair the finer search
+HIGHEST_SIMILARITY = 0.96  # upper limit of the calibrated threshold
 _SIDE = 24  # pixels of the grid on which structures are compared
-_ROUGH = 8192  # thumbs or pairs at a time
+_ROUGH = 8192  # thumbnails or pairs at a time
 _PAIRS = 128  # compared at a time by each thread; each pair takes about 200 kB of matrices
 _COARSE_MARGIN = 0.22  # a finer search raises the correlation by no more than this (in 480 copies)
 _CUTS = (0, 4, 8)  # percent cut off at each side, coarse search
 _STEPS = (2, 1)
 _DEEPEST_CUT = 12
-_START_MARGIN = 0.1  # ways that start worse than the best by more than this lead nowhere better
+_START_MARGIN = 0.1  # ways that start worse than the best by more than this do not catch up
 _COARSE = np.array([(t, b, le, r) for t in _CUTS for b in _CUTS for le in _CUTS for r in _CUTS])
 _WAYS = 4  # crop the second; crop it, the first mirrored; crop the first; crop it, the second mirrored
 
 
 def rough_similarity(thumbs: Thumbs, pairs: Ints) -> Floats:
-    """(M,) correlation of blurred thumbs or of their mirror images: quick, and sees over a crop, but not much more."""
+    """(M,) correlation of blurred thumbnails or their mirror images: fast, but only robust to small crops."""
     if not len(pairs):
         return np.empty(0, np.float32)
     rows, places = np.unique(pairs, return_inverse=True)
@@ -60,27 +60,27 @@ def rough_similarity(thumbs: Thumbs, pairs: Ints) -> Floats:
 
 
 def fine_structure(thumbs: Thumbs) -> Floats:
-    """(N, 32, 32) what is left of the thumbs without their broad light and dark: each pixel less its surroundings.
+    """(N, 32, 32) high-pass filtered thumbnails: each pixel minus its surroundings.
 
-    A plain correlation calls any two dark things on white alike; this one does not.
+    Otherwise any two dark objects
+    on white would correlate.
     """
     if not len(thumbs):
         return np.empty((0, THUMB_SIDE, THUMB_SIDE), np.float32)
     gray = np.asarray(thumbs, np.float32)
     blur = _blur_matrix(lambda distance: abs(distance) <= 3)
     fine = gray - blur @ gray @ blur.T
-    # A few strong edges (one shape on an even ground) must not drown the weak texture in which pictures differ.
+    # A few strong edges (one shape on a plain background) must not dominate the weak texture in which pictures differ.
     usual = np.median(abs(fine), axis=(1, 2), keepdims=True) + 1
     return np.asarray(fine / np.sqrt(fine**2 + (2 * usual) ** 2), np.float32)
 
 
 def structure_similarity(structure: Floats, pairs: Ints, least: float = 1.0) -> Floats:
-    """(M,) best correlation of each pair of rows of (N, 32, 32), over mirror images and crops of either.
+    """(M,) best correlation of each pair of rows of (N, 32, 32), over flips and crops of either.
 
     Args:
-        pairs: sorted by their first row, what a row's crops need is computed once for all its pairs in a block.
-        least: what is asked is who comes up to this. The finer search ends there, and is not begun for pairs that it
-            could not bring so far.
+        pairs: sorted by their first row, so that its crops are computed once per block.
+        least: the threshold of interest. The finer search stops there and skips pairs that cannot reach it.
     """
     scores, starts = coarse_similarity(structure, pairs)
     return finer_similarity(structure, pairs, scores, starts, least)
@@ -90,7 +90,8 @@ def coarse_similarity(structure: Floats, pairs: Ints) -> tuple[Floats, Ints]:
     """Best correlations over 81 crops, in each of four ways.
 
     Returns:
-        (M, 4) correlation of the best crop of each way, highest first, and way * 81 + crop: where a finer search starts.
+        (M, 4) correlation of the best crop of each way, highest first, and way * 81 + crop, the start of a finer
+        search.
     """
     found = _in_blocks(partial(_coarse, structure, pairs), np.arange(len(pairs)))
     scores, starts = zip(*found, strict=True) if found else ((), ())
@@ -101,7 +102,7 @@ def coarse_similarity(structure: Floats, pairs: Ints) -> tuple[Floats, Ints]:
 
 
 def finer_similarity(structure: Floats, pairs: Ints, scores: Floats, starts: Ints, least: float = 1.0) -> Floats:
-    """(M,) best correlations after searching around the best coarse crops, as far as ``least`` asks for it."""
+    """(M,) best correlations after searching around the best coarse crops, if ``least`` requires it."""
     best = scores[:, 0].copy()
     hopeful = best >= min(least, HIGHEST_SIMILARITY) - _COARSE_MARGIN
     for place in range(_WAYS):
@@ -165,7 +166,7 @@ def _ends(low: Ints, high: Ints) -> Ints:
     return np.stack(pair, -1).reshape(len(low), -1, 2)
 
 
-# ---- crops that are never made: K cuts of rows and K of columns, (M or 1, K, 2) percents cut off at both ends
+# ---- implicit crops: K row crops and K column crops, (M or 1, K, 2) percent cut off at both ends
 
 
 def _tall(structure: Floats, ends: Ints) -> Floats:
@@ -183,7 +184,7 @@ def _wide(reference: Floats, ends: Ints) -> Floats:
 
 
 def _lengths(structure: Floats, rows: Ints, columns: Ints) -> Floats:
-    """(M, K, K) length of what is left of each crop without its mean; never 0.
+    """(M, K, K) norm of each crop without its mean; never 0.
 
     The sum of squares of R S C' is that over (R'R) * (S (C'C) S').
     """
@@ -199,7 +200,7 @@ def _lengths(structure: Floats, rows: Ints, columns: Ints) -> Floats:
 
 
 def _taken(table: Floats, ends: Ints) -> Floats:
-    """The entries of one of :func:`_cut_tables` for these cuts."""
+    """The entries of a table of :func:`_cut_tables` for these crops."""
     return np.asarray(table[ends[..., 0], ends[..., 1]])
 
 
@@ -212,7 +213,7 @@ def _cut_tables() -> tuple[Floats, Floats, Floats]:
 
 
 def _cut_matrix(low: int, high: int) -> NDArray[np.float64]:
-    """(24, 32) triangles, as wide as the pixels that they make are far apart: so antialiased."""
+    """(24, 32) triangular filters as wide as the output pixels, to avoid aliasing."""
     kept = 1 - (low + high) / 100
     centers = (low / 100 + (np.arange(_SIDE) + 0.5) / _SIDE * kept) * THUMB_SIDE - 0.5
     width = THUMB_SIDE * kept / _SIDE
@@ -221,7 +222,7 @@ def _cut_matrix(low: int, high: int) -> NDArray[np.float64]:
 
 
 def _whole_views(structure: Floats) -> tuple[Floats, Floats]:
-    """(N, 24, 24) structures, nothing cut off, without their mean and of length 1; and their mirror images."""
+    """(N, 24, 24) uncropped structures with mean 0 and norm 1, and their mirror images."""
     uncut = _cut_tables()[0][0, 0]
     view = uncut @ structure @ uncut.T
     unit = _unit(view.reshape(len(view), -1)).reshape(view.shape)
@@ -239,7 +240,7 @@ def _bell(sigma: float, distance: NDArray[np.float64]) -> NDArray[Any]:
 
 
 def _blur_matrix(weight: Callable[[NDArray[np.float64]], NDArray[Any]]) -> Floats:
-    """(32, 32) blur of one axis with these weights by distance; beyond the edge its pixels go on."""
+    """(32, 32) blur along one axis with these weights by distance; edge pixels are repeated."""
     places = np.arange(-THUMB_SIDE, 2 * THUMB_SIDE)
     weights = np.asarray(weight((places - np.arange(THUMB_SIDE)[:, None]).astype(float)), np.float64)
     matrix = np.zeros((THUMB_SIDE, THUMB_SIDE))

@@ -1,12 +1,12 @@
-"""The solvers behind linear heads: many regularized logistic regressions on the same rows, minimized side by side.
+"""The solvers of linear heads: many regularized logistic regressions on the same rows, minimized in parallel.
 
-In: columns, targets, weights of the rows. Out: weights and biases. :class:`SoftmaxRegression` is for one label per image,
-or probabilities; :class:`LogisticRegressions` for any number of labels: one class against the rest each.
+In: columns, targets, weights of the rows. Out: weights and biases. :class:`SoftmaxRegression` is for one label per
+image, or probabilities; :class:`LogisticRegressions` for several labels (one vs. rest).
 
 The rows are first rotated onto the eigenvectors of their covariance, which does not change the penalty and makes the
 curvature of the loss nearly diagonal (for each class about the covariance times the mean of p (1 - p); Böhning 1992,
-doi 10.1007/BF00048682, bounds it so), so that a diagonal preconditioner lets L-BFGS converge in few steps; and all
-problems are fitted at once, so the rows are read once a step.
+doi 10.1007/BF00048682, bounds it so), so that L-BFGS with a diagonal preconditioner converges in few steps. All
+problems are fitted at once, so the rows are read once per step.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from topwork.data.shards import IN_MEMORY, room_for
 from topwork.models.head import Floats
 
 BLOCK = 1 << 25  # logits that are computed at a time: 128 MB
-SMALL_LOSS = 0.1  # below this, a step's gain is compared with it instead of with the loss
+SMALL_LOSS = 0.1  # below this, gains are measured relative to it instead of the loss
 
 
 class SoftmaxRegression:
-    """K weighted multinomial logistic regressions on the same rows, minimized side by side.
+    """K weighted multinomial logistic regressions on the same rows, minimized in parallel.
 
     For each problem k: ``sum_i w_ki * -log softmax(x_i W_k + b_k)[y_i] / sum_i w_ki + penalty / 2 * |W_k|^2``.
 
     Args:
         x: (N, D) float32, centered.
         y: (N,) labels, or (N, C) probabilities (soft targets).
-        sample_weights: (K, N), not negative; a zero leaves a row out of a problem.
+        sample_weights: (K, N), not negative; 0 excludes a row from a problem.
 
     Attributes:
-        extra_loss: a further term of every problem: from the (N, C) logits of all rows to its value and its gradient.
+        extra_loss: an additional term of every problem: maps the (N, C) logits of all rows to its value and gradient.
     """
 
     history = 8
@@ -51,19 +51,19 @@ class SoftmaxRegression:
         self.w = np.zeros((self.z.shape[1] + 1, self.n_problems, n_classes), np.float32)
 
     def _blocks(self) -> list[slice]:
-        """The rows, so many at a time that their logits are no large array."""
+        """The rows in blocks, to bound the size of their logits."""
         step = max(1, BLOCK // (self.n_problems * self.n_classes))
         return [slice(start, start + step) for start in range(0, len(self.z), step)]
 
     def label(self, y: NDArray[Any]) -> None:
-        """Takes labels, or other ones."""
+        """Sets or replaces the labels."""
         self._y = y if y.ndim == 1 else np.asarray(y, np.float32)
         self._whole: Floats | None = None
         if len(self._blocks()) == 1:
             self._whole = self._target(slice(None))
 
     def _target(self, rows: slice) -> Floats:
-        """(N, 1, C) what the probabilities should be."""
+        """(N, 1, C) target probabilities."""
         if self._whole is not None:
             return self._whole[rows]
         y = self._y[rows]
@@ -88,15 +88,15 @@ class SoftmaxRegression:
         return weight.astype(np.float32), self.w[-1].copy()
 
     def start_from(self, weight: Floats, bias: Floats) -> None:
-        """Moves the weights to those of another solution: (K, C, D) on the columns of x, and (K, C) biases."""
+        """Sets the weights to another solution: (K, C, D) on the columns of x, and (K, C) biases."""
         self.w[:-1] = np.einsum("dr,kcd->rkc", self.back, weight, optimize=True)
         self.w[-1] = bias
 
     def solve(self, penalty: float, tolerance: float, max_steps: int = 60) -> None:
-        """Moves the weights from where they are to the minimum.
+        """Minimizes the loss, starting from the current weights.
 
         Args:
-            tolerance: a problem rests when a step lowers its loss by less than this share.
+            tolerance: a problem has converged when a step lowers its loss by less than this share.
         """
         precondition = self._precondition(penalty)
         v = np.asarray(self.w / precondition, np.float32)
@@ -119,7 +119,7 @@ class SoftmaxRegression:
         self.w = v * precondition
 
     def _precondition(self, penalty: float) -> Floats:
-        """(D + 1, K, C) inverse square roots of the curvature where the weights are now."""
+        """(D + 1, K, C) inverse square roots of the curvature at the current weights."""
         spread = np.zeros(self.w.shape[1:], np.float32)
         for rows in self._blocks():
             p = self._probabilities(self._logits(self.w, rows))
@@ -138,7 +138,7 @@ class SoftmaxRegression:
         penalty: float,
         active: NDArray[np.bool_],
     ) -> tuple[Floats, NDArray[np.float64], Floats]:
-        """Halves the step of each problem until its loss falls enough (Armijo); resting problems stay put."""
+        """Halves the step of each problem until its loss falls enough (Armijo); converged problems do not change."""
         step = active.astype(np.float32)
         for _ in range(12):
             trial = v + step[None, :, None] * direction
@@ -170,7 +170,7 @@ class SoftmaxRegression:
         return loss, gradient * precondition
 
     def _errors(self, w: Floats, rows: slice) -> tuple[NDArray[np.float64], Floats]:
-        """(K,) losses of some rows, and their derivatives by the (N, K, C) logits."""
+        """(K,) losses of some rows, and their derivatives with respect to the (N, K, C) logits."""
         logits, target, share = self._logits(w, rows), self._target(rows), self.share[rows]
         extra = [self.extra_loss(logits[:, k]) for k in range(self.n_problems)] if self.extra_loss else []
         logits -= logits.max(2, keepdims=True)
@@ -188,7 +188,7 @@ class SoftmaxRegression:
 
 
 class LogisticRegressions(SoftmaxRegression):
-    """K weighted sets of C logistic regressions, each class against the rest, minimized side by side.
+    """K weighted sets of C one-vs-rest logistic regressions, minimized in parallel.
 
     For each problem k: ``sum_i w_ki * sum_c -log sigmoid((2 y_ic - 1) (x_i W_kc + b_kc)) / sum_i w_ki + penalty / 2 *
     |W_k|^2``.
@@ -217,7 +217,7 @@ def _rotated(x: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:
     small = x @ x.T if n < d else x.T @ x
     values, vectors = np.linalg.eigh(small)
     kept = np.flatnonzero(values > max(values[-1], 1e-12) * 1e-6)[::-1]
-    if not len(kept):  # all rows are alike: one direction without weight, so that the bias alone is fitted
+    if not len(kept):  # all rows are identical: one direction without weight, so that only the bias is fitted
         return np.zeros((n, 1), x.dtype), np.zeros((d, 1), x.dtype), np.ones(1)
     if n < d:
         lengths = np.sqrt(values[kept])
@@ -238,7 +238,7 @@ def _dots(a: Floats, b: Floats) -> NDArray[np.float64]:
 
 
 def _pair(s: Floats, y: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:
-    """One step of L-BFGS's memory; a problem without positive curvature gets no say."""
+    """One step of L-BFGS's memory; problems without positive curvature are skipped."""
     curvature = _dots(s, y)
     return s, y, np.where(curvature > 1e-12, 1 / np.maximum(curvature, 1e-12), 0.0)
 

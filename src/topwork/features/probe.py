@@ -1,10 +1,9 @@
 """The probe: a linear head on frozen features, with all hyperparameters chosen by cross-validation on train.
 
-In: Features, labels. Out: :class:`Probe`: the head, the table of what was tried, and out-of-fold logits for whatever
-needs honest predictions on training images (temperature, suspected labels). Valid and test are never looked at.
+In: Features, labels. Out: :class:`Probe`: the head, the table of trials, and out-of-fold logits for everything that
+needs unbiased predictions on training images (temperature, label errors). Valid and test are not used.
 
-Logistic regression with an L2 penalty (``regression``): multinomial where an image has one label, one class against the
-rest where it may have several.
+Logistic regression with an L2 penalty: multinomial for one label per image, one vs. rest for several.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ from topwork.models.head import FeatureTransform, Floats, LinearHead, Power, pow
 from topwork.paired import is_clearly_better, paired
 from topwork.text import Described, percent
 
-# Strong to weak, on the mean loss. Those after USUAL_END are tried as long as each lowers the loss by 2%.
+# Strong to weak, relative to the mean loss. Those after USUAL_END are tried as long as each lowers the loss by 2%.
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 USUAL_END = 3e-4
 BALANCE_RATIO = 3.0  # class weights when the largest class is more than this many times the smallest
-# Cross-validation sees at most this many multiply-adds a step: above, fewer folds and then fewer images.
+# Limit of multiply-adds per step in cross-validation: above, fewer folds and then fewer images.
 STEP_BUDGET = 1.2e9
-# The final head is fitted on all images. If a step is more multiply-adds than this, it starts from a head for some of them.
+# The final head is fitted on all images. If a step takes more multiply-adds than this, it starts from a head for some.
 WARM_BUDGET = 1.2e10
 MAX_FOLDS = 5
-# An extended head is no timm model, so it has to be ahead by more than this many standard errors of the difference in
-# cross-entropy (the score that everything here is chosen by; accuracy alone is too coarse to tell heads apart).
+# An extended head is not a timm model, so it must be better by more than this many standard errors of the difference in
+# cross-entropy (the selection criterion here; accuracy is too coarse to distinguish heads).
 STANDARD_ERRORS = 1.0
-_ROWS = 1 << 14  # whose columns are made at a time
+_ROWS = 1 << 14  # rows to compute columns for at a time
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Candidate:
 
     @property
     def plain(self) -> bool:
-        """Whether it reads the last features through an affine map alone."""
+        """Whether the head is an affine map of the last features."""
         return self.blocks == ("last",) and self.power == "none"
 
 
@@ -66,11 +65,7 @@ CANDIDATES = (
 
 @dataclass(frozen=True)
 class Trial:
-    """What cross-validation found for a candidate at one penalty. ``standard_error`` is of the accuracy.
-
-    Where an image may have several labels, accuracy is the share of images with all of them right (at one half), and
-    the cross-entropy of an image is summed over the classes.
-    """
+    """Cross-validation results of a candidate at one penalty; ``standard_error`` is that of the accuracy."""
 
     candidate: str
     plain: bool
@@ -89,9 +84,9 @@ class Probe(Described):
 
     Attributes:
         head: fitted on all training rows.
-        trials: everything tried, in order; one is marked chosen.
-        rows: (M,) positions among the training rows that cross-validation scored with a head that knew their class: an
-            image whose class is in one fold only says nothing about the head. May be none.
+        trials: all trials, in order; one is marked as chosen.
+        rows: (M,) positions among the training rows with a cross-validated score: those whose class is in more than one
+            fold. May be empty.
         out_of_fold_logits: (M, C) logits for those rows from heads that did not see them.
         reason: one sentence on why this head.
     """
@@ -126,17 +121,17 @@ def fit_probe(
     """Chooses and fits a linear head on the training rows.
 
     Args:
-        labels: (N,) class indices for all of ``features``; (N, C) which classes each has, where it may have several.
+        labels: (N,) class indices for all of ``features``; (N, C) 0 or 1 for several labels.
         rows: training rows; all by default.
-        groups: (N,) group of each row; a group never straddles two folds.
+        groups: (N,) group of each row; groups are never split across folds.
         n_views: augmented views of each training image, as in :class:`~topwork.features.views.WithViews`: ``rows`` holds
-            all images, then one view of each in the same order, and so on. A view goes with its image, is trained on, and
-            is never scored: so heads with and without views are compared on the same images.
-        head: ``plain``, ``extended``, or ``auto``: an extended one wins only when it is clearly ahead of the best plain
-            one (more than one standard error of the paired difference in cross-entropy, and ahead in accuracy).
+            all images, then one view of each in the same order, and so on. Views are in the fold of their image and
+            never scored, so heads with and without views are compared on the same images.
+        head: ``plain``, ``extended``, or ``auto``: extended only if it is clearly better than the best plain head (by
+            more than one standard error of the paired difference in cross-entropy, and in accuracy).
 
-        balance: ``auto``, ``none``, or ``weights`` inverse to the class counts (``sampler`` is the same for a probe, which
-            sees all images at once). With several labels there are no weights: the thresholds do their work.
+        balance: ``auto``, ``none``, or ``weights`` inverse to the class counts (``sampler`` is the same for a probe).
+            With several labels there are no weights; thresholds replace them.
 
     Raises:
         UsageError: fewer than two classes in the training rows.
@@ -161,7 +156,7 @@ def fit_probe(
         if on_progress:
             on_progress(number + 1, len(candidates) + 1)
     best, reason = search.choose(head)
-    # The penalty is on the mean loss, so with more images than a fold saw, proportionally less of it is right.
+    # The penalty is relative to the mean loss, so it is scaled down for more images than in a fold.
     n_seen = len(chosen_rows) * (1 - 1 / (folds.max() + 1))
     fitted = _fit_final(data, best.candidate, y, n_classes, best.penalty * n_seen / n_images, weights)
     if on_progress:
@@ -173,7 +168,7 @@ def fit_probe(
 def class_weights(counts: NDArray[np.int64], balance: str = "auto") -> NDArray[np.float64] | None:
     """(C,) weights inverse to the class counts, or None: for ``none``, and for ``auto`` if no class is 3 times another.
 
-    One rule for probe and tuning. Their mean over the images is 1.
+    For probe and tuning. Their mean over the images is 1.
     """
     present = counts[counts > 0]
     if balance == "none" or (balance == "auto" and present.max() <= BALANCE_RATIO * present.min()):
@@ -185,7 +180,7 @@ def class_weights(counts: NDArray[np.int64], balance: str = "auto") -> NDArray[n
 
 
 class _Blocks:
-    """Feature blocks of the training rows, read from the store once each."""
+    """Feature blocks of the training rows, each read from the store once."""
 
     def __init__(self, features: Features, rows: NDArray[np.int64]) -> None:
         self._features = features
@@ -215,7 +210,7 @@ class _Blocks:
         squares = [np.square(x[:, at : at + step]).mean(0, dtype=np.float64) for at in range(0, x.shape[1], step)]
         spread = np.sqrt(np.concatenate(squares))
         typical = float(np.sqrt(np.mean(spread**2))) or 1.0
-        # A column that hardly varies must not be blown up to unit variance: it is mostly rounding.
+        # A nearly constant column must not be scaled to unit variance: it is mostly rounding errors.
         scale = spread + 1e-2 * typical if candidate.scale else np.full(len(spread), typical)
         transform = FeatureTransform(candidate.blocks, candidate.power, mean, scale.astype(np.float32))
         x /= transform.scale
@@ -232,7 +227,7 @@ class _Tried:
 
     @property
     def cross_entropy(self) -> float:
-        """Mean loss out of fold."""
+        """Cross-validated mean loss."""
         return float(self.losses.mean())
 
 
@@ -253,12 +248,12 @@ class _Search:
         self.y, self.n_classes = y[rows], n_classes
         each = np.ones(len(rows)) if weights is None else weights[self.y]
         is_seen = folds[None, :] != np.arange(folds.max() + 1)[:, None]
-        # A single group cannot be held out; what follows is then fitted and measured on the same images.
+        # A single group cannot be held out; then heads are fitted and evaluated on the same images.
         self.sample_weights = each * (is_seen if folds.max() else np.ones_like(is_seen))
         self.tried: list[_Tried] = []
 
     def try_candidate(self, candidate: Candidate) -> None:
-        """The whole path for the first candidate, as long as weaker penalties help; its neighborhood for the others."""
+        """Tries the whole path for the first candidate, while weaker penalties help; its neighborhood for others."""
         x, _ = self.data.columns(candidate, self.rows)
         problem = _regression(x, self.y, self.n_classes, self.sample_weights)
         path: tuple[float, ...] = PENALTIES
@@ -276,7 +271,7 @@ class _Search:
             lowest = min(lowest, tried.cross_entropy)
 
     def choose(self, head: str) -> tuple[_Tried, str]:
-        """The best plain one, unless an extended one is clearly ahead."""
+        """The best plain head, unless an extended one is clearly better."""
         plain = min((t for t in self.tried if t.candidate.plain), key=lambda t: t.cross_entropy)
         others = [t for t in self.tried if not t.candidate.plain]
         if head == "plain" or not others:
@@ -330,7 +325,7 @@ def _regression(x: Floats, y: NDArray[Any], n_classes: int, sample_weights: NDAr
 
 
 def _approach(problem: SoftmaxRegression, penalty: float, path: Sequence[float]) -> None:
-    """Solves roughly at the stronger penalties of a path: from zero, a weak one takes many steps."""
+    """Solves roughly at stronger penalties first: starting from zero, a weak penalty takes many steps."""
     for stronger in (step for step in path if step > penalty):
         problem.solve(stronger, tolerance=1e-2)
 
@@ -347,7 +342,7 @@ def cross_entropies(logits: NDArray[np.float64], y: NDArray[Any]) -> NDArray[np.
 def _folds(
     y: NDArray[np.int64], group: NDArray[Any], n_classes: int, width: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Fold of each chosen row, and the chosen rows: stratified, whole groups, small enough for the step budget."""
+    """Fold of each selected row, and the selected rows: stratified, whole groups, within the step budget."""
     rng = np.random.default_rng([seed, 1])
     cost = len(y) * min(width, len(y)) * n_classes
     n_folds = int(np.clip(STEP_BUDGET // max(cost, 1), 3, MAX_FOLDS))
@@ -364,11 +359,11 @@ def _folds(
         start = int(rng.integers(n_folds))
         fresh = [g for g in dict.fromkeys(group[order[y[order] == label]].tolist()) if g not in fold_of_group]
         fold_of_group |= {g: (start + number) % n_folds for number, g in enumerate(fresh)}
-    if len(set(fold_of_group.values())) < 2:  # few groups, by chance all in one fold
+    if len(set(fold_of_group.values())) < 2:  # a few groups, by chance all in one fold
         fold_of_group = {g: number % n_folds for number, g in enumerate(fold_of_group)}
     rows = np.sort(order)
     folds = np.array([fold_of_group[g] for g in group[rows].tolist()], np.int64)
-    if (folds == folds[0]).all():  # one group: all images are alike
+    if (folds == folds[0]).all():  # one group: all images are near duplicates
         folds = np.arange(len(rows)) % n_folds
     return np.unique(folds, return_inverse=True)[1].astype(np.int64), rows
 
@@ -402,7 +397,7 @@ def _fit_final(
     if share >= 1:
         _approach(problem, penalty, PENALTIES)
         problem.solve(penalty, tolerance=1e-6, max_steps=200)
-    else:  # most of the way on some of the images
+    else:  # first on some of the images
         some = np.sort(np.random.default_rng(0).permutation(len(y))[: int(share * len(y))])
         first = _regression(x[some], y[some], n_classes, sample_weights[:, some])
         _approach(first, penalty, PENALTIES)

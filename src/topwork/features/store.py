@@ -1,7 +1,7 @@
 """Features on disk, keyed by the content of the image and the fingerprint of everything else.
 
-One folder per fingerprint, Parquet shards inside. Only the keys are held in memory; a block of features is read when it
-is asked for. A killed run loses at most the shard it was filling. A shard is verified before its features count as known.
+One folder per fingerprint, Parquet shards inside. Only the keys are in memory; blocks of features are read on demand. A
+killed run loses at most one unfinished shard. Shards are verified when opened.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class FeatureStore(Shards):
         self.append(hashes, {name: matrix_column(blocks[name]) for name in BLOCKS})
 
     def load(self, hashes: Sequence[str], block: str) -> NDArray[np.float16]:
-        """The (N, D) float16 features of these contents, in this order; many are a file (see :func:`~topwork.data.shards.room_for`).
+        """The (N, D) float16 features of these contents, in order; large arrays are files (:mod:`topwork.data.shards`).
 
         Raises:
-            KeyError: contents that are not in the store.
-            TopworkError: a shard has gone or is damaged since the store was opened.
+            KeyError: a content hash that is not in the store.
+            TopworkError: a shard was deleted or damaged since the store was opened.
         """
         result, n_read = np.empty((0, 0), np.float16), 0
         for positions, table in self.read(hashes, [block]):

@@ -1,11 +1,10 @@
 """Augmented views of training images for the probe, embedded once and kept in the feature store.
 
 In: a manifest, its features, the training rows and views. Out: :class:`WithViews`: the same features with the views
-appended, each with the label and the group of its image, so that a view and its image never straddle two folds.
+appended, each with the label and group of its image, so that both are in the same fold.
 
-:func:`buy_views` spends a time budget: the mirror image of each training image first, then the image at other scales,
-as long as the time lasts; views are kept if cross-validation on the training images finds them clearly better. Predicting costs
-the same with and without: views are for training alone.
+:func:`buy_views` spends a time budget: first on horizontal flips, then on other scales; views are kept if
+cross-validation on the training images is clearly better. Views do not slow down prediction.
 """
 
 from __future__ import annotations
@@ -42,17 +41,17 @@ class View:
         return f"{self.pipeline.name} {self.number}"
 
 
-# In the order in which time is spent on them.
+# In this order.
 BOUGHT = (
     (View(Pipeline("mirror", (Flip(1.0),))),),
     tuple(View(pipeline("light"), number) for number in range(2)),
 )
-SHARE_OF_BUDGET = 0.8  # the rest is for the head, the figures and the report
+SHARE_OF_BUDGET = 0.8  # the rest is for the head, evaluation and report
 
 
 @dataclass(frozen=True)
 class Probed:
-    """A probe, the views that it was fitted with, and what cross-validation said of each set of views tried.
+    """A probe, the views that it was fitted with, and the cross-validation result of each set of views.
 
     Attributes:
         tried: sentences, in order.
@@ -68,7 +67,7 @@ class WithViews:
     """Features, labels and groups of all images and of the views after them.
 
     Attributes:
-        rows: to train on: the images, then one view of each in the same order, and so on.
+        rows: training rows: the images, then one view of each in the same order, and so on.
     """
 
     features: Features
@@ -79,7 +78,7 @@ class WithViews:
 
 
 def asked_views(name: str, n: int) -> list[View]:
-    """``n`` views by the pipeline of this name; none for ``none``."""
+    """``n`` views of the pipeline with this name; no views for ``none``."""
     chosen = pipeline(name)
     return [View(chosen, number) for number in range(n)] if chosen.steps else []
 
@@ -87,13 +86,13 @@ def asked_views(name: str, n: int) -> list[View]:
 def buy_views(
     fitted: Callable[[Sequence[View]], Probe], labels: NDArray[Any], rate: float | None, seconds: float
 ) -> Probed:
-    """Fits the probe without views, then with as many as the time allows, and keeps the best by cross-validation.
+    """Fits the probe without views, then with as many as the time allows, and selects by cross-validation.
 
     Args:
-        fitted: fits the probe with some views.
-        labels: (M,) classes of the training images, or (M, C) where they may have several.
-        rate: images embedded a second; None if everything was in the store, and views may be, too.
-        seconds: that are left.
+        fitted: function that fits the probe with given views.
+        labels: (M,) classes of the training images, or (M, C) 0 or 1 for several labels.
+        rate: images embedded per second; None if everything was in the store.
+        seconds: remaining time.
     """
     began = time.monotonic()
     views: tuple[View, ...] = ()
@@ -119,7 +118,7 @@ def buy_views(
 
 
 def _gain(first: Probe, second: Probe, labels: NDArray[Any]) -> Gain:
-    """By how much the second has the lower out-of-fold cross-entropy on images that both predict, and its standard error."""
+    """Decrease in cross-validated cross-entropy from the first probe to the second, and its standard error."""
     rows, one, two = np.intersect1d(first.rows, second.rows, return_indices=True)
     before, after = (
         cross_entropies(probe.out_of_fold_logits[chosen], labels[rows])
@@ -140,13 +139,13 @@ def with_views(
     n_threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> WithViews:
-    """Embeds the views of each training row that the store does not know yet.
+    """Embeds the views of the training rows that are not in the store.
 
     Args:
-        labels: (N,) class indices, or (N, C) which classes each image has.
+        labels: (N,) class indices, or (N, C) 0 or 1 for several labels.
 
     Raises:
-        TopworkError: an image changed or vanished since the scan.
+        TopworkError: an image was changed or deleted since the scan.
     """
     wanted = [(int(row), view) for view in views for row in rows]
     keys = [_key(manifest.samples[row].content_hash, view, seed) for row, view in wanted]
@@ -180,5 +179,5 @@ def _pixels(manifest: Manifest, row: int, embedder: Embedder, view: View, seed: 
 
 
 def _key(content_hash: str, view: View, seed: int) -> str:
-    """Names a view in the store; everything it depends on in addition to the store's own fingerprint."""
+    """Key of a view in the store: everything it depends on besides the store's fingerprint."""
     return hashlib.sha256(f"{content_hash} affine {view.pipeline!r} {seed} {view.number}".encode()).hexdigest()
