@@ -62,8 +62,7 @@ def rough_similarity(thumbs: Thumbs, pairs: Ints) -> Floats:
 def fine_structure(thumbs: Thumbs) -> Floats:
     """(N, 32, 32) high-pass filtered thumbnails: each pixel minus its surroundings.
 
-    Otherwise any two dark objects
-    on white would correlate.
+    Otherwise any two dark objects on white would correlate.
     """
     if not len(thumbs):
         return np.empty((0, THUMB_SIDE, THUMB_SIDE), np.float32)

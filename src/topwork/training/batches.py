@@ -1,8 +1,8 @@
-"""Batches for training: pixels decoded once, then augmented by a random stream of their own.
+"""Batches for training: pixels decoded once, then augmented with one random stream per sample.
 
-In: images and labels. Out: for any rows and epoch, pixels and the random views to make of them on the device that trains
-(:func:`to_device`): the host only gathers uint8. What happens to a sample depends on (seed, epoch, key of the sample) only: not on workers, on batch size, on other samples, or on where a
-run was interrupted. The training loop asks for nothing but what :class:`Dataset` says.
+In: images and labels. Out: for any rows and epoch, uint8 pixels and random augmentation parameters, applied on the
+training device (:func:`to_device`). The augmentation of a sample depends only on (seed, epoch, key of the sample): not
+on workers, batch size, other samples, or interruptions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from topwork.data.transforms import InputSpec, Pixels, fit_to_input, resize
 from topwork.errors import ImageError, TopworkError, changed_since_scan
 from topwork.settings import cache_folder
 
-IN_MEMORY_BYTES = 1_000_000_000  # more decoded pixels than this are kept in a file
+IN_MEMORY_BYTES = 1_000_000_000  # larger decoded arrays are kept in a file
 AHEAD = 4  # batches prepared while the network is busy
 
 
@@ -37,21 +37,21 @@ class Dataset(Protocol):
     """N samples with labels, (N,) classes or (N, C) zeros and ones.
 
     Attributes:
-        shape: (3, H, W) of the images that the network was made for.
+        shape: (3, H, W), the network's input.
     """
 
     labels: NDArray[Any]
     shape: tuple[int, int, int]
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network as a module that takes what :meth:`load` gives."""
+        """The network as a module that takes the output of :meth:`load`."""
 
     def load(self, rows: NDArray[np.int64], epoch: int | None) -> NDArray[Any] | Views:
-        """Some rows as training sees them in an epoch, or as evaluation does for None, for :func:`to_device`."""
+        """Some rows for training in an epoch, or for evaluation if None; pass them to :func:`to_device`."""
 
 
 class ImageDataset:
-    """Decoded images that are augmented on the way to the network.
+    """Decoded images with augmentation.
 
     Args:
         pixels: (N, h, w, 3) uint8 from :func:`decode_all`, at least as large as the input.
@@ -79,7 +79,7 @@ class ImageDataset:
         return InputNetwork(network, self.spec)
 
     def load(self, rows: NDArray[np.int64], epoch: int | None) -> Pixels | Views:
-        """Pixels (B, H, W, 3) uint8, with what :func:`to_device` makes of them if they are augmented."""
+        """Pixels (B, H, W, 3) uint8, with augmentation parameters in training."""
         if epoch is None or not self.augmentation.steps:
             return self._fitted(self.pixels[rows])
         streams = (stream(self.seed, epoch, int(self.keys[row])) for row in rows)
@@ -94,7 +94,7 @@ class ImageDataset:
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """Prepared pixels of a batch, and the random views to make of them."""
+    """Pixels of a batch and their random augmentation parameters."""
 
     pixels: Pixels
     draws: list[Draw]
@@ -102,14 +102,14 @@ class Views:
 
 
 def to_device(loaded: NDArray[Any] | Views, device: str) -> Tensor:
-    """What a dataset has loaded as the network's input; augmentation is computed on the device that trains."""
+    """The output of :meth:`Dataset.load` as network input; augmentation is computed on the device."""
     if isinstance(loaded, Views):
         return apply(torch.from_numpy(loaded.pixels).to(device, non_blocking=True), loaded.draws, loaded.spec)
     return torch.from_numpy(loaded).to(device, non_blocking=True)
 
 
 class InputNetwork(nn.Module):
-    """A network that takes uint8 (B, H, W, 3), normalization inside."""
+    """A network that takes uint8 (B, H, W, 3) and normalizes it."""
 
     def __init__(self, network: nn.Module, spec: InputSpec) -> None:
         super().__init__()
@@ -141,18 +141,18 @@ def decode_all(
 ) -> Pixels:
     """Decodes images and fits them to ``margin`` times the input size, once.
 
-    Decoding takes as long as a training step on a GPU and more than the augmentation, so it is not done every epoch.
-    Up to 1 GB stays in memory; more goes to a file in the cache folder that vanishes with the process.
+    Decoding takes as long as a training step on a GPU, so it is not repeated every epoch. Up to 1 GB is kept in memory,
+    more in a temporary file in the cache folder.
 
     Args:
-        read: bytes of the image of a row.
-        name: what to call the image of a row in an error.
+        read: returns the bytes of the image of a row.
+        name: returns the name of the image of a row, for errors.
 
     Returns:
         (N, h, w, 3) uint8, in the order of ``rows``.
 
     Raises:
-        TopworkError: an image changed or vanished since it was scanned.
+        TopworkError: an image was changed or deleted since the scan.
     """
     larger = replace(spec, height=math.ceil(spec.height * margin), width=math.ceil(spec.width * margin))
 
@@ -172,10 +172,10 @@ def decode_all(
 
 
 def in_file(shape: tuple[int, ...]) -> Pixels:
-    """An array in a temporary file of the cache folder, gone when the process ends, however it ends.
+    """An array in a temporary file of the cache folder, deleted when the process ends for any reason.
 
     Raises:
-        TopworkError: no room for it.
+        TopworkError: not enough disk space.
     """
     folder: Path = cache_folder()
     n_bytes = math.prod(shape)
@@ -193,7 +193,7 @@ def in_file(shape: tuple[int, ...]) -> Pixels:
 
 
 def _reserve(descriptor: int, n_bytes: int) -> None:
-    """Takes the disk space now: a full disk must show here and not as a crash while pixels are written."""
+    """Allocates the disk space now, so that a full disk is an error here and not a crash later."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, n_bytes)
     else:
@@ -204,7 +204,7 @@ def _reserve(descriptor: int, n_bytes: int) -> None:
 
 
 def epoch_order(n: int, seed: int, epoch: int, weights: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
-    """The order of the samples in an epoch; with (N,) weights as many draws with replacement (``--balance sampler``)."""
+    """The order of the samples in an epoch; with (N,) weights, N draws with replacement (``--balance sampler``)."""
     rng = np.random.default_rng([seed, epoch, n])
     return rng.permutation(n) if weights is None else rng.choice(n, n, p=weights / weights.sum())
 
@@ -212,8 +212,7 @@ def epoch_order(n: int, seed: int, epoch: int, weights: NDArray[np.float64] | No
 def batches_of(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
     """Batches of nearly equal size, none larger than asked.
 
-    Equal rather than full with a rest: a last batch of one image breaks batch norm, and a small one has as much say in
-    the step as a full one.
+    Equal, because a last batch of one image breaks batch norm, and a small one has the same weight as a full one.
     """
     return [np.asarray(part) for part in np.array_split(order, max(1, math.ceil(len(order) / batch_size)))]
 
@@ -221,7 +220,7 @@ def batches_of(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int
 def ahead(
     load: Callable[[NDArray[np.int64]], Any], batches: Sequence[NDArray[np.int64]]
 ) -> Generator[tuple[NDArray[np.int64], Any]]:
-    """(rows, load(rows)) in order, a few batches ahead."""
+    """Yields (rows, load(rows)) in order, loading a few batches ahead."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         pending: deque[tuple[NDArray[np.int64], Future[Any]]] = deque()
         try:

@@ -1,8 +1,8 @@
 """Atomic checkpoints, verified before use, without executable code.
 
-In: named tensors and a JSON value. Out: the same again, bit for bit. Tensors go to one safetensors file; a small JSON
-file next to it names that file with its digest and holds everything else. The JSON is replaced last and atomically, so
-after a kill at any moment it names a whole file; older files go only after that.
+In: named tensors and a JSON value. Out: the same values, bit for bit. Tensors are in one safetensors file; a small JSON
+file next to it contains its name and digest and everything else. The JSON is replaced last and atomically, so after a
+kill at any time it names a complete file; older files are deleted afterwards.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ INDEX = "checkpoint.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved: tensors by name, and plain values."""
+    """Saved tensors by name, and plain values."""
 
     tensors: dict[str, torch.Tensor]
     values: dict[str, Any]
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
-    """Replaces the checkpoint in a folder by a newer one.
+    """Replaces the checkpoint in a folder.
 
     Raises:
-        TopworkError: it could not be written (with the reason); the last good one is then still there.
+        TopworkError: it could not be written; the previous one is unchanged.
     """
     from safetensors.torch import save
 
@@ -57,10 +57,10 @@ def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], values: dict
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint, or None if none was finished.
+    """The newest complete checkpoint, or None.
 
     Raises:
-        ModelError: there is one, but it is damaged, altered or of a later version.
+        ModelError: it is damaged, modified or from a newer version.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -103,10 +103,10 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], plain: dict[str, Any]
 ) -> None:
-    """Puts back what :func:`flatten_optimizer` took, into an optimizer made from the same recipe and phase.
+    """Restores the state from :func:`flatten_optimizer` into an optimizer for the same recipe and phase.
 
-    Moments get the memory layout of their parameter: files know none, and torch's fused optimizers walk through memory
-    without looking, so a contiguous moment beside a channels-last weight would silently be the wrong one.
+    Moments get the memory layout of their parameter: files do not store it, and torch's fused optimizers ignore it, so
+    a contiguous moment for a channels-last weight would silently be misread.
     """
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     state: dict[int, dict[str, Any]] = {}
@@ -123,12 +123,12 @@ def restore_optimizer(
 
 
 def joined(states: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """All tensors of several states, under names that start with ``STATE/``."""
+    """All tensors of several states, with names prefixed by ``STATE/``."""
     return {f"{prefix}/{name}": value for prefix, state in states.items() for name, value in state.items()}
 
 
 def below_prefix(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state that :func:`joined` put under a prefix."""
+    """The state that :func:`joined` stored under a prefix."""
     start = f"{prefix}/"
     return {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
 

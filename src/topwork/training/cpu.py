@@ -1,11 +1,11 @@
 """Training faster on CPUs: batch norm folded into convolutions, and depthwise convolutions with a fast backward pass.
 
-In: a network. Out: one that computes the same values and gradients in less time; :class:`Folding` gives back the state
-dict that the original network would load.
+In: a network. Out: one that computes the same values and gradients faster; :class:`Folding` converts back to a state
+dict of the original network.
 
-With frozen statistics a batch norm is a scale and a shift per channel, so it can be part of the convolution's weight and
-bias, which are then what is trained. Measured with EfficientNet-Lite0 on two cores (fp32, channels-last): 13 images per
-second with separate norms, 24 with folded ones.
+With frozen statistics a batch norm is a scale and a shift per channel, so it can be folded into the weight and bias of
+the convolution, which are trained instead. Measured with EfficientNet-Lite0 on two cores (fp32, channels-last): 13
+images per second with separate norms, 24 with folded ones.
 
 oneDNN's own backward pass of depthwise convolutions takes most of a training step of an EfficientNet. Measured on two
 cores, batch 32, bf16, channels-last: gradient of the input at stride 2, 144 channels, 56 px: 97 ms, here 8; gradient of a
@@ -13,7 +13,7 @@ cores, batch 32, bf16, channels-last: gradient of the input at stride 2, 144 cha
 
 * The gradient of the input at stride s is the one at stride 1 of the output gradient with s - 1 zeros between its
   elements, and that is a forward convolution with the flipped weight, which is fast.
-* The gradient of a 5×5 weight is four gradients of 3×3 weights on shifted windows, for which there is a fast kernel.
+* The gradient of a 5×5 weight consists of four gradients of 3×3 weights on shifted windows, which have a fast kernel.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from topwork.models.modules import replace_module
 
 State = dict[str, torch.Tensor]
-TOLERANCE = 1e-3  # of the spread of the outputs; folding only reorders products of float32 numbers
+TOLERANCE = 1e-3  # relative to the spread of the outputs; folding only reorders float32 operations
 
 
 @dataclass(frozen=True)
 class Folding:
-    """Which norm went into which convolution.
+    """Which norm was folded into which convolution.
 
     Attributes:
         pairs: (name of convolution, name of norm).
         epsilons: of each norm.
-        template: the state of the network before; gives names, shapes and everything that was not folded.
+        template: the original state, with names, shapes and everything that was not folded.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -47,10 +47,10 @@ class Folding:
     template: State
 
     def unfold(self, state: State) -> State:
-        """The state dict for the original network that computes the same as the folded one.
+        """An equivalent state dict for the original network.
 
-        Each norm gets mean 0, variance 1 and scale sqrt(1 + eps), so that it only adds its bias: dividing the weights by
-        the old scale instead would lose precision where that scale is near zero.
+        Each norm gets mean 0, variance 1 and scale sqrt(1 + eps), so that it only adds its bias: dividing the weights
+        by the old scale would lose precision if it is near zero.
         """
         result = {name: state.get(name, value) for name, value in self.template.items()}
         for (conv, norm), epsilon in zip(self.pairs, self.epsilons, strict=True):
@@ -71,7 +71,7 @@ def fold_batch_norm(network: nn.Module, shape: tuple[int, ...]) -> Folding | Non
         shape: (C, H, W) of an input to try it with.
 
     Returns:
-        What undoes it; None, and an untouched network, when some norm does not directly follow a convolution.
+        The folding; None, with the network unchanged, if some norm does not directly follow a convolution.
     """
     template = {name: value.detach().clone() for name, value in network.state_dict().items()}
     norms = {name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
@@ -105,7 +105,7 @@ def _get(network: nn.Module, name: str) -> Any:
 
 
 def _pairs(network: nn.Module, images: torch.Tensor) -> list[tuple[str, str]]:
-    """(convolution, norm) where the very output of the one is the input of the other."""
+    """Pairs (convolution, norm) such that the output of the first is the input of the second."""
     outputs: list[tuple[torch.Tensor, str]] = []
     pairs: list[tuple[str, str]] = []
 
@@ -128,7 +128,7 @@ def _pairs(network: nn.Module, images: torch.Tensor) -> list[tuple[str, str]]:
 
 
 def _fold(network: nn.Module, conv_name: str, norm_name: str) -> tuple[tuple[str, Any, Any], tuple[str, nn.Module]]:
-    """Folds one pair; returns what would undo it."""
+    """Folds one pair; returns a function that undoes it."""
     conv, norm = _get(network, conv_name), _get(network, norm_name)
     before = (conv_name, conv.weight, conv.bias), (norm_name, norm)
     conv.weight, conv.bias = fuse_conv_bn_weights(
@@ -136,7 +136,7 @@ def _fold(network: nn.Module, conv_name: str, norm_name: str) -> tuple[tuple[str
     )
     conv.weight.requires_grad_(True)
     conv.bias.requires_grad_(True)
-    # timm's norms may carry their activation and dropout along
+    # timm's norms may include activation and dropout
     rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
     replace_module(network, norm_name, nn.Sequential(*rest) if rest else nn.Identity())
     return before
@@ -166,7 +166,7 @@ def _is_depthwise(module: nn.Module) -> bool:
 
 
 class FastDepthwise(nn.Conv2d):
-    """Takes over the parameters of a depthwise convolution, TensorFlow's "same" padding included."""
+    """A fast depthwise convolution with the parameters of another, including TensorFlow's "same" padding."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         nn.Module.__init__(self)
@@ -250,7 +250,7 @@ def _by_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding
 
 
 def _one_by_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """What autograd itself would do."""
+    """The gradients as autograd computes them."""
     channels = weight.shape[0]
     by_weight: Tensor = torch.ops.aten.convolution_backward(
         gradient, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], channels, [False, True, False]

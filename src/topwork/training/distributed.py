@@ -1,12 +1,12 @@
 """Training with several processes. Only this file knows about ranks.
 
-In: the environment that ``torchrun`` (or ``accelerate launch``) sets. Out: :class:`Processes`, with which the loop shares a
-batch, adds gradients and agrees on when to stop. Each process takes every n-th row of the same global batch, and gradients
-are sums divided by the weight of the whole batch, so the result is that of one process up to the order of summation. Sums
-over samples are exact: no sample is padded or counted twice, whatever the number of processes.
+In: the environment that ``torchrun`` (or ``accelerate launch``) sets. Out: :class:`Processes`, which the loop uses to
+split batches, add gradients and agree on when to stop. Each process takes every n-th row of the same global batch, and
+gradients are divided by the weight of the whole batch, so the result is that of one process up to the order of
+summation. Samples are never padded or counted twice.
 
-Every process holds all weights. Batch norms with moving statistics (training from scratch) see their own process's share of
-the batch; their statistics are averaged after each epoch.
+Every process has all weights. Trainable batch norms (training from scratch) use their process's share of the batch;
+their statistics are averaged after each epoch.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from topwork.errors import TopworkError
 from topwork.features.engine import best_device
 from topwork.settings import is_launched
 
-# one process reads and embeds the images while the others wait, however long that takes
+# one process reads and embeds the images while the others wait, possibly for long
 PATIENCE = timedelta(days=7)
 
 
 class Processes:
-    """A single process; :class:`Group` overrides what is different for several."""
+    """A single process; :class:`Group` is for several."""
 
     rank = 0
     n = 1
@@ -50,11 +50,11 @@ class Processes:
         return values
 
     def total(self, values: list[float]) -> list[float]:
-        """The same for a few numbers."""
+        """Sums of a few numbers over all processes."""
         return self.sum(np.array(values, np.float64)).tolist() if self.n > 1 else values
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
+        """Whether the value is true in any process."""
         return self.total([float(flag)])[0] > 0
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -64,18 +64,18 @@ class Processes:
         """Replaces every tensor by its mean over the processes."""
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Replaces every tensor by the first process's."""
+        """Replaces every tensor by that of the first process."""
 
     def agree(self, value: Any) -> Any:
-        """The first process's value, for everyone."""
+        """The value of the first process."""
         return value
 
     def wait(self) -> None:
-        """Returns when every process has come here."""
+        """Waits for all processes."""
 
 
 class Group(Processes):
-    """The processes of a torch.distributed group, which the first call joins."""
+    """The processes of a torch.distributed group; joins it on first use."""
 
     def __init__(self, device: str) -> None:
         if device == "cuda":
@@ -102,7 +102,7 @@ class Group(Processes):
         gradients = []
         for value in parameters:
             if value.requires_grad:
-                if value.grad is None:  # a process with an empty share takes part with zeros
+                if value.grad is None:  # a process with an empty share contributes zeros
                     value.grad = torch.zeros_like(value)
                 gradients.append(value.grad)
         self._sum_in_place(gradients)
@@ -131,7 +131,7 @@ class Group(Processes):
 
     @staticmethod
     def _sum_in_place(tensors: list[torch.Tensor]) -> None:
-        """One message for all: latency, not bandwidth, limits small networks."""
+        """Sends one message, because latency, not bandwidth, is the limit for small networks."""
         if not tensors:
             return
         flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
@@ -143,7 +143,7 @@ class Group(Processes):
 
 
 def processes(device: str = "auto") -> Processes:
-    """The group that a launcher started, or one process alone; on the device that was asked for (``--device``)."""
+    """The group started by a launcher, or a single process, on the device of ``--device``."""
     device = best_device(device)
     if is_launched():
         return Group(device)

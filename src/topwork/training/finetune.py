@@ -1,9 +1,8 @@
 """Fine-tuning end to end: from a backbone, images and settings to a fine-tuned network and head.
 
-:func:`tune_classifier` is what ``topwork fit`` calls: from manifest, split and probe to a :class:`TunedClassifier`, a backbone
-with the tuned weights, prepared like any other, so that engine, store, model folder and exports need to know nothing of
-tuning. :func:`fine_tune` does the same in Python for any head. Both end in :func:`tune`. Here the pieces meet: what is done
-is decided in ``recipe.py``, how in ``loop.py``, and what is kept in ``selection.py``.
+:func:`tune_classifier` is what ``topwork fit`` calls: from manifest, split and probe to a :class:`TunedClassifier`, an
+ordinary backbone with the tuned weights. :func:`fine_tune` does the same in Python for any head. Both call
+:func:`tune`. ``recipe.py`` decides what is done, ``loop.py`` trains, and ``selection.py`` selects the weights.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ from topwork.training.recipe import DataFacts, Recipe, TuneSettings, head_spec, 
 from topwork.training.selection import DEFAULT_MINUTES, SelectedWeights, estimate, select_weights, training_rate
 from topwork.training.tuned_head import adopt, put_extended
 
-SIX_BLOCKS = "six-blocks"  # a name for the backbone setting: the small network of models/modules.py, from scratch
+SIX_BLOCKS = "six-blocks"  # a name for the backbone setting: the small network in models/modules.py, from scratch
 CHECKPOINTS = "checkpoint"
-LEAST_EPOCHS = 3  # with fewer, auto mode does not begin
+LEAST_EPOCHS = 3  # with fewer, auto mode does not fine-tune
 
 
 # ---- for fit: from the probe to a classifier
@@ -55,7 +54,7 @@ class TunedClassifier:
     """A tuned network as backbone and head.
 
     Attributes:
-        trained_head: what was trained as the head, in the words of ``--hidden``.
+        trained_head: the trained head, in the syntax of ``--hidden``.
         recipe: of the tuning, as plain JSON values.
         history: one record per epoch.
         stages: (stage, parameters, trainable, rate) of the network.
@@ -85,7 +84,7 @@ class TuningInputs:
 
     @property
     def labels(self) -> NDArray[Any]:
-        """(N,) class index of every sample; (N, C) which classes it has, if it may have several."""
+        """(N,) class index of every sample; (N, C) 0 or 1 for several labels."""
         return self.manifest.targets
 
     @property
@@ -96,7 +95,7 @@ class TuningInputs:
 
 @dataclass(frozen=True)
 class TuningPlan:
-    """What training starts from: the recipe, the head, the decoded images."""
+    """The recipe, the initial head and the decoded images."""
 
     recipe: Recipe
     spec: HeadSpec
@@ -112,7 +111,7 @@ class TuningPlan:
 
 
 def plan_tuning(inputs: TuningInputs, on_progress: Callable[[int, int], None]) -> TuningPlan:
-    """Plans and decodes.
+    """Plans the training and decodes the images.
 
     Raises:
         UsageError: settings that contradict each other or the data.
@@ -139,12 +138,12 @@ def tune_classifier(
     Raises:
         UsageError: settings that contradict each other or the data.
         TopworkError: training failed, with the cause; the last checkpoint is kept.
-        Interrupted: a signal came; a checkpoint was saved, and resuming continues from it.
+        Interrupted: by a signal; a checkpoint was saved for resuming.
     """
     planned = plan_tuning(inputs, reporter.progress)
     recipe, messages = processes(inputs.settings.device).agree(
         _within_time(inputs, planned)
-    )  # rates differ between processes
+    )  # measured speeds differ between processes
     for message in messages:
         say(message)
     if recipe is None:
@@ -186,7 +185,7 @@ def tune_classifier(
 
 
 def _starting_head(inputs: TuningInputs) -> tuple[LinearHead, HeadSpec]:
-    """What tuning starts from and what it trains; if an extended probe cannot be kept, a plain one is fitted."""
+    """The initial head and the head to train; if an extended probe cannot be tuned, a plain one is fitted."""
     probe, spec = inputs.probe.head, head_spec(inputs.settings)
     if spec == HeadSpec():
         spec = trained_from(probe, inputs.settings)
@@ -234,7 +233,7 @@ class FineTuned(Described):
     """A tuned classifier.
 
     Attributes:
-        state: of the whole network, classifier included; float32 and on the CPU, ready for safetensors.
+        state: of the whole network including the classifier; float32, on the CPU.
         n_parameters, n_trainable: of the network that was trained.
     """
 
@@ -265,10 +264,10 @@ class FineTuned(Described):
         return network.eval()
 
     def backbone_and_head(self) -> tuple[Backbone, LinearHead]:
-        """The tuned network in the form that embedding, model folders and exports know.
+        """The tuned network as backbone and head, for embedding, model folders and exports.
 
         Raises:
-            UsageError: a head, or a network, of your own, which no model folder can describe.
+            UsageError: a custom head or network, which model folders do not support.
         """
         if isinstance(self.head, nn.Module) or isinstance(self.backbone, str):
             raise UsageError(
@@ -292,14 +291,14 @@ def fine_tune(
     """Trains a pretrained network on the train part of a manifest; epoch and weights are selected on valid.
 
     Args:
-        head: as ``linear``, ``cosine``, ``256:0.4,128:0.2``; or a module of your own, from (B, D) features to logits.
-        probe: head of a fitted probe, which a linear head starts from (an extended one with all that it reads); without
-            it the head is first trained alone.
+        head: ``linear``, ``cosine``, layers such as ``256:0.4,128:0.2``, or a module from (B, D) features to logits.
+        probe: head of a fitted probe, to initialize a linear or extended head; without it, the head is first trained
+            alone.
         context: checkpoints, callbacks, stopping.
 
     Raises:
         UsageError: settings that contradict each other or the data.
-        TopworkError: an image vanished, or training failed, with the cause.
+        TopworkError: an image is gone, or training failed.
     """
     settings, spec = settings or TuneSettings(), parse_head(head) if isinstance(head, str) else head
     labels, n_classes = manifest.targets, len(manifest.classes)
@@ -326,7 +325,7 @@ def tune(
     """Trains by a recipe and keeps the best weights.
 
     Args:
-        target: further terms of the loss, on images of another domain.
+        target: additional terms of the loss, on images of another domain.
 
     Raises:
         TopworkError: training failed, with the cause.
@@ -349,10 +348,10 @@ def make_network(
     recipe: Recipe,
     probe: LinearHead | None = None,
 ) -> nn.Module:
-    """The network that training starts from: pretrained (or random) weights, a new head, the probe's rows in it.
+    """The initial network: pretrained (or random) weights and a new head, with the probe's weights if given.
 
     Args:
-        probe: an extended head cannot be built without it, as it says what the head reads.
+        probe: required for an extended head, because it defines the features.
     """
     width = n_outputs(recipe.n_classes, recipe.outputs)
     if backbone == SIX_BLOCKS:
@@ -365,7 +364,7 @@ def make_network(
     if isinstance(head, HeadSpec) and head.kind == "extended":
         assert probe is not None, "an extended head is the probe's own"
         return put_extended(backbone.module(1), backbone, probe)
-    # the classifier of the pretrained network is loaded and then replaced; timm knows where it is
+    # the pretrained classifier is loaded and then replaced; timm knows where it is
     module = copy.deepcopy(head) if isinstance(head, nn.Module) else head
     network = build_classifier(backbone.module(1), module, width)
     is_plain = isinstance(head, HeadSpec) and head.kind == "linear" and not head.dropout
@@ -376,7 +375,7 @@ def make_network(
 
 
 def trained_from(probe: LinearHead, settings: TuneSettings) -> HeadSpec:
-    """What a probe is tuned as: an extended head stays one if the recipe has one row per class and a pretrained network."""
+    """The head to tune a probe as: extended only if the recipe has one row per class and a pretrained network."""
     is_possible = settings.outputs != "binary" and settings.strategy != "scratch"
     return HeadSpec("extended" if probe.kind == "extended" and is_possible else "linear")
 
@@ -420,27 +419,27 @@ def training_dataset(
     n_threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ImageDataset:
-    """Decoded images of some rows, augmented as the recipe says, with any labels."""
+    """Decoded images of some rows, augmented according to the recipe, with any labels."""
     margin = pipeline(recipe.augmentation).margin
     pixels = decode_rows(manifest, rows, backbone.spec, margin=margin, n_threads=n_threads, on_progress=on_progress)
-    # named by content: the same images in another order or layout are augmented in the same way
+    # keyed by content: the same images in another order or layout get the same augmentation
     keys = np.array([int(manifest.samples[row].content_hash[:15], 16) for row in rows], np.int64)
     return ImageDataset(pixels, labels, backbone.spec, recipe.augmentation, recipe.seed, keys)
 
 
 def decode_rows(manifest: Manifest, rows: NDArray[np.int64], spec: InputSpec, **options: Any) -> Pixels:
-    """:func:`topwork.training.batches.decode_all` for rows of a manifest, which is what names the images."""
+    """:func:`topwork.training.batches.decode_all` for rows of a manifest."""
     return decode_all(manifest.read_unchanged, rows, spec, name=lambda row: manifest.samples[row].path, **options)
 
 
 def data_facts(
     labels: NDArray[Any], n_classes: int, n_valid: int, gray: bool = False, device: str = "auto"
 ) -> DataFacts:
-    """What :func:`topwork.training.recipe.plan` wants to know, about these training labels and this machine.
+    """The input of :func:`topwork.training.recipe.plan` for these labels and this machine.
 
     Args:
-        labels: (N,) classes, or (N, C) zeros and ones if an image may have several.
-        device: as ``--device``.
+        labels: (N,) classes, or (N, C) 0 or 1 for several labels.
+        device: see ``--device``.
     """
     several = labels.ndim == 2
     counts = tuple(int(n) for n in (labels.sum(0) if several else np.bincount(labels, minlength=n_classes)))

@@ -1,14 +1,14 @@
 """The training loop, for all recipes.
 
-In: a network, a :class:`Recipe`, datasets for training and validation. Out: :class:`TrainingResult`: best, last and starting
-weights under the network's own names, and the history as plain records. Where pixels come from is in ``batches.py``, what
-is trained at which rate in ``optimizer.py``, what is done with the weights afterwards in ``selection.py``.
+In: a network, a :class:`Recipe`, datasets for training and validation. Out: :class:`TrainingResult`: best, last and
+initial weights under the network's own names, and the history as plain records. See ``batches.py`` for the data,
+``optimizer.py`` for what is trained at which rate, and ``selection.py`` for what happens to the weights afterwards.
 
-A run can be cut short anywhere. Every random choice follows from (seed, epoch, step or sample), so a checkpoint holds
-weights, optimizer, sums and a position, and a run continued from it computes the same bits on a CPU.
+A run can be interrupted anywhere. Every random choice depends on (seed, epoch, step or sample), so a checkpoint
+contains weights, optimizer, sums and a position, and a resumed run computes the same bits on a CPU.
 
-When memory runs out, a step is done in halves, quarters... whose gradients are added: the batch, and so the learning
-rate, stays what it was.
+When memory runs out, a step is split into halves, quarters, ... with accumulated gradients, so that the batch size and
+the learning rate do not change.
 """
 
 from __future__ import annotations
@@ -54,21 +54,21 @@ from topwork.training.recipe import Phase, Recipe
 
 Record = dict[str, Any]
 Ending = Literal["finished", "patience", "time budget", "interrupted", "loss not finite"]
-CURVE_POINTS = 20  # of loss and rate kept for each epoch
+CURVE_POINTS = 20  # of loss and rate stored per epoch
 EVALUATION_BATCH = 64
 
 
 @dataclass(frozen=True)
 class TrainerContext:
-    """What training needs in addition to recipe and data.
+    """Options of training besides recipe and data.
 
     Attributes:
-        folder: where checkpoints go; None keeps nothing on disk.
+        folder: for checkpoints; None for no checkpoints.
         resume: continue from the checkpoint in ``folder`` if there is one.
-        reporter: hears of stages, progress (training images done, of all) and epochs.
+        reporter: receives stages, progress (training images done, of all) and epochs.
         on_epoch: called with the record of each finished epoch.
-        stop: asked before each step; True saves and ends.
-        checkpoint_seconds: a long epoch is saved this often.
+        stop: called before each step; True saves a checkpoint and ends.
+        checkpoint_seconds: interval of checkpoints during an epoch.
     """
 
     folder: Path | None = None
@@ -85,11 +85,11 @@ class TrainingResult:
     """The result of a run.
 
     Attributes:
-        best, last, start: state dicts with the names and shapes of the network that was given.
-        end: what was evaluated after the last epoch: ``last``, or the moving average if there is one.
-        best_epochs: (epoch, value of the monitor, state), best first, as many as the recipe averages.
-        ending: why it ended; ``message`` says it in a sentence.
-        notes: what happened on the way that the user should know.
+        best, last, start: state dicts with the names and shapes of the given network.
+        end: the weights evaluated after the last epoch: ``last``, or the moving average if there is one.
+        best_epochs: (epoch, monitored value, state), best first, as many as the recipe averages.
+        ending: why training ended; ``message`` is a sentence.
+        notes: sentences for the user.
     """
 
     best: State
@@ -109,9 +109,9 @@ class EvalResult:
     """Loss (mean, weighted as in training) and accuracy on a dataset.
 
     Attributes:
-        calibrated_loss: weighted cross-entropy at the temperature that is best for it. Networks become overconfident
-            before they stop getting better, and probabilities are temperature-scaled after training anyway, so this is
-            what tells which weights are best (Berta et al. 2025, arXiv 2501.19195).
+        calibrated_loss: weighted cross-entropy at the best temperature. Networks become overconfident before they stop
+            improving, and probabilities are temperature-scaled after training anyway, so this selects better weights
+            (Berta et al. 2025, arXiv 2501.19195).
         losses, correct, weights: (N,) calibrated loss, 0/1 accuracy and weight of each image.
     """
 
@@ -123,7 +123,7 @@ class EvalResult:
     weights: NDArray[np.float64] = field(repr=False, compare=False)
 
     def rank(self, monitor: Literal["loss", "accuracy"]) -> tuple[float, float]:
-        """Lower is better; the other figure decides between equals."""
+        """Lower is better; the second value breaks ties."""
         keys = (self.calibrated_loss, -self.accuracy)
         return keys if monitor == "loss" else keys[::-1]
 
@@ -139,13 +139,13 @@ def fit(
     """Trains a network by a recipe.
 
     Args:
-        network: from images to logits; its weights are used up.
-        valid: decides which epoch is best; without it the last one is.
+        network: from images to logits; its weights are overwritten.
+        valid: selects the best epoch; without it, the last one is best.
         target: further terms of the loss, on images of another domain.
 
     Raises:
-        TopworkError: the loss is not finite before any epoch was finished, or a checkpoint cannot be written.
-        UsageError: one training image and trained batch-norm statistics; several processes and a target.
+        TopworkError: the loss is not finite in the first epoch, or a checkpoint cannot be written.
+        UsageError: one training image with trainable batch-norm statistics, or several processes with a target.
     """
     with torch.random.fork_rng(devices=[]):
         run = _Run(network, recipe, train, valid, context or TrainerContext(), target)
@@ -171,7 +171,7 @@ class _Ended(Exception):
 
 
 class TrainableNetwork:
-    """A network made ready for speed (folded, channels-last, on its device), and the way back to its own names."""
+    """A network optimized for training (folded, channels-last, on its device), and the way back to its own names."""
 
     def __init__(
         self, network: nn.Module, recipe: Recipe, data: Dataset, device: str, group: Processes | None = None
@@ -187,13 +187,13 @@ class TrainableNetwork:
             use_fast_depthwise(network)
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if group is not None:
-            group.broadcast(network.state_dict().values())  # a head that starts at random is one head for all
+            group.broadcast(network.state_dict().values())  # the same random head for all processes
         self.outer: nn.Module = data.wrap(network).to(device)
         self.call: Callable[[Tensor], Tensor] = torch.compile(self.outer) if recipe.compile else self.outer
         self.dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
 
     def inputs(self, loaded: Any) -> Tensor:
-        """What a dataset has loaded, as the network's input on its device."""
+        """The network's input, on its device."""
         return to_device(loaded, self.device)
 
     def logits(self, inputs: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class TrainableNetwork:
             return self.call(inputs).float()
 
     def state(self) -> State:
-        """A copy of the weights that training can change, as they are."""
+        """A copy of the weights that training can change."""
         return {name: value.detach().clone() for name, value in self.changing_values()}
 
     def changing_values(self) -> Iterator[tuple[str, Tensor]]:
@@ -210,19 +210,19 @@ class TrainableNetwork:
         return ((name, value) for name, value in self.core.state_dict().items() if name in self.changing)
 
     def load(self, state: State) -> None:
-        """Weights as :meth:`state` returned them, or those of the whole network."""
+        """Loads weights from :meth:`state`, or of the whole network."""
         unexpected = self.core.load_state_dict(state, strict=False).unexpected_keys
         assert not unexpected, f"weights of another network: {unexpected}"
 
     def original(self, state: State) -> State:
-        """All weights under the names of the network that was given, on the CPU."""
+        """All weights under the names of the given network, on the CPU."""
         state = merged(self.core.state_dict() | state)
         state = self.folding.unfold(state) if self.folding else state
         return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
 class _Run:
-    """The state of training. All of it except the shape of the network is in the checkpoint."""
+    """The state of training. The checkpoint contains all of it except the architecture."""
 
     optimizer: torch.optim.Optimizer
 
@@ -247,7 +247,7 @@ class _Run:
         self.start = self.net.state()
         self.epoch = self.n_steps = self.n_updates = 0  # n_steps: done in this epoch
         self.micro_batch = recipe.batch_size
-        self.sums = [0.0] * 5  # of weighted loss, weight, correct, samples, samples times the terms on the target
+        self.sums = [0.0] * 5  # weighted loss, weight, correct, samples, samples times target terms
         self.curve: list[list[float]] = []
         self.history: list[Record] = []
         self.best: list[tuple[int, float, float, State]] = []
@@ -267,7 +267,7 @@ class _Run:
             self._save(with_optimizer=False)
 
     def begin_phase(self, phase: Phase) -> None:
-        """Trainable parameters and a new optimizer, or the one of the checkpoint."""
+        """Sets trainable parameters and creates the optimizer, or restores it."""
         if self.ended is not None:
             raise _Ended(*self.ended)
         freeze(self.net.core, phase)
@@ -277,7 +277,7 @@ class _Run:
             self.saved_optimizer = None
 
     def batches(self, phase: Phase, epochs: range) -> Iterator[tuple[NDArray[np.int64], Any, float]]:
-        """(rows, loaded images, position in the phase) of the steps left in this epoch; this process's share of each."""
+        """Yields (rows, loaded images, position in the phase) of the remaining steps of this epoch, for this process."""
         train_mode(self.net.core, phase)
         self.epoch_began = time.monotonic()
         order = epoch_order(
@@ -295,7 +295,7 @@ class _Run:
                 yield rows, images, position / max(1, n_steps - 1)
 
     def end_epoch(self, phase: Phase, epochs: range) -> None:
-        """Evaluates on valid, records the epoch and keeps its weights if they are good; ends the run if that is enough."""
+        """Evaluates on valid, records the epoch, keeps its weights if they are good, and stops early if needed."""
         if phase.batch_norm == "train":
             self.group.average(self.net.core.buffers())
         loss_sum, weight, correct, n, of_target = self.sums
@@ -335,7 +335,7 @@ class _Run:
             self._end_if_enough(seconds)
 
     def _keep(self, rank: tuple[float, float]) -> bool:
-        """Keeps the weights of the best epochs; True for a new best one."""
+        """Keeps the weights of the best epochs; returns True for a new best one."""
         is_best = not self.best or rank < self.best[0][1:3]
         n_kept = self.recipe.average_best or 1
         if is_best or len(self.best) < n_kept or rank < self.best[-1][1:3]:
@@ -356,14 +356,14 @@ class _Run:
             self.finish("time budget", f"Stopped after {spent:.0f} s: another epoch would exceed {budget:.0f} s.")
 
     def finish(self, ending: Ending, message: str) -> NoReturn:
-        """Notes the ending in the checkpoint, so that resuming a finished run does no more work, and ends."""
+        """Records the ending in the checkpoint, so that resuming a finished run does nothing, and ends."""
         if self.ended is None:
             self.ended = ending, message
             self._save(with_optimizer=False)
         raise _Ended(*self.ended)
 
     def result(self, ending: Ending, message: str) -> TrainingResult:
-        """Everything under the network's own names."""
+        """The result, under the network's own names."""
         last = self.net.state()
         best = [(epoch, value, self.net.original(state)) for epoch, value, _, state in self.best]
         if not best and ending == "loss not finite":
@@ -411,7 +411,7 @@ class _Run:
         loss, correct = 0.0, 0.0
         share = max(1, math.ceil(self.micro_batch / self.group.n))
         for start in range(0, len(rows), share):
-            # dropout's stream: a function of the position, so that a resumed run draws the same
+            # for dropout: depends on the position, so that a resumed run draws the same
             torch.manual_seed(_seed(*seeds, self.group.rank, start))
             part = slice(start, start + share)
             logits = self.net.logits(images[part])  # type: ignore[index]  # rows are images
@@ -427,7 +427,7 @@ class _Run:
         return loss + of_target
 
     def _target_backward(self) -> float:
-        """Adds the gradients of the terms on the target; returns their value."""
+        """Adds the gradients of the target terms; returns their value."""
         if self.target is None:
             return 0.0
         seeds = (self.recipe.seed, self.epoch, self.n_steps)
@@ -459,7 +459,7 @@ class _Run:
         self._update_average()
         n = len(self.train.labels)
         self.context.reporter.progress(self.epoch * n + n * self.n_steps // n_batches, self.recipe.n_epochs * n)
-        # one process's clock decides for all, because saving is done together
+        # the clock of one process decides, because all save together
         due = self.n_steps < n_batches and time.monotonic() - self.saved_at > self.context.checkpoint_seconds
         if self.context.folder is not None and self.group.any(due and self.group.is_main):
             self._save()
@@ -471,7 +471,7 @@ class _Run:
             self.ema = self.net.state()
             return
         state = dict(self.net.changing_values())
-        # young averages forget faster, so that the starting weights do not linger
+        # a faster decay at the start, so that the initial weights are forgotten
         decay = min(self.recipe.ema, (1 + self.n_updates) / (10 + self.n_updates))
         averaged = [name for name, value in state.items() if value.is_floating_point()]
         averages, values = ([some[name] for name in averaged] for some in (self.ema, state))
@@ -533,7 +533,7 @@ class _Run:
         disk.save_checkpoint(folder, disk.joined(states), values)
 
     def _restore(self) -> bool:
-        """Takes everything from the checkpoint; False if there is none."""
+        """Restores everything from the checkpoint; False if there is none."""
         saved = disk.load_checkpoint(self.context.folder) if self.context.folder is not None else None
         if saved is None:
             return False
@@ -642,11 +642,11 @@ class Interruption:
         self._before: dict[int, Any] = {}
 
     def stopped(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal was received."""
         return self.signal is not None
 
     def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():  # elsewhere handlers cannot be set
+        if threading.current_thread() is threading.main_thread():  # handlers can only be set in the main thread
             self._before = {kind: signal.signal(kind, self._note) for kind in self.kinds}
         return self
 

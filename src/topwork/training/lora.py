@@ -1,9 +1,9 @@
-"""LoRA: small low-rank adapters are trained in place of the weights, and merged into them at the end.
+"""LoRA: trains small low-rank adapters instead of the weights, and merges them at the end.
 
-In: a network. Out: the same network with adapters from ``peft`` on its linear layers and plain convolutions, the classifier
-excepted, and the way back to a state dict without them. Weights W stay as they are; trained is B·A of rank r, added to W with
-scale alpha / r (Hu et al. 2021, arXiv 2106.09685, eq. 3). A convolution's A has its kernel, its B is 1×1. Memory for gradients
-and optimizer shrinks to that of the adapters; model folder, exports and timm see an ordinary network.
+In: a network. Out: the same network with adapters from ``peft`` on its linear layers and plain convolutions, except the
+classifier, and the way back to a state dict without them. Weights W are frozen; B·A of rank r is trained and added to W
+with scale alpha / r (Hu et al. 2021, arXiv 2106.09685, eq. 3). For a convolution, A has its kernel size and B is 1×1.
+Only the adapters need memory for gradients and optimizer; model folder, exports and timm get an ordinary network.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import nn
 from topwork.models.stages import Stage
 
 State = dict[str, torch.Tensor]
-SCALE = 2.0  # alpha / r, as is usual
+SCALE = 2.0  # alpha / r, the usual value
 
 
 def adapted_modules(network: nn.Module, classifier: str) -> dict[str, nn.Module]:
     """The layers that get an adapter, by name.
 
-    Only plain ones: grouped convolutions cannot be merged, and subclasses may pad in their own way.
+    Only plain ones: grouped convolutions cannot be merged, and subclasses may pad differently.
     """
     return {
         name: module
@@ -41,7 +41,7 @@ def n_adapter_parameters(module: nn.Module, rank: int) -> int:
 
 
 def add_adapters(network: nn.Module, stages: tuple[Stage, ...], classifier: str, rank: int, seed: int) -> None:
-    """Puts adapters into a network, in place; at first they change nothing, because every B is zero.
+    """Adds adapters to a network in place; initially they change nothing, because every B is zero.
 
     ``network.adapted_stages`` are its stages with the adapters' parameters; :func:`topwork.training.optimizer.stages_of`
     reads them.
@@ -75,7 +75,7 @@ def is_adapter(name: str) -> bool:
 
 
 def merged(state: State) -> State:
-    """A state dict without adapters: theirs are added to the weights, under the names the network had before."""
+    """A state dict with the adapters merged into the weights, under the original names."""
     result: State = {}
     for name, value in state.items():
         if is_adapter(name):
@@ -89,5 +89,5 @@ def merged(state: State) -> State:
 
 
 def _original(name: str) -> str:
-    """The name before there were adapters; of an adapter, as if it were a weight of its layer."""
+    """The name without adapters; for an adapter, that of a weight of its layer."""
     return re.sub(r"\.lora_[AB]\.default\.", ".", name).replace(".base_layer.", ".")

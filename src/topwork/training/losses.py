@@ -1,7 +1,7 @@
 """Losses: the loss of a recipe, mixup and cutmix, and terms on images of a target domain.
 
-In: logits and targets as tensors. Out: one loss per sample, or a weighted sum of terms. Which rows of a target domain a
-step sees follows from (seed, epoch, step), so a resumed run sees the same.
+In: logits and targets as tensors. Out: one loss per sample, or a weighted sum of terms. The rows of a target domain in
+a step depend on (seed, epoch, step), so a resumed run uses the same.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Loss:
 
     def targets(self, labels: NDArray[Any]) -> Tensor:
         """(B, C) probabilities from (B,) classes or (B, C) zeros and ones; (B, 1) for one sigmoid over two classes."""
-        number = np.int64 if labels.ndim == 1 else np.float32  # MPS knows no float64
+        number = np.int64 if labels.ndim == 1 else np.float32  # MPS has no float64
         tensor = torch.from_numpy(np.asarray(labels, number)).to(self.device)
         if self.outputs == "softmax" and tensor.ndim == 1:
             return F.one_hot(tensor.long(), self.n_classes).float()
@@ -70,7 +70,7 @@ class Loss:
 def mix(inputs: Tensor, targets: Tensor, recipe: Recipe, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Mixup (Zhang et al. 2017, arXiv 1710.09412) or cutmix (Yun et al. 2019, arXiv 1905.04899), or neither.
 
-    If both are asked for, each batch gets one of them.
+    If both are enabled, each batch gets one of them.
 
     Args:
         inputs: (B, H, W, 3) of any number type; mixup returns float32.
@@ -104,10 +104,10 @@ class TargetTerms:
     """Terms on images of a target domain: cross-entropy with pseudo-labels, and minimum class confusion.
 
     Attributes:
-        images: labeled with (M, C) probabilities, certain if the user gave a label.
-        batch_size: images of it per step.
-        weight: of all terms together, against 1 for the loss of the labeled images.
-        confusion: of class confusion, against 1 for the cross-entropy with the pseudo-labels.
+        images: with (M, C) probabilities as labels, one-hot for labels given by the user.
+        batch_size: target images per step.
+        weight: of all terms, relative to 1 for the loss of the labeled images.
+        confusion: weight of class confusion, relative to 1 for the cross-entropy with the pseudo-labels.
     """
 
     images: ImageDataset

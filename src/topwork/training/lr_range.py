@@ -1,10 +1,9 @@
 """The learning-rate range test, and the rate it suggests.
 
 In: a network, a recipe (its stages keep their relative rates), training samples. Out: :class:`RangeTest`: the curve,
-what three rules read from it, and one suggestion with its reason. It works on a copy, so weights are left as they were.
-Smith 2015, arXiv 1506.01186; the rules are those of fastai's learning-rate finder. Ours differs in what is plotted: the
-loss of a batch beyond what the untouched network has on the same batch, so that hard and easy batches do not look like
-effects of the rate.
+the results of three rules, and one suggestion with its reason. The network is not changed. Smith 2015, arXiv
+1506.01186; the rules are those of fastai's learning-rate finder. Ours plots the loss of a batch relative to that of the
+initial network on the same batch, so that hard and easy batches do not look like effects of the rate.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from topwork.training.optimizer import clip_gradients, freeze, make_optimizer, t
 from topwork.training.recipe import Recipe
 
 LOWEST, HIGHEST = 1e-6, 1.0
-SMOOTHING = 0.9  # of the moving average of the loss
-FLAT = 0.05  # a curve that falls by less than this share says only where it rises
+SMOOTHING = 0.9  # decay of the moving average of the loss
+FLAT = 0.05  # if the loss falls by less than this share, only its rise is informative
 RISEN = 0.1
-SMALL_LOSS = 0.1  # below this, a change is compared with it instead of with the loss
+SMALL_LOSS = 0.1  # below this, changes are relative to it instead of the loss
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,10 @@ def range_test(
     highest: float = HIGHEST,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> RangeTest:
-    """Trains a copy for a few steps with a rate that rises exponentially, until the loss explodes.
+    """Trains a copy for a few steps with an exponentially increasing rate, until the loss explodes.
 
     Raises:
-        UsageError: the loss is not finite from the start, or the rates are no range.
+        UsageError: the loss is not finite from the start, or the rates are not a range.
     """
     if not (0 < lowest < highest < math.inf) or n_steps < 10:
         raise UsageError(
@@ -126,7 +125,7 @@ def _rise(
 
 
 def _batches(recipe: Recipe, train: Dataset, loss_of: Loss, n_steps: int) -> Iterator[tuple[Any, torch.Tensor]]:
-    """(inputs, targets) of so many steps, epoch after epoch."""
+    """Yields (inputs, targets) of this many steps, epoch by epoch."""
     n_done = epoch = 0
     while n_done < n_steps:
         order = epoch_order(len(train.labels), recipe.seed, epoch, recipe.draw_weights(train.labels))
@@ -149,8 +148,8 @@ def smooth(losses: NDArray[np.float64]) -> NDArray[np.float64]:
 def suggest(rates: NDArray[np.float64], losses: NDArray[np.float64]) -> RangeTest:
     """Applies three rules to a curve and suggests their median, because any single rule can be far off.
 
-    Where the loss hardly falls, as with a head that is fitted already, those rules read noise. What the curve still
-    shows is where training breaks; a tenth of that rate is suggested.
+    If the loss hardly falls, as with a fitted head, these rules read noise. Then a tenth of the rate at which the loss
+    starts to rise is suggested.
     """
     rules = {
         "steepest": float(rates[_steepest(rates, losses)]),

@@ -1,7 +1,7 @@
 """From a phase of a recipe to an optimizer: parameter groups by stage, freezing, and the table that shows both.
 
 In: a network, its stages and a Phase. Out: a torch optimizer whose rates :func:`set_rates` moves. Freezing a stage
-means rate 0, no gradients, and modules in eval mode, so that batch-norm statistics and dropout rest as well.
+means rate 0, no gradients, and modules in eval mode, which also freezes batch-norm statistics and dropout.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class StageRow:
     """A line of the table printed before training; the rate is the peak of the last phase that trains the stage.
 
     Attributes:
-        n_parameters: of the network; ``n_trained`` are trained, with LoRA those of the stage's adapters.
+        n_parameters: of the network; ``n_trained`` are trained (with LoRA, those of the adapters).
     """
 
     stage: str
@@ -59,7 +59,7 @@ def stage_table(network: nn.Module, recipe: Recipe) -> list[StageRow]:
 
 
 def freeze(network: nn.Module, phase: Phase) -> None:
-    """Switches the gradients of each parameter on or off; besides adapters only the head is trained."""
+    """Enables or disables gradients of each parameter; with adapters, only they and the head are trained."""
     trained = trained_names(network, [phase])
     for name, value in network.named_parameters():
         value.requires_grad_(name in trained)
@@ -80,7 +80,7 @@ def trained_names(network: nn.Module, phases: Iterable[Phase]) -> set[str]:
 def train_mode(network: nn.Module, phase: Phase) -> None:
     """Sets training mode for modules that are trained, eval mode elsewhere.
 
-    A batch norm is in training mode only when its stage moves and the phase lets statistics move. Call after
+    A batch norm is in training mode only if its stage is trained and the phase updates statistics. Call after
     :func:`freeze`.
     """
     network.train()
@@ -94,7 +94,7 @@ def train_mode(network: nn.Module, phase: Phase) -> None:
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe, phase: Phase) -> torch.optim.Optimizer:
-    """Two groups per stage that trains: with weight decay, and without it (:func:`topwork.models.stages.no_decay`).
+    """Two groups per trainable stage: with weight decay, and without it (:func:`topwork.models.stages.no_decay`).
 
     Call after :func:`freeze`.
     """
@@ -120,7 +120,7 @@ def make_optimizer(network: nn.Module, recipe: Recipe, phase: Phase) -> torch.op
 
 
 def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, phase: Phase, position: float) -> float:
-    """Rates and momentum for a position in [0, 1] of the phase; returns the factor on the rates."""
+    """Sets rates and momentum for a position in [0, 1] of the phase; returns the factor on the rates."""
     factor = rate_schedule(phase.schedule, phase.warmup)(position)
     momentum = momentum_schedule(phase.schedule, phase.warmup)(position)
     for group in optimizer.param_groups:

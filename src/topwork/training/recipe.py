@@ -1,8 +1,8 @@
 """The plan of fine-tuning: turns :class:`TuneSettings` into a :class:`Recipe` without "auto".
 
-In: settings (some "auto"), a few facts about the data, the names of the network's stages. Out: phases of one plain
-loop with a rate for every stage. Pure functions of small values; a recipe is plain JSON and is stored with the run.
-Strategies are data: each is a list of phases, and a stage that does not move has rate 0.
+In: settings (some "auto"), a few facts about the data, the names of the network's stages. Out: phases of one loop with
+a rate for every stage. All functions are pure; a recipe is plain JSON and stored with the run.
+Strategies are data: each is a list of phases, and frozen stages have rate 0.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from topwork.settings import (
 from topwork.settings import TuneSettings as TuneSettings
 
 HEAD = "classifier"
-# Peak rates for weights that are good already; the first stage gets a tenth of it. Measured with AdamW on ELPV, last three
+# Peak rates for pretrained weights; the first stage gets a tenth of it. Measured with AdamW on ELPV, last three
 # stages from the probe's head, 4 epochs, loss on valid: 0.317 at 1e-4, 0.345 at 3e-4, 0.41 at 1e-3.
 TUNE_RATE = {"adamw": 1e-4, "adam": 1e-4, "sgd": 1e-3}
-# For heads and networks that start at random.
+# For heads and networks with random weights.
 HEAD_RATE = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e-2}
 SCRATCH_RATE = {"adamw": 1e-3, "adam": 1e-3, "sgd": 5e-2}
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a plan needs to know about the data and the machine.
+    """Facts about the data and the machine for a plan.
 
     Attributes:
         class_counts: training images of each class.
-        n_images: training images; None: as many as the classes have together.
+        n_images: training images; None for the sum over the classes.
         has_bf16: the processor or GPU computes in bfloat16.
-        images_per_second: of training, where measured; None if not.
+        images_per_second: in training; None if not measured.
     """
 
     class_counts: tuple[int, ...]
@@ -72,7 +72,7 @@ class Phase:
     """A phase of training with one set of learning rates and one run of the schedule.
 
     Attributes:
-        rates: (stage, peak rate) in forward order; 0 freezes the stage, its batch-norm statistics included.
+        rates: (stage, peak rate) in forward order; 0 freezes the stage, including batch-norm statistics.
     """
 
     name: str
@@ -90,12 +90,12 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All decisions of one fine-tuning. Nothing in here is "auto"; see :class:`TuneSettings` for the meanings.
+    """All decisions for one fine-tuning, without "auto"; see :class:`TuneSettings`.
 
     Attributes:
         augmentation: name of a pipeline of ``data/augment.py``.
         class_weights: weight of each class in the loss.
-        sampling: how often an image of each class is drawn, up to a factor; None: each image once per epoch.
+        sampling: relative frequency of each class in sampling; None for each image once per epoch.
     """
 
     strategy: Strategy
@@ -127,7 +127,7 @@ class Recipe:
 
     @property
     def n_epochs(self) -> int:
-        """Of all phases together."""
+        """Number of epochs of all phases."""
         return sum(phase.n_epochs for phase in self.phases)
 
     @property
@@ -136,14 +136,14 @@ class Recipe:
         return all(phase.batch_norm == "folded" for phase in self.phases)
 
     def phases_with_epochs(self) -> Iterator[tuple[Phase, range]]:
-        """Each phase with the numbers of its epochs, from 0 on."""
+        """Each phase with the numbers of its epochs, from 0."""
         first = 0
         for phase in self.phases:
             yield phase, range(first, first + phase.n_epochs)
             first += phase.n_epochs
 
     def draw_weights(self, labels: NDArray[np.int64]) -> NDArray[np.float64] | None:
-        """(N,) how often each sample is drawn in relation to others; None: each once per epoch."""
+        """(N,) relative frequency of each sample in sampling; None for each once per epoch."""
         return None if self.sampling is None else np.array(self.sampling)[labels]
 
     def as_dict(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Recipe:
         return asdict(self)
 
     def is_written_as(self, values: dict[str, Any]) -> bool:
-        """Whether these JSON values are this recipe; those of a version that knew other settings are not."""
+        """Whether these JSON values are this recipe; False for versions with other settings."""
         return bool(json.loads(json.dumps(self.as_dict())) == values)
 
 
@@ -165,7 +165,7 @@ def plan(
 
     Args:
         stages: the network's stages in forward order, ``classifier`` last.
-        head_is_fitted: the head starts from a probe. One that does not (an MLP) is first trained alone.
+        head_is_fitted: the head starts from a probe. Otherwise (an MLP) it is first trained alone.
 
     Raises:
         UsageError: settings that contradict each other or the data.
@@ -196,7 +196,7 @@ def plan(
         sampling=balance if settings.balance == "sampler" else None,
         mixup=settings.mixup,
         cutmix=settings.cutmix,
-        clip_norm=settings.clip_norm or None,  # on the command line 0 stands for off
+        clip_norm=settings.clip_norm or None,  # 0 means off
         ema=settings.ema or None,
         monitor=settings.monitor,
         patience=settings.patience if facts.n_valid else None,
@@ -228,7 +228,7 @@ def _rate_range(settings: TuneSettings, strategy: str) -> tuple[float, float]:
         if strategy == "scratch":
             return (SCRATCH_RATE[settings.optimizer],) * 2
         high = HEAD_RATE[settings.optimizer] if strategy in ("head", "lora") else TUNE_RATE[settings.optimizer]
-        # the upper stages alone are all far from general-purpose: one rate for them (ELPV, valid: see docs/lab-log.md)
+        # one rate for the last stages, which are all task-specific (ELPV, valid: see docs/lab-log.md)
         return (high if strategy in ("head", "last", "lora") else high / 10), high
     return learning_rates(settings.lr)
 
@@ -256,14 +256,14 @@ def _phases(settings: TuneSettings, strategy: Strategy, stages: tuple[str, ...],
 
 
 def _head_phase(settings: TuneSettings, stages: tuple[str, ...], policy: BatchNorm) -> Phase:
-    """Two epochs of the new head alone, so that its random start does not spoil the features (arXiv 2202.10054)."""
+    """Two epochs of the new head alone, so that random weights do not distort the features (arXiv 2202.10054)."""
     rate = HEAD_RATE[settings.optimizer]
     rates = tuple((stage, rate if stage == stages[-1] else 0.0) for stage in stages)
     return Phase("head", 2, rates, settings.schedule, settings.warmup, policy)
 
 
 def _gradual(phase: Any, stages: tuple[str, ...], n_epochs: int) -> tuple[Phase, ...]:
-    """Howard and Ruder 2018 (arXiv 1801.06146): first the head, then one more stage an epoch, then everything."""
+    """Howard and Ruder 2018 (arXiv 1801.06146): first the head, then one more stage per epoch, then everything."""
     n_steps = min(n_epochs, len(stages))
     starts = [max(1, round(len(stages) * (step + 1) / n_steps)) for step in range(n_steps)]
     starts[0] = 1
@@ -272,7 +272,7 @@ def _gradual(phase: Any, stages: tuple[str, ...], n_epochs: int) -> tuple[Phase,
 
 
 def _last(stages: tuple[str, ...], n: int) -> tuple[str, ...]:
-    """The classifier, the neck before it, and the last n stages proper."""
+    """The classifier, the neck before it, and the last n stages."""
     proper = [stage for stage in stages if stage not in ("stem", "neck", HEAD)]
     if not 0 < n <= len(proper):
         raise UsageError(f"--last-stages {n}: this network has {len(proper)} stages.")
@@ -281,7 +281,7 @@ def _last(stages: tuple[str, ...], n: int) -> tuple[str, ...]:
 
 
 def _n_epochs(settings: TuneSettings, facts: DataFacts, strategy: Strategy) -> tuple[int, tuple[str, ...]]:
-    """Enough steps for the weights to change, but not too many: about 30,000 images, 4 to 20 epochs."""
+    """About 30,000 images in total, 4 to 20 epochs."""
     usual = 30 if strategy == "scratch" else min(20, max(4, math.ceil(30_000 / facts.n_train)))
     n_epochs = settings.epochs or usual
     budget, rate = settings.time_budget_seconds, facts.images_per_second
@@ -295,7 +295,7 @@ def _n_epochs(settings: TuneSettings, facts: DataFacts, strategy: Strategy) -> t
 
 
 def _batch_size(facts: DataFacts) -> int:
-    """At least about 20 steps an epoch; powers of two."""
+    """A power of two with at least about 20 steps per epoch."""
     largest = 128 if facts.has_gpu else 32
     return max(4, min(largest, int(2 ** int(math.log2(max(facts.n_train / 20, 4))))))
 
@@ -303,7 +303,7 @@ def _batch_size(facts: DataFacts) -> int:
 def _augmentation(settings: TuneSettings, facts: DataFacts) -> str:
     if settings.augment != "auto":
         return pipeline(settings.augment).name
-    # Color carries the class too often to be changed unasked; a mirror image and a crop hardly ever change it.
+    # Color often determines the class, so it is not changed by default; flips and crops rarely change the class.
     return "flip" if facts.gray else "light"
 
 
@@ -316,7 +316,7 @@ def _balance(settings: TuneSettings, facts: DataFacts) -> tuple[float, ...] | No
 
 
 def _check(settings: TuneSettings, facts: DataFacts) -> None:
-    """What :func:`topwork.settings.check` cannot know: settings against each other and against the data."""
+    """Checks settings against each other and against the data, which :func:`topwork.settings.check` cannot do."""
     check(settings)
     rules = [
         (settings.lr_decay is None or ":" not in settings.lr, "--lr-decay needs a single --lr, not LOW:HIGH."),
@@ -333,7 +333,7 @@ def head_spec(settings: FitSettings) -> HeadSpec:
     """The head that tuning trains.
 
     Raises:
-        UsageError: two kinds at once, or one that a probe cannot have.
+        UsageError: two kinds at once, or one that a probe does not support.
     """
     if settings.hidden is None and settings.head != "cosine":
         return HeadSpec()

@@ -1,7 +1,7 @@
 """Learning-rate schedules: pure functions of the position in [0, 1].
 
-In: a name and a position. Out: a factor in [0, 1] for every stage's rate, and the momentum. No state, so a resumed run
-needs to know nothing but where it was.
+In: a name and a position. Out: a factor in [0, 1] for every stage's rate, and the momentum. There is no state, so a
+resumed run only needs its position.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def line_between(start: float, end: float) -> Schedule:
 
 
 def constant(value: float) -> Schedule:
-    """The same everywhere."""
+    """Constant."""
     return lambda _: value
 
 
 def combine(fractions: Sequence[float], schedules: Sequence[Schedule]) -> Schedule:
-    """One schedule after another; ``fractions`` of the whole, adding up to 1 (fastai's ``combine_scheds``)."""
+    """Schedules in sequence; ``fractions`` add up to 1 (fastai's ``combine_scheds``)."""
     assert len(fractions) == len(schedules), "one fraction a schedule"
     assert math.isclose(sum(fractions), 1), "fractions must add up to 1"
     edges = [sum(fractions[:n]) for n in range(len(fractions))] + [1.0]
@@ -52,7 +52,7 @@ def rate_schedule(name: ScheduleName, warmup: float = 0.25) -> Schedule:
     """The factor on all rates.
 
     Args:
-        warmup: share of the phase in which the rate rises, in [0, 1). ``flat`` and ``step`` have none.
+        warmup: fraction of the phase in which the rate rises, in [0, 1); ignored by ``flat`` and ``step``.
     """
     if name == "flat":
         return constant(1.0)

@@ -3,9 +3,9 @@
 Three questions, in the order in which they come up. :func:`estimate`: is tuning worth its time here (auto mode)?
 :func:`select_weights`: the last epoch, another one, or a mixture? :func:`select_model`: the tuned network or the probe?
 
-Weights on a line between a good start and a tuned end are often better than both, under a shift of the data most of all
-(WiSE-FT: Wortsman et al. 2021, arXiv 2109.01903, eq. 1: theta = (1 - alpha) theta_start + alpha theta_tuned). Ours differs in
-that the start already has the probe's head.
+Interpolations between good initial and tuned weights are often better than both, especially under distribution shift
+(WiSE-FT: Wortsman et al. 2021, arXiv 2109.01903, eq. 1: theta = (1 - alpha) theta_start + alpha theta_tuned). In ours,
+the initial weights include the probe's head.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from topwork.training.recipe import Recipe
 _FROZEN = np.array([10.5, 21.6, 10.2, 8.6, 32.9, 8.4, 48.2, 54.1, 39.7, 58.1, 54.3])
 _TUNED = np.array([7.9, 19.8, 8.0, 3.8, 27.8, 2.9, 40.4, 31.5, 15.9, 19.1, 11.8])
 REMOVED = 1 - _TUNED / _FROZEN
-DEFAULT_MINUTES = 10.0  # what auto mode spends unasked
+DEFAULT_MINUTES = 10.0  # default limit of auto mode
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ def estimate(
 ) -> Estimate:
     """Compares the expected gain of fine-tuning with its time.
 
-    The gain is not predicted from this dataset, because nothing cheap does that well; it is what tuning after a frozen
-    network removed elsewhere, applied to the errors that are left.
+    The gain is not predicted from this dataset, because no cheap method does that well; it is the published relative
+    error reduction, applied to the remaining errors.
 
     Args:
         accuracy: of the probe, cross-validated, in [0, 1].
         n_evaluated: images that the accuracy comes from.
         images_per_second: of training, from :func:`training_rate`.
-        budget_minutes: what the user grants; by default ten minutes.
+        budget_minutes: time limit; by default ten minutes.
     """
     error = 100 * (1 - accuracy)
     shares = [float(np.quantile(REMOVED, q)) for q in (0.25, 0.75)]
@@ -99,7 +99,7 @@ def estimate(
 
 
 def training_rate(network: nn.Module, recipe: Recipe, train: Dataset, device: str, seconds: float = 3.0) -> float:
-    """Images per second of training steps by this recipe on this machine, measured; the network is used up."""
+    """Measured images per second of training with this recipe on this machine; overwrites the network."""
     phase = recipe.phases[-1]
     net = TrainableNetwork(network, recipe, train, device)
     loss_of = Loss(recipe, net.device)
@@ -115,7 +115,7 @@ def training_rate(network: nn.Module, recipe: Recipe, train: Dataset, device: st
         if torch.isfinite(loss.detach()):
             optimizer.step()
 
-    step()  # the first one prepares kernels and memory
+    step()  # warm-up
     n_steps, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds or n_steps == 0:
         step()
@@ -134,7 +134,7 @@ COEFFICIENTS = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class Candidate:
-    """Weights that may be kept: a name, the share of tuned weights, and valid's figures at the best temperature."""
+    """Candidate weights: a name, the share of tuned weights, and validation results at the best temperature."""
 
     name: str
     coefficient: float
@@ -145,7 +145,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class SelectedWeights:
-    """The weights that are kept, and what they were chosen from."""
+    """The selected weights, and all candidates."""
 
     state: State
     tried: tuple[Candidate, ...]
@@ -157,12 +157,11 @@ def select_weights(
 ) -> SelectedWeights:
     """The last epoch, unless another candidate is clearly better on valid: the best epoch, mixtures, a mean of epochs.
 
-    Clearly: by more than one standard error of the paired difference. Rates have come down when the last epoch ends, so it
-    is where training leads, while the best of many epochs on a few hundred images is mostly luck. A training that ended
-    early has no such end: there the best epoch comes first.
+    Clearly: by more than one standard error of the paired difference. The rate has decayed by the last epoch, while the
+    best of many epochs on a few hundred images is mostly luck. If training ended early, the best epoch is the default.
 
     Args:
-        network: of the same kind as the tuned one; its weights are used up.
+        network: with the architecture of the tuned one; its weights are overwritten.
     """
     candidates = list(_candidates(result, recipe))
     if valid is None or len(candidates) == 1:
@@ -195,7 +194,7 @@ def select_weights(
 
 
 def interpolate(start: State, tuned: State, coefficient: float) -> State:
-    """(1 - coefficient) · start + coefficient · tuned; whole numbers (counters of batch norms) are the tuned ones."""
+    """(1 - coefficient) · start + coefficient · tuned; integers (batch-norm counters) are the tuned ones."""
     return {
         name: torch.lerp(start[name], value, coefficient) if value.is_floating_point() else value
         for name, value in tuned.items()
@@ -211,7 +210,7 @@ def mean_of(states: list[State]) -> State:
 
 
 def _candidates(result: TrainingResult, recipe: Recipe) -> Iterator[tuple[str, float, State]]:
-    """(name, share of tuned weights, state); first the one that is kept if in doubt."""
+    """(name, share of tuned weights, state); first the default."""
     last = result.history[-1]["epoch"] if result.history else 0
     is_annealed = result.ending == "finished" and last > 0
     first = result.end if is_annealed else result.best
@@ -229,13 +228,13 @@ def _candidates(result: TrainingResult, recipe: Recipe) -> Iterator[tuple[str, f
 
 
 def _unfolded(recipe: Recipe) -> Recipe:
-    """The same recipe for evaluating weights that come under the network's own names."""
+    """The same recipe without folding, for weights under the network's own names."""
     phases = tuple(replace(phase, batch_norm="frozen") for phase in recipe.phases)
     return replace(recipe, phases=phases, lora_rank=None, compile=False)
 
 
 def tuned_logits(network: nn.Module, state: State, recipe: Recipe, data: Dataset) -> NDArray[np.float32]:
-    """(N, C) logits of weights that come under the network's own names."""
+    """(N, C) logits of weights under the network's own names."""
     net = TrainableNetwork(network, _unfolded(recipe), data, processes().device)
     net.load(state)
     return predict(net, data)
@@ -253,16 +252,16 @@ class Selection:
 
 
 def select_model(probe: ArrayLike, tuned: ArrayLike, labels: NDArray[Any], *, asked_for: bool) -> Selection:
-    """Which of the two is kept, by their answers on the same validation images.
+    """Selects the probe or the tuned network by their predictions on the same validation images.
 
-    The score is cross-entropy, each at the temperature that suits it best; a difference counts when it is more than one
-    standard error and accuracy does not say the opposite. If in doubt, the one that was asked for is kept, else the probe:
-    valid has already chosen the epoch and the mixture of weights, so it favors the tuned network a little.
+    The criterion is cross-entropy, each at its best temperature; a difference counts if it exceeds one standard error
+    and accuracy does not contradict it. In doubt, the requested one is kept, else the probe: valid has already selected
+    the epoch and the interpolation, so it slightly favors the tuned network.
 
     Args:
         probe, tuned: (N, C) logits.
-        labels: (N,) class indices, or (N, C) booleans: which labels each image has.
-        asked_for: tuning was asked for (``--mode tune``), not just considered.
+        labels: (N,) class indices, or (N, C) booleans for several labels.
+        asked_for: tuning was requested (``--mode tune``).
     """
     losses, correct = [], []
     for logits in (np.asarray(probe, np.float64), np.asarray(tuned, np.float64)):

@@ -1,6 +1,6 @@
-"""Epochs sent to an experiment tracker: TensorBoard, MLflow, Weights & Biases or Trackio.
+"""Sends epochs to an experiment tracker: TensorBoard, MLflow, Weights & Biases or Trackio.
 
-In: the tracker's name and the records of the loop. Nothing else in topwork knows of trackers, and none is needed.
+In: the tracker's name and the records of the loop. All are optional.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Send = Callable[[dict[str, float], int], Any]  # values by name, epoch
 
 @contextmanager
 def tracking(name: str | None, folder: Path, settings: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Starts a tracker and ends it; gives a function that takes the record of an epoch. Without a name nothing is sent.
+    """Starts and ends a tracker; yields a function that takes the record of an epoch. Without a name nothing is sent.
 
     Args:
-        folder: the run; local trackers write to ``tracking`` in it, and its name is the name of the run.
+        folder: the run folder; its name is the name of the run, and local trackers write to ``tracking`` in it.
     """
     if name is None:
         yield lambda _: None

@@ -1,13 +1,13 @@
-"""The probe's head inside the network that is tuned, and the tuned network as a backbone and a head again.
+"""Puts the probe's head into the network to tune, and splits the tuned network into backbone and head.
 
-:func:`put_extended` puts a probe's extended head (square roots, maps of earlier stages) in place of the classifier of a
-timm network: before the first step it answers what the probe answers. If a probe gains from earlier stages, a tuned network
-with a plain head has to learn again what it threw away (docs/lab-log.md, 2026-11-26).
+:func:`put_extended` replaces the classifier of a timm network by a probe's extended head (square roots, maps of earlier
+stages), so that it initially predicts the same as the probe. With a plain head, the network would have to relearn the
+gain from earlier stages (docs/lab-log.md, 2026-11-26).
 
-:func:`adopt` goes the other way: a :class:`Backbone` with the tuned weights and a :class:`LinearHead`. Every head ends in one
-row per class: hidden layers before it become part of the network, one sigmoid for two classes becomes two rows whose softmax
-says the same, and cosine logits are linear ones on features of unit length. So engine, store, model folder, export and
-server need to know nothing of tuning.
+:func:`adopt` goes the other way: a :class:`Backbone` with the tuned weights and a :class:`LinearHead` with one row per
+class. Hidden layers become part of the network, a sigmoid for two classes becomes an equivalent softmax, and cosine
+logits become linear on normalized features. So engine, store, model folder, export and server need not know about
+tuning.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from topwork.models.head import FeatureTransform, Floats, HeadSpec, LinearHead, 
 from topwork.models.modules import classifier_name, powered, replace_module
 from topwork.training.cpu import State
 
-LEAST_ROOT = 1e-6  # below it the square root is taken as flat: its slope at zero is infinite
+LEAST_ROOT = 1e-6  # below it the square root is constant: its slope at zero is infinite
 
 
 class ExtendedHead(nn.Module):
-    """Pooled features and the maps of the stages it watches to logits: (B, D) to (B, C), as ``LinearHead.logits``."""
+    """Maps pooled features, and pooled maps of earlier stages, to logits: (B, D) to (B, C), like ``LinearHead.logits``."""
 
     def __init__(self, head: LinearHead) -> None:
         super().__init__()
@@ -51,11 +51,11 @@ class ExtendedHead(nn.Module):
             network.get_submodule(name).register_forward_hook(_Keep(self.pooled, name, layout))
 
     def forward(self, last: Tensor) -> Tensor:
-        """Called by the network, whose stages have run by then."""
+        """Computes the logits; the stages have run before."""
         values = {"last": last.float()}
         if "stages" in self.blocks:
             values["stages"] = torch.cat([self.pooled[name] for name in self.watched], 1)
-        self.pooled.clear()  # or the graph of this batch would live until the next
+        self.pooled.clear()  # frees the graph of this batch
         joined = torch.cat([values[name] for name in self.blocks], 1)
         columns = (powered(joined, self.power, LEAST_ROOT) - self.mean) / self.scale
         with torch.autocast(columns.device.type, enabled=False):
@@ -64,7 +64,7 @@ class ExtendedHead(nn.Module):
 
 
 class _Keep:
-    """A hook that is copied with what it writes to, as a closure would not be."""
+    """A hook that is copied together with its target, unlike a closure."""
 
     def __init__(self, pooled: dict[str, Tensor], name: str, layout: tuple[int, bool]) -> None:
         self._pooled, self._name, self._layout = pooled, name, layout
@@ -74,7 +74,7 @@ class _Keep:
 
 
 def put_extended(network: nn.Module, backbone: Backbone, head: LinearHead) -> nn.Module:
-    """Puts an extended head in place of the classifier of a timm network, which is changed in place and returned."""
+    """Replaces the classifier of a timm network by an extended head, in place; returns the network."""
     module = ExtendedHead(head)
     replace_module(network, classifier_name(network), module)
     if "stages" in head.transform.blocks:
@@ -85,14 +85,14 @@ def put_extended(network: nn.Module, backbone: Backbone, head: LinearHead) -> nn
 def adopt(
     backbone: Backbone, state: State, head: HeadSpec, n_classes: int, probe: LinearHead | None = None
 ) -> tuple[Backbone, LinearHead]:
-    """The tuned network as a backbone of its own, and its last layer as a head.
+    """The tuned network as a backbone, and its last layer as a head.
 
     Args:
-        probe: what an extended head started from; it still reads the same columns.
+        probe: the initial extended head, which has the same columns.
 
     Raises:
-        TopworkError: the weights are not those of such a network.
-        UsageError: the last layer of this network is none that topwork knows.
+        TopworkError: the weights do not fit the network.
+        UsageError: the last layer of this network is not supported.
     """
     classifier = replace(backbone, changes=replace(backbone.changes, hidden=None)).classifier_name
     is_sequence = bool(head.hidden or head.dropout)
