@@ -1,9 +1,8 @@
 """Advice: turns facts about a run into ranked next steps with expected gains and times.
 
-Nothing here is computed twice: curve, suspects and figures come from the run. A gain that was measured on this data
-(more images, classes that lag) is an expectation with an interval; one that is only known from elsewhere (tuning, another
-backbone) says so. Gains are in shares of accuracy. If the expected gain is smaller than what the test images can show,
-the advice says so.
+Curve, label errors and metrics come from the run. A gain measured on this data (more images, weak classes) has an
+interval; one from the literature (fine-tuning, another backbone) says so. Gains are differences in accuracy, from 0 to
+1. The advice says if the test set is too small to show the gain.
 """
 
 from __future__ import annotations
@@ -22,26 +21,26 @@ from topwork.text import count, percent, percent_ci, points
 # Share of the errors of a frozen network's head that tuning everything removed: quartiles and median over eleven datasets
 # for ResNet-18 (Salman et al. 2020, arXiv 2007.08489, as in training/estimate.py).
 TUNING_REMOVES = (0.19, 0.42, 0.63)
-# The same for lite2 in place of lite0. Log-odds of accuracy after transfer rise as on ImageNet (Kornblith et al. 2019,
+# The same for lite2 instead of lite0. Log-odds of accuracy after transfer rise as on ImageNet (Kornblith et al. 2019,
 # arXiv 1805.08974, figure 2); 74.8% against 77.5% there multiply the odds by 1.16.
 LARGER_REMOVES = (0.0, 0.14, 0.28)
-LARGER_COST = 2.2  # multiply-adds of lite2 by those of lite0
-SECONDS_TO_CHECK, SECONDS_TO_COLLECT = 5.0, 10.0  # a person's time for one label, for one new image
+LARGER_COST = 2.2  # multiply-adds of lite2 relative to lite0
+SECONDS_TO_CHECK, SECONDS_TO_COLLECT = 5.0, 10.0  # a person's time per label and per new image
 TUNING_RATE, TUNING_EPOCHS = (
     40.0,
     8.0,
-)  # images per second on two cores, and usual epochs: for a rough estimate of the time
-EMBEDDING_RATE = 150.0  # images per second, if this run embedded nothing itself
-FINE_INTERVAL = 0.02  # plus or minus two points: a test that is worth having
+)  # images per second on two cores, and typical epochs: for a rough estimate
+EMBEDDING_RATE = 150.0  # images per second, if this run embedded nothing
+FINE_INTERVAL = 0.02  # plus or minus two points: a useful test set
 WIDE_INTERVAL = 0.03
-LAGGING = 0.05  # a class this far below the others is worth images of its own
+LAGGING = 0.05  # a class this far below the others needs more images
 MAX_CLASSES = 3
-FLAT = 0.1  # twice the images remove less than this share of the errors
+FLAT = 0.1  # twice the images reduce the error by less than this share
 
 
 @dataclass(frozen=True)
 class ClassRecord:
-    """A class in cross-validation: training images, and how many of them were answered right out of fold."""
+    """A class in cross-validation: number of training images, and of correct cross-validated predictions."""
 
     name: str
     n_train: int
@@ -51,18 +50,18 @@ class ClassRecord:
 
 @dataclass(frozen=True)
 class Situation:
-    """What advice is based on.
+    """The facts that advice is based on.
 
     Attributes:
         n_images: all images of the run.
         accuracy: cross-validated, or on the held-out part if the network was tuned.
-        n_suspects: images whose label confident learning counts as wrong.
-        n_suspects_held_out: those of them in the part that counts most.
-        n_leaked: images of valid or test that train has, too.
-        clean_accuracy: of the part that counts most without such images; None if it has none of them.
-        held_out: name, images and accuracy of the part that counts most; None without one.
+        n_suspects: label errors according to confident learning.
+        n_suspects_held_out: those in the main part.
+        n_leaked: images of valid or test that are also in train.
+        clean_accuracy: of the main part without leaked images; None if it has none.
+        held_out: name, number of images and accuracy of the main part; None without one.
         embedding_rate: images per second of this run; None if nothing was embedded.
-        path, out, settings: what was fitted, the run folder, and the settings asked for, for commands.
+        path, out, settings: data, run folder and requested settings, for commands.
     """
 
     n_images: int
@@ -83,7 +82,7 @@ class Situation:
     clean_accuracy: float | None = None
 
     def command(self, suffix: str, **changes: Any) -> str:
-        """The same fit with other settings, into a folder next to this run."""
+        """The command of the same fit with other settings and a new folder next to this run."""
         return fit_command(self.path, f"{self.out}-{suffix}", {**self.settings, **changes})
 
 
@@ -92,11 +91,12 @@ class Advice:
     """One thing to do.
 
     Attributes:
-        name: short and stable, for programs.
-        gain: expected share of accuracy with the ends of its interval; None if it is no gain in accuracy.
-        basis: where the gain comes from: ``curve`` (that of this data), ``elsewhere`` or ``bound`` (it cannot be more).
-        minutes: of the machine; ``person_minutes`` of a person.
-        command: what to type, if that is all there is to do.
+        name: stable identifier, for programs.
+        gain: expected gain in accuracy (0 to 1) with its interval; None if accuracy is not improved.
+        basis: of the gain: ``curve`` (learning curve of this data), ``elsewhere`` (literature) or ``bound`` (upper
+            bound).
+        minutes: of computing; ``person_minutes`` of work.
+        command: the command, if one is enough.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Advice:
 
 
 def advise(situation: Situation) -> tuple[Advice, ...]:
-    """Everything worth doing, the largest expected gain first, then what makes the metrics more reliable."""
+    """All advice, the largest expected gain first, then what makes the metrics more reliable."""
     found = [
         _more_images(situation),
         _lagging_classes(situation),
@@ -154,7 +154,7 @@ def _lagging_classes(s: Situation) -> Advice | None:
         if not record.n_scored or not n_others:
             continue
         recall, others = record.n_right / record.n_scored, right_others / n_others
-        # One class in so many always looks weak: the interval is widened to the number of classes.
+        # Among many classes one always looks weak: the interval is corrected for the number of classes.
         interval = wilson(recall, record.n_scored / _widening(len(s.classes)))
         if interval.high < others and recall < others - LAGGING:
             lagging.append((others - recall, record, recall, others))

@@ -1,8 +1,7 @@
 """Analysis of a run beyond its metrics: likely label errors, heatmaps, decisions, learning curve and advice.
 
-In: :class:`AnalysisInputs`. Out: plain values for ``insights.json`` in the run folder, which the report shows; paths and
-class names in it are the run's own, rows are those of its manifest. All of it comes from features and logits that are
-already there, except for about a dozen images that go through the network once more for their heatmaps.
+In: :class:`AnalysisInputs`. Out: plain values for ``insights.json`` in the run folder; rows are those of the manifest.
+Everything is computed from existing features and logits, except for the heatmaps of about a dozen images.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ from topwork.models.classifier import Classifier
 from topwork.text import as_text
 
 MAX_SUSPECTS, N_OUTLIERS, N_NEIGHBORS = 500, 24, 4
-LISTED = 0.07  # share of the images ranked as suspects, whether or not confident learning counts them as wrong
+LISTED = 0.07  # share of the images listed as possible label errors
 N_WRONG, N_RIGHT = 10, 6  # explained images
-_AUDITED_VALUES = 20_000_000  # probabilities of a part: 20,000 images of 1,000 classes
-_NEIGHBORS_AMONG = 4096  # training images that the most similar ones are looked for among
+_AUDITED_VALUES = 20_000_000  # probabilities per part: 20,000 images of 1,000 classes
+_NEIGHBORS_AMONG = 4096  # training images searched for the most similar ones
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,12 @@ class AnalysisInputs:
 
     Attributes:
         groups: (N,) group of each manifest row.
-        probe_features: what the probe was fitted on (of the network before tuning).
-        features: what the classifier's head reads.
+        probe_features: features of the probe (of the network before tuning).
+        features: features of the classifier's head.
         predictions: by part.
-        evaluation: the metrics of the parts, as ``evaluation.json`` holds them.
+        evaluation: the metrics of the parts, as in ``evaluation.json``.
         embedding_rate: images per second of this run; None if nothing was embedded.
-        path, out, settings: what was fitted, the run folder, and the settings asked for, for the commands in the advice.
+        path, out, settings: data, run folder and requested settings, for the commands in the advice.
     """
 
     manifest: Manifest
@@ -80,17 +79,17 @@ class AnalysisInputs:
 
     @property
     def scored(self) -> Ints:
-        """Manifest rows of the training images that cross-validation scored."""
+        """Manifest rows of the training images with cross-validated predictions."""
         return self.parts.train[self.probe.rows]
 
     @property
     def scored_correct(self) -> NDArray[np.bool_]:
-        """Whether each of them was answered correctly by a head that had not seen it."""
+        """Whether the cross-validated prediction of each is correct."""
         return np.asarray(self.probe.out_of_fold_logits.argmax(axis=1) == self.labels[self.scored])
 
     @property
     def main_part(self) -> str | None:
-        """The part that counts most."""
+        """The main part."""
         return next((name for name in HELD_OUT if len(self.predictions.get(name, ()))), None)
 
 
@@ -117,7 +116,7 @@ def analyze(inputs: AnalysisInputs) -> dict[str, Any]:
 
 
 def _suspects(inputs: AnalysisInputs) -> tuple[tuple[SuspectedLabel, ...], int]:
-    """Suspected labels among all images that were answered by a head that did not see them; positions are rows."""
+    """Likely label errors among all images with out-of-sample predictions; positions are rows."""
     held_out = [_some(inputs.predictions[name]) for name in HELD_OUT if name in inputs.predictions]
     every = np.concatenate([inputs.scored, *(part.sample_indices for part in held_out)])
     probabilities = np.concatenate(
@@ -136,7 +135,7 @@ def _suspects(inputs: AnalysisInputs) -> tuple[tuple[SuspectedLabel, ...], int]:
 
 
 def _some(part: Predictions) -> Predictions:
-    """A part, or so many of its images, evenly taken, that the probabilities of all classes can be compared at once."""
+    """A part, or evenly spaced images of it, so that the probabilities of all classes fit in memory."""
     step = math.ceil(part.logits.size / _AUDITED_VALUES)
     return part.take(np.arange(0, len(part), step)) if step > 1 else part
 
@@ -155,7 +154,7 @@ def _outlier_row(outlier: Outlier) -> dict[str, Any]:
 
 
 def _duplicates(inputs: AnalysisInputs) -> dict[str, Any]:
-    """Images of a part that show the same as another of it (copies, near copies, one group), and the score with one each."""
+    """Repeated images of a part (duplicates, near duplicates, groups), and the score with one image of each."""
     group = np.asarray(inputs.groups)
     found: dict[str, Any] = {}
     for name in HELD_OUT:
@@ -180,7 +179,7 @@ def _duplicates(inputs: AnalysisInputs) -> dict[str, Any]:
 
 
 def _decisions(inputs: AnalysisInputs) -> dict[str, Any]:
-    """How often each answer comes on the held-out parts, and how right the labels are that are given."""
+    """Frequency of each outcome on the held-out parts, and the accuracy of the labels."""
     found: dict[str, Any] = {"thresholds": dict(inputs.classifier.thresholds), "parts": {}}
     for name in HELD_OUT:
         if name not in inputs.predictions:
@@ -206,7 +205,7 @@ def _decisions(inputs: AnalysisInputs) -> dict[str, Any]:
 
 
 def _explanations(inputs: AnalysisInputs) -> dict[str, Any]:
-    """Maps for the answer and the true class of mistakes and of some right answers, with the most similar images."""
+    """Heatmaps for the predicted and the true class of errors and some correct predictions, with similar images."""
     manifest, parts, classifier, features = inputs.manifest, inputs.parts, inputs.classifier, inputs.features
     name = inputs.main_part
     empty: dict[str, Any] = {"method": None, "part": name, "images": []}
@@ -243,11 +242,11 @@ def _explanations(inputs: AnalysisInputs) -> dict[str, Any]:
 
 
 def _to_explain(part: Predictions, n_wrong: int, n_right: int) -> Ints:
-    """Positions: the most confident mistakes, then correct answers of as many classes as there are."""
+    """Positions of the most confident errors, then of correct predictions from as many classes as possible."""
     order = np.argsort(-part.confidence, kind="stable")
     wrong, right = order[~part.correct[order]], order[part.correct[order]]
     once = right[np.sort(np.unique(part.labels[right], return_index=True)[1])]
-    # Of many classes the first would be those with the most confident answers, a selection: take them evenly.
+    # Evenly spaced, because the first of many classes are those with the most confident predictions.
     spread = once[np.unique(np.linspace(0, len(once) - 1, min(n_right, len(once))).astype(int))] if len(once) else once
     rest = right[~np.isin(right, spread)][: max(0, n_right - len(spread))]
     return np.concatenate([wrong[:n_wrong], spread, rest]).astype(np.int64)
@@ -263,7 +262,7 @@ def _readable(manifest: Manifest, classifier: Classifier, part: Predictions, cho
             images.append(fit_to_input(decode(data, min_side=spec.min_side).pixels, spec))
             kept.append(position)
         except TopworkError:
-            continue  # gone or changed since the scan: the page says so where it shows pictures
+            continue  # gone or changed since the scan, which the page mentions
     return np.array(kept, dtype=np.int64), np.stack(images) if images else np.empty((0, 1, 1, 3), np.uint8)
 
 
@@ -271,7 +270,7 @@ def _readable(manifest: Manifest, classifier: Classifier, part: Predictions, cho
 
 
 def _curve(inputs: AnalysisInputs) -> LearningCurve | None:
-    """Of the head that was chosen, on all training images that cross-validation scored."""
+    """The learning curve of the chosen head on all cross-validated training images."""
     probe, rows, labels = inputs.probe, inputs.scored, inputs.labels
     chosen = next(trial for trial in probe.trials if trial.chosen)
     if len(rows) < 30:

@@ -1,8 +1,7 @@
 """Calibration: temperatures and thresholds from held-out logits or probabilities and labels.
 
-Everything here is fitted on images that the head was not trained on (out-of-fold logits, or the valid part), and all
-of it leaves out images with the label -1. Not here: measuring the calibration error (``curves``), turning
-thresholds into answers (``decisions``).
+Everything here is fitted on images that the head was not trained on (out-of-fold logits, or the valid part), ignoring
+images with the label -1. ``curves`` measures the calibration error; ``decisions`` applies the thresholds.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from topwork.evaluation.predictions import Bools, Floats, Ints
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 _MADE_UP_IMAGES = 0.5
-_PRIOR_IMAGES = 10.0  # images with the label whose weight the average class has in the threshold of each class
-_GRID = np.round(np.arange(0.02, 0.981, 0.01), 2)  # thresholds of several labels that are tried
-_LARGEST_FIT_VALUES = 4_000_000  # logits looked at: one parameter is known to 1% long before that
+_PRIOR_IMAGES = 10.0  # weight of the average class in the threshold of each class, as a number of images
+_GRID = np.round(np.arange(0.02, 0.981, 0.01), 2)  # thresholds to try for several labels
+_LARGEST_FIT_VALUES = 4_000_000  # maximum number of logits; one parameter needs far fewer
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """The temperature that logits are divided by so that their probabilities are calibrated (Guo et al. 2017, 1706.04599).
+    """Temperature scaling (Guo et al. 2017, arXiv 1706.04599): the temperature to divide logits by.
 
-    Minimizes the summed cross-entropy. To the N images ours adds half a made-up one, whose true class is the runner-up:
-    if every held-out image is right, cross-entropy alone is lowest at T = 0 and would promise certainty; with the half
-    image, N perfect images leave a probability of error of about 1/(2N). T still scales with the logits.
+    Minimizes the summed cross-entropy. Ours adds half a pseudo-image whose true class is the runner-up: if all
+    predictions are correct, cross-entropy alone is lowest at T = 0, which would mean certainty; with it, N correct
+    images give an error probability of about 1/(2N).
 
     Args:
         logits: (N, C) held-out logits.
-        labels: (N,) class indices, -1 is left out; (N, C) probabilities of the classes; or (N, C) booleans, which labels
-            each image has: then each pair of image and label is a case of its own, with a sigmoid in place of the softmax.
-        weights: (N,) of the images.
+        labels: (N,) class indices, -1 is ignored; (N, C) probabilities of the classes; or (N, C) booleans for several
+            labels, with a sigmoid for each pair of image and label.
+        weights: (N,) weights of the images.
 
     Returns:
         T between 0.05 and 20; 1 if there is nothing to fit.
@@ -46,7 +45,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | N
     runner_up = np.partition(relative, -2, axis=1)[:, -2]
     low, high = log(LOWEST_TEMPERATURE), log(HIGHEST_TEMPERATURE)
     position = 0.0
-    # Newton's method on the slope, kept inside a bracket that shrinks with every step.
+    # Newton's method on the slope, inside a shrinking bracket.
     for _ in range(60):
         slope, curvature = _loss_slope(relative, weight, runner_up, position)
         if abs(slope) < 1e-9:
@@ -63,11 +62,11 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | N
 def _relative_logits(
     scores: NDArray[Any], labels: NDArray[Any], weights: ArrayLike | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Logits less that of the true class (the mean one, for probabilities), and weights, of the images that are looked at."""
+    """Logits minus that of the true class (the mean, for probabilities), and weights, of the images used."""
     weight = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
     stride = max(1, scores.size // _LARGEST_FIT_VALUES)
     scores, labels, weight = scores[::stride].astype(np.float64), labels[::stride], weight[::stride]
-    if labels.dtype == np.bool_:  # a label that is there or not: two classes, the logit of one of them 0
+    if labels.dtype == np.bool_:  # present or absent: two classes, one with logit 0
         pairs = np.where(labels, -scores, scores).reshape(-1, 1)
         return np.concatenate([np.zeros_like(pairs), pairs], 1), np.repeat(weight, scores.shape[1])
     if labels.ndim == 2:
@@ -79,10 +78,10 @@ def _relative_logits(
 def _loss_slope(
     relative: NDArray[np.float64], weight: NDArray[np.float64], runner_up: NDArray[np.float64], log_temperature: float
 ) -> tuple[float, float]:
-    """First and second derivative by log T of the loss of ``fit_temperature``.
+    """First and second derivative of the loss of ``fit_temperature`` with respect to log T.
 
-    With z = logits / T and p their softmax, those of an image with true class y are ``z_y - E_p[z]`` and
-    ``E_p[z] - z_y + Var_p[z]``; in ``relative`` every z_y is 0.
+    With z = logits / T and p their softmax, for an image with true class y they are ``z_y - E_p[z]`` and ``E_p[z] - z_y
+    + Var_p[z]``; in ``relative`` every z_y is 0.
     """
     scaled = relative * exp(-log_temperature)
     p = np.exp(scaled - scaled.max(axis=1, keepdims=True))
@@ -96,23 +95,22 @@ def _loss_slope(
 
 
 def fit_conformal(probabilities: ArrayLike, labels: ArrayLike, coverage: float = 0.9) -> float | None:
-    """The probability threshold of prediction sets that contain the true class with this frequency (conformal prediction).
+    """The probability threshold of prediction sets with this coverage (conformal prediction).
 
-    Split conformal prediction with the sets of least average size (Sadinle, Lei & Wasserman 2019, 1609.00451): the
-    set of an image is every class with a probability of at least t, where t is the k-th smallest probability that
-    held-out images give to their true class, k = floor((N + 1)(1 - coverage)). Over images drawn like the held-out
-    ones, the truth is in the set with a chance of at least ``coverage``, and at most ``coverage + 1/(N + 1)`` without
-    ties. We prefer it to the adaptive sets of 2009.14193 because those hold the best class always, and so cover 97%
-    where 90% was asked of a model that is 97% right. The price: a set may be empty, which means that not even the
-    best class is likely enough.
+    Split conformal prediction with the smallest average set size (Sadinle, Lei & Wasserman 2019, arXiv 1609.00451): the
+    set contains every class with a probability of at least t, the k-th smallest probability of the true class on
+    held-out images, k = floor((N + 1)(1 - coverage)). For images from the same distribution, the true class is in the
+    set with a probability between ``coverage`` and, without ties, ``coverage + 1/(N + 1)``. The adaptive sets of arXiv
+    2009.14193 always contain the top class and so cover 97% instead of 90% for a model with 97% accuracy. In return, a
+    set may be empty: even the top class is not likely enough.
 
     Args:
         probabilities: (N, C) held-out probabilities.
-        labels: (N,) their labels; -1 is left out.
-        coverage: The share of sets that shall hold the truth, between 0 and 1.
+        labels: (N,) their labels; -1 is ignored.
+        coverage: Share of sets that should contain the true class, between 0 and 1.
 
     Returns:
-        t; None if N is too small to promise this coverage: that takes 1 / (1 - coverage) - 1 images.
+        t; None if N is too small for this coverage, which needs 1 / (1 - coverage) - 1 images.
 
     Raises:
         UsageError: The coverage is not between 0 and 1.
@@ -125,11 +123,11 @@ def fit_conformal(probabilities: ArrayLike, labels: ArrayLike, coverage: float =
 
 
 def fit_thresholds(probabilities: ArrayLike, truth: ArrayLike) -> NDArray[np.float64]:
-    """(C,) the threshold of each of several labels with the highest F1 on held-out answers.
+    """(C,) the threshold of each label with the highest F1 on held-out images, for several labels.
 
-    A class with few images cannot tell its best threshold from luck, so that the counts of the average class, with the
-    weight of ``_PRIOR_IMAGES`` images, are added to its own. If the best of all thresholds is a range, its middle.
-    (The best threshold for F1 is half of the best F1 and seldom one half: Lipton et al. 2014, 1402.1892.)
+    The counts of the average class, with the weight of ``_PRIOR_IMAGES`` images, are added to those of each class,
+    because few images do not determine a threshold. If a range is optimal, its middle is used. (The optimal threshold
+    is half of the best F1: Lipton et al. 2014, arXiv 1402.1892.)
 
     Args:
         probabilities: (N, C) held-out calibrated probabilities.
@@ -154,7 +152,7 @@ def prediction_sets(probabilities: ArrayLike, threshold: float, *, never_empty: 
     Args:
         probabilities: (N, C).
         threshold: From ``fit_conformal``.
-        never_empty: Put the best class into sets that would be empty; they then hold the truth somewhat more often.
+        never_empty: Add the top class to empty sets, which slightly increases the coverage.
     """
     stated = np.asarray(probabilities)
     sets = stated >= threshold
@@ -168,20 +166,18 @@ def target_precision_threshold(
 ) -> float | None:
     """The lowest confidence threshold at which held-out predictions have the target precision.
 
-    Of all thresholds the smallest that meets the goal is taken, so its luck is taken with it: on new images the
-    precision is below the goal about half of the time, by about its standard error. ``cautious`` asks for more: that
-    the one-sided 95% lower limit (Wilson) of the held-out precision meets the goal. For 95% that takes at least 52
-    answers, all right.
+    The smallest threshold that meets the target is selected on held-out images, so the precision on new images is below
+    the target about half of the time, by about its standard error. With ``cautious``, the one-sided 95% lower limit
+    (Wilson) of the precision must meet the target; for 95% that takes at least 52 correct predictions.
 
     Args:
         probabilities: (N, C) held-out calibrated probabilities.
         labels: (N,) their labels; -1 is left out.
-        precision: The share of right answers asked for, between 0 and 1.
-        cautious: Ask it of the lower limit.
+        precision: Target share of correct predictions, between 0 and 1.
+        cautious: Apply the target to the lower limit.
 
     Returns:
-        The threshold (answer where confidence >= threshold), 0 where all answers together are good enough, or None
-        where no threshold is.
+        The threshold (answer if confidence >= threshold), 0 if no threshold is needed, or None if none is sufficient.
 
     Raises:
         UsageError: The precision is not between 0 and 1.

@@ -1,7 +1,7 @@
 """Paired comparison of two models on the same images.
 
-Paired: what counts is the images on which just one of the two is right, which tells far more than two intervals that
-overlap. Not here: comparing domains (``studies``), drawing (``web``).
+Paired: only images that exactly one of the two classifies correctly count, which is more sensitive than comparing two
+intervals.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIGNIFICANCE = 0.05
 
 @dataclass(frozen=True)
 class ClassChange:
-    """What the second model changes in one class: images of it, and those that each is right on alone."""
+    """Changes in one class: number of images, and of those that only one of the models gets right."""
 
     n: int
     accuracy_first: float
@@ -37,16 +37,16 @@ class Comparison:
     """Two models on the same images.
 
     Attributes:
-        n: Images compared: those whose true class at least one of the models knows.
-        accuracy_first: Share of right answers of the first model.
-        accuracy_second: Share of right answers of the second model.
+        n: Images compared: those whose true class is in at least one of the models.
+        accuracy_first: Accuracy of the first model.
+        accuracy_second: Accuracy of the second model.
         difference: Second minus first.
         difference_interval: Its 95% confidence interval; None if n is 0.
-        p_value: Of McNemar's exact test that both are right equally often.
+        p_value: Of McNemar's exact test for equal accuracy.
         per_class: Changes by class name, for the classes with images.
         gained: Positions (rows in the first predictions) that only the second model gets right.
         lost: Positions that only the first model gets right.
-        disagreements: Positions where the two answer differently, right or wrong, labeled or not.
+        disagreements: Positions with different predictions, correct or not, labeled or not.
     """
 
     n: int
@@ -71,7 +71,7 @@ def compare(
 ) -> Comparison:
     """Compare two models, image by image; classes are matched by name, images by the hash of their content.
 
-    A class that only one model knows counts against the other.
+    Images of a class that only one model has count as errors of the other.
 
     Args:
         first: Predictions of the model to improve on.
@@ -82,7 +82,7 @@ def compare(
         seed: Of the paired bootstrap.
 
     Raises:
-        UsageError: The two were not made on the same images, or do not agree on what an image shows.
+        UsageError: The images or their labels differ.
     """
     place = _places(first_hashes, second_hashes, len(first), len(second))
     second = second.take(place)
@@ -113,7 +113,7 @@ def mcnemar(correct_first: ArrayLike, correct_second: ArrayLike) -> float:
         correct_second: (N,) whether the second is, on the same images.
 
     Returns:
-        The chance of a split of the images on which just one is right that is at least this uneven; 1 without any.
+        The probability of a split of the discordant images at least this uneven; 1 without any.
     """
     first, second = np.asarray(correct_first, dtype=np.bool_), np.asarray(correct_second, dtype=np.bool_)
     n_first, n_second = int((first & ~second).sum()), int((second & ~first).sum())
@@ -123,11 +123,11 @@ def mcnemar(correct_first: ArrayLike, correct_second: ArrayLike) -> float:
 def accuracy_difference_interval(
     correct_first: ArrayLike, correct_second: ArrayLike, n_resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """95% confidence interval of the accuracy of the second model minus that of the first, by a paired bootstrap.
+    """95% confidence interval of the difference in accuracy, second minus first, by a paired bootstrap.
 
-    Images are drawn with what both models made of them. To the N images are added two made-up ones, one that only the
-    first model gets right and one that only the second does, as Bonett & Price 2012 (J. Educ. Behav. Stat. 37:479) do
-    for their formula: without them two models with equal answers would be known, from ten images, to be exactly equal.
+    Two pseudo-images are added, one that only the first model gets right and one that only the second does, as in the
+    formula of Bonett & Price 2012 (J. Educ. Behav. Stat. 37:479): without them, ten identical predictions would give an
+    interval of width zero.
 
     Args:
         correct_first: (N,) whether the first model is right, N > 0.
@@ -145,7 +145,7 @@ def accuracy_difference_interval(
 
 
 def _places(first: Sequence[str], second: Sequence[str], n_first: int, n_second: int) -> Ints:
-    """For each image of the first predictions its row in the second."""
+    """For each image of the first predictions, its row in the second."""
     if len(first) != n_first or len(second) != n_second:
         raise ValueError("one hash per image is needed")
     missing = Counter(first) - Counter(second)
@@ -157,7 +157,7 @@ def _places(first: Sequence[str], second: Sequence[str], n_first: int, n_second:
             " fit both on the same images with the same split and --seed"
         )
     place = np.empty(n_first, dtype=np.int64)
-    # Stable, so that copies of one image are matched in their order.
+    # Stable, so that duplicates are matched in order.
     place[np.argsort(np.asarray(first), kind="stable")] = np.argsort(np.asarray(second), kind="stable")
     return place
 

@@ -1,8 +1,7 @@
 """Reliability, ROC and precision-recall curves, and the metrics derived from them.
 
-Calibration: the calibration error, its interval, the bars of a reliability diagram. Two classes: the ROC curve, the
-precision-recall curve and the areas under them. Not here: drawing (``web``), making probabilities calibrated
-(``calibration``).
+Calibration: the calibration error, its interval, the bins of a reliability diagram. Two classes: the ROC curve, the
+precision-recall curve and the areas under them.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ N_BINS = 15
 def calibration_error(confidence: ArrayLike, correct: ArrayLike, n_bins: int = N_BINS) -> float | None:
     """Expected calibration error: the mean gap between confidence and accuracy; None for N = 0.
 
-    Guo et al. 2017 (arXiv 1706.04599, eq. 3): the answers are put into bins of equal width by the probability of the
-    predicted label, here 15, and the gaps of the bins are averaged, weighted by their images.
+    Guo et al. 2017 (arXiv 1706.04599, eq. 3): predictions are put into 15 bins of equal width by the probability of the
+    predicted label, and the gaps of the bins are averaged, weighted by their number of images.
 
     Args:
         confidence: (N,) probability of the predicted label.
         correct: (N,) whether it is the true one.
-        n_bins: Bins between 0 and 1.
+        n_bins: Number of bins between 0 and 1.
     """
     stated, right = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     if len(stated) == 0:
@@ -42,17 +41,17 @@ def calibration_error_interval(
 ) -> Interval:
     """95% confidence interval of the calibration error; N must not be 0.
 
-    The error seen is always above 0, even for perfect probabilities, and resampling adds the same bias once more, so
-    that a plain bootstrap interval never holds 0. Ours is the bootstrap interval with its low end moved down by twice
-    the bias, and reaches 0 whenever probabilities that are exactly right would show an error this large in more than
-    5% of parts of this size (consistency resampling, Bröcker & Smith 2007, Weather and Forecasting 22:651). It covers
-    94 to 97% in simulation from 200 images on, 90% with 50.
+    The measured error is above 0 even for perfect probabilities, and resampling adds the same bias again, so a plain
+    bootstrap interval never contains 0. Here, the lower end is reduced by twice the bias, and is 0 if perfect
+    probabilities would show an error this large in more than 5% of samples of this size (consistency resampling,
+    Bröcker & Smith 2007, Weather and Forecasting 22:651). In simulations it covers 94 to 97% with 200 or more images,
+    90% with 50.
     """
     stated, right = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.bool_)
     n, rng = len(stated), np.random.default_rng(seed)
     bins = _bins(stated, N_BINS)
-    # Images of one bin with the same outcome differ by less than a bin's width: resampling their counts is enough, and
-    # takes the same time for a hundred images and for a million.
+    # Images of one bin with the same outcome differ by less than a bin's width, so only their counts are resampled,
+    # which takes the same time for any number of images.
     cells = 2 * bins + right
     counts = np.bincount(cells, minlength=2 * N_BINS)
     mean_gap = np.bincount(cells, weights=stated - right, minlength=2 * N_BINS) / np.maximum(counts, 1)
@@ -72,9 +71,9 @@ def calibration_error_interval(
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """One bar of a reliability diagram: answers with a confidence in (low, high].
+    """One bin of a reliability diagram: predictions with a confidence in (low, high].
 
-    ``confidence`` is their mean confidence and ``accuracy`` their share of right answers, with its Wilson interval.
+    ``confidence`` is their mean confidence and ``accuracy`` has a Wilson interval.
     """
 
     low: float
@@ -86,7 +85,7 @@ class ReliabilityBin:
 
 
 def reliability_bins(predictions: Predictions, n_bins: int = N_BINS) -> tuple[ReliabilityBin, ...]:
-    """The data of a reliability diagram: those bins of ``calibration_error`` that hold images."""
+    """The data of a reliability diagram: the bins of ``calibration_error`` that are not empty."""
     known = predictions.labeled()
     bins = _bins(known.confidence, n_bins)
     rows = []
@@ -104,7 +103,7 @@ def _bins(confidence: NDArray[np.float64], n_bins: int) -> Ints:
 
 @dataclass(frozen=True, eq=False)
 class RocCurve:
-    """Points of a ROC curve, from the strictest threshold (answers nothing, infinity) to the loosest, each (M,)."""
+    """Points of a ROC curve, from the highest threshold (infinity) to the lowest, each (M,)."""
 
     false_positive_rate: NDArray[np.float64]
     true_positive_rate: NDArray[np.float64]
@@ -113,7 +112,7 @@ class RocCurve:
 
 @dataclass(frozen=True, eq=False)
 class PrecisionRecallCurve:
-    """Points of a precision-recall curve by falling threshold, each (M,), and the average precision."""
+    """Points of a precision-recall curve by decreasing threshold, each (M,), and the average precision."""
 
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
@@ -122,14 +121,14 @@ class PrecisionRecallCurve:
 
 
 def roc_auc(is_positive: ArrayLike, scores: ArrayLike) -> float | None:
-    """Area under the ROC curve: the chance that a positive image scores above a negative one, ties counting half.
+    """Area under the ROC curve: the probability that a positive image scores above a negative one; ties count half.
 
     Args:
         is_positive: (N,) whether the image is of the positive class.
         scores: (N,) higher for more positive.
 
     Returns:
-        The area, or None if one of the two kinds is missing.
+        The area, or None without positives or negatives.
     """
     positive = np.asarray(is_positive, dtype=np.bool_)
     n_positive = int(positive.sum())
@@ -141,7 +140,7 @@ def roc_auc(is_positive: ArrayLike, scores: ArrayLike) -> float | None:
 
 
 def roc_curve(is_positive: ArrayLike, scores: ArrayLike) -> RocCurve | None:
-    """The ROC curve, one point per distinct score; None if positives or negatives are missing."""
+    """The ROC curve, one point per distinct score; None without positives or negatives."""
     thresholds, true, false = _cumulative_counts(is_positive, scores)
     if len(true) == 0 or true[-1] == 0 or false[-1] == 0:
         return None
@@ -164,13 +163,13 @@ def precision_recall_curve(is_positive: ArrayLike, scores: ArrayLike) -> Precisi
 
 @dataclass(frozen=True, eq=False)
 class LabelRanking:
-    """Images sorted once by the probability of each label, so that any weighting of them is a few passes over (N, C).
+    """Images sorted once by the probability of each label, for fast computation with different image weights.
 
     Attributes:
         truth: (N, C) which labels each image has.
-        given: (N, C) which labels each image was given.
-        order: (N, C) image at each place of the label's ranking, highest probability first.
-        last_tie: (N, C) last place that holds the same probability.
+        given: (N, C) the predicted labels.
+        order: (N, C) image at each rank of each label, highest probability first.
+        last_tie: (N, C) last rank with the same probability.
     """
 
     truth: Bools
@@ -200,7 +199,7 @@ class LabelRanking:
         return np.asarray(np.divide(found, total, out=np.full(total.shape, np.nan), where=total > 0))
 
     def counts(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(3, C) weight of the images that have the label, were given it, and both."""
+        """(3, C) weight of the images that have the label, are predicted to have it, and both."""
         return np.stack([weights @ self.truth, weights @ self.given, weights @ (self.truth & self.given)])
 
 
@@ -214,7 +213,7 @@ def mean_ranks(values: NDArray[Any]) -> NDArray[np.float64]:
 def _cumulative_counts(
     is_positive: ArrayLike, scores: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Distinct scores, falling, and the positives and negatives at or above each."""
+    """Distinct scores, decreasing, and the numbers of positives and negatives at or above each."""
     positive, values = np.asarray(is_positive, dtype=np.bool_), np.asarray(scores, dtype=np.float64)
     order = np.argsort(-values, kind="stable")
     values, positive = values[order], positive[order]

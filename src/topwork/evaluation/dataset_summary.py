@@ -1,7 +1,7 @@
 """A summary of a dataset before training, for ``topwork scan``.
 
-In: a manifest, its traits, and what was found about duplicates, groups and shortcuts. Out: :class:`Overview`, plain values
-for the terminal, the JSON answer and the page. Nothing is drawn here.
+In: a manifest, its traits, duplicates, groups and shortcuts. Out: :class:`Overview`, plain values for the terminal,
+JSON and the page.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from topwork.text import count, first_names
 
 OUTLIER_SPREADS = 3.5  # robust standard deviations from the median (Iglewicz & Hoaglin 1993)
 MAX_LISTED = 50
-CUT_OFF = 0.1  # share of an image that a center crop may cut off before it is worth a word
-STRETCHED = 2.0  # ratio of the sides above which squashing changes what things look like
+CUT_OFF = 0.1  # share of an image that a center crop may cut off without a note
+STRETCHED = 2.0  # ratio of the sides above which squashing distorts objects
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class FitAdvice:
 
 @dataclass(frozen=True)
 class Overview:
-    """Everything ``topwork scan`` says; rows are of the manifest.
+    """The results of ``topwork scan``; rows are those of the manifest.
 
     Attributes:
-        duplicates: rows with the same bytes, a list a content.
-        near_duplicates: rows that show the same picture, a list a group; None if they were not looked for.
-        leaks: pairs of rows that share a picture or a group across a split that the user gave.
+        duplicates: groups of rows with identical files.
+        near_duplicates: groups of rows that show the same picture; None if not searched for.
+        leaks: pairs of rows with the same picture or group in different parts of a predefined split.
     """
 
     classes: dict[str, ClassFacts]
@@ -116,7 +116,7 @@ def overview(
     """Computes the summary.
 
     Args:
-        parts: the split that the user gave, if any.
+        parts: the predefined split, if any.
         input_side: side of the network's input in pixels.
     """
     samples = manifest.samples
@@ -147,8 +147,8 @@ def overview(
 def advise_fit(aspects: NDArray[np.float64]) -> FitAdvice:
     """Squash, crop or pad, from the ratios of width by height.
 
-    Squash keeps everything and is what the default network does best with; it is advised against only where it would
-    change shapes so much, and differently from image to image, that a person would be misled, too.
+    Squash keeps everything and works best with the default network; it is advised against only if it distorts shapes
+    strongly and differently from image to image.
     """
     stretch = np.maximum(aspects, 1 / aspects)
     usual, extreme = float(np.median(stretch)), float(np.quantile(stretch, 0.9))
@@ -242,20 +242,20 @@ def _joined(near: NearDuplicates) -> list[list[int]]:
 
 
 def _open_scale(brightness: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Gray levels without ends (logit), so that black and white can be far from the usual."""
+    """Gray levels on an unbounded scale (logit), so that black and white can be outliers."""
     share = np.clip(brightness / 255, 0.002, 0.998)
     return np.asarray(np.log(share / (1 - share)), np.float32)
 
 
 def _far_below(values: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Where a value lies so far below the median that it stands apart from the usual spread."""
+    """Whether each value is an outlier below the median."""
     median = np.median(values)
     spread = 1.4826 * np.median(abs(values - median))
     return np.asarray(values < median - OUTLIER_SPREADS * max(float(spread), 1e-6))
 
 
 def _blurred(manifest: Manifest, traits: TraitTable) -> list[Outlier]:
-    """On the logarithm, where sharpness is about evenly spread; images without any contrast are not called blurred."""
+    """Outliers in log sharpness, which is roughly symmetric; images without any contrast are not blurred."""
     sharpness = traits.column("sharpness")
     known = traits.column("contrast") > 4
     if not known.any():

@@ -1,7 +1,7 @@
-"""The answer to an image: label, ambiguous or unknown, from probabilities and unknown scores.
+"""The outcome of an image: label, ambiguous or unknown, from probabilities and unknown scores.
 
-Not here: the algorithms behind the thresholds (``calibration``, ``unknown``), and images that could not be read, whose
-outcome is an error (``export``).
+The thresholds come from ``calibration`` and ``unknown``. Images that cannot be read have the outcome error
+(``export``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Decision(StrEnum):
-    """The three possible answers to a readable image."""
+    """The three possible outcomes of a readable image."""
 
     LABEL = "label"
     AMBIGUOUS = "ambiguous"
@@ -38,11 +38,11 @@ class Thresholds:
 
     Attributes:
         unknown: An unknown score above this means unknown (``UnknownDetector.threshold``).
-        confidence: A best probability below this means ambiguous (``target_precision_threshold``).
-        set_probability: Classes from this probability on form the prediction set (``fit_conformal``); any number of
-            classes but one means ambiguous, none included: then not even the best class is likely enough.
-        task: One label or several, and from which probability on a label is given.
-        none_is_an_answer: Of several labels, an image may have none; else none means ambiguous.
+        confidence: A confidence below this means ambiguous (``target_precision_threshold``).
+        set_probability: Classes with at least this probability form the prediction set (``fit_conformal``); any number
+            of classes other than one means ambiguous.
+        task: One label or several, with their thresholds.
+        none_is_an_answer: With several labels, an image may have none; otherwise no label means ambiguous.
     """
 
     unknown: float | None = None
@@ -68,10 +68,10 @@ def unknown_detector(classifier: Classifier) -> UnknownDetector | None:
 
 
 def decide(probabilities: ArrayLike, unknown_scores: ArrayLike | None, thresholds: Thresholds) -> NDArray[np.str_]:
-    """The answer to each image.
+    """The outcome of each image.
 
-    Unknown goes before ambiguous, and ambiguous before label: an image that looks like none of the classes is unknown
-    however sure the head is, because the head has to share 100% among the classes it has.
+    Unknown takes precedence over ambiguous: an image unlike all classes is unknown even if the head is confident,
+    because its probabilities must sum to 100% over its classes.
 
     Args:
         probabilities: (N, C) calibrated probabilities.
@@ -98,10 +98,10 @@ def decide(probabilities: ArrayLike, unknown_scores: ArrayLike | None, threshold
 def count_outcomes(
     classifier: Classifier, predictions: Predictions, features: ArrayLike | None
 ) -> tuple[NDArray[np.str_], dict[str, int]]:
-    """The answers of a model, and the count of each.
+    """The outcomes of a model, and the count of each.
 
     Args:
-        features: (N, D) last features of the images, for unknown images; None leaves those out.
+        features: (N, D) last features of the images, to detect unknown images; None to skip that.
     """
     detector = unknown_detector(classifier)
     scores = None if detector is None or features is None else detector.score(features)
@@ -118,17 +118,17 @@ def count_outcomes(
 def fit_ambiguous(
     probabilities: ArrayLike, labels: ArrayLike, coverage: float, target_precision: float | None = None
 ) -> dict[str, Any]:
-    """The thresholds between label and ambiguous, from held-out answers, with what was asked for, as stored in a model.
+    """The thresholds between label and ambiguous, from held-out predictions, with their targets, as stored in a model.
 
-    With a target precision the confidence alone decides, so that no more is left open than the target takes: first by
-    the cautious threshold (its lower limit meets the target), and if images are too few for that, by the plain one.
-    With too few images to promise the coverage, nothing is called ambiguous; ``set_needs`` then says how many it takes.
+    With a target precision only the confidence decides: by the cautious threshold (its lower limit meets the target),
+    or the plain one if there are too few images. With too few images for the coverage, nothing is ambiguous;
+    ``set_needs`` is the number required.
 
     Args:
         probabilities: (N, C) held-out calibrated probabilities.
         labels: (N,) their labels.
-        coverage: share of prediction sets that shall hold the truth.
-        target_precision: share of correct answers among those given; None leaves the decision to the sets.
+        coverage: share of prediction sets that should contain the true class.
+        target_precision: share of correct labels among those given; None to use prediction sets.
 
     Raises:
         UsageError: a share is not between 0 and 1.
@@ -138,7 +138,7 @@ def fit_ambiguous(
         if found is None:
             needed = ceil(1 / (1 - coverage) - 1 - 1e-9)
             return {"set_probability": None, "set_coverage": None, "confidence": None, "set_needs": needed}
-        # A class more likely than all others together is never ruled out; a lower threshold only covers more.
+        # A class more likely than all others together is never excluded; a lower threshold only increases the coverage.
         return {"set_probability": min(0.5, found), "set_coverage": coverage, "confidence": None}
     cautious = target_precision_threshold(probabilities, labels, target_precision, cautious=True)
     plain = target_precision_threshold(probabilities, labels, target_precision)
@@ -146,7 +146,7 @@ def fit_ambiguous(
     return {
         "set_probability": None,
         "set_coverage": None,
-        "confidence": 1.0 if found is None else found,  # out of reach: only certainty would be good enough
+        "confidence": 1.0 if found is None else found,  # unattainable: only certainty would be sufficient
         "target_precision": target_precision,
         "target_precision_met": "surely" if cautious is not None else "about" if plain is not None else "no",
     }
@@ -155,19 +155,19 @@ def fit_ambiguous(
 def fit_positive(
     probabilities: ArrayLike, labels: ArrayLike, positive: int, *, recall: float | None, miss_cost: float | None
 ) -> tuple[float, str]:
-    """The probability from which on the positive one of two classes is given, and how it was chosen.
+    """The threshold of the positive class, and how it was chosen.
 
-    By cost: if a missed positive costs ``miss_cost`` times as much as a false alarm, the expected cost is least with the
-    threshold 1 / (1 + miss_cost) (Elkan 2001, "The foundations of cost-sensitive learning", eq. 2). By recall: the highest
-    threshold that this share of the held-out positives reaches, counted as in ``fit_conformal`` so that new images reach
-    it too; with too few of them, the lowest probability seen.
+    By cost: if a missed positive costs ``miss_cost`` times as much as a false alarm, the expected cost is lowest with
+    the threshold 1 / (1 + miss_cost) (Elkan 2001, "The foundations of cost-sensitive learning", eq. 2). By recall: the
+    highest threshold that this share of the held-out positives reaches, corrected as in ``fit_conformal`` to hold for
+    new images; with too few of them, the lowest probability.
 
     Args:
         probabilities: (N, 2) held-out calibrated probabilities.
         labels: (N,) their labels.
         positive: the label of the positive class.
-        recall: wanted recall, between 0 and 1; or
-        miss_cost: above 0; with neither, the more probable class is given.
+        recall: target recall, between 0 and 1; or
+        miss_cost: above 0; with neither, the more probable class is predicted.
     """
     if miss_cost is not None:
         return 1 / (1 + miss_cost), f"a miss costs {miss_cost:g} times as much as a false alarm"
@@ -183,7 +183,7 @@ def fit_positive(
 
 
 def outcome_sentence(outcomes: Mapping[str, int] | None) -> str:
-    """The fraction of images without a label as the answer; empty if there are none.
+    """A sentence on the fraction of ambiguous and unknown images; empty if there are none.
 
     Args:
         outcomes: number of images by ``Decision``.
@@ -196,7 +196,7 @@ def outcome_sentence(outcomes: Mapping[str, int] | None) -> str:
 
 
 def too_few_sentence(thresholds: Mapping[str, Any]) -> str | None:
-    """What to say if there were too few images to calibrate the promised coverage; None if there were enough.
+    """A sentence if there were too few images to calibrate the coverage; None otherwise.
 
     Args:
         thresholds: as a model stores them.

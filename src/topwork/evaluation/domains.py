@@ -1,8 +1,8 @@
 """Distribution shift between two sets of images, overall and per class, with permutation tests.
 
 The distance is the energy distance (Székely and Rizzo 2013, "Energy statistics", J. Stat. Planning and Inference 143):
-``2 E|a - b| - E|a - a'| - E|b - b'|``, 0 where both sets come from one distribution and only there. How surprising it is
-comes from shuffling who belongs to which set. Not here: what a model does about it (``adaptation/align.py``).
+``2 E|a - b| - E|a - a'| - E|b - b'|``, 0 if and only if both sets have the same distribution. Its p-value comes from
+random permutations of the images between the sets.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from topwork.evaluation.similarity import nearest_images
 
 MCC_TEMPERATURE = 2.5  # of minimum class confusion: Jin et al. 2020, arXiv 1912.03699
 N_PERMUTATIONS = 299
-N_CLASS_PERMUTATIONS = 4999  # so that the chance of one class can be seen among a hundred of them
+N_CLASS_PERMUTATIONS = 4999  # enough for one of a hundred classes to be significant
 MAX_OF_CLASS = 200
-MAX_IMAGES = 600  # of each set: the test sees a shift that matters with far fewer
+MAX_IMAGES = 600  # of each set: relevant shifts are significant with far fewer
 _FLOOR = 0.1
 
 
@@ -29,10 +29,10 @@ class Distance:
 
     Attributes:
         energy: energy distance over the mean distance within the sets; 0 is no difference, 0.3 is a sketch of a photo.
-        p_value: share of shuffled sets that lie as far apart.
-        expected: what sets of this size from one source have on average.
-        auc: how well a straight line tells the sets apart on images it has not seen: 0.5 cannot, 1 always.
-        n_a, n_b: images looked at.
+        p_value: share of permutations with at least this distance.
+        expected: mean over permutations: the distance of two sets of this size from one distribution.
+        auc: of a linear classifier of the two sets, on held-out images: 0.5 is chance, 1 is perfect.
+        n_a, n_b: number of images.
     """
 
     energy: float
@@ -53,7 +53,7 @@ def energy_distance(
     """Distance of two sets of features with a permutation test.
 
     Args:
-        a, b: (N, D), (M, D); scaled together, so that no column rules. At most MAX_IMAGES of each are looked at.
+        a, b: (N, D), (M, D); scaled together, so that no column dominates. At most MAX_IMAGES of each are used.
     """
     rng = np.random.default_rng([seed, 11])
     a, b = (_drawn(np.asarray(x, np.float32), rng) for x in (a, b))
@@ -87,7 +87,7 @@ def _distances(rows: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _auc(joint: NDArray[np.float32], n: int, rng: np.random.Generator) -> float:
-    """Area under the ROC curve of a ridge classifier of the two sets, on the half it was not fitted on."""
+    """Area under the ROC curve of a ridge classifier of the two sets, on the held-out half."""
     total = len(joint)
     side = np.where(np.arange(total) < n, 1.0, -1.0)
     half = np.zeros(total, bool)
@@ -107,7 +107,7 @@ def _auc(joint: NDArray[np.float32], n: int, rng: np.random.Generator) -> float:
 
 @dataclass(frozen=True)
 class ClassShift:
-    """Shift of a class: distance between its means over the typical distance of its images from their mean."""
+    """Shift of a class: distance between its means, relative to the typical distance of its images from their mean."""
 
     shift: float
     p_value: float
@@ -118,9 +118,9 @@ class ClassShift:
 def class_shifts(
     a: NDArray[Any], labels_a: NDArray[Any], b: NDArray[Any], labels_b: NDArray[Any], *, seed: int = 0
 ) -> dict[str, ClassShift]:
-    """The shift of every class that both sets have three images of or more, with a permutation test within the class.
+    """The shift of every class with at least three images in both sets, with a permutation test within the class.
 
-    The shift is freed of what the noise of the two means adds to it, so that 0 is what equal sets have on average.
+    The shift is corrected for the noise of the two means, so that its mean is 0 for equal distributions.
     """
     rng = np.random.default_rng([seed, 23])
     found = {}
@@ -153,7 +153,7 @@ def farthest(a: NDArray[Any], b: NDArray[Any], k: int = 5) -> NDArray[np.int64]:
 def joint_map(
     a: NDArray[Any], labels_a: NDArray[np.int64], b: NDArray[Any], labels_b: NDArray[np.int64], n: int = 400
 ) -> dict[str, list[list[float]]]:
-    """Both sets on the two main axes of all: (x, y, label) of at most ``n`` images each, as ``source`` and ``target``."""
+    """Both sets on their joint main axes: (x, y, label) of at most ``n`` images each, as ``source`` and ``target``."""
     rng = np.random.default_rng(19)
     rows = {name: np.sort(rng.permutation(len(x))[:n]) for name, x in (("source", a), ("target", b))}
     parts = {"source": a[rows["source"]].astype(np.float64), "target": b[rows["target"]].astype(np.float64)}
