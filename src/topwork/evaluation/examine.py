@@ -1,10 +1,10 @@
 """What a model relies on: its accuracy on perturbed images, as effects, findings and sentences.
 
-The images are changed in one way at a time and the same model answers again; each effect is paired with the answers to the
-unchanged images. An effect is significant only if it stays so among all of them (McNemar's exact test, with the false
-discovery rate held at 5%: Benjamini & Hochberg 1995). Findings follow from the effects and from two checks: does the
-normalization fit the weights (``preprocessing``), and does a class depend on a mark that never moves (``fixed_regions``)?
-Warnings come first. Not here: pages (``report``).
+The images are changed in one way at a time and classified again; each effect is a paired comparison with the unchanged
+images. Significance is corrected for multiple tests (McNemar's exact test, false discovery rate of 5%: Benjamini &
+Hochberg 1995). Findings follow from the effects and from two checks: does the normalization fit the weights
+(``preprocessing``), and does a class depend on a fixed region such as a watermark (``fixed_regions``)? Warnings come
+first.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Effect:
 
     Attributes:
         accuracy: with a 95% confidence interval ``low`` to ``high``.
-        confidence: mean probability of the answers.
-        difference: accuracy minus that on the unchanged images, with its paired interval.
+        confidence: mean probability of the predictions.
+        difference: accuracy minus that on the unchanged images, with a paired interval.
         p_value: corrected for the number of effects.
-        same: share of images with the same answer as before.
-        examples: answer and probability for each of the example images.
+        same: share of images with the same prediction as before.
+        examples: prediction and probability for each of the example images.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Examination:
-    """Everything ``topwork examine`` found.
+    """The results of ``topwork examine``.
 
     Attributes:
         n: images examined.
@@ -93,7 +93,7 @@ class Examination:
         unchanged: the unchanged images.
         effects: one per perturbation, preprocessing last.
         fits: how normalizations fit the weights, best first.
-        border: share of the evidence in the outer tenth of each side, and the share of the area that is.
+        border: share of the evidence in the outer tenth of each side, and its share of the area.
         example_rows: positions of the example images.
     """
 
@@ -127,10 +127,10 @@ def examine(
     """Examines a classifier on images whose classes it knows.
 
     Args:
-        engine: runs the network as in prediction.
-        load: the images, uint8 (N, H, W, 3), as an input spec wants them.
+        engine: of the network, as in prediction.
+        load: returns the images, uint8 (N, H, W, 3), for an input spec.
         labels: (N,) true labels.
-        shortcuts: what facts of the files alone tell about the labels.
+        shortcuts: the shortcut check of the data.
         on_progress: called with (steps done, steps in all).
     """
     spec, network = classifier.backbone.spec, open_network(classifier.backbone)
@@ -177,10 +177,10 @@ def examine(
 
 
 def all_changes(spec: InputSpec, load: Load) -> dict[str, Perturbation]:
-    """Every change by name: none, the perturbations, other resize modes, other normalizations (which give floats).
+    """Every change by name: none, the perturbations, other resize modes, other normalizations (as floats).
 
     Args:
-        load: gives the same images as another input spec wants them.
+        load: returns the same images for another input spec.
     """
     changes = [Perturbation("unchanged", "", "Unchanged", "Unchanged", "", lambda images: images), *PERTURBATIONS]
 
@@ -200,7 +200,7 @@ def all_changes(spec: InputSpec, load: Load) -> dict[str, Perturbation]:
 
 
 def _examples(correct: NDArray[np.bool_], labels: Ints, seed: int) -> Ints:
-    """Images to show: answered correctly when unchanged, of as many classes as there are."""
+    """Images to show: correctly classified when unchanged, from as many classes as possible."""
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(~correct[order], kind="stable")]
     once = order[np.sort(np.unique(labels[order], return_index=True)[1])]
@@ -210,7 +210,7 @@ def _examples(correct: NDArray[np.bool_], labels: Ints, seed: int) -> Ints:
 def _heatmaps(
     classifier: Classifier, images: Pixels, labels: Ints, network: OpenNetwork, engine: Engine
 ) -> tuple[str, NDArray[np.float32]]:
-    """Maps (n, h, w) of the true class, of as many images as are affordable, in pieces so that memory stays flat."""
+    """Heatmaps (n, h, w) of the true class for a limited number of images, in blocks to bound memory."""
 
     def piece(rows: slice) -> Any:
         return find_evidence(classifier, images[rows], labels[rows, None], network, engine)
@@ -270,7 +270,7 @@ def effect_sentence(effect: Effect, done: str, about: str, before: float, guess:
 
     Args:
         done: what was done, as in "Without color".
-        about: what that took away.
+        about: what was removed.
         before: accuracy on the unchanged images.
         guess: accuracy of always predicting the most frequent class.
     """
@@ -311,7 +311,7 @@ def _normalization(effects: dict[str, Effect], fits: tuple[Fit, ...]) -> list[Fi
     better = [effect for effect in others if effect.is_clear and effect.difference > 0]
     warnings, said = [], misfit_sentence(fits)
     if better:
-        fitting = fits[0].normalization.name if fits else None  # decides among equals
+        fitting = fits[0].normalization.name if fits else None  # breaks ties
         best = max(better, key=lambda effect: (effect.accuracy, effect.title == fitting))
         warnings.append(
             "The stored normalization is probably not the one the model was trained with: "

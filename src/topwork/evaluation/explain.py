@@ -1,14 +1,14 @@
 """Heatmaps: the evidence for a class at each position of an image.
 
-If what the head reads are means and maxima of maps, the map is exact: each feature's share of the logit is spread over the
-positions in proportion to the feature's map, so that the cells sum to the logit. For a *plain* head that is the class
-activation map of Zhou et al. 2016 (arXiv 1512.04150, eq. 2). Networks with more layers behind the last map (a norm,
-hidden layers, a class token) are explained by gradient times activation (HiResCAM, arXiv 2011.08891), by torch. Without
-torch the evidence of a cell is what the logit loses when the cell is covered (occlusion; Zeiler & Fergus 2014, arXiv
-1311.2901), which takes 49 passes (docs/decisions/0010-explanations.md).
+If the features of the head are means and maxima of maps, the heatmap is exact: each feature's contribution to the logit
+is distributed over the positions in proportion to the feature's map, so that the cells sum to the logit. For a *plain*
+head this is the class activation map of Zhou et al. 2016 (arXiv 1512.04150, eq. 2). Networks with more layers after the
+last map (a norm, hidden layers, a class token) are explained by gradient times activation (HiResCAM, arXiv 2011.08891),
+in torch. Without torch, the evidence of a cell is the decrease of the logit when the cell is covered (occlusion; Zeiler
+& Fergus 2014, arXiv 1311.2901), which takes 49 passes (docs/decisions/0010-explanations.md).
 
-Softmax does not change when the same number is added to every logit, so logits and maps are taken relative to the mean
-of the classes: evidence for a class is evidence against the others. Also overlays the map on the original image.
+Softmax does not change when a constant is added to all logits, so logits and maps are relative to the mean over the
+classes: evidence for a class is evidence against the others.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from topwork.models.head import LinearHead, powered
 
 GRID = 7  # cells per side for occlusion
 OUTER = 0.1  # of each side: the border whose share of the evidence is reported
-_REACH = 0.5  # cells that a cover reaches beyond its own cell, so that an object on a boundary is covered too
-_STOPS = np.array(  # dark violet over red to pale yellow: lightness rises evenly, so it reads in gray and color-blind
-    [[43, 12, 85], [112, 25, 110], [181, 50, 84], [229, 92, 48], [250, 160, 35], [252, 236, 140]], np.float32
+_REACH = 0.5  # overlap of covers, in cells, so that objects on a boundary are covered, too
+_STOPS = (
+    np.array(  # dark violet, red, pale yellow: even lightness steps, readable in grayscale and for color-blind people
+        [[43, 12, 85], [112, 25, 110], [181, 50, 84], [229, 92, 48], [250, 160, 35], [252, 236, 140]], np.float32
+    )
 )
-_OPAQUE = 0.66  # the strongest evidence covers the picture by this much
+_OPAQUE = 0.66  # opacity of the strongest evidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +43,10 @@ class Evidence:
     """Maps of evidence for some classes on N images.
 
     Attributes:
-        method: ``activation``: exact, the cells of a map sum to the logit up to the constant of its class;
-            ``gradient``: gradient times activation, summed over channels;
-            ``occlusion``: each cell is what the logit loses when it is covered.
-        labels: (N, K) the classes that the maps are for.
+        method: ``activation``: exact, the cells of a map sum to the logit up to a constant per class; ``gradient``:
+            gradient times activation, summed over channels; ``occlusion``: decrease of the logit when the cell is
+            covered.
+        labels: (N, K) the explained classes.
         maps: (N, K, h, w) in logits, relative to the mean of the classes.
         logits: (N, C) of the whole images, relative to the mean of the classes.
     """
@@ -68,7 +70,7 @@ def find_evidence(
         images: uint8 (N, H, W, 3) of the input's size.
         labels: (N, K) classes to explain.
         network: the opened network; None opens it.
-        engine: runs the covered images where they are needed; None uses the opened network.
+        engine: for occlusion; None uses the opened network.
     """
     network = network or open_network(classifier.backbone)
     wanted = np.asarray(labels, np.int64)
@@ -92,12 +94,12 @@ def find_evidence(
 def activation_maps(head: LinearHead, opened: Opened, labels: Ints) -> NDArray[np.float32] | None:
     """(N, K, h, w) contributions of the positions to the centered logits of (N, K) labels, on the coarsest grid.
 
-    The head says ``w_c · (g(f) - mean) / scale + b_c``. With f_d the mean of a map over its P positions, position p adds
-    ``w_cd g(f_d) / f_d · map_pd / (P scale_d)``; with f_d a maximum, all of it is added where the maximum is. The rest is a
-    constant of the class.
+    The head says ``w_c · (g(f) - mean) / scale + b_c``. If f_d is the mean of a map over its P positions, position p
+    contributes ``w_cd g(f_d) / f_d · map_pd / (P scale_d)``; if it is a maximum, its position contributes everything.
+    The rest is a constant per class.
 
     Returns:
-        None if a block that the head reads has no maps.
+        None if a block of the head has no maps.
     """
     stages = opened.stage_maps if "stages" in head.transform.blocks else ()
     if stages is None or ("last" in head.transform.blocks and opened.maps is None):
@@ -107,7 +109,7 @@ def activation_maps(head: LinearHead, opened: Opened, labels: Ints) -> NDArray[n
     ratio = np.divide(after, raw, out=np.zeros_like(raw), where=raw != 0)
     weight = head.weight.astype(np.float64) / head.transform.scale
     weight -= weight.mean(0)
-    shares = weight[labels] * ratio[:, None]  # (N, K, D): what a feature adds, per unit of it
+    shares = weight[labels] * ratio[:, None]  # (N, K, D): contribution per unit of a feature
     pools: dict[str, list[tuple[NDArray[np.float32] | None, bool]]] = {
         "last": [(opened.maps, False)],
         "stages": [(one, is_max) for one in stages for is_max in (False, True)],
@@ -122,7 +124,7 @@ def activation_maps(head: LinearHead, opened: Opened, labels: Ints) -> NDArray[n
 
 
 def _placed(maps: NDArray[np.float32], shares: NDArray[np.float64], is_max: bool) -> NDArray[np.float64]:
-    """(N, K, h, w) where the means (or maxima) of (N, C, h, w), times (N, K, C), come from."""
+    """(N, K, h, w) contributions of the positions to the means (or maxima) of (N, C, h, w), times (N, K, C)."""
     flat = maps.reshape(*maps.shape[:2], -1).astype(np.float64)
     if is_max:
         spread = np.zeros_like(flat)
@@ -154,7 +156,7 @@ def _covering(
     logits_of: Callable[[Pixels], NDArray[np.float64]],
     grid: int = GRID,
 ) -> NDArray[np.float32]:
-    """(K, grid, grid) what the logits of one image lose when a cell is covered with its mean color."""
+    """(K, grid, grid) decrease of the logits of one image when a cell is covered with its mean color."""
     height, width = image.shape[:2]
     color = image.mean((0, 1)).astype(np.uint8)
     covered = np.repeat(image[None], grid * grid, axis=0)
@@ -176,7 +178,7 @@ def _centered(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(logits - logits.mean(axis=1, keepdims=True))
 
 
-# ---- what maps say together
+# ---- summaries of maps
 
 
 def border_share(maps: NDArray[np.float32], outer: float = OUTER) -> NDArray[np.float64]:
@@ -188,12 +190,12 @@ def border_share(maps: NDArray[np.float32], outer: float = OUTER) -> NDArray[np.
 
 
 def border_area(outer: float = OUTER) -> float:
-    """Share of an image's area that its outer border is: what ``border_share`` gives for evidence spread evenly."""
+    """Area of the outer border as a share of the image: ``border_share`` of uniform evidence."""
     return 1 - (1 - 2 * outer) ** 2
 
 
 def _inside(shape: Sequence[int], outer: float) -> NDArray[np.float64]:
-    """(h, w) how much of each cell lies within the border."""
+    """(h, w) fraction of each cell inside the border."""
 
     def along(n: int) -> NDArray[np.float64]:
         edges = np.clip(np.arange(n + 1) / n, outer, 1 - outer)
@@ -206,14 +208,14 @@ def _inside(shape: Sequence[int], outer: float) -> NDArray[np.float64]:
 
 
 def overlay(picture: Pixels, evidence: NDArray[np.float32], spec: InputSpec, strongest: float) -> Pixels:
-    """The upright original with the evidence for a class as an overlay; evidence against it is not drawn.
+    """The upright image overlaid with the evidence for a class, without evidence against it.
 
     Args:
         picture: uint8 (h, w, 3), the whole image at any size.
-        evidence: (h', w') map of what the network saw of it.
-        spec: how the image was brought to the input: with ``crop`` the network saw the middle only, and the rest of
-            the picture is shown darker; with ``pad`` the bars are cut off the map.
-        strongest: evidence shown at full strength; take the same for maps that are to be compared.
+        evidence: (h', w') map of the network's input.
+        spec: the input spec: with ``crop``, the part outside the input is darker; with ``pad``, the bars are removed
+            from the map.
+        strongest: evidence shown at full strength; use the same for maps to compare.
     """
     height, width = picture.shape[:2]
     top, left, box_height, box_width = _seen(height, width, spec)
@@ -231,13 +233,13 @@ def overlay(picture: Pixels, evidence: NDArray[np.float32], spec: InputSpec, str
 
 
 def colors(strength: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(..., 3) RGB colors of strengths in 0..1."""
+    """(..., 3) RGB colors of values in 0..1."""
     at = np.linspace(0, 1, len(_STOPS))
     return np.stack([np.interp(strength, at, _STOPS[:, channel]) for channel in range(3)], -1).astype(np.float32)
 
 
 def _seen(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the part of a picture that the network sees."""
+    """Top, left, height and width of the part of a picture in the network's input."""
     if spec.fit != "crop":
         return 0, 0, height, width
     scale = min(height / spec.height, width / spec.width) * spec.crop_fraction
@@ -246,7 +248,7 @@ def _seen(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]
 
 
 def _cut_bars(evidence: NDArray[np.float32], height: int, width: int, spec: InputSpec) -> NDArray[np.float32]:
-    """The part of the map that lies on the picture, where the rest of the input is background."""
+    """The part of the map on the picture, without padding."""
     if spec.fit != "pad":
         return evidence
     scale = min(spec.height / height, spec.width / width)
@@ -258,6 +260,6 @@ def _cut_bars(evidence: NDArray[np.float32], height: int, width: int, spec: Inpu
 
 
 def _smooth(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """A small map in 0..1 brought to a size; by the resizer of images, in 255 steps, which the eye cannot tell."""
+    """A small map in 0..1 resized as an image with 255 levels."""
     gray = np.repeat(np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
     return np.asarray(resize(gray, height, width, "bicubic")[..., 0] / np.float32(255), np.float32)

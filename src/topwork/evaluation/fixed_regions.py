@@ -1,8 +1,8 @@
 """Fixed regions near the border that a class depends on, such as watermarks, found from heatmaps and tested.
 
-A watermark, a date stamp, a ruler, a frame: evidence that lies at one place in most images of a class moves with no
-object. Candidates come from the mean map of each class; hiding the region, and hiding the mirrored regions, tells whether
-answers really depend on it.
+Watermarks, date stamps, rulers and frames are at the same place in most images of a class, unlike objects. Candidates
+come from the mean heatmap of each class; hiding the region, and the mirrored regions, shows whether predictions depend
+on it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from topwork.models.classifier import Classifier
 from topwork.text import percent
 
 _LEAST_OF_CLASS = 10
-_CONCENTRATED = 1.8  # a border cell with this many times its share of the evidence may be a fixed place; usual: 0.8
-# A place counts when hiding it costs this share of the logit and the mirrored places less than half as much: an object that
-# reaches the edge (faces and their collars: 0.31 against 0.19) is on both sides, a mark is not (0.12 to 0.57 against 0).
+_CONCENTRATED = 1.8  # a border cell with this many times its share of the evidence is a candidate; 0.8 is typical
+# A region counts if hiding it costs this share of the logit and the mirrored regions less than half as much: an object
+# at the edge (faces and their collars: 0.31 and 0.19) is on both sides, a mark is not (0.12 to 0.57 and 0).
 _LEAST_LOST, _MIRRORED_SHARE, _CLEAR_Z = 0.06, 0.5, 3.5
 
 
 @dataclass(frozen=True)
 class FixedPlace:
-    """A place near the border that holds evidence in most images of a class.
+    """A region near the border with evidence in most images of a class.
 
     Attributes:
         box: top, bottom, left, right in input pixels.
         where: in words.
-        concentration: evidence there, in multiples of an even spread.
-        lost: share of the logit of the class that hiding the place takes away, and the mean over mirrored places.
-        rows: positions of images to look at.
+        concentration: evidence there, relative to a uniform distribution.
+        lost: share of the logit of the class lost by hiding the region, and the mean over mirrored regions.
+        rows: positions of example images.
     """
 
     label: str
@@ -52,10 +52,10 @@ class FixedPlace:
 def fixed_places(
     classifier: Classifier, engine: Engine, images: Pixels, labels: Ints, maps: NDArray[np.float32]
 ) -> tuple[FixedPlace, ...]:
-    """Places near the border that decide about a class in most of its images: watermarks, stamps, rulers, frames.
+    """Regions near the border that a class depends on in most of its images: watermarks, stamps, rulers, frames.
 
-    Found in the mean map of each class, and kept only if hiding the place costs the class clearly more than hiding the
-    mirrored places does. Objects near the border move from image to image; such a place does not.
+    Found in the mean map of each class, and kept only if hiding the region costs clearly more than hiding the mirrored
+    regions.
 
     Args:
         images: uint8 (N, H, W, 3).
@@ -108,7 +108,7 @@ def _lost(classifier: Classifier, engine: Engine, images: Pixels, label: int, bo
 
 
 def _box(mean: NDArray[np.float32], row: int, column: int, shape: tuple[int, ...]) -> Box:
-    """The rectangle around a cell in which the mean map stays high, in pixels; half a cell wider: the network sees more."""
+    """The rectangle around a cell in which the mean map is high, in pixels, enlarged by half a cell."""
     (n_rows, n_columns), (height, width) = mean.shape, shape
     top, bottom, left, right = row, row + 1, column, column + 1
     least = max(1.2, 0.3 * float(mean[row, column]))
@@ -124,7 +124,7 @@ def _box(mean: NDArray[np.float32], row: int, column: int, shape: tuple[int, ...
             if a >= 0 and c >= 0 and b <= n_rows and d <= n_columns
         ]
         value, (a, b, c, d) = max(grown)
-        # Small, so that hiding it does not hide objects; marks are wider than high.
+        # Small, so that hiding it does not hide objects; marks are usually wide.
         if value < least or b - a - 1 >= n_rows / 4 or d - c - 1 >= n_columns / 2.5:
             break
         top, bottom, left, right = a, b, c, d
@@ -151,7 +151,7 @@ def _where(box: Box, height: int, width: int) -> str:
 
 
 def place_sentence(place: FixedPlace) -> str:
-    """What a fixed place means."""
+    """A sentence about a fixed region."""
     return (
         f"“{place.label}” seems to be recognized by something in {place.where}: in most of its {place.n} images the region holds "
         f"{place.concentration:.1f} times its share of the evidence, and hiding it removes {percent(min(1.0, place.lost), 0)} "

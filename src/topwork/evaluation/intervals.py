@@ -1,13 +1,11 @@
 """95% confidence intervals for the metrics in ``metrics``, from counts or values per image.
 
-All of them are closed formulas: no resampling, the same answer every time, a cost linear in the images. The plain
-percentile bootstrap is not used because it fails where classifiers live, near 100%: in simulation its nominal 95%
-covered 63% for balanced accuracy (100 images, 20 classes, 99% right: it says 100 to 100% whenever nothing went
-wrong), 81 to 90% for the area under the ROC curve, and 86 to 94% for cross-entropy with 50 images. The formulas
-below cover 92 to 98% in the same simulations (``tests/evaluation/test_coverage.py`` keeps them there).
+All are closed formulas: no resampling, deterministic, linear cost. The plain percentile bootstrap fails near 100%: in
+simulations its nominal 95% covered 63% for balanced accuracy (100 images, 20 classes, 99% accuracy), 81 to 90% for the
+area under the ROC curve, and 86 to 94% for cross-entropy with 50 images. The formulas below cover 92 to 98% in the same
+simulations (``tests/evaluation/test_coverage.py``).
 
-Not here: the interval of the calibration error, which needs resampling (``curves``), and that of the difference of two
-models (``compare``).
+The interval of the calibration error is in ``curves``, that of the difference between two models in ``compare``.
 """
 
 from __future__ import annotations
@@ -36,16 +34,16 @@ class Interval:
 
 
 def wilson(proportion: float, n: float) -> Interval:
-    """Interval for a proportion seen in ``n`` trials (Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4).
+    """Interval for a proportion in ``n`` trials (Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4).
 
     Args:
-        proportion: The share seen, 0 to 1.
-        n: The number of trials, above 0; may be an effective number that is not whole.
+        proportion: The observed share, 0 to 1.
+        n: The number of trials, above 0; may be fractional (an effective number).
     """
     z2 = Z_95**2
     middle = (proportion + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 / (1 + z2 / n) * sqrt(proportion * (1 - proportion) / n + z2 / (4 * n * n))
-    # At 0 and at 1 one end is exact; rounding must not put the seen share outside its own interval.
+    # At 0 and 1 one end is exact; rounding must not exclude the observed share.
     return Interval(max(0.0, min(proportion, middle - half)), min(1.0, max(proportion, middle + half)))
 
 
@@ -64,20 +62,20 @@ def balanced_accuracy_interval(n_correct: ArrayLike, n: ArrayLike) -> Interval:
 
     A Wilson interval with the number of images that would give a plain accuracy the same variance (the effective
     sample size of Korn & Graubard 1998, "Confidence intervals for proportions with small expected number of positive
-    counts estimated from survey data"). Ours differs in that the recalls are first pulled towards their common mean
-    by 4 pseudo-images, so that a class of three images, all right, does not count as known exactly.
+    counts estimated from survey data"). Ours first shrinks the recalls towards their mean by 4 pseudo-images, so that a
+    class with three correct images does not have zero variance.
 
     Args:
-        n_correct: (K,) images answered right, per class.
+        n_correct: (K,) correctly classified images per class.
         n: (K,) images per class, each at least 1.
     """
     return wilson(float(np.mean(np.divide(n_correct, n))), effective_n(n_correct, n))
 
 
 def effective_n(n_correct: ArrayLike, n: ArrayLike) -> float:
-    """Images of a plain accuracy with the variance of this balanced accuracy; see ``balanced_accuracy_interval``."""
+    """Number of images for which plain accuracy has the same variance; see ``balanced_accuracy_interval``."""
     counts, right = np.asarray(n, dtype=np.float64), np.asarray(n_correct, dtype=np.float64)
-    harmonic = len(counts) ** 2 / float((1 / counts).sum())  # the answer where all classes are equally hard
+    harmonic = len(counts) ** 2 / float((1 / counts).sum())  # the result if all classes have the same recall
     mean = (float((right / counts).mean()) * harmonic + Z_95**2 / 2) / (harmonic + Z_95**2)
     recall = (right + 4 * mean) / (counts + 4)
     variance = float((recall * (1 - recall) / counts).sum()) / len(counts) ** 2
@@ -91,14 +89,14 @@ def macro_f1_interval(
     """Interval for the mean F1 of the classes present.
 
     A Wilson interval with an effective number of images, as for balanced accuracy. The variance of the mean F1 is that
-    of its linear approximation: image by image, the derivative of the mean F1 by the weight of the image. The effective
-    number may not exceed that of the balanced accuracy, which knows what a class with no mistake hides.
+    of its linear approximation by image weights. The effective number is at most that of the balanced accuracy, which
+    accounts for classes without errors.
 
     Args:
         confusion_cells: (M, 3) true label, predicted label, count, for the cells of the confusion matrix above 0.
-        n_correct: (C,) images answered right, per class.
-        n: (C,) images per class; 0 where the class is absent from the part.
-        n_predicted: (C,) images that were given this class.
+        n_correct: (C,) correctly classified images per class.
+        n: (C,) images per class; 0 if absent.
+        n_predicted: (C,) images predicted as this class.
     """
     cells, counts = np.asarray(confusion_cells), np.asarray(n)
     right, either = np.asarray(n_correct), counts + np.asarray(n_predicted)
@@ -120,13 +118,13 @@ def macro_f1_interval(
 def f1_interval(n_correct: float, n: float, n_predicted: float) -> Interval:
     """Interval for the F1 of one class.
 
-    F1 rises with the share J of right answers among the images that are of the class or were given it (Jaccard),
-    ``F1 = 2 J / (1 + J)``; so the ends of Wilson's interval for J, a plain proportion, are carried over.
+    F1 is an increasing function of the Jaccard index J, ``F1 = 2 J / (1 + J)``, which is a proportion; so the ends of
+    its Wilson interval are transformed.
 
     Args:
-        n_correct: Images of the class that were given it.
+        n_correct: Correctly classified images of the class.
         n: Images of the class.
-        n_predicted: Images that were given the class; not both 0.
+        n_predicted: Images predicted as the class; not both 0.
     """
     either = n + n_predicted - n_correct
     share = wilson(n_correct / either, either)
@@ -137,7 +135,7 @@ def average_precision_interval(average_precision: float, n_positive: int) -> Int
     """Interval for an average precision: as a proportion of the positive images.
 
     The binomial interval of Boyd, Eng & Page 2013, "Area under the precision-recall curve: point estimates and confidence
-    intervals", section 3.2, with Wilson's form, which has a width at 1, too.
+    intervals", section 3.2, with Wilson's formula, whose width is not zero at 1.
     """
     return wilson(average_precision, n_positive)
 
@@ -146,9 +144,9 @@ def interval_from_variance(value: float, variance: float, largest_n: float) -> I
     """Wilson interval for a score between 0 and 1 whose variance is known.
 
     Args:
-        value: The score seen.
-        variance: Its sampling variance; 0 where nothing varied.
-        largest_n: The most images the score may count for, which is what it counts for when the variance is 0.
+        value: The observed score.
+        variance: Its sampling variance.
+        largest_n: Maximum of the effective number of images, used if the variance is 0.
     """
     spread = value * (1 - value)
     has_varied = variance > 0 and spread > 0
@@ -158,8 +156,8 @@ def interval_from_variance(value: float, variance: float, largest_n: float) -> I
 def auc_interval(auc: float, n_positive: int, n_negative: int) -> Interval:
     """Interval for an area under the ROC curve: Newcombe 2006, Statistics in Medicine 25:559, method 5.
 
-    It holds every area A with ``|auc - A| <= z sqrt(V(A))``, where V is the variance of Hanley & McNeil 1982 with both
-    sample sizes replaced by their mean in the correction terms.
+    It contains every area A with ``|auc - A| <= z sqrt(V(A))``, where V is the variance of Hanley & McNeil 1982 with
+    both sample sizes replaced by their mean in the correction terms.
     """
     terms = (n_positive + n_negative) / 2 - 1
 
@@ -178,10 +176,10 @@ def auc_interval(auc: float, n_positive: int, n_negative: int) -> Interval:
 
 
 def mean_interval(values: ArrayLike) -> Interval | None:
-    """Interval for the mean of values that may be far from normal, such as the losses of images; None below 2 values.
+    """Interval for the mean of skewed values, such as losses; None for fewer than 2 values.
 
     Hall 1992, "On the removal of skewness by transformation", J. R. Stat. Soc. B 54:221, the cubic transformation g1:
-    the t statistic is bent by the skewness seen and bent back in closed form.
+    the t statistic is corrected for skewness and inverted in closed form.
     """
     sample = np.asarray(values, dtype=np.float64)
     n = len(sample)
@@ -202,7 +200,7 @@ def mean_interval(values: ArrayLike) -> Interval | None:
 
 
 def lower_bound(proportion: NDArray[np.float64], n: NDArray[np.int64]) -> NDArray[np.float64]:
-    """One-sided 95% lower limits (Wilson) of proportions seen in ``n`` trials each."""
+    """One-sided 95% lower limits (Wilson) of proportions in ``n`` trials each."""
     z2 = Z_95_ONE_SIDED**2
     half = Z_95_ONE_SIDED * np.sqrt(proportion * (1 - proportion) / n + z2 / (4 * n**2))
     return np.asarray((proportion + z2 / (2 * n) - half) / (1 + z2 / n))

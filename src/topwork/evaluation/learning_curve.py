@@ -1,9 +1,9 @@
 """The learning curve: accuracy by number of training images, measured by cross-validation and extrapolated.
 
-Heads are fitted on growing parts of the training images and evaluated on the rest of them; the last point is the
-cross-validation that chose the head. Error falls with images about as a power law with a floor, ``c + a n^-b`` (Hestness
-et al. 2017, arXiv 1712.00409; Rosenfeld et al. 2020, arXiv 1909.12673); the curve is that law fitted to the points, and the
-interval of what more images would bring is a bootstrap over images. Valid and test are never looked at.
+Heads are fitted on subsets of the training images of increasing size and evaluated on the rest; the last point is the
+cross-validation of the selected head. The error approximately follows a power law with a floor, ``c + a n^-b``
+(Hestness et al. 2017, arXiv 1712.00409; Rosenfeld et al. 2020, arXiv 1909.12673); the curve is fitted to the points,
+and the interval of the gain from more images is a bootstrap over images. Valid and test are not used.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from topwork.evaluation.predictions import Ints
 from topwork.features.logistic import SoftmaxRegression
 from topwork.models.head import Floats
 
-FRACTIONS = (0.125, 0.25, 0.5)  # of the training images; nearly all of them are the cross-validation
-MIN_PER_CLASS = 2  # images of a class in the smallest part, on average
+FRACTIONS = (0.125, 0.25, 0.5)  # of the training images; the last point is the cross-validation
+MIN_PER_CLASS = 2  # mean images per class in the smallest subset
 MAX_REPEATS = 3
 N_BOOTSTRAP = 200
 # Multiply-adds of all fits together; about half a second on two cores.
 WORK_BUDGET = 6e9
 _STEPS = 40  # of the solver, roughly
 _EXPONENTS = np.linspace(0.1, 1.5, 29)
-_FLOORS = np.linspace(0.0, 1.0, 11)  # shares of the lowest error seen
+_FLOORS = np.linspace(0.0, 1.0, 11)  # relative to the lowest observed error
 _PATH = (1.0, 0.1, 0.01, 1e-3)
 Errors = NDArray[np.float64]
 
@@ -47,11 +47,10 @@ class LearningCurve:
 
     Attributes:
         points: measured, smallest first.
-        forecasts: for the images there are (the final head sees all), twice and four times as many.
-        gain: points of accuracy (as a share) that twice the images should add, with its 95% confidence interval.
-        floor, scale, exponent: of the likeliest ``error = floor + scale n^-exponent``.
-        line: (images, accuracy) expected, from the smallest part to four times the images; it passes through the
-            forecasts.
+        forecasts: for all images (those of the final head), twice and four times as many.
+        gain: expected gain in accuracy (0 to 1) from twice the images, with its 95% confidence interval.
+        floor, scale, exponent: of the most likely ``error = floor + scale n^-exponent``.
+        line: (images, expected accuracy), from the smallest subset to four times the images.
     """
 
     points: tuple[Point, ...]
@@ -78,13 +77,13 @@ def learning_curve(
     Args:
         columns: (N, D) columns of the head for the training images.
         labels: (N,).
-        groups: (N,); a group never is on both sides.
-        penalty: of the head on all N images; smaller parts get proportionally more.
-        out_of_fold_correct: (N,) whether cross-validation was right.
-        fold_share: share of the N images that a fold was fitted on.
+        groups: (N,); groups are never split.
+        penalty: of the head on all N images; scaled up for smaller subsets.
+        out_of_fold_correct: (N,) whether the cross-validated prediction is correct.
+        fold_share: share of the N images that each fold was fitted on.
 
     Returns:
-        None if there are too few images for any part.
+        None if there are too few images.
     """
     n = len(labels)
     present = len(np.unique(labels))
@@ -96,7 +95,7 @@ def learning_curve(
     rights = [_scored(columns, labels, groups, n_classes, m, n, penalty, n_repeats, seed) for m in sizes]
     sizes.append(round(fold_share * n))
     rights.append(out_of_fold_correct.astype(np.float64))
-    if any(np.isnan(right).all() for right in rights):  # all images in one group: no other head to score them with
+    if any(np.isnan(right).all() for right in rights):  # all images in one group: nothing can be held out
         return None
     return _extrapolated(sizes, np.stack(rights), n, seed)
 
@@ -112,7 +111,7 @@ def _scored(
     n_repeats: int,
     seed: int,
 ) -> Errors:
-    """(N,) share of repeats in which each image was answered right by a head that did not see it; NaN where none."""
+    """(N,) share of repeats in which each held-out image was classified correctly; NaN if it was never held out."""
     right, asked = np.zeros(n), np.zeros(n)
     for repeat in range(n_repeats):
         fitted = _part(labels, groups, m, np.random.default_rng([seed, m, repeat]))
@@ -133,7 +132,7 @@ def _scored(
 
 
 def _part(labels: Ints, groups: Ints, m: int, rng: np.random.Generator) -> Ints:
-    """About m rows, of every class its share, whole groups together."""
+    """About m rows, stratified, with whole groups."""
     lot = rng.permutation(int(groups.max()) + 1)[groups]
     order = np.argsort(lot, kind="stable")
     rank = np.empty(len(labels))
@@ -144,13 +143,13 @@ def _part(labels: Ints, groups: Ints, m: int, rng: np.random.Generator) -> Ints:
 
 
 def _extrapolated(sizes: list[int], right: Errors, n: int, seed: int) -> LearningCurve:
-    """The law through the mean of (S, N) answers of n training images, and through bootstrap samples of images."""
+    """Fits the law to the mean of (S, N) results for n training images, and to bootstrap samples of images."""
     rng = np.random.default_rng([seed, 7])
     n_images = right.shape[1]
     is_known = ~np.isnan(right)
     filled = np.where(is_known, right, 0.0)
     boot = np.empty((N_BOOTSTRAP, len(sizes)))
-    for row in range(N_BOOTSTRAP):  # one at a time: all at once would be 200 times the images
+    for row in range(N_BOOTSTRAP):  # one at a time, to bound memory
         counts = np.bincount(rng.integers(0, n_images, n_images), minlength=n_images)
         boot[row] = 1 - (filled @ counts) / np.maximum(is_known @ counts, 1)
     seen = 1 - filled.sum(1) / is_known.sum(1)
@@ -185,8 +184,8 @@ def _extrapolated(sizes: list[int], right: Errors, n: int, seed: int) -> Learnin
 class _Laws:
     """Power laws with a floor through each row of (B, S) errors at (S,) sizes, on a grid of exponents and floors.
 
-    For each exponent and floor the best scale has a closed form (weighted least squares). Four points do not tell a
-    floor from a slow fall, so no single law is taken: each counts with exp(-loss / 2).
+    For each exponent and floor the best scale has a closed form (weighted least squares). Four points cannot
+    distinguish a floor from slow decay, so all laws are averaged with weights exp(-loss / 2).
     """
 
     def __init__(self, n: Errors, errors: Errors, spread: Errors) -> None:
@@ -203,7 +202,7 @@ class _Laws:
         self.chance = chance / chance.sum(axis=1, keepdims=True)
 
     def best(self) -> tuple[float, float, float]:
-        """Floor, scale and exponent of the likeliest law of the first row."""
+        """Floor, scale and exponent of the most likely law of the first row."""
         at = int(self.chance[0].argmax())
         return float(self.floors[0, at]), float(self.scales[0, at]), float(self.exponents[at])
 
@@ -213,7 +212,7 @@ class _Laws:
         return np.asarray((self.chance * self.floors).sum(1)[:, None] + (self.chance * self.scales) @ power)
 
     def drawn_error(self, n: Errors, rng: np.random.Generator) -> Errors:
-        """(B, W) errors of one law for each row, drawn by its chance."""
+        """(B, W) errors of a random law for each row, drawn by its weight."""
         at = (self.chance.cumsum(axis=1) < rng.uniform(size=(len(self.chance), 1))).sum(axis=1)
         at = np.minimum(at, len(self.exponents) - 1)
         rows = np.arange(len(at))

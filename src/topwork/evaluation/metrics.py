@@ -1,12 +1,9 @@
 """Metrics of predictions, with 95% confidence intervals.
 
 ``METRICS`` is the table of all metrics, for one label per image and for several: evaluation, terminal, reports and help
-read it, so a new metric is one entry. ``evaluate_part`` gives everything that ``evaluation.json`` holds about one part of
-a split; the other functions find the mistakes to look at. Images whose true class the model does not have (label -1)
-are counted and left out of every number. A number that cannot be measured is None, never NaN.
-
-Not here: the intervals themselves (``intervals``), curves and calibration error (``curves``), comparing two models
-(``compare``).
+read it, so a new metric is one entry. ``evaluate_part`` computes everything in ``evaluation.json`` about one part of a
+split. Images whose true class the model does not have (label -1) are counted and excluded from all metrics. A metric
+that cannot be computed is None, never NaN.
 """
 
 from __future__ import annotations
@@ -45,7 +42,7 @@ TOP_K = 5
 LARGEST_DENSE_CONFUSION = 2_000
 """With more classes than this the confusion matrix is kept as its cells only: 10,000 classes would take 800 MB."""
 _PERMUTATIONS = 2000
-_RESAMPLES_OF_RANKINGS = 200  # intervals come from the variance (``interval_from_variance``): a few hundred are plenty
+_RESAMPLES_OF_RANKINGS = 200  # only for the variance (``interval_from_variance``), so a few hundred are enough
 
 
 # ---- the table of metrics
@@ -58,10 +55,10 @@ class Metric:
     Attributes:
         key: Its name in ``evaluation.json``.
         title: Its name for people.
-        hint: What it measures, in half a sentence.
+        hint: What it measures, in a few words.
         unit: ``percent`` for shares, ``number`` for other scores from 0 to 1, ``nats`` for losses.
-        value: Computes it; None if there is nothing to measure.
-        interval: Computes its 95% confidence interval; None if there is none.
+        value: Computes it; None if undefined.
+        interval: Computes its 95% confidence interval, if any.
         task: The kind of labels it is for; None for both.
         min_classes: Not shown with fewer classes than this.
         max_classes: Not measured with more classes than this.
@@ -112,7 +109,7 @@ def metrics_of(part: Mapping[str, Any]) -> Iterator[Metric]:
 
 
 class Measured:
-    """A part with what several metrics need of it, each computed once and only if it is asked for."""
+    """A part with cached intermediate results that several metrics need."""
 
     def __init__(self, predictions: Predictions, n_resamples: int = 1000, seed: int = 0) -> None:
         self.known, self.n_resamples, self.seed = predictions.labeled(), n_resamples, seed
@@ -120,14 +117,14 @@ class Measured:
     @cached_property
     def cells(self) -> Ints:
         """(M, 3) true label, predicted label and count, for the cells of the confusion matrix above 0."""
-        # By pairs that occur and not by matrix, so that the cost depends on the images and not on the classes squared.
+        # Sparse, so that the cost does not depend on the number of classes squared.
         known, n_classes = self.known, self.known.n_classes
         pairs, count = np.unique(known.labels * n_classes + known.predicted, return_counts=True)
         return np.stack([pairs // n_classes, pairs % n_classes, count], axis=1).astype(np.int64)
 
     @cached_property
     def counts(self) -> _Counts:
-        """Images of each class, given it, and both."""
+        """Images of each class, predicted as it, and both."""
         known = self.known
         if known.multi_label:
             return _Counts(known.truth.sum(0), known.given.sum(0), (known.truth & known.given).sum(0))
@@ -140,7 +137,7 @@ class Measured:
 
     @cached_property
     def ranking(self) -> LabelRanking:
-        """Of several labels: the images in the order of each label's probability."""
+        """For several labels: the images ranked by the probability of each label."""
         return LabelRanking.of(self.known.truth, self.known.probabilities, self.known.given)
 
     @cached_property
@@ -150,7 +147,7 @@ class Measured:
 
     @cached_property
     def resampled(self) -> dict[str, float]:
-        """Of several labels: variances of mean average precision and F1 over resamples of images."""
+        """For several labels: variances of mean average precision and F1 over resamples of images."""
         n, rng = len(self.known), np.random.default_rng(self.seed)
         drawn = []
         for _ in range(min(self.n_resamples, _RESAMPLES_OF_RANKINGS) if n else 0):
@@ -173,9 +170,9 @@ class Measured:
 
     @cached_property
     def pairs(self) -> tuple[NDArray[np.float64], Bools]:
-        """Of several labels: probability of each (image, class) pair, and whether the image has the label."""
+        """For several labels: probability of each (image, class) pair, and whether the image has the label."""
         stated, right = self.known.probabilities.ravel(), self.known.truth.ravel()
-        order = np.lexsort((right, stated))  # so that no sum depends on the order of the images
+        order = np.lexsort((right, stated))  # sums must not depend on the order of the images
         return stated[order], right[order]
 
 
@@ -191,7 +188,7 @@ def _macro_f1_interval(m: Measured) -> Interval | None:
 
 
 def _entropy_interval(m: Measured) -> Interval | None:
-    found = mean_interval(m.known.loss)  # a single image has no spread
+    found = mean_interval(m.known.loss)  # a single image has no variance
     return None if found is None else Interval(max(0.0, found.low), found.high)
 
 
@@ -306,10 +303,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class ClassScores:
-    """The scores of one class; None if there is nothing to measure.
-
-    ``precision`` needs an image that was given the class, ``recall`` and ``f1`` an image that is of the class.
-    """
+    """The scores of one class; None if undefined: precision without predictions, recall and F1 without images."""
 
     n_train: int | None
     n: int
@@ -323,17 +317,17 @@ class PartEvaluation:
     """All metrics of one part (valid or test) of a split; ``evaluation["macro_f1"]`` is one of the metrics.
 
     Attributes:
-        n: Images behind the numbers.
-        n_unknown_class: Images left out because their true class is not one of the model's.
+        n: Number of evaluated images.
+        n_unknown_class: Images excluded because the model does not have their class.
         values: The metrics by their key in ``METRICS``.
         intervals: Their 95% confidence intervals, by the same keys, if there is one.
         per_class: Scores by class name, in the order of ``classes``.
         class_intervals: 95% confidence intervals of precision, recall and F1 by class name, if they were measured.
         confusion_cells: (M, 3) true label, predicted label, count, if the count is not 0; empty for several labels.
         classes: The C class names.
-        labels: Facts about several labels, as ``evaluation.json`` holds them; None for one label per image.
-        positive: Of two classes, the positive one with its threshold, if the model has one: ``class``, ``threshold``, and its
-            ``recall``, ``precision`` and ``false_positive_rate`` there.
+        labels: Facts about several labels, as in ``evaluation.json``; None for one label per image.
+        positive: For two classes with a positive one: ``class``, ``threshold``, and ``recall``, ``precision`` and
+            ``false_positive_rate`` at the threshold.
     """
 
     n: int
@@ -359,7 +353,7 @@ class PartEvaluation:
         return matrix
 
     def as_dict(self) -> dict[str, Any]:
-        """The part as ``evaluation.json`` holds it: plain values, None if nothing was measured.
+        """The part as in ``evaluation.json``: plain values, None if undefined.
 
         With more than 2,000 classes ``confusion`` is None and ``confusion_cells`` holds its [true, predicted, count].
         """
@@ -396,11 +390,11 @@ def evaluate_part(
     """Evaluates one part of a split.
 
     Args:
-        predictions: The model's answers, with calibrated logits if the probabilities are to count.
-        n_train: Training images by class name, if known; a class that is not named had none.
-        n_resamples: Resamples behind the intervals that need them (calibration error; several labels: average precision
-            and F1). 0 leaves them out.
-        seed: Of those resamples.
+        predictions: The predictions, with calibrated logits.
+        n_train: Training images by class name, if known; 0 for missing classes.
+        n_resamples: Resamples for the intervals that need them (calibration error; several labels: average precision
+            and F1); 0 to omit them.
+        seed: Random seed.
     """
     measured = Measured(_sorted(predictions), n_resamples, seed)
     known, has_any = measured.known, len(measured.known) > 0
@@ -436,7 +430,7 @@ def evaluate_held_out(
 
     Args:
         predictions: By part.
-        leaked: Rows of the manifest that show the same picture as a training image, or are of the same group.
+        leaked: Rows of the manifest with the same picture or group as a training image.
 
     Returns:
         The parts by name; ``test_without_leaks`` if some of its images leaked and others did not; ``leaks``: by part
@@ -458,7 +452,7 @@ def evaluate_held_out(
 
 
 def headline(evaluation: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """Name and figures of the part that counts most: test, else valid; without leaked images if there are any."""
+    """Name and metrics of the main part: test, else valid; without leaked images if there are any."""
     for name in HELD_OUT:
         if evaluation.get(name) and evaluation[name]["n"]:
             return name, evaluation.get(f"{name}_without_leaks") or evaluation[name]
@@ -478,7 +472,7 @@ def leak_sentence(name: str, evaluation: Mapping[str, Any]) -> str:
 
 
 def zero_shot_sentence(evaluation: Mapping[str, Any]) -> str:
-    """What the text tower answers without training; empty if that was not asked for."""
+    """The zero-shot accuracy as a sentence; empty if not requested."""
     found = evaluation.get("zero_shot")
     if not found:
         return ""
@@ -487,7 +481,7 @@ def zero_shot_sentence(evaluation: Mapping[str, Any]) -> str:
 
 
 def _sorted(predictions: Predictions) -> Predictions:
-    """Of several labels, the images in an order that does not depend on theirs, so that no figure does."""
+    """For several labels, sorts the images, so that no metric depends on their order."""
     if not predictions.multi_label or not len(predictions):
         return predictions
     return predictions.take(np.lexsort(np.hstack([predictions.truth, predictions.probabilities]).T))
@@ -524,7 +518,7 @@ def _positive_facts(m: Measured) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class _Counts:
-    """(C,) images (or their weights) per class: of it, given it, and both."""
+    """(C,) images (or their weights) per class: of it, predicted as it, and both."""
 
     n: NDArray[Any]
     n_predicted: NDArray[Any]
@@ -554,7 +548,7 @@ class _Counts:
 
     @property
     def micro_f1(self) -> float | None:
-        """F1 over all classes together; None without any label, had or given."""
+        """F1 over all classes together; None without any true or predicted label."""
         pairs = float(self.n.sum() + self.n_predicted.sum())
         return 2 * float(self.n_correct.sum()) / pairs if pairs else None
 
@@ -580,9 +574,9 @@ def _class_scores(
 
 
 def positive_scores(known: Predictions) -> tuple[Bools, NDArray[np.float64]]:
-    """Of two classes: which images are of the positive one, and how far each is on its side.
+    """For two classes: which images are positive, and the score of each.
 
-    The score is the difference of logits and not the probability: confident probabilities round to 1 and would tie.
+    The score is the difference of logits, because confident probabilities round to 1 and would tie.
     """
     logits, positive = known.logits.astype(np.float64), known.task.positive
     return np.asarray(known.labels == positive), logits[:, positive] - logits[:, 1 - positive]
@@ -593,9 +587,9 @@ def _mean(values: NDArray[Any]) -> float | None:
 
 
 def rank_correlation(first: ArrayLike, second: ArrayLike, seed: int = 0) -> tuple[float, float] | None:
-    """Spearman's rank correlation of (N,) values, and the chance of one this far from 0 (two-sided permutation test).
+    """Spearman's rank correlation of (N,) values, and its p-value (two-sided permutation test).
 
-    None for fewer than three values, or if one of the two does not vary.
+    None for fewer than three values, or if one is constant.
     """
     ranks = [mean_ranks(np.asarray(values)) for values in (first, second)]
     a, b = (r - r.mean() for r in ranks)

@@ -1,8 +1,7 @@
 """Perturbations that remove color, detail, shape, the object, the background or the upright orientation.
 
-In: uint8 (N, H, W, 3) of the network's input size. Out: the same shape, each image changed alone, the same way every
-time. ``PERTURBATIONS`` lists them in the order they are told. Not here: what a model makes of them (``examine``), and
-wrong normalization, which no uint8 image can show.
+In: uint8 (N, H, W, 3) of the network's input size. Out: the same shape; deterministic, and independent of other images.
+``PERTURBATIONS`` lists them in display order. Wrong normalization is in ``preprocessing``, since it needs float pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from topwork.data.transforms import Pixels, resize
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels
-PATCHES = 4  # a side, for the shuffle
+PATCHES = 4  # per side, for the shuffle
 _GRAY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601
 
 
@@ -27,11 +26,11 @@ class Perturbation:
     """One way to change images.
 
     Attributes:
-        name: short and stable, for programs.
-        group: what it asks about.
-        title: what was done, as a heading.
-        done: what was done, to go on with "…, accuracy is".
-        about: what it takes away, to go on with "the model relies on …".
+        name: stable identifier, for programs.
+        group: the subject.
+        title: heading.
+        done: the change, followed by "…, accuracy is".
+        about: what is removed, after "the model relies on …".
         make: (N, H, W, 3) to (N, H, W, 3).
     """
 
@@ -60,13 +59,13 @@ def blur(images: Pixels, share: float) -> Pixels:
 
 
 def high_pass(images: Pixels, share: float = 0.01) -> Pixels:
-    """Fine detail only, in gray: what a blur takes away."""
+    """Fine detail only, in grayscale: what a blur removes."""
     luma = gray(images)
     return _bytes(luma - _blurred(luma, share) + np.float32(127))
 
 
 def shuffle_patches(images: Pixels, n: int = PATCHES, seed: int = 0) -> Pixels:
-    """Cut n × n patches and put them in another order, none at its own place: texture stays, shape goes."""
+    """Shuffles n × n patches, none in its original place: keeps texture, removes shape."""
     changed = images.copy()
     height, width = images.shape[1] // n, images.shape[2] // n
     spots = [np.s_[r * height : (r + 1) * height, c * width : (c + 1) * width] for r in range(n) for c in range(n)]
@@ -87,9 +86,9 @@ def edges(images: Pixels) -> Pixels:
 
 
 def silhouettes(images: Pixels) -> Pixels:
-    """A rough outline, filled black on white: what differs in color from the border of the image.
+    """A rough black silhouette on white: what differs in color from the border of the image.
 
-    Right only where an object stands on an even ground; on cluttered photos it is a blot.
+    Only accurate for an object on a plain background.
     """
     from scipy.ndimage import binary_fill_holes, binary_opening
 
@@ -109,12 +108,12 @@ def silhouettes(images: Pixels) -> Pixels:
 
 
 def hide_center(images: Pixels) -> Pixels:
-    """The middle half of the area filled with the mean color of the image."""
+    """Fills the middle half of the area with the mean color of the image."""
     return hide_box(images, _center(images.shape[1:3]))
 
 
 def hide_surround(images: Pixels) -> Pixels:
-    """All but the middle half of the area filled with the mean color of the image."""
+    """Fills everything except the middle half of the area with the mean color of the image."""
     top, bottom, left, right = _center(images.shape[1:3])
     hidden = hide_box(images, (0, *images.shape[1:2], 0, *images.shape[2:3]))
     hidden[:, top:bottom, left:right] = images[:, top:bottom, left:right]
@@ -122,7 +121,7 @@ def hide_surround(images: Pixels) -> Pixels:
 
 
 def hide_box(images: Pixels, box: Box) -> Pixels:
-    """A box filled with the mean color of each image."""
+    """Fills a box with the mean color of each image."""
     top, bottom, left, right = box
     hidden = images.copy()
     hidden[:, top:bottom, left:right] = images.mean((1, 2), keepdims=True).round()
@@ -130,14 +129,14 @@ def hide_box(images: Pixels, box: Box) -> Pixels:
 
 
 def quarter_turn(images: Pixels, n: int = 1) -> Pixels:
-    """Turned by n times 90 degrees, brought back to the input's shape where that is not square."""
+    """Rotates by n times 90 degrees, and resizes if the input is not square."""
     turned = np.ascontiguousarray(np.rot90(images, n, axes=(1, 2)))
     height, width = images.shape[1:3]
     return turned if turned.shape == images.shape else np.stack([resize(image, height, width) for image in turned])
 
 
 def tilt(images: Pixels, degrees: float = 15.0) -> Pixels:
-    """Turned a little around the middle; the corners repeat the pixels at the edge."""
+    """Rotates slightly around the center; edge pixels are repeated in the corners."""
     from scipy.ndimage import rotate
 
     turned = [rotate(image, degrees, reshape=False, order=1, mode="nearest") for image in images]
@@ -158,12 +157,12 @@ def shrink(images: Pixels, factor: int) -> Pixels:
 
 
 def lighten(images: Pixels, factor: float) -> Pixels:
-    """Brighter (above 1) or darker (below 1)."""
+    """Brightens (above 1) or darkens (below 1)."""
     return _bytes(images * np.float32(factor))
 
 
 def add_noise(images: Pixels, spread: float = 25.0, seed: int = 0) -> Pixels:
-    """Sensor noise in low light: Gaussian, the same for all images."""
+    """Adds Gaussian noise, the same for all images."""
     noise = np.random.default_rng(seed).normal(0, spread, images.shape[1:]).astype(np.float32)
     return _bytes(images + noise)
 
@@ -216,7 +215,7 @@ def _center(shape: tuple[int, ...]) -> Box:
 
 
 def _derangement(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """A random order that leaves nothing in its place."""
+    """A random permutation without fixed points."""
     while True:
         order = rng.permutation(n)
         if (order != np.arange(n)).all():
@@ -224,7 +223,7 @@ def _derangement(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def _otsu(values: NDArray[np.float64]) -> float:
-    """The threshold that parts values best in two (Otsu 1979)."""
+    """The threshold that best separates values into two classes (Otsu 1979)."""
     counts, bounds = np.histogram(values, bins=64)
     middles, total = (bounds[:-1] + bounds[1:]) / 2, counts.sum()
     below = np.cumsum(counts)

@@ -1,11 +1,10 @@
 """Predictions of a model on a set of images: probabilities, predicted labels and losses from logits.
 
-The network runs once; everything in ``evaluation/`` works on these arrays. An image has exactly one label or any number of
-them; :class:`Task` is that difference as a value, and the only place that knows it. Not here: reading and writing
-predictions (``run``), choosing the temperature and the thresholds (``calibration``), metrics (``metrics``).
+The network runs once; everything in ``evaluation/`` works on these arrays. An image has exactly one label or any number
+of them, which :class:`Task` describes.
 
-Values per image are computed block by block, so that 10,000 images of 10,000 classes never need a second
-array of the size of the logits.
+Values per image are computed in blocks, so that 10,000 images with 10,000 classes never need a second array of the size
+of the logits.
 """
 
 from __future__ import annotations
@@ -38,14 +37,15 @@ _BLOCK_VALUES = 4_000_000  # 32 MB of float64 at a time
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Whether an image has exactly one label or any number of them, and when a label is given.
+    """Whether an image has exactly one label or any number of them, and when a label is predicted.
 
     Attributes:
-        activation: ``softmax``: exactly one label; ``sigmoid``: any number of labels, each with a probability of its own.
-        thresholds: (C,) between 0 and 1, or None. With the sigmoid a label is given from its threshold on (None: 0.5).
-            With the softmax the class with the highest ratio of probability to threshold is given (None: the most
-            probable one); of two classes with the thresholds 1 - t and t, the second is given from probability t on.
-        positive: Of two classes, the label of the positive one.
+        activation: ``softmax``: exactly one label; ``sigmoid``: any number of labels, with independent probabilities.
+        thresholds: (C,) between 0 and 1, or None. With ``sigmoid``, a label is predicted if its probability reaches its
+            threshold (None: 0.5). With ``softmax``, the class with the highest ratio of probability to threshold is
+            predicted (None: the most probable one); of two classes with the thresholds 1 - t and t, the second is
+            predicted from probability t.
+        positive: For two classes, the label of the positive one.
     """
 
     activation: Literal["softmax", "sigmoid"] = "softmax"
@@ -61,7 +61,7 @@ class Task:
 
     @staticmethod
     def of_part(part: Mapping[str, Any]) -> Task:
-        """The task behind a part of an ``evaluation.json``."""
+        """The task of a part of an ``evaluation.json``."""
         if part.get("multi_label"):
             return Task("sigmoid", np.array([part["per_class"][name]["threshold"] for name in part["classes"]]))
         return _with_positive(part["classes"], part.get("positive"))
@@ -76,11 +76,11 @@ class Task:
         return sigmoid(logits) if self.multi_label else softmax(logits)
 
     def limits(self, n_classes: int) -> NDArray[np.float64]:
-        """(C,) the thresholds; those that None stands for are all alike."""
+        """(C,) the thresholds; for None, equal ones."""
         return np.full(n_classes, 0.5) if self.thresholds is None else self.thresholds
 
     def given(self, probabilities: ArrayLike) -> Bools:
-        """(N, C) the labels that are given to each image."""
+        """(N, C) the predicted labels of each image."""
         stated = np.asarray(probabilities, np.float64)
         limits = self.limits(stated.shape[1])
         if self.multi_label:
@@ -103,14 +103,13 @@ def _with_positive(classes: Sequence[str], positive: Mapping[str, Any] | None) -
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Predictions(Described):
-    """The logits of one model for N images, with what the images are.
+    """The logits of one model for N images, with their true labels.
 
     Attributes:
         classes: The C class names; label c means ``classes[c]``.
         sample_indices: (N,) row of each image in the manifest.
-        labels: (N,) true label, or -1 if the class is unknown to the model or not given. If an image may have several
-            labels: (N, C) which of them it has.
-        logits: (N, C) finite scores. Divide by the temperature first to have calibrated probabilities.
+        labels: (N,) true label, or -1 if it is missing or not a class of the model; (N, C) for several labels.
+        logits: (N, C) finite scores, divided by the temperature for calibrated probabilities.
         task: One label per image (the default) or several.
 
     Raises:
@@ -165,7 +164,7 @@ class Predictions(Described):
         return found
 
     def blocks(self) -> list[slice]:
-        """The images, so many at a time that their values are no large array."""
+        """The images in blocks, to bound memory."""
         step = max(1, _BLOCK_VALUES // self.n_classes)
         return [slice(start, start + step) for start in range(0, max(1, len(self)), step)]
 
@@ -178,47 +177,47 @@ class Predictions(Described):
 
     @cached_property
     def given(self) -> Bools:
-        """(N, C) the labels that are given to each image."""
+        """(N, C) the predicted labels of each image."""
         if self.multi_label:
             return self.task.given(self.probabilities)
         return np.asarray(np.arange(self.n_classes) == self.predicted[:, None])
 
     @property
     def answers(self) -> list[str]:
-        """The class name given to each image; several are joined as in tables."""
+        """The predicted class name of each image; several are joined as in tables."""
         if self.multi_label:
             return [join_labels(self.classes, row) for row in self.given]
         return [self.classes[label] for label in self.predicted.tolist()]
 
     @property
     def predicted(self) -> Ints:
-        """(N,) label that is given; the first of equals. Of several, the one with the highest ratio to its threshold."""
+        """(N,) predicted label; the first of ties. For several, that with the highest ratio to its threshold."""
         return self._facts.predicted
 
     @property
     def confidence(self) -> NDArray[np.float64]:
-        """(N,) probability of the predicted label; of several, that of the least probable label that is given.
+        """(N,) probability of the predicted label; for several labels, the lowest of the predicted ones.
 
-        If none is given, that of the most probable label.
+        If none is predicted, that of the most probable label.
         """
         return self._facts.confidence
 
     @property
     def loss(self) -> NDArray[np.float64]:
-        """(N,) cross-entropy of each image in nats, of several labels their sum; NaN if the true label is -1."""
+        """(N,) cross-entropy of each image in nats, summed over several labels; NaN if the true label is -1."""
         return self._facts.loss
 
     @property
     def rank(self) -> Ints:
-        """(N,) how many classes the model puts before the true one (0 = right); C if the true label is -1.
+        """(N,) number of classes ranked above the true one (0 = correct); C if the true label is -1.
 
-        Of several labels: how many of the C answers are wrong.
+        For several labels: how many of the C predictions are wrong.
         """
         return self._facts.rank
 
     @property
     def correct(self) -> Bools:
-        """(N,) whether the predicted label is the true one (of several: every label); False if the true label is -1."""
+        """(N,) whether the predicted label is correct (for several: every label); False if the true label is -1."""
         return np.asarray(self.rank == 0)
 
     def take(self, positions: ArrayLike) -> Predictions:
@@ -228,7 +227,7 @@ class Predictions(Described):
         return Predictions(self.classes, rows, labels, logits, self.task)
 
     def labeled(self) -> Predictions:
-        """Only the images whose true class the model knows."""
+        """Only the images whose true class is one of the model's."""
         if self.multi_label or (known := self.labels >= 0).all():
             return self
         return self.take(known)
@@ -270,7 +269,7 @@ def join_labels(classes: Sequence[str], chosen: Bools) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Facts:
-    """What is computed once per image; see the properties of ``Predictions`` of the same names."""
+    """Values computed once per image; see the properties of ``Predictions`` with the same names."""
 
     predicted: Ints
     confidence: NDArray[np.float64]
@@ -296,7 +295,7 @@ def _fill_facts(
     predicted = ranked.argmax(axis=1)
     known, every = labels >= 0, np.arange(n)
     true = np.maximum(labels, 0)
-    # Of equal scores the lower label comes first, as in argmax, so that rank 0 and "correct" are the same thing.
+    # Ties go to the lower label, as in argmax, so that rank 0 means correct.
     own = ranked[every, true][:, None]
     before = (ranked > own).sum(axis=1) + ((ranked == own) & (np.arange(n_classes) < labels[:, None])).sum(axis=1)
     own_score, best_score = scores[every, true], scores[every, predicted]
@@ -346,7 +345,7 @@ def predict_features(
     """Logits of some rows from stored features, a bounded number at a time.
 
     Args:
-        labels: of all of the manifest's samples, for the classifier's classes: (N,), or (N, C) for several labels.
+        labels: of all samples of the manifest, in the classifier's classes: (N,), or (N, C) for several labels.
     """
     blocks = classifier.head.transform.blocks
     logits = room_for((len(rows), len(classifier.classes)), np.float64)

@@ -1,9 +1,9 @@
-"""Is the preprocessing that is stored with a model the one its weights were trained with?
+"""Checks whether the preprocessing stored with a model is the one its weights were trained with.
 
-In: a backbone or a classifier and images. Out: how well each usual normalization fits. Wrong means and deviations are the
-commonest silent error of all (the embedded Lite weights want 0.5 where nearly everything else wants ImageNet's values),
-and a new head trained on top hides it: it fits the distorted features as well as it can. The weights remember, though:
-each batch norm keeps the mean and the variance of what it saw in training (Ioffe & Szegedy 2015, arXiv 1502.03167).
+In: a backbone or a classifier and images. Out: how well each common normalization fits. Wrong statistics are a common
+silent error (the embedded Lite weights use 0.5, nearly all others ImageNet's values), which a new head hides by
+adapting to the distorted features. But each batch norm stores the mean and variance of its inputs in training (Ioffe &
+Szegedy 2015, arXiv 1502.03167).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from topwork.models.backbone import Backbone
 
 Triple = tuple[float, float, float]
 # Measured for the embedded lite0 on two sets of photos: 0.01 to 0.03 with the right values, 0.4 to 1.9 with ImageNet's
-# or none. Different photos move the misfit by much less than these limits.
+# or none. Different photos change the misfit by much less than these limits.
 GOOD_MISFIT, CLEARLY_WORSE = 0.15, 4.0
 
 
@@ -33,7 +33,7 @@ class Normalization:
     std: Triple
 
     def is_that_of(self, spec: InputSpec) -> bool:
-        """Whether an input spec says the same."""
+        """Whether an input spec has this normalization."""
         return bool(np.allclose([*self.mean, *self.std], [*spec.mean, *spec.std], atol=1e-3))
 
 
@@ -46,21 +46,21 @@ USUAL = (IMAGENET, HALF, UNIT, CLIP, BYTES)
 
 
 def declared(spec: InputSpec) -> Normalization:
-    """The normalization of an input spec, under its usual name if it has one."""
+    """The normalization of an input spec, with its common name if it has one."""
     return next(
         (way for way in USUAL if way.is_that_of(spec)), Normalization("the declared values", spec.mean, spec.std)
     )
 
 
 def alternatives(spec: InputSpec) -> tuple[Normalization, ...]:
-    """The usual normalizations that are clearly different from the declared one."""
+    """The common normalizations that are clearly different from the declared one."""
     return tuple(n for n in USUAL if np.abs(np.subtract(n.mean, spec.mean)).max() > 0.05 or _far(n.std, spec.std))
 
 
 def renormalized(spec: InputSpec, other: Normalization) -> Callable[[Pixels], NDArray[np.float32]]:
-    """Makes pixel values that a network with ``spec`` inside takes for what the images would be under ``other``.
+    """Pixel values that, after the normalization of ``spec``, are those of the images after ``other``.
 
-    They are neither whole nor between 0 and 255.
+    They are not integers and not between 0 and 255.
     """
     mean, std, spec_mean, spec_std = (np.array(v, np.float32) for v in (other.mean, other.std, spec.mean, spec.std))
 
@@ -73,7 +73,7 @@ def renormalized(spec: InputSpec, other: Normalization) -> Callable[[Pixels], ND
 
 @dataclass(frozen=True)
 class Fit:
-    """How far what the first batch norm sees under a normalization is from what it saw in training; 0 is perfect."""
+    """Divergence of the first batch norm's input under a normalization from that in training; 0 is perfect."""
 
     normalization: Normalization
     misfit: float
@@ -81,13 +81,13 @@ class Fit:
 
 
 def statistics_fit(backbone: Backbone, images: Pixels) -> tuple[Fit, ...]:
-    """The misfit of every usual normalization and of the declared one, best first; empty without batch norms.
+    """The misfit of every common normalization and of the declared one, best first; empty without batch norms.
 
     The misfit is the median over channels of the Kullback-Leibler divergence between two normal distributions: the
     batch norm's stored mean and variance, and those of its input on these images. Needs torch.
 
     Args:
-        images: uint8 (N, H, W, 3); 32 are plenty.
+        images: uint8 (N, H, W, 3); 32 are enough.
     """
     import torch
 
@@ -128,7 +128,7 @@ def misfit_sentence(fits: tuple[Fit, ...]) -> tuple[bool, str] | None:
     if not fits:
         return None
     own, best = next(fit for fit in fits if fit.is_declared), fits[0]
-    if best.misfit > GOOD_MISFIT:  # weights without training, or statistics of something that is no photo
+    if best.misfit > GOOD_MISFIT:  # untrained weights, or statistics of other images than photos
         return None
     if best.is_declared or own.misfit < max(GOOD_MISFIT, CLEARLY_WORSE * best.misfit):
         return False, f"The stored normalization ({_values(own)}) is the one the weights were trained with."

@@ -1,13 +1,13 @@
 """Shortcut check: can the label be predicted from metadata alone?
 
-In: a manifest, its traits and its groups. Out: :class:`ShortcutCheck`: for each family of facts (file size, compression,
-border, ...) how well a small classifier does on them alone, cross-validated, against chance, with a 95% confidence interval; and
-which of them to warn about.
+In: a manifest, its traits and its groups. Out: :class:`ShortcutCheck`: for each family of metadata (file size,
+compression, border, ...), the cross-validated accuracy of a small classifier with a 95% confidence interval, compared
+with chance; and which of them to warn about.
 
-A warning is given where the facts do more than half of what a perfect classifier does beyond chance (lower end of the
-interval), and, for facts that say how an image was made rather than what it shows, also where they give away a single
-class. Dimensions alone never accuse a single class: the network sees all images at one size, and in many collections one
-class came from one source; they are listed, as is everything that beats chance.
+A warning is given if the skill, relative to chance and a perfect classifier, is above one half (lower end of the
+interval), and, for facts about how an image was made rather than what it shows, also if they identify a single class.
+Dimensions never lead to a warning about a single class, because the network sees all images at one size; they are
+listed, like everything better than chance.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from topwork.data.traits import TraitTable
 from topwork.evaluation.intervals import balanced_accuracy_interval, wilson
 from topwork.text import first_names, percent
 
-MIN_IMAGES = 10  # of a class, without duplicates, for it to be part of the check
-MAX_IMAGES = 1200  # plenty for intervals of a few points, at half the time
+MIN_IMAGES = 10  # per class, without duplicates, to be included
+MAX_IMAGES = 1200  # enough for intervals of a few points
 MAX_CLASSES = 100
-WARN_SKILL = 0.5  # share of the way from chance to certainty
-WARN_CLASS = 0.7  # least recall and precision (lower ends) at which a single class is given away
+WARN_SKILL = 0.5  # relative to chance (0) and a perfect classifier (1)
+WARN_CLASS = 0.7  # minimum recall and precision (lower ends) to identify a single class
 N_FOLDS = 5
 N_TREES = 16
-# Facts of how an image was made: none of them is part of what it shows, so a class may not have its own.
+# Facts about how an image was made, not about its content, so they should not depend on the class.
 _MAKING = ("compression", "format", "camera", "border")
 
 
@@ -42,8 +42,9 @@ class FamilyCheck:
     """How well one family of metadata predicts the label.
 
     Attributes:
-        balanced_accuracy: cross-validated; ``low`` and ``high`` are its 95% confidence interval, ``chance`` what guessing gives.
-        given_away: classes that the facts alone recognize.
+        balanced_accuracy: cross-validated; ``low`` and ``high`` are its 95% confidence interval, ``chance`` that of
+            guessing.
+        given_away: classes that the metadata identifies.
     """
 
     family: str
@@ -88,11 +89,11 @@ FACTS = {
 
 
 def check_shortcuts(manifest: Manifest, traits: TraitTable, groups: Sequence[int], seed: int = 0) -> ShortcutCheck:
-    """Cross-validates a small classifier on each family of facts.
+    """Cross-validates a small classifier on each family of metadata.
 
     Args:
         traits: of the manifest's samples.
-        groups: (N,) group of each row; a group never straddles two folds.
+        groups: (N,) group of each row; groups are never split across folds.
     """
     if manifest.multi_label:
         return ShortcutCheck((), 0, 0, "not checked for images with several labels")
@@ -163,7 +164,7 @@ def _check(
 def _predicted(
     columns: NDArray[np.float32], labels: NDArray[np.int64], folds: NDArray[np.int64], seed: int
 ) -> NDArray[np.int64]:
-    """(N,) out-of-fold answers; one and the same where the facts are alike for all images."""
+    """(N,) cross-validated predictions; constant if the facts are the same for all images."""
     from sklearn.ensemble import ExtraTreesClassifier
     from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
@@ -190,7 +191,7 @@ def _warning(check: FamilyCheck) -> str | None:
 
 
 def _chosen(manifest: Manifest, groups: NDArray[Any], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to look at, one or more of each large enough class, and their folds; whole groups go into one fold."""
+    """Selected rows of each large enough class, and their folds, with whole groups."""
     by_label: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for row, sample in enumerate(manifest.samples):
         by_label[sample.label][int(groups[row])].append(row)
@@ -203,7 +204,7 @@ def _chosen(manifest: Manifest, groups: NDArray[Any], seed: int) -> tuple[NDArra
     for label in large:
         members = sorted(by_label[label].values(), key=lambda some: _lot(manifest, some, seed))
         for number, some in enumerate(members[:n_each]):
-            # One image of a group: copies would only weigh the same facts again.
+            # One image per group, because copies have the same facts.
             rows.append(min(some, key=lambda row: manifest.samples[row].content_hash))
             folds.append(number % N_FOLDS)
     return np.array(rows, np.int64), np.array(folds, np.int64)

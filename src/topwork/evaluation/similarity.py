@@ -17,14 +17,14 @@ def unit_rows(features: ArrayLike) -> NDArray[np.float32]:
     unit = room_for(given.shape, np.float32)
     for start in range(0, len(given), _BLOCK_ROWS):
         rows = np.asarray(given[start : start + _BLOCK_ROWS], np.float32)
-        with np.errstate(invalid="ignore", over="ignore"):  # infinite features give NaN rows; whoever uses them looks
+        with np.errstate(invalid="ignore", over="ignore"):  # infinite features become NaN rows, which callers check
             lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
             unit[start : start + _BLOCK_ROWS] = rows / np.where(lengths == 0, 1, lengths)
     return unit
 
 
 def nearest(rows: NDArray[np.float32], chosen: Ints, reference: Ints, k: int) -> tuple[Ints, NDArray[np.float32]]:
-    """For each chosen row its k nearest reference rows but itself, nearest first, and their cosine similarity.
+    """For each chosen row, its k nearest other reference rows, nearest first, and their cosine similarity.
 
     Args:
         rows: (N, D) of :func:`unit_rows`.
@@ -32,7 +32,7 @@ def nearest(rows: NDArray[np.float32], chosen: Ints, reference: Ints, k: int) ->
         reference: rows to find them among.
 
     Returns:
-        (M, k) each; fewer than k if there are not so many.
+        (M, k) each; fewer columns if there are fewer rows.
     """
     k = max(0, min(k, len(reference) - bool(np.isin(chosen, reference).any())))
     near, similarity = np.empty((len(chosen), k), np.int64), np.empty((len(chosen), k), np.float32)
@@ -49,7 +49,7 @@ def nearest(rows: NDArray[np.float32], chosen: Ints, reference: Ints, k: int) ->
 
 
 def nearest_images(features: ArrayLike, reference: ArrayLike, k: int) -> tuple[Ints, NDArray[np.float32]]:
-    """(N, k) rows of the (M, D) reference most like each of the (N, D) features, nearest first, and their cosine."""
+    """(N, k) rows of the (M, D) reference nearest to each of the (N, D) features, and their cosine similarity."""
     rows = unit_rows(np.concatenate([np.asarray(features, np.float32), np.asarray(reference, np.float32)]))
     n = len(np.asarray(features))
     near, cosine = nearest(rows, np.arange(n), np.arange(n, len(rows)), k)
@@ -57,7 +57,7 @@ def nearest_images(features: ArrayLike, reference: ArrayLike, k: int) -> tuple[I
 
 
 def k_means(rows: NDArray[np.float32], n: int, rng: np.random.Generator, n_steps: int = 5) -> NDArray[np.float32]:
-    """(n, D) centers of length 1 of spherical k-means on :func:`unit_rows`, from random rows; n at most N."""
+    """(n, D) unit-length centers of spherical k-means on :func:`unit_rows`, from random rows; n at most N."""
     if n == 1:
         return unit_rows(rows.mean(axis=0, keepdims=True))
     centers = rows[rng.choice(len(rows), n, replace=False)]

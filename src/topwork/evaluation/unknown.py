@@ -1,11 +1,11 @@
 """Out-of-distribution detection: a score per image, higher for images unlike the training images.
 
-The score is the cosine distance to the nearest of a few typical feature vectors of each class (the centers of a small
-k-means in every class): the nearest-neighbor distance of Sun et al. 2022 (2204.06507), with k = 1, over centers in
-place of all training images, which makes the detector small enough to ship (at most 4 MB) and fast enough to serve.
+The score is the cosine distance to the nearest k-means center of any class: the nearest-neighbor distance of Sun et al.
+2022 (arXiv 2204.06507) with k = 1, but to centers instead of all training images, which makes the detector small (at
+most 4 MB) and fast.
 
-Why this one. Mean AUROC, and share of unknown images caught where 5% of the known raise an alarm, over 20 random
-splits each, last features of the embedded EfficientNet-Lite0, 60% of the known images for fitting:
+Comparison: mean AUROC, and share of unknown images detected at a false alarm rate of 5%, over 20 random splits each,
+with features of the embedded EfficientNet-Lite0 and 60% of the known images for fitting:
 
     known                        15 of 20 Caltech   ants and bees   solar cells    5 of 7 PACS art
     unknown                      the other 5        Caltech         Caltech        the other 2
@@ -15,12 +15,10 @@ splits each, last features of the embedded EfficientNet-Lite0, 60% of the known 
     energy of the head           0.979  89%        0.801  28%     0.018   0%    0.859  31%
     max. softmax probability     0.976  88%        0.801  27%     0.018   0%    0.867  32%
 
-Scores taken from the head fail where there are two classes: any image at all may lie far on one side of the line. The
-Mahalanobis distance costs an eigendecomposition in every fold. Dividing distances by the usual distance of the class
-made them worse (0.970). The last column is the warning: unknown classes in a style that the backbone does not know
-are hard to tell for every score here.
+Scores from the head fail for two classes: any image may be far on one side of the boundary. The Mahalanobis distance
+needs an eigendecomposition in every fold. Dividing distances by the typical distance of the class was worse (0.970).
+The last column shows that unknown classes in an unfamiliar style are hard to detect with every score.
 
-Not here: what is answered to an unknown image (``decisions``).
 """
 
 from __future__ import annotations
@@ -35,12 +33,12 @@ from topwork.errors import UsageError
 from topwork.evaluation.predictions import Bools, Ints
 from topwork.evaluation.similarity import k_means, unit_rows
 
-_BLOCK = 8192  # rows whose distances are computed at a time
+_BLOCK = 8192  # rows at a time
 _IMAGES_PER_CENTER = 8
-_LARGEST_SAMPLE = 100_000  # images that the detector is fitted on, of every class as many as fit
+_LARGEST_SAMPLE = 100_000  # images for fitting, balanced over the classes
 _LARGEST_CENTERS_PER_CLASS = 16
-_LARGEST_STORED_VALUES = 2_000_000  # 4 MB of float16, passed only where one center per class is more than that
-_LARGEST_DISTANCE = 2.0  # of the cosine distance: as a threshold, nothing is unknown
+_LARGEST_STORED_VALUES = 2_000_000  # 4 MB of float16, exceeded only if one center per class is more
+_LARGEST_DISTANCE = 2.0  # maximum cosine distance: as a threshold, nothing is unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +47,10 @@ class UnknownDetector:
 
     Attributes:
         centers: (M, D) float16 typical feature vectors of the classes, each of length 1.
-        threshold: An image is called unknown where its score is above this.
-        false_alarm_rate: The share of known images that the threshold was set to call unknown.
-        n_held_out: The held-out scores behind the threshold. With fewer than 1 / false_alarm_rate - 1 of them the rate
-            cannot be promised; the threshold is then the highest score seen.
+        threshold: An image with a higher score is unknown.
+        false_alarm_rate: Target share of known images above the threshold.
+        n_held_out: Number of held-out scores. With fewer than 1 / false_alarm_rate - 1, the rate is not guaranteed, and
+            the threshold is the highest score.
     """
 
     centers: NDArray[np.float16]
@@ -61,13 +59,13 @@ class UnknownDetector:
     n_held_out: int
 
     def score(self, features: ArrayLike) -> NDArray[np.float32]:
-        """(N,) how unknown each image is, 0 (typical) to 2; infinite for features that are not finite numbers.
+        """(N,) unknown score of each image, 0 (typical) to 2; infinite for non-finite features.
 
         Args:
-            features: (N, D) of the same backbone and preprocessing as those fitted.
+            features: (N, D), with the same backbone and preprocessing as for fitting.
 
         Raises:
-            UsageError: D is not what the detector was fitted with.
+            UsageError: D differs from that of the detector.
         """
         rows = np.asarray(features)
         if rows.ndim != 2 or rows.shape[1] != self.centers.shape[1]:
@@ -92,17 +90,16 @@ def fit_unknown(
 ) -> UnknownDetector:
     """Fit the detector on training features.
 
-    The threshold comes from cross-fitting: each image is scored by a detector that was fitted without it, and the
-    threshold is the conformal quantile of those scores, so that a new image of a known class is called unknown with a
-    chance of at most ``false_alarm_rate``. In practice it is a little less: the final detector has seen more images.
+    The threshold is the conformal quantile of cross-validated scores, so that a new image of a known class is unknown
+    with a probability of at most ``false_alarm_rate``; in practice slightly less, because the final detector is fitted
+    on more images.
 
     Args:
         features: (N, D) features, one row per training image.
-        labels: (N,) labels; -1 is left out.
-        false_alarm_rate: The share of known images that may be called unknown, between 0 and 1.
-        seed: Of the folds and the k-means.
-        groups: (N,) images of one group (near duplicates, one patient) are never scored by one another. None: each
-            image is its own group.
+        labels: (N,) labels; -1 is ignored.
+        false_alarm_rate: Maximum share of known images above the threshold, between 0 and 1.
+        seed: Random seed of the folds and the k-means.
+        groups: (N,) groups (near duplicates, one patient) are never split across folds; None for no groups.
 
     Raises:
         UsageError: No labeled image, or a rate that is not between 0 and 1.
@@ -127,7 +124,7 @@ def fit_unknown(
 
 
 def _sample(labels: Ints, rng: np.random.Generator) -> Ints:
-    """Rows of at most ``_LARGEST_SAMPLE`` images: of every class equally many, or all that it has."""
+    """Rows of at most ``_LARGEST_SAMPLE`` images, balanced over the classes."""
     if len(labels) <= _LARGEST_SAMPLE:
         return np.arange(len(labels))
     order = rng.permutation(len(labels))
@@ -146,7 +143,7 @@ def _distances(rows: NDArray[np.float32], centers: NDArray[np.float32]) -> NDArr
 
 
 def _threshold(scores: NDArray[np.float32], false_alarm_rate: float) -> float:
-    """The conformal quantile: the k-th smallest score, k = ceil((N + 1)(1 - rate)), or the highest where k > N."""
+    """The conformal quantile: the k-th smallest score, k = ceil((N + 1)(1 - rate)), or the highest if k > N."""
     if len(scores) == 0:
         return _LARGEST_DISTANCE
     k = ceil((len(scores) + 1) * (1 - false_alarm_rate) - 1e-9)
@@ -156,8 +153,8 @@ def _threshold(scores: NDArray[np.float32], false_alarm_rate: float) -> float:
 def _cross_fitted_scores(
     rows: NDArray[np.float32], labels: Ints, groups: Ints, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Scores of images by centers fitted without them; images whose class is then missing have none."""
-    # More folds cost more and come closer to the final detector, which matters where images are few.
+    """Cross-validated scores; images whose class is in one fold only have none."""
+    # More folds cost more but are closer to the final detector, which matters with few images.
     n_folds = min(10 if len(rows) <= 2000 else 4, int(groups.max()) + 1)
     fold = (rng.permutation(int(groups.max()) + 1) % n_folds)[groups]
     scores = []
