@@ -80,16 +80,14 @@ def _percent_number(value: float | None, n_digits: int = 1) -> str:
 
 
 def percent_ci(figure: Mapping[str, float | None] | float | None) -> str:
-    """``94.8% (95% CI 91.2–97.0)`` for ``{"value", "low", "high"}``; ``94.8%`` for a number."""
+    """``94.8% (95% CI 91.2–97.0)`` for ``{"value", "low", "high"}``; ``94.8%`` for a number or an interval without width."""
     if not isinstance(figure, Mapping):
         return "not measured" if figure is None else percent(figure)
     value, low, high = figure.get("value"), figure.get("low"), figure.get("high")
     if value is None:
         return "not measured"
-    interval = (
-        f" (95% CI {_percent_number(low)}–{_percent_number(high)})" if low is not None and high is not None else ""
-    )
-    return percent(value) + interval
+    ends = [] if low is None or high is None else [_percent_number(low), _percent_number(high)]
+    return percent(value) + (f" (95% CI {'–'.join(ends)})" if len(set(ends)) > 1 else "")
 
 
 def points(difference: float) -> str:

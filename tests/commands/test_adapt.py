@@ -22,8 +22,11 @@ from topwork.data.unlabeled import read_labels
 from topwork.errors import UsageError
 from topwork.export.predictor import Predictor
 from topwork.models.classifier import load_classifier
+from topwork.report.run_data import read_record
 from topwork.report.run_page import write_report
+from topwork.report.sections.summary import headline_of
 from topwork.settings import AdaptSettings, DataSettings, FitSettings
+from topwork.text import percent
 
 SHAPES = ("disc", "square", "cross")
 SMALL = "random:test_efficientnet"
@@ -87,6 +90,29 @@ def test_its_report_shows_both_domains(adapted):
     page = write_report(adapted.folder).read_text()
     assert 'id="domains"' in page
     assert "Source and target" in page
+
+
+def test_its_headline_is_the_target_before_and_after_and_says_whether_it_was_measured(
+    adapted, run, negatives, tmp_path
+):
+    headline = headline_of(read_record(adapted.folder))
+    domains = adapted.evaluation["domains"]
+    assert (headline.label, headline.share.value) == (
+        "Accuracy on the target",
+        domains["target"]["after"]["accuracy"]["value"],
+    )
+    assert headline.basis == f"measured on {domains['target']['after']['n']} labeled target images"
+    assert headline.hint == f"Before adaptation: {percent(domains['target']['before']['accuracy']['value'])}"
+    page = write_report(adapted.folder).read_text()
+    assert page.index("Accuracy on the target") < page.index('id="domains"')
+    assert "None, None" not in page
+    (tmp_path / "flat").mkdir()
+    for number, path in enumerate(sorted(negatives.glob("*/*.jpg"))):
+        shutil.copy(path, tmp_path / "flat" / f"{number}.jpg")
+    unlabeled = headline_of(read_record(adapt(run, tmp_path / "flat", tmp_path / "run", AdaptSettings(ask=6)).folder))
+    assert unlabeled.label == "Expected accuracy on the target"
+    assert unlabeled.basis == "estimated without target labels"
+    assert unlabeled.hint.startswith("Expected before adaptation: ")
 
 
 def test_the_predictor_reads_it_like_any_other_model(adapted, negatives):

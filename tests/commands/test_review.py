@@ -13,7 +13,8 @@ from topwork.commands.fit import fit
 from topwork.commands.review import Conflict, Review, outcome_of
 from topwork.data.manifest import load_manifest
 from topwork.errors import UsageError
-from topwork.run import read_evaluation, read_split
+from topwork.report.run_page import write_report
+from topwork.run import read_evaluation, read_insights, read_split
 from topwork.settings import FitSettings
 
 N_WRONG = 3
@@ -66,6 +67,13 @@ def test_wrong_labels_are_offered_with_the_right_one_and_evidence(review: Review
         "changed": 0,
         "removed": 0,
     }
+
+
+def test_its_likely_errors_are_those_of_the_report(review: Review, run: Path) -> None:
+    n = sum(doubt.is_confident for doubt in review.doubts)
+    insights = read_insights(run)
+    assert n == insights["n_suspects"] > 0
+    assert f"{n} of {insights['n_audited']} labels" in write_report(run).read_text()
 
 
 def test_decisions_stand_are_undone_and_found_again(run: Path, tmp_path: Path) -> None:

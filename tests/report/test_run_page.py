@@ -29,7 +29,7 @@ from topwork.report.sections.summary import headline_of, sentences, weakest_clas
 from topwork.report.sections.training import epoch_charts
 from topwork.run import write_json
 from topwork.settings import fit_command, quote
-from topwork.text import escape, percent
+from topwork.text import escape, percent, percent_ci
 
 from .conftest import HOSTILE_CLASSES, HOSTILE_FILES, MakeRun, add_insights
 from .test_page import Page
@@ -278,7 +278,21 @@ def test_errors_in_words_for_none_one_and_many(make_run: MakeRun, n_wrong: int, 
     said = " ".join(sentences(read_record(make_run(n_wrong=n_wrong))))
     assert text in said
     assert ("an error rate of up to" in said) == (n_wrong == 0)
-    assert "100.0% to 100.0%" not in said
+    assert "100.0–100.0" not in said
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (0.999998, 0.99997, 1.0, "99.9% (95% CI 99.9–100.0)"),
+        (1.0, 1.0, 1.0, "100.0%"),
+        (0.9999999, 0.9999998, 0.99999999, "99.9%"),
+        (0.00001, 0.0, 0.00002, "0.1% (95% CI 0.0–0.1)"),
+        (0.948, 0.912, 0.97, "94.8% (95% CI 91.2–97.0)"),
+    ],
+)
+def test_shares_next_to_none_and_all(value: float, low: float, high: float, text: str) -> None:
+    assert percent_ci({"value": value, "low": low, "high": high}) == text
 
 
 def test_the_next_step_is_the_first_advice_that_is_worth_it(make_run: MakeRun) -> None:

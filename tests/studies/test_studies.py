@@ -90,6 +90,17 @@ def test_every_share_in_a_sentence_is_in_the_tables(name, studied):
             assert told in shown, told
 
 
+def test_half_as_many_images_are_half(studied):
+    (table,) = (
+        part for part in studied("data-size").findings.parts if isinstance(part, Table) and part.title == "Measured"
+    )
+    numbers = [row[0] for row in table.rows]
+    n_classes = round(numbers[0] / table.rows[0][1])
+    assert abs(numbers[-2] - numbers[-1] / 2) <= n_classes, "half of the images, up to one per class"
+    sentence = next(text for text in studied("data-size").findings.sentences if f"all {numbers[-1]} images" in text)
+    assert f"{numbers[-2]} images" in sentence
+
+
 def test_gradients_of_plain_networks_decay_and_those_of_residual_ones_do_not(studied):
     found = studied("residual").findings
     shares = found.values["first_by_last"]

@@ -50,7 +50,7 @@ function button(text, work) {
   made.addEventListener("click", guarded(work));
   return made;
 }
-const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)}%`;
+const percent = (share) => (share > 0.9995 && share < 1 ? "99.9%" : share < 0.0005 && share > 0 ? "0.1%" : `${(100 * share).toFixed(1)}%`);
 const counted = (n, noun) => `${n.toLocaleString()} ${noun}${n === 1 ? "" : "s"}`;
 
 function bars(list, pairs, shown) {
@@ -208,7 +208,7 @@ function showRuns(runs, targets) {
         line.append(button("Continue", async () => (await send("/resume", { run: run.name }), await follow())));
       } else {
         const { value, low, high } = run.accuracy ?? {};
-        const interval = low == null ? "" : ` (95% CI ${(100 * low).toFixed(1)}–${(100 * high).toFixed(1)})`;
+        const interval = low == null ? "" : ` (95% CI ${percent(low).slice(0, -1)}–${percent(high).slice(0, -1)})`;
         const words = value == null ? "not measured" : `accuracy ${percent(value)}${interval} on ${counted(run.n, `${run.part} image`)}`;
         item.append(element("span", words, { className: "muted" }));
         line.append(
