@@ -6,9 +6,11 @@ import inspect
 import io
 import json
 import sys
+import tarfile
 import threading
 import time
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
@@ -218,6 +220,55 @@ def test_a_bucket_that_is_not_there_and_credentials_that_are_not(s3, monkeypatch
     with pytest.raises(UsageError, match="access denied; check your credentials") as caught:
         list_data("s3://pictures/shapes")
     assert "not-to-be-seen" not in str(caught.value)
+
+
+@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"])
+def test_wrong_credentials(code, s3, monkeypatch) -> None:
+    """A server that answers 403 to everything, as S3 does; moto checks no signatures."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = f"<Error><Code>{code}</Code><Message>for not-to-be-seen</Message></Error>".encode()
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Type", "application/xml")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        type(s3).clear_instance_cache()
+        with pytest.raises(UsageError, match=r"^s3://pictures/shapes: access denied; check your credentials \(.*\)\.$"):
+            list_data("s3://pictures/shapes")
+        with pytest.raises(ImageError, match="access denied; check your credentials"):
+            read_image(Path("s3://pictures/shapes"), "a.jpg")
+        server.shutdown()
+        thread.join()
+    type(s3).clear_instance_cache()
+
+
+def test_a_folder_of_shards_in_a_bucket(s3, drawn) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as file:
+        for path in sorted(drawn.rglob("*.jpg")):
+            for ending, data in (("jpg", path.read_bytes()), ("cls", path.parent.name.encode())):
+                member = tarfile.TarInfo(f"{path.stem}.{ending}")
+                member.size = len(data)
+                file.addfile(member, io.BytesIO(data))
+    s3.pipe_file("pictures/shards/train-000.tar", buffer.getvalue())
+    listing = list_data("s3://pictures/shards")
+    assert len(listing.entries) == len(list(drawn.rglob("*.jpg")))
+    assert listing.class_names == ("disc", "square")
+    path = listing.entries[3].path
+    assert read_image(listing.root, path) == (drawn / listing.entries[3].label / Path(path).name).read_bytes()
 
 
 def test_a_server_that_does_not_answer(s3, monkeypatch) -> None:

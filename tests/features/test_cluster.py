@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import pytest
 
 from drawing import draw_folders
 from topwork.cli import plain_tokens
+from topwork.data import archives
 from topwork.data.manifest import scan
 from topwork.errors import ModelError, TopworkError, UsageError
 from topwork.export.predictor import Predictor
@@ -110,6 +113,38 @@ def test_a_second_run_goes_on_from_the_store(local, drawn, network, tmp_path):
 
 
 @pytest.mark.slow
+def test_workers_read_shards_themselves(local, drawn, tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "000.tar", "w") as file:
+        for number, path in enumerate(sorted(drawn.rglob("[ds]*_?.jpg"))):
+            (tmp_path / "cls").write_text(path.parent.name)
+            file.add(path, f"{number:03}.jpg")
+            file.add(tmp_path / "cls", f"{number:03}.cls")
+    (tmp_path / "cls").unlink()
+    expected = scan(tmp_path)
+    read = archives.read_member
+
+    def not_here(root, name):
+        assert not name.endswith(".jpg"), "the driver reads an image"
+        return read(root, name)
+
+    monkeypatch.setattr(archives, "read_member", not_here)
+    assert scan(tmp_path, load=local.load_images).samples == expected.samples
+    assert len(expected.samples) == 20
+
+
+def test_workers_are_not_sent_the_listing(drawn):
+    sent = []
+
+    def load(entries, read, *_):
+        sent.append((len(pickle.dumps(read)), len(pickle.dumps(entries))))
+        return iter(())
+
+    with pytest.raises(UsageError, match="usable image"):
+        scan(drawn, load=load)
+    ((n_read, n_entries),) = sent
+    assert n_read < 1000 < n_entries
+
+
 def test_scan_without_a_network(local, drawn):
     assert scan(drawn, load=local.load_images) == scan(drawn)
 
@@ -179,6 +214,44 @@ def test_a_running_cluster_that_asks_for_a_token(drawn, tmp_path, free_ports):
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         head.wait()
+
+
+@pytest.mark.slow
+def test_the_running_cluster_of_this_machine(drawn, free_ports):
+    """``--ray auto``, the cluster that RAY_ADDRESS or Ray's own files name."""
+    port = f"{free_ports[0]}"
+    outside = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    env = outside | {"PYTHONPATH": str(ROOT / "src"), "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    words = ["start", "--head", "--block", "--num-cpus=1", "--include-dashboard=false", f"--port={port}"]
+    head = subprocess.Popen(
+        [Path(sys.executable).parent / "ray", *words], env={**env, "RAY_ADDRESS": ""},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        while not answers(free_ports[0]):
+            assert head.poll() is None
+        command = [sys.executable, "-m", "topwork.cli", "scan", str(drawn), "--quick", "--ray", "auto", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["n_used"] == len(list(drawn.rglob("*.jpg"))) - 1
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["ray://127.0.0.1:{}", "127.0.0.1:{}"])
+def test_an_address_that_does_not_answer_within_30_seconds(form, drawn):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = form.format(silent.getsockname()[1])
+        command = [sys.executable, "-m", "topwork.cli", "scan", str(drawn), "--quick", "--ray", address]
+        env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=env, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"topwork: --ray {address}: cannot be reached: ")
 
 
 def answers(port: int) -> bool:

@@ -12,6 +12,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from topwork.data.listing import list_data, read_image
 from topwork.data.loader import FactsStore, Loaded, Loader, Visitor, load_images
 from topwork.data.readings import not_opened
 from topwork.data.remote import is_url, n_threads_for
-from topwork.data.samples import LABEL_SEPARATOR, PATIENT_ID, Listing, Reject, Rules, Sample, one_label_only
+from topwork.data.samples import LABEL_SEPARATOR, PATIENT_ID, Entry, Listing, Reject, Rules, Sample, one_label_only
 from topwork.data.shards import read_parquet
 from topwork.data.traits import TraitStore, TraitTable
 from topwork.errors import ImageError, UsageError, changed_since_scan
@@ -210,7 +211,7 @@ def scan(
     try:
         images = load(
             listing.entries,
-            lambda entry: read_image(listing.root, entry.path, rules.bands),
+            partial(_read, listing.root, rules.bands),
             facts,
             visitor,
             n_threads_for(listing.root, [entry.path for entry in listing.entries], n_threads),
@@ -245,6 +246,11 @@ def scan(
         said += notes
     manifest = _manifest(listing, samples, rejects, rules.multi_label, tuple(said))
     return replace(manifest, bands=rules.bands or "")
+
+
+def _read(root: Path, bands: str | None, entry: Entry) -> bytes:
+    """The bytes of an image. Workers of a cluster get this with the root alone, not with the listing."""
+    return read_image(root, entry.path, bands)
 
 
 def _remember(facts: FactsStore, traits: TraitStore, loaded: Loaded) -> None:
