@@ -23,9 +23,8 @@ def run(bench: Bench) -> Findings:
     """Runs the study."""
     backbone = bench.scaled(224, 96)
     features, n_classes, n_all = bench.features(backbone), len(bench.classes), len(bench.train)
-    half = max(1, n_all // (2 * n_classes))  # images per class
-    sizes = sorted({n for n in STEPS if n * n_classes < n_all * 0.45} | {half})
-    probes = {n * n_classes: bench.probe(features, bench.train[: n * n_classes]) for n in sizes}
+    sizes = sorted({n * n_classes for n in STEPS if n * n_classes < n_all * 0.45} | {max(n_classes, n_all // 2)})
+    probes = {n: bench.probe(features, bench.train[:n]) for n in sizes}
     probes[n_all] = bench.probe(features)
     answers = {n: bench.correct(probe, features) for n, probe in probes.items()}
     curve = _law(bench, features, probes[n_all])
