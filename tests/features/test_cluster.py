@@ -145,6 +145,7 @@ def test_workers_are_not_sent_the_listing(drawn):
     assert n_read < 1000 < n_entries
 
 
+@pytest.mark.slow
 def test_scan_without_a_network(local, drawn):
     assert scan(drawn, load=local.load_images) == scan(drawn)
 
