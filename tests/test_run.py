@@ -294,7 +294,7 @@ def test_starting_up_is_light():
 
 
 HEAVY = {
-    "IPython", "PIL", "datasets", "faiss", "filelock", "fsspec", "huggingface_hub", "mlflow", "nncf", "numpy", "onnx", "onnxruntime",
+    "PIL", "datasets", "faiss", "filelock", "fsspec", "huggingface_hub", "nncf", "numpy", "onnx", "onnxruntime",
     "openvino", "peft", "pillow_heif", "pyarrow", "pydicom", "ray", "resource", "rich", "safetensors", "scipy", "sklearn",
     "threadpoolctl", "tifffile", "timm", "torch", "torchvision", "transformers", "webbrowser",
 }  # fmt: skip

@@ -7,6 +7,7 @@ or nobody.
 from __future__ import annotations
 
 import html
+import importlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -62,13 +63,11 @@ class NotebookReporter(Reporter):
     """Shows steps, a progress bar, notes and epochs below a notebook cell."""
 
     def __init__(self) -> None:
-        from IPython.display import HTML, display
-
-        html_of: Any = HTML
-        self._html, self._shown = html_of, 0.0
+        shown_by: Any = importlib.import_module("IPython.display")  # in a notebook it is there
+        self._html, self._shown = shown_by.HTML, 0.0
         self._steps: list[str] = []
         self._lines: list[str] = []
-        self._handle: Any = display(html_of(""), display_id=True)  # type: ignore[no-untyped-call]
+        self._handle: Any = shown_by.display(self._html(""), display_id=True)
 
     def step(self, name: str) -> None:
         """Adds the step to the list of steps."""

@@ -64,8 +64,7 @@ def _tensorboard(run: str, place: Path, settings: dict[str, Any]) -> tuple[Send,
 
 
 def _mlflow(run: str, place: Path, settings: dict[str, Any]) -> tuple[Send, Callable[[], Any]]:
-    import mlflow
-
+    mlflow = importlib.import_module("mlflow")
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
     mlflow.set_experiment("topwork")
