@@ -26,7 +26,7 @@ from cyclopts.help import DefaultFormatter, HelpPanel
 from cyclopts.validators import Number
 
 from topwork import __version__
-from topwork.console import Terminal, say
+from topwork.console import Terminal, say, wrapped
 from topwork.errors import Interrupted, TopworkError, UsageError
 from topwork.export.targets import TARGETS
 from topwork.settings import (
@@ -917,7 +917,7 @@ def _show(common: Common, answer: Mapping[str, Any], lines: Any) -> None:
     if common.json:
         _print_json(answer)
     else:
-        _print("\n".join(lines()))
+        _print(wrapped("\n".join(lines()), sys.stdout))
 
 
 def _print_json(answer: Mapping[str, Any]) -> None:

@@ -7,11 +7,13 @@ answer and nothing else. Notes are repeated at the end, where scrolling has not 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from topwork.progress import Reporter
 from topwork.text import count, duration, escape, percent_ci
@@ -50,7 +52,23 @@ STEP_TEXT = {
 def say(text: str) -> None:
     """Prints a line to stderr; failures to print (full disk, closed pipe) are ignored."""
     with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        print(wrapped(text, sys.stderr), file=sys.stderr, flush=True)
+
+
+def wrapped(text: str, stream: TextIO) -> str:
+    """The text with long sentences broken between words for a terminal; tables and commands are not broken."""
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n".join(_broken(line, width) for line in text.split("\n"))
+
+
+def _broken(line: str, width: int) -> str:
+    words = line.strip()
+    if len(line) <= width or "  " in words or "topwork " in words:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()) + (2 if words.startswith("- ") else 0))
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 class Terminal(Reporter):

@@ -122,7 +122,7 @@ def _verdict(examined: Examined) -> list[Block]:
     share = Share(unchanged.accuracy, unchanged.low, unchanged.high, found.n)
     return [
         Notes((verdict(examined),), kind="plain"),
-        Text(f"Accuracy on the unchanged images: {share}. Always predicting the most frequent class: {percent(found.guess)}."),
+        Text(f"Accuracy on the unchanged images: {percent(share.value)}{share.interval(' (95% CI {})')}. Always predicting the most frequent class: {percent(found.guess)}."),
         Findings(tuple((f.kind, f.topic, escape(f.text)) for f in found.findings if f.topic != "accuracy")),
     ]  # fmt: skip
 
@@ -130,17 +130,21 @@ def _verdict(examined: Examined) -> list[Block]:
 def _chart(examined: Examined) -> Bars:
     found = examined.examination
     rows = tuple(
-        (effect.title, Share(effect.difference, effect.difference_low, effect.difference_high))
+        (_title(effect), Share(effect.difference, effect.difference_low, effect.difference_high))
         for effect in sorted(found.effects, key=lambda effect: effect.difference)
     )
     return Bars("Change in accuracy", "points", rows, "Against the unchanged images, with 95% CI.", is_difference=True)
 
 
+def _title(effect: Effect) -> str:
+    return effect.title[:1].upper() + effect.title[1:]
+
+
 def _effect(effect: Effect, examined: Examined, pictures: Pictures) -> list[Block]:
-    share = Share(effect.accuracy, effect.low, effect.high)
     said = effect.sentence
     if effect.is_clear:
-        said += f" Accuracy {share}, {points(effect.difference)} points; mean confidence {percent(effect.confidence)}."
+        interval = f"{points(effect.difference_low)} to {points(effect.difference_high)}"
+        said += f" Change: {points(effect.difference)} points (95% CI {interval})."
     changed = pictures(effect.name)
     names = [examined.manifest.samples[int(examined.rows[row])].label for row in examined.examination.example_rows]
     cards = []
@@ -154,7 +158,7 @@ def _effect(effect: Effect, examined: Examined, pictures: Pictures) -> list[Bloc
             picture, f"{effect.title}: {escape(names[number])}", f"{escape(answer)} {percent(probability)}", style
         )
         cards.append(Card((tile,)))
-    return [Heading(effect.title), Text(said), Gallery(tuple(cards), "s")]
+    return [Heading(_title(effect)), Text(said), Gallery(tuple(cards), "s")]
 
 
 def _pictures(examined: Examined) -> Pictures:

@@ -163,8 +163,8 @@ def suggest(rates: NDArray[np.float64], losses: NDArray[np.float64]) -> RangeTes
     if fell < FLAT:
         suggestion = rules["edge/10"]
         reason = (
-            f"The loss hardly falls at any rate ({100 * fell:.1f} %), as when the head is already fitted, so only its rise "
-            f"can be read: {suggestion:.1e} is a tenth of the rate at which it has risen by {100 * RISEN:.0f} %."
+            f"The loss hardly falls at any rate ({100 * fell:.1f}%), as with a fitted head, so only its rise "
+            f"can be read: {suggestion:.1e} is a tenth of the rate at which it has risen by {100 * RISEN:.0f}%."
         )
         if losses[-1] <= losses.min() + RISEN * max(float(losses.min()), SMALL_LOSS):
             reason = (
@@ -173,7 +173,7 @@ def suggest(rates: NDArray[np.float64], losses: NDArray[np.float64]) -> RangeTes
             )
         return RangeTest(rates, losses, rules, suggestion, reason)
     others = ", ".join(f"{rule} {rate:.1e}" for rule, rate in rules.items() if rule not in (name, "edge/10"))
-    reason = f"{middle:.1e} is the middle of three rules ({name}; {others}); the loss fell by {100 * fell:.0f} %."
+    reason = f"{middle:.1e} is the median of three rules ({name}; {others}); the loss fell by {100 * fell:.0f}%."
     return RangeTest(rates, losses, rules, middle, reason)
 
 

@@ -1,0 +1,31 @@
+"""Output on a terminal: sentences break between words, tables and commands do not break."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from topwork.console import wrapped
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_sentences_break_between_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    note = "  - Too few images to calibrate ambiguous answers, so every image gets a label."
+    table = "class  train images  evaluated on  precision"
+    command = "Retrain: topwork fit photos --corrections corrections.csv"
+    shown = wrapped(f"{note}\n{table}\n{command}", Screen())
+    assert shown.splitlines() == [
+        "  - Too few images to",
+        "    calibrate ambiguous",
+        "    answers, so every image",
+        "    gets a label.",
+        table,
+        command,
+    ]
+    assert wrapped(note, io.StringIO()) == note
