@@ -123,7 +123,7 @@ class Shards:
 
 
 def _rows_of(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
-    """Increasing rows of a table, sliced if consecutive: ``take`` imports pyarrow\'s compute functions."""
+    """Increasing rows of a table, sliced if consecutive: ``take`` imports pyarrow's compute functions."""
     if len(rows) == 1 + rows[-1] - rows[0] and (np.diff(rows) == 1).all():
         return table.slice(rows[0], len(rows))
     return table.take(rows)
