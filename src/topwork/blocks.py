@@ -1,8 +1,8 @@
-"""What pages and documents consist of, as plain values: sentences, figures, tables, charts, pictures and commands.
+"""The parts of pages and documents as plain values: sentences, figures, tables, charts, pictures and commands.
 
-A section of the report, a study, or any other page is a list of blocks. ``report/page.py`` renders them as HTML and
-``report/markdown.py`` as Markdown, so each section is written once. Texts are plain: names that come from data go through
-``text.escape`` before they get here, and the renderers escape HTML and Markdown. Nothing here draws or writes.
+Every page is a list of sections with blocks. ``report/page.py`` renders them as HTML and ``report/markdown.py`` as
+Markdown, so each section is written once. Texts are plain: names from data go through ``text.escape`` first, and the
+renderers escape HTML and Markdown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from topwork.text import percent
 
 @dataclass(frozen=True)
 class Share:
-    """A share, 0 to 1, with the ends of its 95% interval, of ``n`` images; None for what was not measured."""
+    """A share, 0 to 1, of ``n`` images with its 95% interval; None if not measured."""
 
     value: float | None
     low: float | None = None
@@ -30,7 +30,7 @@ class Share:
         return percent(self.value) + self.interval(" ({})")
 
     def interval(self, pattern: str = "{}") -> str:
-        """``91.2–97.0`` inside a pattern; nothing without an interval."""
+        """``91.2–97.0`` inside a pattern; empty without an interval."""
         if self.low is None or self.high is None:
             return ""
         return pattern.format(f"{percent(self.low)[:-1]}–{percent(self.high)[:-1]}")
@@ -45,7 +45,7 @@ def as_share(figure: Mapping[str, Any] | float | None) -> Share:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: its text, the number to sort by, a class of style (``good``, ``bad``, ``muted``, ``strong``)."""
+    """A cell of a table: text, sort key and style (``good``, ``bad``, ``muted``, ``strong``)."""
 
     text: str
     value: float | None = None
@@ -54,7 +54,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Bar:
-    """A cell that shows a share with its interval as a bar, and a mark at ``base``."""
+    """A cell with a share and its interval as a bar, and a mark at ``base``."""
 
     share: Share
     base: float | None = None
@@ -62,7 +62,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Stack:
-    """A cell that shows parts of a whole: (name of the part, length as a share of the longest row) each."""
+    """A cell with a stacked bar: (name of the part, length relative to the longest row) each."""
 
     pieces: tuple[tuple[str, float], ...]
 
@@ -71,7 +71,7 @@ AnyCell = str | int | float | Share | Cell | Bar | Stack | None
 
 
 def as_cell(cell: AnyCell) -> Cell | Bar | Stack:
-    """A cell as text: numbers with few digits, a share with its interval, a dash for what was not measured."""
+    """A cell as text: numbers with few digits, shares with their interval, a dash for None."""
     if isinstance(cell, (Cell, Bar, Stack)):
         return cell
     if isinstance(cell, Share):
@@ -119,7 +119,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Facts:
-    """Name, value and remark of single facts, as ``tiles`` or as a ``list``."""
+    """Facts with name, value and note, as ``tiles`` or as a ``list``."""
 
     rows: tuple[tuple[str, str, str], ...]
     kind: Literal["tiles", "list"] = "tiles"
@@ -127,14 +127,14 @@ class Facts:
 
 @dataclass(frozen=True)
 class Links:
-    """Pages to open: (text, address) each."""
+    """Links: (text, address) each."""
 
     rows: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Command:
-    """Something to type, with a button that copies it."""
+    """A command or code, with a copy button."""
 
     text: str
     label: str = "Command"
@@ -145,7 +145,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Figure:
-    """One metric as text, with interval, a remark, and its bar on a scale from 0 to 1."""
+    """One metric as text, with interval, a note, and a bar on a scale from 0 to 1."""
 
     label: str
     value: str
@@ -166,10 +166,10 @@ class Table:
     """Rows of cells below column names; cells after the first are numbers unless ``text_columns`` has their index.
 
     Attributes:
-        heading: whether the title stands above the table.
+        heading: whether to show the title.
         name: id of the table, so that ``has_filter`` can offer a search field.
         keys: one per row, for a script that follows a row to its images.
-        chosen: index of rows to stress.
+        chosen: indices of highlighted rows.
     """
 
     title: str
@@ -196,11 +196,11 @@ class Series:
 
     Attributes:
         spans: (low, high) of each y; whiskers, or the area of a ``band``.
-        kind: how it is drawn; ``bars`` stand on the x axis and are as wide as the points lie apart.
-        labels: what each point is, for the tooltip.
+        kind: style of drawing; ``bars`` are as wide as the spacing of the points.
+        labels: of the points, for the tooltip.
         sizes: radius of each dot.
         mark: a point to ring.
-        color: number of the color, by default that of the series' place; 0 is gray.
+        color: number of the color, by default the position of the series; 0 is gray.
     """
 
     name: str
@@ -222,10 +222,10 @@ class Chart:
     """Series over two axes; ``x_is_share`` and ``y_is_share`` write percent.
 
     Attributes:
-        x_range, y_range: ends of an axis, where those of the values will not do.
-        x_ticks: (position, text) where round numbers will not do.
-        has_axes: False for a map, whose positions mean nothing by themselves.
-        has_legend: None gives one where there are several series.
+        x_range, y_range: ends of an axis; by default those of the values.
+        x_ticks: (position, text); by default round numbers.
+        has_axes: False for a map, whose positions have no meaning.
+        has_legend: None for a legend if there are several series.
     """
 
     title: str
@@ -246,7 +246,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Bars:
-    """A share for each of several names, one below the other, with whiskers.
+    """A horizontal bar chart of shares with error bars.
 
     Attributes:
         is_difference: shares are differences around zero, in points.
@@ -274,7 +274,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture of a card: a :class:`Picture` or the row of a manifest, what it shows, and a line below it."""
+    """A picture of a card: a :class:`Picture` or a manifest row, its alternative text, and a caption."""
 
     picture: Picture | int
     alt: str
@@ -294,10 +294,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Card:
-    """Pictures that belong together with lines of text; ``near`` are smaller ones for comparison.
+    """Related pictures with lines of text; ``near`` are smaller ones for comparison.
 
     Attributes:
-        keys: words that the gallery's filters look for, by filter.
+        keys: values for the gallery's filters, by filter.
     """
 
     tiles: tuple[Tile, ...]
@@ -328,7 +328,7 @@ class Gallery:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Rows of pictures given as pixels: (name of the row, uint8 (H, W, 3) each); ``columns`` names those of a row."""
+    """Rows of pictures as pixels: (name of the row, uint8 (H, W, 3) each); ``columns`` are the column names."""
 
     title: str
     columns: tuple[str, ...]
@@ -341,7 +341,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Fold:
-    """Blocks behind a line that opens them."""
+    """Collapsible blocks."""
 
     summary: str
     blocks: Sequence[Block]
@@ -349,14 +349,14 @@ class Fold:
 
 @dataclass(frozen=True)
 class Beside:
-    """Columns of blocks; below each other where the page is narrow."""
+    """Columns of blocks; stacked on narrow pages."""
 
     columns: tuple[Sequence[Block], ...]
 
 
 @dataclass(frozen=True)
 class Special:
-    """Something with a template of its own, ``report/templates/NAME.html``; Markdown gets the ``plain`` blocks."""
+    """A block with its own template, ``report/templates/NAME.html``; Markdown uses the ``plain`` blocks."""
 
     template: str
     values: Mapping[str, Any]

@@ -44,7 +44,7 @@ from topwork.settings import (
 )
 
 TOO_MANY_REJECTS = 3
-STDIN = "(stdin)"  # replaces a lone "-", which the parser would read as an option
+STDIN = "(stdin)"  # replaces "-", which the parser would read as an option
 MANY_OPTIONS = 24  # commands with more show only the everyday ones, unless --help-all is given
 
 
@@ -62,7 +62,7 @@ class OptionsBySubject(DefaultFormatter):
         for entry in panel.entries:
             title, is_everyday = option_group(entry.positive_names[0])
             if is_everyday or self.show_all or len(panel.entries) <= MANY_OPTIONS:
-                # Show only the name of a flag that changes the default; its help is about that.
+                # Show only the flag that changes the default; the help describes it.
                 is_on = entry.default == "True"
                 shown: dict[str, Any] = (
                     {"positive_names": ()} if is_on and entry.negative_names else {"negative_names": ()}
@@ -906,14 +906,14 @@ def _new_folder(name: str) -> str:
 
 
 def _page(out: str | None, *, overwrite: bool = True, option: str = "--out") -> AbstractContextManager[Path | None]:
-    """The local path of what a command writes if it is asked to, uploaded at the end if that is for a URL."""
+    """The local path of an optional output, uploaded at the end if it is a URL."""
     from topwork.data.remote import uploaded
 
     return nullcontext() if out is None else uploaded(out, overwrite=overwrite, option=option)
 
 
 def _show(common: Common, answer: Mapping[str, Any], lines: Any) -> None:
-    """Prints the answer as JSON, or as the text that ``lines()`` returns."""
+    """Prints the result as JSON, or the text of ``lines()``."""
     if common.json:
         _print_json(answer)
     else:
@@ -928,7 +928,7 @@ def _print(text: str) -> None:
     """Prints to stdout and flushes.
 
     Raises:
-        BrokenPipeError: the reader of stdout is gone.
+        BrokenPipeError: stdout was closed.
         TopworkError: stdout cannot be written, for example on a full disk.
     """
     try:
@@ -948,7 +948,7 @@ def _not_printed(error: OSError) -> TopworkError:
 
 
 def _discard_stdout() -> None:
-    """Discards what is buffered for stdout, so that the interpreter can exit."""
+    """Discards buffered output, so that the interpreter can exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -994,7 +994,7 @@ def main(tokens: Iterable[str] | None = None) -> None:
     """Runs the command line and exits with the documented status."""
     gc.set_threshold(
         50_000
-    )  # imports create many objects and no garbage; collecting would cost a tenth of a short command
+    )  # imports create many objects but no garbage; collecting would take a tenth of the time of a short command
     arguments = [*(sys.argv[1:] if tokens is None else tokens)]
     formatter.show_all = "--help-all" in arguments
     warnings.filterwarnings(
@@ -1018,7 +1018,7 @@ def main(tokens: Iterable[str] | None = None) -> None:
 
 
 def _misuse(error: CycloptsError) -> str:
-    """One line that says what is wrong with the arguments."""
+    """One line about what is wrong with the arguments."""
     command = " ".join(["topwork", *(error.command_chain or ())])
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         name = error.argument.name
@@ -1056,7 +1056,7 @@ def _failed(error: Exception, arguments: Iterable[str]) -> int:
     if "--debug" in arguments:
         raise error
     if isinstance(error, OSError) and error.filename is None and _flushed(0):
-        return 1  # the help could not be printed, which was reported
+        return 1  # reported: the help could not be printed
     known = isinstance(error, TopworkError)
     text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows the traceback)"
     if isinstance(error, OSError) and not known:

@@ -1,7 +1,7 @@
 """Console output of commands: progress with rate and remaining time, notes, and the results.
 
-On a terminal a live bar; elsewhere a plain line every few seconds. All of it goes to stderr, so that stdout holds the
-answer and nothing else. Notes are repeated at the end, where scrolling has not lost them.
+On a terminal a live bar; otherwise a line every few seconds. Progress goes to stderr, so that stdout contains only the
+results. Notes are printed at the end, so that they are not scrolled away.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _broken(line: str, width: int) -> str:
 
 
 class Terminal(Reporter):
-    """Shows steps and progress on stderr; a context manager, so that the terminal is left clean."""
+    """Shows steps and progress on stderr; a context manager that restores the terminal."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -94,7 +94,7 @@ class Terminal(Reporter):
             self._bar.stop()
 
     def step(self, name: str) -> None:
-        """A step begins: a new line on the terminal."""
+        """Starts a new line."""
         self._text = STEP_TEXT.get(name, name)
         self._started = self._spoken = time.monotonic()
         if self._bar is not None:
@@ -102,7 +102,7 @@ class Terminal(Reporter):
             self._task = self._bar.add_task(self._text, total=None)
 
     def progress(self, n_done: int, n_all: int) -> None:
-        """Part of the step is done."""
+        """Updates the bar."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=n_done, total=n_all)
         elif not self.quiet and time.monotonic() - self._spoken >= PLAIN_SECONDS:
@@ -112,11 +112,11 @@ class Terminal(Reporter):
             self.say(f"{self._text}: {n_done} of {n_all}, {rate:.1f}/s, {duration(left)} left")
 
     def note(self, text: str) -> None:
-        """A sentence to read at the end."""
+        """Adds a note for the end."""
         self.notes.append(text)
 
     def stages(self, rows: Sequence[dict[str, Any]]) -> None:
-        """The table of what tuning moves, before it begins."""
+        """Prints the table of trainable layers."""
         text = "\n".join(stage_lines(rows))
         if self._bar is not None:
             self._bar.console.print(text, highlight=False)
@@ -124,7 +124,7 @@ class Terminal(Reporter):
             self.say(text)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """A line for each epoch of tuning."""
+        """Prints a line for each epoch."""
         line = f"  epoch {record['epoch']}: loss {record['train_loss']:.3f}"
         if "valid_loss" in record:
             line += f", valid loss {record['valid_loss']:.3f}"
@@ -138,12 +138,12 @@ class Terminal(Reporter):
             self.say(line)
 
     def say(self, text: str) -> None:
-        """A line now."""
+        """Prints a line."""
         if not self.quiet:
             say(text)
 
     def finish(self) -> None:
-        """Ends the bar and repeats the notes."""
+        """Ends the bar and prints the notes."""
         if self._bar is not None:
             self._finish_task()
             self._bar.stop()
@@ -198,7 +198,7 @@ def part_lines(name: str, part: dict[str, Any]) -> list[str]:
 
 
 def evaluation_lines(name: str, evaluated: dict[str, Any], out: str | None = None) -> list[str]:
-    """What ``topwork evaluate`` found; first the metrics without the images that the model was trained on."""
+    """The results of ``topwork evaluate``; first the metrics without images that the model was trained on."""
     seen = evaluated.get("seen_in_training") or {}
     lines = (
         part_lines(f"{escape(name)}, without images seen in training", seen["without"]) if seen.get("without") else []
@@ -208,7 +208,7 @@ def evaluation_lines(name: str, evaluated: dict[str, Any], out: str | None = Non
 
 
 def range_lines(found: Any, n: int = 12) -> list[str]:
-    """What ``topwork lr-range`` found: some points of the curve, what each rule reads from it, and the suggestion."""
+    """The results of ``topwork lr-range``: some points of the curve, the rules, and the suggestion."""
     test = found.test
     shown_rows = sorted({round(i * (len(test.rates) - 1) / (n - 1)) for i in range(n)})
     rows = [(f"{test.rates[row]:.1e}", f"{test.losses[row]:.4f}") for row in shown_rows]
@@ -238,7 +238,7 @@ def stage_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def by_lines(evaluated: dict[str, dict[str, Any]]) -> list[str]:
-    """Accuracy of each domain, group or part, as a table; nothing where it was not asked for."""
+    """Accuracy of each domain, group or part, as a table; nothing if not requested."""
     lines = []
     for by, parts in evaluated.items():
         rows = [
@@ -250,7 +250,7 @@ def by_lines(evaluated: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def domain_lines(found: dict[str, Any]) -> list[str]:
-    """What ``topwork compare-domains`` found, as lines for a person."""
+    """The results of ``topwork compare-domains``."""
     lines = [escape(found["sentence"])]
     rows = [
         (
@@ -269,7 +269,7 @@ def domain_lines(found: dict[str, Any]) -> list[str]:
 
 
 def adaptation_lines(record: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
-    """What ``topwork adapt`` did and what it brought, as lines for a person."""
+    """The results of ``topwork adapt``."""
     choice, predicted = record["choice"], record["predicted"]
     outcome = {"adapted": "Adapted", "unchanged": "Unchanged", "refused": "Not adapted"}[choice["outcome"]]
     method = f" ({choice['method']})" if choice["outcome"] == "adapted" else ""
@@ -291,7 +291,7 @@ def adaptation_lines(record: dict[str, Any], evaluation: dict[str, Any]) -> list
 
 
 def certificate_lines(certificate: Any) -> list[str]:
-    """The parity certificate of an export, as lines for a person."""
+    """The parity certificate of an export."""
     lines = [
         f"{certificate.format}, verified with {certificate.runtime} on {certificate.images}:",
         f"  same class         {certificate.n_same} of {certificate.n_compared}",
@@ -334,7 +334,7 @@ def _int8_cost(certificate: Any) -> str:
 
 
 def examination_lines(found: Any) -> list[str]:
-    """What ``topwork examine`` found: findings in words, then the table of effects."""
+    """The results of ``topwork examine``: findings in words, then the table of effects."""
     lines = [f"[{finding.kind}] {escape(finding.text)}" for finding in found.findings]
     rows = [("Unchanged", percent_ci(found.unchanged.accuracy), "", "")]
     rows += [
@@ -350,7 +350,7 @@ def examination_lines(found: Any) -> list[str]:
 
 
 def comparison_lines(sentence: str, found: dict[str, Any], n: int = 12) -> list[str]:
-    """What ``topwork compare`` found for one pair of runs."""
+    """The results of ``topwork compare`` for one pair of runs."""
     changed = [(name, c) for name, c in found["per_class"].items() if c["n_gained"] or c["n_lost"]]
     changed.sort(key=lambda item: (-abs(item[1]["n_gained"] - item[1]["n_lost"]), -item[1]["n_gained"]))
     rows = [
@@ -376,7 +376,7 @@ def comparison_lines(sentence: str, found: dict[str, Any], n: int = 12) -> list[
 
 
 def study_list_lines(studies: Sequence[Any]) -> list[str]:
-    """What each study teaches, what it costs, where it comes from."""
+    """The list of studies, with running time and source."""
     lines = []
     for study in studies:
         lines += [f"{study.name}: {study.title}", f"    teaches  {study.teaches}"]
@@ -385,7 +385,7 @@ def study_list_lines(studies: Sequence[Any]) -> list[str]:
 
 
 def studied_lines(studied: Any) -> list[str]:
-    """What a study found: the sentences, then its tables."""
+    """The results of a study: the sentences, then its tables."""
     from topwork.blocks import Cell, Table, as_cell
 
     lines = [studied.study.title, ""]
@@ -407,7 +407,7 @@ def table(rows: Sequence[tuple[str, ...]], heads: tuple[str, ...]) -> str:
 
 
 def overview_lines(found: Any) -> list[str]:
-    """What ``topwork scan`` found, as lines for a person: a table of the classes, then facts about the images."""
+    """The results of ``topwork scan``: a table of the classes, then facts about the images."""
     parts = sorted({part for facts in found.classes.values() for part in facts.parts})
     rows = [
         (
@@ -451,7 +451,7 @@ def _size(facts: Any) -> str:
 
 
 def fit_lines(fitted: Any) -> list[str]:
-    """What ``topwork fit`` made: images, figures of the held-out parts, the classes that do worst, what to do next."""
+    """The results of ``topwork fit``: images, metrics of the held-out parts, the weakest classes, and next steps."""
     from topwork.data.remote import shown
     from topwork.evaluation.metrics import zero_shot_sentence  # numpy stays out of --help
 
@@ -463,7 +463,7 @@ def fit_lines(fitted: Any) -> list[str]:
     lines.append(str(fitted.recipe["head"]["reason"]))
     parts = [name for name in ("valid", "test") if name in evaluation]
     for name in parts:
-        if f"{name}_without_leaks" in evaluation:  # the figure to trust comes first
+        if f"{name}_without_leaks" in evaluation:  # the more reliable metrics come first
             lines += part_lines(f"{name}, without images that are also in train", evaluation[f"{name}_without_leaks"])
         lines += part_lines(name, evaluation[name])
     if evaluation.get("zero_shot"):
@@ -486,7 +486,7 @@ def fit_lines(fitted: Any) -> list[str]:
 
 
 def class_lines(per_class: dict[str, dict[str, Any]], n: int = 20) -> list[str]:
-    """Images, precision and recall per class; of many classes those with the lowest recall."""
+    """Images, precision and recall per class; for many classes, those with the lowest recall."""
     order = list(per_class.items())
     if len(order) > n:
         order = sorted(order, key=lambda item: (item[1]["recall"] is None, item[1]["recall"]))[:n]
@@ -513,7 +513,7 @@ def reject_lines(rejects: Sequence[Any], n: int = 20) -> list[str]:
 
 
 def understood_lines(found: Any, *, with_counts: bool = False) -> list[str]:
-    """How a dataset is read: layout, parts, classes and the first paths.
+    """How a dataset is interpreted: layout, parts, classes and the first paths.
 
     Args:
         with_counts: list every class with its number of files.
@@ -541,7 +541,7 @@ def scan_lines(surveyed: Any) -> list[str]:
 
 
 def added_lines(grown: Any) -> list[str]:
-    """What ``topwork add-class`` did."""
+    """The results of ``topwork add-class``."""
     lines = [f"Added {', '.join(escape(label) for label in grown.added)}."]
     if grown.part is not None:
         lines.append(
@@ -555,7 +555,7 @@ def added_lines(grown: Any) -> list[str]:
 
 
 def model_list_lines(found: dict[str, Any], pattern: str) -> list[str]:
-    """What ``topwork models`` lists."""
+    """The list of ``topwork models``."""
     rows = []
     for row in found["backbones"]:
         n = row["n_parameters"]
@@ -577,7 +577,7 @@ def model_list_lines(found: dict[str, Any], pattern: str) -> list[str]:
 
 
 def described_lines(described: Any, strategy: str, with_stages: bool) -> list[str]:
-    """What ``topwork models NAME`` says of a network."""
+    """The description of ``topwork models NAME``."""
     license_name = described.license or "an unknown license"
     lines = [
         f"{described.name}: {described.architecture}, weights under {license_name}",
@@ -588,7 +588,7 @@ def described_lines(described: Any, strategy: str, with_stages: bool) -> list[st
 
 
 def runs_lines(found: Any) -> list[str]:
-    """The table of ``topwork runs`` and which is best."""
+    """The table of ``topwork runs`` and the best run."""
     rows = [
         (
             row.name,
@@ -604,7 +604,7 @@ def runs_lines(found: Any) -> list[str]:
 
 
 def cache_lines(found: dict[str, Any]) -> list[str]:
-    """What ``topwork cache`` says."""
+    """The table of ``topwork cache``."""
     rows = [
         (CACHED.get(name.rstrip("-0123456789"), name), f"{size / 1e6:,.1f} MB") for name, size in found["bytes"].items()
     ]
@@ -615,7 +615,7 @@ def cache_lines(found: dict[str, Any]) -> list[str]:
 
 
 def prediction_lines(out: str, n: int, counts: dict[str, Any]) -> list[str]:
-    """What is in a file of predictions: images by outcome, and by class, the most frequent first."""
+    """A summary of predictions: images by outcome, and by class, the most frequent first."""
     by_outcome = ", ".join(f"{number:,} {name}" for name, number in counts["outcomes"].items())
     labels = list(counts["labels"].items())
     shown = labels[:20]
@@ -626,7 +626,7 @@ def prediction_lines(out: str, n: int, counts: dict[str, Any]) -> list[str]:
 
 
 def checked_lines(rows: Sequence[Any]) -> list[str]:
-    """What ``topwork models --check`` found, as a Markdown table; why torch runs a network is below it."""
+    """The results of ``topwork models --check``, as a Markdown table with notes."""
     lines = [
         "| backbone | engine | input | parameters | features | stages | `--pooling` | images/s | saved as |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -1,7 +1,6 @@
 """Errors shown to users, with their exit status.
 
-Every message is one clear line that names the file, option or request, says why, and what to try next.
-Nothing here imports anything, so every layer can raise these.
+Every message is one line that names the file, option or request, the reason, and what to try next.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class InputError(UsageError, ValueError):
 class ImageError(TopworkError):
     """An image cannot be used. ``str(error)`` is a short reason without the path.
 
-    Whoever reads many images catches this and counts a reject; it never stops a run.
+    Code that reads many images catches it and counts a reject.
     """
 
 
@@ -44,7 +43,7 @@ def changed_since_scan(path: str, reason: object) -> TopworkError:
 
 
 class Interrupted(BaseException):
-    """A signal asked the program to end; what is open is saved on the way out. Exit status 128 + ``signum``."""
+    """The program was interrupted by a signal; progress is saved. Exit status 128 + ``signum``."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)

@@ -1,7 +1,7 @@
 """scikit-learn estimators: ``ImageClassifier`` (a probe) and ``ImageFeatures`` (its features).
 
-Images are paths, arrays, Pillow images, or a DataFrame with a column of paths. What scikit-learn's conventions ask for is
-checked in ``tests/test_estimator.py``, with the list of its checks that cannot apply to images.
+Images are paths, arrays, Pillow images, or a DataFrame with a column of paths. ``tests/test_estimator.py`` runs
+scikit-learn's checks, and lists those that cannot apply to images.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _ImageEstimator(BaseEstimator):  # type: ignore[misc]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False  # images: scikit-learn's own checks would pass tables of numbers
+        tags.input_tags.two_d_array = False  # the input is images, not tables of numbers
         tags.input_tags.string = True
         tags.no_validation = True
         return tags
@@ -73,14 +73,14 @@ class ImageClassifier(ClassifierMixin, _ImageEstimator):  # type: ignore[misc]
         backbone: see :func:`topwork.load_backbone`.
         head: ``plain``, ``extended`` or ``auto``.
         fit_mode: resize mode: ``squash``, ``crop`` or ``pad``.
-        size: input side in pixels; None for the one that the weights were trained at.
+        size: input side in pixels; None for that of pretraining.
         random_state: seed of the cross-validation folds: an int, a ``numpy.random.RandomState``, or None.
         n_jobs: threads that decode images; None or -1 for one per core.
 
     Attributes:
         classes_: sorted class labels.
-        head_: the fitted :class:`topwork.models.head.LinearHead`, temperature included.
-        temperature_: what its logits were divided by.
+        head_: the fitted :class:`topwork.models.head.LinearHead`, including the temperature.
+        temperature_: the calibration temperature.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class ImageFeatures(TransformerMixin, _ImageEstimator):  # type: ignore[misc]
     """Transforms images to pooled features of a pretrained network, as the first step of a scikit-learn pipeline.
 
     Args:
-        backbone, fit_mode, size, n_jobs: as of :class:`ImageClassifier`.
+        backbone, fit_mode, size, n_jobs: see :class:`ImageClassifier`.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class ImageFeatures(TransformerMixin, _ImageEstimator):  # type: ignore[misc]
 
 
 def _images(X: Any) -> list[Any]:
-    """The images as a list; of a DataFrame the column that holds paths."""
+    """The images as a list; for a DataFrame, the column of paths."""
     columns = getattr(X, "columns", None)
     if columns is not None:
         names = [name for name in PATH_COLUMNS if name in columns] or list(columns if len(columns) == 1 else ())
@@ -217,7 +217,7 @@ def _encoded(y: Any, n_images: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
 
 def _n_threads(n_jobs: int | None) -> int | None:
-    """Threads by joblib's convention: -1 is one per core, -2 one less."""
+    """Number of threads, by joblib's convention: -1 is one per core, -2 one less."""
     if n_jobs == 0:
         raise InputError("n_jobs=0 is not allowed; use a positive number, or -1 for one thread per core.")
     if n_jobs is None or n_jobs > 0:

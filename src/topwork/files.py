@@ -1,4 +1,4 @@
-"""Files that are whole at their final name, and what the operating system says when they cannot be had."""
+"""Atomic writing of files and folders, locks, and error messages of the operating system."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _LOG = logging.getLogger("topwork.cache")
 
 @contextmanager
 def atomic_file(final: Path) -> Iterator[Path]:
-    """Gives a temporary path and renames it to ``final`` once its data are on the disk.
+    """Yields a temporary path and renames it to ``final`` once its data is on disk.
 
-    After an exception the temporary file is removed and ``final`` is untouched.
+    After an exception the temporary file is removed and ``final`` is unchanged.
 
     Raises:
         TopworkError: it could not be written (full disk, permissions), with its name.
@@ -48,9 +48,9 @@ def atomic_file(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(final: Path) -> Iterator[Path]:
-    """Gives a temporary folder and puts it in the place of ``final`` once it is complete.
+    """Yields a temporary folder that replaces ``final`` once it is complete.
 
-    What stood there stays whole until then. After an exception the temporary folder is removed and ``final`` is untouched.
+    After an exception the temporary folder is removed and ``final`` is unchanged.
 
     Raises:
         TopworkError: it could not be written (full disk, permissions), with its name.
@@ -74,7 +74,7 @@ def _flush_file(path: Path) -> None:
 
 
 def replace_folder(new: Path, final: Path) -> None:
-    """Gives a complete folder its name; what had the name is deleted afterwards, and put back if that fails."""
+    """Renames a complete folder to its final name; the old folder is deleted afterwards, or restored on failure."""
     old = _beside(final)
     with contextlib.suppress(FileNotFoundError):
         os.replace(final, old)
@@ -90,7 +90,7 @@ def replace_folder(new: Path, final: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns whatever the libraries raise if ``path`` cannot be written into one error that names it."""
+    """Turns the errors of libraries that cannot write ``path`` into one error that names it."""
     try:
         yield
     except Exception as error:
@@ -115,18 +115,18 @@ def _beside(final: Path) -> Path:
 
 
 def is_partial(path: Path) -> bool:
-    """Whether a file or folder is what a killed process left of one that it was writing."""
+    """Whether a file or folder is a partial one left by a killed process."""
     return re.fullmatch(r"\..+\.[0-9a-f]{8}\.partial", path.name) is not None
 
 
 def remove_partial(folder: Path) -> None:
-    """Removes what killed processes left in a folder and below; nobody else may be writing there."""
+    """Removes partial files in a folder and below; no other process may be writing there."""
     for path in [path for path in folder.rglob(".*.partial") if is_partial(path)]:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def flush_folder(folder: Path) -> None:
-    """Makes the new name itself durable; not every platform can open a folder."""
+    """Makes a new name durable; not every platform can open a folder."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -146,7 +146,7 @@ def file_digest(path: Path) -> str:
 
 
 def error_reason(error: Exception) -> str:
-    """What the operating system said, in lower case and without the path."""
+    """The message of the operating system, in lower case and without the path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error).lower()
@@ -154,13 +154,13 @@ def error_reason(error: Exception) -> str:
 
 @lru_cache
 def writable_folder(folder: Path, advice: str) -> Path:
-    """A folder, made if needed; if it may not be written, a temporary one with links to the files in it.
+    """The folder, created if needed; if it is read-only, a temporary one with links to its files.
 
-    The temporary folder is removed when this process ends; the log (``topwork.cache``) says once that nothing is kept. A full
-    or failing disk is no reason for one: whoever writes there names it.
+    The temporary folder is removed when the process ends, with one note in the log (``topwork.cache``). It is not used
+    for a full or failing disk.
 
     Raises:
-        TopworkError: there is no place for temporary folders either.
+        TopworkError: there is no temporary folder either.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -186,23 +186,23 @@ def writable_folder(folder: Path, advice: str) -> Path:
 
 
 def _remove(folder: Path, process: int) -> None:
-    """Deletes a temporary folder at the end of the process that made it; a forked child leaves it alone."""
+    """Deletes a temporary folder at the end of the process that created it, not of forked children."""
     if os.getpid() == process:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def locked(final: Path, busy: str = BUSY) -> Iterator[None]:
-    """Holds a file or folder for this process alone, by a lock next to it that is removed at the end.
+    """Locks a file or folder for this process, by a lock file next to it that is removed at the end.
 
-    A lock that a dead process left does not block. Folders above ``final`` are made.
+    Locks of dead processes are ignored. Parent folders are created.
 
     Args:
-        busy: what to say, after the name, if another process holds it.
+        busy: error text, after the name, if another process holds the lock.
 
     Raises:
         UsageError: another process is writing there.
-        TopworkError: the place cannot be written.
+        TopworkError: the lock cannot be written.
     """
     import filelock
 
@@ -218,6 +218,6 @@ def locked(final: Path, busy: str = BUSY) -> Iterator[None]:
     try:
         yield
     finally:
-        # While it is held: whoever opened it meanwhile sees that it is gone and asks again.
+        # Removed while it is held: a process that opened it in the meantime notices and tries again.
         path.unlink(missing_ok=True)
         lock.release()

@@ -4,9 +4,8 @@
     plots.show_batch(run)
     plots.confusion_matrix(run)
 
-A run is what ``topwork.fit`` or ``topwork.load_run`` returned, or the path of its folder. The figures are of no window:
-notebooks show them when they are the value of a cell, and ``figure.savefig("name.png")`` writes them. The report has
-charts of its own (``report/charts.py``).
+A run is what ``topwork.fit`` or ``topwork.load_run`` returned, or the path of its folder. Notebooks show the figures;
+``figure.savefig("name.png")`` saves them. They do not use pyplot, so nothing needs to be closed.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from topwork.text import count, escape, percent
 
 Source = Run | str | os.PathLike[str]
 COLUMNS = 4
-SIDE = 224  # pixels that a picture is decoded to at least
-MOST_NAMED = 30  # classes whose names fit beside a matrix
-MOST_NUMBERED = 12  # classes whose counts fit into its cells
+SIDE = 224  # minimum short side of decoded pictures, in pixels
+MOST_NAMED = 30  # maximum number of classes with names beside a matrix
+MOST_NUMBERED = 12  # maximum number of classes with counts in the cells
 
 
 class Plot(Figure):
-    """A figure that a notebook shows as the value of a cell, once, whatever its backend is."""
+    """A figure that a notebook shows once, with any matplotlib backend."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -52,7 +51,7 @@ def show_batch(source: Source | Manifest, n: int = 12, *, part: str = "train", s
     """Images with their labels, drawn at random.
 
     Args:
-        source: a run (then of its ``part``) or a manifest.
+        source: a run (images of its ``part``) or a manifest.
     """
     rng = np.random.default_rng(seed)
     if isinstance(source, Manifest):
@@ -70,7 +69,7 @@ def confusion_matrix(source: Source | Predictions, *, part: str = "auto") -> Fig
     """Counts of images: rows are true classes, columns predicted ones.
 
     Args:
-        part: of a run: ``test``, ``valid``, or ``auto``: test if there is one.
+        part: part of a run: ``test``, ``valid``, or ``auto`` (test if there is one).
     """
     found = _one_label(_predictions(source, part)).labeled()
     n = len(found.classes)
@@ -180,7 +179,7 @@ def heatmap(source: Source, image: str | os.PathLike[str] | bytes, label: str | 
     return figure
 
 
-# ---- what they share
+# ---- helpers
 
 
 def _run(source: Source) -> Run:

@@ -1,7 +1,7 @@
 """Progress reporting, and timing of steps.
 
-A command tells a :class:`Reporter`; who shows it is up to the caller: the terminal (``console.py``), a notebook, the app,
-or nobody.
+Commands report to a :class:`Reporter`; the caller decides where it is shown: in the terminal (``console.py``), a
+notebook, the app, or nowhere.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class Reporter:
         """Starts a step."""
 
     def progress(self, n_done: int, n_all: int) -> None:
-        """Part of the present step is done."""
+        """Reports progress in the current step."""
 
     def note(self, text: str) -> None:
-        """A note to the user."""
+        """Adds a note for the user."""
 
     def stages(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Fine-tuning begins: its stages with their parameters and learning rates."""
+        """Reports the stages with their parameters and learning rates before fine-tuning."""
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """An epoch of fine-tuning is done."""
+        """Reports an epoch of fine-tuning."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Stopwatch:
 
     @property
     def total(self) -> float:
-        """Seconds since it was started."""
+        """Seconds since the start."""
         return round(time.perf_counter() - self.started, 3)
 
 

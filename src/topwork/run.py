@@ -1,8 +1,8 @@
 """The run folder: its contents, locking, writing and reading.
 
 ``settings.json manifest.parquet split.json recipe.json history.jsonl model/ predictions.parquet evaluation.json
-report.html``. Every file is whole or not there; ``evaluation.json`` comes last but for the report, which can always be
-made again, so a folder that has it is a finished run. What goes into the folder is decided in ``commands/``.
+report.html``. Every file is written atomically. ``evaluation.json`` is the last file except the report, which can be
+regenerated, so a folder with it is a finished run.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Run(Described):
     """A finished run, as values.
 
     Attributes:
-        predictions: of each part, on which nothing was trained but ``train``.
-        history: one record per epoch of fine-tuning, and one per head that was tried.
+        predictions: by part; only ``train`` was used for training.
+        history: one record per epoch of fine-tuning, and one per head tried.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ class Run(Described):
         return {**figures, "Images": images, "Backbone": self.classifier.backbone.name, "Folder": self.folder}
 
     def predictions_of(self, part: str = "auto") -> Predictions:
-        """Predictions of ``test``, ``valid`` or ``train``; ``auto``: of test if there is one, else valid.
+        """Predictions of ``test``, ``valid`` or ``train``; ``auto`` is test if there is one, else valid.
 
         Raises:
             UsageError: the run has no such part.
@@ -126,13 +126,13 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
 @contextmanager
 def run_folder(folder: Path, overwrite: bool, asked: Mapping[str, Any] | None = None) -> Iterator[Path]:
-    """Locks a run folder for this process and yields the folder to write the run to.
+    """Locks a run folder and yields the folder to write to.
 
-    That is ``folder`` itself, or, if it holds a finished run that is to be overwritten, ``NAME.new`` next to it: the old
-    run stays whole until the new one is complete, and then the new one takes its name.
+    That is ``folder`` itself, or, if a finished run is to be overwritten, ``NAME.new`` next to it, which replaces the
+    old run once it is complete.
 
     Args:
-        asked: ``path`` and ``settings`` of the run; an interrupted run that was asked for the same is continued.
+        asked: ``path`` and ``settings`` of the run; an interrupted run with the same ones is continued.
 
     Raises:
         UsageError: the folder holds a finished run, an interrupted run with other settings, or other files; or another
@@ -150,7 +150,7 @@ def run_folder(folder: Path, overwrite: bool, asked: Mapping[str, Any] | None = 
             if work != folder:
                 replace_folder(work, folder)
         except UsageError:
-            if not (work / "checkpoint").exists():  # nothing was done that could be continued
+            if not (work / "checkpoint").exists():  # nothing to resume
                 (work / "settings.json").unlink(missing_ok=True)
             raise
         except OSError as error:
@@ -166,7 +166,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def replacement_of(folder: Path) -> Path:
-    """Where the run that replaces a finished one is written until it is complete."""
+    """The temporary folder of a run that replaces a finished one."""
     return folder.with_name(f"{folder.name}.new")
 
 
@@ -202,12 +202,12 @@ def check_free(folder: Path, overwrite: bool, asked: Mapping[str, Any] | None) -
                 f"{name}: contains an interrupted run with other settings. Continue it with --resume {name}, or start over "
                 "with --overwrite."
             )
-        shutil.rmtree(work / "checkpoint", ignore_errors=True)  # nothing may continue from what is replaced
+        shutil.rmtree(work / "checkpoint", ignore_errors=True)  # a replaced run must not be resumed
     return work
 
 
 def _is_same_run(folder: Path, asked: Mapping[str, Any] | None) -> bool:
-    """Whether a run was asked for the same images with the same settings, so that it may be continued."""
+    """Whether a run has the same images and settings, so that it can be resumed."""
     try:
         path, settings = read_asked(folder)
     except UsageError:
@@ -215,7 +215,7 @@ def _is_same_run(folder: Path, asked: Mapping[str, Any] | None) -> bool:
     if asked is None or asked["path"] != path:
         return False
     stored = json.loads((folder / "settings.json").read_text())["settings"]
-    return asked["settings"] in (stored, as_dict(settings))  # as it was asked, or with the backbone that was chosen
+    return asked["settings"] in (stored, as_dict(settings))  # as requested, or with the selected backbone
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -237,7 +237,7 @@ def write_run(
     """Writes everything except ``settings.json``, which is written first, and ``evaluation.json``, which marks a finished run.
 
     Args:
-        compiled: the network in OpenVINO's form, where there is one, to go into the model folder.
+        compiled: the compiled OpenVINO network for the model folder, if any.
     """
     from topwork.export.card import model_card
 
@@ -280,7 +280,7 @@ def save_predictions(predictions: Mapping[str, Predictions], manifest: Manifest,
 
 
 def read_logits(path: Path) -> tuple[NDArray[np.int64], NDArray[np.str_], NDArray[np.float32]]:
-    """What :func:`save_predictions` wrote: (M,) rows of the manifest, their parts, and (M, C) logits."""
+    """Reads the file of :func:`save_predictions`: (M,) rows of the manifest, their parts, and (M, C) logits."""
     table = read_parquet(path, ["row", "part"])
     rows, parts = table["row"].to_numpy(), np.array(table["part"].to_pylist(), dtype="<U5")
     logits, done = np.empty((0, 0), np.float32), 0
@@ -331,7 +331,7 @@ def interrupted(run: str | os.PathLike[str]) -> tuple[str, FitSettings]:
 
 
 def read_asked(folder: Path) -> tuple[str, FitSettings]:
-    """The path of the images and the settings of a run, with the backbone that was chosen if several were compared.
+    """The path of the images and the settings of a run, with the selected backbone if several were compared.
 
     Raises:
         UsageError: there is no run.
@@ -339,7 +339,7 @@ def read_asked(folder: Path) -> tuple[str, FitSettings]:
     try:
         asked = json.loads((folder / "settings.json").read_text())
         chosen = {"backbone": asked["backbones"]["name"]} if "backbones" in asked else {}
-        known = {item.name for item in fields(FitSettings)}  # an older run may have settings that are gone
+        known = {item.name for item in fields(FitSettings)}  # older runs may have removed settings
         values = {name: value for name, value in (asked["settings"] | chosen).items() if name in known}
         return asked["path"], FitSettings(**values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -350,7 +350,7 @@ def images_of_run(model: str | os.PathLike[str], settings: DataSettings) -> Mani
     """The images of a run, each with its part in the run's split, for commands without a PATH.
 
     Raises:
-        UsageError: the model is not in a run, or a setting says how to read other images.
+        UsageError: the model is not in a run, or a setting only applies to a path.
     """
     others = replace(settings, workers=None, seed=0, max_reject_fraction=0.1)
     if others != replace(DataSettings(), multi_label=settings.multi_label):

@@ -1,7 +1,7 @@
-"""Every setting once, with its type, default and help.
+"""All settings, with type, default and help.
 
-The command line, the documentation and ``settings.json`` are generated from these dataclasses. Nothing is decided here:
-a value may be "auto"; ``recipe.json`` records what it was resolved to.
+The command line, the documentation and ``settings.json`` are generated from these dataclasses. Values may be "auto";
+``recipe.json`` records what they were resolved to.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def _setting(
     """A field with its help text and what :func:`check` verifies.
 
     Args:
-        needs: values of other settings, the usual one first; this setting has no effect without one of each.
-        at_least, above, at_most, below: limits of numbers.
+        needs: values of other settings, the usual one first, without which this setting has no effect.
+        at_least, above, at_most, below: limits of a number.
         parse: raises UsageError for text it cannot parse.
         packages: the optional package that each value needs, with the extra that installs it; ``*`` for any value.
     """
@@ -531,7 +531,7 @@ def with_options(settings: Any, options: Mapping[str, Any]) -> Any:
     return replace(settings, **options)
 
 
-RENAMED = {"fit": "resize"}  # settings of runs of earlier versions
+RENAMED = {"fit": "resize"}  # settings in runs of earlier versions
 
 
 def fit_command(path: str, out: str, asked: Mapping[str, Any]) -> str:
@@ -614,10 +614,10 @@ def seconds_of(text: str) -> float:
 
 
 def cache_setting() -> Path:
-    """Where the user wants features and converted weights: ``TOPWORK_CACHE``, else the user's cache folder.
+    """The configured cache folder: ``TOPWORK_CACHE``, else the user's cache folder.
 
     Raises:
-        UsageError: the user has no home folder and has not chosen another.
+        UsageError: there is no home folder and TOPWORK_CACHE is not set.
     """
     chosen = os.environ.get("TOPWORK_CACHE")
     if chosen:
@@ -629,7 +629,7 @@ def cache_setting() -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder where features and converted weights are kept, or a temporary one if it cannot be written."""
+    """The cache folder, or a temporary one if it is read-only."""
     return writable_folder(cache_setting(), "TOPWORK_CACHE names another folder.")
 
 
@@ -641,7 +641,7 @@ def is_launched() -> bool:
 # ---- help
 
 
-# What a first-time user needs; --help-all shows the rest.
+# For first-time users; --help-all shows the rest.
 EVERYDAY = frozenset(
     [
         "out",
@@ -672,7 +672,7 @@ _COMMON = frozenset({"json", "quiet", "debug"})
 
 
 def option_group(flag: str) -> tuple[str, bool]:
-    """The heading of an option in the help, and whether it is an everyday one.
+    """The heading of an option in the help, and whether it is shown by --help.
 
     Args:
         flag: such as ``--valid-fraction``.

@@ -1,6 +1,6 @@
 """Formatting of names, numbers and lists, for the terminal, pages and documents.
 
-In: values. Out: plain text. Nothing here knows about images or models; pages escape the text again as HTML.
+In: values. Out: plain text, which pages escape again as HTML.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ def escape(text: str) -> str:
 
 
 def as_text(name: str) -> str:
-    """A name as JSON and Parquet can hold it: bytes that are not valid Unicode become escapes."""
+    """A name for JSON and Parquet: bytes that are not valid Unicode become escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def canonical(name: str) -> str:
-    """A name in the one Unicode form by which names are compared: macOS decomposes accents, tables compose them."""
+    """A name in a canonical Unicode form for comparisons: macOS decomposes accents, tables compose them."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -114,11 +114,11 @@ class Described:
     """A short ``repr`` and an HTML table for notebooks, both from :meth:`facts`."""
 
     def facts(self) -> dict[str, object]:
-        """What the value is, in a few words each."""
+        """Short facts about the value."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        """``Manifest(images: 120, classes: ants, bees)``, at most some hundred characters."""
+        """``Manifest(images: 120, classes: ants, bees)``, at most a few hundred characters."""
         found = [f"{name.lower()}: {_shortened(value)}" for name, value in self.facts().items()]
         return f"{type(self).__name__}({', '.join(found)})"
 

@@ -1,7 +1,7 @@
-"""Charts as SVG: inside a page, in its colors, or as a file of its own.
+"""Charts as SVG, inside a page or as a separate file.
 
 In: a :class:`~topwork.blocks.Chart` or :class:`~topwork.blocks.Bars`. Out: markup. Each point has a ``<title>`` with its
-numbers, which browsers show as a tooltip. No drawing library: a run of a few seconds must not wait for one, and text stays text.
+numbers, which browsers show as a tooltip. No plotting library: importing one would take too long, and text stays text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STYLE = Path(__file__).parent / "static" / "chart.css"
 
 @dataclass(frozen=True)
 class Axis:
-    """From values to positions: ``low`` goes to ``start``, ``high`` to ``end``; by logarithm if asked."""
+    """Maps values to positions: ``low`` to ``start``, ``high`` to ``end``; optionally logarithmic."""
 
     low: float
     high: float
@@ -38,7 +38,7 @@ class Axis:
     is_log: bool = False
 
     def __call__(self, value: float) -> float:
-        """The position of a value; values outside of the axis are put at its end."""
+        """The position of a value; values outside the axis are clipped."""
         low, high, at = self.low, self.high, min(max(value, self.low), self.high)
         if self.is_log:
             low, high, at = (math.log(max(v, 1e-300)) for v in (low, high, at))
@@ -80,7 +80,7 @@ def stand_alone(block: Chart | Bars) -> str:
 
 
 def legend(block: Chart | Bars) -> list[tuple[str, str]]:
-    """Name and style class of each series, if a reader needs them."""
+    """Name and style class of each series, if a legend is needed."""
     if isinstance(block, Bars):
         return []
     named = [(series, number) for number, series in enumerate(block.series) if series.name]
@@ -223,7 +223,7 @@ def _style(series: Series, number: int) -> str:
 
 
 def _bars(block: Bars) -> Iterator[Markup]:
-    """Bars from zero if shares are low, else dots over an axis that starts at a round share below the lowest."""
+    """Bars from zero if shares are low, else dots on an axis that starts at a round value below the lowest."""
     lows = [share.value if share.low is None else share.low for _, share in block.rows]
     highs = [share.value if share.high is None else share.high for _, share in block.rows]
     low, high = min(v or 0.0 for v in lows), max(v or 0.0 for v in highs)

@@ -1,4 +1,4 @@
-"""The page of ``topwork examine``: what the model relies on, one verdict on top, then numbers and pictures.
+"""The page of ``topwork examine``: the verdict, then effects with example images.
 
 In: an examination and its images. Out: one page. Numbers and sentences come from ``evaluation/examine.py``.
 """
@@ -162,7 +162,7 @@ def _effect(effect: Effect, examined: Examined, pictures: Pictures) -> list[Bloc
 
 
 def _pictures(examined: Examined) -> Pictures:
-    """The example images after a change, as the network sees them, cut to what can be shown; None if a file is gone."""
+    """The example images after a change, as network input, clipped to 0..255; None if a file is gone."""
     spec, positions = examined.classifier.backbone.spec, examined.examination.example_rows
 
     def load(some: InputSpec) -> Pixels:

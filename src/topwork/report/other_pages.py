@@ -1,7 +1,7 @@
 """The pages of ``compare``, ``compare-domains`` and ``study``, and the chart of ``lr-range``.
 
-In: what the commands found. Out: pages of the same blocks as the report; studies also write their numbers and charts as
-files, for slides and notes.
+In: the results of the commands. Out: pages with the same blocks as the report; studies also write numbers and charts as
+files.
 """
 
 from __future__ import annotations
@@ -207,10 +207,10 @@ def _share(figure: dict[str, float] | None) -> Share | None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes the folder for pages; a study takes minutes, so what cannot be written is said before it.
+    """Creates and checks the output folder before a study, which takes minutes.
 
     Raises:
-        TopworkError: it cannot be made or written to.
+        TopworkError: it cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Pages: one self-contained HTML file from sections of blocks, the same frame, look and script for each of them.
+"""Pages: one self-contained HTML file from sections of blocks, with a common layout, style and script.
 
-In: :class:`~topwork.blocks.Section`. Out: a page that needs no network, shows every number without its script, and runs
-nothing but its own script (by hash, under a strict content policy). All text is escaped by the templates.
+In: :class:`~topwork.blocks.Section`. Out: a page that needs no network, shows every number without JavaScript, and runs
+only its own script (a strict content security policy with a hash). The templates escape all text.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def render_page(
     """The page as text.
 
     Args:
-        kind: what the page is, next to the name of the program: "report", "scan".
-        pictures: of the rows that tiles name; tiles may also hold their pictures.
-        for_script: data that the script of the confusion matrix needs.
+        kind: the kind of page, next to the name of the program: "report", "scan".
+        pictures: by row, for tiles that refer to rows.
+        for_script: data for the script of the confusion matrix.
     """
     script, style = _static(SCRIPT), "".join(_static(name) for name in STYLES)
     missing = [
@@ -71,7 +71,7 @@ def render_page(
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Writes a text file atomically, and makes its folder.
+    """Writes a text file atomically, and creates its folder.
 
     Raises:
         TopworkError: the file cannot be written.
@@ -84,7 +84,7 @@ def write_page(path: Path, page: str) -> Path:
 
 
 def prepare() -> None:
-    """Compiles the templates, a third of a second; the command line does it on a thread while the network runs."""
+    """Compiles the templates, which takes a third of a second; the command line does it in a thread."""
     for name in environment().list_templates():
         environment().get_template(name)
 
@@ -115,7 +115,7 @@ def _static(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Allows this style, this script and pictures inside the page; nothing else, from nowhere."""
+    """A content security policy that allows only this style, this script and inline pictures."""
 
     def digest(text: str) -> str:
         return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

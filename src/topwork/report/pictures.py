@@ -1,7 +1,7 @@
 """Thumbnails for pages: JPEG data URIs of bounded size and number.
 
-Sections ask an :class:`Album` for what they will show; it is made once, on threads, the important ones first. An image
-that is gone, has changed since the run, or no longer fits the page becomes a :class:`Picture` with the reason instead.
+Sections request images from an :class:`Album`, which creates them in threads, the most important ones first. An image
+that is gone, has changed since the run, or does not fit the page becomes a :class:`Picture` with the reason.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ class Album:
     """The pictures a page asks for.
 
     Attributes:
-        uses: how often the page's own HTML shows each row; 0 if only its script does.
-        order: rows by how early they were wanted (the lower, the more important).
+        uses: how often the HTML shows each row; 0 if only the script does.
+        order: rows by importance (lower is more important).
     """
 
     uses: dict[int, int] = field(default_factory=dict)
     order: dict[int, int] = field(default_factory=dict)
 
     def want(self, row: int, importance: int, in_page: bool = True) -> int:
-        """Asks for one row, and gives it back.
+        """Requests one row, and returns it.
 
         Args:
-            importance: rows with a lower number are kept when the page would grow too large.
+            importance: rows with a lower number are kept if the page would be too large.
         """
         self.order[row] = min(importance, self.order.get(row, importance))
         self.uses[row] = self.uses.get(row, 0) + in_page
         return row
 
     def make(self, manifest: Manifest, max_characters: int = MAX_CHARACTERS) -> dict[int, Picture]:
-        """Every picture asked for, by row."""
+        """Every requested picture, by row."""
         rows = sorted(self.order, key=lambda row: (self.order[row], row))
         side = next(side for n, side in SIDES if len(rows) <= n)
         pictures = dict.fromkeys(rows, Picture(None, problem="omitted to keep this page small"))
@@ -65,7 +65,7 @@ class Album:
 
 
 def make_picture(manifest: Manifest, row: int, side: int = SIDES[1][1]) -> Picture:
-    """The picture of one image, its long side at most ``side`` pixels; never raises for what is wrong with a file."""
+    """The picture of one image, its long side at most ``side`` pixels; a bad file becomes a ``problem``."""
     try:
         return _as_picture(*small_jpeg(manifest, row, side))
     except ImageError as error:
@@ -89,7 +89,7 @@ def small_jpeg(manifest: Manifest, row: int, side: int, quality: int = QUALITY) 
     """One image as a JPEG whose long side has at most ``side`` pixels, its width and height.
 
     Raises:
-        ImageError: it cannot be shown, with the reason.
+        ImageError: it cannot be shown.
     """
     sample = manifest.samples[row]
     long, short = max(sample.width, sample.height), min(sample.width, sample.height)

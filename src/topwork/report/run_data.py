@@ -1,7 +1,6 @@
-"""Reads everything a page may show about a run from its folder.
+"""Reads the data of a report from a run folder.
 
-Not here: what is made of it (``sections``, ``summary``), the images themselves (``pictures``). Nothing is computed
-again that the folder already holds; logits are read for the evaluated parts only.
+Nothing in the folder is computed again; logits are read for the evaluated parts only.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Record:
         model: ``model/topwork.json``; empty if it is gone.
         history: one record per line of ``history.jsonl``: trials of the cross-validation, or epochs.
         part_of: (N,) ``train``, ``valid``, ``test`` or "" for each sample of the manifest.
-        predictions: answers by held-out part, if it holds images; what counts most comes first.
+        predictions: by held-out part with images; the main part first.
     """
 
     folder: Path
@@ -57,7 +56,7 @@ class Record:
 
     @property
     def name(self) -> str:
-        """What the data are called: the name of their folder or table."""
+        """The name of the data: that of its folder or table."""
         path = str(self.settings.get("path") or self.manifest.root)
         return Path(path).stem or path
 
@@ -69,7 +68,7 @@ class Record:
 
     @property
     def main_part(self) -> str | None:
-        """The part whose figures come first: test, else valid, else none."""
+        """The main part: test, else valid, else none."""
         return next(iter(self.predictions), None)
 
     @cached_property
@@ -83,7 +82,7 @@ class Record:
 
     @cached_property
     def insights(self) -> dict[str, Any]:
-        """The content of ``insights.json``; empty if a run has none that can be read."""
+        """The content of ``insights.json``; empty if missing or unreadable."""
         try:
             return read_json(self.folder / "insights.json")
         except (OSError, ValueError):
@@ -96,7 +95,7 @@ class Record:
         return read_json(path) if path.is_file() else None
 
     def confusion(self, part: str) -> Counter[tuple[int, int]]:
-        """Count of each (true, predicted) pair of labels that occurs."""
+        """Count of each (true, predicted) pair of labels."""
         own = self.predictions[part]
         return Counter(zip(own.labels.tolist(), own.predicted.tolist(), strict=True))
 
@@ -106,7 +105,7 @@ def read_record(run: Path) -> Record:
 
     Raises:
         UsageError: no finished run there.
-        TopworkError: a file of it is damaged, with its name.
+        TopworkError: a file is damaged.
     """
     if not (run / "evaluation.json").is_file():
         raise UsageError(f"{escape(str(run))}: no finished run here (no evaluation.json). topwork fit creates one.")
@@ -141,7 +140,7 @@ def read_record(run: Path) -> Record:
 
 
 def _if_there(path: Path) -> dict[str, Any]:
-    """``topwork evaluate --out`` writes neither recipe nor split nor history."""
+    """Reads a file that ``topwork evaluate --out`` does not write."""
     return read_json(path) if path.is_file() else {}
 
 

@@ -1,7 +1,7 @@
-"""``RUN/report.html``: the report of a run, from what its folder holds.
+"""``RUN/report.html``: the report of a run, from the files in its folder.
 
-In: a run folder, and the images if they are still there. A new section is a function in a file of ``sections`` that returns
-blocks, and a line in ``SECTIONS``; the page and the Markdown report both render it.
+In: a run folder, and the images if they still exist. A new section is a function in ``sections`` that returns blocks,
+and a line in ``SECTIONS``; the HTML and the Markdown report both render it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Record, Album], list[Block]]], ...] = 
     ("settings", "Settings", settings),
 )
 
-ABOUT_ANSWERS = ("errors", "heatmaps", "confidence", "labels")  # of an adapted run these are about its source
+ABOUT_ANSWERS = ("errors", "heatmaps", "confidence", "labels")  # for an adapted run, these are about the source
 
 
 def write_report(run: Path) -> Path:
@@ -70,7 +70,7 @@ def render(record: Record) -> str:
 
 
 def sections_of(record: Record, album: Album) -> list[Section]:
-    """The sections that have something to say about this run."""
+    """The sections of this run that are not empty."""
     about = ", source" if record.domains is not None else ""
     found = [
         Section(name, title + about if name in ABOUT_ANSWERS else title, make(record, album))
@@ -82,7 +82,7 @@ def sections_of(record: Record, album: Album) -> list[Section]:
 def _for_script(
     record: Record, sections: Sequence[Section], album: Album, pictures: Mapping[int, Picture]
 ) -> dict[str, Any]:
-    """What the matrix needs to show the images of a cell; pictures that are in the page already are found there."""
+    """Data to show the images of a matrix cell; pictures already in the page are reused."""
     parts: dict[str, Any] = {}
     images: dict[int, list[Any]] = {}
     for values in _matrices([block for section in sections for block in section.blocks]):

@@ -1,6 +1,6 @@
 """The page of ``topwork scan --report``.
 
-In: what a scan found, and the images. Out: one page. Numbers come from ``evaluation/dataset_summary.py``.
+In: the results of a scan, and the images. Out: one page. Numbers come from ``evaluation/dataset_summary.py``.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def size_chart(manifest: Manifest) -> Chart:
 
 
 def aspect_chart(manifest: Manifest) -> Chart:
-    """How many images have which ratio of width to height; bins are even on the logarithm."""
+    """Histogram of the ratio of width to height; bins are logarithmic."""
     values = np.log2([sample.width / sample.height for sample in manifest.samples])
     reach = min(3.0, max(1.0, math.ceil(2 * float(abs(values).max())) / 2))
     counts, edges = np.histogram(np.clip(values, -reach, reach), bins=31, range=(-reach, reach))
@@ -232,7 +232,7 @@ def _outliers(manifest: Manifest, found: Overview, album: Album) -> list[Block]:
 
 
 def _views(surveyed: Surveyed, augment: Pipeline, seed: int) -> list[Block]:
-    """One image of each of some classes: what the network sees in prediction, and in training."""
+    """One image from each of some classes: the network's input in prediction, and in training."""
     manifest, spec = surveyed.manifest, surveyed.spec
     first: dict[str, int] = {}
     for row in np.random.default_rng(seed).permutation(len(manifest.samples)).tolist():

@@ -16,9 +16,9 @@ from topwork.report.pictures import Album
 from topwork.report.run_data import Record
 from topwork.text import count, escape, percent, points, quoted
 
-MIN_CLASSES = 5  # for accuracy against images of a class
+MIN_CLASSES = 5  # for accuracy by class size
 MAX_DOTS = 1000
-MAX_POINTS = 200  # of a curve
+MAX_POINTS = 200  # per curve
 WANTED_RECALLS = (0.9, 0.95, 0.99)
 
 
@@ -80,7 +80,7 @@ def _abstention(record: Record) -> list[Block]:
 
 
 def rules(thresholds: dict[str, Any]) -> list[str]:
-    """When an answer is ambiguous or unknown, in words."""
+    """The rules for ambiguous and unknown, in words."""
     said = []
     if thresholds.get("target_precision") is not None:
         met = {"about": "; estimated on few images", "no": "; no threshold achieves it"}
@@ -109,7 +109,7 @@ def rules(thresholds: dict[str, Any]) -> list[str]:
 
 
 def _two_classes(part: str, predictions: Predictions) -> list[Block]:
-    """ROC and precision-recall curve of the positive class, and thresholds for a wanted recall."""
+    """ROC and precision-recall curve of the positive class, and thresholds for a target recall."""
     if predictions.n_classes != 2:
         return []
     is_positive, scores = positive_scores(predictions)
@@ -139,13 +139,13 @@ def _two_classes(part: str, predictions: Predictions) -> list[Block]:
 
 
 def _threshold_in_use(predictions: Predictions) -> float:
-    """The score from which the positive class is given: 0 for the more probable one."""
+    """The score threshold of the positive class; 0 for the more probable class."""
     limits, positive = predictions.task.limits(2), predictions.task.positive
     return math.log(float(limits[positive]) / float(limits[1 - positive]))
 
 
 def _curve(name: str, x: Floats, y: Floats, thresholds: Floats, in_use: float) -> Series:
-    """Points, thinned out if there are many, each with its threshold as a probability; the one in use has a ring."""
+    """Points, subsampled if there are many, each with its threshold as a probability; the one in use has a ring."""
     kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).round().astype(int)).tolist()
     at = max(0, int((thresholds >= in_use).sum()) - 1)
     mark = (float(x[at]), float(y[at]))
@@ -162,7 +162,7 @@ def _probability(score: float) -> float:
 
 
 def _threshold_rows(scores: Floats, is_positive: Any, in_use: float) -> tuple[tuple[Any, ...], ...]:
-    """The threshold in use, then the highest that reaches each wanted recall."""
+    """The threshold in use, then the highest threshold for each target recall."""
     positive = np.sort(scores[is_positive])[::-1]
     chosen = [in_use]
     for recall in WANTED_RECALLS:
@@ -198,7 +198,7 @@ def _learning_curve(record: Record) -> list[Block]:
 
 
 def _class_sizes(record: Record) -> list[Block]:
-    """Recall of each class against its training images, and whether the two go together."""
+    """Recall of each class by number of training images, and their correlation."""
     part = record.main_part
     if part is None or record.manifest.multi_label or len(record.manifest.classes) < MIN_CLASSES:
         return []

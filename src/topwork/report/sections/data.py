@@ -1,4 +1,4 @@
-"""Data: images used and rejected, images of each class by part, examples, and what looked odd."""
+"""Data: used and rejected images, images per class and part, examples, and notes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def data(record: Record, album: Album) -> list[Block]:
 
 
 def _facts(record: Record) -> list[tuple[str, str, str]]:
-    """Label, value and remark of each tile."""
+    """Label, value and note of each tile."""
     manifest = record.manifest
     samples = manifest.samples
     widths, heights = np.array([s.width for s in samples]), np.array([s.height for s in samples])
@@ -71,7 +71,7 @@ def _classes(record: Record) -> Table:
 
 
 def examples(manifest: Manifest, rows: Mapping[str, Sequence[int]], album: Album) -> list[Block]:
-    """Some images of each class, from its rows; always the same ones."""
+    """Some images of each class; always the same ones."""
     n_classes = len(manifest.classes)
     n_each = 6 if n_classes <= 12 else 4 if n_classes <= 40 else 2 if n_classes <= 100 else 1
     cards, counts = [], manifest.counts
@@ -87,7 +87,7 @@ def examples(manifest: Manifest, rows: Mapping[str, Sequence[int]], album: Album
 
 
 def rejected(manifest: Manifest) -> list[Block]:
-    """The files that could not be used, with the reason; nothing if there are none."""
+    """Rejected files with the reason; nothing if there are none."""
     rejects = manifest.rejects
     if not rejects:
         return []

@@ -27,12 +27,12 @@ from topwork.report.run_data import Record
 from topwork.text import count, escape, percent, points
 
 MAX_CLASSES = 200
-N_COLORED = 11  # classes with a color of their own in a map; the others are gray
+N_COLORED = 11  # colored classes in a map; the others are gray
 N_OPEN = 8
 
 
 def domains(record: Record, _album: Album) -> list[Block]:
-    """Nothing for a run that was not adapted."""
+    """The section; nothing if the run was not adapted."""
     found = record.domains
     if found is None:
         return []
@@ -70,7 +70,7 @@ def _accuracies(record: Record, found: dict[str, Any]) -> Table:
 
 
 def _asked(found: dict[str, Any]) -> list[Block]:
-    """What labeling the images of ``ask.csv`` should bring, if any were asked for."""
+    """The expected gain from labeling the images in ``ask.csv``, if requested."""
     asked = found.get("asked")
     if not asked or not asked.get("n"):
         return []
@@ -88,8 +88,8 @@ def domain_map(
 
     Args:
         positions: (x, y, class) by domain.
-        rings: what the class of a target image is.
-        names: of the classes. The largest get a color of their own, the others are gray.
+        rings: whether target classes are labels or predictions.
+        names: class names. The largest classes are colored, the others are gray.
     """
     counts = Counter(int(label) for _, _, label in (*positions["source"], *positions["target"]) if label >= 0)
     largest = sorted(counts, key=lambda label: (-counts[label], label))[: N_COLORED + (len(counts) == N_COLORED + 1)]
@@ -159,7 +159,7 @@ def _tried(choice: dict[str, Any]) -> list[Block]:
 
 
 def distance_text(distance: dict[str, Any]) -> str:
-    """Whether the domains differ, with the measures."""
+    """A sentence on whether the domains differ."""
     p_value = distance["p_value"]
     clear = "differ significantly" if p_value < 0.01 else "do not differ significantly"
     p = "p < 0.01" if p_value < 0.01 else f"p = {p_value:.2f}"

@@ -29,16 +29,16 @@ from topwork.report.run_data import Record
 from topwork.report.sections.summary import CONFIDENT, figures_of
 from topwork.text import count, decimal, escape, percent
 
-MAX_MATRIX = 40  # classes in the matrix; with more, those with most errors
+MAX_MATRIX = 40  # classes in the matrix; with more, those with the most errors
 MAX_CLASSES = 1000  # in the table of classes
-MAX_MISTAKES = (300, 100)  # pictures of errors of the part that comes first, and of the other
+MAX_MISTAKES = (300, 100)  # pictures of errors of the main part, and of the other
 MAX_PAIRS = 8
 MAX_IN_CELL = 60
 N_OPEN = 8  # errors that are open at first
 
 
 def errors(record: Record, album: Album) -> list[Block]:
-    """The part that counts most, then the other behind a fold."""
+    """The main part, then the other behind a fold."""
     blocks: list[Block] = []
     for number, part in enumerate(record.predictions):
         make = _part_of_several_labels if record.manifest.multi_label else _part
@@ -87,7 +87,7 @@ def _matrix(record: Record, part: str, album: Album) -> Special:
 
 
 def matrix_values(classes: Sequence[str], cells: dict[tuple[int, int], int]) -> dict[str, Any]:
-    """Rows of the matrix; with many classes, only those in most errors."""
+    """Rows of the matrix; with many classes, only those with the most errors."""
     n_true: Counter[int] = Counter()
     n_mistakes: Counter[int] = Counter()
     for (true, predicted), n in cells.items():
@@ -110,13 +110,13 @@ def matrix_values(classes: Sequence[str], cells: dict[tuple[int, int], int]) -> 
 def _cell(true: int, predicted: int, n: int, n_true: int) -> dict[str, Any]:
     """One cell: its count, share of the true class, and color: ``d`` right or ``e`` wrong with a level 1..8."""
     share = n / n_true if n_true else 0.0
-    strength = share if true == predicted else share**0.5  # rare errors must still be seen
+    strength = share if true == predicted else share**0.5  # rare errors must be visible
     color = f"{'d' if true == predicted else 'e'}{max(1, round(8 * strength))}" if n else "z"
     return {"true": true, "predicted": predicted, "n": n, "share": percent(share), "color": color}
 
 
 def _in_cells(predictions: Predictions, labels: Sequence[int], album: Album) -> dict[str, list[int]]:
-    """Rows of the manifest to show for each cell, ``"true,predicted"``; the most confident answers first.
+    """Rows of the manifest for each cell, ``"true,predicted"``, the most confident first.
 
     Args:
         labels: those in the matrix.
@@ -134,12 +134,12 @@ def _in_cells(predictions: Predictions, labels: Sequence[int], album: Album) -> 
         if true == predicted and len(rows) < n_each:
             rows.append(album.want(row, RIGHT_ANSWER, in_page=False))
         elif true != predicted and len(rows) < MAX_IN_CELL:
-            rows.append(row)  # its picture is asked for by the gallery of wrong predictions
+            rows.append(row)  # the gallery of wrong predictions requests its picture
     return chosen
 
 
 def _pairs(classes: Sequence[str], cells: dict[tuple[int, int], int]) -> list[Block]:
-    """The most confused pairs, if there are more classes than the matrix shows at a glance."""
+    """The most confused pairs, if there are many classes."""
     n_true: Counter[int] = Counter()
     for (true, _), n in cells.items():
         n_true[true] += n
@@ -158,7 +158,7 @@ def _pairs(classes: Sequence[str], cells: dict[tuple[int, int], int]) -> list[Bl
 
 
 def _class_table(evaluation: dict[str, Any], part: str) -> Block:
-    """One row per class, the lowest recall first; classes without images in the part last."""
+    """One row per class, lowest recall first; classes without images last."""
     spans, rows = evaluation.get("per_class_intervals", {}), []
     for name, scores in evaluation["per_class"].items():
         found = spans.get(name, {})
@@ -237,7 +237,7 @@ def _label_table(evaluation: dict[str, Any], predictions: Predictions, part: str
 
 
 def _gap(predictions: Predictions, position: int) -> float:
-    """How far the worst label is on the wrong side of its threshold."""
+    """Largest distance of a wrong label from its threshold."""
     stated = predictions.probabilities[position]
     is_wrong = predictions.truth[position] != predictions.given[position]
     return float(np.abs(stated - predictions.task.limits(predictions.n_classes))[is_wrong].max())

@@ -1,4 +1,4 @@
-"""Heatmaps: where the evidence for a class lies, on errors and right answers, next to the most similar training images."""
+"""Heatmaps of errors and correct predictions, with the most similar training images."""
 
 from __future__ import annotations
 

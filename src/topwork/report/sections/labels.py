@@ -16,7 +16,7 @@ N_OPEN = 4
 
 
 def label_errors(record: Record, album: Album) -> list[Block]:
-    """Suspects, outliers, repeats; nothing if labels were not checked."""
+    """Likely label errors, outliers, repeated images; nothing if labels were not checked."""
     insights = record.insights
     if not insights.get("n_audited"):
         return []

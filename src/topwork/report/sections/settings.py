@@ -1,4 +1,4 @@
-"""Settings: how to use the model and repeat the run, what was requested and used, times and versions."""
+"""Settings: commands to use the model and repeat the run, requested and used settings, times and versions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def settings(record: Record, _album: Album) -> list[Block]:
 
 
 def _of_evaluation(record: Record) -> list[Block]:
-    """What ``topwork evaluate --out`` stored of its command."""
+    """The command of ``topwork evaluate --out``."""
     command = record.settings.get("command")
     again = _titled("Run it again", " ".join(quote(str(word)) for word in command)) if command else []
     return [*again, Fold("Time and versions", [Beside(([_times(record)], [_versions(record)])), _identity(record)])]
@@ -62,7 +62,7 @@ def python_code(model: str) -> str:
 
 
 def _requested(record: Record) -> list[tuple[str, str, str]]:
-    """Name, requested, used; what nobody can request has a dash."""
+    """Name, requested, used; a dash if it is not a setting."""
     asked, recipe = record.settings.get("settings", {}), record.recipe
     head, spec = recipe.get("head", {}), recipe.get("preprocessing", {})
     penalty = "" if head.get("penalty") is None else f", regularization {head['penalty']}"

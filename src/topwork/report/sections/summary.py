@@ -1,6 +1,6 @@
 """Result: the headline metric, what it means in a few sentences, and the next step.
 
-A class is called weak and a pair confused only if chance alone would hardly do it; otherwise the sentence says so.
+Weak classes and confused pairs are mentioned only if they are statistically significant.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from topwork.report.pictures import Album
 from topwork.report.run_data import Record
 from topwork.text import count, decimal, escape, percent, points, quoted
 
-CONFIDENT = 0.9  # a mistake stated with at least this probability is a confident one
+CONFIDENT = 0.9  # an error with at least this probability is confident
 WORTHWHILE = 0.005  # expected gain in accuracy from which advice becomes the next step
 MORE = ("Cross-entropy", "Average precision", "Hamming loss")  # metrics behind the fold
 OUTCOMES = {
@@ -32,7 +32,7 @@ OUTCOMES = {
 
 @dataclass(frozen=True)
 class Headline:
-    """The figure on top: its name, the share with its interval, its basis, what to compare it with, the interval's name."""
+    """The headline: name, value with interval, basis, baseline, and name of the interval."""
 
     label: str
     share: Share
@@ -60,7 +60,7 @@ def summary(record: Record, _album: Album) -> list[Block]:
 
 
 def _further_figures(record: Record) -> list[Figure]:
-    """The metrics next to the headline; of an adapted run those of the target, if it has labels."""
+    """The metrics next to the headline; for an adapted run, those of the target, if it has labels."""
     if record.domains is not None:
         return figures_of(record.evaluation["target"])[1:] if record.evaluation.get("target") else []
     part = record.main_part
@@ -72,7 +72,7 @@ def _interval(headline: Headline) -> str:
 
 
 def headline_of(record: Record) -> Headline | None:
-    """Of an adapted run the target's accuracy; else that of the main part, without leaked images if there are any."""
+    """For an adapted run, the target's accuracy; else that of the main part, without leaked images."""
     domains = record.domains
     if domains is not None:
         measured = record.evaluation.get("domains", {}).get("target")
@@ -109,13 +109,13 @@ def _noun(record: Record) -> str:
 
 
 def without_leaks(record: Record, part: str) -> dict[str, Any] | None:
-    """The figures of a part without the images that train has, too; None if there are none or nothing is left."""
+    """The metrics of a part without leaked images; None if there are none or nothing is left."""
     found = record.evaluation.get(f"{part}_without_leaks")
     return found if found and found.get("n") and found["accuracy"]["value"] is not None else None
 
 
 def figures_of(evaluation: dict[str, Any], base: float | None = None) -> list[Figure]:
-    """The metrics of a part with their intervals; accuracy first, with a mark at ``base``."""
+    """The metrics of a part with intervals; accuracy first, with a mark at ``base``."""
     rows = []
     for metric in metrics_of(evaluation):
         found = metric.figure(evaluation)
@@ -140,7 +140,7 @@ def _hint(key: str, hint: str, evaluation: dict[str, Any]) -> str:
 
 
 def sentences(record: Record) -> list[str]:
-    """What was trained, where it is weak, what the parts were used for, what to do next."""
+    """Sentences on what was trained, its weaknesses, the use of the parts, and the next step."""
     if record.domains is not None:
         return [_adapted(record, record.domains), _trained(record)]
     part = record.main_part
@@ -227,7 +227,7 @@ def weakest_class(record: Record, part: str) -> tuple[str, int, int, float] | No
     """The class whose number of correct predictions is least likely if all classes had the same accuracy.
 
     Returns:
-        name, images right, images, and the chance that any of the classes comes out this low; None without a mistake.
+        name, number correct, number of images, and the probability that any class is this low; None without errors.
     """
     classes, cells = record.evaluation[part]["classes"], record.confusion(part)
     n, n_right = np.zeros(len(classes), np.int64), np.zeros(len(classes), np.int64)
@@ -240,7 +240,7 @@ def weakest_class(record: Record, part: str) -> tuple[str, int, int, float] | No
     rows = []
     for label in np.flatnonzero(n).tolist():
         n_others = all_n - int(n[label])
-        # Laplace's rule: others without a mistake are not perfect.
+        # Laplace's rule: classes without errors are not perfect.
         share = (all_right - int(n_right[label]) + 1) / (n_others + 2)
         rows.append((binomial_cdf(int(n_right[label]), int(n[label]), share), n_right[label] / n[label], label))
     chance, _, label = min(rows)
@@ -290,7 +290,7 @@ def _used_for(record: Record) -> str:
 
 
 def next_step(record: Record) -> str:
-    """The best advice of the run, if its gain is worth the time; else what makes the results more reliable."""
+    """The best advice of the run, if the gain is worthwhile; else advice for more reliable results."""
     found = advice_of(record.insights)
     best = [item for item in found if item.gain and item.gain[0] >= WORTHWHILE] + [i for i in found if not i.gain]
     if not best:

@@ -1,4 +1,4 @@
-"""Training: the curves of fine-tuning, the layers that were trained, and the classifiers that were tried."""
+"""Training: fine-tuning curves, trained layers, and the classifiers tried."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from topwork.report.pictures import Album
 from topwork.report.run_data import Record
 from topwork.text import count, decimal, escape
 
-MAX_ROWS = 500  # of the trials
+MAX_ROWS = 500  # of trials
 VISIBLE = 0.05  # of the height of a chart
 CHOSEN = {
     "plain": "Used the simple classifier; nothing more complex was clearly better in cross-validation.",
@@ -21,7 +21,7 @@ CHOSEN = {
 
 
 def training(record: Record, _album: Album) -> list[Block]:
-    """Fine-tuning first if there was any; the search for the classifier behind a fold."""
+    """Fine-tuning first, if any; the search for the classifier behind a fold."""
     curves = epoch_charts(record.history)
     blocks: list[Block] = [Text(text) for text in _decided(record)]
     if curves:
@@ -39,13 +39,13 @@ def _decided(record: Record) -> list[str]:
 
 
 def head_of(record: Record) -> dict[str, Any]:
-    """What the recipe says about the classifier on top of the network."""
+    """A description of the classifier from the recipe."""
     found: dict[str, Any] = record.recipe.get("head") or {}
     return found
 
 
 def stage_table(stages: Sequence[dict[str, Any]]) -> Table:
-    """What fine-tuning trained, at which peak rate; with LoRA the parameters of the adapters."""
+    """Trained layers with their peak rates; with LoRA, the parameters of the adapters."""
     rows = tuple(
         (
             escape(str(row["stage"])),
@@ -101,7 +101,7 @@ def _trial_row(trial: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def trial_charts(trials: Sequence[dict[str, Any]]) -> list[Chart]:
-    """Accuracy and cross-entropy against the penalty, a line for each candidate; nothing if there is one trial."""
+    """Accuracy and cross-entropy by penalty, one line per candidate; nothing for a single trial."""
     if len({trial["penalty"] for trial in trials}) < 2:
         return []
     return [
@@ -124,14 +124,14 @@ def _trial_series(trials: Sequence[dict[str, Any]], key: str) -> list[Series]:
         points = tuple(sorted((float(trial["penalty"]), float(trial[key])) for trial in tried))
         mark = (float(chosen["penalty"]), float(chosen[key])) if chosen else None
         series.append(Series(escape(candidate), points, mark=mark, color=1 if chosen else color, is_strong=chosen is not None))  # fmt: skip
-    return sorted(series, key=lambda one: one.is_strong)  # the chosen one is drawn last, over the others
+    return sorted(series, key=lambda one: one.is_strong)  # the chosen one is drawn last, on top
 
 
 # ---- epochs
 
 
 def epoch_charts(history: Sequence[dict[str, Any]]) -> list[Chart]:
-    """Curves of fine-tuning: losses, accuracy and learning rate, as far as the records hold them.
+    """Curves of fine-tuning: losses, accuracy and learning rate, if recorded.
 
     Args:
         history: records with ``epoch`` and any of ``train_loss``, ``valid_loss``, ``valid_calibrated_loss``,
@@ -159,7 +159,7 @@ def _epoch_series(history: Sequence[dict[str, Any]], name: str, color: int) -> S
 
 
 def _step_series(history: Sequence[dict[str, Any]]) -> list[Series]:
-    """The schedule as it was: the rate over the steps, of the stage with the highest and the one with the lowest rate.
+    """The learning rate by step, for the stages with the highest and the lowest rate.
 
     Records hold ``curve``: (position in epochs, loss, factor on the rates), and ``rates``: the peak rate of each stage.
     """
@@ -167,7 +167,7 @@ def _step_series(history: Sequence[dict[str, Any]]) -> list[Series]:
     if not peaks:
         return []
     highest, lowest = (pick(peaks, key=lambda stage: peaks[stage]) for pick in (max, min))
-    # a line at a hundredth of the axis shows nothing; the table of layers has its number
+    # invisible at a hundredth of the axis; the table of layers has its rate
     ends = dict.fromkeys([highest, lowest] if peaks[lowest] > VISIBLE * peaks[highest] else [highest])
     series = []
     for number, stage in enumerate(ends, start=1):
