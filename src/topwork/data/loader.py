@@ -1,7 +1,7 @@
 """Reads, hashes, decodes and resizes many images at once, in order, with bounded memory.
 
 In: a Listing and, optionally, a visitor that wants input-sized pixels (the embedder). Out: one :class:`Loaded` for each
-entry, in the order of the entries. What is known about a content hash is not worked out again.
+entry, in the order of the entries. Known content hashes are not processed again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from topwork.data.traits import VIEW, Traits, TraitStore, traits_of
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input
 from topwork.errors import ImageError
 
-CHECK_SIDE = 64  # a check still decodes to the last row, but need not keep more pixels than this
+CHECK_SIDE = 64  # minimum side for checks, which decode to the last row anyway
 _FACTS_PER_SHARD = 5000
 
 
@@ -35,10 +35,10 @@ class Visitor(Protocol):
     spec: InputSpec
 
     def wants(self, content_hash: str) -> bool:
-        """Whether these contents are new to the visitor. Called from several threads."""
+        """Whether the visitor needs these contents; called from several threads."""
 
     def take(self, content_hash: str, pixels: Pixels) -> None:
-        """Receives uint8 (height, width, 3). Called from one thread, in order."""
+        """Receives uint8 (height, width, 3); called from one thread, in order."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ Loader = Callable[..., Iterator[Loaded]]  # with the arguments of load_images
 
 
 class FactsStore:
-    """What is known about image contents: facts, or the reason they are no image. Keyed by content hash."""
+    """Facts about image contents, or the reason for rejection, by content hash."""
 
     def __init__(self, cache: Path) -> None:
         self.folder = cache / f"facts-{DECODER_VERSION}"
@@ -76,7 +76,7 @@ class FactsStore:
                     self._known[key] = reason
 
     def get(self, content_hash: str) -> ImageFacts | str | None:
-        """Facts, the reason against it, or None if the content is new."""
+        """Facts, the reason for rejection, or None if the content is new."""
         return self._known.get(content_hash)
 
     def hashes(self) -> Iterator[str]:
@@ -84,7 +84,7 @@ class FactsStore:
         return iter(self._known)
 
     def put(self, content_hash: str, value: ImageFacts | str) -> None:
-        """Keeps facts or a reason; written now and then, and by ``flush``."""
+        """Adds facts or a reason; written periodically, and by ``flush``."""
         if content_hash not in self._known:
             if not self._new:
                 check_writable(self.folder)
@@ -94,7 +94,7 @@ class FactsStore:
                 self.flush()
 
     def flush(self) -> None:
-        """Writes what is new as one shard."""
+        """Writes new entries as one shard."""
         if self._new:
             rows = [self._row(key) for key in self._new]
             append_shard(self.folder, pa.Table.from_pylist(rows, schema=_facts_schema()))

@@ -1,8 +1,8 @@
 """Splits into train, valid and test: given by the data, or drawn so that groups stay together.
 
-In: a Manifest. Out: a :class:`Split` of row numbers. Groups are exact duplicates, near duplicates and the user's own
-groups; they move as one. Which group goes where depends on the seed and on the content of the images only, never on
-file names or order, so the same images in another layout get the same split.
+In: a Manifest. Out: a :class:`Split` of row numbers. Groups are exact duplicates, near duplicates and the user's
+groups; they are never split. The split depends only on the seed and the content of the images, not on file names or
+order, so the same images in another layout get the same split.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Split(Described):
     """Row numbers of the manifest for each part, sorted by content hash (so that layouts do not matter).
 
     Attributes:
-        given: True when the user's own parts were used.
-        leaks: (row, row) pairs of the same group on two sides of a split that the user gave.
+        given: whether the data's predefined parts were used.
+        leaks: (row, row) pairs of the same group in different parts of a predefined split.
     """
 
     train: NDArray[np.int64]
@@ -49,7 +49,7 @@ class Split(Described):
         }
 
     def parts(self) -> dict[str, NDArray[np.int64]]:
-        """The parts that hold images, by name."""
+        """The non-empty parts, by name."""
         return {name: rows for name in PARTS if len(rows := getattr(self, name))}
 
 

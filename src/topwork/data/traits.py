@@ -1,8 +1,8 @@
 """Image statistics: compression, camera, brightness, sharpness, border, coarse colors.
 
 In: the bytes of a file and its standard view (the whole image squashed to 224 pixels). Out: :class:`Traits`, and for many
-images a :class:`TraitTable` of arrays. They are taken while an image is decoded anyway and kept in the cache by content
-hash, so the scan report, the shortcut check and the search for near duplicates need no second pass over the pixels.
+images a :class:`TraitTable` of arrays. They are computed when an image is decoded and cached by content hash, so the
+scan report, the shortcut check and the search for near duplicates need no second pass over the pixels.
 
 A large photo that was decoded at a reduced scale may give slightly other values than the same photo decoded in full;
 nothing here decides about single images so finely that it matters.
@@ -103,7 +103,7 @@ def traits_of(data: bytes, view: Pixels) -> Traits:
 
 
 class TraitStore(Shards):
-    """Traits on disk by content hash.
+    """Stored traits, by content hash.
 
     Args:
         cache: the cache folder.
@@ -117,7 +117,7 @@ class TraitStore(Shards):
         return content_hash in self._new or super().__contains__(content_hash)
 
     def put(self, content_hash: str, traits: Traits) -> None:
-        """Remembers the traits of one image; written now and then, and by ``flush``."""
+        """Adds the traits of one image; written periodically, and by ``flush``."""
         if content_hash not in self:
             if not self._new:
                 self.check_writable()

@@ -1,11 +1,11 @@
 """Preprocessing: from decoded pixels to the input of the network.
 
 In: uint8 pixels (H, W, 3) of any size and an :class:`InputSpec`. Out: uint8 pixels of exactly the input size.
-Normalization is not here: it is part of the compiled network (see ``features/engine.py``), so uint8 is all that moves.
+Normalization is part of the compiled network (see ``features/engine.py``).
 
-Training, prediction and server all call :func:`fit_to_input`. It never needs torch, because a shipped model must answer
-its first image without importing it. There are two resizers: Pillow's arithmetic, which timm, transformers and the
-exports use, and a quick one that is within one gray level of it (docs/decisions/0001-resizer.md).
+Training, prediction and server all call :func:`fit_to_input`. It does not import torch, so that prediction starts
+quickly. There are two resizers: Pillow's, which timm, transformers and the exports use, and a faster one that differs
+by at most one gray level (docs/decisions/0001-resizer.md).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ MIRRORS: dict[Mirror, tuple[tuple[int, ...], ...]] = {
     "none": ((),),
     "horizontal": ((), (2,)),
     "both": ((), (2,), (1,), (1, 2)),
-}  # axes of (B, H, W, 3) that each position is mirrored along
+}  # axes of (B, H, W, 3) to mirror along
 
 _FILTERS = {"bilinear": FilterType.bilinear, "bicubic": FilterType.catmull_rom}
-_LOCAL = threading.local()  # one Resizer a thread: it keeps scratch buffers and is not safe to share
+_LOCAL = threading.local()  # one Resizer per thread: it is not thread-safe
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class InputSpec:
         interpolation: ``bilinear`` or ``bicubic``, always antialiased.
         mean, std: per channel, for pixels scaled to [0, 1].
         background: RGB fill of ``pad``, 0..255.
-        resizer: ``pillow`` gives the pixels that other programs give, ``quick`` the same within a gray level in a
-            fifth of the time.
+        resizer: ``pillow`` matches other programs; ``quick`` differs by at most one gray level and is five times as
+            fast.
         mirror: which mirrored positions the network sees in addition to the image itself; features are the mean over them
             (test-time augmentation): ``horizontal`` left to right, ``both`` also upside down and both together.
         bands: which bands of a many-band TIFF are red, green and blue, such as ``3,2,1``; "" for other images.
@@ -75,7 +75,7 @@ class InputSpec:
         return 2 * max(self.height, self.width)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; ``mirror`` and ``bands`` only if they say something, so that older records and caches stay valid."""
+        """Plain JSON values; ``mirror`` and ``bands`` only if not empty, so older records and caches stay valid."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         if self.mirror == "none":
             del values["mirror"]
@@ -85,7 +85,7 @@ class InputSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> InputSpec:
-        """Reads what ``as_dict`` wrote; raises TypeError or ValueError for what it does not know."""
+        """Inverse of ``as_dict``; raises TypeError or ValueError for unknown values."""
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         if known.get("mirror", "none") not in MIRRORS:
             raise ValueError(f"mirror: {known['mirror']!r:.40} must be one of {', '.join(MIRRORS)}")

@@ -1,6 +1,6 @@
 """Images without labels, in flat or nested folders, and labels given in a CSV file.
 
-In: a path. Out: the :class:`Rules` under which a scan takes every image, and labels by row of the manifest.
+In: a path. Out: :class:`Rules` for a scan that uses every image, and labels by row of the manifest.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from topwork.errors import UsageError
 from topwork.files import error_reason
 from topwork.text import canonical, escape, first_names
 
-NO_LABEL = "?"  # class name of images whose folders are no classes
-ANY_LABEL = "(.)"  # a label for every file; it means nothing
+NO_LABEL = "?"  # class name of images whose folders are not classes
+ANY_LABEL = "(.)"  # a meaningless label for every file
 COLUMNS = ("path", "label", "suggested", "probability", "reason")
 
 
 def is_flat(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a folder with images directly in it and no folders."""
+    """Whether a path is a folder that directly contains images and no folders."""
     folder = Path(path)
     try:
         return folder.is_dir() and not any(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir())
@@ -34,7 +34,7 @@ def is_flat(path: str | os.PathLike[str]) -> bool:
 
 
 def rules_without_labels(path: str | os.PathLike[str], rules: Rules, is_unlabeled: bool) -> tuple[Rules, bool]:
-    """Rules under which every image is taken, and whether the labels found so mean nothing."""
+    """Rules that use every image, and whether the resulting labels are meaningless."""
     if rules.label_regex is None and (is_unlabeled or is_flat(path)):
         return replace(rules, label_regex=ANY_LABEL), True
     return rules, is_unlabeled

@@ -93,7 +93,7 @@ class LinearHead:
         return LinearHead(identity, np.asarray(weight, np.float32), np.asarray(bias, np.float32))
 
 
-# ---- what tuning builds
+# ---- heads for fine-tuning
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class HiddenLayer:
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What stands between pooled features and logits.
+    """The layers between pooled features and logits.
 
     Attributes:
         kind: ``extended`` is the probe's head of that kind, with the square roots and stages that it reads.

@@ -1,8 +1,8 @@
 """The stages of a network: slices in forward order that freezing, learning rates and multi-layer features work with.
 
-In: a network. Out: stem, stages, neck and classifier; every parameter is in exactly one. The slices come from timm's own
-knowledge of its architectures (``group_matcher``, ``feature_info``). A transformer's equal blocks are bundled into four
-stages, so that "the last two stages" is half of the network there as in a ConvNeXt. Nothing here imports torch.
+In: a network. Out: stem, stages, neck and classifier; every parameter is in exactly one. The slices come from timm's
+metadata (``group_matcher``, ``feature_info``). A transformer's equal blocks are bundled into four stages, so that the
+last two stages are half of the network, as in a ConvNeXt. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def find_stages(network: Any, classifier: str | Sequence[str]) -> tuple[Stage, .
 
 
 def is_inside(parameter: str, prefixes: Sequence[str]) -> bool:
-    """Whether a dotted name lies in one of these modules."""
+    """Whether a dotted name is inside one of these modules."""
     return any(parameter == prefix or parameter.startswith(prefix + ".") for prefix in prefixes)
 
 

@@ -1,8 +1,8 @@
 """The prediction server as an ASGI application.
 
-In: models and limits. Out: an application for ``serve.py``. Every refusal is JSON, ``{"error": ...}``; the only 5xx are
-503 (full, starting, closing, or an internal error) and 504 (too late). Nothing here opens a path or an address that a
-client names: images come in the body of the request. Batches are in ``queue.py``; the page is ``app.html``.
+In: models and limits. Out: an application for ``serve.py``. Every error is JSON, ``{"error": ...}``; the only 5xx are
+503 (full, starting, closing, or an internal error) and 504 (timeout). Paths or URLs from clients are never opened:
+images are in the request body. Batches are in ``queue.py``; the page is ``app.html``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 MAX_TOP = 100
 MAX_EXAMPLES, EXAMPLE_SIDE = 12, 640
-MAX_FIELDS = 100  # of a form, besides its files
+MAX_FIELDS = 100  # of a form, without files
 DRAIN_SECONDS = 1.0
 _HERE = Path(__file__).parent
 PAGE_POLICY = (
@@ -69,11 +69,11 @@ _Explain = Annotated[bool, Query(description="also send a heatmap; one image onl
 
 
 def refusal(status: int, text: str, *, closes: bool = False, rows: list[dict[str, Any]] | None = None) -> HTTPException:
-    """A request that gets no answer, and what the client is told.
+    """A rejected request, with the error for the client.
 
     Args:
-        closes: the rest of the body is not wanted, so the connection ends.
-        rows: error rows for the images that were sent.
+        closes: closes the connection without reading the rest of the body.
+        rows: error rows for the images.
     """
     headers = ({"connection": "close"} if closes else {}) | ({"retry-after": "1"} if status == 503 else {})
     return HTTPException(status, {"error": text} | ({} if rows is None else {"predictions": rows}), headers)
@@ -97,12 +97,12 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a real prediction has worked and the server is not ending."""
+        """Whether a test prediction succeeded and the server is not shutting down."""
         return self.is_warm and not self.is_closing()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Batches run, and one real prediction by each model decides about being ready."""
+        """Runs the batches; ready after one test prediction per model."""
         tasks = [asyncio.create_task(model.run()) for model in self.models.values()]
         tasks.append(asyncio.create_task(self._warm_up()))
         try:
@@ -117,7 +117,7 @@ class Service:
 
     @contextmanager
     def admitted(self, n_images: int) -> Iterator[None]:
-        """Room for images that are waited for; refused at once if there is none."""
+        """Reserves room for waiting images; rejects the request if there is none."""
         if self.measures.n_waiting + n_images > self.settings.max_queue:
             raise refusal(503, "too many images are queued; try again in a second", closes=True)
         self.measures.n_waiting += n_images
@@ -142,7 +142,7 @@ class Service:
 
 
 def create_app(service: Service) -> ASGIApp:
-    """The application: routes, error texts and the guard around them."""
+    """Creates the application: routes, errors and the guard."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -258,7 +258,7 @@ def _chosen(service: Service, name: str | None) -> ServedModel:
 
 
 class _Held:
-    """Bytes of one request, counted against what the server may hold at a time."""
+    """Bytes of one request, counted against the limit of the server."""
 
     def __init__(self, service: Service) -> None:
         self._measures = service.measures
@@ -272,7 +272,7 @@ class _Held:
         self._measures.n_held_bytes -= self._n_bytes
 
     def add(self, n_bytes: int) -> None:
-        """Takes some more, or refuses."""
+        """Adds bytes, or rejects the request."""
         if self._measures.n_held_bytes + n_bytes > self._limit:
             raise refusal(503, "too many requests; try again in a second", closes=True)
         self._n_bytes += n_bytes
@@ -280,7 +280,7 @@ class _Held:
 
 
 async def _read_body(service: Service, request: Request, held: _Held) -> bytes:
-    """The whole body, in time and within the limits."""
+    """The whole body, within time and size limits."""
     settings = service.settings
     limit = int(settings.max_body_mb * 1_000_000)
     too_large = refusal(413, f"the body is larger than {settings.max_body_mb:g} MB", closes=True)
@@ -303,7 +303,7 @@ async def _read_body(service: Service, request: Request, held: _Held) -> bytes:
 
 
 async def _drain(request: Request, limit: float) -> None:
-    """Reads on for a moment: closing a connection with unread data would discard the answer on its way."""
+    """Reads on for a moment, because closing a connection with unread data can discard the response."""
     with suppress(TimeoutError, ClientDisconnect, RuntimeError):
         async with asyncio.timeout(DRAIN_SECONDS):
             async for chunk in request.stream():
@@ -329,7 +329,7 @@ async def _images_of(request: Request, body: bytes, max_images: int) -> list[tup
 
 
 async def _files_of(request: Request, body: bytes, max_images: int) -> list[tuple[str, bytes]]:
-    """The files of a form that is in memory already, so nothing is written to disk."""
+    """The files of a form in memory, so that nothing is written to disk."""
 
     async def stream() -> AsyncIterator[bytes]:
         yield body
@@ -423,19 +423,19 @@ def _add_error_texts(app: FastAPI) -> None:
 
 
 class _NoResponse(Response):
-    """For a client that has left: nothing is sent, and nothing is counted as a fault of ours."""
+    """For a client that disconnected: nothing is sent, and no error is counted."""
 
     async def __call__(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
         return
 
 
 def as_page(text: str) -> Response:
-    """A page that loads only what is this server's and that nothing may frame."""
+    """A page that only loads resources of this server and cannot be framed."""
     return HTMLResponse(text, headers={"content-security-policy": PAGE_POLICY, "x-frame-options": "DENY"})
 
 
 def static_file(name: str, kinds: Mapping[str, str]) -> Response:
-    """A static file, if it is one of those named.
+    """A static file, if listed.
 
     Args:
         kinds: media types by name.
@@ -451,7 +451,7 @@ def own_text(folder: str, name: str) -> str:
 
 
 def _body_schema() -> dict[str, Any]:
-    """What the endpoints take, for /openapi.json."""
+    """The request body of the endpoints, for /openapi.json."""
     binary = {"schema": {"type": "string", "format": "binary"}}
     files = {"type": "array", "items": {"type": "string", "format": "binary"}}
     form = {"schema": {"type": "object", "properties": {"images": files}}}
@@ -466,7 +466,7 @@ def _body_schema() -> dict[str, Any]:
 def names_of_host(host: str, more: Iterable[str] = ()) -> Callable[[str], bool]:
     """Whether a Host header is valid for this server: an IP address, localhost, the given name, or an allowed one.
 
-    Against DNS rebinding: a site whose name is made to point here is refused, since it sends its own name.
+    Protects against DNS rebinding: requests under the name of another site are rejected.
     """
     names = {"localhost", host.lower(), *(name.lower() for name in more)}
 
@@ -483,14 +483,14 @@ def names_of_host(host: str, more: Iterable[str] = ()) -> Callable[[str], bool]:
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask: under which names of this server, and with which token, if any."""
+    """Access control: allowed host names, and the token, if any."""
 
     is_ours: Callable[[str], bool]
     token: str | None = field(default=None, repr=False)
     open_paths: tuple[str, ...] = ("/", "/docs", "/openapi.json", "/live", "/ready")
 
     def refusal(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Response | None:
-        """The answer to a request that may not pass; None if it may."""
+        """The response to a rejected request; None if it is allowed."""
         hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
         if len(hosts) != 1 or not self.is_ours(hosts[0]):
             return as_json({"error": "this host name is not allowed; see --allow-host"}, 421)
@@ -504,13 +504,13 @@ class Access:
 
 
 class Guard:
-    """Around the application: who may ask; no 500; each answer is counted and carries the same headers."""
+    """Middleware: access control, no 500, metrics and common headers."""
 
     def __init__(self, app: ASGIApp, access: Access, count: Callable[[int], None] = lambda _status: None) -> None:
         self.app, self._access, self._count = app, access, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request."""
+        """Handles one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

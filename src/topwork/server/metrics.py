@@ -10,14 +10,14 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Measures:
-    """Counters and present values of one server.
+    """Counters and gauges of one server.
 
     Attributes:
-        n_waiting: images taken in and not answered yet.
+        n_waiting: images accepted and not answered yet.
         n_held_bytes: of requests in memory.
 
     Args:
-        is_ready: whether requests for predictions are welcome; asked for each page.
+        is_ready: whether the server is ready; called for each page.
     """
 
     def __init__(self, is_ready: Callable[[], bool]) -> None:

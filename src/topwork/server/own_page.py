@@ -1,7 +1,7 @@
 """A local page that accepts changes only from itself: the base of ``topwork review`` and ``topwork app``.
 
-Requests under another host name are refused (DNS rebinding), every change has to come from the page's own origin and to
-carry the token that the page was given, other sites get no CORS headers, and nothing may frame it.
+Requests under another host name are rejected (DNS rebinding), every change must come from the page's origin with the
+token of the page, other sites get no CORS headers, and the page cannot be framed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A served model: images from concurrent requests are predicted in batches.
 
-In: contents of image files. Out: predictions, those that ``Predictor`` gives for each image alone. Decoding runs on
-threads that all models share; the network has a thread of its own. While it works, what arrives piles up into the next
-batch; when it is free it starts at once, or after ``WAIT_SECONDS`` if more images are about to be decoded. How many
-images may wait is decided before, in ``app.py``.
+In: contents of image files. Out: predictions, the same as from ``Predictor`` for each image. Decoding runs on threads
+shared by all models; each network has one thread. While it is busy, new images form the next batch; when it is idle, it
+starts immediately, or after ``WAIT_SECONDS`` if more images are being decoded. ``app.py`` limits the number of waiting
+images.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ServedModel:
         return "data:image/jpeg;base64," + base64.b64encode(picture).decode()
 
     async def run(self) -> None:
-        """Answers what comes in, until cancelled."""
+        """Predicts queued images until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             batch = [await self._queue.get()]
@@ -71,7 +71,7 @@ class ServedModel:
             await self._answer([item for item in batch if not item.answer.done()])
 
     def close(self) -> None:
-        """Ends the network's thread."""
+        """Stops the network's thread."""
         self._network.shutdown(wait=False, cancel_futures=True)
 
     async def _predict_one(self, name: str, data: bytes) -> Prediction:
@@ -109,10 +109,10 @@ class ServedModel:
 
 
 def give_memory_back() -> None:
-    """Asks glibc to return what decoding large images has freed; elsewhere it does nothing.
+    """Asks glibc to return freed memory to the system; does nothing elsewhere.
 
-    Each decoding thread has an arena that keeps the pixels of its largest images: after 2,000 uploads of 10 megapixels
-    the process would hold three times what it needs (docs/lab-log.md).
+    Otherwise the arena of each decoding thread keeps the memory of its largest images: three times the required memory
+    after 2,000 uploads of 10 megapixels (docs/lab-log.md).
     """
     trim = _malloc_trim()
     if trim is not None:

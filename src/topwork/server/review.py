@@ -1,8 +1,8 @@
 """The page of ``topwork review``: shows likely label errors one by one, to keep, relabel or exclude.
 
-In: a :class:`~topwork.commands.review.Review`. Out: an application for ``serve.py``, on this machine only, that only the
-page itself can write through (``own_page.py``). Images are decoded and sent as JPEG, by their number in the run, so nothing
-but images of the run can be asked for. All names are text to the page.
+In: a :class:`~topwork.commands.review.Review`. Out: an application for ``serve.py`` on localhost; only its own page can
+make changes (``own_page.py``). Images are addressed by their number in the run and sent as JPEG, so nothing else can be
+read.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _STATIC = {"review.js": "text/javascript", "review.css": "text/css", "app.css": 
 
 
 class Desk(OwnPage):
-    """The state of the application: the review, and a fit that may be running."""
+    """The state of the application: the review, and a running fit."""
 
     def __init__(self, review: Review, port: int) -> None:
         super().__init__(port)
@@ -48,7 +48,7 @@ class Desk(OwnPage):
         self._lock = threading.Lock()
 
     def begin_fit(self) -> dict[str, Any]:
-        """Starts a fit with the corrected labels, unless one is going on."""
+        """Starts a fit with the corrected labels, unless one is running."""
         with self._lock:
             if self._fit["state"] == "running":
                 return self._fit
@@ -72,7 +72,7 @@ class Desk(OwnPage):
 
     @property
     def fit(self) -> dict[str, Any]:
-        """Where the fit is."""
+        """The state of the fit."""
         return self._fit
 
 
@@ -83,7 +83,7 @@ def serve_review(review: Review, listener: socket.socket) -> None:
 
 
 class _Telling(Reporter):
-    """Says what a fit is doing."""
+    """Records the progress of a fit."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell, self._step = tell, ""

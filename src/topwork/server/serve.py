@@ -1,8 +1,8 @@
 """The server process: its socket, limits and shutdown.
 
 In: models, settings, a listening socket. uvicorn runs the application of ``app.py``: on SIGINT or SIGTERM it stops
-listening, answers what is in progress, and ends. Slow headers and a request that arrives in the last moments of a shutdown
-are left to a proxy (``deploy/README.md``).
+listening, finishes requests in progress, and exits. Slow headers and requests during the shutdown are left to a proxy
+(``deploy/README.md``).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ MIN_TOKEN = 16
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens at the address.
+    """A listening socket.
 
     Raises:
-        TopworkError: the address is taken or not ours.
+        TopworkError: the address is in use or not available.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -58,10 +58,10 @@ def is_loopback(listener: socket.socket) -> bool:
 
 
 def named_models(given: Sequence[str]) -> dict[str, str]:
-    """Folders by the name they are served under: ``NAME=FOLDER``, else the name of the run.
+    """Model folders by served name: ``NAME=FOLDER``, else the name of the run.
 
     Raises:
-        UsageError: two of one name, or a name that is no part of an address.
+        UsageError: duplicate names, or a name that cannot be part of a URL.
     """
     found: dict[str, str] = {}
     for text in given:
@@ -78,7 +78,7 @@ def named_models(given: Sequence[str]) -> dict[str, str]:
 
 
 def read_token(settings: ServeSettings, listener: socket.socket) -> str | None:
-    """The token of ``--token-file``; other machines are let in only with one, or with ``--no-auth``.
+    """The token of ``--token-file``; required for other machines, unless ``--no-auth``.
 
     Raises:
         UsageError: neither was given, or the file holds no token.
@@ -102,7 +102,7 @@ def read_token(settings: ServeSettings, listener: socket.socket) -> str | None:
 
 
 class Closing(Protocol):
-    """What wants to know whether the server is shutting down."""
+    """A protocol for applications that need to know whether the server is shutting down."""
 
     is_closing: Callable[[], bool]
 
@@ -110,7 +110,7 @@ class Closing(Protocol):
 def serve(
     models: Mapping[str, Predictor], settings: ServeSettings, listener: socket.socket, token: str | None = None
 ) -> None:
-    """Serves predictions until SIGINT or SIGTERM; returns when requests in progress have been answered."""
+    """Serves predictions until SIGINT or SIGTERM; returns after finishing requests in progress."""
     _allow_many_connections()
     service = Service(models, settings, token)
     run_app(create_app(service), service, listener, settings.idle_seconds)
@@ -136,13 +136,13 @@ def run_app(app: ASGIApp, service: Closing, listener: socket.socket, idle_second
     )
     server = uvicorn.Server(config)
     service.is_closing = lambda: server.should_exit
-    for signum in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the signal again at its end: status 0
+    for signum in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the signal again at the end: exit with status 0
         signal.signal(signum, lambda *_: None)
     server.run(sockets=[listener])
 
 
 def _allow_many_connections() -> None:
-    """Raises the limit of open files: a thousand clients need more than many systems allow by default."""
+    """Raises the limit of open files, which is too low for a thousand clients on many systems."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

@@ -1,9 +1,9 @@
 """``topwork app``: topwork in the browser, from a folder of images to a trained model.
 
-In: a folder on this machine. Out: an application for ``serve.py`` that only its own page can write through
-(``own_page.py``). It calls the functions of the commands (scan, fit, predict, export; review runs as the command) and
-keeps nothing of its own: dropped images are plain folders in ``images/``, everything else is a run in ``runs/``. So a
-killed app, started again, has lost nothing, and the commands work on the same folders.
+In: a folder on this machine. Out: an application for ``serve.py``; only its own page can make changes
+(``own_page.py``). It calls the functions of the commands (scan, fit, predict, export; review as a separate process) and
+has no other state: dropped images are folders in ``images/``, everything else is a run in ``runs/``. So nothing is lost
+on a restart, and the commands work on the same folders.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from topwork.text import escape
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-MAX_IMAGE = 50_000_000  # bytes of one dropped file
+MAX_IMAGE = 50_000_000  # bytes per dropped file
 MODES = ("probe", "auto", "tune")
 _STATIC = {"start.js": "text/javascript", "start.css": "text/css", "app.css": "text/css"}
 _NAME = re.compile(r"[^\0/\\]{1,200}")
@@ -57,7 +57,7 @@ class Start(OwnPage):
     """The state of the application: its folder, the running job, and open models.
 
     Args:
-        folder: holds ``images/`` and ``runs/``.
+        folder: contains ``images/`` and ``runs/``.
     """
 
     def __init__(self, folder: Path, port: int) -> None:
@@ -68,7 +68,7 @@ class Start(OwnPage):
         self._models: dict[str, tuple[Predictor, Heatmaps]] = {}
         self._reviews: dict[str, tuple[subprocess.Popen[str], str]] = {}
 
-    # ---- what there is
+    # ---- state
 
     def state(self) -> dict[str, Any]:
         """Dropped image folders, runs, and the job."""
@@ -93,7 +93,7 @@ class Start(OwnPage):
         return self.runs / name
 
     def data_of(self, asked: dict[str, Any]) -> Path:
-        """The images that are asked about: dropped ones by name, or a path on this machine."""
+        """The requested images: dropped ones by name, or a path on this machine."""
         name, path = asked.get("images"), asked.get("path")
         if isinstance(name, str) and _is_name(name) and (self.images / name).is_dir():
             return self.images / name
@@ -104,10 +104,10 @@ class Start(OwnPage):
             raise HTTPException(422, f"{escape(str(found))}: no such file or folder")
         raise HTTPException(422, "choose a folder of images")
 
-    # ---- what is done
+    # ---- actions
 
     def keep(self, name: str, label: str, file: str, data: bytes) -> None:
-        """Writes one dropped image; never over another one."""
+        """Writes one dropped image without overwriting another."""
         if not all(_is_name(part) for part in (name, label, file)):
             raise HTTPException(422, "invalid folder or file name")
         place = self.images / name / label / file
@@ -178,7 +178,7 @@ class Start(OwnPage):
             return self._models[run.name]
 
     def review(self, run: Path) -> str:
-        """The address of ``topwork review`` for a run, which is started if needed."""
+        """The URL of ``topwork review`` for a run, which is started if needed."""
         with self._lock:
             process, url = self._reviews.get(run.name, (None, ""))
             if process is not None and process.poll() is None:
@@ -194,7 +194,7 @@ class Start(OwnPage):
             return url
 
     def close(self) -> None:
-        """Ends the review pages that were opened."""
+        """Stops the review pages."""
         for process, _ in self._reviews.values():
             process.terminate()
             process.wait()
@@ -210,7 +210,7 @@ def serve_start(folder: Path, listener: socket.socket) -> None:
 
 
 def create_start(start: Start) -> ASGIApp:
-    """The application: the page, what there is, and what it does."""
+    """Creates the application: the page, its data and actions."""
     return start.application([*_shown(start), *_done(start)])
 
 
@@ -245,7 +245,7 @@ def _shown(start: Start) -> list[Route]:
 
 
 def _done(start: Start) -> list[Route]:
-    """What changes something; each checks that the page itself asks."""
+    """The routes that make changes; each checks that the request comes from the page."""
 
     async def keep(request: Request) -> Response:
         data = await start.body(request, MAX_IMAGE)
@@ -344,7 +344,7 @@ def _is_name(text: str) -> bool:
 
 
 class _Telling(Reporter):
-    """Writes what happens into the job that the page asks about."""
+    """Records progress in the job, for the page."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._job = job
@@ -358,7 +358,7 @@ class _Telling(Reporter):
         self._job |= {"n_done": n_done, "n_all": n_all}
 
     def note(self, text: str) -> None:
-        """A sentence the user should read."""
+        """Adds a note for the user."""
         self._job["notes"].append(text)
 
     def epoch(self, record: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """Backbones of the tutorials and others: parameters, multiply-adds, speed and accuracy.
 
-Sizes are counted without weights. Speed is that of plain PyTorch in float32 on this machine, eight images at a time. Accuracy is
-that of a fitted head on frozen features; it needs pretrained weights, which come with the package for the Lite networks and
-must be downloaded for the others.
+Sizes are counted without weights. Speed is that of plain PyTorch in float32 on this machine, eight images at a time.
+Accuracy is that of a fitted head on frozen features; it needs pretrained weights, which are included for the Lite
+networks and downloaded for the others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from topwork.studies.bench import Bench, Bools
 from topwork.studies.study import Findings, Measured, accuracies, accuracy_bars, best_of
 from topwork.text import join_names
 
-# name: (timm's name, where it is from)
+# name: (timm's name, source)
 NETWORKS = {
     "lite0": ("tf_efficientnet_lite0", "topwork's default"),
     "lite1": ("tf_efficientnet_lite1", "topwork"),
@@ -41,7 +41,7 @@ BATCH, MIN_SECONDS, MAX_ROUNDS = 8, 1.0, 20
 
 
 class Size(NamedTuple):
-    """What a network costs: parameters with 1,000 classes, billions of multiply-adds per image, images per second here."""
+    """Cost of a network: parameters with 1,000 classes, billions of multiply-adds per image, images per second here."""
 
     n_parameters: int
     multiply_adds: float
@@ -95,7 +95,7 @@ def run(bench: Bench) -> Findings:
 
 
 def size_of(timm_name: str, side: int) -> Size:
-    """Counts a network of timm's on the ``meta`` device, then measures it with dummy weights."""
+    """Counts a timm network on the ``meta`` device, then measures its speed with dummy weights."""
     import timm
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -129,7 +129,7 @@ def _speed(network: Any, shape: tuple[int, int]) -> float:
 
 
 def _accuracy(bench: Bench, name: str) -> Bools | None:
-    """Of a fitted head on its frozen features; None if the weights are not available."""
+    """Accuracy of a fitted head on frozen features; None if the weights are not available."""
     try:
         backbone = bench.backbone if name == bench.backbone.name else load_backbone(name)
     except (DownloadError, UsageError):

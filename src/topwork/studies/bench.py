@@ -1,7 +1,7 @@
 """The inputs of a study: a balanced, split sample of the images, and a pretrained backbone.
 
-In: a path, or nothing (then shapes are drawn). Out: :class:`Bench`. Methods are compared on the held-out images, and nothing is
-chosen on them; a study trains on ``train`` alone.
+In: a path, or nothing (then shapes are drawn). Out: :class:`Bench`. Methods are compared on the held-out images, on
+which nothing is selected.
 """
 
 from __future__ import annotations
@@ -57,32 +57,32 @@ class Bench:
 
     @property
     def seed(self) -> int:
-        """Of every random choice."""
+        """The random seed."""
         return self.settings.seed
 
     def pick(self, usual: T, quick: T) -> T:
-        """The value for usual or for quick studies."""
+        """One of two values, for usual or quick studies."""
         return quick if self.settings.quick else usual
 
     def scaled(self, usual: int, quick: int | None = None) -> Backbone:
-        """The backbone for square inputs: of the side that was asked for, else a usual or a quick one, in pixels."""
+        """The backbone for square inputs of ``--size`` pixels, else of the usual or quick size."""
         side = self.settings.size or self.pick(usual, quick or usual)
         return self.backbone.with_spec(height=side, width=side)
 
     def features(self, backbone: Backbone) -> Features:
-        """Features of all images, from the store where known."""
+        """Features of all images, from the store if available."""
         return embed(
             backbone, self.manifest, embedder=self.embedder(backbone), n_threads=self.settings.workers,
             on_progress=self.reporter.progress,
         )  # fmt: skip
 
     def embedder(self, backbone: Backbone, store: FeatureStore | None = None) -> Embedder:
-        """The embedder of ``fit``, so that its features are found again; in quick studies PyTorch instead of OpenVINO."""
-        # converting a network costs more than it saves on few images
+        """The embedder of ``fit``, to share its features; in quick studies PyTorch instead of OpenVINO."""
+        # converting a network does not pay off for few images
         return Embedder(backbone, load_engine(backbone, "torch") if self.settings.quick else None, store)
 
     def embedded(self, rows: Ints, pixels: Pixels, what: str, backbone: Backbone) -> Features:
-        """Features of changed images (N, H, W, 3) of some rows, kept in the store under the name of the change.
+        """Features of changed images (N, H, W, 3) of some rows, stored under the name of the change.
 
         Rows of the result are 0 to N - 1.
         """
@@ -99,12 +99,12 @@ class Bench:
         return fit_probe(features, labels, len(self.classes), rows=rows, head="plain", seed=self.seed)
 
     def correct(self, probe: Probe, features: Features) -> Bools:
-        """(n_held_out,) whether a head is right on each held-out image."""
+        """(n_held_out,) whether the prediction of each held-out image is correct."""
         blocks = features.blocks(probe.head.transform.blocks, self.held_out)
         return np.asarray(probe.head.logits(blocks).argmax(1) == self.labels[self.held_out])
 
     def pixels(self, rows: Ints, backbone: Backbone) -> Pixels:
-        """Decoded images, uint8 (N, H, W, 3), as large as the backbone's input."""
+        """Decoded images, uint8 (N, H, W, 3), in the backbone's input size."""
         from topwork.training.batches import decode_all
 
         def name(row: int) -> str:

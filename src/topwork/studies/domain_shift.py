@@ -34,7 +34,7 @@ PLAIN, ADAPTED, LABELED = "not adapted", "adapted without labels", f"adapted wit
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A head and the columns and labels of the domain it was trained on; the first ``n_train`` rows are for training."""
+    """A head, and the columns and labels of its domain; the first ``n_train`` rows are for training."""
 
     head: LinearHead
     rows: Rows
@@ -44,7 +44,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Shift:
-    """One new domain: right or wrong on images whose label was not given, by way; and on the source's held-out images."""
+    """One new domain: correctness by method on images without given labels, and on the source's held-out images."""
 
     answers: dict[str, Bools]
     choice: Choice
@@ -123,12 +123,12 @@ def _columns(head: LinearHead, features: Features) -> Rows:
 
 
 def _shift(source: Source, target: Rows, truth: Ints, bench: Bench) -> Shift:
-    """Everything about one new domain."""
+    """The results for one new domain."""
     rng = np.random.default_rng([bench.seed, 29])
     given, head, n = np.full(len(truth), -1, np.int64), source.head, source.n_train
     for label in np.unique(truth):
         own = rng.permutation(np.flatnonzero(truth == label))
-        given[own[: min(N_LABELS, len(own) // 2)]] = label  # the other half is left to evaluate on
+        given[own[: min(N_LABELS, len(own) // 2)]] = label  # the other half is for evaluation
     probabilities = softmax(score(head, target))
     unlabeled, predicted = given < 0, probabilities.argmax(1)
     answers, choices, heads = {PLAIN: (predicted == truth)[unlabeled]}, [], [head]

@@ -1,7 +1,7 @@
 """Drawn shapes as class folders, for studies without images.
 
-Colored shapes on noisy ground, of four classes. A pretrained backbone tells them apart easily and a small network can
-learn them; they say nothing about photographs.
+Colored shapes of four classes on noisy backgrounds. They are easy for a pretrained backbone and learnable for a small
+network; results do not transfer to photographs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SIDE = 128
 
 
 def draw_folder(folder: Path, n_each: int, seed: int = 0) -> Path:
-    """Draws ``n_each`` JPEG files of each shape below a folder of this seed, and returns that; what is there is kept."""
+    """Draws ``n_each`` JPEG files of each shape in a folder for this seed, and returns it; existing files are kept."""
     root = folder / f"{n_each}-{seed}"
     for number, shape in enumerate(SHAPES):
         (root / shape).mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def draw_folder(folder: Path, n_each: int, seed: int = 0) -> Path:
 
 
 def draw(shape: int, seed: list[int]) -> Pixels:
-    """One shape of random place, size and color: uint8 (SIDE, SIDE, 3)."""
+    """One shape with random position, size and color: uint8 (SIDE, SIDE, 3)."""
     rng = np.random.default_rng(seed)
     ground = rng.integers(60, 190, 3) + rng.normal(0, 14, (SIDE, SIDE, 3))
     color = rng.integers(0, 255, 3)

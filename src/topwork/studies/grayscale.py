@@ -71,7 +71,7 @@ def run(bench: Bench) -> Findings:
 
 
 def _folded_sentence(gap: float, scale: float) -> str:
-    """Whether the folded network answers as the repeated channel, from the largest difference of logits."""
+    """Whether the folded network is equivalent to a repeated channel, from the largest difference of logits."""
     facts = f"Folding the first convolution changes logits by at most {gap:.1e}"
     if gap < 1e-2 * scale:
         return f"{facts}: equivalent to repeating the channel, with a third of the multiplications in the first layer."

@@ -23,7 +23,7 @@ from topwork.studies.study import Findings, accuracies, accuracy_bars, best_of, 
 from topwork.training.recipe import TuneSettings
 
 FITTED = "probe"
-# name: (head, the tutorial's own network and the parameters of its head)
+# name: (head, the tutorial's network and the parameters of its head)
 HEADS = {
     "linear": ("linear", "ResNet-18 with 131 classes: 67,203"),
     "256-relu-0.4": ("256:0.4", "VGG16 with 100 classes: 1,074,532"),
@@ -34,7 +34,7 @@ HEADS = {
 
 
 class Head(nn.Module):
-    """A head by itself, so that the training loop can train it: (B, D) features to (B, n_outputs) logits."""
+    """A head as a network for the training loop: (B, D) features to (B, n_outputs) logits."""
 
     def __init__(self, text: str, n_features: int, n_outputs: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def run(bench: Bench) -> Findings:
 
 
 def _task(bench: Bench, features: Features, train: Ints, held_out: Ints, n_classes: int) -> Task:
-    """Stored features, each one standardized by the training images."""
+    """Stored features, standardized with the training images."""
     first, second = (features.block("last", rows).astype(np.float32) for rows in (train, held_out))
     mean, std = first.mean(0), first.std(0) + 1e-3
     labels = bench.labels
@@ -113,7 +113,7 @@ def _learn(name: str, text: str, task: Task, epochs: int, outputs: Outputs) -> L
 
 
 def _two_classes(bench: Bench, features: Features) -> tuple[str, Task]:
-    """The two classes with most held-out images."""
+    """The two classes with the most held-out images."""
     counts = np.bincount(bench.labels[bench.held_out], minlength=len(bench.classes))
     pair = np.sort(np.argsort(-counts, kind="stable")[:2])
     train, held_out = (rows[np.isin(bench.labels[rows], pair)] for rows in (bench.train, bench.held_out))

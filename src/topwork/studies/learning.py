@@ -1,8 +1,8 @@
-"""Training inside studies: the same loop as everywhere, evaluated after each epoch, with the time it took.
+"""Training in studies: the usual loop, evaluated after each epoch, with the training time.
 
-In: a network, what fine-tuning may be asked, and a :class:`Task` of decoded images or stored features. Out:
-:class:`Learned`: right or wrong for each held-out image after every epoch. Recipes come from ``training/recipe.py``, the
-loop from ``training/loop.py``; nothing is chosen on the held-out images.
+In: a network, settings of fine-tuning, and a :class:`Task` of decoded images or stored features. Out: :class:`Learned`:
+correctness of each held-out image after every epoch. Recipes come from ``training/recipe.py``, the loop from
+``training/loop.py``; nothing is chosen on the held-out images.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from topwork.training.loop import TrainerContext, fit
 from topwork.training.optimizer import freeze
 from topwork.training.recipe import TuneSettings, plan
 
-N_TRAIN, N_HELD_OUT = 240, 200  # images at most, so that training takes minutes on two cores
+N_TRAIN, N_HELD_OUT = 240, 200  # maximum number of images, so that training takes minutes on two cores
 EVALUATION_BATCH = 64
 Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Training and held-out images, decoded to one size; without ``spec`` frozen features (N, D) float32 instead."""
+    """Training and held-out images, decoded to one size; without ``spec``, frozen features (N, D) float32."""
 
     train: NDArray[Any]
     train_labels: Ints
@@ -52,7 +52,7 @@ class Task:
 
     @property
     def labels(self) -> Ints:
-        """Of the training images, then of the held-out ones."""
+        """Labels of the training images, then of the held-out ones."""
         return np.concatenate([self.train_labels, self.held_out_labels])
 
     def dataset(self, augmentation: str = "none") -> Dataset:
@@ -62,7 +62,7 @@ class Task:
         return ImageDataset(self.train, self.train_labels, self.spec, augmentation, self.seed)
 
     def first(self, n_train: int) -> Task:
-        """The same with fewer training images: the first ones, balanced by their order."""
+        """The same with the first training images only, which are balanced by their order."""
         return replace(self, train=self.train[:n_train], train_labels=self.train_labels[:n_train])
 
     def facts(self, bench: Bench, epochs: int) -> dict[str, object]:
@@ -72,7 +72,7 @@ class Task:
 
 
 class _FeatureDataset:
-    """Frozen features, of which only a head is trained."""
+    """Frozen features to train a head on."""
 
     def __init__(self, features: NDArray[Any], labels: Ints) -> None:
         self.features, self.labels, self.shape = features, labels, (1, 1, features.shape[1])
@@ -85,7 +85,7 @@ class _FeatureDataset:
 
 
 def task_of(bench: Bench, backbone: Backbone, change: Callable[[Pixels], Pixels] | None = None) -> Task:
-    """Decodes the first images of both parts, optionally changed (without color, say)."""
+    """Decodes the first images of both parts, optionally changed (for example, without color)."""
     train, held_out = bench.train[:N_TRAIN], bench.held_out[:N_HELD_OUT]
     images = [bench.pixels(rows, backbone) for rows in (train, held_out)]
     first, second = images if change is None else map(change, images)
@@ -93,12 +93,12 @@ def task_of(bench: Bench, backbone: Backbone, change: Callable[[Pixels], Pixels]
     return Task(first, labels[train], second, labels[held_out], backbone.spec, len(bench.classes), bench.seed)
 
 
-# ---- what training came to
+# ---- results
 
 
 @dataclass(frozen=True, eq=False)
 class Epoch:
-    """The state after an epoch: seconds of training so far, and each held-out image right or wrong."""
+    """The state after an epoch: seconds of training so far, and correctness of each held-out image."""
 
     number: int
     seconds: float
@@ -117,12 +117,12 @@ class Learned:
 
     @property
     def last(self) -> Epoch:
-        """After the last epoch."""
+        """The last epoch."""
         return self.epochs[-1]
 
     @property
     def correct(self) -> Bools:
-        """Right or wrong after the last epoch."""
+        """Correctness after the last epoch."""
         return self.last.correct
 
 
@@ -137,7 +137,7 @@ def by_epoch(title: str, runs: Iterable[Learned], what: Literal["accuracy", "los
 
 
 def runs_table(runs: Iterable[Learned], note: str = "", title: str = "All runs", more: Sequence[str] = ()) -> Table:
-    """Every run with its size, time, accuracy and loss; ``more`` is a remark on each."""
+    """Every run with its size, time, accuracy and loss; ``more`` is a note on each."""
     rows = [
         (run.name, run.n_parameters, run.n_trainable, run.last.number, run.last.seconds, Measured.of(run.correct), run.last.loss)
         for run in runs
@@ -157,8 +157,8 @@ def learn(
     """Trains a network by one plan and evaluates it after every epoch.
 
     Args:
-        network: changed in place; ends with the last epoch's weights.
-        rates: peak rate by stage, or by module that holds stages, instead of the plan's; 0 freezes it.
+        network: changed in place to the weights of the last epoch.
+        rates: peak rate by stage, or by module with several stages, instead of the plan's; 0 freezes it.
     """
     stages = stage_names(network)
     recipe = plan(replace(settings, ema=None, patience=None), data_facts(task.train_labels, task.n_classes, 0), stages, task.seed)  # fmt: skip
@@ -193,7 +193,7 @@ def fitted(bench: Bench, task: Task, what: str, backbone: Backbone, name: str) -
 
 
 def logits_of(network: nn.Module, task: Task) -> Logits:
-    """(N, C) logits of the held-out images; the network is left in the mode it was in."""
+    """(N, C) logits of the held-out images; restores the mode of the network."""
     modes = [(module, module.training) for module in network.modules()]
     wrapped = task.dataset().wrap(network).eval()
     with torch.no_grad():
@@ -205,7 +205,7 @@ def logits_of(network: nn.Module, task: Task) -> Logits:
 
 
 def _evaluated(logits: NDArray[Any], labels: Ints) -> tuple[float, Bools]:
-    """Mean loss of (N, C) logits, or of (N, 1) for two classes, and right or wrong."""
+    """Mean loss of (N, C) logits, or of (N, 1) for two classes, and correctness."""
     tensor, target = torch.from_numpy(logits).float(), torch.from_numpy(labels)
     if logits.shape[1] == 1:
         loss = F.binary_cross_entropy_with_logits(tensor[:, 0], target.float())
@@ -214,14 +214,14 @@ def _evaluated(logits: NDArray[Any], labels: Ints) -> tuple[float, Bools]:
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A module whose random weights follow from the seed alone."""
+    """A module whose random weights depend only on the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
 
 
 def pretrained(backbone: Backbone, n_outputs: int, head: LinearHead | None = None, seed: int = 0) -> nn.Module:
-    """The backbone with a new linear classifier; with a fitted plain head, with its weights in it."""
+    """The backbone with a new linear classifier, initialized with a fitted plain head if given."""
     network = seeded(lambda: build_classifier(backbone.module(1), HeadSpec(), n_outputs), seed)
     if head is not None:
         folded = head.folded()

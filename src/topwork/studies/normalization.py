@@ -25,7 +25,7 @@ from topwork.studies.bench import Bench
 from topwork.studies.study import Findings, Measured, accuracy_bars, best_of, compared, difference
 
 WITH = "normalized"
-# Left out altogether, and with the division by 255 left out as well.
+# No normalization, and no division by 255 either.
 FORGOTTEN = {"pixels 0 to 1": UNIT, "pixels 0 to 255": BYTES}
 
 
@@ -94,7 +94,7 @@ def _channels(images: Pixels, own: Normalization) -> Table:
 
 
 def _pictures(images: Pixels, own: Normalization) -> Grid:
-    """Before, after (what is outside 0 to 1 is clipped, as plotting libraries do), and after, stretched to be visible."""
+    """Before, after (clipped to 0..1, as plotting libraries do), and after, rescaled to be visible."""
     rows = []
     for number, image in enumerate(images, start=1):
         after = (image / 255.0 - np.array(own.mean)) / np.array(own.std)

@@ -24,7 +24,7 @@ from topwork.training.recipe import TuneSettings
 
 N_BATCH = 32
 KERNELS = range(1, 9)
-VANISHED = 0.02  # below this part of the shallowest network's ratio, the gradient decays with depth
+VANISHED = 0.02  # relative to the shallowest network; below, the gradient decays with depth
 
 
 @dataclass(frozen=True, eq=False)

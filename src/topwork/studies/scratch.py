@@ -1,4 +1,4 @@
-"""Pretrained against from scratch: at equal epochs, and at equal time.
+"""Pretrained vs. from scratch: at equal epochs, and at equal time.
 
 The lecture's six convolution blocks, a plain deep network, a residual one, and the backbone with random weights, against the
 same backbone with pretrained ones. At equal time, every network from scratch trains as many epochs as fit into the time
@@ -79,7 +79,7 @@ def run(bench: Bench) -> Findings:
 
 
 def _networks(bench: Bench, n_classes: int) -> dict[str, Callable[[], nn.Module]]:
-    """The networks that start at random; narrow ones, so that two cores are enough."""
+    """Randomly initialized networks, narrow enough for two cores."""
     random = load_backbone(f"random:{bench.backbone.architecture}")
     return {
         "six blocks": lambda: SixBlockNetwork(n_classes, narrower=8, padding=1),

@@ -59,7 +59,7 @@ def run(bench: Bench) -> Findings:
 
 
 def _strategies(bench: Bench, task: Task, kind: str, backbone: Backbone, epochs: int) -> list[Learned]:
-    """The three ways on one set of images, all from the head that was fitted on its frozen features."""
+    """The three strategies on one set of images, starting from the head fitted on its frozen features."""
     head, frozen = fitted(bench, task, kind, backbone, FROZEN)
     return [frozen] + [
         learn(name, pretrained(backbone, task.n_classes, head), replace(settings, epochs=epochs), task)

@@ -1,8 +1,8 @@
 """What a study finds: sentences derived from measured values, with tables, charts and images.
 
-A study is a module of this folder with one function ``run(bench) -> Findings`` and a row in ``catalog.py``. Here are its
-result and what all studies share: differences on the same held-out images, and the sentences and charts made from them.
-Pages are in ``report/other_pages.py``; nothing here prints or writes.
+A study is a module of this folder with one function ``run(bench) -> Findings`` and a row in ``catalog.py``. This module
+has the results and helpers of all studies: differences on the same held-out images, and sentences and charts about
+them. Pages are in ``report/other_pages.py``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Measured(Share):
 
     @classmethod
     def of(cls, correct: ArrayLike) -> Measured:
-        """Accuracy from (N,) right or wrong, N > 0."""
+        """Accuracy from (N,) booleans, N > 0."""
         right = np.asarray(correct, np.bool_)
         interval = wilson(float(right.mean()), len(right))
         return cls(float(right.mean()), interval.low, interval.high, len(right))
@@ -74,7 +74,7 @@ class Findings:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; of pictures only the names."""
+        """Plain JSON values; only the names of pictures."""
         kinds: dict[str, list[dict[str, Any]]] = {"tables": [], "plots": [], "bars": [], "grids": []}
         for part in self.parts:
             if isinstance(part, Grid):
@@ -87,7 +87,7 @@ class Findings:
 
 
 def difference(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Difference:
-    """Compares two ways of predicting the same N images, given as (N,) right or wrong."""
+    """Compares two methods on the same N images, given as (N,) booleans: whether each prediction is correct."""
     one, two = np.asarray(first, np.bool_), np.asarray(second, np.bool_)
     interval, p_value = accuracy_difference_interval(one, two, seed=seed), mcnemar(one, two)
     value = float(two.mean() - one.mean())
@@ -131,5 +131,5 @@ def accuracies(answers: Mapping[str, ArrayLike]) -> dict[str, float]:
 
 
 def upper(text: str) -> str:
-    """The text with a capital in front."""
+    """The text with its first letter capitalized."""
     return text[:1].upper() + text[1:]
