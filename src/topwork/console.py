@@ -131,11 +131,11 @@ class Terminal(Reporter):
             if "valid_calibrated_loss" in record:
                 line += f" ({record['valid_calibrated_loss']:.3f} calibrated)"
             line += f", accuracy {percent_ci(record['valid_accuracy'])}"
-        line += f", {record['images_per_second']:.0f} images/s" + (", best" if record.get("best") else "")
+        line += ", best" if record.get("best") else ""
         if self._bar is not None:
             self._bar.console.print(line)
         else:
-            self.say(line)
+            self.say(f"{line}, {record['images_per_second']:.0f} images/s")
 
     def say(self, text: str) -> None:
         """Prints a line."""
@@ -174,7 +174,7 @@ def _live_bar() -> Any:
 
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         Rate(),
         Elapsed(),
