@@ -13,7 +13,8 @@ import topwork
 from topwork.cli import app, plain_tokens
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
+FOLDERS = (ROOT / "docs", ROOT / "docs" / "how-to", ROOT / "docs" / "learn")
+PAGES = [ROOT / "README.md", *(page for folder in FOLDERS for page in sorted(folder.glob("*.md")))]
 FENCE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 
 

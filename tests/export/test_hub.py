@@ -124,6 +124,7 @@ def topwork(endpoint: str, folder: Path, *arguments: object) -> subprocess.Compl
         "HF_HUB_DISABLE_XET": "1",
     }
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "topwork.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
 
