@@ -10,6 +10,7 @@ import html
 import importlib
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,6 +64,8 @@ class NotebookReporter(Reporter):
     """Shows steps, a progress bar, notes and epochs below a notebook cell."""
 
     def __init__(self) -> None:
+        # tqdm, a dependency of timm, warns in notebooks without ipywidgets; its bars are not used
+        warnings.filterwarnings("ignore", message="IProgress not found")
         shown_by: Any = importlib.import_module("IPython.display")  # in a notebook it is there
         self._html, self._shown = shown_by.HTML, 0.0
         self._steps: list[str] = []

@@ -97,7 +97,7 @@ class Backbone(Described):
         """Shown in notebooks."""
         return {
             "Name": self.name, "Architecture": self.architecture, "Input": f"{self.spec.width} x {self.spec.height} pixels",
-            "Features": self.n_features, "Parameters": f"{self.n_parameters:,}", "License": self.license or "unknown",
+            "Features": f"{self.n_features:,}", "Parameters": f"{self.n_parameters:,}", "License": self.license or "unknown",
         }  # fmt: skip
 
     def module(self, n_classes: int = 0) -> nn.Module:
