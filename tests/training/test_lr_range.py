@@ -35,7 +35,7 @@ def test_the_rules_read_a_drawn_curve():
     assert 1e-4 <= found.rules["steepest"] <= 1e-2
     assert 1e-4 < found.rules["valley"] < 1e-2
     assert found.suggestion == sorted(found.rules[rule] for rule in ("steepest", "valley", "minimum/10"))[1]
-    assert "75 %" in found.reason
+    assert "75%" in found.reason
 
 
 def test_a_flat_curve_says_that_it_says_little():
