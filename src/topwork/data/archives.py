@@ -1,11 +1,11 @@
 """Tar and zip archives: listed and read in place, within limits.
 
-In: an archive somebody else may have made. Out: the names in it that may be images, what is not used with the reason, and
+In: an untrusted archive. Out: the names of possible images in it, what is not used with the reason, and
 the bytes of a member. Names that lead outside (``..``, absolute, with a drive), links, devices and encrypted members are
 named and left out. Limits: the number of members, the size of each, of the headers and of the list of names, the ratio
 of compression.
 
-A zip and a plain tar are read at any place and from several threads. A compressed tar is decompressed once into the
+Zips and plain tars support random access from several threads. A compressed tar is decompressed once into the
 cache, as one plain tar; no member is ever unpacked.
 """
 
@@ -37,7 +37,7 @@ from topwork.text import escape, percent
 
 MAX_MEMBERS = 2_000_000
 MAX_MEMBER_BYTES = 1 << 29  # more than the largest image that would be decoded
-MAX_RATIO = 200  # images hardly shrink; what does so more strongly than this, and is large, was made to do harm
+MAX_RATIO = 200  # images hardly compress; a large archive beyond this ratio is a zip bomb
 _HARMLESS_BYTES = 1 << 30  # below this no ratio does harm
 _HARMLESS_MEMBER_BYTES = 1 << 26
 _MAX_HEADER_BYTES = 1 << 20  # of one header of a tar, which is read into memory; names have a few hundred bytes
@@ -68,7 +68,7 @@ class Archive:
 
     Attributes:
         names: cleaned paths of regular members, in the order of the archive.
-        folders: every folder that exists by itself or by a member in it.
+        folders: every folder, listed explicitly or implied by a member.
     """
 
     reader: MemberReader
@@ -79,7 +79,7 @@ class Archive:
 
 
 class MemberReader(Protocol):
-    """Whoever reads the bytes of a member."""
+    """Reads the bytes of members."""
 
     def read(self, member: Any) -> bytes:
         """All bytes of one member. Called from several threads."""
@@ -97,10 +97,10 @@ def is_archive(path: Path) -> bool:
 
 
 def open_archive(path: Path) -> Archive:
-    """Lists an archive; the same file is listed once a process.
+    """Lists an archive, once per process.
 
     Raises:
-        UsageError: no readable archive, or beyond the limits.
+        UsageError: the archive is unreadable or exceeds the limits.
     """
     try:
         status = path.stat()
@@ -145,7 +145,7 @@ def _reason(error: BaseException) -> str:
 
 def clean_name(name: str) -> str | None:
     """A member's name relative to the archive, or None if it does not lead to a place inside."""
-    # Zips made on Windows may use backslashes; where a name has both, taking both as separators is the careful reading.
+    # Zips made on Windows may use backslashes; if a name has both, treating both as separators is safest.
     pieces = [piece for piece in re.split(r"[/\\]", name) if piece not in ("", ".")]
     if not pieces or ".." in pieces or "\0" in name or name[0] in "/\\" or re.match(r"[A-Za-z]:", name):
         return None
@@ -153,7 +153,7 @@ def clean_name(name: str) -> str | None:
 
 
 class _Members:
-    """Sorts members into images-to-be, folders and rejects."""
+    """Sorts members into possible images, folders and rejects."""
 
     def __init__(self, archive: Archive) -> None:
         self.archive = archive
@@ -166,7 +166,7 @@ class _Members:
             raise UsageError(f"the archive has more than {MAX_MEMBERS:,} members; split it.")
 
     def add(self, raw_name: str, member: Any, reason: str | None) -> None:
-        """Takes a file, or names it where there is a reason against it."""
+        """Adds a file, or rejects it with a reason."""
         name = clean_name(raw_name)
         if name is None:
             reason, name = "leads outside the archive", raw_name
@@ -269,7 +269,7 @@ class _Span:
 
 
 class _TarReader:
-    """Reads a plain tar at any place."""
+    """Random access to a plain tar."""
 
     def __init__(self, path: Path) -> None:
         self.file = _opened(path)
@@ -298,7 +298,7 @@ _HEADER_TYPES = (
 
 
 class _Header(tarfile.TarInfo):
-    """A header of a tar that is not read into memory however large it says it is."""
+    """A tar header with a limit on its size in memory."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _HEADER_TYPES and self.size > _MAX_HEADER_BYTES:
@@ -328,7 +328,7 @@ def _open_tar(path: Path) -> Archive:
 
 
 def _until_damage(file: tarfile.TarFile, archive: Archive | None) -> Iterator[tarfile.TarInfo]:
-    """Members in order; if the archive is damaged, what came before counts and the rest is named."""
+    """Members in order; if the archive is damaged, those before the damage, with a note on the rest."""
     seen = False
     while True:
         try:
@@ -366,10 +366,10 @@ _COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2Fi
 
 
 def _decompressed(path: Path, head: bytes) -> Path:
-    """The plain tar that a compressed one holds, in the cache; of a damaged one, as much as there is.
+    """Decompresses a tar into the cache; if it is damaged, as far as possible.
 
     Raises:
-        UsageError: it grows, or has headers, as no archive of images.
+        UsageError: the compression ratio or header size exceeds the limits.
         TopworkError: the cache cannot be written.
     """
     status = path.stat()
@@ -396,7 +396,7 @@ def _decompressed(path: Path, head: bytes) -> Path:
 
 
 class _Copy:
-    """A stream that writes what is read from it to a file, up to a limit."""
+    """A stream that copies everything read from it to a file, up to a limit."""
 
     def __init__(self, source: Any, target: IO[bytes], name: Path, limit: int) -> None:
         self._source, self._target, self._name = source, target, name

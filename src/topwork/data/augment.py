@@ -6,7 +6,7 @@ and at most one further operation of torchvision's. Draws depend on (seed, epoch
 threads, batch size or order. :func:`apply` computes a batch of them at once, on the device of the images.
 
 Validation, test and prediction never come here: they use :func:`~topwork.data.transforms.fit_to_input`. The names are the
-same wherever views are made: for the probe, in tuning, on the page of ``topwork scan``.
+same for the probe, fine-tuning and the page of ``topwork scan``.
 """
 
 from __future__ import annotations

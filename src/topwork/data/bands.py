@@ -1,7 +1,7 @@
 """TIFF files of many bands (satellites, microscopes): three of them, by number, as red, green and blue.
 
 In: the bytes of a file. Out: the bytes of an RGB TIFF, uncompressed, which is then decoded as any other. Numbers count from 1,
-as GDAL and QGIS do. 8-bit samples stay as they are. Others have no agreed brightness, so each band is stretched from its 2nd to
+as in GDAL and QGIS. 8-bit samples are unchanged. Others have no standard range, so each band is stretched from its 2nd to
 its 98th percentile, as QGIS shows it. Read by tifffile (extra ``tiff``).
 """
 
@@ -25,7 +25,7 @@ _KINDS = ("uint8", "uint16", "int16", "float32")
 
 
 def select_bands(data: bytes, bands: str) -> bytes:
-    """Three bands of a TIFF as an RGB TIFF; files of other formats as they are.
+    """Three bands of a TIFF as an RGB TIFF; files of other formats are returned unchanged.
 
     Raises:
         ImageError: the file has no such band, is damaged, or would cost too much.
@@ -58,7 +58,7 @@ def _samples(data: bytes, bands: str) -> NDArray[Any]:
         check_memory(len(data) + page.nbytes)
         samples: NDArray[Any] = page.asarray()
         planes = 0 if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else -1
-    samples = samples.reshape(samples.shape + (1,) * (3 - samples.ndim))  # one band has no axis of its own
+    samples = samples.reshape(samples.shape + (1,) * (3 - samples.ndim))  # a single band has no channel axis
     return np.moveaxis(samples, planes, -1)[:, :, [number - 1 for number in chosen]]
 
 

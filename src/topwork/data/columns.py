@@ -1,8 +1,8 @@
 """What the columns of a table mean.
 
 In: a :class:`Table`, the names of the files around it, and the user's :class:`Rules`. Out: rows with a path, a label, and
-what else is known, and one sentence that says what was assumed. Columns are found by the user's word, else by their usual
-names, else by what is in them.
+what else is known, and one sentence on the assumptions. Columns are found by the user's options, else by their usual
+names, else by their content.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Meaning:
     """Which column says what.
 
     Attributes:
-        further: columns that hold further labels, as ``label2`` and ``label3`` beside ``label1``.
+        further: columns with additional labels, such as ``label2`` and ``label3`` next to ``label1``.
         one_hot: columns of 0 and 1 whose names are the classes.
     """
 
@@ -210,8 +210,8 @@ def _split_column(table: Table, path: str | None) -> str | None:
 def _one_hot(table: Table, among: Sequence[str], is_several: bool) -> tuple[str, ...]:
     """The columns of 0 and 1 whose names are the classes; () if there are fewer than two.
 
-    Where an image has one label and some rows have several 1s, an attribute such as ``male`` may be among them: the only neighboring
-    columns of which each row has just one are taken.
+    If images have one label but some rows have several 1s, an attribute such as ``male`` may be among them: the only neighboring
+    columns with exactly one 1 per row are used.
     """
     found = [name for name in among if _is_binary(table.columns[name]) and _normal(name) not in _FLAGS]
     if len(found) < 2:
@@ -265,7 +265,7 @@ def _are_measures(values: Iterable[str]) -> bool:
 
 
 def _numbered_labels(table: Table, rest: Sequence[str], rules: Rules) -> list[str]:
-    """Columns ``label1``, ``label2`` and so on, each of which holds a label of the image; fewer than two are none.
+    """Columns ``label1``, ``label2``, ..., each with one label of the image; empty if there are fewer than two.
 
     Raises:
         UsageError: there are some, but not ``--multi-label``.
@@ -296,7 +296,7 @@ def rows_of(table: Table, meaning: Meaning, files: Files | None, rules: Rules) -
         files: None if the paths are no file names.
 
     Raises:
-        UsageError: a part that is none; several labels for one image without ``--multi-label``.
+        UsageError: an unknown part; several labels for one image without ``--multi-label``.
     """
     paths = [cell if isinstance(cell, str) else "" for cell in table.columns[meaning.path]]
     placed, where = located(paths, files, table.encoding) if files is not None else (paths, "")
@@ -366,7 +366,7 @@ def _text(table: Table, column: str | None, number: int) -> str | None:
 
 
 def _labels(table: Table, meaning: Meaning, rules: Rules, files: Files | None) -> tuple[list[tuple[str, ...]], str]:
-    """The labels of each row, and words on how they were read."""
+    """The labels of each row, and a note on how they were read."""
     if meaning.one_hot:
         marked = [
             tuple(name.strip() for name in meaning.one_hot if _is_true(table.columns[name][number]))
@@ -394,7 +394,7 @@ def _labels(table: Table, meaning: Meaning, rules: Rules, files: Files | None) -
 
 
 def _column_of_names(table: Table, meaning: Meaning, labels: Sequence[tuple[str, ...]]) -> str | None:
-    """A column such as ``label_name`` beside class numbers, if each number has one name and each name one number."""
+    """A column such as ``label_name`` next to class numbers, if names and numbers match one to one."""
     if not all(own and len(own) == 1 and own[0].isdecimal() for own in labels if own):
         return None
     for column, cells in table.columns.items():
@@ -432,7 +432,7 @@ def _pieces(cell: Cell, separator: str | None) -> list[str]:
 
 
 def _separator(cells: Sequence[Cell], rules: Rules) -> tuple[str | None, str]:
-    """What stands between several labels in one cell, and words on it."""
+    """The separator of several labels in one cell, and a note on it."""
     texts = {cell for cell in cells if isinstance(cell, str)}
     if rules.label_separator is not None:
         if not rules.multi_label:
@@ -511,7 +511,7 @@ def named_labels(
 
 
 def _class_files(files: Files | None, rules: Rules) -> Iterator[tuple[str, bytes]]:
-    """The file of class names that was asked for, or those that may be some next to the table."""
+    """The requested file of class names, or candidates next to the table."""
     if rules.class_names is None:
         for name in files.beside if files is not None else ():
             if files is not None and _CLASS_FILES.search(posixpath.basename(name)):
@@ -606,7 +606,7 @@ def listing_of(root: Path, layout: str, rows: Iterable[Row], rules: Rules, notes
     in_order = sorted(entries.values(), key=lambda entry: natural_key(entry.path))
     listing = make_listing(root, layout, in_order, set(), rejects, notes)
     listing = merged_forms(listing) if not rules.multi_label else listing
-    # A column was taken as it was read; everything else is a regular expression on the path.
+    # Columns were already read; everything else is a regular expression on the path.
     if rules.group_by is not None and entries and all(entry.group is None for entry in in_order):
         listing = with_groups(listing, rules.group_by)
     if rules.domain_by is not None and entries:
@@ -615,7 +615,7 @@ def listing_of(root: Path, layout: str, rows: Iterable[Row], rules: Rules, notes
 
 
 def join_labels(labels: Iterable[str]) -> str:
-    """Several labels as one text, whatever their order."""
+    """Several labels as one string, independent of their order."""
     labels = tuple(labels)
     if len(labels) > 1 and (wrong := next((label for label in labels if LABEL_SEPARATOR in label), None)) is not None:
         raise UsageError(f"label {escape(wrong)}: {LABEL_SEPARATOR} separates several labels; rename it.")

@@ -1,7 +1,7 @@
 """Corrected labels, kept in a separate file and applied to the data; images and folders are never changed.
 
 In: a CSV, written by ``topwork review`` or by hand. Out: :class:`Corrections`, which ``scan`` asks about every image.
-:class:`Journal` is the same file open for one writer: a decision is on the disk before it is confirmed, nothing that was
+:class:`Journal` is the same file open for one writer: a decision is on disk before it is confirmed, nothing that was
 written is ever changed, and undoing is one more line.
 """
 
@@ -35,7 +35,7 @@ class Correction:
     """One decision about one image.
 
     Attributes:
-        content_hash: names the image; "" in a file written by hand, where the path does.
+        content_hash: identifies the image; "" in a file written by hand, which uses the path.
         decision: another label, the label it has, no use of the image, or the decision before the last.
         label: the label it gets, with ``relabel``.
         was: the label it had when this was decided.
@@ -50,7 +50,7 @@ class Correction:
 
     @property
     def key(self) -> str:
-        """What the image is known by."""
+        """Identifier of the image."""
         return self.content_hash or f"path {canonical(self.path)}"
 
 
@@ -64,7 +64,7 @@ class Corrections:
             self.add(correction)
 
     def add(self, correction: Correction) -> None:
-        """Takes one more."""
+        """Adds a decision."""
         stack = self._stacks.setdefault(correction.key, [])
         self._counts[correction.key] += 1
         if correction.decision != "undo":
@@ -73,7 +73,7 @@ class Corrections:
             stack.pop()
 
     def of(self, content_hash: str, path: str) -> Correction | None:
-        """What was decided about an image: by its content, else by its path."""
+        """The decision about an image: by its content, else by its path."""
         stack = self._stacks.get(content_hash) or self._stacks.get(f"path {canonical(path)}")
         return stack[-1] if stack else None
 
@@ -83,7 +83,7 @@ class Corrections:
 
     @property
     def standing(self) -> dict[str, Correction]:
-        """What counts now, by image."""
+        """The current decisions, by image."""
         return {key: stack[-1] for key, stack in self._stacks.items() if stack}
 
 
@@ -93,7 +93,7 @@ def read_corrections(path: str | os.PathLike[str]) -> Corrections:
     A last line that was cut off while it was written is left out; it was never confirmed.
 
     Raises:
-        UsageError: no such file, or a line that says nothing that can be done, with its number.
+        UsageError: no such file, or an invalid line, with its number.
     """
     try:
         raw = Path(path).read_bytes()
@@ -173,7 +173,7 @@ class Journal:
     """A corrections file open for one writer.
 
     Raises:
-        UsageError: another review has it open, or somebody else's file is there.
+        UsageError: another review has it open, or it is not a corrections file.
         TopworkError: it cannot be written.
     """
 
@@ -214,7 +214,7 @@ class Journal:
         return made
 
     def add(self, correction: Correction) -> Correction:
-        """Writes one decision; when this returns it is on the disk.
+        """Writes one decision and flushes it to disk.
 
         Raises:
             TopworkError: it could not be written, and does not count.
@@ -230,7 +230,7 @@ class Journal:
         return stamped
 
     def close(self) -> None:
-        """Lets others write."""
+        """Releases the file for other writers."""
         if self._file is not None:
             self._file.close()
         self._lock.close()

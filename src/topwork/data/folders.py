@@ -1,10 +1,10 @@
-"""The files below a folder.
+"""Lists the files in a folder recursively.
 
 In: a folder. Out: a :class:`Walk`: the names of its files and folders, and what is not used with the reason; and the bytes of a file.
 
 The rule for folders, the same everywhere: the first level names the class (or the part: train, valid, test), nested
 folders belong to it. Hidden files and folders (leading dot, or left by an operating system) are named and not read.
-Links are followed after everything real has been listed. What they lead to counts where the link is, so that folders of
+Links are followed after all real files are listed. Their targets count at the place of the link, so that folders of
 links into a store are a layout like any other; loops are not followed, and no image is used twice. Only regular files are opened.
 """
 
@@ -124,7 +124,7 @@ def _take_file(name: str, status: os.stat_result, walk: Walk, *, is_link: bool =
 
 
 def _follow(root: Path, name: str, walk: Walk, is_first: bool) -> None:
-    """Takes what a link leads to: new files and folders, and those listed already under the name of the link as well.
+    """Adds the target of a link: new files and folders, and those already listed under the link's name as well.
 
     A folder that holds the link itself would be a loop. Folders that were listed are walked again only for links that do
     not lie behind other links, so the walk ends.
@@ -146,7 +146,7 @@ def _follow(root: Path, name: str, walk: Walk, is_first: bool) -> None:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether the listing rule sets a file or folder of this name aside."""
+    """Whether files or folders of this name are skipped."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 

@@ -42,7 +42,7 @@ _FOR_PIXELS = _FRAMES | {0xC4, 0xCC, 0xDB, 0xDD, _APP0, _APP14}  # and tables, r
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # within a scan: neither stuffed zero, restart nor fill byte
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
-# libjpeg reports the first warning it has. These mean lost pixels, whatever else is wrong.
+# libjpeg reports only its first warning. These mean lost pixels.
 _LOSS = re.compile("remature end|bad Huffman|bad arithmetic|instead of RST|progression")
 _ALL_COEFFICIENTS = (1 << 64) - 1
 _PADDING = bytes(8) + bytes(i * 73 % 251 for i in range(2048))  # zeros, because arithmetic coders leave those out

@@ -1,11 +1,11 @@
-"""How the names of files become labels, parts and groups.
+"""Labels, parts and groups from file names.
 
 In: the names that a folder or an archive holds, and the user's :class:`Rules`. Out: a :class:`Listing`. Whether the names come
 from a disk or from an archive makes no difference, so the same images give the same dataset either way.
 
-The class folders are found wherever they are: folders around them are looked through, and train, valid and test folders
-are known by their usual names. Where the names allow two readings, both are printed with the command for each, and nothing
-is guessed. Only names are looked at here; that a file is an image is known when it is decoded.
+Class folders may be nested in other folders, and train, valid and test folders
+are recognized by their usual names. If the names are ambiguous, an error prints both readings with the command for each; nothing
+is guessed. Only names are used here; whether a file is an image is known once it is decoded.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PART_NAMES = {
     **dict.fromkeys(("prueba", "pruebas", "teste"), "test"),
 }
 _UNLABELED_NAMES = {"pred", "predict", "prediction", "unlabeled", "unlabelled"}
-# A folder of such a name holds images, but says nothing about what is on them.
+# Folders of these names hold images but are not classes.
 CONTAINER_NAMES = {
     "images",
     "jpegimages",
@@ -66,7 +66,7 @@ _IMAGE_ENDINGS = (
 _NOTE_ENDINGS = (
     ".xml", ".txt", ".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".md", ".html", ".pdf", ".py", ".ipynb",
 )  # fmt: skip
-# Folders of a repository or a download that hold a few pictures, none of them data.
+# Folders of a repository or download with a few pictures that are not data.
 _OTHER_NAMES = {
     "doc", "docs", "assets", "figures", "figure", "figs", "fig", "screenshots", "screenshot", "media", "static", "examples", "demo", "notebooks",
     "readme", "misc", "papers", "results", "output", "outputs",
@@ -108,7 +108,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder whose folders are the classes, and the part it stands for."""
+    """A folder of class folders, and its part."""
 
     part: str | None
     folder: Folder
@@ -205,7 +205,7 @@ def look_through(folder: Folder) -> Folder:
 
 
 def _data_folders(folder: Folder) -> dict[str, Folder]:
-    """The folders that may hold data: a few pictures in ``docs`` or ``assets`` beside a folder of class folders are none."""
+    """The folders that may hold data, without a few pictures in ``docs`` or ``assets`` next to a folder of class folders."""
     deep = {
         name: child
         for name, child in folder.full.items()
@@ -225,7 +225,7 @@ def _own_name(folder: Folder) -> str:
 
 
 def _is_stray(folder: Folder) -> bool:
-    """Whether the images directly in a folder are few beside those in its folders."""
+    """Whether a folder holds few images directly compared with its subfolders."""
     sizes = [child.n_images for child in folder.full.values()]
     return not folder.n_direct or 2 * folder.n_direct <= median(sizes or [0]) or 100 * folder.n_direct <= sum(sizes)
 
@@ -242,7 +242,7 @@ def places_of(tree: Folder) -> tuple[list[Place], list[Folder]]:
 
 
 def _inside(folder: Folder) -> Folder:
-    """The folder of class folders inside a part, where the part often holds a folder of its own name."""
+    """The folder of class folders inside a part, which may hold a folder of the same name."""
     while len(folder.full) == 1 and _is_stray(folder):
         (inner,) = folder.full.values()
         own, outer = _own_name(inner), _own_name(folder)
@@ -260,9 +260,9 @@ def _is_part(name: str, folder: Folder) -> bool:
 
 
 def parts_among(folders: Mapping[str, Folder]) -> dict[str, str]:
-    """The part of each folder that stands for one: ``train``, ``valid``, ``test``, or ``unlabeled``; {} if they are classes.
+    """The part of each folder named after one: ``train``, ``valid``, ``test``, or ``unlabeled``; {} if they are classes.
 
-    ``train`` and ``val`` are known as well as ``seg_train`` and ``seg_test``, where the rest of the name is the same.
+    Both ``train`` and ``val`` and, if the rest of the names is the same, ``seg_train`` and ``seg_test`` are recognized.
     """
     families: dict[str, dict[str, str]] = {}
     for name in folders:
@@ -291,14 +291,14 @@ def _split_name(name: str) -> tuple[str, str] | None:
 
 
 def are_parts(names: Iterable[str]) -> bool:
-    """Whether folders that hold images directly are called as parts are, a train part among them, so that none is a class."""
+    """Whether folders that hold images directly are named like parts, including a train part, so that none is a class."""
     found = [_split_name(name) for name in names]
     kinds = {split[0] for split in found if split and split[1].strip("0123456789") in ("", *CONTAINER_NAMES)}
     return "train" in kinds and all(split and split[0] in kinds for split in found)
 
 
 def part_of_name(name: str) -> str | None:
-    """The part that a file stands for by its own name or by its folder's: ``train.csv``, ``valid/_classes.csv``."""
+    """The part given by the name of a file or its folder: ``train.csv``, ``valid/_classes.csv``."""
     *folders, own = name.split("/")
     for piece in (own.rsplit(".", 1)[0], *reversed(folders)):
         split = _split_name(piece)
@@ -373,7 +373,7 @@ def _folders_of_notes(files: Iterable[str], places: Iterable[Folder]) -> list[Fo
 
 
 def _has_classes(place: Place) -> bool:
-    """Whether a place has class folders: a single one called ``images`` is none."""
+    """Whether a place has class folders; a single folder called ``images`` does not count."""
     names = {name.lower() for name in place.folder.full}
     return place.part != "unlabeled" and bool(names) and not (len(names) == 1 and names <= CONTAINER_NAMES)
 
@@ -391,7 +391,7 @@ def _parts_in_classes(places: list[Place]) -> dict[str, str]:
 
 
 def _nested_classes(root: Path, found: Found, labeled: list[Place]) -> tuple[list[str], list[Folder]]:
-    """Class folders that hold images only in folders of their own; and folders that repeat their neighbors.
+    """Class folders that hold images only in subfolders; and folders that repeat their neighbors.
 
     Raises:
         UsageError: most images lie so deep that the inner folders may be the classes.
@@ -491,7 +491,7 @@ def _sorted(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     return tuple(sorted(entries, key=lambda entry: natural_key(entry.path)))
 
 
-# ---- what stands there twice
+# ---- duplicates
 
 
 def merged_forms(listing: Listing) -> Listing:

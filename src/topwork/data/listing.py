@@ -1,8 +1,8 @@
 """Lists the files of a dataset, in any supported layout, and reads them.
 
 In: a path. Out: a :class:`Listing`: entries (path, label, part, ...) in reading order and what is not used with the reason.
-Nothing is decoded here. How names become labels is in ``layouts.py``, how tables do in ``tables.py`` and ``columns.py``.
-Which of the two labels a folder or an archive that has both is decided in ``readings.py``.
+Nothing is decoded here. Labels from names are in ``layouts.py``, from tables in ``tables.py`` and ``columns.py``.
+``readings.py`` chooses if a folder or an archive has both.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _list(source: Path, rules: Rules) -> Listing:
 
 
 def _why_not(name: str) -> str:
-    """Why a file is no dataset."""
+    """Why a file is not a dataset."""
     closed = not_opened(name, itself=True)
     if closed is not None:
         return f"{closed}."
@@ -129,14 +129,14 @@ def _why_not(name: str) -> str:
 
 
 def _list_containers(root: Path, found: Found, rules: Rules) -> Listing | None:
-    """A folder of files that hold the images: Parquet or tar shards; None if it is none."""
+    """A folder of Parquet or tar shards; None otherwise."""
     return _list_parquets(root, found, rules) or list_shards(root, found, rules)
 
 
 def _list_parquets(root: Path, found: Found, rules: Rules) -> Listing | None:
-    """A folder of Parquet files that hold the images, as the Hugging Face hub keeps datasets; None if it is none.
+    """A folder of Parquet files with images, as on the Hugging Face Hub; None otherwise.
 
-    A file stands for the part that its name says: ``data/train-00000-of-00004.parquet``.
+    The name of a file gives its part: ``data/train-00000-of-00004.parquet``.
     """
     names = [name for name in found.files if name.lower().endswith(".parquet")]
     if not names or any(map(looks_like_image, found.files)):
@@ -201,7 +201,7 @@ def _list_archive(path: Path, inner: str, rules: Rules) -> Listing:
     return list_names(path, found, rules)
 
 
-# ---- a table by itself
+# ---- a table
 
 
 def _list_table(source: Path, rules: Rules) -> Listing:
@@ -291,7 +291,7 @@ def _read_remote(root: Path, path: str) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _copy_of(root: Path) -> Path:
-    """Asked for once per process: to ask for the version of a remote file takes as long as to read an image."""
+    """Cached per process, because asking for the version of a remote file takes as long as reading an image."""
     return remote.local_copy(root)
 
 

@@ -1,4 +1,4 @@
-"""All images of a dataset with labels and facts, all rejected files with reasons, and notes on what looks odd.
+"""All images of a dataset with labels and facts, all rejected files with reasons, and notes on anything unusual.
 
 In: a path. Out: a :class:`Manifest`. Every file is used or named; the counts add up. Pixels are decoded to the last
 row (a visitor may take them along the way, so that checking and embedding are one pass); nothing is ever written
@@ -80,16 +80,16 @@ class Manifest(Described):
 
     @property
     def is_train_only(self) -> bool:
-        """Whether a train part was given and nothing to evaluate on."""
+        """Whether the data has only a train part."""
         return not self.has_parts and any(sample.part for sample in self.samples)
 
     @property
     def n_failed(self) -> int:
-        """Files that someone would expect to be used and that are not; counts toward ``--max-reject-fraction``."""
+        """Rejected files that count toward ``--max-reject-fraction``."""
         return sum(not reject.expected for reject in self.rejects)
 
     def named_like(self, classes: Iterable[str]) -> Manifest:
-        """The same images with the class names of a model, where these differ only in Unicode form."""
+        """The same images with the class names of a model, if these differ only in Unicode form."""
         known = {canonical(name): name for name in classes}
         return self.renamed({name: known.get(canonical(name), name) for name in self.classes})
 
@@ -124,7 +124,7 @@ class Manifest(Described):
 
     @property
     def label_matrix(self) -> NDArray[np.bool_]:
-        """(N, C) which classes each sample has; for :func:`topwork.evaluation.multilabel.evaluate_multilabel`."""
+        """(N, C) label indicator matrix, for :func:`topwork.evaluation.multilabel.evaluate_multilabel`."""
         index = {name: number for number, name in enumerate(self.classes)}
         matrix = np.zeros((len(self.samples), len(self.classes)), np.bool_)
         for row, sample in enumerate(self.samples):
@@ -133,12 +133,12 @@ class Manifest(Described):
 
     @property
     def targets(self) -> NDArray[Any]:
-        """What is learned: (N,) class index of each sample, or (N, C) which classes it has where it may have several."""
+        """The targets: (N,) class indices, or an (N, C) indicator matrix for multi-label data."""
         return self.label_matrix if self.multi_label else np.asarray(self.labels, np.int64)
 
     @property
     def digest(self) -> str:
-        """Names the content: the same images under the same labels, whatever the layout, order or file names."""
+        """Digest of images and labels, independent of layout, order and file names."""
         rows = sorted(f"{sample.content_hash} {sample.label}" for sample in self.samples)
         return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -174,7 +174,7 @@ class Manifest(Described):
         raise changed_since_scan(escape(str(self.root / sample.path)), reason)
 
     def traits(self, rows: Iterable[int] | None = None) -> TraitTable:
-        """What the images, or some of them, look like, from the cache; zeros where that has been emptied since the scan."""
+        """Cached traits of all or some images; zeros if the cache was emptied since the scan."""
         some = self.samples if rows is None else [self.samples[row] for row in rows]
         return TraitStore(cache_folder()).load([sample.content_hash for sample in some])
 
@@ -329,7 +329,7 @@ def _class_notes(listing: Listing, manifest: Manifest) -> list[str]:
 
 
 def _part_notes(manifest: Manifest) -> list[str]:
-    """Where the user gave the parts: classes that one of them lacks."""
+    """Classes missing from one of the predefined parts."""
     found: dict[str, set[str]] = defaultdict(set)
     for sample in manifest.samples:
         found[sample.part or "train"].update(manifest.names_of(sample))
@@ -404,7 +404,7 @@ def load_manifest(path: Path) -> Manifest:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Text as strings, or as the bytes of the file system where a name is not valid Unicode."""
+    """Text as strings, or as file-system bytes if a name is not valid Unicode."""
     try:
         return pa.array(values)
     except (UnicodeEncodeError, pa.ArrowException):

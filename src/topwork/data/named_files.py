@@ -33,8 +33,8 @@ class Files:
         exists: whether there is a file of this name; asked before all files are listed, which may take long.
         list_all: all names below the root.
         table: the name of the table.
-        folder: where the table lies, relative to the root, with a slash at the end.
-        beside: the files in that folder, among which may be one of class names; ``read`` gives their bytes.
+        folder: folder of the table, relative to the root, with a trailing slash.
+        beside: the files in that folder, possibly one of class names; ``read`` returns their bytes.
     """
 
     exists: Callable[[str], bool]
@@ -62,7 +62,7 @@ class Files:
 
     @cached_property
     def _by_number(self) -> dict[int, list[str]]:
-        """Files called by a number, which spreadsheets and data frames turn into 7 or 7.0 where the file is 0007.jpg."""
+        """Files named by a number, as spreadsheets and data frames turn 0007 into 7 or 7.0."""
         return _index([name for name in self.names if _stem(name).isdecimal()], lambda name: int(_stem(name)))
 
     def named(self, path: str) -> list[str]:
@@ -114,7 +114,7 @@ def _key(name: str) -> str:
 
 
 def located(paths: Sequence[str], files: Files, encoding: str | None) -> tuple[list[str], str]:
-    """The file of each row, as it was written if there is none; and where they were found, for a sentence.
+    """The file of each row, unchanged if there is none; and where they were found, for a sentence.
 
     Args:
         encoding: of the table, in whose bytes file names may be kept.
@@ -179,7 +179,7 @@ def _as_written(path: str) -> str:
 
 
 def _in_bytes(path: str, encoding: str | None, files: Files) -> list[str]:
-    """File names keep the bytes that they were made with, on whatever system that was."""
+    """File names keep the bytes of the system they were created on."""
     try:
         raw = files.folder + os.fsdecode(path.encode(encoding or "utf-8"))
     except UnicodeError:

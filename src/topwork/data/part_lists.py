@@ -24,7 +24,7 @@ _TABLE_ENDINGS = (".csv", ".tsv", *LIST_ENDINGS)
 
 
 def is_class_file(name: str) -> bool:
-    """Whether a text file is called as if it named classes or told about the data."""
+    """Whether the name of a text file suggests class names or documentation."""
     own = posixpath.basename(name).lower()
     return own.endswith(LIST_ENDINGS) and any(
         word in own for word in ("class", "readme", "license", "licence", "names")
@@ -34,7 +34,7 @@ def is_class_file(name: str) -> bool:
 def with_parts_stated(listing: Listing, names: Sequence[str], files: Files) -> Listing:
     """Gives images the parts that lists among the files ``names`` state.
 
-    Lists that contradict each other or leave out more than a tenth of the images say nothing.
+    Lists that contradict each other or leave out more than a tenth of the images are ignored.
     """
     if any(entry.part for entry in listing.entries):
         return listing
@@ -58,7 +58,7 @@ def with_parts_stated(listing: Listing, names: Sequence[str], files: Files) -> L
 
 
 def _part_of_list(name: str) -> str | None:
-    """The part that a text list is called after: ``train_val_list.txt`` is for training."""
+    """The part in the name of a text list: ``train_val_list.txt`` is for training."""
     own = posixpath.basename(name).lower()
     if not own.endswith(LIST_ENDINGS) or is_class_file(name):
         return None
@@ -76,13 +76,13 @@ def _paths_in(name: str, files: Files) -> list[str]:
 
 
 def divides(name: str) -> bool:
-    """Whether a file is called as if it stated the part of each image; ``train_split.txt`` holds one part."""
+    """Whether the name of a file suggests that it gives the part of each image; ``train_split.txt`` holds one part."""
     own = posixpath.basename(name).lower()
     return own.endswith(_TABLE_ENDINGS) and ("partition" in own or ("split" in own and _part_of_list(name) is None))
 
 
 def _pairs_in(name: str, names: Sequence[str], files: Files) -> list[tuple[str, str]]:
-    """(path, part) of a table of just these; numbers stand for the paths in ``images.txt`` beside it."""
+    """(path, part) rows of a table of these two columns; numbers refer to paths in ``images.txt`` next to it."""
     parts = {"0": "test", "1": "train"} if "train_test" in name.lower() else NUMBERED_PARTS
     pairs = [
         (key, part)

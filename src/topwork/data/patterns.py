@@ -33,11 +33,11 @@ def _finds_labels(pattern: str, names: Sequence[str]) -> bool:
 def label_taker(pattern: str) -> Callable[[str], str | None]:
     """The function from a path to its label, or None if the pattern does not match.
 
-    The label is the named group ``label``; else, where other groups have names, the name of the one that matched (so
-    that ``(?P<cat>^[A-Z])|(?P<dog>^[a-z])`` tells by the case of the first letter); else the first group.
+    The label is the named group ``label``; else, if other groups have names, the name of the one that matched (so
+    that ``(?P<cat>^[A-Z])|(?P<dog>^[a-z])`` goes by the case of the first letter); else the first group.
 
     Raises:
-        UsageError: no regular expression, or one without a group.
+        UsageError: not a regular expression, or one without a group.
     """
     compiled = _compiled(pattern, "--label-regex")
     if not compiled.groups:
@@ -79,10 +79,10 @@ def with_domains(listing: Listing, pattern: str) -> Listing:
 
 
 def _taken(listing: Listing, pattern: str, what: str) -> tuple[list[str | None], list[str]]:
-    """What a pattern takes from each path, None if it does not match, and a note where it does not match all.
+    """The match of a pattern in each path, None if there is none, and a note if some paths do not match.
 
     Raises:
-        UsageError: it matches nothing, or is no regular expression.
+        UsageError: it matches nothing, or is not a regular expression.
     """
     option = f"--{what}-by"
     compiled = _compiled(pattern, option)
@@ -103,7 +103,7 @@ def _compiled(pattern: str, option: str) -> re.Pattern[str]:
         raise UsageError(f"{option} {pattern}: not a valid regular expression: {error}.") from None
 
 
-# ---- fewer images
+# ---- subsets
 
 
 def limited(listing: Listing, rules: Rules) -> Listing:

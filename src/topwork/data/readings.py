@@ -1,7 +1,7 @@
-"""What labels the images of a folder or an archive: its class folders, a table, or both.
+"""Finds the labels of a folder or an archive: from class folders, a table, or both.
 
 In: the names that it holds and the user's :class:`Rules`. Out: a :class:`Listing`. Folders are read in ``layouts.py`` and tables in
-``tables.py`` and ``columns.py``; here it is decided which of them count.
+``tables.py`` and ``columns.py``; this module chooses between them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def nothing_there(source: Path, listing: Listing, there: str = "") -> str:
 
 
 def list_names(root: Path, found: Found, rules: Rules) -> Listing:
-    """The images by class folders or by a table, with the parts of both and of lists beside them.
+    """The images by class folders or by a table, with the parts of both and of lists next to them.
 
     Raises:
         UsageError: neither labels them, or they can be read in two ways.
@@ -88,7 +88,7 @@ def list_names(root: Path, found: Found, rules: Rules) -> Listing:
 
 
 def _with_class_names(listing: Listing, found: Found, rules: Rules) -> Listing:
-    """Class folders that are called by numbers get the names in a file beside them, as Udacity's flowers, or in ``--class-names``."""
+    """Numbered class folders get names from a file next to them, as in Udacity's flowers, or from ``--class-names``."""
     numbers: list[tuple[str, ...]] = [(str(int(name)) if name.isdecimal() else name,) for name in listing.class_names]
     named, said = named_labels(numbers, rules, files_of(found, f"{look_through(tree_of(found)).name}x"))
     if not said:
@@ -143,7 +143,7 @@ def _read_names(root: Path, found: Found, rules: Rules) -> Listing:
 
 
 def _with_labels_outside(by_folder: Listing, by_table: Listing) -> Listing:
-    """Adds a part whose images have their labels in a table, beside class folders: Tiny ImageNet's ``val_annotations.txt``."""
+    """Adds a part labeled by a table next to class folders, such as Tiny ImageNet's ``val_annotations.txt``."""
     known = {entry.path for entry in by_folder.entries}
     more = [
         replace(entry, part=entry.part or layouts.part_of_name(posixpath.dirname(entry.path)))
@@ -163,7 +163,7 @@ def _with_labels_outside(by_folder: Listing, by_table: Listing) -> Listing:
 
 
 def _by_sidecars(root: Path, found: Found, rules: Rules, failures: list[str]) -> Listing | None:
-    """Labels in a file beside each image; why there are none goes to ``failures``."""
+    """Labels in a file next to each image; the reason goes to ``failures`` if there are none."""
     try:
         beside = rows_beside(files_of(found, ""), rules)
     except UsageError as error:
@@ -189,7 +189,7 @@ def _no_classes(root: Path, found: Found, listing: Listing) -> str:
 
 @dataclass(frozen=True)
 class _ByTable:
-    """What the tables in a folder say. ``covers_most``: they name most of the images."""
+    """Labels from the tables in a folder. ``covers_most``: they name most of the images."""
 
     name: str
     listing: Listing
@@ -197,10 +197,10 @@ class _ByTable:
 
 
 def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | None, list[str]]:
-    """The table of a folder that labels its images, or the tables of its parts; else why those that are there do not.
+    """The table that labels the images of a folder, or the tables of its parts; else why there is none.
 
     Raises:
-        UsageError: several tables could be meant, or columns were named that none has.
+        UsageError: several tables qualify, or none has the requested columns.
     """
     names = [name for name in _names_of_tables(found) if "submission" not in name.lower()]
     asked = any(value is not None for value in (rules.path_column, rules.label_column))
@@ -224,7 +224,7 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
     if not usable:
         if failed and asked:
             raise UsageError(failed[0])
-        # A text that is no table may be about anything; one that lacks an option is meant.
+        # A text file need not be a table; an error about a missing option means that it is one.
         return None, [
             text for text in failed if "--multi-label" in text or not text.split(":")[0].lower().endswith(LIST_ENDINGS)
         ]
@@ -268,7 +268,7 @@ def _stem(name: str) -> str:
 def _parts_of_tables(
     root: Path, usable: list[tuple[str, list[Row], list[str]]]
 ) -> list[tuple[str, list[Row], list[str]]]:
-    """Tables that stand for train, valid and test by their own names or by their folders; else the one with most rows."""
+    """Tables named train, valid and test, or in folders with these names; else the one with most rows."""
     parts = {name: part for name, _, _ in usable if (part := layouts.part_of_name(name)) is not None}
     n_rows = {name: len(rows) for name, rows, _ in usable}
     largest = max((n for name, n in n_rows.items() if name not in parts), default=0)
@@ -315,7 +315,7 @@ def _agree(by_folder: Listing, by_table: Listing) -> bool:
 
 
 def _are_annotated(names: Sequence[str]) -> bool:
-    """Whether folders hold images on one side and masks or other annotations of them on the other, as Oxford's pets."""
+    """Whether some folders hold images and others their masks or annotations, as in Oxford's pets."""
     found = {name.lower() for name in names}
     return bool(found & CONTAINER_NAMES) and bool(found & _ANNOTATIONS) and found <= CONTAINER_NAMES | _ANNOTATIONS
 
@@ -343,7 +343,7 @@ def files_of(found: Found, table: str) -> Files:
 
 
 def bytes_of(found: Found, name: str) -> bytes:
-    """The bytes of a file among them; raises UsageError."""
+    """The bytes of a file; raises UsageError."""
     assert found.read is not None
     try:
         return found.read(name)

@@ -43,7 +43,7 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 
 def url_of(path: str | os.PathLike[str]) -> str:
-    """The URL that a path stands for.
+    """The URL of a path.
 
     Raises:
         UsageError: it contains credentials.
@@ -124,7 +124,7 @@ def read(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> bytes
     """The bytes of a file, retried with back-off.
 
     Raises:
-        ImageError: with the reason, when they cannot be had.
+        ImageError: the file cannot be read, with the reason.
     """
 
     def fetch() -> bytes:
@@ -189,10 +189,10 @@ def work_path(out: str | os.PathLike[str]) -> Path:
 def uploaded(out: str | os.PathLike[str], *, overwrite: bool, option: str = "--out") -> Iterator[Path]:
     """The local path to write a file or folder to; if it is for a URL, it is uploaded at the end.
 
-    Nothing is uploaded before all of it is there. After an exception it stays in the cache, so that the same command goes on.
+    Uploading starts once everything is written. After an exception it stays in the cache, so that the same command resumes.
 
     Raises:
-        UsageError: something stands there and may not be replaced, or the URL cannot be reached.
+        UsageError: the target exists and may not be replaced, or the URL cannot be reached.
         TopworkError: it cannot be written.
     """
     if not is_url(out):
@@ -310,7 +310,7 @@ def _some(source: Any) -> bytes:
 
 @contextmanager
 def _reaching(url: str, option: str = "") -> Iterator[None]:
-    """Turns whatever a file system raises into a UsageError of one sentence."""
+    """Converts any exception of a file system to a UsageError of one sentence."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - each file system raises what its library does

@@ -1,6 +1,6 @@
 """The values that pass between the files of this folder: what may be an image, what is not used, and what the user asked.
 
-In: nothing. Out: types that every other file here may import; this one imports none of them.
+Every other module here may import these types; this one imports none of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LABEL_SEPARATOR = "|"
 
 
 def one_label_only(where: str) -> UsageError:
-    """The one refusal of data and models with several labels per image, by whatever needs exactly one."""
+    """The error for multi-label data or models if exactly one label per image is required."""
     return UsageError(
         f"{where}: has several labels per image (--multi-label), which this command does not support. scan, fit, evaluate, "
         "predict, compare, export and serve do."
@@ -71,7 +71,7 @@ class Rules:
             or ``PatientID`` for DICOM files.
         domain_by: a regular expression on the path that names the domain of an image.
         limit_per_class: at most so many images of each class (in each given part), drawn by ``seed`` and name.
-        multi_label: an image may have several labels, in one cell, in rows of their own, or in a column per class.
+        multi_label: an image may have several labels: in one cell, in separate rows, or in one column per class.
         corrections: a file of corrected labels (see ``data/corrections.py``).
         path_column, label_column, split_column: columns of a table; by default found by name and content.
         label_separator: what stands between several labels in one cell; by default found by content.
@@ -144,7 +144,7 @@ def rules_of(settings: DataSettings, bands: str = "") -> Rules:
     """What the settings say about how the data is to be read.
 
     Args:
-        bands: those that the model was trained on, if there is one.
+        bands: the bands that the model was trained on, if any.
 
     Raises:
         UsageError: other bands were asked for, or values that cannot be.

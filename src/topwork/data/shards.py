@@ -198,7 +198,7 @@ def _shared(folder: Path) -> str | None:
 
 
 def _fetch(folder: Path) -> None:
-    """Brings the shards of the shared store that the cache lacks; damaged ones are left there with a note in the log."""
+    """Copies shards missing from the cache from the shared store; damaged ones are skipped with a note in the log."""
     shared = _shared(folder)
     if shared is None:
         return

@@ -1,4 +1,4 @@
-"""Images with their label in a file of the same name, as WebDataset shards hold them: ``000.jpg`` beside ``000.cls``.
+"""Images with their label in a file of the same name, as in WebDataset shards: ``000.jpg`` next to ``000.cls``.
 
 In: the names in a folder, an archive, or a folder of tar shards. Out: rows as those of a table, or None if there are no such
 files. A ``.cls`` or ``.txt`` holds the label; a ``.json`` an object, whose keys are the columns. Of a shard only its names and
@@ -40,7 +40,7 @@ def rows_beside(files: Files, rules: Rules) -> tuple[list[Row], list[str]] | Non
 
 
 def _table(name: str, images: Sequence[str], sides: Mapping[str, str], files: Files) -> Table | None:
-    """What these files say; None if they hold captions, boxes or anything else but labels."""
+    """The labels in these files; None if they hold captions, boxes or anything else."""
     try:
         texts = {image: decoded(side, files.read(side))[0].strip() for image, side in sides.items()}
         if " .json " in name:

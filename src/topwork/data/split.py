@@ -92,10 +92,10 @@ def split(
 
 
 def with_valid(chosen: Split, manifest: Manifest, fraction: float, groups: Sequence[int]) -> Split:
-    """The same split with a valid part taken out of train, whole groups at a time; for what has to choose on valid."""
+    """The same split with a valid part taken out of train, whole groups at a time, for model selection."""
     own = set(chosen.train.tolist())
     rest = max(groups, default=0) + 1
-    # rows of other parts stand in groups of their own, so that they neither move nor count
+    # rows of other parts get separate groups, so that they neither move nor count
     within = [group if row in own else rest + row for row, group in enumerate(groups)]
     drawn = _draw(manifest, within, {"valid": fraction}, chosen.seed, own)
     assigned = [part if row in own else "other" for row, part in enumerate(drawn)]
@@ -128,7 +128,7 @@ def leave_out(manifest: Manifest, domain: str, valid_fraction: float, seed: int,
     Images of the domain that train has, too (copies, near duplicates), are named as leaks.
 
     Raises:
-        UsageError: no such domain, or nothing but it.
+        UsageError: no such domain, or no other domain.
     """
     names = sorted({sample.domain for sample in manifest.samples if sample.domain is not None})
     if domain not in names or len(names) < 2:
@@ -170,13 +170,13 @@ def recorded_split(record: dict[str, Any], manifest: Manifest) -> Split:
 
 
 def rarest_labels(matrix: NDArray[np.bool_], enough: int = 0) -> NDArray[np.int64]:
-    """(N,) the rarest class of each row of (N, C), C where it has none: one label to divide rows by that have several.
+    """(N,) the rarest class of each row of (N, C), C if it has none: one label to stratify multi-label rows by.
 
     Combinations of labels are mostly too rare for each to give its share (Sechidis et al. 2011 on stratifying several
     labels; ours is one pass by one label, which keeps groups and the independence of the order).
 
     Args:
-        enough: classes with fewer rows than this are taken only where a row has no other.
+        enough: classes with fewer rows than this are used only if a row has no other.
     """
     counts = matrix.sum(0)
     cost = np.where(counts >= enough, counts, counts + len(matrix) + 1)
@@ -242,7 +242,7 @@ def _majority(labels: list[str]) -> str:
 
 
 def _strata(manifest: Manifest) -> list[str]:
-    """The label of each sample; where it has several, the rarest that is common enough to be divided."""
+    """The label of each sample; if it has several, the rarest that is common enough to be divided."""
     if not manifest.multi_label:
         return [sample.label for sample in manifest.samples]
     names = (*manifest.classes, "")

@@ -91,7 +91,7 @@ def decoded(name: str, data: bytes, encoding: str | None = None) -> tuple[str, s
     """The text of a file and its encoding: UTF-8 or, by its mark, UTF-16; else the platform's; else Windows-1252.
 
     Raises:
-        UsageError: none of them fits, or the one that was asked for does not.
+        UsageError: no encoding fits, or the requested one does not.
     """
     if encoding is not None:
         tried = [encoding]
@@ -212,7 +212,7 @@ def _in_blanks(lines: list[str]) -> dict[str, list[Cell]] | None:
 
 
 def table_of_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> Table:
-    """A table of objects; what one of them lacks is None."""
+    """A table of objects; missing values are None."""
     found = list(rows)
     names = dict.fromkeys(key for row in found for key in row)
     return Table(name, {str(key): [_cell(row.get(key)) for row in found] for key in names})
@@ -231,7 +231,7 @@ def _cell(value: Any) -> Cell:
 
 
 def _json(text: str) -> Any:
-    """What a JSON file says; some are called so and hold an object per line."""
+    """The content of a JSON file; some hold one object per line."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from topwork.data.shards import Shards, matrix_column, matrix_of, room_for
 from topwork.data.transforms import InputSpec, Pixels, resize
 
-TRAITS_VERSION = "4"  # raise it whenever the same image may give other traits, or they are stored in another way
+TRAITS_VERSION = "4"  # bump when the traits of an image or their storage format change
 VIEW = InputSpec(height=224, width=224)
 THUMB_SIDE = 32
 COLOR_SIDE = 8
 NUMBERS = (
-    "jpeg_level",  # mean of the luma quantization table, 0 where there is none: high means strongly compressed
-    "jpeg_subsampling",  # pixels that share a color sample: 1, 2 or 4; 0 where it is no JPEG
+    "jpeg_level",  # mean of the luma quantization table, 0 if there is none: high means strongly compressed
+    "jpeg_subsampling",  # pixels that share a color sample: 1, 2 or 4; 0 if it is not a JPEG
     "jpeg_progressive",
     "brightness",  # mean gray level, 0..255
     "contrast",  # standard deviation of the green channel
@@ -50,7 +50,7 @@ class Traits:
     """Traits of one image.
 
     Attributes:
-        camera: maker and model as EXIF has them, "" where it has none.
+        camera: maker and model from EXIF, "" if missing.
         numbers: (len(NUMBERS),) float32.
         thumb: uint8 (32, 32) gray levels of the whole image.
         colors: uint8 (8, 8, 3) mean colors of its parts.
@@ -79,7 +79,7 @@ class TraitTable:
 def traits_of(data: bytes, view: Pixels) -> Traits:
     """Traits from the bytes of a file and its standard view, uint8 (224, 224, 3)."""
     header = jpeg_header(data)
-    # Green stands for gray where neighbors are compared, and every eighth row is plenty for a variance.
+    # Green approximates gray, and every eighth row is enough for a variance.
     rows = view.reshape(VIEW.height // 8, 8, VIEW.width, 3)[:, 2:5, :, 1].astype(np.int16)
     above, center, below = rows[:, 0], rows[:, 1], rows[:, 2]
     laplacian = 4 * center[:, 1:-1] - above[:, 1:-1] - below[:, 1:-1] - center[:, :-2] - center[:, 2:]
@@ -142,7 +142,7 @@ class TraitStore(Shards):
             self._new = {}
 
     def load(self, hashes: Sequence[str]) -> TraitTable:
-        """The traits of these contents, in this order; zeros and no camera for those that are not known."""
+        """The traits of these contents, in this order; zeros and no camera for unknown ones."""
         self.flush()
         cameras = np.full(len(hashes), "", object)
         numbers = np.zeros((len(hashes), len(NUMBERS)), np.float32)

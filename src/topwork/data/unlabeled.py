@@ -52,7 +52,7 @@ def read_labels(path: Path, manifest: Manifest, classes: tuple[str, ...]) -> NDA
     Paths are those of the manifest (as ``adapt --ask`` writes them), or absolute. Rows without a label are skipped.
 
     Raises:
-        UsageError: unreadable; a column is missing; a row names an image or a class that is not there.
+        UsageError: unreadable; a column is missing; a row names an unknown image or class.
     """
     try:
         table = read_table(str(path), path.read_bytes())
