@@ -1,8 +1,8 @@
 """Pretrained networks: a folder with weights, prepared once, and the facts needed to use it.
 
 In: a name (see ``models/sources.py``). Out: a :class:`Backbone`: plain facts plus a folder with the weights as
-safetensors, kept in the cache. Reading it back needs neither torch nor timm; :meth:`Backbone.module` builds the network
-for those who do. Running it is ``features/engine.py``.
+safetensors, kept in the cache. Reading it back needs neither torch nor timm; :meth:`Backbone.module` builds the network.
+Inference is in ``features/engine.py``.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from topwork.text import Described
 if TYPE_CHECKING:
     from torch import nn
 
-FORMAT = 2  # bump when what is written below changes meaning
+FORMAT = 2  # bump when the files written below change meaning
 _PREPARED = "backbone.json"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How timm builds a network, as far as its weights are read and written without building it.
+    """Facts about a timm network for reading and writing its weights without building it.
 
     Attributes:
         head: dotted name of the head in our network.
@@ -57,7 +57,7 @@ class Layout:
 
     @staticmethod
     def from_dict(values: dict[str, Any] | None, cfg: dict[str, Any]) -> Layout:
-        """As written next to the weights; older descriptions know one linear layer only."""
+        """Inverse of the JSON next to the weights; older descriptions have a single linear layer."""
         if values is None:
             name = cfg.get("classifier") or "classifier"
             return Layout(str(name), (str(name),))
@@ -72,12 +72,12 @@ class Backbone(Described):
         name: as requested, with aliases resolved.
         architecture: timm's name of the network.
         spec: how its input is prepared.
-        weights_digest: of names, shapes and values of all tensors.
+        weights_digest: SHA-256 over names, shapes and values of all tensors.
         folder: holds ``model.safetensors`` (and the compiled forms that the engine adds).
         n_features: length D of the last pooled features.
         n_parameters: without the classifier.
-        changes: how the network differs from timm's of that name; hidden layers of a tuned head count as part of it.
-        layout: where its classifier stands, and whether it is built for one input size.
+        changes: how the network differs from timm's; includes hidden layers of a tuned head.
+        layout: the position of its classifier, and whether it is built for one input size.
     """
 
     name: str
@@ -180,7 +180,7 @@ class Backbone(Described):
 
     @property
     def is_timm(self) -> bool:
-        """Whether timm's network of that name can hold these weights with a linear head."""
+        """Whether timm's network can hold these weights with a linear head."""
         return not self.changes and bool(self.layout.layers)
 
     def changed(self, changes: Changes, *, cache: Path | None = None) -> Backbone:
@@ -209,11 +209,11 @@ def load_backbone(
     Args:
         name: see :func:`topwork.models.sources.parse_name`: ``lite0``, any timm name such as ``resnet18.tv_in1k``,
             ``random:ARCHITECTURE``, ``ARCHITECTURE=FILE.safetensors``, a folder, or a name of another library.
-        on_note: hears, before anything is downloaded, of weights whose license is not permissive.
+        on_note: called before any download if the license of the weights is not permissive.
 
     Raises:
-        UsageError: no such name or file.
-        DownloadError: the weights have to be downloaded and cannot be.
+        UsageError: unknown name or file.
+        DownloadError: the weights cannot be downloaded.
         ModelError: the weights are damaged or do not fit.
     """
     source = parse_name(name, check=False)
@@ -236,7 +236,7 @@ def check_backbone(name: str) -> None:
 
 
 def input_spec(source: Source, cfg: dict[str, Any]) -> InputSpec:
-    """How the input of a network is prepared.
+    """The preprocessing of a network.
 
     Size and statistics belong to the weights; resize mode and filter are ours (docs/decisions/0001-resizer.md).
     """
@@ -349,14 +349,14 @@ def _write_prepared(network: Any, folder: Path, like: Backbone | None = None) ->
             facts["weights_crc32"] = _crc32(partial / WEIGHTS)
             (partial / _PREPARED).write_text(json.dumps(facts, indent=1))
     except TopworkError:
-        if not (folder / _PREPARED).is_file():  # otherwise another process was faster
+        if not (folder / _PREPARED).is_file():  # else another process finished first
             raise
 
 
 def _measured(
     network: Any, spec: InputSpec, stages: tuple[Stage, ...], layout: Layout | None
 ) -> tuple[Layout, int, tuple[Stage, ...]]:
-    """What one forward pass of two images tells: the length of the features, and which stages give a map.
+    """Runs two images to find the length of the features and the stages that return a map.
 
     The network, which may be a whole one of timm, is without its classifier afterwards.
     """
@@ -399,14 +399,14 @@ _CALLERS_OPTIONS = ("num_classes", "img_size", "pretrained_cfg", "pretrained_cfg
 
 
 def _is_map(output: Any) -> bool:
-    """Whether a module gives a map or tokens for each of two images; some give several tensors, the first of which counts."""
+    """Whether a module returns a map or tokens for each of two images; of several tensors, the first counts."""
     value = output[0] if isinstance(output, tuple | list) and output else output
     return getattr(value, "ndim", 0) in (3, 4) and int(value.shape[0]) == 2
 
 
 def _resized(state: dict[str, Any], network: Any, architecture: str) -> dict[str, Any]:
-    """Position embeddings brought to the size of the network, by timm's own filter of checkpoints."""
-    # what timm passes when it loads weights of FlexiViT
+    """Position embeddings resized to the network, by timm's checkpoint filter."""
+    # as timm does when it loads FlexiViT weights
     options: dict[str, Any] = {"interpolation": "bilinear", "antialias": False} if "flexi" in architecture else {}
     for kind in type(network).__mro__:
         module = sys.modules[kind.__module__]
@@ -446,6 +446,6 @@ def weights_digest(state: dict[str, np.ndarray[Any, Any]]) -> str:
 
 
 def _digest(state: dict[str, np.ndarray[Any, Any]], changes: Changes) -> str:
-    """Names weights and what is done with them."""
+    """Digest of weights and their preprocessing."""
     digest = weights_digest(state)
     return hashlib.sha256(f"{digest} {changes}".encode()).hexdigest() if changes else digest

@@ -36,9 +36,9 @@ WEIGHTS = "model.safetensors"
 TIMM_CONFIG = "config.json"
 COMPILED = ("openvino.xml", "openvino.bin")
 CARD = "README.md"
-DECISION = "decision.safetensors"  # arrays of the decision rule; apart, because timm refuses tensors it does not know
+DECISION = "decision.safetensors"  # arrays of the decision rule; a separate file, because timm refuses unknown tensors
 KNOWN_FILES = (WEIGHTS, DECISION, TIMM_CONFIG, *COMPILED, CARD)
-HEAD_PREFIX = "topwork_head."  # tensors of an extended head, which is no part of the timm network
+HEAD_PREFIX = "topwork_head."  # tensors of an extended head, which is not part of the timm network
 MAX_JSON_BYTES = 64 << 20
 
 
@@ -83,7 +83,7 @@ class Classifier(Described):
 
     @property
     def is_timm(self) -> bool:
-        """Whether timm's network of that name can hold all of it, so that the folder is a timm model, too."""
+        """Whether timm's network can hold all of it, so that the folder is also a timm model."""
         is_most_probable = "positive" not in self.thresholds
         return (
             self.head.kind == "plain"
@@ -125,10 +125,10 @@ def load_classifier(path: str | os.PathLike[str], *, multi_label: bool = False) 
     """Reads a model folder (or a run that contains one) and verifies every byte.
 
     Args:
-        multi_label: whether the caller can do with a model that gives an image several labels.
+        multi_label: whether the caller supports multi-label models.
 
     Raises:
-        UsageError: there is no model at that path, or one with several labels per image and the caller wants one.
+        UsageError: there is no model at that path, or it is multi-label and the caller does not support that.
         ModelError: damaged, altered, or written by a newer topwork.
     """
     folder = find_model(path)
@@ -209,7 +209,7 @@ def _write_weights(classifier: Classifier, path: Path) -> None:
     backbone, head = classifier.backbone, classifier.head
     layers = _head_layers(backbone)
     replaced = tuple(f"{name}." for name in {*layers, backbone.classifier_name, *backbone.layout.layers})
-    # hidden layers of a tuned head stand under timm's name of the last layer
+    # hidden layers of a tuned head are stored under timm's name of the last layer
     replaced = (f"{backbone.classifier_name}.",) if backbone.changes.hidden else replaced
     tensors = {k: v for k, v in tensors.items() if not k.startswith((*replaced, HEAD_PREFIX))}
     if head.kind == "plain":
@@ -237,7 +237,7 @@ def _facts(classifier: Classifier) -> dict[str, Any]:
     import topwork
 
     backbone, transform = classifier.backbone, classifier.head.transform
-    plain = Layout.from_dict(None, backbone.pretrained_cfg)  # what versions without layouts take for granted
+    plain = Layout.from_dict(None, backbone.pretrained_cfg)  # assumed by versions without layouts
     changes = {"changes": asdict(backbone.changes)} if backbone.changes else {}
     several = {"multi_label": True} if classifier.multi_label else {}
     return {
@@ -292,7 +292,7 @@ def _check_files(folder: Path, files: dict[str, Any]) -> None:
             raise ModelError(f"{folder / name}: damaged or modified (its SHA-256 differs from the one in {FACTS}).")
     if COMPILED[0] in files:
         with open(folder / COMPILED[0], "rb") as file:
-            # OpenVINO would try its readers for other formats on whatever is no XML.
+            # OpenVINO would try its readers for other formats on a file that is not XML.
             if not file.read(64).lstrip().startswith(b"<?xml"):
                 raise ModelError(f"{folder / COMPILED[0]}: not an OpenVINO network.")
     if WEIGHTS not in files:
@@ -314,7 +314,7 @@ def _from_facts(folder: Path, facts: dict[str, Any]) -> Classifier:
     backbone = Backbone(
         name=facts["backbone"],
         architecture=facts["architecture"],
-        spec=InputSpec.from_dict(facts["preprocessing"] | {"resizer": "pillow"}),  # that of every answer
+        spec=InputSpec.from_dict(facts["preprocessing"] | {"resizer": "pillow"}),  # used for all predictions
         weights_digest=facts["weights_digest"],
         folder=folder,
         n_features=int(facts["n_features"]),
@@ -385,7 +385,7 @@ def _check_head(classifier: Classifier, folder: Path) -> None:
 
 
 def _check_config(classifier: Classifier, folder: Path, files: dict[str, Any]) -> None:
-    """What timm reads must say the same, so that one folder gives one answer."""
+    """The file that timm reads must agree, so that both give the same predictions."""
     if TIMM_CONFIG not in files:
         return
     own, found = timm_config(classifier), _read_json(folder / TIMM_CONFIG)

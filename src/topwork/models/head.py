@@ -1,11 +1,11 @@
 """Heads, which turn features into one logit per class.
 
 :class:`LinearHead` is the head of the probe: numpy arrays, fitted by ``features/probe.py``. It is *plain* when it reads
-nothing but the last pooled features through an affine map: then it is one linear layer and can be written into timm's
-classifier. Otherwise (square roots, further stages) it is *extended* and only topwork can answer with it.
+only the last pooled features through an affine map: then it is one linear layer and can be stored in timm's
+classifier. Otherwise (square roots, further stages) it is *extended* and only topwork can use it.
 
-:class:`HeadSpec` is what tuning builds and trains (``models/modules.py``): linear, hidden layers, cosine. What it has
-learned becomes a LinearHead again: hidden layers count as part of the network then (:class:`Changes`).
+:class:`HeadSpec` describes the head for fine-tuning (``models/modules.py``): linear, hidden layers, cosine. Once trained
+it becomes a LinearHead: hidden layers then count as part of the network (:class:`Changes`).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class LinearHead:
         return columns @ self.weight.T.astype(np.float64) + self.bias
 
     def divided_by(self, temperature: float) -> LinearHead:
-        """The head whose softmax is already at that temperature (Guo et al. 2017, arXiv 1706.04599)."""
+        """The head with logits divided by a temperature (Guo et al. 2017, arXiv 1706.04599)."""
         t = np.float32(temperature)
         return replace(self, weight=self.weight / t, bias=self.bias / t)
 
@@ -127,7 +127,7 @@ class HeadSpec:
 
     @property
     def starts_from_probe(self) -> bool:
-        """Whether a fitted probe can be its first state; any other head is trained alone first."""
+        """Whether it can start from a fitted probe; any other head is first trained with a frozen backbone."""
         return self.kind in ("linear", "extended")
 
     @property
@@ -143,7 +143,7 @@ def parse_head(text: str) -> HeadSpec:
     features.
 
     Raises:
-        UsageError: anything else, with what it should look like.
+        UsageError: any other text, with an example of a valid one.
     """
     parts = [part.strip().lower() for part in text.split(",") if part.strip()]
     dropout = 0.0
@@ -174,7 +174,7 @@ def _wrong_head(text: str) -> UsageError:
 
 @dataclass(frozen=True)
 class Changes:
-    """How a network differs from timm's of that name; by default not at all.
+    """How a network differs from timm's; by default not at all.
 
     Attributes:
         pooling: another way of pooling, in timm's words: ``avg max avgmax`` of the last map or the patch tokens,
@@ -188,7 +188,7 @@ class Changes:
     hidden: str | None = None
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """Whether there are any changes."""
         return self != UNCHANGED
 
 

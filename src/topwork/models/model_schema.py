@@ -1,7 +1,7 @@
-"""What every field of ``topwork.json`` may hold: its type and its range, checked before anything is built from it.
+"""Types and ranges of the fields of ``topwork.json``, checked before anything is built from it.
 
-In: the parsed JSON. Out: nothing, or :class:`ModelError` that names the field. Fields this version does not know are left
-alone; a description that needs a newer version says so by its format.
+In: the parsed JSON. Out: nothing, or a :class:`ModelError` that names the field. Unknown fields are
+ignored; a description that needs a newer version has a higher format number.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ MAX_CLASSES = 1_000_000
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value has to be, in words and as a check."""
+    """A requirement on a value, in words and as a check."""
 
     words: str
     holds: Callable[[Any], bool]
 
 
 def number(low: float, high: float, *, whole: bool = False, none: bool = False) -> Rule:
-    """A finite number in a range; neither true, false nor text."""
+    """A finite number in a range; not a boolean or text."""
     kinds = (int,) if whole else (int, float)
     words = f"a {'whole ' if whole else ''}number from {low:g} to {high:g}" + (" or null" if none else "")
     return Rule(words, lambda v: none if v is None else type(v) in kinds and low <= v <= high)
 
 
 def text(pattern: str = r"[^\0]{0,4096}", words: str = "text", *, none: bool = False) -> Rule:
-    """Text that matches a pattern as a whole."""
+    """Text that fully matches a pattern."""
     return Rule(
         words, lambda v: none if v is None else isinstance(v, str) and bool(re.fullmatch(pattern, v, re.DOTALL))
     )
@@ -65,7 +65,7 @@ def mapping(rule: Rule | None = None) -> Rule:
 
 
 def _is_option(name: str, value: Any) -> bool:
-    """Whether a network may be built with an option: never one that reads a file or an address."""
+    """Whether an option is allowed when building a network; options that read a file or URL are not."""
     is_plain = value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and "/" not in value)
     is_list = isinstance(value, list) and all(isinstance(item, (bool, int, float)) for item in value)
     return "checkpoint" not in name and not name.startswith(("pretrained", "cache")) and (is_plain or is_list)
@@ -150,7 +150,7 @@ def check_description(facts: dict[str, Any], path: Path, newest_format: int) -> 
 
     Args:
         path: of the file, for the error.
-        newest_format: what this version can read.
+        newest_format: newest format that this version can read.
 
     Raises:
         ModelError: the first field that is missing or out of range, by name.

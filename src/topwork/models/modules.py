@@ -1,7 +1,7 @@
 """Heads as torch modules, and networks with their classifier replaced: what fine-tuning trains.
 
 In: a timm network (``Backbone.module()``) and a :class:`HeadSpec`, or a module of your own. Out: the same network with
-a new head; where timm has one linear layer last, the head has its name, so that timm would load the state dict. Numpy
+a new head; if timm's last layer is linear, the head has its name, so that timm can load the state dict. NumPy
 heads for frozen features are in ``models/head.py``; training itself is in ``training/loop.py``.
 
 Nothing on the path of ``predict`` imports this file, so it may import torch at the top.
@@ -28,7 +28,7 @@ assert set(_ACTIVATIONS) == set(ACTIVATIONS), "one module for each activation th
 
 
 class CosineHead(nn.Module):
-    """Logits = scale · cos(features, class direction): no class wins by the length of its row (arXiv 1804.09170)."""
+    """Logits = scale · cos(features, class direction), independent of the norm of the rows (arXiv 1804.09170)."""
 
     def __init__(self, n_features: int, n_outputs: int, scale: float = 16.0) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def make_head(spec: HeadSpec, n_features: int, n_outputs: int) -> nn.Module:
 
 
 def n_outputs(n_classes: int, outputs: str) -> int:
-    """Logits that a head needs: one for two classes with a sigmoid, otherwise one per class."""
+    """Number of logits: one for two classes with a sigmoid, otherwise one per class."""
     return 1 if outputs == "binary" else n_classes
 
 
@@ -64,7 +64,7 @@ def powered(columns: torch.Tensor, power: Power, least: float = 0.0) -> torch.Te
     """:func:`topwork.models.head.powered` for joined (B, D) features.
 
     Args:
-        least: below it a square root is taken as flat, where gradients are wanted: its slope at zero is infinite.
+        least: below it the square root counts as constant, since its gradient at zero is infinite.
     """
     if power == "sqrt":
         size = torch.abs(columns)
@@ -77,7 +77,7 @@ def powered(columns: torch.Tensor, power: Power, least: float = 0.0) -> torch.Te
 
 # ---- replacing a classifier
 
-OWN_HEAD = "topwork_head"  # the head's name where it cannot take the place of timm's last layer
+OWN_HEAD = "topwork_head"  # the head's name if it cannot replace timm's last layer
 
 
 def build_classifier(
@@ -96,13 +96,13 @@ def build_classifier(
 
     Args:
         network: changed in place and returned.
-        head: what to build, or a ready module from (B, D) features to (B, n_outputs) logits.
+        head: a spec, or a module from (B, D) features to (B, n_outputs) logits.
         pooling: another way of pooling the last map, in timm's words.
         drop_hidden: also removes the hidden layers before the last one (VGG's two of 4,096 units).
-        n_features: what the head reads, if known; else the network is run once to find out.
+        n_features: number of input features of the head; by default found by running the network once.
 
     Raises:
-        UsageError: the network has no such part.
+        UsageError: the network does not have this part.
     """
     if drop_hidden:
         _drop_hidden(network)
@@ -122,7 +122,7 @@ def build_classifier(
 def headless(network: nn.Module) -> nn.Module:
     """Ends a network before its last linear layer: normalized images (B, 3, H, W) to features (B, D).
 
-    What stands before that layer stays: batch norms and hidden layers of timm's classifiers keep their weights.
+    Batch norms and hidden layers of timm's classifiers before that layer keep their weights.
     Distilled networks average what their two classifiers read, as they would average their logits. Networks that
     combine several classifiers in other ways give what timm calls ``pre_logits``. Changed in place and returned.
     """
@@ -146,7 +146,7 @@ Reads = Literal["output", "pre_logits", "both"]
 
 
 class _HeadBehind:
-    """Marks networks whose head reads the output of timm's network, rather than standing inside it."""
+    """Marks networks whose head reads the output of timm's network instead of being inside it."""
 
     topwork_head: nn.Module
 
@@ -243,7 +243,7 @@ def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
 def set_linear(network: nn.Module, weight: NDArray[Any], bias: NDArray[Any]) -> None:
     """Starts the last linear layer from a fitted head: weight (C, D), bias (C,).
 
-    With one output (two classes, sigmoid) the difference of the two rows says the same.
+    With one output (two classes, sigmoid) the difference of the two rows is equivalent.
     """
     layer = network.get_submodule(classifier_name(network))
     assert isinstance(layer, nn.Linear), "only a linear head can start from a linear probe"
@@ -261,7 +261,7 @@ def _drop_hidden(network: nn.Module) -> None:
 
 
 def _repool(network: nn.Module, pooling: str) -> None:
-    """Changes what the classifier reads, which ends before it for ``both``."""
+    """Changes the pooling of a network; for ``both`` it then ends before the classifier."""
     kind, reset = type(network).__name__, getattr(network, "reset_classifier", None)
     if pooling in ("token", "both") and not getattr(network, "num_prefix_tokens", 0):
         raise UsageError(f"--pooling {pooling}: {kind} has no class token.")
@@ -311,7 +311,7 @@ class SixBlockNetwork(nn.Module):
     @staticmethod
     def _block(before: int, after: int, padding: int) -> nn.Sequential:
         convolution = nn.Conv2d(before, after, 3, padding=padding)
-        pooling = nn.MaxPool2d(2, ceil_mode=padding > 0)  # one position stays one
+        pooling = nn.MaxPool2d(2, ceil_mode=padding > 0)  # a single position stays one
         return nn.Sequential(convolution, nn.ReLU(), nn.BatchNorm2d(after), pooling)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """The networks that lectures build by hand: plain and residual ones of any depth, ResNet-9, bottleneck blocks, gray input.
 
 In: sizes. Out: torch modules from (B, 3, H, W) images to (B, n_outputs) logits, with their stages under ``blocks`` and
-the last layer under ``classifier``, so that the training loop knows where everything is. The six-block network is in
-``modules.py``. Weights start as torch starts them.
+the last layer under ``classifier``, where the training loop expects them. The six-block network is in
+``modules.py``. Weights have torch's default initialization.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def same_padding(kernel_size: int) -> tuple[int, int]:
     """(before, after) zeros that keep a map's side under a convolution of stride 1.
 
     A convolution gives ``side + before + after - kernel_size + 1`` positions, so before + after must be kernel_size - 1.
-    Lectures pad both sides alike: by ``kernel_size - 2``, which is correct for 3 only, or by ``kernel_size // 2``, which
-    is correct for odd kernels only. An even kernel needs one zero more on one side; it goes after, as in TensorFlow.
+    Lectures pad both sides equally: by ``kernel_size - 2``, which is correct for 3 only, or by ``kernel_size // 2``, which
+    is correct for odd kernels only. An even kernel needs one more zero on one side; it goes after, as in TensorFlow.
     """
     return (kernel_size - 1) // 2, kernel_size // 2
 
@@ -124,7 +124,7 @@ class ResNet9(nn.Module):
     """ResNet-9, the small residual network of many courses: 6,575,370 parameters at width 64 and ten classes.
 
     Four convolutions of 1, 2, 4 and 8 times ``width`` channels, two residual pairs, three poolings; the last map is
-    pooled by its maximum, so any input of at least 8 pixels does.
+    max-pooled, so any input of at least 8 pixels works.
     """
 
     def __init__(self, n_outputs: int = 10, width: int = 64) -> None:
@@ -181,7 +181,7 @@ class LearnedColors(nn.Module):
         super().__init__()
         self.colors = SameConv(1, 3, kernel_size)
         self.network = network
-        # the training loop finds the classifier by this
+        # tells the training loop where the classifier is
         self.pretrained_cfg = {"classifier": f"network.{classifier_name(network)}"}
         mean, std = (torch.tensor(values) for values in (spec.mean, spec.std))
         center = same_padding(kernel_size)[0]
@@ -192,7 +192,7 @@ class LearnedColors(nn.Module):
             self.colors.conv.bias.copy_((mean[0] - mean) / std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of the network behind."""
+        """(B, 3, H, W) to the logits of the network."""
         logits: Tensor = self.network(self.colors(images[:, :1]))
         return logits
 
@@ -205,7 +205,7 @@ class FirstChannel(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of the network behind."""
+        """(B, 3, H, W) to the logits of the network."""
         logits: Tensor = self.network(images[:, :1])
         return logits
 
@@ -213,8 +213,8 @@ class FirstChannel(nn.Module):
 def fold_first_convolution(network: nn.Module) -> nn.Module:
     """Makes a color network take one channel: the first convolution's kernels are summed over their input channels.
 
-    The answers are those for the gray channel repeated three times, with a third of the first layer's multiplications,
-    where the three channels have the same mean and deviation (as for the Lite networks). Changed in place and returned.
+    The logits equal those for the gray channel repeated three times, with a third of the first layer's multiplications,
+    if the three channels have the same mean and deviation (as for the Lite networks). Changed in place and returned.
 
     Raises:
         UsageError: its first convolution does not take three channels.
@@ -229,7 +229,7 @@ def fold_first_convolution(network: nn.Module) -> nn.Module:
 
 
 def layer_gradients(network: nn.Module, layers: Sequence[nn.Module], loss: Tensor) -> list[float]:
-    """Length of the loss's gradient by the weights of each layer's convolution, per weight (root of the mean square)."""
+    """Root mean square of the loss gradient over the weights of each layer's convolution."""
     weights: list[Any] = [next(layer.parameters()) for layer in layers]
     gradients = torch.autograd.grad(loss, weights)
     network.zero_grad(set_to_none=True)

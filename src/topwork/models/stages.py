@@ -75,7 +75,7 @@ def no_decay(network: Any) -> frozenset[str]:
 
 
 def has_attention(stages: Sequence[Stage]) -> bool:
-    """Whether a network is a transformer, by the names of its parameters; those want a smaller rate in lower stages."""
+    """Whether a network is a transformer, by its parameter names; these need smaller rates in lower stages."""
     return any(re.search(r"\battn\.|\battention\.", name) for stage in stages for name in stage.parameters)
 
 
@@ -95,7 +95,7 @@ def _groups(network: Any, names: Sequence[str]) -> list[list[str]]:
 
 
 def _numbered_by_container(network: Any, names: Sequence[str]) -> dict[str, int]:
-    """For networks that do not tell: the children of the first list of blocks, and what comes before and after."""
+    """For networks without metadata: the children of the first list of blocks, and the layers before and after."""
     lists = ("blocks", "stages", "layers", "transformers", "features")
     sized = [name for name in lists if hasattr(getattr(network, name, None), "named_children")]
     container = next((name for name in sized if len(list(getattr(network, name).children())) > 1), "blocks")
@@ -122,7 +122,7 @@ def _block_of(names: Sequence[str], sizes: dict[str, int]) -> str:
 def _neck_apart(blocks: list[tuple[str, list[str]]], sizes: dict[str, int]) -> list[tuple[str, list[str]]]:
     """Splits what follows the last block (a norm, a wider convolution) from it: timm counts it in."""
     if len(blocks) < 2 or not _is_alike(blocks[-1][0], blocks[-2][0]):
-        return blocks  # nothing follows, or timm counts it apart
+        return blocks  # nothing follows, or timm lists it separately
     block, names = blocks[-1]
     after = [name for name in names if not is_inside(name, [block])]
     if not after or len(after) == len(names) or is_inside(names[-1], [block]):
@@ -147,7 +147,7 @@ def _is_alike(one: str, other: str) -> bool:
 
 
 def _bundles(blocks: list[tuple[str, list[str]]], network: Any) -> list[list[tuple[str, list[str]]]]:
-    """One block each, or four bundles where all blocks work at one resolution or there are very many."""
+    """One block each, or four bundles if all blocks have one resolution or there are very many."""
     n = len(blocks)
     info = getattr(network, "feature_info", None) or []
     reductions = {one["reduction"] for one in info if isinstance(one, dict) and "reduction" in one}

@@ -1,7 +1,7 @@
 """Zero-shot heads: the text tower of CLIP or SigLIP computes the weights of each class from its name.
 
-In: the name of a backbone, class names and a prompt. Out: a :class:`LinearHead` on the image features that answers as the
-two towers do together: no training image was needed for it (zero-shot; Radford et al. 2021, arXiv 2103.00020, section 3.1).
+In: the name of a backbone, class names and a prompt. Out: a :class:`LinearHead` on the image features, equivalent to the
+two towers, without training images (zero-shot; Radford et al. 2021, arXiv 2103.00020, section 3.1).
 The text tower is transformers', under the Hub name of the same weights or in the same folder.
 """
 
@@ -42,10 +42,10 @@ def text_model(name: str) -> str:
 
 
 def zero_shot_head(backbone: Backbone, classes: Sequence[str], prompt: str) -> LinearHead:
-    """The head that class names make, each put in place of ``{}`` in the prompt.
+    """Builds a head from class names, each inserted for ``{}`` in the prompt.
 
     CLIP projects image features before it compares them; that projection is part of the weights here. It also divides by
-    the length of what it gets, which changes no order among the classes and is left out.
+    their norm, which does not change the order of the classes and is left out.
 
     Raises:
         UsageError: a class name is not a word, the backbone has no text tower, or its pooling was changed.
@@ -67,7 +67,7 @@ def zero_shot_head(backbone: Backbone, classes: Sequence[str], prompt: str) -> L
 
 
 def _words(name: str) -> str:
-    """A class name as one would say it: ``golden_retriever`` is golden retriever; 7 and n02099601 are no words."""
+    """A class name as words: ``golden_retriever`` is golden retriever; 7 and n02099601 are not words."""
     text = re.sub(r"[\s_-]+", " ", name).strip()
     if not re.search(r"[^\W\d_]{2,}", text):
         raise UsageError(

@@ -2,7 +2,7 @@
 
 In: its ``config.json`` and tensors. Out: a timm network of that shape and a state dict for it. Vision transformers only
 (ViT, DeiT, DINOv2 with or without registers, DINOv3, and the image towers of CLIP and SigLIP): other families have no one-to-one
-names. transformers keeps queries, keys and values apart; timm has them in one matrix.
+names. transformers stores queries, keys and values separately; timm has them in one matrix.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def translated(config: dict[str, Any], state: dict[str, Any], folder: Path) -> t
 
 
 def _network(kind: str, config: dict[str, Any], state: dict[str, Any], folder: Path) -> Any:
-    """The timm architecture with the same norms and activations, in the shape that the configuration says."""
+    """The timm architecture with the norms, activations and shape of the configuration."""
     import timm
 
     if any("distillation" in name for name in state):
