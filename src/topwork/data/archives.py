@@ -45,7 +45,7 @@ _MAX_GLOBAL_FIELDS = 1000
 _MAX_DIRECTORY_SHARE = 0.25  # of a zip that the list of its members may take; images are larger than their names
 _HARMLESS_DIRECTORY_BYTES = 1 << 22
 _SOME = 1 << 20
-# What damaged archives make the readers raise. MemoryError is not among them: that is a matter of the machine.
+# What damaged archives make the readers raise. MemoryError is not among them: that depends on the machine.
 _DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,

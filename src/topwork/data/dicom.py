@@ -1,6 +1,6 @@
 """DICOM as a viewer shows it (extra ``dicom``): the first frame, windowed, in its photometric interpretation.
 
-In: the bytes of a file that starts like a DICOM. Out: uint8 RGB pixels, the colors as stored, and who is on it, as a short
+In: the bytes of a file that starts like a DICOM. Out: uint8 RGB pixels, the colors as stored, and the patient, as a short
 hash of the PatientID, so that images of one person can be kept together (``--group-by PatientID``) and no name is stored.
 """
 

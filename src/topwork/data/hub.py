@@ -105,7 +105,7 @@ def _parts(folder: Path, _version: int) -> dict[str, Any]:
         parts = {str(name): part for name, part in loaded.items()} if isinstance(loaded, dict) else {"": loaded}
         for part in parts.values():
             part.data.table.validate(full=True)  # offsets of a damaged file could otherwise point outside it
-    except Exception as error:  # noqa: BLE001 - it raises whatever its parts do
+    except Exception as error:  # noqa: BLE001 - raises any exception of its dependencies
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{escape(str(folder))}: cannot be read as a saved dataset: {escape(reason)}.") from None
     return parts

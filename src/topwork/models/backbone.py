@@ -57,7 +57,7 @@ class Layout:
 
     @staticmethod
     def from_dict(values: dict[str, Any] | None, cfg: dict[str, Any]) -> Layout:
-        """Inverse of the JSON next to the weights; older descriptions have a single linear layer."""
+        """Reads the JSON next to the weights; older descriptions have a single linear layer."""
         if values is None:
             name = cfg.get("classifier") or "classifier"
             return Layout(str(name), (str(name),))

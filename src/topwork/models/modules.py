@@ -241,7 +241,7 @@ def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def set_linear(network: nn.Module, weight: NDArray[Any], bias: NDArray[Any]) -> None:
-    """Starts the last linear layer from a fitted head: weight (C, D), bias (C,).
+    """Initializes the last linear layer from a fitted head: weight (C, D), bias (C,).
 
     With one output (two classes, sigmoid) the difference of the two rows is equivalent.
     """

@@ -136,7 +136,7 @@ class Service:
                 if answer.error is not None:
                     raise RuntimeError(answer.error)
             self.is_warm = True
-        except Exception as error:  # noqa: BLE001 - whatever it is: not ready, and /ready says why
+        except Exception as error:  # noqa: BLE001 - any error means not ready, and /ready says why
             self.failure = f"the first prediction failed: {error}"
             _LOG.exception("the first prediction failed")
 
@@ -423,7 +423,7 @@ def _add_error_texts(app: FastAPI) -> None:
 
 
 class _NoResponse(Response):
-    """For a client that disconnected: nothing is sent, and no error is counted."""
+    """For a client that disconnected: sends nothing and counts no error."""
 
     async def __call__(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
         return

@@ -98,7 +98,7 @@ class ServedModel:
             found = await loop.run_in_executor(
                 self._network, self.predictor.answer_loaded, [item.loaded for item in batch]
             )
-        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it, and the next batch must run
+        except Exception as error:  # noqa: BLE001 - report any error to the waiting requests, and run the next batch
             for item in batch:
                 if not item.answer.done():
                     item.answer.set_exception(error)
