@@ -37,7 +37,7 @@ from topwork.text import escape, percent
 
 MAX_MEMBERS = 2_000_000
 MAX_MEMBER_BYTES = 1 << 29  # more than the largest image that would be decoded
-MAX_RATIO = 200  # images hardly compress; a large archive beyond this ratio is a zip bomb
+MAX_RATIO = 200  # images hardly compress; a large archive beyond this ratio counts as a decompression bomb
 _HARMLESS_BYTES = 1 << 30  # below this no ratio does harm
 _HARMLESS_MEMBER_BYTES = 1 << 26
 _MAX_HEADER_BYTES = 1 << 20  # of one header of a tar, which is read into memory; names have a few hundred bytes

@@ -184,7 +184,7 @@ def _edge(losses: NDArray[np.float64]) -> int:
 
 
 def _steepest(rates: NDArray[np.float64], losses: NDArray[np.float64]) -> int:
-    """The rate at the steepest descent of the loss over log rate, before its minimum."""
+    """Index of the steepest descent of the loss over log rate, before its minimum."""
     end = max(3, int(losses.argmin()) + 1)
     return int(np.gradient(losses[:end], np.log(rates[:end])).argmin())
 
