@@ -191,6 +191,7 @@ def test_without_a_network_there_is_one_clear_line(tmp_path, verb):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow  # models/test_sources.py reads such a folder
 def test_a_model_of_transformers_on_the_hub_is_a_backbone(hub, tmp_path):
     import transformers
 
