@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from drawing import draw_folders
+from topwork.server.start import Start
 
 from .serving import Served, serving, wait_until
 
@@ -48,6 +49,11 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def starting(folder: Path) -> Any:
     return serving(folder, verb="app", ready="/state")
+
+
+def test_the_page_names_the_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Start(Path(), 8000).state()["folder"] == str(tmp_path)
 
 
 def test_from_dropped_images_to_an_answer_and_after_a_kill_nothing_is_lost(drawn: Path, tmp_path: Path) -> None:

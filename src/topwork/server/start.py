@@ -76,7 +76,7 @@ class Start(OwnPage):
         runs = sorted(path.parent for path in self.runs.glob("*/settings.json"))
         runs = [run for run in runs if (run / "model").is_dir() or not is_finished(run)]  # evaluations have no model
         return {
-            "folder": escape(str(self.runs.parent)),
+            "folder": escape(str(self.runs.absolute().parent)),
             "images": [
                 {"name": path.name, "classes": {c.name: _n_files(c) for c in sorted(path.iterdir()) if c.is_dir()}}
                 for path in folders
