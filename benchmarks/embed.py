@@ -1,6 +1,6 @@
 """How fast images become features, against the two things that bound it, in one run.
 
-    python benchmarks/embed.py FOLDER [--copies 5]
+    python benchmarks/embed.py FOLDER [--rounds 5]
 
 Three rates in images per second, interleaved over several rounds so that a noisy machine treats them alike:
 ``engine`` runs the network on pixels that are ready; ``decode`` reads, decodes and resizes with all cores and no
