@@ -141,7 +141,7 @@ def _list_parquets(root: Path, found: Found, rules: Rules) -> Listing | None:
     names = [name for name in found.files if name.lower().endswith(".parquet")]
     if not names or any(map(looks_like_image, found.files)):
         return None
-    places = {name: remote.local_copy(root / name) if remote.is_url(root) else root / name for name in names}
+    places = {name: remote.local_copy(root / name) for name in names}
     names = [name for name in names if embedded.holds_images(places[name])]
     entries, rejects = [], list(found.rejects)
     notes: list[str] = []

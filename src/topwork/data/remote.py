@@ -253,12 +253,14 @@ def upload(path: Path, url: str) -> None:
 
 
 def local_copy(path: Path) -> Path:
-    """A file behind a URL in the cache, downloaded once for each version of it.
+    """A file behind a URL in the cache, downloaded once for each version of it; a local file is its own copy.
 
     Raises:
         UsageError: it cannot be had.
         TopworkError: the cache cannot be written.
     """
+    if not is_url(path):
+        return path
     url = url_of(path)
     with _reaching(url):
         fs, place = _opened(url)

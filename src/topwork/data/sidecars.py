@@ -34,16 +34,17 @@ def rows_beside(files: Files, rules: Rules) -> tuple[list[Row], list[str]] | Non
     for ending in (".cls", ".json", ".txt"):
         sides = {image: side for image in images if (side := posixpath.splitext(image)[0] + ending) in every}
         if sides and 10 * len(sides) >= 9 * len(images):
-            table = _table(f"the {ending} files beside the images", images, sides, files)
+            table = _table(ending, images, sides, files)
             return rows_of(table, meaning_of(table, files, rules), files, rules) if table is not None else None
     return None
 
 
-def _table(name: str, images: Sequence[str], sides: Mapping[str, str], files: Files) -> Table | None:
+def _table(ending: str, images: Sequence[str], sides: Mapping[str, str], files: Files) -> Table | None:
     """The labels in these files; None if they hold captions, boxes or anything else."""
+    name = f"the {ending} files beside the images"
     try:
         texts = {image: decoded(side, files.read(side))[0].strip() for image, side in sides.items()}
-        if " .json " in name:
+        if ending == ".json":
             objects = {image: json.loads(text) for image, text in texts.items()}
             own = {image: {key: value for key, value in one.items() if key != "path"} for image, one in objects.items()}
             return table_of_rows(name, [{"path": image, **own.get(image, {})} for image in images])
@@ -63,18 +64,17 @@ def list_shards(root: Path, found: Found, rules: Rules) -> Listing | None:
     shards = [name for name in found.files if name.lower().endswith(".tar")]
     if not shards or any(map(looks_like_image, found.files)):
         return None
-    places = {name: remote.local_copy(root / name) if remote.is_url(root) else root / name for name in shards}
+    places = {name: remote.local_copy(root / name) for name in shards}
     opened = {name: archives.open_archive(place) for name, place in places.items()}
     rejects = [replace(one, path=f"{name}/{one.path}") for name, archive in opened.items() for one in archive.rejects]
+    members = {f"{name}/{member}": name for name, archive in opened.items() for member in archive.names}
 
     def read(path: str) -> bytes:
-        shard = next((name for name in shards if path.startswith(f"{name}/")), None)
-        if shard is not None:
+        if (shard := members.get(path)) is not None:
             return archives.read_member(places[shard], path.removeprefix(f"{shard}/"))
         assert found.read is not None
         return found.read(path)
 
-    members = {f"{name}/{member}": name for name, archive in opened.items() for member in archive.names}
     files = Files(members.__contains__, lambda: list(members), read, beside=found.files)
     beside = rows_beside(files, rules)
     if beside is None:
