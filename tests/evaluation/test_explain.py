@@ -140,7 +140,7 @@ class WithoutMaps:
     def __init__(self, engine):
         self.engine = engine
 
-    def run(self, images, *, with_stages=False):
+    def run(self, images):
         return Opened(self.engine.run(images), None)
 
     def gradient_maps(self, head, images, labels):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ from topwork.features.backbone_selection import names_of
 from topwork.features.blas import few_threads
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import best_device, compiled_form
+from topwork.features.feature_maps import OpenNetwork, open_network
 from topwork.features.probe import Probe
 from topwork.features.views import Probed
 from topwork.models.backbone import check_backbone
@@ -98,6 +101,7 @@ def fit(
         write_json(work / "settings.json", wanted)
         data = prepare_data(path, settings, clock, reporter)
         check_positive(settings, data.manifest.classes)
+        opened = _opening(data)
         by_names = None
         if settings.zero_shot is not None:
             with clock("zero_shot"):
@@ -130,7 +134,7 @@ def fit(
             with clock("insights"), few_threads(n_values):
                 reporter.step("insights")
                 _write_insights(
-                    work, path, folder, data, seen.features, probed.probe, assessed, tuned is not None, clock
+                    work, path, folder, data, seen.features, probed.probe, assessed, tuned is not None, opened, clock
                 )
         evaluation |= {"timing": timing(clock, data.embedder)}
         write_json(work / "evaluation.json", evaluation)
@@ -204,6 +208,16 @@ def _meet() -> None:
 
 
 # ---- the steps, in their order
+
+
+def _opening(data: PreparedData) -> Future[OpenNetwork] | None:
+    """The network of the heatmaps, compiled while the head is fitted; None if the network may change or none is needed."""
+    if data.settings.mode != "probe" or data.manifest.multi_label:
+        return None
+    pool = ThreadPoolExecutor(1)
+    opened = pool.submit(open_network, data.backbone)
+    pool.shutdown(wait=False)
+    return opened
 
 
 def _tune(
@@ -283,6 +297,7 @@ def _write_insights(
     probe: Probe,
     assessed: Assessed,
     is_tuned: bool,
+    opened: Future[OpenNetwork] | None,
     clock: Stopwatch,
 ) -> None:
     inputs = AnalysisInputs(
@@ -293,6 +308,7 @@ def _write_insights(
         data.features,
         assessed.classifier,
         features_evaluated,
+        partial(open_network, assessed.classifier.backbone) if opened is None else opened.result,
         assessed.predictions,
         assessed.evaluation,
         is_tuned=is_tuned,

@@ -7,7 +7,7 @@ Everything is computed from existing features and logits, except for the heatmap
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -30,7 +30,7 @@ from topwork.evaluation.metrics import HELD_OUT
 from topwork.evaluation.predictions import Ints, Predictions, softmax
 from topwork.evaluation.similarity import nearest_images
 from topwork.features.embed import Features
-from topwork.features.feature_maps import open_network
+from topwork.features.feature_maps import OpenNetwork
 from topwork.features.probe import Probe
 from topwork.models.classifier import Classifier
 from topwork.text import as_text
@@ -50,6 +50,7 @@ class AnalysisInputs:
         groups: (N,) group of each manifest row.
         probe_features: features of the probe (of the network before tuning).
         features: features of the classifier's head.
+        network: returns the opened network of the classifier, for heatmaps.
         predictions: by part.
         evaluation: the metrics of the parts, as in ``evaluation.json``.
         embedding_rate: images per second of this run; None if nothing was embedded.
@@ -63,6 +64,7 @@ class AnalysisInputs:
     probe_features: Features
     classifier: Classifier
     features: Features
+    network: Callable[[], OpenNetwork]
     predictions: Mapping[str, Predictions]
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     is_tuned: bool = False
@@ -212,13 +214,12 @@ def _explanations(inputs: AnalysisInputs) -> dict[str, Any]:
     if name is None:
         return empty
     part = inputs.predictions[name].labeled()
-    network = open_network(classifier.backbone)
     positions, images = _readable(manifest, classifier, part, _to_explain(part, N_WRONG, N_RIGHT))
     if not len(positions):
         return empty
     some = part.take(positions)
     wanted = np.stack([some.predicted, some.labels], axis=1)
-    evidence = find_evidence(classifier, images, wanted, network)
+    evidence = find_evidence(classifier, images, wanted, inputs.network())
     stride = max(1, len(parts.train) // _NEIGHBORS_AMONG)
     reference = parts.train[::stride]
     near, cosine = nearest_images(

@@ -74,7 +74,7 @@ def find_evidence(
     """
     network = network or open_network(classifier.backbone)
     wanted = np.asarray(labels, np.int64)
-    opened = network.run(images, with_stages="stages" in classifier.head.transform.blocks)
+    opened = network.run(images)
     logits = _centered(classifier.head.logits(dict(opened.blocks)))
     exact = activation_maps(classifier.head, opened, wanted)
     if exact is not None:

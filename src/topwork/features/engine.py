@@ -453,7 +453,9 @@ def _device() -> str:
     return f"{openvino_core().get_property('CPU', 'FULL_DEVICE_NAME')} openvino {_openvino().__version__}"
 
 
-@lru_cache(maxsize=1)
+_core_lock = threading.Lock()
+
+
 def openvino_core() -> Any:
     """OpenVINO's core, one per process; do not create another.
 
@@ -464,6 +466,12 @@ def openvino_core() -> Any:
     Raises:
         ImportError: OpenVINO is not installed.
     """
+    with _core_lock:
+        return _core()
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
     return _openvino().Core()
 
 

@@ -49,7 +49,7 @@ class Opened:
     Attributes:
         blocks: ``last`` (B, D) and ``stages`` (B, E) float16, as from the engine.
         maps: (B, D, h, w) float32 whose mean over h and w is ``last``; None if there is no such map.
-        stage_maps: (B, C, h, w) of each stage, whose means and maxima are ``stages``; None if not requested or unknown.
+        stage_maps: (B, C, h, w) of each stage, whose means and maxima are ``stages``; None if unknown.
     """
 
     blocks: dict[str, NDArray[np.float16]]
@@ -60,7 +60,7 @@ class Opened:
 class OpenNetwork(Protocol):
     """Computes features and maps."""
 
-    def run(self, images: Images, *, with_stages: bool = False) -> Opened:
+    def run(self, images: Images) -> Opened:
         """Features and maps of (B, H, W, 3), uint8 or float32 in 0..255 and beyond, any B."""
 
     def gradient_maps(self, head: LinearHead, images: Images, labels: NDArray[np.int64]) -> NDArray[np.float32] | None:
@@ -68,7 +68,7 @@ class OpenNetwork(Protocol):
 
 
 def open_network(backbone: Backbone) -> OpenNetwork:
-    """An open network for a backbone or a model folder, in f32; without mirrored positions."""
+    """An open network for a backbone or a model folder, in f32; without mirrored positions. Compiling takes a moment."""
     own = backbone.folder / COMPILED[0]
     has_own = own.is_file() and backbone.spec.mirror == "none"
     backbone = backbone.with_spec(mirror="none")
@@ -86,13 +86,11 @@ class OpenVINONetwork:
         self.xml = xml
         self._backbone = backbone
         self._by_torch: TorchNetwork | None = None  # OpenVINO has no gradients
-        self._compiled: dict[bool, _Compiled] = {}
+        self._compiled = _compiled(xml)
 
-    def run(self, images: Images, *, with_stages: bool = False) -> Opened:
+    def run(self, images: Images) -> Opened:
         """The last batch is padded."""
-        if with_stages not in self._compiled:
-            self._compiled[with_stages] = _compiled(self.xml, with_stages)
-        form, chunks = self._compiled[with_stages], []
+        form, chunks = self._compiled, []
         for start in range(0, len(images), BATCH):
             some = images[start : start + BATCH]
             padded = np.zeros((BATCH, *images.shape[1:]), np.float32)
@@ -126,11 +124,11 @@ class TorchNetwork:
         if hasattr(network, "forward_features"):
             network.forward_features = self._kept(network.forward_features)
 
-    def run(self, images: Images, *, with_stages: bool = False) -> Opened:
+    def run(self, images: Images) -> Opened:
         """Runs batches of the engine's size, to bound memory."""
         import torch
 
-        names = feature_stages(self._backbone) if with_stages else []
+        names = feature_stages(self._backbone)
         n_prefix, is_channels_last = map_layout(self.module.network)
         spec, chunks = self._backbone.spec, []
         with torch.inference_mode():
@@ -289,7 +287,7 @@ class _Compiled:
     channels_last: tuple[bool, ...]
 
 
-def _compiled(xml: Path, with_stages: bool) -> _Compiled:
+def _compiled(xml: Path) -> _Compiled:
     from openvino import opset13
 
     ov, core = _openvino(), openvino_core()
@@ -302,8 +300,7 @@ def _compiled(xml: Path, with_stages: bool) -> _Compiled:
         results = list(model.get_results())
         of_last = list(_pooled(results[0].input_value(0)))
         of_last = of_last if len(of_last) == 1 else []
-        of_stages = list(_pooled(results[1].input_value(0))) if with_stages else []
-        sources = [*of_last, *of_stages]
+        sources = [*of_last, *_pooled(results[1].input_value(0))]
         model = ov.Model([*results, *(opset13.result(source) for source, _ in sources)], [new])
         network = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     except RuntimeError as error:
