@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("--mode", default="auto", choices=["tune", "auto"])
     parser.add_argument("--time-budget", default="10min")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="settings of both, such as size=64")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="settings of both, such as size=64"
+    )
     asked = parser.parse_args()
     options = dict(item.split("=", 1) for item in asked.set)
     for folder in asked.folders:

@@ -20,7 +20,6 @@ import numpy as np
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from export.test_equality import by_command, by_http, by_library, by_script, by_timm, by_transformers
-
 from topwork.models.classifier import load_classifier
 
 
