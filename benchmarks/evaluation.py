@@ -35,8 +35,8 @@ import numpy as np
 from topwork.commands.fit import Fitted, fit
 from topwork.data.images import decode
 from topwork.data.transforms import fit_to_input
+from topwork.evaluation.calibration import fit_ambiguous
 from topwork.evaluation.curves import calibration_error, roc_auc
-from topwork.evaluation.decisions import fit_ambiguous
 from topwork.evaluation.predictions import softmax
 from topwork.export.predictor import Predictor
 from topwork.settings import FitSettings

@@ -11,7 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 import topwork
-from topwork.studies.drawn import SHAPES, draw_folder
+from topwork.studies.bench import SHAPES, draw_folder
 
 REPOSITORY = Path(__file__).parents[1]
 NOTEBOOKS = sorted((REPOSITORY / "examples" / "notebooks").glob("*.ipynb"))

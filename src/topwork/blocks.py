@@ -1,8 +1,7 @@
 """The parts of pages and documents as plain values: sentences, figures, tables, charts, pictures and commands.
 
-Every page is a list of sections with blocks. ``report/page.py`` renders them as HTML and ``report/markdown.py`` as
-Markdown, so each section is written once. Texts are plain: names from data go through ``text.escape`` first, and the
-renderers escape HTML and Markdown.
+Every page is a list of sections with blocks. ``report/page.py`` renders them as HTML and as Markdown, so each section is
+written once. Texts are plain: names from data go through ``text.escape`` first, and the renderers escape HTML and Markdown.
 """
 
 from __future__ import annotations
@@ -145,13 +144,14 @@ class Command:
 
 @dataclass(frozen=True)
 class Figure:
-    """One metric as text, with interval, a note, and a bar on a scale from 0 to 1."""
+    """One metric as text, with interval, a note, a bar on a scale from 0 to 1, and what it was measured on."""
 
     label: str
     value: str
     interval: str = ""
     hint: str = ""
     bar: Bar | None = None
+    basis: str = ""
 
 
 @dataclass(frozen=True)

@@ -199,14 +199,15 @@ def lr_range(
     from topwork.commands.lr_range import lr_range as find_rate
     from topwork.console import range_lines
     from topwork.data.remote import shown, uploaded
-    from topwork.report.other_pages import write_range_plot
+    from topwork.report.other_pages import range_plot
+    from topwork.report.page import write_page
 
     plot = Path(out) if out else Path("runs") / f"{Path(path).resolve().stem or 'data'}-lr-range.svg"
     if plot.suffix != ".svg":
         raise UsageError(f"--out {plot}: must end in .svg.")
     with _terminal(common) as terminal, uploaded(plot, overwrite=True) as place:
         found = find_rate(path, settings, n_steps=steps, lowest=low, highest=high, reporter=terminal)
-        write_range_plot(found, place)
+        write_page(place, range_plot(found))
     _show(common, found.as_dict() | {"plot": shown(plot)}, lambda: [*range_lines(found), f"Plot: {shown(plot)}"])
     return 0
 
@@ -292,10 +293,11 @@ def scan(
         for note in (*surveyed.manifest.notes, *surveyed.findings):
             terminal.note(note)
         if page is not None:
-            from topwork.report.scan_page import write_scan_page
+            from topwork.report.page import write_page
+            from topwork.report.scan_page import scan_page
 
             terminal.step("report")
-            write_scan_page(surveyed, page, settings.augment, settings.seed)
+            write_page(page, scan_page(surveyed, settings.augment, settings.seed))
     where = [f"Report: {report}"] if report is not None else []
     _show(common, {"path": path, **surveyed.as_dict()}, lambda: [*scan_lines(surveyed), *where])
     return _reject_status(surveyed.manifest.n_failed, len(surveyed.manifest.samples), settings)
@@ -357,13 +359,16 @@ def examine(
     """Test what a model relies on: re-evaluate it on perturbed images (grayscale, silhouette, masked background, ...)."""
     from topwork.commands.examine import examine_model
     from topwork.console import examination_lines
-    from topwork.report.examine_page import default_page, write_examine_page
+    from topwork.models.classifier import find_model
+    from topwork.report.examine_page import examine_page
+    from topwork.report.page import write_page
 
     with _terminal(common) as terminal, _page(out) as place:
         examined = examine_model(model, path, settings, part=part, n_images=n_images, reporter=terminal)
         terminal.step("report")
-        write_examine_page(examined, place or default_page(model))
-    found, page = examined.examination, out or str(default_page(model))
+        final = place or find_model(model).parent / "examination.html"  # in the run folder, or beside a model folder
+        write_page(final, examine_page(examined))
+    found, page = examined.examination, out or str(final)
     answer = found.as_dict() | {"model": model, "path": examined.path, "page": page}
     _show(common, answer, lambda: [*examination_lines(found), f"Page: {page}"])
     return 0
@@ -390,10 +395,11 @@ def compare(
     with _terminal(common) as terminal, _page(out) as page:
         part_name, compared = compare_runs(list(map(str, map(local_folder, runs))), part, seed=seed)
         if page is not None:
-            from topwork.report.other_pages import write_compare_page
+            from topwork.report.other_pages import compare_page
+            from topwork.report.page import write_page
 
             terminal.step("report")
-            write_compare_page(part_name, compared, page)
+            write_page(page, compare_page(part_name, compared))
     lines = [line for found in compared for line in comparison_lines(found.sentence, found.as_dict())]
     answer = {"part": part_name, "comparisons": [found.as_dict() for found in compared]}
     _show(common, answer, lambda: [*lines, *([f"Page: {out}"] if out is not None else [])])
@@ -416,12 +422,13 @@ def compare_domains(
     from topwork.commands.compare_domains import compare_domains as compare_both
     from topwork.console import domain_lines
     from topwork.data.remote import uploaded
-    from topwork.report.other_pages import write_domains_page
+    from topwork.report.other_pages import domains_page
+    from topwork.report.page import write_page
 
     with _terminal(common) as terminal, uploaded(out, overwrite=True) as page:
         compared = compare_both(a, b, settings, model=model, is_unlabeled=unlabeled, reporter=terminal)
         terminal.step("report")
-        write_domains_page(compared, page)
+        write_page(page, domains_page(compared))
     found = [one.as_dict() for one in compared]
     lines = [line for one in found for line in domain_lines(one)]
     _show(common, {"comparisons": found, "page": out}, lambda: [*lines, f"Page: {out}"])
@@ -440,13 +447,12 @@ def report(
 ) -> int:
     """Regenerate the report of a run, as HTML, Markdown or JSON."""
     from topwork.data.remote import local_folder
-    from topwork.report.markdown import write_plain
     from topwork.report.run_page import write_report
 
     with _terminal(common) as terminal:
         terminal.step("report")
         folder = local_folder(run)
-        path = write_report(folder) if format == "html" else write_plain(folder, format)
+        path = write_report(folder, format)
     _show(common, {"run": run, "report": str(path)}, lambda: [str(path)])
     return 0
 
@@ -850,18 +856,23 @@ def study(
     Get started: topwork study --list, then
     topwork study normalization FOLDER
     """
+    from tempfile import TemporaryFile
+
     from topwork.commands.study import run_study
     from topwork.console import studied_lines, study_list_lines
     from topwork.data.remote import check_local
-    from topwork.report.other_pages import make_folder, write_study
-    from topwork.studies.catalog import STUDIES
+    from topwork.files import writing
+    from topwork.report.other_pages import write_study
+    from topwork.studies.study import STUDIES
 
     if list or name is None:
         _show(common, {"studies": [asdict(known) for known in STUDIES]}, lambda: study_list_lines(STUDIES))
         return 0
     check_local(out)
     with _terminal(common) as terminal:
-        make_folder(Path(out))
+        with writing(Path(out)):  # before a study, which takes minutes
+            Path(out).mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=out).close()
         studied = run_study(name, path, settings, reporter=terminal)
         terminal.step("report")
         page = write_study(studied, Path(out))

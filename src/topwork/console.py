@@ -185,7 +185,7 @@ def _live_bar() -> Any:
 
 def part_lines(name: str, part: dict[str, Any]) -> list[str]:
     """The metrics of one part, as lines for a person."""
-    from topwork.evaluation.decisions import outcome_sentence  # numpy stays out of --help
+    from topwork.evaluation.calibration import outcome_sentence  # numpy stays out of --help
     from topwork.evaluation.metrics import metrics_of
 
     metrics = list(metrics_of(part))

@@ -71,7 +71,7 @@ def confusion_matrix(source: Source | Predictions, *, part: str = "auto") -> Fig
     Args:
         part: part of a run: ``test``, ``valid``, or ``auto`` (test if there is one).
     """
-    found = _one_label(_predictions(source, part)).labeled()
+    found = _predictions(source, part).labeled()
     n = len(found.classes)
     matrix = np.zeros((n, n), np.int64)
     np.add.at(matrix, (found.labels, found.predicted), 1)
@@ -96,7 +96,7 @@ def confusion_matrix(source: Source | Predictions, *, part: str = "auto") -> Fig
 def top_losses(source: Source, n: int = 8, *, part: str = "auto") -> Figure:
     """The images with the highest loss, with prediction, true class and its probability."""
     run = _run(source)
-    found = _one_label(_predictions(run, part)).labeled()
+    found = _predictions(run, part).labeled()
     own = found.probabilities[np.arange(len(found)), found.labels]
     worst = np.argsort(own, kind="stable")[:n]
     titles = [
@@ -130,21 +130,19 @@ def curves(source: Source) -> Figure:
 
 def reliability(source: Source | Predictions, *, part: str = "auto") -> Figure:
     """Reliability diagram: accuracy by confidence, with 95% CIs. A calibrated model is on the diagonal."""
-    found = _one_label(_predictions(source, part))
+    found = _predictions(source, part)
     bins = reliability_bins(found)
     known = found.labeled()
     error = calibration_error(known.confidence, known.correct)
     figure, axis = _figure(4.2, 4)
     axis.plot([0, 1], [0, 1], color="0.7", linestyle="--")
     x, y = np.array([b.confidence for b in bins]), np.array([b.accuracy for b in bins])
-    ends = np.array([(b.accuracy_interval.low, b.accuracy_interval.high) for b in bins if b.accuracy_interval]).reshape(
-        -1, 2
-    )
+    ends = np.array([(b.accuracy_interval.low, b.accuracy_interval.high) for b in bins]).reshape(-1, 2)
     axis.errorbar(x, y, yerr=np.abs(ends.T - y), fmt="o", capsize=3)
     title = "" if error is None else f"Expected calibration error {percent(error)}"
     axis.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="confidence", ylabel="accuracy", title=title)
-    axis.xaxis.set_major_formatter(PercentFormatter(1))
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter(PercentFormatter(1))
     return figure
 
 
@@ -187,10 +185,7 @@ def _run(source: Source) -> Run:
 
 
 def _predictions(source: Source | Predictions, part: str) -> Predictions:
-    return source if isinstance(source, Predictions) else _run(source).predictions_of(part)
-
-
-def _one_label(found: Predictions) -> Predictions:
+    found = source if isinstance(source, Predictions) else _run(source).predictions_of(part)
     if found.task.multi_label:
         raise UsageError("This plot needs one label per image; for several labels, see the report.")
     return found

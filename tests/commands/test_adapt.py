@@ -97,7 +97,7 @@ def test_its_headline_is_the_target_before_and_after_and_says_whether_it_was_mea
 ):
     headline = headline_of(read_record(adapted.folder))
     domains = adapted.evaluation["domains"]
-    assert (headline.label, headline.share.value) == (
+    assert (headline.label, headline.bar.share.value) == (
         "Accuracy on the target",
         domains["target"]["after"]["accuracy"]["value"],
     )
@@ -281,7 +281,7 @@ def test_a_domain_that_is_not_there_is_named(photos):
 
 
 def test_domains_are_compared_with_and_without_a_model(both, run, photos, tmp_path):
-    from topwork.report.other_pages import write_domains_page
+    from topwork.report.other_pages import domains_page
 
     (found,) = compare_domains(both / "photo", both / "negative", model=run)
     values = found.as_dict()
@@ -290,7 +290,7 @@ def test_domains_are_compared_with_and_without_a_model(both, run, photos, tmp_pa
     assert {row["name"] for row in values["classes"]} == set(SHAPES)
     assert all(row["accuracy"] for row in values["classes"])
     json.dumps(values, allow_nan=False)
-    write_domains_page((found,), tmp_path / "page.html")
+    (tmp_path / "page.html").write_text(domains_page((found,)))
     assert (tmp_path / "page.html").read_text().count("data:image/jpeg") == 12
     other = draw_folders(tmp_path / "again", n_each=20, shapes=SHAPES, seed=11)
     (same,) = compare_domains(photos, other, model=run)

@@ -21,7 +21,6 @@ from topwork.errors import ModelError, UsageError
 from topwork.export.package import export_model
 from topwork.export.predictor import Predictor
 from topwork.models.classifier import FACTS, facts_digest, load_classifier
-from topwork.report.markdown import write_plain
 from topwork.report.run_page import write_report
 from topwork.settings import DataSettings, FitSettings
 from topwork.training.selection import select_model
@@ -113,9 +112,9 @@ def test_the_reports_name_every_label_and_load_nothing(fitted) -> None:
     assert "Exact match" in page
     assert all(page.count(f">{shape}<") >= 3 for shape in SHAPES)
     assert "Confusion matrix" not in page
-    text = write_plain(fitted.folder, "md").read_text()
+    text = write_report(fitted.folder, "md").read_text()
     assert "Mean average precision" in text
-    assert json.loads(write_plain(fitted.folder, "json").read_text())["evaluation"]["test"]["multi_label"] is True
+    assert json.loads(write_report(fitted.folder, "json").read_text())["evaluation"]["test"]["multi_label"] is True
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from topwork.evaluation.curves import (
     calibration_error,
     calibration_error_interval,
     precision_recall_curve,
+    rank_correlation,
     reliability_bins,
     roc_auc,
     roc_curve,
@@ -104,3 +105,20 @@ def test_curves_equal_scikit_learn_ties_included(rows):
         np.testing.assert_allclose(curve.thresholds[::-1], thresholds)
     else:
         assert precision_recall_curve(truth, scores) is None
+
+
+def test_rank_correlation_agrees_with_scipy():
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(3)
+    sizes, recalls = rng.integers(1, 6, 10), rng.integers(0, 8, 10) / 8
+    correlation, p_value = rank_correlation(sizes, recalls)
+    expected = spearmanr(sizes, recalls)
+    assert correlation == pytest.approx(expected.statistic)
+    assert p_value == pytest.approx(expected.pvalue, abs=0.05)
+    assert rank_correlation(sizes, sizes)[0] == pytest.approx(1.0)
+
+
+def test_rank_correlation_needs_three_values_that_vary():
+    assert rank_correlation([3, 3, 3], [0.1, 0.2, 0.3]) is None
+    assert rank_correlation([1, 2], [0.1, 0.2]) is None

@@ -6,19 +6,8 @@ import numpy as np
 import pytest
 
 from drawing import draw
-from topwork.data.images import decode
-from topwork.data.transforms import InputSpec, fit_to_input
-from topwork.evaluation.examine import Effect, effect_sentence, examine
+from topwork.evaluation.examine import Effect, effect_sentence, examine, fixed_places, place_sentence
 from topwork.evaluation.explain import find_evidence
-from topwork.evaluation.fixed_regions import fixed_places, place_sentence
-from topwork.evaluation.preprocessing import (
-    HALF,
-    IMAGENET,
-    alternatives,
-    misfit_sentence,
-    renormalized,
-    statistics_fit,
-)
 from topwork.features.engine import load_engine
 from topwork.models.backbone import load_backbone
 from topwork.models.classifier import Classifier
@@ -147,49 +136,6 @@ def test_an_examination_unmasks_the_mark_in_words(marked, marked_images):
     assert all(e.low <= e.accuracy <= e.high and len(e.examples) == 4 for e in found.effects)
     assert steps[-1][0] == steps[-1][1]
     assert found.as_dict()["effects"][0]["is_clear"] in (True, False)
-
-
-# ---- normalization
-
-
-@pytest.fixture(scope="module")
-def photos(shared_data):
-    paths = sorted((shared_data / "ants-bees" / "val").rglob("*.jpg"))[::9][:16]
-    return np.stack([fit_to_input(decode(p.read_bytes(), min_side=448).pixels, InputSpec()) for p in paths])
-
-
-def test_the_weights_remember_their_normalization(photos):
-    backbone = load_backbone("lite0")
-    fits = statistics_fit(backbone, photos)
-    assert fits[0].is_declared
-    assert fits[0].normalization == HALF
-    wrong, text = misfit_sentence(fits)
-    assert not wrong
-    assert "mean 0.5, std 0.5" in text
-
-
-def test_a_wrong_normalization_is_unmasked_in_words(photos):
-    backbone = load_backbone("lite0").with_spec(mean=IMAGENET.mean, std=IMAGENET.std)
-    fits = statistics_fit(backbone, photos)
-    assert not fits[0].is_declared
-    wrong, text = misfit_sentence(fits)
-    assert wrong
-    assert "probably wrong" in text
-    assert "mean 0.5, std 0.5" in text
-
-
-def test_untrained_weights_say_nothing_about_normalization(photos):
-    assert misfit_sentence(statistics_fit(load_backbone("random"), photos)) is None
-
-
-def test_renormalized_pixels_are_what_the_network_would_get():
-    rng = np.random.default_rng(0)
-    images, spec = rng.integers(0, 256, (2, 4, 4, 3), dtype=np.uint8), InputSpec(mean=HALF.mean, std=HALF.std)
-    expected = (images / 255 - np.array(IMAGENET.mean)) / np.array(IMAGENET.std)
-    inside = (renormalized(spec, IMAGENET)(images) / 255 - 0.5) / 0.5
-    np.testing.assert_allclose(inside, expected, atol=1e-5)
-    assert HALF not in alternatives(spec)
-    assert IMAGENET in alternatives(spec)
 
 
 @pytest.mark.slow

@@ -1,20 +1,29 @@
 import numpy as np
 import pytest
 
+from topwork.data.images import decode
+from topwork.data.transforms import InputSpec, fit_to_input
 from topwork.evaluation.perturb import (
+    HALF,
+    IMAGENET,
     PERTURBATIONS,
+    alternatives,
     compress,
     gray,
     hide_center,
     hide_surround,
     high_pass,
+    misfit_sentence,
     quarter_turn,
+    renormalized,
     shrink,
     shuffle_patches,
     silhouettes,
+    statistics_fit,
     swap_channels,
     tilt,
 )
+from topwork.models.backbone import load_backbone
 
 
 def photos(n=3, height=64, width=64):
@@ -107,3 +116,46 @@ def test_quality_and_size_lose_detail_in_their_order():
 
     assert lost(compress(images, 10)) > lost(compress(images, 60))
     assert lost(shrink(images, 4)) > lost(shrink(images, 2)) > 0
+
+
+# ---- normalization
+
+
+@pytest.fixture(scope="module")
+def ants_and_bees(shared_data):
+    paths = sorted((shared_data / "ants-bees" / "val").rglob("*.jpg"))[::9][:16]
+    return np.stack([fit_to_input(decode(p.read_bytes(), min_side=448).pixels, InputSpec()) for p in paths])
+
+
+def test_the_weights_remember_their_normalization(ants_and_bees):
+    backbone = load_backbone("lite0")
+    fits = statistics_fit(backbone, ants_and_bees)
+    assert fits[0].is_declared
+    assert fits[0].normalization == HALF
+    wrong, text = misfit_sentence(fits)
+    assert not wrong
+    assert "mean 0.5, std 0.5" in text
+
+
+def test_a_wrong_normalization_is_unmasked_in_words(ants_and_bees):
+    backbone = load_backbone("lite0").with_spec(mean=IMAGENET.mean, std=IMAGENET.std)
+    fits = statistics_fit(backbone, ants_and_bees)
+    assert not fits[0].is_declared
+    wrong, text = misfit_sentence(fits)
+    assert wrong
+    assert "probably wrong" in text
+    assert "mean 0.5, std 0.5" in text
+
+
+def test_untrained_weights_say_nothing_about_normalization(ants_and_bees):
+    assert misfit_sentence(statistics_fit(load_backbone("random"), ants_and_bees)) is None
+
+
+def test_renormalized_pixels_are_what_the_network_would_get():
+    rng = np.random.default_rng(0)
+    images, spec = rng.integers(0, 256, (2, 4, 4, 3), dtype=np.uint8), InputSpec(mean=HALF.mean, std=HALF.std)
+    expected = (images / 255 - np.array(IMAGENET.mean)) / np.array(IMAGENET.std)
+    inside = (renormalized(spec, IMAGENET)(images) / 255 - 0.5) / 0.5
+    np.testing.assert_allclose(inside, expected, atol=1e-5)
+    assert HALF not in alternatives(spec)
+    assert IMAGENET in alternatives(spec)

@@ -85,7 +85,7 @@ def build_run(
     predictions = {
         name: _answers(manifest.classes, rows, labels[rows], n_wrong) for name, rows in parts.parts().items()
     }
-    judged = {name: evaluate_part(p).as_dict() for name, p in predictions.items() if name != "train"}
+    judged = {name: evaluate_part(p) for name, p in predictions.items() if name != "train"}
     settings = FitSettings(valid_fraction=valid, test_fraction=test)
     save_manifest(manifest, run / "manifest.parquet")
     save_predictions(predictions, manifest, run / "predictions.parquet")

@@ -41,8 +41,7 @@ from topwork.blocks import (
     Tile,
 )
 from topwork.errors import TopworkError
-from topwork.report.markdown import markdown
-from topwork.report.page import render_page, write_page
+from topwork.report.page import markdown, render_page, write_page
 
 EVIL = "<script>alert(1)</script> \"q\" 'a' & | `x`"
 VOID = ("meta", "link", "img", "br", "input")

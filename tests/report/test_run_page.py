@@ -16,17 +16,15 @@ from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.explain import overlay
 from topwork.evaluation.predictions import Predictions
 from topwork.report import pictures
-from topwork.report.markdown import write_plain
 from topwork.report.pictures import Album
 from topwork.report.run_data import read_record
-from topwork.report.run_page import render, sections_of, write_report
+from topwork.report.run_page import as_json, render, sections_of, write_report
 from topwork.report.sections import errors
 from topwork.report.sections.confidence import confidence
-from topwork.report.sections.heatmaps import heatmaps
-from topwork.report.sections.labels import label_errors, repeats
-from topwork.report.sections.settings import repeat_command
+from topwork.report.sections.data import label_errors, repeats
+from topwork.report.sections.errors import heatmaps
 from topwork.report.sections.summary import headline_of, sentences, weakest_class
-from topwork.report.sections.training import epoch_charts
+from topwork.report.sections.training import epoch_charts, repeat_command
 from topwork.run import write_json
 from topwork.settings import fit_command, quote
 from topwork.text import escape, percent, percent_ci
@@ -169,8 +167,8 @@ def test_accuracy_comes_first_with_its_interval_and_the_baseline(make_run: MakeR
     headline = headline_of(record)
     assert headline is not None
     assert headline.label == "Accuracy on test"
-    assert headline.share.value == record.evaluation["test"]["accuracy"]["value"]
-    assert headline.base == 0.5
+    assert headline.bar.share.value == record.evaluation["test"]["accuracy"]["value"]
+    assert headline.bar.base == 0.5
     assert headline.hint == "Always predicting the most frequent class: 50.0%"
 
 
@@ -184,7 +182,7 @@ def test_with_leaks_the_accuracy_without_them_comes_first(make_run: MakeRun, n: 
     record = read_record(run)
     headline = headline_of(record)
     assert headline is not None
-    assert (headline.label, headline.share.value) == ("Accuracy on test without leaked images", 0.7)
+    assert (headline.label, headline.bar.share.value) == ("Accuracy on test without leaked images", 0.7)
     assert percent(evaluation["test"]["accuracy"]["value"]) in headline.hint
     start = "1 image of test is also in train;" if n == 1 else "2 images of test are also in train;"
     assert any(text.startswith(start) for text in sentences(record))
@@ -218,10 +216,10 @@ def test_an_adapted_run_is_headed_by_the_target(make_run: MakeRun, measured: boo
     headline = headline_of(record)
     assert headline is not None
     if measured:
-        assert (headline.label, headline.share.value) == ("Accuracy on the target", 0.8)
+        assert (headline.label, headline.bar.share.value) == ("Accuracy on the target", 0.8)
         assert headline.hint == "Before adaptation: 60.0%"
     else:
-        assert (headline.label, headline.share.value) == ("Expected accuracy on the target", 0.75)
+        assert (headline.label, headline.bar.share.value) == ("Expected accuracy on the target", 0.75)
         assert headline.basis == "estimated without target labels"
     page = Page(render(record))
     assert "1 of 50 target images has a different prediction than before." in page.text
@@ -248,7 +246,7 @@ def test_the_folder_of_an_evaluation_gets_the_same_page(make_run: MakeRun) -> No
     assert "The model “runs/pets” on 40 images of new." in page.text
     assert "topwork evaluate runs/pets 'new data'" in page.text
     assert "None" not in page.text
-    assert "Traceback" not in write_plain(run, "md").read_text()
+    assert "Traceback" not in write_report(run, "md").read_text()
 
 
 # ---- sentences
@@ -422,3 +420,36 @@ def test_command_names_what_is_not_the_default(make_run: MakeRun) -> None:
 def test_command_of_an_earlier_version_has_todays_options() -> None:
     asked = {"fit": "crop", "fsdp": False, "class_weights": "auto", "seed": 3}
     assert fit_command("data", "run", asked) == "topwork fit data --out run --resize crop --seed 3"
+
+
+# ---- Markdown and JSON
+
+
+def test_markdown_holds_the_figures_and_the_advice(make_run: MakeRun) -> None:
+    run = add_insights(make_run())
+    text = write_report(run, "md").read_text()
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert f"| Accuracy on test | {percent(evaluation['test']['accuracy']['value'])} |" in text
+    assert percent(evaluation["test"]["per_class"]["ants"]["f1"]) in text
+    assert "## Next steps" in text
+    assert "## Label errors" in text
+    assert "topwork fit" in text
+    assert "| predicted bees 95.0% |" in text or "bees 95.0%" in text
+
+
+def test_names_break_no_table_and_start_no_tag(make_run: MakeRun) -> None:
+    text = write_report(add_insights(make_run(HOSTILE_CLASSES, n_each=6, names=HOSTILE_FILES)), "md").read_text()
+    outside = re.sub(r"(`{3,})\n.*?\n\1", "", text, flags=re.DOTALL)
+    assert not re.search(r"(?<!\\)<", outside)
+    for block in re.split(r"\n\n+", outside):
+        lines = [line for line in block.splitlines() if line.startswith("| ")]
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) <= 1
+
+
+def test_json_holds_everything(make_run: MakeRun) -> None:
+    run = add_insights(make_run())
+    found = json.loads(write_report(run, "json").read_text())
+    assert found["evaluation"] == json.loads((run / "evaluation.json").read_text())
+    assert found["insights"]["advice"][0]["name"] == "images"
+    assert found["summary"][-1].startswith("Next: more images")
+    assert as_json(read_record(run)).keys() == found.keys()

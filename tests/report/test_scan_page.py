@@ -13,7 +13,8 @@ from drawing import draw_folders
 from terminal import topwork
 from topwork.commands.scan import survey
 from topwork.errors import UsageError
-from topwork.report.scan_page import write_scan_page
+from topwork.report.page import write_page
+from topwork.report.scan_page import scan_page
 from topwork.settings import ScanSettings
 
 from .test_page import Page
@@ -35,7 +36,7 @@ def page(tmp_path_factory):
     (root / "data.csv").write_text("\n".join(lines))
     (root / "broken <img src=x onerror=alert(1)>.jpg").write_bytes(b"no")
     surveyed = survey(root / "data.csv", ScanSettings(quick=True))
-    write_scan_page(surveyed, place / "out" / "scan.html", "trivial")
+    write_page(place / "out" / "scan.html", scan_page(surveyed, "trivial"))
     return (place / "out" / "scan.html").read_text(encoding="utf-8")
 
 
@@ -81,7 +82,7 @@ def test_a_thousand_classes_stay_one_page(tmp_path) -> None:
         path.parent.mkdir(parents=True)
         path.write_bytes(picture + bytes([number % 256, number // 256]))
     surveyed = survey(tmp_path / "data", ScanSettings(quick=True))
-    write_scan_page(surveyed, tmp_path / "scan.html")
+    write_page(tmp_path / "scan.html", scan_page(surveyed))
     text = (tmp_path / "scan.html").read_text()
     assert "The first 1,000 of 1,005 classes" in text
     assert len(text) < 3_000_000
@@ -90,7 +91,7 @@ def test_a_thousand_classes_stay_one_page(tmp_path) -> None:
 def test_an_unknown_augmentation_is_named_and_nothing_is_written(tmp_path) -> None:
     surveyed = survey(draw_folders(tmp_path / "data"), ScanSettings(quick=True))
     with pytest.raises(UsageError, match="no such augmentation: 'mixup'"):
-        write_scan_page(surveyed, tmp_path / "scan.html", "mixup")
+        scan_page(surveyed, "mixup")
     assert not (tmp_path / "scan.html").exists()
 
 

@@ -12,18 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from topwork.blocks import Bars, Chart, Grid, Table
+from topwork.blocks import Bars, Chart, Grid, Share, Table
 from topwork.cli import app
 from topwork.commands.study import run_study
 from topwork.errors import TopworkError, UsageError
 from topwork.progress import Reporter
-from topwork.report.other_pages import render_study, write_study
+from topwork.report.other_pages import study_page, write_study
 from topwork.settings import StudySettings
 from topwork.studies import backbones
-from topwork.studies.bench import prepare, round_robin
-from topwork.studies.catalog import STUDIES, runner_of, study_named
-from topwork.studies.drawn import SHAPES, draw_folder
-from topwork.studies.study import Measured
+from topwork.studies.bench import SHAPES, draw_folder, prepare, round_robin
+from topwork.studies.study import STUDIES, runner_of, study_named
 
 SMALL = StudySettings(quick=True, backbone="random:test_efficientnet", size=32, n_images=40)
 NAMES = [study.name for study in STUDIES]
@@ -84,7 +82,7 @@ def test_every_share_in_a_sentence_is_in_the_tables(name, studied):
     shown = set()
     for part in found.parts:
         cells = [cell for row in part.rows for cell in row] if isinstance(part, Table | Bars) else []
-        shown |= {str(cell) for cell in cells if isinstance(cell, Measured)}
+        shown |= {str(cell) for cell in cells if isinstance(cell, Share)}
     for text in found.sentences:
         for told in re.findall(r"[\d.]+% \([\d.]+–[\d.]+\)", text):
             assert told in shown, told
@@ -178,7 +176,7 @@ def test_wrong_sizes_and_places_are_refused_before_any_work(images, tmp_path):
     with pytest.raises(UsageError, match="--n-images 3"):
         prepare(images, StudySettings(n_images=3))
     (tmp_path / "file").write_text("")
-    with pytest.raises(TopworkError, match="cannot be created"):
+    with pytest.raises(TopworkError, match="cannot be written"):
         app(["study", "residual", str(images), "--out", str(tmp_path / "file" / "below")])
 
 
@@ -211,7 +209,7 @@ def test_the_verb_lists_runs_and_refuses(images, tmp_path, capsys):
 def test_class_names_cannot_run_in_a_page(tmp_path):
     root = draw_folder(tmp_path, 8)
     (root / "disc").rename(root / "<img src=x onerror=alert(1)>")
-    page = render_study(run_study("heads", root, SMALL))
+    page = study_page(run_study("heads", root, SMALL))
     assert "<img src=x" not in page
 
 

@@ -8,7 +8,7 @@ import pytest
 from topwork.blocks import as_cell
 from topwork.studies import residual, scratch
 from topwork.studies.learning import Epoch, Learned
-from topwork.studies.study import Measured, best_of, compared, difference
+from topwork.studies.study import best_of, compared, difference, measured
 from topwork.text import join_names, points
 
 
@@ -21,7 +21,7 @@ def learned(name: str, n_right: int, loss: float = 1.0) -> Learned:
 
 
 def test_a_measured_share_has_wilsons_interval():
-    found = Measured.of(right(95))
+    found = measured(right(95))
     assert (found.value, found.n) == (0.95, 100)
     assert (round(found.low, 3), round(found.high, 3)) == (0.888, 0.978)
     assert str(found) == "95.0% (88.8–97.8)"

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from topwork.adaptation.align import FLOOR, Domains, Ints, Rows, Shares, clamped, trust_in
 from topwork.adaptation.guards import Choice
-from topwork.evaluation.calibration import fit_temperature
-from topwork.evaluation.decisions import fit_ambiguous
+from topwork.evaluation.calibration import fit_ambiguous, fit_temperature
 from topwork.evaluation.predictions import softmax
-from topwork.evaluation.unknown import fit_unknown
+from topwork.evaluation.similarity import fit_unknown
 from topwork.features.logistic import SoftmaxRegression
 from topwork.models.classifier import Classifier
 from topwork.models.head import LinearHead

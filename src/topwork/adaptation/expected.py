@@ -59,7 +59,7 @@ def target_figures(
     """
     if not (after.labels >= 0).any():
         return {}
-    target = {name: evaluate_part(p, seed=seed).as_dict() for name, p in (("before", before), ("after", after))}
+    target = {name: evaluate_part(p, seed=seed) for name, p in (("before", before), ("after", after))}
     part = next((name for name in ("test", "valid") if name in evaluation and name in source), None)
     on_source = {"before": source.get(part or ""), "after": evaluation.get(part or "")}
     return {

@@ -19,7 +19,7 @@ alike overall. (If they look very different, disagreement is expected, and the p
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -92,7 +92,7 @@ class Choice:
             "outcome": self.outcome,
             "method": self.method,
             "reason": self.reason,
-            "distance": self.distance.as_dict(),
+            "distance": asdict(self.distance),
             "checks": {key: round(value, 4) for key, value in self.checks.items()},
             "tried": list(self.tried),
         }

@@ -18,7 +18,7 @@ from topwork.data.remote import absolute, is_folder, is_url, url_of, walk
 from topwork.data.split import Split, split
 from topwork.errors import UsageError
 from topwork.evaluation.predictions import Predictions, predict_features
-from topwork.evaluation.unknown import fit_unknown
+from topwork.evaluation.similarity import fit_unknown
 from topwork.export.runtime import model_embedder
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.logistic import SoftmaxRegression

@@ -18,11 +18,17 @@ from topwork.commands.prepare import PreparedData
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split, n_train_of, rarest_labels
 from topwork.errors import UsageError
-from topwork.evaluation.calibration import fit_temperature, fit_thresholds
-from topwork.evaluation.decisions import count_outcomes, fit_ambiguous, fit_positive, too_few_sentence
+from topwork.evaluation.calibration import (
+    count_outcomes,
+    fit_ambiguous,
+    fit_positive,
+    fit_temperature,
+    fit_thresholds,
+    too_few_sentence,
+)
 from topwork.evaluation.metrics import evaluate_held_out, evaluate_part, headline, leak_sentence
 from topwork.evaluation.predictions import Predictions, predict_features, sigmoid, softmax
-from topwork.evaluation.unknown import UnknownDetector, fit_unknown
+from topwork.evaluation.similarity import UnknownDetector, fit_unknown
 from topwork.features.probe import Probe
 from topwork.models.classifier import Classifier
 from topwork.models.head import LinearHead
@@ -211,7 +217,7 @@ def zero_shot_accuracy(data: PreparedData, head: LinearHead, evaluation: Mapping
         rows = rows[~np.isin(rows, list(dict(data.parts.leaks)))]
     classes = data.manifest.classes
     logits = head.logits(data.features.blocks(head.transform.blocks, rows))
-    measured = evaluate_part(Predictions(classes, rows, data.labels[rows], logits), n_resamples=0).as_dict()
+    measured = evaluate_part(Predictions(classes, rows, data.labels[rows], logits), n_resamples=0)
     assert measured["n"] == figures["n"], "the same images as the classifier's"
     return {"prompt": data.settings.zero_shot, "part": name, "n": measured["n"], "accuracy": measured["accuracy"]}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ class Compared(Described):
             "p_value": found.p_value,
             "n_gained": len(found.gained),
             "n_lost": len(found.lost),
-            "per_class": {as_text(name): asdict(change) for name, change in found.per_class.items()},
+            "per_class": {as_text(name): change for name, change in found.per_class.items()},
             "disagreements": self.disagreements(),
             "sentence": self.sentence,
         }

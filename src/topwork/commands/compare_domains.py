@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class ComparedDomains(Described):
         return {
             "a": self.name_a,
             "b": self.name_b,
-            "distance": self.distance.as_dict(),
+            "distance": asdict(self.distance),
             "clear_difference": self.distance.p_value < SIGNIFICANCE,
             "sentence": self.sentence,
             "expected_accuracy": self.expected,

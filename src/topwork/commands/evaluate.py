@@ -21,7 +21,7 @@ from topwork.data.manifest import Manifest, load_manifest, save_manifest
 from topwork.data.samples import Sample
 from topwork.data.split import part_rows
 from topwork.errors import TopworkError, UsageError
-from topwork.evaluation.decisions import count_outcomes
+from topwork.evaluation.calibration import count_outcomes
 from topwork.evaluation.metrics import evaluate_part
 from topwork.evaluation.predictions import Predictions, labels_for, predict_features
 from topwork.export.runtime import model_embedder
@@ -124,7 +124,7 @@ def _evaluated(
 ) -> _Evaluated:
     n_train = classifier.provenance.get("n_train")
     predictions = predict_features(classifier, features, rows, labels_for(classifier, manifest))
-    figures = evaluate_part(predictions, n_train, seed=seed).as_dict()
+    figures = evaluate_part(predictions, n_train, seed=seed)
     figures["outcomes"] = count_outcomes(classifier, predictions, features.block("last", rows))[1]
     return _Evaluated(predictions, figures, n_train)
 
@@ -206,7 +206,7 @@ def _without_seen(found: _Evaluated, seen: Mapping[int, str], seed: int) -> dict
     record: dict[str, Any] = {"n": len(seen), "n_exact": kinds.count("exact"), "n_near": kinds.count("near")}
     without = found.predictions.take(new)
     has_figures = bool(seen) and len(without.labeled()) > 0
-    return record | {"without": evaluate_part(without, found.n_train, seed=seed).as_dict() if has_figures else None}
+    return record | {"without": evaluate_part(without, found.n_train, seed=seed) if has_figures else None}
 
 
 def seen_notes(figures: Mapping[str, Any]) -> list[str]:
@@ -271,7 +271,7 @@ def _by(
     found = {}
     for name in names:
         own = predictions.take(np.array([value == name for value in values]))
-        found[name] = evaluate_part(own, n_train=n_train, seed=seed).as_dict()
+        found[name] = evaluate_part(own, n_train=n_train, seed=seed)
     return found
 
 

@@ -17,8 +17,8 @@ from topwork.data.samples import rules_of
 from topwork.data.split import join_groups, part_rows
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input
 from topwork.errors import UsageError
+from topwork.evaluation.dataset_summary import check_shortcuts
 from topwork.evaluation.examine import Examination, examine
-from topwork.evaluation.shortcut import check_shortcuts
 from topwork.export.runtime import engine_of
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.progress import Reporter, default_reporter

@@ -15,8 +15,7 @@ from topwork.data.manifest import Manifest, scan
 from topwork.data.samples import LABEL_SEPARATOR, Entry, Reject, Sample, rules_of
 from topwork.data.split import join_groups, split
 from topwork.data.transforms import InputSpec
-from topwork.evaluation.dataset_summary import Overview, findings, overview
-from topwork.evaluation.shortcut import check_shortcuts
+from topwork.evaluation.dataset_summary import Overview, check_shortcuts, findings, overview
 from topwork.features.cluster import embedder_on, loader_on
 from topwork.features.duplicates import near_duplicates, near_pairs
 from topwork.models.backbone import load_backbone

@@ -10,8 +10,7 @@ from typing import Any
 from topwork.progress import Reporter, default_reporter
 from topwork.settings import StudySettings
 from topwork.studies.bench import prepare
-from topwork.studies.catalog import Study, runner_of, study_named
-from topwork.studies.study import Findings
+from topwork.studies.study import Findings, Study, runner_of, study_named
 
 
 @dataclass(frozen=True, eq=False)

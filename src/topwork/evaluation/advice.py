@@ -26,10 +26,7 @@ TUNING_REMOVES = (0.19, 0.42, 0.63)
 LARGER_REMOVES = (0.0, 0.14, 0.28)
 LARGER_COST = 2.2  # multiply-adds of lite2 relative to lite0
 SECONDS_TO_CHECK, SECONDS_TO_COLLECT = 5.0, 10.0  # a person's time per label and per new image
-TUNING_RATE, TUNING_EPOCHS = (
-    40.0,
-    8.0,
-)  # images per second on two cores, and typical epochs: for a rough estimate
+TUNING_RATE, TUNING_EPOCHS = 40.0, 8.0  # images per second on two cores, and typical epochs: a rough estimate
 EMBEDDING_RATE = 150.0  # images per second, if this run embedded nothing
 FINE_INTERVAL = 0.02  # plus or minus two points: a useful test set
 WIDE_INTERVAL = 0.03
@@ -102,30 +99,23 @@ class Advice:
     name: str
     title: str
     text: str
-    gain: tuple[float, float, float] | None
-    basis: str | None
-    minutes: float
-    person_minutes: float
+    gain: tuple[float, float, float] | None = None
+    basis: str | None = None
+    minutes: float = 0.0
+    person_minutes: float = 0.0
     command: str | None = None
 
 
 def advise(situation: Situation) -> tuple[Advice, ...]:
     """All advice, the largest expected gain first, then what makes the metrics more reliable."""
-    found = [
-        _more_images(situation),
-        _lagging_classes(situation),
-        _labels(situation),
-        _tuning(situation),
-        _backbone(situation),
-        _leaks(situation),
-        _test_images(situation),
-    ]
-    return tuple(sorted((advice for advice in found if advice is not None), key=_rank))
 
+    def rank(advice: Advice) -> tuple[bool, float, float]:
+        gain = advice.gain[0] if advice.gain else 0.0
+        return advice.gain is None, -gain, advice.minutes + advice.person_minutes
 
-def _rank(advice: Advice) -> tuple[bool, float, float]:
-    gain = advice.gain[0] if advice.gain else 0.0
-    return advice.gain is None, -gain, advice.minutes + advice.person_minutes
+    makers = (_more_images, _lagging_classes, _labels, _tuning, _backbone, _leaks, _test_images)
+    found = (make(situation) for make in makers)
+    return tuple(sorted((advice for advice in found if advice is not None), key=rank))
 
 
 def _more_images(s: Situation) -> Advice | None:
@@ -139,8 +129,8 @@ def _more_images(s: Situation) -> Advice | None:
     )
     if gain < min(0.005, FLAT * (1 - s.accuracy)):
         text += " The curve is nearly flat: more images of the same kind would help little."
-    seconds = SECONDS_TO_COLLECT * s.n_train
-    return Advice("images", "Add training images", text, (gain, low, high), "curve", 0.0, seconds / 60)
+    minutes = SECONDS_TO_COLLECT * s.n_train / 60
+    return Advice("images", "Add training images", text, (gain, low, high), "curve", person_minutes=minutes)
 
 
 def _lagging_classes(s: Situation) -> Advice | None:
@@ -165,15 +155,15 @@ def _lagging_classes(s: Situation) -> Advice | None:
     names = ", ".join(f"{r.name} (recall {percent(recall)}, {count(r.n_train, 'image')})" for _, r, recall, _ in named)
     bound = sum(gap * r.n_scored for gap, r, _, _ in named) / n_scored
     n_new = sum(r.n_train for _, r, _, _ in named)
-    one = len(named) == 1
+    them = "it" if len(named) == 1 else "them"
     rest = "the other" if len(s.classes) == 2 else "the others"
     text = (
-        f"Significantly lower recall than {rest} ({percent(named[0][3])}): {names}. Bringing {'it' if one else 'them'} level "
-        f"would raise accuracy by at most {points(bound)} points. Collect images of {'it' if one else 'them'} first: "
-        f"{count(n_new, 'more image')} would double {'it' if one else 'them'}."
+        f"Significantly lower recall than {rest} ({percent(named[0][3])}): {names}. Bringing {them} level would raise "
+        f"accuracy by at most {points(bound)} points. Collect images of {them} first: {count(n_new, 'more image')} would "
+        f"double {them}."
     )
-    gain = (bound / 2, 0.0, bound)
-    return Advice("classes", "Add images of weak classes", text, gain, "bound", 0.0, SECONDS_TO_COLLECT * n_new / 60)
+    gain, minutes = (bound / 2, 0.0, bound), SECONDS_TO_COLLECT * n_new / 60
+    return Advice("classes", "Add images of weak classes", text, gain, "bound", person_minutes=minutes)
 
 
 def _widening(n: int) -> float:
@@ -190,15 +180,17 @@ def _labels(s: Situation) -> Advice | None:
         f"{s.n_suspects:,} of {count(s.n_images, 'label')} ({percent(s.n_suspects / s.n_images)}) "
         f"{'disagrees' if s.n_suspects == 1 else 'disagree'} with the rest of the data: {kind}."
     )
-    if s.held_out is None or not s.n_suspects_held_out:
-        text += f" None is in {s.held_out[0]}, so its metrics are not affected." if s.held_out else ""
-        return Advice("labels", "Check likely label errors", text, None, None, 0.0, minutes)
-    share = s.n_suspects_held_out / s.held_out[1]
-    text += (
-        f" {s.n_suspects_held_out:,} {'is' if s.n_suspects_held_out == 1 else 'are'} in {s.held_out[0]}, where a wrong label counts "
-        f"a correct answer as an error: the true accuracy may be up to {100 * share:.1f} points higher."
-    )
-    return Advice("labels", "Check likely label errors", text, (share / 4, 0.0, share), "bound", 0.0, minutes)
+    gain: tuple[float, float, float] | None = None
+    if s.held_out is not None and s.n_suspects_held_out:
+        share = s.n_suspects_held_out / s.held_out[1]
+        gain = (share / 4, 0.0, share)
+        text += (
+            f" {s.n_suspects_held_out:,} {'is' if s.n_suspects_held_out == 1 else 'are'} in {s.held_out[0]}, where a wrong label "
+            f"counts a correct answer as an error: the true accuracy may be up to {100 * share:.1f} points higher."
+        )
+    elif s.held_out is not None:
+        text += f" None is in {s.held_out[0]}, so its metrics are not affected."
+    return Advice("labels", "Check likely label errors", text, gain, "bound" if gain else None, person_minutes=minutes)
 
 
 def _tuning(s: Situation) -> Advice | None:
@@ -210,8 +202,8 @@ def _tuning(s: Situation) -> Advice | None:
         f"On other datasets, fine-tuning the whole network removed 19 to 63% of the errors: here {_gain(middle, low, high)}. "
         f"The time is an estimate; --mode auto measures it before it decides.{_too_small(s, middle)}"
     )
-    command = s.command("tuned", mode="tune")
-    return Advice("tuning", "Fine-tune the network", text, (middle, low, high), "elsewhere", minutes, 0.0, command)
+    gain, command = (middle, low, high), s.command("tuned", mode="tune")
+    return Advice("tuning", "Fine-tune the network", text, gain, "elsewhere", minutes, command=command)
 
 
 def _backbone(s: Situation) -> Advice | None:
@@ -223,46 +215,40 @@ def _backbone(s: Situation) -> Advice | None:
         f"A larger backbone (lite2: pip install 'topwork[offline]') should remove about 14% of the errors: here "
         f"{_gain(middle, low, high)}. With an internet connection, any timm backbone can be used.{_too_small(s, middle)}"
     )
-    command = s.command("lite2", backbone="lite2")
-    return Advice("backbone", "Use a larger backbone", text, (middle, low, high), "elsewhere", minutes, 0.0, command)
+    gain, command = (middle, low, high), s.command("lite2", backbone="lite2")
+    return Advice("backbone", "Use a larger backbone", text, gain, "elsewhere", minutes, command=command)
 
 
 def _leaks(s: Situation) -> Advice | None:
     if not s.n_leaked:
         return None
-    images = f"{count(s.n_leaked, 'image')} of valid or test {'is' if s.n_leaked == 1 else 'are'}"
+    are, them = ("is", "it") if s.n_leaked == 1 else ("are", "them")
     figures = "so the metrics are optimistic"
     if s.clean_accuracy is not None and s.held_out is not None:
-        figures = (
-            f"so trust the accuracy without {'it' if s.n_leaked == 1 else 'them'}: {percent(s.clean_accuracy)} on {s.held_out[0]} "
-            f"instead of {percent(s.held_out[2])}"
-        )
+        clean, whole = percent(s.clean_accuracy), percent(s.held_out[2])
+        figures = f"so trust the accuracy without {them}: {clean} on {s.held_out[0]} instead of {whole}"
     text = (
-        f"{images} also in train (the same picture, or one of the same group), {figures}. Remove "
-        f"{'it' if s.n_leaked == 1 else 'them'} from one part, or let topwork split the data, which keeps such images together."
+        f"{count(s.n_leaked, 'image')} of valid or test {are} also in train (the same picture, or one of the same group), "
+        f"{figures}. Remove {them} from one part, or let topwork split the data, which keeps such images together."
     )
-    return Advice("leaks", "Remove leaked images", text, None, None, 0.0, s.n_leaked * SECONDS_TO_CHECK / 60)
+    return Advice("leaks", "Remove leaked images", text, person_minutes=s.n_leaked * SECONDS_TO_CHECK / 60)
 
 
 def _test_images(s: Situation) -> Advice | None:
     if s.held_out is None:
         text = "There is no held-out part, so the accuracy is unknown. Hold out some images for testing."
-        return Advice(
-            "test", "Hold out test images", text, None, None, 0.0, 0.0, s.command("tested", test_fraction=0.25)
-        )
+        return Advice("test", "Hold out test images", text, command=s.command("tested", test_fraction=0.25))
     name, n, accuracy = s.held_out
     interval = wilson(accuracy, n)
-    if (interval.high - interval.low) / 2 < WIDE_INTERVAL:
-        return None
-    spread = max(accuracy * (1 - accuracy), 0.02)
-    wanted = round(Z_95**2 * spread / FINE_INTERVAL**2)
-    if wanted <= n:
+    half_width = (interval.high - interval.low) / 2
+    wanted = round(Z_95**2 * max(accuracy * (1 - accuracy), 0.02) / FINE_INTERVAL**2)
+    if half_width < WIDE_INTERVAL or wanted <= n:
         return None
     text = (
-        f"With {count(n, 'image')} in {name}, the accuracy is uncertain by about {100 * (interval.high - interval.low) / 2:.0f} "
-        f"points. About {wanted:,} images would give ±2 points and reveal smaller improvements."
+        f"With {count(n, 'image')} in {name}, the accuracy is uncertain by about {100 * half_width:.0f} points. "
+        f"About {wanted:,} images would give ±2 points and reveal smaller improvements."
     )
-    return Advice("test", "Add test images", text, None, None, 0.0, (wanted - n) * SECONDS_TO_COLLECT / 60)
+    return Advice("test", "Add test images", text, person_minutes=(wanted - n) * SECONDS_TO_COLLECT / 60)
 
 
 def _too_small(s: Situation, gain: float) -> str:
@@ -271,11 +257,8 @@ def _too_small(s: Situation, gain: float) -> str:
         return ""
     _, n, accuracy = s.held_out
     noise = Z_95 * float(np.sqrt(max(accuracy * (1 - accuracy), 0.01) / n))
-    return (
-        f" The {count(n, 'image')} of {s.held_out[0]} are too few to measure a gain this small."
-        if gain < noise / 2
-        else ""
-    )
+    few = f" The {count(n, 'image')} of {s.held_out[0]} are too few to measure a gain this small."
+    return few if gain < noise / 2 else ""
 
 
 def times(item: Advice) -> str:

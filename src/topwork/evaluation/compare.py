@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,29 +22,17 @@ SIGNIFICANCE = 0.05
 """A difference is significant below this p-value."""
 
 
-@dataclass(frozen=True)
-class ClassChange:
-    """Changes in one class: number of images, and of those that only one of the models gets right."""
-
-    n: int
-    accuracy_first: float
-    accuracy_second: float
-    n_gained: int
-    n_lost: int
-
-
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """Two models on the same images.
 
     Attributes:
         n: Images compared: those whose true class is in at least one of the models.
-        accuracy_first: Accuracy of the first model.
-        accuracy_second: Accuracy of the second model.
         difference: Second minus first.
         difference_interval: Its 95% confidence interval; None if n is 0.
         p_value: Of McNemar's exact test for equal accuracy.
-        per_class: Changes by class name, for the classes with images.
+        per_class: By class name, for the classes with images: ``n``, ``accuracy_first``, ``accuracy_second``, and
+            ``n_gained`` and ``n_lost``, the images that only the second or only the first model gets right.
         gained: Positions (rows in the first predictions) that only the second model gets right.
         lost: Positions that only the first model gets right.
         disagreements: Positions with different predictions, correct or not, labeled or not.
@@ -55,7 +44,7 @@ class Comparison:
     difference: float | None
     difference_interval: Interval | None
     p_value: float
-    per_class: dict[str, ClassChange]
+    per_class: dict[str, dict[str, Any]]
     gained: Ints
     lost: Ints
     disagreements: Ints
@@ -76,10 +65,7 @@ def compare(
     Args:
         first: Predictions of the model to improve on.
         second: Predictions of the other model, its images in any order.
-        first_hashes: Content hash of each image of ``first``.
-        second_hashes: Content hash of each image of ``second``.
-        n_resamples: Of the paired bootstrap.
-        seed: Of the paired bootstrap.
+        first_hashes, second_hashes: Content hash of each image.
 
     Raises:
         UsageError: The images or their labels differ.
@@ -132,8 +118,6 @@ def accuracy_difference_interval(
     Args:
         correct_first: (N,) whether the first model is right, N > 0.
         correct_second: (N,) whether the second is, on the same images.
-        n_resamples: Resamples.
-        seed: Of the resamples.
     """
     first, second = np.asarray(correct_first, dtype=np.bool_), np.asarray(correct_second, dtype=np.bool_)
     n, gained, lost = len(first) + 2, int((second & ~first).sum()) + 1, int((first & ~second).sum()) + 1
@@ -183,7 +167,7 @@ def _true_names(first: Predictions, second: Predictions) -> list[tuple[str, ...]
     return names
 
 
-def _class_changes(true: list[tuple[str, ...]], right_first: Bools, right_second: Bools) -> dict[str, ClassChange]:
+def _class_changes(true: list[tuple[str, ...]], right_first: Bools, right_second: Bools) -> dict[str, dict[str, Any]]:
     """Images of each class, and which model is right on them; an image with several labels counts for each."""
     names = sorted({name for own in true for name in own})
     index = {name: i for i, name in enumerate(names)}
@@ -195,7 +179,10 @@ def _class_changes(true: list[tuple[str, ...]], right_first: Bools, right_second
 
     masks = (np.ones(len(label), np.bool_), first, second, second & ~first, first & ~second)
     rows = zip(names, *map(count, masks), strict=True)
-    return {name: ClassChange(n, a / n, b / n, gained, lost) for name, n, a, b, gained, lost in rows}
+    return {
+        name: {"n": n, "accuracy_first": a / n, "accuracy_second": b / n, "n_gained": gained, "n_lost": lost}
+        for name, n, a, b, gained, lost in rows
+    }
 
 
 def _disagreements(first: Predictions, second: Predictions) -> Ints:

@@ -16,6 +16,7 @@ from topwork.evaluation.intervals import Interval, wilson
 from topwork.evaluation.predictions import Bools, Ints, Predictions
 
 N_BINS = 15
+_PERMUTATIONS = 2000
 
 
 def calibration_error(confidence: ArrayLike, correct: ArrayLike, n_bins: int = N_BINS) -> float | None:
@@ -27,7 +28,6 @@ def calibration_error(confidence: ArrayLike, correct: ArrayLike, n_bins: int = N
     Args:
         confidence: (N,) probability of the predicted label.
         correct: (N,) whether it is the true one.
-        n_bins: Number of bins between 0 and 1.
     """
     stated, right = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     if len(stated) == 0:
@@ -135,7 +135,7 @@ def roc_auc(is_positive: ArrayLike, scores: ArrayLike) -> float | None:
     n_negative = len(positive) - n_positive
     if n_positive == 0 or n_negative == 0:
         return None
-    rank_sum = float(mean_ranks(np.asarray(scores))[positive].sum())
+    rank_sum = float(_mean_ranks(np.asarray(scores))[positive].sum())
     return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
 
 
@@ -203,7 +203,31 @@ class LabelRanking:
         return np.stack([weights @ self.truth, weights @ self.given, weights @ (self.truth & self.given)])
 
 
-def mean_ranks(values: NDArray[Any]) -> NDArray[np.float64]:
+def positive_scores(known: Predictions) -> tuple[Bools, NDArray[np.float64]]:
+    """For two classes: which images are positive, and the score of each.
+
+    The score is the difference of logits, because confident probabilities round to 1 and would tie.
+    """
+    logits, positive = known.logits.astype(np.float64), known.task.positive
+    return np.asarray(known.labels == positive), logits[:, positive] - logits[:, 1 - positive]
+
+
+def rank_correlation(first: ArrayLike, second: ArrayLike, seed: int = 0) -> tuple[float, float] | None:
+    """Spearman's rank correlation of (N,) values, and its p-value (two-sided permutation test).
+
+    None for fewer than three values, or if one is constant.
+    """
+    ranks = [_mean_ranks(np.asarray(values)) for values in (first, second)]
+    a, b = (r - r.mean() for r in ranks)
+    length = np.sqrt((a**2).sum() * (b**2).sum())
+    if len(a) < 3 or not length:
+        return None
+    rng, seen = np.random.default_rng(seed), float(a @ b / length)
+    by_chance = np.array([rng.permutation(a) @ b / length for _ in range(_PERMUTATIONS)])
+    return seen, float(((np.abs(by_chance) >= abs(seen) - 1e-12).sum() + 1) / (_PERMUTATIONS + 1))
+
+
+def _mean_ranks(values: NDArray[Any]) -> NDArray[np.float64]:
     """(N,) ranks from 1; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)

@@ -7,7 +7,7 @@ random permutations of the images between the sets.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,6 @@ class Distance:
     n_a: int
     n_b: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
 
 def energy_distance(
     a: NDArray[Any], b: NDArray[Any], *, seed: int = 0, n_permutations: int = N_PERMUTATIONS
@@ -62,17 +58,22 @@ def energy_distance(
     spread = joint.std(0)
     joint = (joint - joint.mean(0)) / (spread + _FLOOR * max(float(np.sqrt(np.mean(spread**2))), 1e-6))
     distances = _distances(joint)
-    signs = np.empty((n_permutations + 1, n + m))
-    base = np.concatenate([np.full(n, 1 / n), np.full(m, -1 / m)])
-    signs[0] = base
-    for row in range(1, n_permutations + 1):
-        signs[row] = base[rng.permutation(n + m)]
+    signs = _permuted_signs(n, m, n_permutations, rng)
     energies = -np.einsum("pn,pn->p", signs @ distances, signs)
     typical = float(distances.sum() / max((n + m) * (n + m - 1), 1)) or 1.0
-    p = (1 + int((energies[1:] >= energies[0] * (1 - 1e-9)).sum())) / (n_permutations + 1)
-    return Distance(
-        float(max(energies[0], 0) / typical), p, float(energies[1:].mean() / typical), _auc(joint, n, rng), n, m
-    )
+    energy, expected = float(max(energies[0], 0) / typical), float(energies[1:].mean() / typical)
+    return Distance(energy, _p_value(energies), expected, _auc(joint, n, rng), n, m)
+
+
+def _permuted_signs(n: int, m: int, n_permutations: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """(P + 1, n + m) weights of the images in the mean of the first set minus that of the second, then permuted."""
+    base = np.concatenate([np.full(n, 1 / n), np.full(m, -1 / m)])
+    return np.stack([base, *(base[rng.permutation(n + m)] for _ in range(n_permutations))])
+
+
+def _p_value(statistics: NDArray[np.float64]) -> float:
+    """Share of values at least as large as the first, the observed one."""
+    return (1 + int((statistics[1:] >= statistics[0] * (1 - 1e-9)).sum())) / len(statistics)
 
 
 def _drawn(rows: NDArray[np.float32], rng: np.random.Generator, n: int = MAX_IMAGES) -> NDArray[np.float32]:
@@ -111,8 +112,6 @@ class ClassShift:
 
     shift: float
     p_value: float
-    n_a: int
-    n_b: int
 
 
 def class_shifts(
@@ -134,14 +133,12 @@ def class_shifts(
             continue
         joint = np.concatenate(own)
         gram = (joint - joint.mean(0)) @ (joint - joint.mean(0)).T
-        base = np.concatenate([np.full(n, 1 / n), np.full(m, -1 / m)])
-        signs = np.stack([base, *(base[rng.permutation(n + m)] for _ in range(N_CLASS_PERMUTATIONS))])
+        signs = _permuted_signs(n, m, N_CLASS_PERMUTATIONS, rng)
         squares = np.einsum("pn,pn->p", signs @ gram, signs)
         spread = np.mean([x.var(0).sum() for x in own])
-        p = (1 + int((squares[1:] >= squares[0] * (1 - 1e-9)).sum())) / (N_CLASS_PERMUTATIONS + 1)
-        noise = float(squares[1:].mean())
+        noise = float(squares[1:].mean())  # of the two means
         shift = float(np.sqrt(max(squares[0] - noise, 0.0) / max(spread, 1e-12)))
-        found[name] = ClassShift(shift, p, n, m)
+        found[name] = ClassShift(shift, _p_value(squares))
     return found
 
 

@@ -13,7 +13,7 @@ classes: evidence for a class is evidence against the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +29,7 @@ from topwork.models.head import LinearHead, powered
 
 GRID = 7  # cells per side for occlusion
 OUTER = 0.1  # of each side: the border whose share of the evidence is reported
+BORDER_AREA = 1 - (1 - 2 * OUTER) ** 2
 _REACH = 0.5  # overlap of covers, in cells, so that objects on a boundary are covered, too
 _STOPS = (
     np.array(  # dark violet, red, pale yellow: even lightness steps, readable in grayscale and for color-blind people
@@ -154,24 +155,19 @@ def _covering(
     own: NDArray[np.float64],
     labels: Ints,
     logits_of: Callable[[Pixels], NDArray[np.float64]],
-    grid: int = GRID,
 ) -> NDArray[np.float32]:
-    """(K, grid, grid) decrease of the logits of one image when a cell is covered with its mean color."""
-    height, width = image.shape[:2]
-    color = image.mean((0, 1)).astype(np.uint8)
-    covered = np.repeat(image[None], grid * grid, axis=0)
-    for number in range(grid * grid):
-        row, column = divmod(number, grid)
-        top, bottom = _span(row, grid, height)
-        left, right = _span(column, grid, width)
-        covered[number, top:bottom, left:right] = color
+    """(K, GRID, GRID) decrease of the logits of one image when a cell is covered with its mean color."""
+
+    def span(cell: int, side: int) -> slice:
+        step = side / GRID
+        return slice(max(0, round((cell - _REACH) * step)), round((cell + 1 + _REACH) * step))
+
+    covered = np.repeat(image[None], GRID * GRID, axis=0)
+    for number, copy in enumerate(covered):
+        row, column = divmod(number, GRID)
+        copy[span(row, image.shape[0]), span(column, image.shape[1])] = image.mean((0, 1)).astype(np.uint8)
     lost = own[labels][:, None] - logits_of(covered)[:, labels].T
-    return np.asarray(lost.reshape(len(labels), grid, grid), np.float32)
-
-
-def _span(cell: int, grid: int, side: int) -> tuple[int, int]:
-    step = side / grid
-    return max(0, round((cell - _REACH) * step)), min(side, round((cell + 1 + _REACH) * step))
+    return np.asarray(lost.reshape(len(labels), GRID, GRID), np.float32)
 
 
 def _centered(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -181,27 +177,12 @@ def _centered(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 # ---- summaries of maps
 
 
-def border_share(maps: NDArray[np.float32], outer: float = OUTER) -> NDArray[np.float64]:
-    """(N,) share of the positive evidence of (N, h, w) in the outer tenth of each side; see ``border_area``."""
+def border_share(maps: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N,) share of the positive evidence of (N, h, w) in the outer tenth of each side; ``BORDER_AREA`` if uniform."""
     positive = np.maximum(maps, 0).astype(np.float64)
-    inside = _inside(maps.shape[1:], outer)
-    total = positive.sum((1, 2))
-    return np.asarray(1 - (positive * inside).sum((1, 2)) / np.where(total > 0, total, 1))
-
-
-def border_area(outer: float = OUTER) -> float:
-    """Area of the outer border as a share of the image: ``border_share`` of uniform evidence."""
-    return 1 - (1 - 2 * outer) ** 2
-
-
-def _inside(shape: Sequence[int], outer: float) -> NDArray[np.float64]:
-    """(h, w) fraction of each cell inside the border."""
-
-    def along(n: int) -> NDArray[np.float64]:
-        edges = np.clip(np.arange(n + 1) / n, outer, 1 - outer)
-        return np.asarray(np.diff(edges) * n)
-
-    return np.outer(along(shape[0]), along(shape[1]))
+    rows, columns = (np.diff(np.clip(np.arange(n + 1) / n, OUTER, 1 - OUTER)) * n for n in maps.shape[1:])
+    total, inside = positive.sum((1, 2)), (positive * np.outer(rows, columns)).sum((1, 2))
+    return np.asarray(1 - inside / np.where(total > 0, total, 1))
 
 
 # ---- pictures

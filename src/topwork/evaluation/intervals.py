@@ -119,12 +119,7 @@ def f1_interval(n_correct: float, n: float, n_predicted: float) -> Interval:
     """Interval for the F1 of one class.
 
     F1 is an increasing function of the Jaccard index J, ``F1 = 2 J / (1 + J)``, which is a proportion; so the ends of
-    its Wilson interval are transformed.
-
-    Args:
-        n_correct: Correctly classified images of the class.
-        n: Images of the class.
-        n_predicted: Images predicted as the class; not both 0.
+    its Wilson interval are transformed. ``n`` and ``n_predicted`` must not both be 0.
     """
     either = n + n_predicted - n_correct
     share = wilson(n_correct / either, either)

@@ -92,43 +92,33 @@ def learning_curve(
         return None
     work = sum(m * min(m, columns.shape[1]) * n_classes * 2 * _STEPS for m in sizes)
     n_repeats = int(np.clip(WORK_BUDGET // max(work, 1), 1, MAX_REPEATS))
-    rights = [_scored(columns, labels, groups, n_classes, m, n, penalty, n_repeats, seed) for m in sizes]
-    sizes.append(round(fold_share * n))
-    rights.append(out_of_fold_correct.astype(np.float64))
+
+    def right_from(m: int) -> Errors:
+        """(N,) share of repeats in which each held-out image was classified correctly; NaN if it was never held out."""
+        right, asked = np.zeros(n), np.zeros(n)
+        for repeat in range(n_repeats):
+            fitted = _part(labels, groups, m, np.random.default_rng([seed, m, repeat]))
+            rest = ~np.isin(groups, groups[fitted])
+            predicted = _predicted(columns[fitted], labels[fitted], n_classes, penalty * n / len(fitted), columns[rest])
+            right[rest] += predicted == labels[rest]
+            asked[rest] += 1
+        return right / np.where(asked > 0, asked, np.nan)
+
+    rights = [*map(right_from, sizes), out_of_fold_correct.astype(np.float64)]
     if any(np.isnan(right).all() for right in rights):  # all images in one group: nothing can be held out
         return None
-    return _extrapolated(sizes, np.stack(rights), n, seed)
+    return _extrapolated([*sizes, round(fold_share * n)], np.stack(rights), n, seed)
 
 
-def _scored(
-    columns: Floats,
-    labels: Ints,
-    groups: Ints,
-    n_classes: int,
-    m: int,
-    n: int,
-    penalty: float,
-    n_repeats: int,
-    seed: int,
-) -> Errors:
-    """(N,) share of repeats in which each held-out image was classified correctly; NaN if it was never held out."""
-    right, asked = np.zeros(n), np.zeros(n)
-    for repeat in range(n_repeats):
-        fitted = _part(labels, groups, m, np.random.default_rng([seed, m, repeat]))
-        x = columns[fitted]
-        mean = x.mean(0)
-        problem = SoftmaxRegression(x - mean, labels[fitted], n_classes, np.ones((1, len(x))))
-        own = penalty * n / len(x)
-        for step in (p for p in _PATH if p > own):
-            problem.solve(step, tolerance=1e-2, max_steps=15)
-        problem.solve(own, tolerance=1e-3)
-        weight, bias = problem.solution()
-        rest = ~np.isin(groups, groups[fitted])
-        answers = ((columns[rest] - mean) @ weight[0].T + bias[0]).argmax(1)
-        right[rest] += answers == labels[rest]
-        asked[rest] += 1
-    with np.errstate(invalid="ignore"):
-        return np.asarray(right / np.where(asked > 0, asked, np.nan))
+def _predicted(x: Floats, labels: Ints, n_classes: int, penalty: float, rest: Floats) -> Ints:
+    """Classes of the other images by a head fitted with warm starts along the regularization path."""
+    mean = x.mean(0)
+    problem = SoftmaxRegression(x - mean, labels, n_classes, np.ones((1, len(x))))
+    for step in (p for p in _PATH if p > penalty):
+        problem.solve(step, tolerance=1e-2, max_steps=15)
+    problem.solve(penalty, tolerance=1e-3)
+    weight, bias = problem.solution()
+    return np.asarray(((rest - mean) @ weight[0].T + bias[0]).argmax(1))
 
 
 def _part(labels: Ints, groups: Ints, m: int, rng: np.random.Generator) -> Ints:
@@ -182,12 +172,10 @@ def _extrapolated(sizes: list[int], right: Errors, n: int, seed: int) -> Learnin
 
 
 class _Laws:
-    """Power laws with a floor through each row of (B, S) errors at (S,) sizes, on a grid of exponents and floors.
+    """Power laws with a floor through each row of (B, S) errors at (S,) sizes, on a grid of exponents and floors."""
 
-    For each exponent and floor the best scale has a closed form (weighted least squares). Four points cannot
-    distinguish a floor from slow decay, so all laws are averaged with weights exp(-loss / 2).
-    """
-
+    # For each exponent and floor the best scale has a closed form (weighted least squares). Four points cannot
+    # distinguish a floor from slow decay, so all laws are averaged with weights exp(-loss / 2).
     def __init__(self, n: Errors, errors: Errors, spread: Errors) -> None:
         weights, lowest = 1 / spread**2, errors.min(axis=1)
         exponents, shares = (grid.ravel() for grid in np.meshgrid(_EXPONENTS, _FLOORS, indexing="ij"))

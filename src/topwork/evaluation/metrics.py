@@ -9,18 +9,18 @@ that cannot be computed is None, never NaN.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from topwork.evaluation.curves import (
     LabelRanking,
     calibration_error,
     calibration_error_interval,
-    mean_ranks,
+    positive_scores,
     precision_recall_curve,
     roc_auc,
 )
@@ -41,8 +41,8 @@ from topwork.text import count, decimal, percent, percent_ci, quoted
 TOP_K = 5
 LARGEST_DENSE_CONFUSION = 2_000
 """With more classes than this the confusion matrix is kept as its cells only: 10,000 classes would take 800 MB."""
-_PERMUTATIONS = 2000
 _RESAMPLES_OF_RANKINGS = 200  # only for the variance (``interval_from_variance``), so a few hundred are enough
+Value = float | None
 
 
 # ---- the table of metrics
@@ -54,22 +54,19 @@ class Metric:
 
     Attributes:
         key: Its name in ``evaluation.json``.
-        title: Its name for people.
         hint: What it measures, in a few words.
         unit: ``percent`` for shares, ``number`` for other scores from 0 to 1, ``nats`` for losses.
-        value: Computes it; None if undefined.
-        interval: Computes its 95% confidence interval, if any.
+        measure: Computes it and its 95% confidence interval, on at least one image; None if undefined.
         task: The kind of labels it is for; None for both.
         min_classes: Not shown with fewer classes than this.
-        max_classes: Not measured with more classes than this.
+        max_classes: Only measured with ``min_classes`` to this many classes.
     """
 
     key: str
     title: str
     hint: str
     unit: Literal["percent", "number", "nats"]
-    value: Callable[[Measured], float | None]
-    interval: Callable[[Measured], Interval | None]
+    measure: Callable[[Measured], tuple[Value, Interval | None]]
     task: Literal["softmax", "sigmoid"] | None = "softmax"
     min_classes: int = 0
     max_classes: int | None = None
@@ -77,7 +74,7 @@ class Metric:
     def applies(self, multi_label: bool, n_classes: int) -> bool:
         """Whether it applies to this kind of labels and this number of classes."""
         is_of_task = self.task is None or (self.task == "sigmoid") == multi_label
-        return is_of_task and (self.max_classes is None or n_classes <= self.max_classes)
+        return is_of_task and (self.max_classes is None or self.min_classes <= n_classes <= self.max_classes)
 
     def text(self, value: float | None) -> str:
         """Formats a value."""
@@ -128,7 +125,10 @@ class Measured:
         known = self.known
         if known.multi_label:
             return _Counts(known.truth.sum(0), known.given.sum(0), (known.truth & known.given).sum(0))
-        return _Counts.of(self.cells, known.n_classes)
+        true, predicted, n = self.cells.T
+        right = true == predicted
+        columns = ((true, n), (predicted, n), (true[right], n[right]))
+        return _Counts(*(np.bincount(labels, k, known.n_classes).astype(np.int64) for labels, k in columns))
 
     @cached_property
     def positive(self) -> tuple[Bools, NDArray[np.float64]]:
@@ -150,7 +150,7 @@ class Measured:
         """For several labels: variances of mean average precision and F1 over resamples of images."""
         n, rng = len(self.known), np.random.default_rng(self.seed)
         drawn = []
-        for _ in range(min(self.n_resamples, _RESAMPLES_OF_RANKINGS) if n else 0):
+        for _ in range(min(self.n_resamples, _RESAMPLES_OF_RANKINGS)):
             weights = np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64)
             counts = _Counts(*self.ranking.counts(weights))
             precision = self.ranking.average_precision(weights)
@@ -162,11 +162,11 @@ class Measured:
         }
         return {key: float(np.var(values)) for key, values in seen.items() if len(values) > 1}
 
-    def interval_of_resampled(self, key: str, value: float | None) -> Interval | None:
-        """The interval of one of these."""
+    def with_resampled(self, key: str, value: Value) -> tuple[Value, Interval | None]:
+        """The value of one of these, with its interval."""
         if value is None or key not in self.resampled:
-            return None
-        return interval_from_variance(value, self.resampled[key], len(self.known))
+            return value, None
+        return value, interval_from_variance(value, self.resampled[key], len(self.known))
 
     @cached_property
     def pairs(self) -> tuple[NDArray[np.float64], Bools]:
@@ -176,123 +176,103 @@ class Measured:
         return stated[order], right[order]
 
 
-def _balanced_interval(m: Measured) -> Interval:
+def _share(right: Bools) -> tuple[Value, Interval | None]:
+    value = float(right.mean())
+    return value, wilson(value, len(right))
+
+
+def _accuracy(m: Measured) -> tuple[Value, Interval | None]:
+    return _share(m.known.correct)
+
+
+def _balanced_accuracy(m: Measured) -> tuple[Value, Interval | None]:
     present = m.counts.n > 0
-    return balanced_accuracy_interval(m.counts.n_correct[present], m.counts.n[present])
+    n_correct, n = m.counts.n_correct[present], m.counts.n[present]
+    return float((n_correct / n).mean()), balanced_accuracy_interval(n_correct, n)
 
 
-def _macro_f1_interval(m: Measured) -> Interval | None:
+def _macro_f1(m: Measured) -> tuple[Value, Interval | None]:
+    counts = m.counts
     if m.known.multi_label:
-        return m.interval_of_resampled("macro_f1", m.counts.macro_f1)
-    return macro_f1_interval(m.cells, m.counts.n_correct, m.counts.n, m.counts.n_predicted)
+        return m.with_resampled("macro_f1", counts.macro_f1)
+    return counts.macro_f1, macro_f1_interval(m.cells, counts.n_correct, counts.n, counts.n_predicted)
 
 
-def _entropy_interval(m: Measured) -> Interval | None:
+def _roc_auc(m: Measured) -> tuple[Value, Interval | None]:
+    area, n_positive = roc_auc(*m.positive), int(m.positive[0].sum())
+    return area, None if area is None else auc_interval(area, n_positive, len(m.known) - n_positive)
+
+
+def _average_precision(m: Measured) -> tuple[Value, Interval | None]:
+    curve, n_positive = precision_recall_curve(*m.positive), int(m.positive[0].sum())
+    if curve is None or n_positive == len(m.known):
+        return None, None
+    return curve.average_precision, average_precision_interval(curve.average_precision, n_positive)
+
+
+def _calibration_error(m: Measured) -> tuple[Value, Interval | None]:
+    stated, right = m.known.confidence, m.known.correct
+    interval = calibration_error_interval(stated, right, m.n_resamples, m.seed) if m.n_resamples else None
+    return calibration_error(stated, right), interval
+
+
+def _cross_entropy(m: Measured) -> tuple[Value, Interval | None]:
     found = mean_interval(m.known.loss)  # a single image has no variance
-    return None if found is None else Interval(max(0.0, found.low), found.high)
+    return float(m.known.loss.mean()), None if found is None else Interval(max(0.0, found.low), found.high)
 
 
-def _roc_interval(m: Measured) -> Interval | None:
-    area = roc_auc(*m.positive)
-    return (
-        None
-        if area is None
-        else auc_interval(area, int(m.counts.n[m.known.task.positive]), int(m.counts.n[1 - m.known.task.positive]))
-    )
-
-
-def _average_precision(m: Measured) -> float | None:
-    curve = precision_recall_curve(*m.positive)
-    return curve.average_precision if curve is not None and roc_auc(*m.positive) is not None else None
-
-
-def _average_precision_interval(m: Measured) -> Interval | None:
-    value = _average_precision(m)
-    return None if value is None else average_precision_interval(value, int(m.counts.n[m.known.task.positive]))
-
-
-def _ece_interval(m: Measured) -> Interval | None:
-    if not m.n_resamples:
-        return None
-    return calibration_error_interval(m.known.confidence, m.known.correct, m.n_resamples, m.seed)
-
-
-def _mean_average_precision(m: Measured) -> float | None:
-    return _mean(m.average_precisions[m.counts.n > 0])
-
-
-def _hamming_interval(m: Measured) -> Interval | None:
+def _hamming_loss(m: Measured) -> tuple[Value, Interval | None]:
     wrong = (m.known.truth != m.known.given).mean(axis=1)
-    n = len(wrong)
-    return interval_from_variance(float(wrong.mean()), float(wrong.var()) / n, n) if n > 1 else None
-
-
-def _no_interval(_: Measured) -> None:
-    return None
-
-
-def _accuracy(m: Measured) -> float | None:
-    return _mean(m.known.correct)
-
-
-def _accuracy_interval(m: Measured) -> Interval:
-    return wilson(float(m.known.correct.mean()), len(m.known))
+    value, n = float(wrong.mean()), len(wrong)
+    return value, interval_from_variance(value, float(wrong.var()) / n, n) if n > 1 else None
 
 
 METRICS = (
-    Metric(
-        "accuracy", "Accuracy", "fraction of correct answers", "percent", _accuracy, _accuracy_interval,
-    ),
-    Metric(
-        "accuracy", "Exact match", "fraction of images with all labels correct", "percent",
-        _accuracy, _accuracy_interval, "sigmoid",
-    ),
+    Metric("accuracy", "Accuracy", "fraction of correct answers", "percent", _accuracy),
+    Metric("accuracy", "Exact match", "fraction of images with all labels correct", "percent", _accuracy, "sigmoid"),
     Metric(
         "balanced_accuracy", "Balanced accuracy", "mean recall over the classes, regardless of size", "percent",
-        lambda m: m.counts.mean_recall, _balanced_interval,
+        _balanced_accuracy,
     ),
     Metric(
         "top5_accuracy", "Top-5 accuracy", "the true class is among the top five", "percent",
-        lambda m: _mean(m.known.rank < TOP_K),
-        lambda m: wilson(float((m.known.rank < TOP_K).mean()), len(m.known)), min_classes=TOP_K + 1,
+        lambda m: _share(m.known.rank < TOP_K), min_classes=TOP_K + 1,
     ),
     Metric(
         "mean_average_precision", "Mean average precision", "quality of the ranking by each label, independent of thresholds",
-        "percent", _mean_average_precision,
-        lambda m: m.interval_of_resampled("mean_average_precision", _mean_average_precision(m)), "sigmoid",
+        "percent",
+        lambda m: m.with_resampled("mean_average_precision", _mean(m.average_precisions[m.counts.n > 0])), "sigmoid",
     ),
     Metric(
         "micro_f1", "Micro F1", "precision and recall combined, over all labels of all images", "percent",
-        lambda m: m.counts.micro_f1, lambda m: m.interval_of_resampled("micro_f1", m.counts.micro_f1), "sigmoid",
+        lambda m: m.with_resampled("micro_f1", m.counts.micro_f1), "sigmoid",
     ),
     Metric(
-        "macro_f1", "Macro F1", "precision and recall combined, mean over the classes", "percent",
-        lambda m: m.counts.macro_f1, _macro_f1_interval, None,
+        "macro_f1", "Macro F1", "precision and recall combined, mean over the classes", "percent", _macro_f1, None,
     ),
     Metric(
         "roc_auc", "ROC AUC", "area under the ROC curve: 0.5 is chance, 1 is perfect", "number",
-        lambda m: roc_auc(*m.positive), _roc_interval, min_classes=2, max_classes=2,
+        _roc_auc, min_classes=2, max_classes=2,
     ),
     Metric(
         "average_precision", "Average precision", "area under the precision-recall curve", "number",
-        _average_precision, _average_precision_interval, min_classes=2, max_classes=2,
+        _average_precision, min_classes=2, max_classes=2,
     ),
     Metric(
         "ece", "Calibration error", "mean gap between confidence and accuracy; lower is better", "percent",
-        lambda m: calibration_error(m.known.confidence, m.known.correct), _ece_interval,
+        _calibration_error,
     ),
     Metric(
         "calibration_error", "Calibration error",
         "mean gap between predicted probability and observed frequency; lower is better", "percent",
-        lambda m: calibration_error(*m.pairs), _no_interval, "sigmoid",
+        lambda m: (calibration_error(*m.pairs), None), "sigmoid",
     ),
     Metric(
         "cross_entropy", "Cross-entropy", "mean of −log(probability of the true class), in nats; lower is better",
-        "nats", lambda m: _mean(m.known.loss), _entropy_interval,
+        "nats", _cross_entropy,
     ),
     Metric(
-        "hamming_loss", "Hamming loss", "fraction of wrong labels; lower is better", "percent",
-        lambda m: _mean((m.known.truth != m.known.given).ravel()), _hamming_interval, "sigmoid",
+        "hamming_loss", "Hamming loss", "fraction of wrong labels; lower is better", "percent", _hamming_loss, "sigmoid",
     ),
 )  # fmt: skip
 """Every metric, in the order in which they are shown."""
@@ -301,119 +281,124 @@ METRICS = (
 # ---- one part of a split
 
 
-@dataclass(frozen=True)
-class ClassScores:
-    """The scores of one class; None if undefined: precision without predictions, recall and F1 without images."""
-
-    n_train: int | None
-    n: int
-    precision: float | None
-    recall: float | None
-    f1: float | None
-
-
-@dataclass(frozen=True, eq=False)
-class PartEvaluation:
-    """All metrics of one part (valid or test) of a split; ``evaluation["macro_f1"]`` is one of the metrics.
-
-    Attributes:
-        n: Number of evaluated images.
-        n_unknown_class: Images excluded because the model does not have their class.
-        values: The metrics by their key in ``METRICS``.
-        intervals: Their 95% confidence intervals, by the same keys, if there is one.
-        per_class: Scores by class name, in the order of ``classes``.
-        class_intervals: 95% confidence intervals of precision, recall and F1 by class name, if they were measured.
-        confusion_cells: (M, 3) true label, predicted label, count, if the count is not 0; empty for several labels.
-        classes: The C class names.
-        labels: Facts about several labels, as in ``evaluation.json``; None for one label per image.
-        positive: For two classes with a positive one: ``class``, ``threshold``, and ``recall``, ``precision`` and
-            ``false_positive_rate`` at the threshold.
-    """
-
-    n: int
-    n_unknown_class: int
-    values: dict[str, float | None]
-    intervals: dict[str, Interval]
-    per_class: dict[str, ClassScores]
-    class_intervals: dict[str, dict[str, Interval]]
-    confusion_cells: Ints
-    classes: tuple[str, ...]
-    labels: dict[str, Any] | None = field(default=None)
-    positive: dict[str, Any] | None = field(default=None)
-
-    def __getitem__(self, key: str) -> float | None:
-        """The value of one metric."""
-        return self.values[key]
-
-    @property
-    def confusion(self) -> Ints:
-        """(C, C) confusion matrix, rows true, columns predicted."""
-        matrix = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
-        matrix[self.confusion_cells[:, 0], self.confusion_cells[:, 1]] = self.confusion_cells[:, 2]
-        return matrix
-
-    def as_dict(self) -> dict[str, Any]:
-        """The part as in ``evaluation.json``: plain values, None if undefined.
-
-        With more than 2,000 classes ``confusion`` is None and ``confusion_cells`` holds its [true, predicted, count].
-        """
-        interval = self.intervals.get("accuracy")
-        part: dict[str, Any] = {"n": self.n} if self.labels is None else {"multi_label": True, "n": self.n}
-        part |= {"n_unknown_class": self.n_unknown_class} if self.labels is None else {}
-        part |= self.values | {
-            "accuracy": {
-                "value": self.values["accuracy"],
-                "low": interval.low if interval else None,
-                "high": interval.high if interval else None,
-            },
-            "intervals": {key: found.as_dict() for key, found in self.intervals.items() if key != "accuracy"},
-            "per_class": {name: asdict(scores) for name, scores in self.per_class.items()},
-            "per_class_intervals": {
-                name: {key: interval.as_dict() for key, interval in found.items()}
-                for name, found in self.class_intervals.items()
-            },
-            "classes": list(self.classes),
-        }
-        if self.labels is not None:
-            for name, more in self.labels["per_class"].items():
-                part["per_class"][name] |= more
-            return part | {key: value for key, value in self.labels.items() if key != "per_class"}
-        part |= {"positive": self.positive} if self.positive else {}
-        is_dense = len(self.classes) <= LARGEST_DENSE_CONFUSION
-        part["confusion"] = self.confusion.tolist() if is_dense else None
-        return part if is_dense else part | {"confusion_cells": self.confusion_cells.tolist()}
-
-
 def evaluate_part(
     predictions: Predictions, n_train: Mapping[str, int] | None = None, n_resamples: int = 1000, seed: int = 0
-) -> PartEvaluation:
-    """Evaluates one part of a split.
+) -> dict[str, Any]:
+    """Evaluates one part of a split (valid or test), as in ``evaluation.json``: plain values, None if undefined.
+
+    With more than 2,000 classes ``confusion`` is None and ``confusion_cells`` holds its [true, predicted, count].
 
     Args:
         predictions: The predictions, with calibrated logits.
         n_train: Training images by class name, if known; 0 for missing classes.
         n_resamples: Resamples for the intervals that need them (calibration error; several labels: average precision
             and F1); 0 to omit them.
-        seed: Random seed.
     """
-    measured = Measured(_sorted(predictions), n_resamples, seed)
-    known, has_any = measured.known, len(measured.known) > 0
-    metrics = [m for m in METRICS if m.applies(known.multi_label, known.n_classes)]
-    metrics = [m for m in metrics if m.max_classes is None or known.n_classes >= m.min_classes]
-    intervals = {m.key: found for m in metrics if has_any and (found := m.interval(measured)) is not None}
-    per_class, class_intervals = _class_scores(known.classes, measured.counts, n_train)
-    return PartEvaluation(
-        n=len(known),
-        n_unknown_class=len(predictions) - len(known),
-        values={m.key: m.value(measured) if has_any else None for m in metrics},
-        intervals=intervals,
-        per_class=per_class,
-        class_intervals=class_intervals,
-        confusion_cells=np.empty((0, 3), np.int64) if known.multi_label else measured.cells,
-        classes=known.classes,
-        labels=_facts_of_several(measured) if known.multi_label else None,
-        positive=None if known.multi_label or known.task.thresholds is None else _positive_facts(measured),
-    )
+    m = Measured(_sorted(predictions), n_resamples, seed)
+    known, n_classes = m.known, m.known.n_classes
+    metrics = [metric for metric in METRICS if metric.applies(known.multi_label, n_classes)]
+    found = {metric.key: metric.measure(m) if len(known) else (None, None) for metric in metrics}
+    values = {key: value for key, (value, _) in found.items()}
+    intervals: dict[str, Any] = {
+        key: interval.as_dict() for key, (_, interval) in found.items() if interval is not None
+    }
+    accuracy = {"value": values["accuracy"], **intervals.pop("accuracy", {"low": None, "high": None})}
+    part: dict[str, Any] = {"multi_label": True} if known.multi_label else {}
+    part |= {"n": len(known)}
+    part |= {} if known.multi_label else {"n_unknown_class": len(predictions) - len(known)}
+    part |= values | {"accuracy": accuracy, "intervals": intervals}
+    part |= _class_scores(known.classes, m.counts, n_train) | {"classes": list(known.classes)}
+    return part | (_several_labels(m, part["per_class"]) if known.multi_label else _one_label(m))
+
+
+def _class_scores(
+    classes: tuple[str, ...], counts: _Counts, n_train: Mapping[str, int] | None
+) -> dict[str, dict[str, Any]]:
+    """Scores and their intervals by class name: precision undefined without predictions, recall and F1 without images."""
+    scores: dict[str, Any] = {}
+    intervals: dict[str, Any] = {}
+    rows = zip(classes, counts.n.tolist(), counts.n_predicted.tolist(), counts.n_correct.tolist(), strict=True)
+    for name, n, n_predicted, n_correct in rows:
+        scores[name] = {
+            "n_train": None if n_train is None else int(n_train.get(name, 0)),
+            "n": n,
+            "precision": n_correct / n_predicted if n_predicted else None,
+            "recall": n_correct / n if n else None,
+            "f1": 2 * n_correct / (n + n_predicted) if n else None,
+        }
+        intervals[name] = {}
+        if n_predicted:
+            intervals[name]["precision"] = wilson(n_correct / n_predicted, n_predicted).as_dict()
+        if n:
+            intervals[name]["recall"] = wilson(n_correct / n, n).as_dict()
+            intervals[name]["f1"] = f1_interval(n_correct, n, n_predicted).as_dict()
+    return {"per_class": scores, "per_class_intervals": intervals}
+
+
+def _one_label(m: Measured) -> dict[str, Any]:
+    """The positive class of two, if there is one, and the confusion matrix: rows true, columns predicted."""
+    task, n_classes = m.known.task, m.known.n_classes
+    found = {} if task.thresholds is None else {"positive": _positive_facts(m)}
+    if n_classes > LARGEST_DENSE_CONFUSION:
+        return found | {"confusion": None, "confusion_cells": m.cells.tolist()}
+    matrix = np.zeros((n_classes, n_classes), dtype=np.int64)
+    matrix[m.cells[:, 0], m.cells[:, 1]] = m.cells[:, 2]
+    return found | {"confusion": matrix.tolist()}
+
+
+def _positive_facts(m: Measured) -> dict[str, Any]:
+    task, counts = m.known.task, m.counts
+    p, n_others = task.positive, int(counts.n[1 - task.positive])
+    n, n_given, n_correct = (int(values[p]) for values in (counts.n, counts.n_predicted, counts.n_correct))
+    return {
+        "class": m.known.classes[p],
+        "threshold": float(task.limits(2)[p]),
+        "recall": n_correct / n if n else None,
+        "precision": n_correct / n_given if n_given else None,
+        "false_positive_rate": (n_given - n_correct) / n_others if n_others else None,
+    }
+
+
+def _several_labels(m: Measured, per_class: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Labels per image; adds average precision and threshold to ``per_class``."""
+    known, precision, limits = m.known, m.average_precisions, m.known.task.limits(m.known.n_classes)
+    for i, scores in enumerate(per_class.values()):
+        scores["average_precision"] = float(precision[i]) if m.counts.n[i] else None
+        scores["threshold"] = round(float(limits[i]), 4)
+    counts = {"n_labels_per_image": known.truth, "n_labels_given_per_image": known.given}
+    return {key: round(float(labels.sum(1).mean()), 3) if len(known) else None for key, labels in counts.items()}
+
+
+def _sorted(predictions: Predictions) -> Predictions:
+    """For several labels, sorts the images, so that no metric depends on their order."""
+    if not predictions.multi_label or not len(predictions):
+        return predictions
+    return predictions.take(np.lexsort(np.hstack([predictions.truth, predictions.probabilities]).T))
+
+
+@dataclass(frozen=True, eq=False)
+class _Counts:
+    """(C,) images (or their weights) per class: of it, predicted as it, and both."""
+
+    n: NDArray[Any]
+    n_predicted: NDArray[Any]
+    n_correct: NDArray[Any]
+
+    @property
+    def macro_f1(self) -> Value:
+        """Mean F1 of the classes present."""
+        present = self.n > 0
+        return _mean(2 * self.n_correct[present] / (self.n + self.n_predicted)[present])
+
+    @property
+    def micro_f1(self) -> Value:
+        """F1 over all classes together; None without any true or predicted label."""
+        pairs = float(self.n.sum() + self.n_predicted.sum())
+        return 2 * float(self.n_correct.sum()) / pairs if pairs else None
+
+
+def _mean(values: NDArray[Any]) -> Value:
+    return float(values.mean()) if len(values) else None
 
 
 # ---- the held-out parts of a split
@@ -442,12 +427,12 @@ def evaluate_held_out(
         if name not in predictions:
             continue
         part = predictions[name]
-        found[name] = evaluate_part(part, n_train, seed=seed).as_dict()
+        found[name] = evaluate_part(part, n_train, seed=seed)
         is_leaked = np.isin(part.sample_indices, np.array(sorted(leaked), np.int64))
         if is_leaked.any():
             leaks[name] = {"n_leaked": int(is_leaked.sum())}
         if is_leaked.any() and not is_leaked.all():
-            found[f"{name}_without_leaks"] = evaluate_part(part.take(~is_leaked), n_train, seed=seed).as_dict()
+            found[f"{name}_without_leaks"] = evaluate_part(part.take(~is_leaked), n_train, seed=seed)
     return found | ({"leaks": leaks} if leaks else {})
 
 
@@ -478,124 +463,3 @@ def zero_shot_sentence(evaluation: Mapping[str, Any]) -> str:
         return ""
     text = f"Zero-shot accuracy with the prompt {quoted(found['prompt'], 80)}: {percent_ci(found['accuracy'])}"
     return f"{text}, on the same {count(found['n'], 'image')} of {found['part']}."
-
-
-def _sorted(predictions: Predictions) -> Predictions:
-    """For several labels, sorts the images, so that no metric depends on their order."""
-    if not predictions.multi_label or not len(predictions):
-        return predictions
-    return predictions.take(np.lexsort(np.hstack([predictions.truth, predictions.probabilities]).T))
-
-
-def _facts_of_several(m: Measured) -> dict[str, Any]:
-    known, n = m.known, len(m.known)
-    precision, limits = m.average_precisions, known.task.limits(known.n_classes)
-    return {
-        "n_labels_per_image": round(float(known.truth.sum(1).mean()), 3) if n else None,
-        "n_labels_given_per_image": round(float(known.given.sum(1).mean()), 3) if n else None,
-        "per_class": {
-            name: {
-                "average_precision": float(precision[i]) if m.counts.n[i] else None,
-                "threshold": round(float(limits[i]), 4),
-            }
-            for i, name in enumerate(known.classes)
-        },
-    }
-
-
-def _positive_facts(m: Measured) -> dict[str, Any]:
-    task, counts = m.known.task, m.counts
-    p, n_others = task.positive, int(counts.n[1 - task.positive])
-    n, n_given, n_correct = (int(values[p]) for values in (counts.n, counts.n_predicted, counts.n_correct))
-    return {
-        "class": m.known.classes[p],
-        "threshold": float(task.limits(2)[p]),
-        "recall": n_correct / n if n else None,
-        "precision": n_correct / n_given if n_given else None,
-        "false_positive_rate": (n_given - n_correct) / n_others if n_others else None,
-    }
-
-
-@dataclass(frozen=True, eq=False)
-class _Counts:
-    """(C,) images (or their weights) per class: of it, predicted as it, and both."""
-
-    n: NDArray[Any]
-    n_predicted: NDArray[Any]
-    n_correct: NDArray[Any]
-
-    @staticmethod
-    def of(cells: Ints, n_classes: int) -> _Counts:
-        true, predicted, count = cells[:, 0], cells[:, 1], cells[:, 2]
-        right = true == predicted
-        return _Counts(
-            _sums(true, count, n_classes),
-            _sums(predicted, count, n_classes),
-            _sums(true[right], count[right], n_classes),
-        )
-
-    @property
-    def mean_recall(self) -> float | None:
-        """Mean recall of the classes present."""
-        present = self.n > 0
-        return _mean(self.n_correct[present] / self.n[present])
-
-    @property
-    def macro_f1(self) -> float | None:
-        """Mean F1 of the classes present."""
-        present = self.n > 0
-        return _mean(2 * self.n_correct[present] / (self.n + self.n_predicted)[present])
-
-    @property
-    def micro_f1(self) -> float | None:
-        """F1 over all classes together; None without any true or predicted label."""
-        pairs = float(self.n.sum() + self.n_predicted.sum())
-        return 2 * float(self.n_correct.sum()) / pairs if pairs else None
-
-
-def _sums(labels: Ints, count: Ints, n_classes: int) -> Ints:
-    return np.bincount(labels, weights=count, minlength=n_classes).astype(np.int64)
-
-
-def _class_scores(
-    classes: tuple[str, ...], counts: _Counts, n_train: Mapping[str, int] | None
-) -> tuple[dict[str, ClassScores], dict[str, dict[str, Interval]]]:
-    """Scores and their intervals by class name."""
-    scores, intervals = {}, {}
-    rows = zip(classes, counts.n.tolist(), counts.n_predicted.tolist(), counts.n_correct.tolist(), strict=True)
-    for name, n, n_predicted, n_correct in rows:
-        precision = n_correct / n_predicted if n_predicted else None
-        recall, f1 = (n_correct / n, 2 * n_correct / (n + n_predicted)) if n else (None, None)
-        scores[name] = ClassScores(None if n_train is None else int(n_train.get(name, 0)), n, precision, recall, f1)
-        intervals[name] = {} if precision is None else {"precision": wilson(precision, n_predicted)}
-        if recall is not None:
-            intervals[name] |= {"recall": wilson(recall, n), "f1": f1_interval(n_correct, n, n_predicted)}
-    return scores, intervals
-
-
-def positive_scores(known: Predictions) -> tuple[Bools, NDArray[np.float64]]:
-    """For two classes: which images are positive, and the score of each.
-
-    The score is the difference of logits, because confident probabilities round to 1 and would tie.
-    """
-    logits, positive = known.logits.astype(np.float64), known.task.positive
-    return np.asarray(known.labels == positive), logits[:, positive] - logits[:, 1 - positive]
-
-
-def _mean(values: NDArray[Any]) -> float | None:
-    return float(values.mean()) if len(values) else None
-
-
-def rank_correlation(first: ArrayLike, second: ArrayLike, seed: int = 0) -> tuple[float, float] | None:
-    """Spearman's rank correlation of (N,) values, and its p-value (two-sided permutation test).
-
-    None for fewer than three values, or if one is constant.
-    """
-    ranks = [mean_ranks(np.asarray(values)) for values in (first, second)]
-    a, b = (r - r.mean() for r in ranks)
-    length = np.sqrt((a**2).sum() * (b**2).sum())
-    if len(a) < 3 or not length:
-        return None
-    rng, seen = np.random.default_rng(seed), float(a @ b / length)
-    by_chance = np.array([rng.permutation(a) @ b / length for _ in range(_PERMUTATIONS)])
-    return seen, float(((np.abs(by_chance) >= abs(seen) - 1e-12).sum() + 1) / (_PERMUTATIONS + 1))

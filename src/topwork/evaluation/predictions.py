@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -236,11 +236,11 @@ class Predictions(Described):
     def _facts(self) -> _Facts:
         if self.multi_label:
             return _facts_of_several(self)
-        facts = _Facts.empty(len(self))
         shift = None if self.task.thresholds is None else -np.log(self.task.thresholds)
-        for rows in self.blocks():
-            _fill_facts(facts, rows, self.logits[rows].astype(np.float64), self.labels[rows], shift)
-        return facts
+        found = [
+            _facts_of_one(self.logits[rows].astype(np.float64), self.labels[rows], shift) for rows in self.blocks()
+        ]
+        return _Facts(*map(np.concatenate, zip(*found, strict=True)))
 
 
 def softmax(logits: ArrayLike) -> NDArray[np.float64]:
@@ -267,8 +267,7 @@ def join_labels(classes: Sequence[str], chosen: Bools) -> str:
     return LABEL_SEPARATOR.join(classes[number] for number in np.flatnonzero(chosen).tolist())
 
 
-@dataclass(frozen=True, eq=False)
-class _Facts:
+class _Facts(NamedTuple):
     """Values computed once per image; see the properties of ``Predictions`` with the same names."""
 
     predicted: Ints
@@ -276,19 +275,9 @@ class _Facts:
     loss: NDArray[np.float64]
     rank: Ints
 
-    @staticmethod
-    def empty(n: int) -> _Facts:
-        return _Facts(np.empty(n, np.int64), np.empty(n), np.empty(n), np.empty(n, np.int64))
 
-
-def _fill_facts(
-    facts: _Facts, rows: slice, scores: NDArray[np.float64], labels: Ints, shift: NDArray[np.float64] | None
-) -> None:
-    """Computes one block of rows; ``scores`` (B, C) is scratch space and is overwritten.
-
-    Args:
-        shift: (C,) added to the scores before they are ranked, -log of the thresholds; None ranks the scores alone.
-    """
+def _facts_of_one(scores: NDArray[np.float64], labels: Ints, shift: NDArray[np.float64] | None) -> _Facts:
+    """Facts of a block of images, whose ``scores`` (B, C) are overwritten; they are ranked with ``shift`` added."""
     n, n_classes = scores.shape
     scores -= scores.max(axis=1, keepdims=True)
     ranked = scores if shift is None else scores + shift
@@ -300,10 +289,8 @@ def _fill_facts(
     before = (ranked > own).sum(axis=1) + ((ranked == own) & (np.arange(n_classes) < labels[:, None])).sum(axis=1)
     own_score, best_score = scores[every, true], scores[every, predicted]
     total = np.exp(scores, out=scores).sum(axis=1)
-    facts.predicted[rows] = predicted
-    facts.confidence[rows] = np.exp(best_score) / total
-    facts.loss[rows] = np.where(known, np.log(total) - own_score, np.nan)
-    facts.rank[rows] = np.where(known, before, n_classes)
+    loss = np.where(known, np.log(total) - own_score, np.nan)
+    return _Facts(predicted, np.exp(best_score) / total, loss, np.where(known, before, n_classes))
 
 
 def _facts_of_several(predictions: Predictions) -> _Facts:
@@ -329,14 +316,11 @@ def _check(predictions: Predictions) -> None:
     shape = (n, n_classes) if predictions.multi_label else (n,)
     if predictions.sample_indices.shape != (n,) or predictions.labels.shape != shape:
         raise UsageError(f"predictions have {n} labels but {predictions.sample_indices.size} sample indices")
-    if n and not predictions.multi_label and not _in_range(predictions.labels, n_classes):
+    labels = predictions.labels
+    if not predictions.multi_label and ((labels < UNKNOWN_CLASS) | (labels >= n_classes)).any():
         raise UsageError(f"predictions have a label outside -1 … {n_classes - 1}")
     if not all(np.isfinite(predictions.logits[rows]).all() for rows in predictions.blocks()):
         raise UsageError("predictions have a logit that is not finite; the model or its features are damaged")
-
-
-def _in_range(labels: Ints, n_classes: int) -> bool:
-    return bool(labels.min() >= UNKNOWN_CLASS and labels.max() < n_classes)
 
 
 def predict_features(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from topwork.evaluation.decisions import outcome_sentence, too_few_sentence
+from topwork.evaluation.calibration import outcome_sentence, too_few_sentence
 from topwork.models.classifier import Classifier
 from topwork.text import count, decimal, escape, percent_ci
 

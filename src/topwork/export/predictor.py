@@ -31,7 +31,7 @@ from topwork.data.listing import read_image as listed_image
 from topwork.data.loader import in_order
 from topwork.data.transforms import Pixels, fit_to_input, resize
 from topwork.errors import ImageError, TopworkError
-from topwork.evaluation.decisions import Thresholds, decide, unknown_detector
+from topwork.evaluation.calibration import Thresholds, decide, unknown_detector
 from topwork.evaluation.predictions import join_labels
 from topwork.export.inputs import list_inputs
 from topwork.export.runtime import Precision, Runtime, engine_of

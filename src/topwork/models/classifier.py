@@ -53,7 +53,7 @@ class Classifier(Described):
         temperature: what the head was divided by (for the record).
         precision: ``bf16`` or ``f32``: how the features that the head was fitted on were computed, for the record;
             answers are always computed in f32.
-        thresholds: numbers of the decision rule (see ``evaluation/decisions.py``).
+        thresholds: numbers of the decision rule (see ``evaluation/calibration.py``).
         arrays: further arrays the decision rule needs, stored next to the weights.
         provenance: where the model comes from: data digest, settings, versions, figures.
         multi_label: an image may have any number of labels: probabilities are sigmoids of the logits, and

@@ -5,9 +5,7 @@ In: an examination and its images. Out: one page. Numbers and sentences come fro
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -31,11 +29,9 @@ from topwork.commands.examine import Examined
 from topwork.data.images import decode
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input
 from topwork.errors import ImageError
-from topwork.evaluation.examine import Effect, all_changes
-from topwork.evaluation.fixed_regions import FixedPlace
-from topwork.models.classifier import find_model
-from topwork.report.page import render_page, write_page
-from topwork.report.pictures import encoded
+from topwork.evaluation.examine import Effect, FixedPlace, all_changes
+from topwork.report.page import render_page
+from topwork.report.pictures import GONE, encoded
 from topwork.text import count, escape, percent, points
 
 SIDE = 160
@@ -52,21 +48,7 @@ GROUPS = {
 }
 
 
-def default_page(model: str | os.PathLike[str]) -> Path:
-    """``examination.html`` in the run folder, or beside a model folder."""
-    return find_model(model).parent / "examination.html"
-
-
-def write_examine_page(examined: Examined, path: Path) -> None:
-    """Writes the page.
-
-    Raises:
-        TopworkError: the file cannot be written.
-    """
-    write_page(path, render(examined))
-
-
-def render(examined: Examined) -> str:
+def examine_page(examined: Examined) -> str:
     """The page as text."""
     found = examined.examination
     pictures = _pictures(examined)
@@ -94,7 +76,7 @@ def render(examined: Examined) -> str:
     return render_page(examined.model.resolve().name, "examine", sections, subtitle=subtitle, footer=[note])
 
 
-Pictures = Callable[[str], Pixels | None]
+Pictures = Callable[[str], list[Picture]]
 
 
 def _effects(effects: list[Effect], examined: Examined, pictures: Pictures) -> list[Block]:
@@ -145,24 +127,16 @@ def _effect(effect: Effect, examined: Examined, pictures: Pictures) -> list[Bloc
     if effect.is_clear:
         interval = f"{points(effect.difference_low)} to {points(effect.difference_high)}"
         said += f" Change: {points(effect.difference)} points (95% CI {interval})."
-    changed = pictures(effect.name)
     names = [examined.manifest.samples[int(examined.rows[row])].label for row in examined.examination.example_rows]
     cards = []
-    for number, (answer, probability) in enumerate(effect.examples):
-        if changed is None:
-            picture = Picture(None, problem="file not found")
-        else:
-            picture = encoded(changed[number], SIDE)
-        style = "" if answer == names[number] else "bad"
-        tile = Tile(
-            picture, f"{effect.title}: {escape(names[number])}", f"{escape(answer)} {percent(probability)}", style
-        )
-        cards.append(Card((tile,)))
+    for picture, name, (answer, probability) in zip(pictures(effect.name), names, effect.examples, strict=True):
+        caption, style = f"{escape(answer)} {percent(probability)}", "" if answer == name else "bad"
+        cards.append(Card((Tile(picture, f"{effect.title}: {escape(name)}", caption, style),)))
     return [Heading(_title(effect)), Text(said), Gallery(tuple(cards), "s")]
 
 
 def _pictures(examined: Examined) -> Pictures:
-    """The example images after a change, as network input, clipped to 0..255; None if a file is gone."""
+    """The example images after a change, as network input, clipped to 0..255."""
     spec, positions = examined.classifier.backbone.spec, examined.examination.example_rows
 
     def load(some: InputSpec) -> Pixels:
@@ -170,11 +144,12 @@ def _pictures(examined: Examined) -> Pictures:
 
     changes = all_changes(spec, load)
 
-    def make(name: str) -> Pixels | None:
+    def make(name: str) -> list[Picture]:
         try:
-            return np.asarray(np.clip(changes[name].make(load(spec)), 0, 255), np.uint8)
+            changed = np.asarray(np.clip(changes[name].make(load(spec)), 0, 255), np.uint8)
         except (ImageError, OSError, ValueError):
-            return None
+            return [GONE] * len(positions)
+        return [encoded(image, SIDE) for image in changed]
 
     return make
 
@@ -191,7 +166,7 @@ def _place(place: FixedPlace, examined: Examined) -> list[Block]:
         try:
             picture = encoded(_marked(_input(examined, position, spec), place.box), SIDE)
         except (ImageError, OSError, ValueError):
-            picture = Picture(None, problem="file not found")
+            picture = GONE
         cards.append(Card((Tile(picture, f"image of {escape(place.label)} with the region marked"),)))
     return [Heading(f"{escape(place.label)}: {place.where}"), Gallery(tuple(cards), "s")]
 

@@ -7,7 +7,6 @@ files.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,8 +43,7 @@ from topwork.commands.lr_range import Ranged
 from topwork.commands.study import Studied
 from topwork.data.loader import in_order
 from topwork.data.transforms import resize
-from topwork.errors import TopworkError
-from topwork.files import atomic_file, error_reason, writing
+from topwork.files import atomic_file, writing
 from topwork.report.charts import stand_alone
 from topwork.report.page import render_page, write_page
 from topwork.report.pictures import jpeg_of, make_picture
@@ -64,12 +62,8 @@ FACT_NAMES = {
 # ---- compare
 
 
-def write_compare_page(part: str, compared: Sequence[Compared], path: Path) -> None:
-    """Writes the page of runs against the first of them.
-
-    Raises:
-        TopworkError: the file cannot be written.
-    """
+def compare_page(part: str, compared: Sequence[Compared]) -> str:
+    """The page of runs against the first of them."""
     names = [compared[0].first.name, *(found.second.name for found in compared)]
     sections = [Section("overview", "Overview", _differences(compared))]
     for number, found in enumerate(compared, start=1):
@@ -77,7 +71,7 @@ def write_compare_page(part: str, compared: Sequence[Compared], path: Path) -> N
         sections.append(Section(f"pair-{number}", title, _pair(found)))
     note = "McNemar's exact test and a paired bootstrap on the same images."
     subtitle = f"{escape(', '.join(names))}; {part}"
-    write_page(path, render_page("Comparison", "compare", sections, subtitle=subtitle, footer=[note]))
+    return render_page("Comparison", "compare", sections, subtitle=subtitle, footer=[note])
 
 
 def _differences(compared: Sequence[Compared]) -> list[Block]:
@@ -102,7 +96,9 @@ def _pair(found: Compared) -> list[Block]:
         (escape(name), c["n"], Share(c["accuracy_first"]), Share(c["accuracy_second"]), c["n_gained"], c["n_lost"])
         for name, c in changed[:MAX_CLASSES]
     )
-    blocks: list[Block] = [_links(found)]
+    runs = (found.first, found.second)
+    links = ((f"Report of {escape(one.name)}", (one.run.resolve() / "report.html").as_uri()) for one in runs)
+    blocks: list[Block] = [Links(tuple(links))]
     if rows:
         columns = ("Class", "Images", first, second, "Gained", "Lost")
         blocks.append(Table("Classes that change", columns, rows, is_sortable=True))
@@ -119,12 +115,6 @@ def _pair(found: Compared) -> list[Block]:
     return blocks
 
 
-def _links(found: Compared) -> Links:
-    """The reports of both runs."""
-    runs = (found.first, found.second)
-    return Links(tuple((f"Report of {escape(one.name)}", (one.run.resolve() / "report.html").as_uri()) for one in runs))
-
-
 def _disagreement(row: dict[str, Any], picture: Any, first: str, second: str) -> Card:
     lines = [Line("true", escape(row["label"]))]
     for key, name in (("first", first), ("second", second)):
@@ -137,12 +127,8 @@ def _disagreement(row: dict[str, Any], picture: Any, first: str, second: str) ->
 # ---- compare-domains
 
 
-def write_domains_page(compared: Sequence[ComparedDomains], path: Path) -> None:
-    """Writes the page of domains against the first of them.
-
-    Raises:
-        TopworkError: the file cannot be written.
-    """
+def domains_page(compared: Sequence[ComparedDomains]) -> str:
+    """The page of domains against the first of them."""
     sections = [
         Section(f"pair-{number}", f"{found.name_a} and {found.name_b}", _domains(found))
         for number, found in enumerate(compared, start=1)
@@ -150,7 +136,7 @@ def write_domains_page(compared: Sequence[ComparedDomains], path: Path) -> None:
     note = "Permutation tests on the features of a frozen network."
     others = join_names([found.name_b for found in compared])
     title = f"Distribution shift: {compared[0].name_a} and {others}" if len(compared) < 4 else "Distribution shift"
-    write_page(path, render_page(title, "compare-domains", sections, footer=[note]))
+    return render_page(title, "compare-domains", sections, footer=[note])
 
 
 def _domains(found: ComparedDomains) -> list[Block]:
@@ -192,32 +178,14 @@ def _class_shifts(found: ComparedDomains) -> Table:
     for row in found.classes:
         moves = None if row["moves"] is None else "yes" if row["moves"] else "no"
         cells = [row["name"], row["n_a"], row["n_b"], None if row["shift"] is None else Cell(f"{row['shift']:.2f}", row["shift"]), moves]  # fmt: skip
-        rows.append(tuple(cells + ([_share(row["expected"]), _share(row["accuracy"])] if found.expected else [])))
+        rows.append(tuple(cells + ([as_share(row["expected"]), as_share(row["accuracy"])] if found.expected else [])))
     extra = ("Expected recall", "Measured recall") if found.expected else ()
     columns = ("Class", found.name_a, found.name_b, "Shift", "Significant", *extra)
     note = "Shift: distance between the class means, in standard deviations of the class."
     return Table("Classes", columns, tuple(rows), note, is_sortable=True)
 
 
-def _share(figure: dict[str, float] | None) -> Share | None:
-    return as_share(figure) if figure else None
-
-
 # ---- study
-
-
-def make_folder(folder: Path) -> None:
-    """Creates and checks the output folder before a study, which takes minutes.
-
-    Raises:
-        TopworkError: it cannot be created or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TopworkError(f"--out {escape(str(folder))}: cannot be created: {error_reason(error)}.") from None
-    if not os.access(folder, os.W_OK):
-        raise TopworkError(f"--out {escape(str(folder))}: cannot be written to.")
 
 
 def write_study(studied: Studied, folder: Path) -> Path:
@@ -227,7 +195,7 @@ def write_study(studied: Studied, folder: Path) -> Path:
         TopworkError: a file cannot be written.
     """
     name = studied.study.name
-    page = write_page(folder / f"{name}.html", render_study(studied))
+    page = write_page(folder / f"{name}.html", study_page(studied))
     write_page(folder / f"{name}.json", json.dumps(studied.as_dict(), indent=1, allow_nan=False) + "\n")
     for number, part in enumerate(studied.findings.parts, start=1):
         if isinstance(part, (Chart, Bars)):
@@ -237,7 +205,7 @@ def write_study(studied: Studied, folder: Path) -> Path:
     return page
 
 
-def render_study(studied: Studied) -> str:
+def study_page(studied: Studied) -> str:
     """The page as text."""
     study, found = studied.study, studied.findings
     sections = [Section("result", "Result", [Notes(tuple(map(escape, found.sentences)), kind="plain")])]
@@ -278,16 +246,12 @@ def _write_sheet(part: Grid, path: Path) -> None:
 # ---- lr-range
 
 
-def range_chart(found: Ranged) -> Chart:
-    """Loss against learning rate, with the suggestion as a dashed line."""
+def range_plot(found: Ranged) -> str:
+    """Loss against learning rate, with the suggestion as a dashed line, as an SVG file."""
     test = found.test
     curve = tuple(zip(test.rates.tolist(), test.losses.tolist(), strict=True))
     ends = (float(test.losses.min()), float(test.losses.max()))
     suggested = Series(f"suggested: {test.suggestion:.1e}", tuple((test.suggestion, y) for y in ends), kind="dashed")
     series = (Series("loss", curve), suggested)
-    return Chart("Learning-rate range test", "learning rate of the head", "loss, smoothed", series, "log", note=test.reason)  # fmt: skip
-
-
-def write_range_plot(found: Ranged, path: Path) -> None:
-    """Writes the chart as an SVG file atomically."""
-    write_page(path, stand_alone(range_chart(found)))
+    chart = Chart("Learning-rate range test", "learning rate of the head", "loss, smoothed", series, "log", note=test.reason)  # fmt: skip
+    return stand_alone(chart)

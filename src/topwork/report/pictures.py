@@ -25,6 +25,7 @@ from topwork.errors import ImageError
 SIDES = ((120, 320), (400, 208), (10**9, 120))  # long side in pixels of each picture, by how many there are
 QUALITY = 70
 MISTAKE, EXAMPLE, RIGHT_ANSWER = 0, 1, 2  # importance
+GONE = Picture(None, problem="file not found")
 MAX_CHARACTERS = 6_000_000  # of all data URIs together: a page stays below 10 MB
 
 

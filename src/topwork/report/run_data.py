@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from topwork.commands.compare import stored_predictions
 from topwork.data.manifest import Manifest, load_manifest
-from topwork.errors import TopworkError, UsageError
+from topwork.errors import TopworkError
 from topwork.evaluation.metrics import HELD_OUT
 from topwork.evaluation.predictions import Predictions
-from topwork.run import read_logits
+from topwork.run import read_evaluation, read_logits
 from topwork.text import escape
 
 
@@ -84,15 +84,14 @@ class Record:
     def insights(self) -> dict[str, Any]:
         """The content of ``insights.json``; empty if missing or unreadable."""
         try:
-            return read_json(self.folder / "insights.json")
+            return _read_json(self.folder / "insights.json")
         except (OSError, ValueError):
             return {}
 
     @cached_property
     def domains(self) -> dict[str, Any] | None:
         """The content of ``domains.json``; None for a run that ``topwork adapt`` did not make."""
-        path = self.folder / "domains.json"
-        return read_json(path) if path.is_file() else None
+        return _read_json(self.folder / "domains.json") or None
 
     def confusion(self, part: str) -> Counter[tuple[int, int]]:
         """Count of each (true, predicted) pair of labels."""
@@ -107,11 +106,9 @@ def read_record(run: Path) -> Record:
         UsageError: no finished run there.
         TopworkError: a file is damaged.
     """
-    if not (run / "evaluation.json").is_file():
-        raise UsageError(f"{escape(str(run))}: no finished run here (no evaluation.json). topwork fit creates one.")
+    evaluation = read_evaluation(run)
     try:
         manifest = load_manifest(run / "manifest.parquet")
-        evaluation = read_json(run / "evaluation.json")
         rows, parts, logits = read_logits(run / "predictions.parquet")
         part_of = np.full(len(manifest.samples), "", dtype="<U5")
         part_of[rows] = parts
@@ -119,11 +116,11 @@ def read_record(run: Path) -> Record:
         lines = history.read_text().splitlines() if history.is_file() else []
         return Record(
             folder=run.resolve(),
-            settings=_if_there(run / "settings.json"),
-            recipe=_if_there(run / "recipe.json"),
-            split=_if_there(run / "split.json"),
+            settings=_read_json(run / "settings.json"),
+            recipe=_read_json(run / "recipe.json"),
+            split=_read_json(run / "split.json"),
             evaluation=evaluation,
-            model=_if_there(run / "model" / "topwork.json"),
+            model=_read_json(run / "model" / "topwork.json"),
             history=tuple(json.loads(line) for line in lines if line),
             manifest=manifest,
             part_of=part_of,
@@ -135,18 +132,13 @@ def read_record(run: Path) -> Record:
                 if evaluation.get(part, {}).get("n")
             },
         )
-    except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, pa.ArrowException) as error:
         raise TopworkError(f"{escape(str(run))}: the run is damaged ({type(error).__name__}: {error}).") from error
 
 
-def _if_there(path: Path) -> dict[str, Any]:
-    """Reads a file that ``topwork evaluate --out`` does not write."""
-    return read_json(path) if path.is_file() else {}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
-    value = json.loads(path.read_text())
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty if there is none, since ``topwork evaluate --out`` writes only some."""
+    value = json.loads(path.read_text()) if path.is_file() else {}
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return value

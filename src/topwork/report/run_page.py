@@ -1,4 +1,4 @@
-"""``RUN/report.html``: the report of a run, from the files in its folder.
+"""The report of a run, from the files in its folder: ``report.html``, ``report.md`` and ``report.json``.
 
 In: a run folder, and the images if they still exist. A new section is a function in ``sections`` that returns blocks,
 and a line in ``SECTIONS``; the HTML and the Markdown report both render it.
@@ -6,24 +6,21 @@ and a line in ``SECTIONS``; the HTML and the Markdown report both render it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from topwork.blocks import Block, Fold, Picture, Section, Special
-from topwork.report.page import render_page, write_page
+from topwork.report.page import markdown, render_page, write_page
 from topwork.report.pictures import Album
 from topwork.report.run_data import Record, read_record
 from topwork.report.sections.confidence import confidence
-from topwork.report.sections.data import data
+from topwork.report.sections.data import data, label_errors
 from topwork.report.sections.domains import domains
-from topwork.report.sections.errors import errors
-from topwork.report.sections.heatmaps import heatmaps
-from topwork.report.sections.labels import label_errors
-from topwork.report.sections.next_steps import next_steps
-from topwork.report.sections.settings import settings
-from topwork.report.sections.summary import summary
-from topwork.report.sections.training import training
+from topwork.report.sections.errors import errors, heatmaps
+from topwork.report.sections.summary import next_steps, sentences, summary
+from topwork.report.sections.training import repeat_command, settings, training
 from topwork.text import escape
 
 SECTIONS: tuple[tuple[str, str, Callable[[Record, Album], list[Block]]], ...] = (
@@ -42,14 +39,37 @@ SECTIONS: tuple[tuple[str, str, Callable[[Record, Album], list[Block]]], ...] = 
 ABOUT_ANSWERS = ("errors", "heatmaps", "confidence", "labels")  # for an adapted run, these are about the source
 
 
-def write_report(run: Path) -> Path:
-    """Writes ``report.html`` into a run folder and returns its path.
+def write_report(run: Path, format: Literal["html", "md", "json"] = "html") -> Path:
+    """Writes ``report.html``, ``report.md`` or ``report.json`` into a run folder and returns its path.
 
     Raises:
         UsageError: no finished run there.
         TopworkError: the run is damaged, or the report cannot be written.
     """
-    return write_page(Path(run) / "report.html", render(read_record(Path(run))))
+    record = read_record(Path(run))
+    if format == "html":
+        text = render(record)
+    elif format == "md":
+        text = markdown(record.name, sections_of(record, Album()))
+    else:
+        text = json.dumps(as_json(record), indent=1, allow_nan=False) + "\n"
+    return write_page(Path(run) / f"report.{format}", text)
+
+
+def as_json(record: Record) -> dict[str, Any]:
+    """Everything a run says, in one object."""
+    return {
+        "name": escape(record.name),
+        "run": escape(str(record.folder)),
+        "summary": sentences(record),
+        "evaluation": record.evaluation,
+        "recipe": record.recipe,
+        "settings": record.settings,
+        "insights": record.insights,
+        "split_digest": record.split.get("digest"),
+        "data_digest": record.manifest.digest,
+        "command": escape(repeat_command(record)),
+    }
 
 
 def render(record: Record) -> str:

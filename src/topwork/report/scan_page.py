@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ from topwork.data.manifest import Manifest
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input
 from topwork.errors import ImageError
 from topwork.evaluation.dataset_summary import ClassFacts, Overview
-from topwork.report.page import render_page, write_page
+from topwork.report.page import render_page
 from topwork.report.pictures import MISTAKE, Album
 from topwork.report.sections.data import examples, rejected
 from topwork.text import count, escape, percent
@@ -54,21 +53,15 @@ N_VIEWS, N_VIEWED = 5, 8  # augmented views of each image, images
 RATIOS = ((-3, "1:8"), (-2, "1:4"), (-1, "1:2"), (-0.585, "2:3"), (0, "1:1"), (0.585, "3:2"), (1, "2:1"), (2, "4:1"), (3, "8:1"))  # fmt: skip
 
 
-def write_scan_page(surveyed: Surveyed, path: Path, augment: str = "standard", seed: int = 0) -> None:
-    """Writes the page.
+def scan_page(surveyed: Surveyed, augment: str = "standard", seed: int = 0) -> str:
+    """The page as text.
 
     Args:
         augment: the pipeline whose views the example grid shows.
 
     Raises:
         UsageError: no such pipeline.
-        TopworkError: the file cannot be written.
     """
-    write_page(path, render(surveyed, pipeline(augment), seed))
-
-
-def render(surveyed: Surveyed, augment: Pipeline, seed: int = 0) -> str:
-    """The page as text."""
     manifest, found, album = surveyed.manifest, surveyed.overview, Album()
     sections = (
         Section("overview", "Overview", _overview(surveyed)),
@@ -77,7 +70,7 @@ def render(surveyed: Surveyed, augment: Pipeline, seed: int = 0) -> str:
         Section("shortcuts", "Shortcuts", _shortcuts(found)),
         Section("duplicates", "Duplicates and leaks", _duplicates(manifest, found, album)),
         Section("outliers", "Outliers", _outliers(manifest, found, album)),
-        Section("augmentation", "Augmentation", _views(surveyed, augment, seed)),
+        Section("augmentation", "Augmentation", _views(surveyed, pipeline(augment), seed)),
         Section("files", "Files", _files(manifest, found)),
     )
     title = manifest.root.name or str(manifest.root)
@@ -220,7 +213,7 @@ def _outliers(manifest: Manifest, found: Overview, album: Album) -> list[Block]:
     blocks: list[Block] = []
     for name, outliers in (("Dark", found.dark), ("Bright", found.bright), ("Blurred", found.blurred)):
         if outliers:
-            tiles = [(row_of[one.path], escape(one.path)) for one in outliers[:OUTLIER_PICTURES]]
+            tiles = [(row_of[one["path"]], escape(one["path"])) for one in outliers[:OUTLIER_PICTURES]]
             cards = tuple(
                 Card((Tile(album.want(row, MISTAKE), f"{name.lower()} image"),), path=path) for row, path in tiles
             )

@@ -17,7 +17,7 @@ from topwork.errors import DownloadError, UsageError
 from topwork.models.backbone import load_backbone
 from topwork.models.sources import EMBEDDED
 from topwork.studies.bench import Bench, Bools
-from topwork.studies.study import Findings, Measured, accuracies, accuracy_bars, best_of
+from topwork.studies.study import Findings, accuracies, accuracy_bars, best_of, measured
 from topwork.text import join_names
 
 # name: (timm's name, source)
@@ -68,7 +68,7 @@ def run(bench: Bench) -> Findings:
     ordered = sorted(sizes, key=lambda name: sizes[name].multiply_adds)
     points = tuple((sizes[name].multiply_adds, sizes[name].images_per_second) for name in ordered)
     rows = [
-        (name, size.n_parameters, size.multiply_adds, size.images_per_second, Measured.of(answers[name]) if name in answers else None, chosen[name][1])
+        (name, size.n_parameters, size.multiply_adds, size.images_per_second, measured(answers[name]) if name in answers else None, chosen[name][1])
         for name, size in sizes.items()
     ]  # fmt: skip
     return Findings(

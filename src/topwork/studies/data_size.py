@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from topwork.blocks import Chart, Series, Share, Table
+from topwork.evaluation.intervals import wilson
 from topwork.evaluation.learning_curve import LearningCurve, learning_curve
 from topwork.features.embed import Features
 from topwork.features.probe import Probe
 from topwork.studies.bench import Bench, Bools
-from topwork.studies.study import Findings, Measured, accuracies, compared, difference
+from topwork.studies.study import Findings, accuracies, compared, difference, measured, stated
 from topwork.text import points
 
 STEPS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -35,7 +36,7 @@ def run(bench: Bench) -> Findings:
             Table(
                 "Measured",
                 ("training images", "per class", "accuracy", "errors"),
-                tuple((n, round(n / n_classes, 1), Measured.of(a), int((~a).sum())) for n, a in answers.items()),
+                tuple((n, round(n / n_classes, 1), measured(a), int((~a).sum())) for n, a in answers.items()),
                 f"On the same {len(bench.held_out)} held-out images.",
             ),
             *([_forecasts(curve)] if curve else []),
@@ -61,9 +62,10 @@ def _law(bench: Bench, features: Features, probe: Probe) -> LearningCurve | None
 
 
 def _chart(answers: dict[int, Bools], curve: LearningCurve | None) -> Chart:
-    shares = {float(n): Measured.of(right) for n, right in answers.items()}
-    measured, spans = tuple((n, s.value) for n, s in shares.items()), tuple((s.low, s.high) for s in shares.values())
-    series = [Series("measured on held-out images", measured, spans)]
+    accuracy = {n: float(right.mean()) for n, right in answers.items()}
+    intervals = [wilson(accuracy[n], len(right)) for n, right in answers.items()]
+    spans = tuple((found.low, found.high) for found in intervals)
+    series = [Series("measured on held-out images", tuple((float(n), v) for n, v in accuracy.items()), spans)]
     if curve:
         expected = tuple((float(f.n), f.accuracy) for f in curve.forecasts)
         spans = tuple((f.low, f.high) for f in curve.forecasts)
@@ -84,7 +86,7 @@ def _sentences(answers: dict[int, Bools], curve: LearningCurve | None, n_classes
     sizes = list(answers)
     last = answers[sizes[-1]]
     said = [
-        f"{n / n_classes:.0f} training images per class: {Measured.of(answers[n]).stated} accuracy."
+        f"{n / n_classes:.0f} training images per class: {stated(answers[n])} accuracy."
         for n in dict.fromkeys((sizes[0], sizes[-1]))
     ]
     if len(sizes) > 1:

@@ -7,7 +7,7 @@ adapted without labels (``adaptation/guards.py``), and one adapted with five lab
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from topwork.features.embed import Features
 from topwork.models.backbone import Backbone
 from topwork.models.head import LinearHead
 from topwork.studies.bench import Bench, Bools, Ints
-from topwork.studies.study import Findings, Measured, accuracies, accuracy_bars, compared
+from topwork.studies.study import Findings, accuracies, accuracy_bars, compared, measured
 from topwork.text import percent
 
 CHANGES = ("gray", "blur", "edges")
@@ -59,8 +59,8 @@ def run(bench: Bench) -> Findings:
     shifts, grids = _between(bench, backbone, domains) if len(domains) > 1 else _changed(bench, backbone)
     rows: list[tuple[AnyCell, ...]] = []
     for name, s in shifts.items():
-        measured, source = (map(Measured.of, right) for right in (s.answers.values(), s.source))
-        rows.append((name, *measured, percent(s.expected), s.choice.outcome, *source))
+        target, source = (map(measured, right) for right in (s.answers.values(), s.source))
+        rows.append((name, *target, percent(s.expected), s.choice.outcome, *source))
     columns = (
         "new domain",
         PLAIN,
@@ -82,7 +82,7 @@ def run(bench: Bench) -> Findings:
         values={
             name: {
                 **accuracies(s.answers), "outcome": s.choice.outcome, "method": s.choice.method, "expected": s.expected,
-                "distance": s.choice.distance.as_dict(),
+                "distance": asdict(s.choice.distance),
             }
             for name, s in shifts.items()
         },

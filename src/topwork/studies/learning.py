@@ -26,7 +26,7 @@ from topwork.models.head import HeadSpec, LinearHead
 from topwork.models.modules import build_classifier, count_parameters, set_linear
 from topwork.models.stages import is_inside
 from topwork.studies.bench import Bench, Bools, Ints
-from topwork.studies.study import Measured
+from topwork.studies.study import measured
 from topwork.training.batches import Dataset, ImageDataset
 from topwork.training.finetune import data_facts, stage_names
 from topwork.training.loop import TrainerContext, fit
@@ -139,7 +139,7 @@ def by_epoch(title: str, runs: Iterable[Learned], what: Literal["accuracy", "los
 def runs_table(runs: Iterable[Learned], note: str = "", title: str = "All runs", more: Sequence[str] = ()) -> Table:
     """Every run with its size, time, accuracy and loss; ``more`` is a note on each."""
     rows = [
-        (run.name, run.n_parameters, run.n_trainable, run.last.number, run.last.seconds, Measured.of(run.correct), run.last.loss)
+        (run.name, run.n_parameters, run.n_trainable, run.last.number, run.last.seconds, measured(run.correct), run.last.loss)
         for run in runs
     ]  # fmt: skip
     columns = ("run", "parameters", "trainable", "epochs", "seconds", "accuracy", "loss on held-out images")

@@ -12,7 +12,7 @@ import numpy as np
 
 from topwork.blocks import Grid, Table
 from topwork.data.transforms import Pixels
-from topwork.evaluation.preprocessing import (
+from topwork.evaluation.perturb import (
     BYTES,
     UNIT,
     Normalization,
@@ -22,7 +22,7 @@ from topwork.evaluation.preprocessing import (
     statistics_fit,
 )
 from topwork.studies.bench import Bench
-from topwork.studies.study import Findings, Measured, accuracy_bars, best_of, compared, difference
+from topwork.studies.study import Findings, accuracy_bars, best_of, compared, difference, measured
 
 WITH = "normalized"
 # No normalization, and no division by 255 either.
@@ -58,7 +58,7 @@ def run(bench: Bench) -> Findings:
             Table(
                 "Accuracy with and without normalization",
                 ("trained on", *(f"tested on {name}" for name in main)),
-                tuple((a, *(Measured.of(answers[a, b]) for b in main)) for a in main),
+                tuple((a, *(measured(answers[a, b]) for b in main)) for a in main),
                 "In the tutorial (guns and knives, ResNet): trained with normalization, 99.1% when tested with it and 53.5% without; "
                 "trained without, 97.2% and 99.1%.",
             ),
@@ -68,7 +68,7 @@ def run(bench: Bench) -> Findings:
             Table(
                 "How well other statistics fit the weights",
                 ("statistics", "in the test only", "in training and test", "misfit"),
-                tuple((name, Measured.of(tested[name]), Measured.of(both[name]), misfit.get(way)) for name, way in ways.items()),
+                tuple((name, measured(tested[name]), measured(both[name]), misfit.get(way)) for name, way in ways.items()),
                 "Misfit: distance between the statistics of the first batch norm in pretraining and now; 0 is perfect.",
             ),
         ),

@@ -19,7 +19,7 @@ from topwork.models.modules import count_parameters
 from topwork.models.small_networks import Bottleneck, DeepNetwork, ResNet9, SameConv, layer_gradients
 from topwork.studies.bench import Bench
 from topwork.studies.learning import Learned, Task, learn, seeded, task_of
-from topwork.studies.study import Findings, Measured, compared
+from topwork.studies.study import Findings, compared, measured
 from topwork.training.recipe import TuneSettings
 
 N_BATCH = 32
@@ -60,7 +60,7 @@ def run(bench: Bench) -> Findings:
     plain, residual = (m.learned for m in found if m.depth == depths[-1])
     kernels = [_kernel_row(k) for k in KERNELS]
     rows = tuple(
-        (m.kind, m.depth, m.ratio, m.ratio_after, Measured.of(m.learned.correct), m.learned.n_parameters) for m in found
+        (m.kind, m.depth, m.ratio, m.ratio_after, measured(m.learned.correct), m.learned.n_parameters) for m in found
     )
     return Findings(
         sentences=(

@@ -13,12 +13,13 @@ from dataclasses import asdict, replace
 from torch import nn
 
 from topwork.blocks import Chart, Series
+from topwork.evaluation.intervals import wilson
 from topwork.models.backbone import load_backbone
 from topwork.models.modules import SixBlockNetwork
 from topwork.models.small_networks import DeepNetwork, ResNet9
 from topwork.studies.bench import Bench
 from topwork.studies.learning import Learned, learn, pretrained, runs_table, seeded, task_of
-from topwork.studies.study import Findings, Measured, accuracies, accuracy_bars, compared, difference
+from topwork.studies.study import Findings, accuracies, accuracy_bars, compared, difference
 from topwork.text import join_names, percent
 from topwork.training.recipe import TuneSettings
 
@@ -95,7 +96,8 @@ def _sentences(tuned: Learned, groups: dict[str, Runs], n_classes: int, seed: in
         best = max(group.values(), key=lambda found: float(found.correct.mean()))
         text = compared(f"{best.name}, the best from scratch", best.correct, PRETRAINED, tuned.correct, seed)
         said.append(f"At {what}: {text}")
-    lost = [r.name for r in groups["equal epochs"].values() if Measured.of(r.correct).low <= 1 / n_classes]
+    short, guess = groups["equal epochs"].values(), 1 / n_classes
+    lost = [r.name for r in short if wilson(float(r.correct.mean()), len(r.correct)).low <= guess]
     if lost:
-        said.append(f"At equal epochs, no better than guessing ({percent(1 / n_classes)}): {join_names(lost)}.")
+        said.append(f"At equal epochs, no better than guessing ({percent(guess)}): {join_names(lost)}.")
     return said

@@ -8,9 +8,14 @@ from typing import Any
 import numpy as np
 
 from topwork.blocks import Beside, Block, Cell, Chart, Fold, Series, Share, Stack, Table, Text, as_share
-from topwork.evaluation.curves import precision_recall_curve, reliability_bins, roc_curve
-from topwork.evaluation.decisions import too_few_sentence
-from topwork.evaluation.metrics import positive_scores, rank_correlation
+from topwork.evaluation.calibration import too_few_sentence
+from topwork.evaluation.curves import (
+    positive_scores,
+    precision_recall_curve,
+    rank_correlation,
+    reliability_bins,
+    roc_curve,
+)
 from topwork.evaluation.predictions import Floats, Predictions
 from topwork.report.pictures import Album
 from topwork.report.run_data import Record

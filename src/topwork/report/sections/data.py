@@ -1,23 +1,45 @@
-"""Data: used and rejected images, images per class and part, examples, and notes."""
+"""Data: used and rejected images, images per class and part, and examples. Label errors: labels that are likely wrong.
+
+Label errors come with similar images as evidence, outliers, and repeated or leaked images.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from topwork.blocks import AnyCell, Block, Card, Facts, Fold, Gallery, Notes, Stack, Table, Text, Tile
+from topwork.blocks import (
+    AnyCell,
+    Block,
+    Card,
+    Command,
+    Facts,
+    Fold,
+    Gallery,
+    Line,
+    Notes,
+    Stack,
+    Table,
+    Text,
+    Tile,
+    as_share,
+)
 from topwork.data.manifest import Manifest
+from topwork.evaluation.metrics import leak_sentence
 from topwork.report.pictures import EXAMPLE, Album
 from topwork.report.run_data import Record
-from topwork.text import count, escape
+from topwork.settings import quote
+from topwork.text import count, escape, percent
 
 MAX_ROWS = 1000  # of any table
 N_OPEN = 12  # groups of examples that are open at first
 MAX_EXAMPLE_CLASSES = 200
 MAX_REJECT_CHARACTERS = 500_000
 PART_NAMES = ("train", "valid", "test")
+MAX_SUSPECTS, N_SUSPECTS_OPEN, N_NEIGHBORS, MAX_OUTLIERS = 40, 4, 3, 12
 
 
 def data(record: Record, album: Album) -> list[Block]:
@@ -102,3 +124,69 @@ def rejected(manifest: Manifest) -> list[Block]:
     note = f"The first {len(rows):,} of {len(rejects):,}; all are in manifest.parquet." if len(rejects) > len(rows) else ""  # fmt: skip
     table = Table(lead, ("File", "Reason"), tuple(rows), note, heading=False, text_columns=(1,), name="rejects", has_filter=True)  # fmt: skip
     return [Fold(lead, [table])]
+
+
+# ---- label errors
+def label_errors(record: Record, album: Album) -> list[Block]:
+    """Likely label errors, outliers, repeated images; nothing if labels were not checked."""
+    insights = record.insights
+    if not insights.get("n_audited"):
+        return []
+    suspects = [suspect for suspect in insights.get("suspects", []) if suspect["is_confident"]]
+    n, n_audited = insights["n_suspects"], insights["n_audited"]
+    blocks: list[Block]
+    if suspects:
+        lead = f"{n:,} of {count(n_audited, 'label')} ({percent(n / n_audited)}) {'is' if n == 1 else 'are'} likely wrong: models not trained on the image confidently predict another class. Some of these images are just hard."  # fmt: skip
+        cards = tuple(_suspect(record, suspect, album) for suspect in suspects[:MAX_SUSPECTS])
+        blocks = [
+            Text(lead, "lead"),
+            Text("Review them in the browser, then retrain:"),
+            Command(f"topwork review {quote(str(record.folder))}", "Command that reviews label errors"),
+            Gallery(cards, "l", n_open=N_SUSPECTS_OPEN, noun="likely label error"),
+        ]
+    else:
+        blocks = [Text(f"None of {count(n_audited, 'label')} is likely wrong.", "lead")]
+    blocks += [Text(text) for text in repeats(insights.get("duplicates") or {}, record.evaluation)]
+    outliers = insights.get("outliers", [])[:MAX_OUTLIERS]
+    if outliers:
+        cards = tuple(_outlier(record, item, album) for item in outliers)
+        note = Text("Images that are least similar to all others: bad scans, other subjects or rare cases.", "small")
+        blocks.append(Fold("Outliers", [note, Gallery(cards, "s")]))
+    return blocks
+
+
+def _suspect(record: Record, suspect: dict[str, Any], album: Album) -> Card:
+    samples, row = record.manifest.samples, suspect["row"]
+    label, suggested = escape(samples[row].label), escape(suspect["suggested"])
+    lines = (
+        Line("label", label, percent(suspect["label_probability"])),
+        Line("predicted", suggested, percent(suspect["suggested_probability"]), "bad"),
+    )
+    near = tuple(
+        Tile(album.want(other, EXAMPLE), f"similar image of {escape(samples[other].label)}", escape(samples[other].label))
+        for other in suspect["neighbors"][:N_NEIGHBORS]
+    )  # fmt: skip
+    part = str(record.part_of[row])
+    path = escape(samples[row].path) + (f" · {part}" if part else "")
+    return Card(
+        (Tile(album.want(row, EXAMPLE), f"image labeled {label}"),), lines, path, near, "Most similar", title=""
+    )
+
+
+def _outlier(record: Record, item: dict[str, Any], album: Album) -> Card:
+    sample = record.manifest.samples[item["row"]]
+    label = escape(sample.label)
+    return Card((Tile(album.want(item["row"], EXAMPLE), f"image of {label}"),), (Line("", label),), escape(sample.path))
+
+
+def repeats(duplicates: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
+    """Leaked and repeated images, with the accuracy without them."""
+    said = []
+    said += [leak_sentence(part, evaluation) for part in evaluation.get("leaks", {})]
+    for part, found in duplicates.items():
+        n = found["n_repeated"]
+        said.append(
+            f"{count(n, 'image')} of {part} {'repeats' if n == 1 else 'repeat'} another image of {part}. Accuracy with one of each: "
+            f"{as_share(found['accuracy_without'])}, on {count(found['n_without'], 'image')}."
+        )
+    return said

@@ -118,9 +118,10 @@ def _classes(found: dict[str, Any]) -> Table:
         answered = f"{row['answered_before']:,} → {row['answered_after']:,}"
         cells: list[Any] = [escape(row["name"]), answered, Share(row["source"]), expected]
         if has_truth:
-            before, after = (Share(row[key]["value"]) if row[key] else None for key in ("before", "after"))
-            change = after.value - before.value if before and after and before.value is not None and after.value is not None else None  # fmt: skip
-            cells += [before, after, None if change is None else Cell(points(change), change, "bad" if change < 0 else "")]  # fmt: skip
+            before, after = (row[key]["value"] if row[key] else None for key in ("before", "after"))
+            change = None if before is None or after is None else after - before
+            cells += [Share(before), Share(after)]
+            cells += [None if change is None else Cell(points(change), change, "bad" if change < 0 else "")]
         rows.append(tuple(cells))
     columns = ("Class", "Predicted", "Recall, source", "Recall, expected", *(["Before", "After", "Change"] if has_truth else []))  # fmt: skip
     note = f"The first {MAX_CLASSES} of {len(found['per_class']):,} classes." if len(found["per_class"]) > MAX_CLASSES else ""  # fmt: skip

@@ -1,4 +1,4 @@
-"""Errors: which classes are confused, every metric by class, and the misclassified images."""
+"""Errors: which classes are confused, every metric by class, the misclassified images, and heatmaps."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from topwork.blocks import (
     Block,
     Card,
     Cell,
+    Command,
     Fold,
     Gallery,
     Heading,
     Line,
+    Picture,
     Share,
     Special,
     Table,
     Text,
     Tile,
 )
+from topwork.data.images import decode
+from topwork.data.transforms import InputSpec
+from topwork.errors import ImageError
+from topwork.evaluation.explain import overlay
 from topwork.evaluation.predictions import Predictions
-from topwork.report.pictures import MISTAKE, RIGHT_ANSWER, Album
+from topwork.report.pictures import EXAMPLE, GONE, MISTAKE, RIGHT_ANSWER, Album, encoded, smaller
 from topwork.report.run_data import Record
 from topwork.report.sections.summary import CONFIDENT, figures_of
+from topwork.settings import quote
 from topwork.text import count, decimal, escape, percent
 
 MAX_MATRIX = 40  # classes in the matrix; with more, those with the most errors
@@ -34,7 +41,13 @@ MAX_CLASSES = 1000  # in the table of classes
 MAX_MISTAKES = (300, 100)  # pictures of errors of the main part, and of the other
 MAX_PAIRS = 8
 MAX_IN_CELL = 60
-N_OPEN = 8  # errors that are open at first
+N_OPEN, N_HEATMAPS_OPEN = 8, 4  # errors and heatmaps that are open at first
+SIDE = 288  # pixels of the long side of a heatmap
+METHODS = {
+    "activation": "The maps are exact: the contribution of each position of the feature maps to the class score.",
+    "gradient": "The maps show how much each position increases the score of the class, based on its gradient.",
+    "occlusion": "The maps show how much the score of the class drops when a region is covered.",
+}
 
 
 def errors(record: Record, album: Album) -> list[Block]:
@@ -123,7 +136,7 @@ def _in_cells(predictions: Predictions, labels: Sequence[int], album: Album) -> 
     """
     n_classes = len(labels)
     inside = np.isin(predictions.labels, labels) & np.isin(predictions.predicted, labels)
-    n_each = 12 if n_classes <= 4 else 6 if n_classes <= 20 else 3 if n_classes <= 60 else 1
+    n_each = 12 if n_classes <= 4 else 6 if n_classes <= 20 else 3
     chosen: dict[str, list[int]] = {}
     for position in np.argsort(-predictions.confidence, kind="stable").tolist():
         if not inside[position]:
@@ -253,3 +266,52 @@ def _card_of_labels(record: Record, predictions: Predictions, position: int, alb
     ]  # fmt: skip
     tile = Tile(album.want(row, MISTAKE), "image with a missing or wrong label")
     return Card((tile,), tuple(lines), escape(record.manifest.samples[row].path))
+
+
+# ---- heatmaps
+
+
+def heatmaps(record: Record, album: Album) -> list[Block]:
+    """Heatmaps with the most similar training images, one card per image; nothing if none was explained."""
+    found = record.insights.get("explanations") or {}
+    if not found.get("images"):
+        return []
+    cards = tuple(_heatmap_card(record, image, album) for image in found["images"])
+    method = METHODS.get(str(found.get("method")), METHODS["occlusion"])
+    return [
+        Text("Bright regions are evidence for the class below the image. Check that they are on the object.", "lead"),
+        Gallery(cards, "l", n_open=N_HEATMAPS_OPEN, noun="image"),
+        Text(f"{method} To test what the model relies on (color, texture, shape, background):", "small"),
+        Command(f"topwork examine {quote(str(record.folder))}", "Command that tests what the model relies on"),
+    ]
+
+
+def _heatmap_card(record: Record, image: dict[str, Any], album: Album) -> Card:
+    classes, row, samples = record.manifest.classes, image["row"], record.manifest.samples
+    true, predicted = escape(classes[image["label"]]), escape(classes[image["predicted"]])
+    is_wrong = image["label"] != image["predicted"]
+    drawn = _overlays(record, row, [np.array(values, np.float32) for values in image["maps"][: 1 + is_wrong]])
+    tiles = [
+        Tile(album.want(row, EXAMPLE), f"image of {true}", f"true: {true}" if is_wrong else true),
+        Tile(drawn[0], f"evidence for {predicted}", f"{predicted} {percent(image['probability'])}", "bad" if is_wrong else "good"),
+    ]  # fmt: skip
+    if is_wrong:
+        tiles.append(Tile(drawn[1], f"evidence for {true}", f"for {true}"))
+    near = tuple(
+        Tile(album.want(other, EXAMPLE), f"training image of {escape(samples[other].label)}", escape(samples[other].label),
+             "" if samples[other].label == classes[image["label"]] else "bad")
+        for other in image["nearest"]
+    )  # fmt: skip
+    return Card(tuple(tiles), path=escape(samples[row].path), near=near, near_label="Most similar in train")
+
+
+def _overlays(record: Record, row: int, maps: list[Any]) -> list[Picture]:
+    """The upright image with each map."""
+    values = record.recipe.get("preprocessing") or {}
+    spec = InputSpec.from_dict({key: values[key] for key in InputSpec.__dataclass_fields__ if key in values})
+    try:
+        pixels = smaller(decode(record.manifest.read(row), min_side=SIDE).pixels, SIDE)
+    except (ImageError, OSError, ValueError):
+        return [GONE] * len(maps)
+    strongest = max(float(np.max(one)) for one in maps)
+    return [encoded(overlay(pixels, one, spec, strongest), SIDE) for one in maps]

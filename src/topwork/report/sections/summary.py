@@ -1,17 +1,16 @@
-"""Result: the headline metric, what it means in a few sentences, and the next step.
+"""Result: the headline metric and what it means in a few sentences. Next steps: what would help most, and its cost.
 
 Weak classes and confused pairs are mentioned only if they are statistically significant.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from topwork.blocks import Bar, Block, Figure, Figures, Fold, Share, Special, Text, as_share
-from topwork.evaluation.advice import Advice
+from topwork.blocks import Bar, Block, Command, Figure, Figures, Fold, Heading, Share, Special, Text, as_share
+from topwork.evaluation.advice import Advice, times
 from topwork.evaluation.analysis import advice_of
 from topwork.evaluation.compare import SIGNIFICANCE
 from topwork.evaluation.intervals import binomial_cdf
@@ -28,18 +27,12 @@ OUTCOMES = {
     "unchanged": "The model is unchanged",
     "refused": "The model was not adapted",
 }
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The headline: name, value with interval, basis, baseline, and name of the interval."""
-
-    label: str
-    share: Share
-    basis: str
-    hint: str = ""
-    interval: str = "95% CI"
-    base: float | None = None
+N_OPEN = 3  # next steps that are open at first
+BASIS = {
+    "curve": "from this data's learning curve",
+    "elsewhere": "measured on other datasets",
+    "bound": "an upper bound",
+}
 
 
 def summary(record: Record, _album: Album) -> list[Block]:
@@ -47,10 +40,11 @@ def summary(record: Record, _album: Album) -> list[Block]:
     headline, said = headline_of(record), sentences(record)
     if headline is None:
         return [Text(text, "lead" if number == 0 else "") for number, text in enumerate(said)]
-    values = {"headline": headline, "bar": Bar(headline.share, headline.base), "sentences": said}
-    shown = Figure(headline.label, percent(headline.share.value), _interval(headline), headline.hint)
-    blocks: list[Block] = [Special("hero", values, [*map(Text, said), Figures((shown,))])]
-    figures = _further_figures(record)
+    values = {"headline": headline, "sentences": said}
+    blocks: list[Block] = [Special("hero", values, [*map(Text, said), Figures((headline,))])]
+    # For an adapted run, those of the target, if it has labels.
+    part = "target" if record.domains is not None else record.main_part
+    figures = figures_of(record.evaluation[part])[1:] if part and record.evaluation.get(part) else []
     if figures:
         blocks.append(Figures(tuple(figure for figure in figures if figure.label not in MORE)))
     more = tuple(figure for figure in figures if figure.label in MORE)
@@ -59,53 +53,37 @@ def summary(record: Record, _album: Album) -> list[Block]:
     return blocks
 
 
-def _further_figures(record: Record) -> list[Figure]:
-    """The metrics next to the headline; for an adapted run, those of the target, if it has labels."""
-    if record.domains is not None:
-        return figures_of(record.evaluation["target"])[1:] if record.evaluation.get("target") else []
-    part = record.main_part
-    return figures_of(record.evaluation[part], baseline(record, part))[1:] if part is not None else []
-
-
-def _interval(headline: Headline) -> str:
-    return headline.share.interval(headline.interval + " {}")
-
-
-def headline_of(record: Record) -> Headline | None:
+def headline_of(record: Record) -> Figure | None:
     """For an adapted run, the target's accuracy; else that of the main part, without leaked images."""
-    domains = record.domains
+    domains, part = record.domains, record.main_part
     if domains is not None:
         measured = record.evaluation.get("domains", {}).get("target")
         if measured:
-            share = as_share(measured["after"]["accuracy"])
-            before = percent(measured["before"]["accuracy"]["value"])
+            hint = f"Before adaptation: {percent(measured['before']['accuracy']['value'])}"
             basis = f"measured on {count(measured['after']['n'], 'labeled target image')}"
-            return Headline("Accuracy on the target", share, basis, f"Before adaptation: {before}")
-        before, after = (domains["predicted"][key] for key in ("before", "after"))
-        hint = f"Expected before adaptation: {percent(before['value'], 0)}"
-        share = Share(after["value"], after["low"], after["high"])
-        return Headline("Expected accuracy on the target", share, "estimated without target labels", hint, "range")
-    part = record.main_part
+            return _headline("Accuracy on the target", as_share(measured["after"]["accuracy"]), basis, hint)
+        hint = f"Expected before adaptation: {percent(domains['predicted']['before']['value'], 0)}"
+        share, basis = as_share(domains["predicted"]["after"]), "estimated without target labels"
+        return _headline("Expected accuracy on the target", share, basis, hint, interval="range")
     if part is None:
         return None
-    label = "Exact match" if record.manifest.multi_label else "Accuracy"
-    clean = without_leaks(record, part)
+    label, noun = ("Exact match", "set of labels") if record.manifest.multi_label else ("Accuracy", "class")
+    whole, clean = record.evaluation[part], without_leaks(record, part)
     if clean is not None:
-        share = as_share(clean["accuracy"])
-        hint = f"With the leaked images: {percent(record.evaluation[part]['accuracy']['value'])}"
-        return Headline(f"{label} on {part} without leaked images", share, _basis(clean["n"]), hint)
-    evaluation = record.evaluation[part]
-    base = baseline(record, part)
-    hint = "" if base is None else f"Always predicting the most frequent {_noun(record)}: {percent(base)}"
-    return Headline(f"{label} on {part}", as_share(evaluation["accuracy"]), _basis(evaluation["n"]), hint, base=base)
+        hint, basis = (
+            f"With the leaked images: {percent(whole['accuracy']['value'])}",
+            f"on {count(clean['n'], 'image')}",
+        )
+        return _headline(f"{label} on {part} without leaked images", as_share(clean["accuracy"]), basis, hint)
+    base, basis = baseline(record, part), f"on {count(whole['n'], 'image')}"
+    hint = "" if base is None else f"Always predicting the most frequent {noun}: {percent(base)}"
+    return _headline(f"{label} on {part}", as_share(whole["accuracy"]), basis, hint, base=base)
 
 
-def _basis(n: int) -> str:
-    return f"on {count(n, 'image')}"
-
-
-def _noun(record: Record) -> str:
-    return "set of labels" if record.manifest.multi_label else "class"
+def _headline(
+    label: str, share: Share, basis: str, hint: str, interval: str = "95% CI", base: float | None = None
+) -> Figure:
+    return Figure(label, percent(share.value), share.interval(interval + " {}"), hint, Bar(share, base), basis)
 
 
 def without_leaks(record: Record, part: str) -> dict[str, Any] | None:
@@ -114,16 +92,14 @@ def without_leaks(record: Record, part: str) -> dict[str, Any] | None:
     return found if found and found.get("n") and found["accuracy"]["value"] is not None else None
 
 
-def figures_of(evaluation: dict[str, Any], base: float | None = None) -> list[Figure]:
-    """The metrics of a part with intervals; accuracy first, with a mark at ``base``."""
+def figures_of(evaluation: dict[str, Any]) -> list[Figure]:
+    """The metrics of a part with intervals; accuracy first."""
     rows = []
     for metric in metrics_of(evaluation):
         found = metric.figure(evaluation)
         value, low, high = found["value"], found["low"], found["high"]
         ends = "" if low is None else f"95% CI {metric.text(low).rstrip('%')}–{metric.text(high).rstrip('%')}"
-        bar = (
-            None if metric.unit == "nats" else Bar(Share(value, low, high), base if metric.key == "accuracy" else None)
-        )
+        bar = None if metric.unit == "nats" else Bar(Share(value, low, high))
         rows.append(Figure(metric.title, metric.text(value), ends, _hint(metric.key, metric.hint, evaluation), bar))
     return rows
 
@@ -316,3 +292,24 @@ def baseline(record: Record, part: str) -> float | None:
         return None
     _, n = np.unique(truth, axis=0, return_counts=True)
     return float(n.max() / len(truth))
+
+
+# ---- next steps
+
+
+def next_steps(record: Record, _album: Album) -> list[Block]:
+    """The largest expected gain first."""
+    found = [_blocks(number, item) for number, item in enumerate(advice_of(record.insights), start=1)]
+    blocks = [block for one in found[:N_OPEN] for block in one]
+    rest = [block for one in found[N_OPEN:] for block in one]
+    return [*blocks, Fold(f"{len(found) - N_OPEN} more", rest)] if rest else blocks
+
+
+def _blocks(number: int, item: Advice) -> list[Block]:
+    gain = f"{expected_gain(item)}, {BASIS.get(item.basis or '', '')}" if item.gain else "more reliable numbers"
+    blocks: list[Block] = [
+        Heading(f"{number}. {escape(item.title)}"),
+        Text(escape(item.text)),
+        Text(f"Gain: {gain}. Takes {times(item)}.", "small"),
+    ]
+    return [*blocks, *([Command(escape(item.command), f"Command: {escape(item.title)}")] if item.command else [])]
