@@ -104,6 +104,16 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def writing_cache(path: Path) -> Iterator[None]:
+    """Turns an error of the operating system into one that names ``path`` and TOPWORK_CACHE."""
+    try:
+        yield
+    except OSError as error:
+        advice = "Set TOPWORK_CACHE to a folder on another disk."
+        raise TopworkError(f"{escape(str(path))}: cannot be written: {error_reason(error)}. {advice}") from None
+
+
 def _is_below(named: object, path: Path) -> bool:
     """Whether an error is about writing ``path``: it names no file, one in its folder, or a folder above it."""
     found = None if named is None else Path(os.fsdecode(str(named)))

@@ -16,9 +16,8 @@ from topwork.commands.adapt import adapt
 from topwork.commands.compare_domains import compare_domains
 from topwork.commands.evaluate import evaluate
 from topwork.commands.fit import fit
-from topwork.data.manifest import scan
+from topwork.data.manifest import read_labels, scan
 from topwork.data.split import leave_out
-from topwork.data.unlabeled import read_labels
 from topwork.errors import UsageError
 from topwork.export.predictor import Predictor
 from topwork.models.classifier import load_classifier

@@ -154,6 +154,13 @@ def test_why_a_table_is_not_used_is_said(header, cell, words, tmp_path) -> None:
     assert words in str(raised.value)
 
 
+@pytest.mark.parametrize("cell", ['{"choices": ["a", "b"]}', "{'choices': ['a', 'b']}", '["a", "b"]', "['a', 'b']"])
+def test_lists_in_one_cell(cell, tmp_path) -> None:
+    rows = [[f"{n}.jpg", cell if n else '{"choices": cut off}'] for n in range(N)]
+    listing = listed(tmp_path, ["image", "labels"], rows, multi_label=True)
+    assert classes(listing) == {"a": 7, "b": 7, '{"choices": cut off}': 1}
+
+
 def test_a_table_of_other_images_is_said_to_be_one(tmp_path) -> None:
     with pytest.raises(UsageError, match=r"labels.csv: 1 of the 8 files that it names are here"):
         listed(tmp_path, ["image", "label"], [[f"{n or 'x0'}1.jpg", ANIMALS[n]] for n in range(7)] + [["0.jpg", "dog"]])
@@ -164,6 +171,6 @@ def test_a_table_far_from_its_images_names_the_option(tmp_path) -> None:
     listed(tmp_path, ["image", "label"], [[f"{n}.jpg", ANIMALS[n]] for n in range(N)])
     table = (tmp_path / "labels.csv").rename(tmp_path / "tables" / "labels.csv")
     assert "--root" in list_data(table).notes[0]
-    listing = list_data(table, root=tmp_path)
+    listing = list_data(table, rules=Rules(root=tmp_path))
     assert classes(listing) == {"cat": 4, "dog": 4}
     assert listing.entries[0].path == "images/0.jpg"

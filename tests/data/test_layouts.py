@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from data.layouts import LAYOUTS, Labeled, add, folders, hub_table, read_folders, saved_dataset_dict, tar, zipped
 from drawing import draw_folders
-from topwork.data.layouts import Found, arrange
-from topwork.data.listing import list_data
+from topwork.data.folders import Found
+from topwork.data.layouts import arrange, label_taker, regex_for_names
+from topwork.data.listing import limited, list_data
 from topwork.data.manifest import scan
-from topwork.data.patterns import label_taker, limited, regex_for_names
 from topwork.data.samples import Entry, Listing, Reject, Rules
 from topwork.data.split import split, split_record
 from topwork.errors import UsageError

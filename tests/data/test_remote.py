@@ -22,7 +22,7 @@ from drawing import draw_folders
 from terminal import topwork
 from topwork.cli import app
 from topwork.data import remote
-from topwork.data.listing import list_data, read_image
+from topwork.data.listing import is_flat, list_data, read_image
 from topwork.data.manifest import load_manifest, scan
 from topwork.data.remote import is_url, url_of
 from topwork.errors import ImageError, TopworkError, UsageError
@@ -117,6 +117,16 @@ def test_inputs_of_predict(drawn, memory) -> None:
     assert read_input(names[0]) == (drawn / path).read_bytes() == read_input(f"memory://data.zip/{path}")
     with pytest.raises(ImageError, match="no such bucket, folder or file"):
         read_input("memory://data/none.jpg")
+
+
+def test_a_flat_folder_is_recognized(drawn, memory) -> None:
+    put(memory, drawn, "/data")
+    put(memory, drawn / "disc", "/flat")
+    assert is_flat(Path("memory://flat"))
+    assert not is_flat(Path("memory://data"))
+    assert is_flat(drawn / "disc")
+    assert not is_flat(drawn)
+    assert not is_flat(drawn / "none")
 
 
 class Slow(MemoryFileSystem):

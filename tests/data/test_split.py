@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topwork.data.manifest import Manifest
+from topwork.data.manifest import Manifest, exact_duplicates
 from topwork.data.samples import Sample
-from topwork.data.split import divided_as, exact_duplicates, join_groups, split, split_record
+from topwork.data.split import divided_as, join_groups, split, split_record
 from topwork.errors import UsageError
 from topwork.text import natural_key
 
@@ -140,7 +140,7 @@ def test_groups_join_through_content_names_and_pairs() -> None:
     assert a == b == c
     assert sorted({a, d, e}) == [0, 1, 2]
     assert join_groups(data, [(3, 4), (4, 2)]) == [0, 0, 0, 0, 0]
-    assert exact_duplicates(data) == [[0, 1]]
+    assert exact_duplicates(data.samples) == [[0, 1]]
 
 
 def test_several_labels_are_spread_by_the_rarest() -> None:

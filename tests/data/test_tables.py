@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from data.layouts import embedded_parquet, saved_dataset
 from drawing import draw_folders
-from topwork.data.hub import list_saved_dataset
+from topwork.data.embedded import list_saved_dataset
 from topwork.data.listing import list_data, read_image
 from topwork.data.samples import Entry, Reject, Rules
 from topwork.errors import ImageError, UsageError
@@ -231,7 +231,7 @@ def test_a_root_of_its_own(tmp_path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(b"abc")
     (tmp_path / "x.csv").write_text("path,label\na.jpg,cat\n")
-    listing = list_data(tmp_path / "x.csv", root=tmp_path / "images")
+    listing = list_data(tmp_path / "x.csv", rules=Rules(root=tmp_path / "images"))
     assert read_image(listing.root, listing.entries[0].path) == b"abc"
     assert list_data(tmp_path / "x.csv").entries[0].path == "images/a.jpg"  # found beside the table as well
 
@@ -280,6 +280,31 @@ def test_class_numbers_without_a_name_are_rejected(images, tmp_path) -> None:
     listing = list_saved_dataset(folder, Rules())
     assert {e.label for e in listing.entries} == {"disc"}
     assert [reject.reason for reject in listing.rejects] == ["no label"] * 6
+
+
+def test_the_columns_of_a_saved_dataset_mean_what_those_of_a_table_do(images, tmp_path) -> None:
+    import datasets
+
+    data = datasets.load_from_disk(str(saved_dataset(images, tmp_path / "first")))
+    rows = range(len(data))
+    data = data.rename_column("label", "kind").add_column("split", ["train" if n % 3 else "test" for n in rows])
+    data.add_column("path", [f"a/{n}.jpg" for n in rows]).save_to_disk(str(tmp_path / "second"))
+    listing = list_data(tmp_path / "second")
+    assert listing.layout == "hub"
+    assert listing.class_names == ("disc", "square")
+    assert [entry.part for entry in listing.entries][:4] == ["test", "train", "train", "test"]
+    assert read_image(listing.root, listing.entries[0].path) == next(iter(images["disc"].values()))
+    data.add_column("tags", [["a", "b"][: n % 3] for n in rows]).save_to_disk(str(tmp_path / "third"))
+    listing = list_data(tmp_path / "third", rules=Rules(multi_label=True, label_column="tags"))
+    assert [entry.label for entry in listing.entries][:3] == ["", "a", "a|b"]
+
+
+@pytest.mark.parametrize("other", [{"bytes": b"mask"}, b"mask"])
+def test_a_second_column_of_images_is_left_alone(other, tmp_path) -> None:
+    columns = {"image": [b"one", b"two"], "img": [other] * 2, "label": ["x", "y"]}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    listing = list_data(tmp_path / "x.parquet")
+    assert [read_image(listing.root, entry.path) for entry in listing.entries] == [b"one", b"two"]
 
 
 def test_a_saved_dataset_needs_its_library_and_says_so(images, tmp_path, monkeypatch) -> None:

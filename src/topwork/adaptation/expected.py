@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from topwork.adaptation.align import Domains, Ints, Rows, Shares, standardized
 from topwork.adaptation.guards import DOUBTFUL_LEAD, Choice
-from topwork.data.manifest import Manifest
-from topwork.data.unlabeled import NO_LABEL
+from topwork.data.manifest import NO_LABEL, Manifest
 from topwork.evaluation.intervals import wilson
 from topwork.evaluation.metrics import evaluate_part
 from topwork.evaluation.predictions import Predictions

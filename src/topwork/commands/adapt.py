@@ -26,12 +26,11 @@ from topwork.commands.add_class import stored_run
 from topwork.commands.assess import evaluate_parts
 from topwork.commands.prepare import scan_and_embed, timing
 from topwork.data.images import decode
-from topwork.data.manifest import Manifest, save_manifest
+from topwork.data.listing import ANY_LABEL, is_flat
+from topwork.data.manifest import Manifest, read_labels, save_manifest, without_labels
 from topwork.data.remote import absolute
-from topwork.data.samples import rules_of
 from topwork.data.split import Split, split, split_record
 from topwork.data.transforms import fit_to_input
-from topwork.data.unlabeled import COLUMNS, read_labels, rules_without_labels, without_labels
 from topwork.errors import ImageError, Interrupted
 from topwork.evaluation.domains import energy_distance
 from topwork.evaluation.predictions import Predictions, predict_features, softmax
@@ -253,8 +252,10 @@ def scan_target(
     path: str | os.PathLike[str], settings: DataSettings, is_unlabeled: bool, embedder: Embedder, reporter: Reporter
 ) -> tuple[Manifest, Features, bool]:
     """Images of a folder with or without class folders, their features, and whether their labels are meaningful."""
-    rules, has_no_labels = rules_without_labels(path, rules_of(settings), is_unlabeled)
-    manifest, features = scan_and_embed(path, replace(settings, label_regex=rules.label_regex), embedder, reporter)
+    has_no_labels = is_unlabeled or (settings.label_regex is None and is_flat(Path(path)))
+    if has_no_labels and settings.label_regex is None:
+        settings = replace(settings, label_regex=ANY_LABEL)
+    manifest, features = scan_and_embed(path, settings, embedder, reporter)
     return without_labels(manifest) if has_no_labels else manifest, features, not has_no_labels
 
 
@@ -450,7 +451,7 @@ def _write_ask(path: Path, asked: Ints, now: Adaptation, after: Predictions) -> 
         open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        writer.writerow(("path", "label", "suggested", "probability", "reason"))
         for row in asked.tolist():
             best = np.argsort(-votes[row])[:2]
             reason = ", ".join(

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from topwork.commands.assess import evaluate_parts
 from topwork.commands.prepare import VALID_FRACTION, scan_and_embed, timing
+from topwork.data.listing import ANY_LABEL, is_flat
 from topwork.data.manifest import Manifest, load_manifest
-from topwork.data.remote import absolute, is_folder, is_url, url_of, walk
+from topwork.data.remote import absolute, is_folder, is_url, url_of
 from topwork.data.split import Split, split
 from topwork.errors import UsageError
 from topwork.evaluation.predictions import Predictions, predict_features
@@ -124,15 +125,12 @@ def _new_images(
     path: Path, name: str | None, settings: DataSettings, embedder: Embedder, reporter: Reporter
 ) -> Manifest:
     """The new images, embedded; a folder that directly contains images is one class."""
-    if is_url(path):
-        is_flat = is_folder(path) and not walk(path).folders
-    else:
-        is_flat = path.is_dir() and not any(p.is_dir() and not p.name.startswith(".") for p in path.iterdir())
-    if is_flat:
-        settings = replace(settings, label_regex="(.)")  # any label: it is replaced
+    is_class = is_flat(path)
+    if is_class:
+        settings = replace(settings, label_regex=ANY_LABEL)  # it is replaced
     manifest, _ = scan_and_embed(path, settings, embedder, reporter)
-    if is_flat or name is not None:
-        if not is_flat and len(manifest.classes) > 1:
+    if is_class or name is not None:
+        if not is_class and len(manifest.classes) > 1:
             raise UsageError(
                 f"--name {escape(name or '')}: {escape(str(path))} holds {len(manifest.classes)} classes, not one."
             )

@@ -20,8 +20,7 @@ from topwork.adaptation.align import Domains, Ints
 from topwork.adaptation.expected import MODEL_ERROR, expected_accuracy, expected_recall, share_record
 from topwork.adaptation.guards import SIGNIFICANCE, Choice, choose
 from topwork.commands.adapt import scan_target
-from topwork.data.manifest import Manifest
-from topwork.data.unlabeled import NO_LABEL
+from topwork.data.manifest import NO_LABEL, Manifest
 from topwork.errors import UsageError
 from topwork.evaluation.domains import ClassShift, Distance, class_shifts, energy_distance, farthest, joint_map
 from topwork.evaluation.intervals import wilson

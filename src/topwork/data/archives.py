@@ -22,16 +22,16 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
-from topwork.data.folders import is_hidden
+from topwork.data.folders import hidden_reason
 from topwork.data.samples import Reject
-from topwork.errors import ImageError, TopworkError, UsageError
-from topwork.files import atomic_file, error_reason
+from topwork.errors import ImageError, UsageError
+from topwork.files import atomic_file, error_reason, writing_cache
 from topwork.settings import cache_folder
 from topwork.text import escape, percent
 
@@ -67,22 +67,48 @@ class Archive:
     """The members of an archive that may be images.
 
     Attributes:
+        read: the bytes of one of the values of ``members``; called from several threads.
         names: cleaned paths of regular members, in the order of the archive.
         folders: every folder, listed explicitly or implied by a member.
+        members: what the reader needs to find each name.
     """
 
-    reader: MemberReader
+    read: Callable[[Any], bytes]
     names: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     members: dict[str, Any] = field(default_factory=dict)
+    _known_folders: set[str] = field(default_factory=set)
+    _n_seen: int = 0
 
+    def count_one(self) -> None:
+        """Counts a member; raises UsageError if there are too many."""
+        self._n_seen += 1
+        if self._n_seen > MAX_MEMBERS:
+            raise UsageError(f"the archive has more than {MAX_MEMBERS:,} members; split it.")
 
-class MemberReader(Protocol):
-    """Reads the bytes of members."""
+    def add(self, raw_name: str, member: Any, reason: str | None) -> None:
+        """Adds a file, or rejects it with a reason."""
+        name = clean_name(raw_name)
+        if name is None:
+            reason, name = "leads outside the archive", raw_name
+        elif reason is None:
+            reason = hidden_reason(name)
+        if reason is None and name in self.members:
+            reason = "the name is used twice in the archive"
+        if reason is not None:
+            self.rejects.append(Reject(name, reason, expected=hidden_reason(name) is not None))
+            return
+        self.members[name] = member
+        self.names.append(name)
+        self.add_folders(name.rpartition("/")[0])
 
-    def read(self, member: Any) -> bytes:
-        """All bytes of one member. Called from several threads."""
+    def add_folders(self, name: str) -> None:
+        """Adds a folder and those that it is in."""
+        while name and name not in self._known_folders and hidden_reason(name) is None:
+            self._known_folders.add(name)
+            self.folders.append(name)
+            name = name.rpartition("/")[0]
 
 
 def is_archive(path: Path) -> bool:
@@ -121,7 +147,7 @@ def read_member(root: Path, path: str) -> bytes:
     if member is None:
         raise ImageError("is not in the archive any more")
     try:
-        return archive.reader.read(member)
+        return archive.read(member)
     except _DAMAGE as error:
         raise ImageError(f"cannot be read from the archive: {_reason(error)}") from None
 
@@ -152,77 +178,29 @@ def clean_name(name: str) -> str | None:
     return "/".join(pieces)
 
 
-class _Members:
-    """Sorts members into possible images, folders and rejects."""
-
-    def __init__(self, archive: Archive) -> None:
-        self.archive = archive
-        self._folders: set[str] = set()
-        self._n_seen = 0
-
-    def count(self) -> None:
-        self._n_seen += 1
-        if self._n_seen > MAX_MEMBERS:
-            raise UsageError(f"the archive has more than {MAX_MEMBERS:,} members; split it.")
-
-    def add(self, raw_name: str, member: Any, reason: str | None) -> None:
-        """Adds a file, or rejects it with a reason."""
-        name = clean_name(raw_name)
-        if name is None:
-            reason, name = "leads outside the archive", raw_name
-        elif reason is None:
-            reason = _hidden_reason(name)
-        if reason is None and name in self.archive.members:
-            reason = "the name is used twice in the archive"
-        if reason is not None:
-            self.archive.rejects.append(Reject(name, reason, expected=_hidden_reason(name) is not None))
-            return
-        self.archive.members[name] = member
-        self.archive.names.append(name)
-        self.add_folders(name.rpartition("/")[0])
-
-    def add_folders(self, name: str) -> None:
-        while name and name not in self._folders and not any(is_hidden(piece) for piece in name.split("/")):
-            self._folders.add(name)
-            self.archive.folders.append(name)
-            name = name.rpartition("/")[0]
-
-
-def _hidden_reason(name: str) -> str | None:
-    *folders, own = name.split("/")
-    if any(is_hidden(piece) for piece in folders):
-        return "in a hidden or system folder"
-    return "hidden or system file" if is_hidden(own) else None
-
-
 # ---- zip
-
-
-class _ZipReader:
-    def __init__(self, file: zipfile.ZipFile) -> None:
-        self._file = file
-
-    def read(self, member: zipfile.ZipInfo) -> bytes:
-        with self._file.open(member) as stream:  # the CRC is checked when the end is reached
-            data = stream.read(member.file_size + 1)
-        if len(data) != member.file_size:
-            raise ImageError("is larger than the archive states")
-        return data
 
 
 def _open_zip(path: Path) -> Archive:
     _check_directory_size(path)
     file = zipfile.ZipFile(path)
-    archive = Archive(_ZipReader(file))
-    members = _Members(archive)
+    archive = Archive(partial(_read_zip, file))
     for member in file.infolist():
-        members.count()
+        archive.count_one()
         if member.is_dir():
-            members.add_folders(clean_name(member.filename) or "")
+            archive.add_folders(clean_name(member.filename) or "")
         else:
-            members.add(member.filename, member, _zip_reason(member))
+            archive.add(member.filename, member, _zip_reason(member))
     archive.names.sort(key=lambda name: archive.members[name].header_offset)
     return archive
+
+
+def _read_zip(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    with file.open(member) as stream:  # the CRC is checked when the end is reached
+        data = stream.read(member.file_size + 1)
+    if len(data) != member.file_size:
+        raise ImageError("is larger than the archive states")
+    return data
 
 
 def _zip_reason(member: zipfile.ZipInfo) -> str | None:
@@ -260,30 +238,23 @@ def _check_directory_size(path: Path) -> None:
 # ---- tar
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Where the bytes of a member lie in the (decompressed) tar, and the number of the next member."""
-
-    start: int
-    n_bytes: int
-
-
 class _TarReader:
     """Random access to a plain tar."""
 
     def __init__(self, path: Path) -> None:
-        self.file = _opened(path)
+        self.file = open(path, "rb")  # noqa: SIM115 - open as long as the archive is known
         self._lock = threading.Lock()
 
     def __del__(self) -> None:
         self.file.close()
 
-    def read(self, member: _Span) -> bytes:
-        """All bytes of one member."""
+    def read(self, member: tuple[int, int]) -> bytes:
+        """The bytes of a member, which is where they start and how many they are."""
+        start, n_bytes = member
         with self._lock:
-            self.file.seek(member.start)
-            data = self.file.read(member.n_bytes)
-        if len(data) != member.n_bytes:
+            self.file.seek(start)
+            data = self.file.read(n_bytes)
+        if len(data) != n_bytes:
             raise ImageError("the archive is truncated")
         return data
 
@@ -313,15 +284,14 @@ class _Header(tarfile.TarInfo):
 
 def _open_tar(path: Path) -> Archive:
     reader = _TarReader(path)
-    archive = Archive(reader)
-    members = _Members(archive)
+    archive = Archive(reader.read)
     with tarfile.open(fileobj=reader.file, mode="r:", errorlevel=0, tarinfo=_Header) as file:
         for member in _until_damage(file, archive):
-            members.count()
+            archive.count_one()
             if member.isdir():
-                members.add_folders(clean_name(member.name) or "")
+                archive.add_folders(clean_name(member.name) or "")
             else:
-                members.add(member.name, _Span(member.offset_data, member.size), _tar_reason(member))
+                archive.add(member.name, (member.offset_data, member.size), _tar_reason(member))
             # tarfile keeps every member it has seen; ours are enough.
             file.members = []  # type: ignore[attr-defined]
     return archive
@@ -355,11 +325,6 @@ def _tar_reason(member: tarfile.TarInfo) -> str | None:
     return None
 
 
-def _opened(path: Path) -> IO[bytes]:
-    """A file that stays open as long as the archive is known; whoever holds it closes it when that ends."""
-    return open(path, "rb")
-
-
 # ---- compressed tars
 
 _COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
@@ -379,9 +344,9 @@ def _decompressed(path: Path, head: bytes) -> Path:
         return plain
     limit = max(_HARMLESS_BYTES, MAX_RATIO * status.st_size)
     kind = next(kind for magic, kind in _COMPRESSIONS.items() if head.startswith(magic))
-    try:
+    with writing_cache(plain):
         plain.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(plain) as partial, open(partial, "wb") as target, kind(path) as source:
+        with atomic_file(plain) as partial_tar, open(partial_tar, "wb") as target, kind(path) as source:
             copy: Any = _Copy(source, target, plain, limit)
             # The headers are read on the way, so that what they ask for is refused before it is decompressed.
             with tarfile.open(fileobj=copy, mode="r|", tarinfo=_Header) as tar:
@@ -390,8 +355,6 @@ def _decompressed(path: Path, head: bytes) -> Path:
             with contextlib.suppress(*_DAMAGE):
                 while copy.read(_SOME):
                     pass
-    except OSError as error:
-        raise _not_written(plain, error) from None
     return plain
 
 
@@ -409,15 +372,6 @@ class _Copy:
             raise tarfile.ReadError(_reason(error)) from None
         if self._target.tell() + len(data) > self._limit:
             raise UsageError(f"expands more than {MAX_RATIO}-fold, which images never do")
-        try:
+        with writing_cache(self._name):
             self._target.write(data)
-        except OSError as error:
-            raise _not_written(self._name, error) from None
         return data
-
-
-def _not_written(path: Path, error: OSError) -> TopworkError:
-    reason = error_reason(error)
-    return TopworkError(
-        f"{escape(str(path))}: cannot be written: {reason}. Set TOPWORK_CACHE to a folder on a larger disk."
-    )

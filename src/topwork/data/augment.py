@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,11 +58,8 @@ class Draw:
         self.affine = self.affine @ full
 
 
-class Step(Protocol):
-    """A random change."""
-
-    def __call__(self, draw: Draw, rng: np.random.Generator, spec: InputSpec) -> None:
-        """Draws it and adds it to the view."""
+# A random change: draws it and adds it to the view.
+Step = Callable[[Draw, np.random.Generator, InputSpec], None]
 
 
 @dataclass(frozen=True)
@@ -81,9 +78,7 @@ class ResizedCrop:
         """A box of the prepared image."""
         height, width = spec.height, spec.width
         left, top, w, h = self.box(height, width, rng)
-        draw.place(
-            [[w / width, 0, (2 * left + w) / width - 1], [0, h / height, (2 * top + h) / height - 1]],
-        )
+        draw.place([[w / width, 0, (2 * left + w) / width - 1], [0, h / height, (2 * top + h) / height - 1]])
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> Box:
         """Left, top, width, height in pixels."""

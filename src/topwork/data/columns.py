@@ -22,13 +22,14 @@ import numpy as np
 
 from topwork.data.layouts import (
     PART_NAMES,
+    label_taker,
     looks_like_image,
     make_listing,
     merged_forms,
     part_named,
+    with_groups,
 )
 from topwork.data.named_files import Files, located, some_of
-from topwork.data.patterns import label_taker, with_domains, with_groups
 from topwork.data.samples import LABEL_SEPARATOR, Entry, Listing, Reject, Rules
 from topwork.data.tables import Cell, Table, decoded
 from topwork.errors import UsageError
@@ -47,30 +48,18 @@ _LABEL_NAMES = (
     "level", "y", "classid", "labelid", "categoryid",
 )  # fmt: skip
 _NAME_NAMES = (
-    "labelname",
-    "classname",
-    "categoryname",
-    "labeltext",
-    "labelstr",
-    "name",
-    "class",
-    "category",
-    "species",
-)
+    "labelname", "classname", "categoryname", "labeltext", "labelstr", "name", "class", "category", "species",
+)  # fmt: skip
 _SPLIT_NAMES = ("split", "part", "partition", "subset", "dataset", "datasplit", "set", "fold")
 _GROUP_NAMES = (
     "patient", "patientid", "subject", "subjectid", "case", "caseid", "lesion", "lesionid", "individual", "individualid", "animalid",
     "plantid", "session", "sessionid", "sequence", "sequenceid", "seqid", "video", "videoid", "sceneid", "slideid",
 )  # fmt: skip
 _FLAGS = {
-    "isvalid": ("valid", "train"),
-    "isval": ("valid", "train"),
-    "isvalidation": ("valid", "train"),
+    **dict.fromkeys(("isvalid", "isval", "isvalidation"), ("valid", "train")),
     "istest": ("test", "train"),
-    "istrain": ("train", "test"),
-    "istraining": ("train", "test"),
-    "istrainingimage": ("train", "test"),
-}
+    **dict.fromkeys(("istrain", "istraining", "istrainingimage"), ("train", "test")),
+}  # the part of rows with a true value and of the others
 _TRUE, _FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "-1", "-1.0", "false", "no", ""}
 NUMBERED_PARTS = {"0": "train", "1": "valid", "2": "test"}
 _NUMBERED_LABELS = re.compile("(labels?|class|category|tag|target|finding|disease|species)[0-9]+")
@@ -92,7 +81,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Meaning:
+class _Meaning:
     """Which column says what.
 
     Attributes:
@@ -112,25 +101,24 @@ class Meaning:
 # ---- which column says what
 
 
-def meaning_of(table: Table, files: Files, rules: Rules) -> Meaning:
-    """Finds the columns.
-
-    Raises:
-        UsageError: none or several could be the path or the label.
-    """
+def _meaning_of(table: Table, files: Files | None, rules: Rules) -> _Meaning:
+    """Finds the columns; raises UsageError if none or several could be the path or the label."""
     group = _asked(table, rules.group_by, None) if rules.group_by else _first(table, ("group",))
     domain = _first(table, ("domain",))
-    path = _asked(table, rules.path_column, "--path-column") or _path_column(table, files)
+    path = _asked(table, rules.path_column, "--path-column")
+    if path is None:
+        path = _path_column(table, files) if files is not None else "path"
     split = _asked(table, rules.split_column, "--split-column") or _split_column(table, path)
-    label = _asked(table, rules.label_column, "--label-column")
-    one_hot: tuple[str, ...] = ()
     rest = [name for name in table.columns if name not in (path, split, group, domain)]
-    if label is None:
-        label = _first(table, _LABEL_NAMES, rest)
-    if label is None:
-        one_hot = _one_hot(table, rest, rules.multi_label)
-    label, *further = (label,) if label or one_hot else _numbered_labels(table, rest, rules) or (None,)
-    if label is None and not one_hot and path is not None and not rules.label_regex:
+    marked = [name for name in table.class_columns if name in rest]
+    label = _asked(table, rules.label_column, "--label-column") or _first(table, _LABEL_NAMES, rest)
+    if label is None and len(marked) == 1:
+        label = marked[0]
+    one_hot = _one_hot(table, rest, rules.multi_label) if label is None else ()
+    numbered = _numbered_labels(table, rest, rules) if label is None and not one_hot else []
+    if numbered:
+        label = numbered[0]
+    elif label is None and not one_hot and path is not None and not rules.label_regex:
         label = _label_by_content(table, rest)
     missing = [what for what, name in (("path", path), ("label", label or one_hot or rules.label_regex)) if not name]
     if missing and path is None and (own := _pixel_column(table)) is not None:
@@ -145,7 +133,7 @@ def meaning_of(table: Table, files: Files, rules: Rules) -> Meaning:
             f"{first_names(list(table.columns)) or 'none'}. If it has another name, use {options}."
         )
     assert path is not None
-    return Meaning(path, label, tuple(map(str, further)), one_hot, split, group, domain)
+    return _Meaning(path, label, tuple(numbered[1:]), one_hot, split, group, domain)
 
 
 def _pixel_column(table: Table) -> str | None:
@@ -184,12 +172,12 @@ def _path_column(table: Table, files: Files) -> str | None:
                 cells = [cell for cell in some_of(table.columns[name]) if isinstance(cell, str) and cell]
                 if cells and 2 * sum(find(cell) for cell in cells) >= len(cells):
                     return name
-    endings = [
-        n
-        for n, cells in table.columns.items()
-        if any(isinstance(c, str) and looks_like_image(c) for c in some_of(cells))
-    ]
-    return next((name for name in by_name if name in endings), None) or next(iter(endings or by_name), None)
+    endings = [name for name in (*by_name, *others) if _holds_image_names(table.columns[name])]
+    return next(iter(endings or by_name), None)
+
+
+def _holds_image_names(cells: Sequence[Cell]) -> bool:
+    return any(isinstance(cell, str) and looks_like_image(cell) for cell in some_of(cells))
 
 
 def _split_column(table: Table, path: str | None) -> str | None:
@@ -289,39 +277,46 @@ def _numbered_labels(table: Table, rest: Sequence[str], rules: Rules) -> list[st
 # ---- rows
 
 
-def rows_of(table: Table, meaning: Meaning, files: Files | None, rules: Rules) -> tuple[list[Row], list[str]]:
+def rows_of(table: Table, files: Files | None, rules: Rules) -> tuple[list[Row], list[str]]:
     """The rows with the files that they name, and sentences on what was assumed.
 
     Args:
-        files: None if the paths are no file names.
+        files: None if the images are in the table itself, so that its column ``path`` names no files.
 
     Raises:
-        UsageError: an unknown part; several labels for one image without ``--multi-label``.
+        UsageError: none or several columns could be the path or the label; an unknown part; several labels for one image
+            without ``--multi-label``.
     """
+    meaning = _meaning_of(table, files, rules)
     paths = [cell if isinstance(cell, str) else "" for cell in table.columns[meaning.path]]
-    placed, where = located(paths, files, table.encoding) if files is not None else (paths, "")
+    paths, where = located(paths, files, table.encoding) if files is not None else (paths, "")
     labels, said = _labels(table, meaning, rules, files)
     parts = _parts(table, meaning)
     rows = []
-    for number, path in enumerate(placed):
-        group, domain = (_text(table, column, number) for column in (meaning.group, meaning.domain))
-        rows.append(_row(path, labels[number], parts[number], group, domain, number))
+    for number, (path, own, part) in enumerate(zip(paths, labels, parts, strict=True)):
+        longest = max(map(len, own), default=0)
+        if len(path) > _LONGEST_PATH or longest > _LONGEST_LABEL:
+            reason = f"row {number + 1}: a cell of {max(len(path), longest):,} characters"
+            rows.append(Row(f"{path[:100]}…" if len(path) > 100 else path, reason=reason))
+        else:
+            group, domain = (_text(table, column, number) for column in (meaning.group, meaning.domain))
+            rows.append(Row(path, own, part, group, domain))
+    read = f"paths from column {escape(meaning.path)}{where}"
     if meaning.label is None and not meaning.one_hot:
-        return rows, [f"Read {escape(table.name)}: {_paths_said(meaning, where)}."]
+        return rows, [f"Read {escape(table.name)}: {read}."]
     encoding = f" as {table.encoding}" if table.encoding not in (None, "utf-8-sig", "utf-8", "UTF-8") else ""
     if encoding and rules.encoding is None and not str(table.encoding).startswith("utf-16"):
         encoding += " (else: --encoding)"
-    what = (
-        f"classes from {len(meaning.one_hot)} columns of 0 and 1 ({first_names(meaning.one_hot, 3)})"
-        if meaning.one_hot
-        else f"labels from {_columns_said(meaning)}{said}"
-    )
-    split = f", parts from column {escape(meaning.split)}" if meaning.split else ""
-    read = f"Read {escape(table.name)}{encoding}: {_paths_said(meaning, where)}, {what}{split}."
-    return rows, [read, *_group_hint(table, meaning, rules)]
+    if meaning.one_hot:
+        read += f", classes from {len(meaning.one_hot)} columns of 0 and 1 ({first_names(meaning.one_hot, 3)})"
+    else:
+        columns = [str(meaning.label), *meaning.further]
+        read += f", labels from column{'s' * bool(meaning.further)} {first_names(columns)}{said}"
+    read += f", parts from column {escape(meaning.split)}" if meaning.split else ""
+    return rows, [f"Read {escape(table.name)}{encoding}: {read}.", *_group_hint(table, meaning, rules)]
 
 
-def _group_hint(table: Table, meaning: Meaning, rules: Rules) -> list[str]:
+def _group_hint(table: Table, meaning: _Meaning, rules: Rules) -> list[str]:
     """A sentence on the column that names images of the same patient or scene, if the split does not look at it yet."""
     name = _first(table, _GROUP_NAMES)
     if name is None or name == meaning.label or meaning.group or meaning.split or rules.group_by:
@@ -335,27 +330,6 @@ def _group_hint(table: Table, meaning: Meaning, rules: Rules) -> list[str]:
     ]
 
 
-def _paths_said(meaning: Meaning, where: str) -> str:
-    return f"paths from column {escape(meaning.path)}{where}"
-
-
-def _columns_said(meaning: Meaning) -> str:
-    if not meaning.further:
-        return f"column {escape(str(meaning.label))}"
-    return f"columns {first_names([str(meaning.label), *meaning.further])}"
-
-
-def _row(
-    path: str, labels: tuple[str, ...], part: str | None, group: str | None, domain: str | None, number: int
-) -> Row:
-    if len(path) > _LONGEST_PATH or any(len(label) > _LONGEST_LABEL for label in labels):
-        longest = max(len(path), *(len(label) for label in labels), 0)
-        return Row(
-            f"{path[:100]}…" if len(path) > 100 else path, reason=f"row {number + 1}: a cell of {longest:,} characters"
-        )
-    return Row(path, labels, part, group, domain)
-
-
 def _text(table: Table, column: str | None, number: int) -> str | None:
     cell = table.columns[column][number] if column is not None else None
     text = ", ".join(cell) if isinstance(cell, list) else cell
@@ -365,14 +339,16 @@ def _text(table: Table, column: str | None, number: int) -> str | None:
 # ---- labels
 
 
-def _labels(table: Table, meaning: Meaning, rules: Rules, files: Files | None) -> tuple[list[tuple[str, ...]], str]:
+def _labels(table: Table, meaning: _Meaning, rules: Rules, files: Files | None) -> tuple[list[tuple[str, ...]], str]:
     """The labels of each row, and a note on how they were read."""
     if meaning.one_hot:
         marked = [
             tuple(name.strip() for name in meaning.one_hot if _is_true(table.columns[name][number]))
             for number in range(table.n_rows)
         ]
-        return _single(table, marked, rules, f"columns such as {first_names(meaning.one_hot, 2)}"), ""
+        where = f"columns such as {first_names(meaning.one_hot, 2)}"
+        _check_single(table, marked, rules, where, ", or choose one column with --label-column")
+        return marked, ""
     if meaning.label is None:
         return [()] * table.n_rows, ""
     cells = [_parsed(cell) for cell in table.columns[meaning.label]]
@@ -385,7 +361,7 @@ def _labels(table: Table, meaning: Meaning, rules: Rules, files: Files | None) -
     split = [
         tuple(dict.fromkeys(piece.strip() for piece in _pieces(cell, separator) if piece.strip())) for cell in cells
     ]
-    split = _single(table, split, rules, f"column {escape(meaning.label)}")
+    _check_single(table, split, rules, f"column {escape(meaning.label)}")
     if (column := _column_of_names(table, meaning, split)) is not None:
         names = {own[0]: str(name).strip() for own, name in zip(split, table.columns[column], strict=True) if own}
         return [tuple(names[label] for label in own) for own in split], f" with the names in column {escape(column)}"
@@ -393,7 +369,7 @@ def _labels(table: Table, meaning: Meaning, rules: Rules, files: Files | None) -
     return named, said + source
 
 
-def _column_of_names(table: Table, meaning: Meaning, labels: Sequence[tuple[str, ...]]) -> str | None:
+def _column_of_names(table: Table, meaning: _Meaning, labels: Sequence[tuple[str, ...]]) -> str | None:
     """A column such as ``label_name`` next to class numbers, if names and numbers match one to one."""
     if not all(own and len(own) == 1 and own[0].isdecimal() for own in labels if own):
         return None
@@ -408,20 +384,19 @@ def _column_of_names(table: Table, meaning: Meaning, labels: Sequence[tuple[str,
 
 
 def _parsed(cell: Cell) -> Cell:
-    """A list, if the cell holds one in brackets; whole numbers without the ``.0`` that a data frame gives them."""
+    """A list, if the cell holds one in JSON or Python's form; whole numbers without the ``.0`` that a data frame gives them."""
     if not isinstance(cell, str):
         return cell
     text = cell.strip()
-    if text.startswith("[") and text.endswith("]"):
+    if text[:1] + text[-1:] in ("[]", "{}"):
         for read in (json.loads, ast.literal_eval):
             try:
                 value = read(text)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
+            except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
                 continue
-            if isinstance(value, list):
-                return [str(item) for item in value]
-    if text.startswith("{") and '"choices"' in text:
-        return [str(item) for item in json.loads(text)["choices"]]
+            names = value.get("choices") if isinstance(value, dict) else value  # an object of Label Studio
+            if isinstance(names, list):
+                return [str(name) for name in names]
     return text[:-2] if re.fullmatch(r"\d+\.0", text) else text
 
 
@@ -438,24 +413,16 @@ def _separator(cells: Sequence[Cell], rules: Rules) -> tuple[str | None, str]:
         if not rules.multi_label:
             raise UsageError(f"--label-separator {escape(rules.label_separator)} has no effect without --multi-label.")
         return rules.label_separator, ""
-    likely = next(
-        (
-            sign
-            for sign in ("|", ";", ",", "\t", "/", "+", "&", " ")
-            if _separates(sign, texts, rules.multi_label or sign in "|;")
-        ),
-        None,
-    )
-    if likely is None:
-        blank = next((text for text in sorted(texts) if " " in text), None)
-        unsure = (
-            f", such as {escape(blank)!r}, treated as one class each (otherwise: --label-separator ' ')"
-            if blank
-            else ""
-        )
-        return None, unsure if rules.multi_label else ""
+    signs = ("|", ";", ",", "\t", "/", "+", "&", " ")
+    likely = next((one for one in signs if _separates(one, texts, rules.multi_label or one in "|;")), None)
+    if rules.multi_label and likely is None:
+        blanks = [text for text in sorted(texts) if " " in text][:1]
+        said = [f", such as {escape(one)!r}, treated as one class each (else: --label-separator ' ')" for one in blanks]
+        return None, "".join(said)
     if rules.multi_label:
         return likely, ", separated by " + ("blanks" if likely == " " else repr(likely))
+    if likely is None:
+        return None, ""
     example = next(text for text in sorted(texts) if likely in text)
     return None, f". Each is treated as one class (if {escape(example)!r} names several, add --multi-label)"
 
@@ -475,16 +442,15 @@ def _separates(sign: str, texts: set[str], is_asked: bool) -> bool:
     return n_known > len(own) or (is_asked and n_known == len(own) and bool(own & texts))
 
 
-def _single(table: Table, labels: list[tuple[str, ...]], rules: Rules, where: str) -> list[tuple[str, ...]]:
-    several = [number for number, own in enumerate(labels) if len(own) > 1]
-    is_one_hot = where.startswith("columns")
+def _check_single(table: Table, labels: Sequence[tuple[str, ...]], rules: Rules, where: str, advice: str = "") -> None:
+    """Raises UsageError for several labels of one image without ``--multi-label``."""
+    several = [own for own in labels if len(own) > 1]
     if several and not rules.multi_label:
         raise UsageError(
             f"{escape(table.name)}: {where}: {count(len(several), 'row')} of {len(labels):,} "
-            f"{'names' if len(several) == 1 else 'name'} several classes, such as {first_names(labels[several[0]], 3)}. "
-            f"Add --multi-label to train on several labels per image{', or choose one column with --label-column' * is_one_hot}."
+            f"{'names' if len(several) == 1 else 'name'} several classes, such as {first_names(several[0], 3)}. "
+            f"Add --multi-label to train on several labels per image{advice}."
         )
-    return labels
 
 
 def named_labels(
@@ -512,15 +478,14 @@ def named_labels(
 
 def _class_files(files: Files | None, rules: Rules) -> Iterator[tuple[str, bytes]]:
     """The requested file of class names, or candidates next to the table."""
-    if rules.class_names is None:
-        for name in files.beside if files is not None else ():
-            if files is not None and _CLASS_FILES.search(posixpath.basename(name)):
-                yield name, files.read(name)
-        return
-    try:
-        yield str(rules.class_names), Path(rules.class_names).read_bytes()
-    except OSError as error:
-        raise UsageError(f"--class-names {escape(str(rules.class_names))}: {error_reason(error)}.") from None
+    if rules.class_names is not None:
+        try:
+            yield str(rules.class_names), Path(rules.class_names).read_bytes()
+        except OSError as error:
+            raise UsageError(f"--class-names {escape(str(rules.class_names))}: {error_reason(error)}.") from None
+    elif files is not None:
+        names = [name for name in files.beside if _CLASS_FILES.search(posixpath.basename(name))]
+        yield from ((name, files.read(name)) for name in names)
 
 
 def class_names(name: str, data: bytes, numbers: set[str]) -> dict[str, str]:
@@ -558,25 +523,19 @@ def _line_names(text: str) -> list[tuple[str, str]]:
 # ---- parts
 
 
-def _parts(table: Table, meaning: Meaning) -> list[str | None]:
+def _parts(table: Table, meaning: _Meaning) -> list[str | None]:
     """The part of each row."""
     if meaning.split is None:
         return [None] * table.n_rows
     cells = [str(cell or "").strip() for cell in table.columns[meaning.split]]
-    values = {cell.lower() for cell in cells}
     flag = _FLAGS.get(_normal(meaning.split))
-    if flag is None and values <= _TRUE | _FALSE and len(values) > 1 and not values <= {"0", "1", "0.0", "1.0", ""}:
-        raise UsageError(
-            f"{escape(table.name)}: column {escape(meaning.split)} contains neither train, valid nor test."
-        )
-    if flag is not None and values <= _TRUE | _FALSE:
+    if flag is not None and {cell.lower() for cell in cells} <= _TRUE | _FALSE:
         return [flag[0] if cell.lower() in _TRUE else flag[1] for cell in cells]
     numbers = {cell: NUMBERED_PARTS.get(cell.removesuffix(".0")) for cell in set(cells)}
     if all(numbers.values()):
         return [numbers[cell] for cell in cells]
-    named = {
-        cell: part_named(cell, f"{table.name}, row {cells.index(cell) + 1}") for cell in dict.fromkeys(cells)
-    }  # one look per value, not per row
+    # One look per value, not per row.
+    named = {cell: part_named(cell, f"{table.name}, row {cells.index(cell) + 1}") for cell in dict.fromkeys(cells)}
     return [named[cell] for cell in cells]
 
 
@@ -603,15 +562,8 @@ def listing_of(root: Path, layout: str, rows: Iterable[Row], rules: Rules, notes
             same = entries[row.path].label == join_labels(labels)
             also = f"listed twice, also as {escape(entries[row.path].label)}"
             rejects.append(Reject(row.path, "listed twice" if same else also, expected=same))
-    in_order = sorted(entries.values(), key=lambda entry: natural_key(entry.path))
-    listing = make_listing(root, layout, in_order, set(), rejects, notes)
-    listing = merged_forms(listing) if not rules.multi_label else listing
-    # Columns were already read; everything else is a regular expression on the path.
-    if rules.group_by is not None and entries and all(entry.group is None for entry in in_order):
-        listing = with_groups(listing, rules.group_by)
-    if rules.domain_by is not None and entries:
-        listing = with_domains(listing, rules.domain_by)
-    return listing
+    listing = make_listing(root, layout, entries.values(), rejects, notes)
+    return with_groups(listing if rules.multi_label else merged_forms(listing), rules)
 
 
 def join_labels(labels: Iterable[str]) -> str:

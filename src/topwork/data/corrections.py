@@ -135,14 +135,10 @@ def _correction(row: dict[str, str | None], where: str) -> Correction:
 # ---- applying corrections
 
 
-def lay_over(
+def with_corrections(
     samples: list[Sample], corrections: Corrections, name: str
-) -> tuple[list[Sample], list[Reject], tuple[str, ...]]:
-    """The samples with their corrected labels, the excluded images, and a sentence on what was done.
-
-    Args:
-        name: of the file, for the sentence.
-    """
+) -> tuple[list[Sample], list[Reject], str]:
+    """The samples with their corrected labels, the excluded images, and a sentence on what the file ``name`` changed."""
     kept: list[Sample] = []
     rejects: list[Reject] = []
     n_changed, met = 0, set()
@@ -163,7 +159,7 @@ def lay_over(
     note = f"{escape(name)}: {count(n_changed, 'label')} changed, {count(len(rejects), 'image')} excluded."
     if n_strange:
         note += f" {count(n_strange, 'decision')} for images that are not in this dataset."
-    return kept, rejects, (note,)
+    return kept, rejects, note
 
 
 # ---- writing

@@ -1,6 +1,6 @@
 """Lists the files in a folder recursively.
 
-In: a folder. Out: a :class:`Walk`: the names of its files and folders, and what is not used with the reason; and the bytes of a file.
+In: a folder. Out: :class:`Found`, the names of its files and folders, and what is not used with the reason; and the bytes of a file.
 
 The rule for folders, the same everywhere: the first level names the class (or the part: train, valid, test), nested
 folders belong to it. Hidden files and folders (leading dot, or left by an operating system) are named and not read.
@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from topwork.data.samples import Reject
 from topwork.errors import ImageError
@@ -26,6 +28,26 @@ _SYSTEM_NAMES = {
     "__pycache__",
 }  # fmt: skip
 MAX_FILE_BYTES = 512 << 20  # its bytes count towards the 1 GB that one file may cost
+MAX_TABLE_BYTES = 1 << 30
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass
+class Found:
+    """The names below a root, with ``/``, whether it is a folder, an archive or behind a URL.
+
+    Attributes:
+        rejects: what is not used.
+        links: for a file that is a link or lies behind one, the name under which the same file was listed first.
+        read: the bytes of a file, for tables among them; raises ImageError.
+    """
+
+    files: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    links: dict[str, str] = field(default_factory=dict)
+    read: Callable[[str], bytes] = lambda _: b""
 
 
 def read_regular_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
@@ -53,101 +75,123 @@ def read_regular_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         os.close(descriptor)
 
 
-@dataclass
-class Walk:
-    """What one walk has collected; links wait until everything real has been seen.
+def cached_by_version(n_kept: int) -> Callable[[Callable[Concatenate[Path, P], T]], Callable[Concatenate[Path, P], T]]:
+    """Keeps what a function makes of a file or folder, its first argument, until that changes."""
 
-    Attributes:
-        links: for a file that is a link or lies behind one, the name under which the same file was listed first.
-    """
+    def decorated(function: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path, P], T]:
+        kept: Any = lru_cache(n_kept)(lambda path, _version, *args, **options: function(path, *args, **options))
 
-    files: list[str] = field(default_factory=list)
-    folders: list[str] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
-    links: dict[str, str] = field(default_factory=dict)
-    pending: list[str] = field(default_factory=list)
-    seen: dict[tuple[int, int], str] = field(default_factory=dict)
-    listed: dict[tuple[int, int], str] = field(default_factory=dict)
+        def call(path: Path, /, *args: P.args, **options: P.kwargs) -> T:
+            found: T = kept(path, _version_of(path), *args, **options)
+            return found
+
+        return call
+
+    return decorated
 
 
-def walk_folder(root: Path) -> Walk:
+def _version_of(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    newest = max(item.stat().st_mtime_ns for item in path.iterdir()) if stat.S_ISDIR(status.st_mode) else 0
+    return status.st_mtime_ns, status.st_size, newest
+
+
+def walk_folder(root: Path) -> Found:
     """Every file and folder below a folder, real ones before links."""
-    walk = Walk()
-    status = root.stat()
-    walk.seen[status.st_dev, status.st_ino] = ""
-    _walk_folder(root, "", walk)
+    walk = _Walk(root)
+    walk.list_below("")
     # Links last, in natural order, and again for links found behind links: what is real always wins.
     is_first = True
     while walk.pending:
         pending, walk.pending = sorted(walk.pending, key=natural_key), []
         for name in pending:
-            _follow(root, name, walk, is_first)
+            walk.follow(name, is_first)
         is_first = False
-    return walk
+    return walk.found
 
 
-def _walk_folder(root: Path, relative: str, walk: Walk, *, is_again: bool = False) -> None:
-    pending = [relative]
-    while pending:
-        folder = pending.pop()
+class _Walk:
+    """What one walk has met; links wait in ``pending`` until everything real has been seen."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.found = Found(read=lambda name: read_regular_file(root / name, MAX_TABLE_BYTES))
+        self.pending: list[str] = []
+        self._folders = {_identity(root.stat()): ""}
+        self._files: dict[tuple[int, int], str] = {}
+
+    def list_below(self, relative: str, *, is_again: bool = False) -> None:
+        unread = [relative]
+        while unread:
+            folder = unread.pop()
+            try:
+                with os.scandir(self.root / folder) as scan:
+                    items = sorted(scan, key=lambda item: natural_key(item.name))
+            except OSError as error:
+                self.found.rejects.append(Reject(folder + "/", f"folder cannot be read: {error_reason(error)}"))
+                continue
+            for item in items:
+                name = f"{folder}/{item.name}" if folder else item.name
+                if is_hidden(item.name):
+                    self.found.rejects.extend(_hidden_rejects(self.root, name, item))
+                elif item.is_symlink():
+                    if not is_again:  # its target was listed with the folder itself
+                        self.pending.append(name)
+                elif item.is_dir(follow_symlinks=False):
+                    # A bind mount can show a folder twice.
+                    first = self._folders.setdefault(_identity(item.stat(follow_symlinks=False)), name)
+                    if is_again or first == name:
+                        self.found.folders.append(name)
+                        unread.append(name)
+                else:
+                    self._take_file(name, item.stat(follow_symlinks=False), is_link=is_again)
+
+    def _take_file(self, name: str, status: os.stat_result, *, is_link: bool) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            self.found.rejects.append(Reject(name, "not a regular file"))
+            return
+        first = self._files.setdefault(_identity(status), name)
+        if is_link and first != name:
+            self.found.links[name] = first
+        self.found.files.append(name)
+
+    def follow(self, name: str, is_first: bool) -> None:
+        """Adds the target of a link: new files and folders, and those already listed under the link's name as well.
+
+        A folder that holds the link itself would be a loop. Folders that were listed are walked again only for links that do
+        not lie behind other links, so the walk ends.
+        """
         try:
-            with os.scandir(root / folder) as scan:
-                found = sorted(scan, key=lambda item: natural_key(item.name))
-        except OSError as error:
-            walk.rejects.append(Reject(folder + "/", f"folder cannot be read: {error_reason(error)}"))
-            continue
-        for item in found:
-            name = f"{folder}/{item.name}" if folder else item.name
-            if is_hidden(item.name):
-                walk.rejects.extend(_hidden_rejects(root, name, item))
-            elif item.is_symlink():
-                if not is_again:  # its target was listed with the folder itself
-                    walk.pending.append(name)
-            elif item.is_dir(follow_symlinks=False):
-                status = item.stat(follow_symlinks=False)
-                if is_again or (status.st_dev, status.st_ino) not in walk.seen:  # a bind mount can show a folder twice
-                    walk.seen.setdefault((status.st_dev, status.st_ino), name)
-                    walk.folders.append(name)
-                    pending.append(name)
-            else:
-                _take_file(name, item.stat(follow_symlinks=False), walk, is_link=is_again)
+            status = (self.root / name).stat()
+        except (OSError, RuntimeError) as error:
+            self.found.rejects.append(Reject(name, f"broken link or link loop: {error_reason(error)}"))
+            return
+        if not stat.S_ISDIR(status.st_mode):
+            self._take_file(name, status, is_link=True)
+            return
+        first = self._folders.setdefault(_identity(status), name)
+        if first != name and (not is_first or f"{name}/".startswith(f"{first}/".lstrip("/"))):
+            self.found.rejects.append(Reject(name, "link to a folder already listed", expected=True))
+            return
+        self.found.folders.append(name)
+        self.list_below(name, is_again=first != name)
 
 
-def _take_file(name: str, status: os.stat_result, walk: Walk, *, is_link: bool = False) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        walk.rejects.append(Reject(name, "not a regular file"))
-        return
-    first = walk.listed.setdefault((status.st_dev, status.st_ino), name)
-    if is_link and first != name:
-        walk.links[name] = first
-    walk.files.append(name)
-
-
-def _follow(root: Path, name: str, walk: Walk, is_first: bool) -> None:
-    """Adds the target of a link: new files and folders, and those already listed under the link's name as well.
-
-    A folder that holds the link itself would be a loop. Folders that were listed are walked again only for links that do
-    not lie behind other links, so the walk ends.
-    """
-    try:
-        status = (root / name).stat()
-    except (OSError, RuntimeError) as error:
-        walk.rejects.append(Reject(name, f"broken link or link loop: {error_reason(error)}"))
-        return
-    if not stat.S_ISDIR(status.st_mode):
-        _take_file(name, status, walk, is_link=True)
-        return
-    first = walk.seen.setdefault((status.st_dev, status.st_ino), name)
-    if first != name and (not is_first or f"{name}/".startswith(f"{first}/".lstrip("/"))):
-        walk.rejects.append(Reject(name, "link to a folder already listed", expected=True))
-        return
-    walk.folders.append(name)
-    _walk_folder(root, name, walk, is_again=first != name)
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def is_hidden(name: str) -> bool:
     """Whether files or folders of this name are skipped."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def hidden_reason(name: str) -> str | None:
+    """Why a path such as ``a/.b/c.jpg`` is skipped; None if it is not."""
+    *folders, own = name.split("/")
+    if any(map(is_hidden, folders)):
+        return "in a hidden or system folder"
+    return "hidden or system file" if is_hidden(own) else None
 
 
 def _hidden_rejects(root: Path, name: str, item: os.DirEntry[str]) -> Iterator[Reject]:

@@ -19,7 +19,9 @@ a short reason, and never another error. Files are not opened here, and no name 
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import logging
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +34,8 @@ from numpy.typing import NDArray
 
 from topwork.data import jpeg
 from topwork.data.jpeg import MAX_PARTS, check_memory, orientation_of
-from topwork.errors import ImageError, InputError
+from topwork.errors import ImageError, InputError, UsageError
+from topwork.settings import band_numbers
 
 if TYPE_CHECKING:  # JPEG needs no Pillow, and a shipped model answers its first JPEG without importing it
     from PIL.Image import Image
@@ -80,6 +83,8 @@ _MAX_RLE_BYTES = 5_000_000  # Pillow decodes the run lengths of a BMP in Python
 _MAX_TILE_PIXELS = 40_000_000  # a TIFF's tile may be larger than the image, and is decoded whole
 _BAND_PIXELS = 4_000_000
 _MIN_SHRUNK_SIDE = 32  # pixels; a band is as many rows as one shrunk row takes, so they must not be too many
+_BAND_TYPES = ("uint8", "uint16", "int16", "float32")
+_STRETCH = (2, 98)  # percentiles
 _INVERSE_TURN = {6: 8, 8: 6}  # the other six orientations are their own inverses
 
 
@@ -444,6 +449,69 @@ def _copy(source: Pixels, target: Pixels) -> None:
         return
     for channel in range(3):
         target[:, :, channel] = source[:, :, channel]
+
+
+# ---- TIFF files of many bands (satellites, microscopes)
+
+
+def select_bands(data: bytes, bands: str) -> bytes:
+    """Three bands of a TIFF as an uncompressed RGB TIFF; files of other formats are returned unchanged.
+
+    Numbers count from 1, as in GDAL and QGIS. 8-bit samples are unchanged. Others have no standard range, so each band is stretched
+    from its 2nd to its 98th percentile, as QGIS shows it. Read by tifffile (extra ``tiff``).
+
+    Raises:
+        ImageError: the file has no such band, is damaged, or would cost too much.
+        UsageError: tifffile is not installed.
+    """
+    if sniff(data[:HEAD_BYTES]) != "TIFF":
+        return data
+    if importlib.util.find_spec("tifffile") is None:
+        raise UsageError("--bands requires: pip install 'topwork[tiff]'")
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with reading("TIFF"):
+        pixels = _stretched(_band_samples(data, bands))
+        Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+def _band_samples(data: bytes, bands: str) -> NDArray[Any]:
+    """(H, W, 3) samples as stored."""
+    import tifffile
+
+    chosen = band_numbers(bands)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is a reject with its reason
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page: Any = file.pages.first
+        pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+        if not pieces or any(n < 1 or start + n > len(data) for start, n in pieces):
+            raise ImageError("damaged or truncated image data")
+        if max(chosen) > page.samplesperpixel:
+            raise ImageError(f"has no band {max(chosen)} (--bands {bands}), only {page.samplesperpixel}")
+        if str(page.dtype) not in _BAND_TYPES:
+            raise ImageError(f"bands with {page.bitspersample} bits of this kind are not supported")
+        check_size(page.imagewidth, page.imagelength)
+        check_memory(len(data) + page.nbytes)
+        samples: NDArray[Any] = page.asarray()
+        planes = 0 if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else -1
+    samples = samples.reshape(samples.shape + (1,) * (3 - samples.ndim))  # a single band has no channel axis
+    return np.moveaxis(samples, planes, -1)[:, :, [number - 1 for number in chosen]]
+
+
+def _stretched(samples: NDArray[Any]) -> NDArray[np.uint8]:
+    if samples.dtype == np.uint8:
+        return samples
+    shown = np.zeros(samples.shape, np.uint8)
+    for band in range(samples.shape[2]):
+        values = samples[:, :, band].astype(np.float32)
+        known = np.isfinite(values)
+        if known.any():
+            low, high = np.percentile(values[known], _STRETCH)
+            share = (np.where(known, values, low) - low) / max(high - low, 1e-9)
+            shown[:, :, band] = np.rint(255 * np.clip(share, 0, 1))
+    return shown
 
 
 # ---- images that are not files

@@ -16,7 +16,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from struct import Struct, error
+from struct import error, iter_unpack, unpack, unpack_from
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +39,7 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _ARITHMETIC = frozenset(range(0xC9, 0xD0)) - {0xCC}
 _ALONE = frozenset({0x01, _SOI, *range(0xD0, 0xD8)})  # markers without a length
 _FOR_PIXELS = _FRAMES | {0xC4, 0xCC, 0xDB, 0xDD, _APP0, _APP14}  # and tables, restart interval, color transform
+_EXIF = b"Exif\0\0"
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # within a scan: neither stuffed zero, restart nor fill byte
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
@@ -52,14 +53,6 @@ _MAX_SCAN_PIXELS = 6_000_000_000
 _MAX_ARITHMETIC_BYTES = 20_000_000  # 3 s, and twice that to find out whether all is there
 _MAX_COMPARED_PIXELS = 20_000_000  # two decodings are compared at full size up to here, above at an eighth
 _MAX_RETRY_PIXELS = 200_000_000  # decoded in all while looking for stray bytes
-
-
-_BYTE_ORDERS = {
-    b"II": (Struct("<I"), Struct("<H"), Struct("<HHI4s")),
-    b"MM": (Struct(">I"), Struct(">H"), Struct(">HHI4s")),
-}
-_ORIENTATION = 0x0112
-_BYTE, _SHORT, _LONG = 1, 3, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +114,12 @@ def _decode(data: bytes, size: _Size, *, strict: bool = True) -> Pixels:
 # ---- the header
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of each segment up to the first scan, found the way libjpeg finds them."""
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment up to the first scan, found the way libjpeg finds them.
+
+    Raises:
+        IndexError, ValueError, ImageError: the data end before, or there are too many.
+    """
     end = 2
     for _ in range(MAX_PARTS):
         start = data.index(b"\xff", end)  # bytes before a marker are skipped
@@ -143,8 +140,8 @@ def read_header(data: bytes) -> Header:
     """Size, colors, orientation and the place of the first scan."""
     frame, orientation = None, 0
     try:
-        for marker, start, end in _segments(data):
-            if marker == _APP1 and not orientation and data[start + 4 : start + 10] == b"Exif\0\0":
+        for marker, start, end in segments(data):
+            if marker == _APP1 and not orientation and data[start + 4 : start + 10] == _EXIF:
                 orientation = orientation_of(data[start + 10 : end])
             elif marker in _FRAMES and frame is None:
                 frame = marker, start
@@ -235,30 +232,46 @@ def _markers(data: bytes, start: int) -> Iterator[tuple[int, int]]:
         start += 2 if data[start + 1] in _ALONE else 2 + int.from_bytes(data[start + 2 : start + 4], "big")
 
 
+# ---- metadata
+
+
 def orientation_of(exif: bytes) -> int:
     """The orientation 1..8 that an EXIF block (a TIFF header and its first directory) asks for, else 1.
 
     Broken metadata is no reason to lose sound pixels: it means 1.
     """
-    if exif.startswith(b"Exif\0\0"):
-        exif = exif[6:]
-    layout = _BYTE_ORDERS.get(exif[:2])
-    if layout is None:
-        return 1
-    long, short, entry = layout
-    try:
-        (start,) = long.unpack_from(exif, 4)
-        (n_entries,) = short.unpack_from(exif, start)
-        end = min(start + 2 + 12 * n_entries, len(exif) - (len(exif) - start - 2) % 12)
-        for tag, kind, _count, value in entry.iter_unpack(exif[start + 2 : end]):
-            if tag == _ORIENTATION:
-                found = {_BYTE: value[0], _SHORT: short.unpack_from(value)[0], _LONG: long.unpack(value)[0]}.get(
-                    kind, 1
-                )
-                return found if 1 <= found <= 8 else 1
-    except error:
-        pass
+    order, entries = _exif_directory(exif.removeprefix(_EXIF))
+    for tag, kind, _count, value in entries:
+        if tag == 0x0112:
+            (short,), (long,) = unpack_from(order + "H", value), unpack(order + "I", value)
+            found = {1: value[0], 3: short, 4: long}.get(kind, 1)
+            return found if 1 <= found <= 8 else 1
     return 1
+
+
+def camera_of(exif: bytes) -> str:
+    """Maker and model in an EXIF block without its name; "" if there are none."""
+    order, entries = _exif_directory(exif)
+    found = {}
+    for tag, kind, count, value in entries:
+        if tag in (0x010F, 0x0110) and kind == 2 and 4 < count <= 200:
+            (start,) = unpack(order + "I", value)
+            found[tag] = exif[start : start + count].split(b"\0")[0].decode("ascii", "replace").strip()
+    return " ".join(found[tag] for tag in sorted(found))
+
+
+def _exif_directory(exif: bytes) -> tuple[str, list[tuple[int, int, int, bytes]]]:
+    """The byte order of an EXIF block and its entries, each a tag, type, count and value; none if it is broken."""
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None:
+        return "", []
+    try:
+        (start,) = unpack_from(order + "I", exif, 4)
+        (n_entries,) = unpack_from(order + "H", exif, start)
+    except error:
+        return order, []
+    end = min(start + 2 + 12 * n_entries, len(exif) - (len(exif) - start - 2) % 12)
+    return order, list(iter_unpack(order + "HHI4s", exif[start + 2 : end]))
 
 
 # ---- files that strict decoding refuses
@@ -288,7 +301,7 @@ def _decode_cleaned(data: bytes, header: Header, size: _Size, first_error: Value
 def _without_metadata(data: bytes, header: Header) -> bytes:
     """The file with only the segments its pixels need, and those in a form that libjpeg does not warn about."""
     kept = [b"\xff\xd8"]
-    for marker, start, end in _segments(data):
+    for marker, start, end in segments(data):
         segment = data[start:end]
         if marker == _APP0:
             segment = segment[:9] + b"\1\1" + segment[11:] if segment[4:9] == b"JFIF\0" else b""
@@ -334,7 +347,7 @@ def _pillow_image(data: bytes) -> Image:
 
 
 def _first_scan(data: bytes) -> int:
-    return next(start for marker, start, _ in _segments(data) if marker == _SOS)
+    return next(start for marker, start, _ in segments(data) if marker == _SOS)
 
 
 def _padded(data: bytes) -> bytes:

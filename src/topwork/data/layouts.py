@@ -18,47 +18,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from topwork.data.patterns import label_taker, with_domains, with_groups
-from topwork.data.samples import Entry, Listing, Reject, Rules
+from topwork.data.folders import Found
+from topwork.data.samples import PATIENT_ID, Entry, Listing, Reject, Rules
 from topwork.errors import UsageError
 from topwork.text import canonical, count, escape, first_names, natural_key
 
-PART_NAMES = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "validate": "valid",
-    "val": "valid",
-    "dev": "valid",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
-    **dict.fromkeys(
-        ("entrainement", "apprentissage", "entrenamiento", "treino", "treinamento", "addestramento"), "train"
-    ),
-    **dict.fromkeys(("validierung", "validacion", "validacao", "validazione"), "valid"),
-    **dict.fromkeys(("prueba", "pruebas", "teste"), "test"),
+_PART_WORDS = {
+    "train": "train training entrainement apprentissage entrenamiento treino treinamento addestramento",
+    "valid": "valid validation validate val dev validierung validacion validacao validazione",
+    "test": "test testing eval evaluation prueba pruebas teste",
 }
+PART_NAMES = {word: part for part, words in _PART_WORDS.items() for word in words.split()}
 _UNLABELED_NAMES = {"pred", "predict", "prediction", "unlabeled", "unlabelled"}
 # Folders of these names hold images but are not classes.
 CONTAINER_NAMES = {
-    "images",
-    "jpegimages",
-    "image",
-    "imgs",
-    "img",
-    "photos",
-    "pictures",
-    "pics",
-    "files",
-    "jpg",
-    "jpeg",
-    "png",
-    "data",
-}
+    "images", "jpegimages", "image", "imgs", "img", "photos", "pictures", "pics", "files", "jpg", "jpeg", "png", "data",
+}  # fmt: skip
 _IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".dcm",
     ".jpe", ".jp2", ".j2k", ".jxl", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".dng", ".cr2", ".nef", ".arw",  # not decoded, but missed
@@ -72,22 +49,6 @@ _OTHER_NAMES = {
     "readme", "misc", "papers", "results", "output", "outputs",
 }  # fmt: skip
 _OUTSIDE = "not in a class folder"
-
-
-@dataclass(frozen=True)
-class Found:
-    """Names below a root, with ``/``.
-
-    Attributes:
-        links: for a file that is a link, or lies behind one, the name under which the same file was listed first.
-        read: the bytes of a file, for tables among them.
-    """
-
-    files: Sequence[str]
-    folders: Sequence[str]
-    rejects: Sequence[Reject]
-    links: Mapping[str, str] = field(default_factory=dict)
-    read: Callable[[str], bytes] | None = None
 
 
 @dataclass
@@ -159,32 +120,28 @@ def arrange(root: Path, found: Found, rules: Rules) -> Listing:
     tree = look_through(tree_of(found))
     places, aside = places_of(tree)
     if rules.label_regex is not None:
-        listing = _by_name(root, found, places, label_taker(rules.label_regex))
+        listing = _by_name(root, found, places, rules.label_regex)
     else:
         listing = _by_folder(root, found, tree, places, aside)
-    listing = without_copies(merged_forms(listing), found)
-    if rules.group_by is not None:
-        listing = with_groups(listing, rules.group_by)
-    if rules.domain_by is not None:
-        listing = with_domains(listing, rules.domain_by)
-    return replace(listing, entries=_sorted(listing.entries))
+    return with_groups(_without_copies(merged_forms(listing), found), rules)
 
 
 def make_listing(
     root: Path,
     layout: str,
     entries: Iterable[Entry],
-    class_names: set[str],
     rejects: Iterable[Reject],
     notes: Iterable[str],
+    class_names: Iterable[str] = (),
 ) -> Listing:
-    """A listing with its class names and rejects in natural order."""
-    kept = tuple(entries)
+    """A listing in natural order; ``class_names`` are those of classes that may have no image."""
+    kept = tuple(sorted(entries, key=lambda entry: natural_key(entry.path)))
+    names = {*class_names, *(entry.label for entry in kept)}
     return Listing(
         root=root,
         layout=layout,
         entries=kept,
-        class_names=tuple(sorted(class_names | {entry.label for entry in kept}, key=natural_key)),
+        class_names=tuple(sorted(names, key=natural_key)),
         rejects=tuple(sorted(rejects, key=lambda reject: natural_key(reject.path))),
         notes=tuple(notes),
     )
@@ -307,6 +264,11 @@ def part_of_name(name: str) -> str | None:
     return None
 
 
+def parts_in(text: str) -> list[str]:
+    """The parts that words of a name stand for: train and valid for ``train_val_list``."""
+    return [PART_NAMES[word] for word in re.findall("[a-z]+", text.lower()) if word in PART_NAMES]
+
+
 def part_named(value: str | None, where: str) -> str | None:
     """``train``, ``valid`` or ``test`` for any of their usual names; raises UsageError for others."""
     if value is None or not value.strip():
@@ -350,18 +312,17 @@ def _by_folder(root: Path, found: Found, tree: Folder, places: list[Place], asid
         Reject(name, f"{count(n, 'file')} next to the class folders", expected=True) for name, n in outside.items()
     ]
     class_names = {name for place in labeled for name, child in place.folder.children.items() if child not in left_out}
-    notes = [
-        *_notes_on_nesting(nested),
-        *_notes_on_parts(root, places, labeled, outside),
-        *_notes_on_rest(aside, copies, places),
-    ]
+    notes = _notes_on_folders(root, places, labeled, aside, outside)
+    notes += [f"Ignored as copies of the class folders next to them: {_names_of(copies)}."] if copies else []
+    notes = (
+        [f"Nested folders count as the class folder they are in: {first_names(nested)}.", *notes] if nested else notes
+    )
     layout = "parts" if places[0].part or inner_parts else "folders"
-    return make_listing(root, layout, entries, class_names, rejects, notes)
+    return make_listing(root, layout, entries, rejects, notes, class_names)
 
 
-def _folders_of_notes(files: Iterable[str], places: Iterable[Folder]) -> list[Folder]:
+def _folders_of_notes(files: Iterable[str], places: Sequence[Folder]) -> list[Folder]:
     """The folders where class folders are that hold nothing but texts, such as annotations; images may have any ending."""
-    places = list(places)
     folders = {child.name: child for place in places for child in place.children.values() if not child.n_images}
     seen: dict[str, bool] = {}
     for name in files if folders else ():
@@ -405,12 +366,10 @@ def _nested_classes(root: Path, found: Found, labeled: list[Place]) -> tuple[lis
         for name, nodes in tops.items()
         if not any(node.n_direct for node in nodes)
     }
-    if len(labeled) == 1 and len(tops) > 1:
-        copies = [folder for name in deep if _repeats(folder := tops[name][0], tops, found)]
-    else:
-        copies = []
-    for folder in copies:
-        del deep[folder.name.rstrip("/").rsplit("/", 1)[-1]]
+    is_one = len(labeled) == 1 and len(tops) > 1
+    copied = [name for name in deep if is_one and _repeats(tops[name][0], tops, found)]
+    copies = [tops[name][0] for name in copied]
+    deep = {name: nodes for name, nodes in deep.items() if name not in copied}
     inner = {name for nodes in deep.values() for node in nodes for name in node.full}
     n_deep = sum(node.n_images for nodes in deep.values() for node in nodes)
     n_all = sum(node.n_images for nodes in tops.values() for node in nodes) - sum(f.n_images for f in copies)
@@ -460,11 +419,10 @@ def _two_readings(
     return "\n".join(lines)
 
 
-def _notes_on_nesting(nested: list[str]) -> list[str]:
-    return [f"Nested folders count as the class folder they are in: {first_names(nested)}."] if nested else []
-
-
-def _notes_on_parts(root: Path, places: list[Place], labeled: list[Place], outside: Mapping[str, int]) -> list[str]:
+def _notes_on_folders(
+    root: Path, places: list[Place], labeled: list[Place], aside: list[Folder], outside: Mapping[str, int]
+) -> list[str]:
+    """Sentences on the parts without class folders and on the folders next to the parts."""
     notes = []
     for place in places:
         if place.part and place not in labeled and place.folder.n_images:
@@ -473,22 +431,14 @@ def _notes_on_parts(root: Path, places: list[Place], labeled: list[Place], outsi
                 f"{escape(place.folder.name)} has no class folders, so its {count(outside[place.folder.name], 'image')} "
                 f"are not used. Classify them with: topwork predict RUN {shlex.quote(str(where))}"
             )
+    others = [folder for folder in aside if folder not in [place.folder for place in places]]
+    if others:
+        notes.append(f"Ignored, because there are train/valid/test folders next to them: {_names_of(others)}.")
     return notes
 
 
-def _notes_on_rest(aside: list[Folder], copies: list[Folder], places: list[Place]) -> list[str]:
-    own = [place.folder for place in places]
-    others = [folder.name for folder in aside if folder not in own]
-    notes = (
-        [f"Ignored, because there are train/valid/test folders next to them: {first_names(others)}."] if others else []
-    )
-    if copies:
-        notes.append(f"Ignored as copies of the class folders next to them: {first_names([f.name for f in copies])}.")
-    return notes
-
-
-def _sorted(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    return tuple(sorted(entries, key=lambda entry: natural_key(entry.path)))
+def _names_of(folders: Iterable[Folder]) -> str:
+    return first_names([folder.name for folder in folders])
 
 
 # ---- duplicates
@@ -512,7 +462,7 @@ def merged_forms(listing: Listing) -> Listing:
     return replace(listing, entries=entries, class_names=class_names, notes=(*listing.notes, note))
 
 
-def without_copies(listing: Listing, found: Found) -> Listing:
+def _without_copies(listing: Listing, found: Found) -> Listing:
     """Drops links to files that are used already; a folder that only stores what links in two others lead to is no class."""
     if not found.links:
         return listing
@@ -520,7 +470,7 @@ def without_copies(listing: Listing, found: Found) -> Listing:
     kept = [entry for entry in listing.entries if entry.label not in stores or entry.path in found.links]
     used = {entry.path for entry in kept if entry.path not in found.links}
     entries, rejects = [], list(listing.rejects)
-    for entry in sorted(kept, key=lambda entry: natural_key(entry.path)):
+    for entry in kept:
         real = found.links.get(entry.path)
         if real is None or real not in used:
             used.add(real or entry.path)
@@ -549,10 +499,49 @@ def _stores(entries: Sequence[Entry], links: Mapping[str, str]) -> set[str]:
     }
 
 
-# ---- labels from names
+# ---- labels, groups and domains by a regular expression
+
+_NAME_PATTERNS = (r"^(.*?[^\W\d_])[ ._-]*\(?\d+\)?\.\w+$", r"^\d+[ ._-]+([^\W\d_].*)\.\w+$")
 
 
-def _by_name(root: Path, found: Found, places: list[Place], take: Callable[[str], str | None]) -> Listing:
+def regex_for_names(names: Sequence[str]) -> str | None:
+    r"""A pattern for ``--label-regex`` if file names look like ``cat.12.jpg``, ``great_dane_3.jpg`` or ``3_cat.png``; else None."""
+    for pattern in _NAME_PATTERNS:
+        labels = Counter(match[1] for name in names if (match := re.match(pattern, name.rsplit("/", 1)[-1])))
+        n_matched = sum(labels.values())
+        if 2 <= len(labels) <= max(2, n_matched / 3) and 2 * n_matched > len(names):
+            return pattern
+    return None
+
+
+def label_taker(pattern: str) -> Callable[[str], str | None]:
+    """The function from a path to its label, or None if the pattern does not match.
+
+    The label is the named group ``label``; else, if other groups have names, the name of the one that matched (so
+    that ``(?P<cat>^[A-Z])|(?P<dog>^[a-z])`` goes by the case of the first letter); else the first group.
+
+    Raises:
+        UsageError: not a regular expression, or one without a group.
+    """
+    compiled = _compiled(pattern, "--label-regex")
+    if not compiled.groups:
+        raise UsageError(f"--label-regex {pattern}: put the label in parentheses, such as '(.+)_\\d+'.")
+
+    def take(path: str) -> str | None:
+        match = compiled.search(path if "/" in pattern else path.rsplit("/", 1)[-1])
+        if match is None:
+            return None
+        if "label" in compiled.groupindex:
+            return match["label"]
+        if compiled.groupindex:
+            return next((name for name, text in match.groupdict().items() if text is not None), None)
+        return match[1]
+
+    return take
+
+
+def _by_name(root: Path, found: Found, places: list[Place], pattern: str) -> Listing:
+    take = label_taker(pattern)
     entries, rejects = [], list(found.rejects)
     parts = [(place.folder.name, place.part) for place in places if place.part not in (None, "unlabeled")]
     for name in found.files:
@@ -562,4 +551,44 @@ def _by_name(root: Path, found: Found, places: list[Place], take: Callable[[str]
             entries.append(Entry(name, label, part))
         else:
             rejects.append(Reject(name, "the name does not match --label-regex", expected=not looks_like_image(name)))
-    return make_listing(root, "names", entries, set(), rejects, [])
+    return make_listing(root, "names", entries, rejects, [])
+
+
+def with_groups(listing: Listing, rules: Rules) -> Listing:
+    """Groups and domains taken from the paths, unless a column gave the groups.
+
+    Of a match, the group of the pattern that is called ``group`` or ``domain`` counts, else its first, else all of it.
+
+    Raises:
+        UsageError: a pattern is no regular expression, or matches no path.
+    """
+    for name, pattern in (("group", rules.group_by), ("domain", rules.domain_by)):
+        is_known = name == "group" and (pattern == PATIENT_ID or any(entry.group for entry in listing.entries))
+        if pattern is None or not listing.entries or is_known:
+            continue
+        if name == "group" and re.fullmatch(r"\w+", pattern):
+            raise UsageError(
+                f"--group-by {pattern}: no such column (only tables have columns). "
+                "Use a regular expression on the path instead, such as 'patient(\\d+)'."
+            )
+        compiled = _compiled(pattern, f"--{name}-by")
+        chosen: int | str = name if name in compiled.groupindex else min(1, compiled.groups)
+        matches: list[Any] = [compiled.search(entry.path) for entry in listing.entries]
+        n_matched, n = sum(match is not None for match in matches), len(matches)
+        if not n_matched:
+            example = escape(listing.entries[0].path)
+            raise UsageError(f"--{name}-by {pattern}: matches none of the {n} paths, for example {example}.")
+        entries = tuple(
+            replace(entry, **{name: match and match[chosen]})
+            for entry, match in zip(listing.entries, matches, strict=True)
+        )
+        notes = [f"--{name}-by matches {n_matched} of {n} paths."] if n_matched < n else []
+        listing = replace(listing, entries=entries, notes=(*listing.notes, *notes))
+    return listing
+
+
+def _compiled(pattern: str, option: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"{option} {pattern}: not a valid regular expression: {error}.") from None

@@ -1,56 +1,50 @@
 """Lists the files of a dataset, in any supported layout, and reads them.
 
-In: a path. Out: a :class:`Listing`: entries (path, label, part, ...) in reading order and what is not used with the reason.
+In: a path. Out: a :class:`Listing`: entries (path, label, part, ...) in natural order and what is not used with the reason.
 Nothing is decoded here. Labels from names are in ``layouts.py``, from tables in ``tables.py`` and ``columns.py``.
 ``readings.py`` chooses if a folder or an archive has both.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
 import unicodedata
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 
-from topwork.data import archives, arrays, embedded, hub, layouts, remote
-from topwork.data.bands import select_bands
-from topwork.data.columns import listing_of, meaning_of, rows_of
-from topwork.data.folders import read_regular_file, walk_folder
-from topwork.data.layouts import Found, looks_like_image
+from topwork.data import archives, embedded, remote
+from topwork.data.columns import listing_of, rows_of
+from topwork.data.folders import MAX_TABLE_BYTES, Found, read_regular_file, walk_folder
+from topwork.data.images import select_bands
+from topwork.data.layouts import looks_like_image, make_listing, part_of_name
 from topwork.data.named_files import Files
-from topwork.data.part_lists import with_parts_stated
-from topwork.data.patterns import limited
-from topwork.data.readings import bytes_of, files_of, list_names, not_opened, nothing_there
-from topwork.data.samples import LABEL_SEPARATOR, Listing, Rules
-from topwork.data.sidecars import list_shards
-from topwork.data.tables import ENDINGS, Table, read_table
+from topwork.data.readings import list_names, not_opened, nothing_there, rows_beside, with_parts_stated
+from topwork.data.samples import LABEL_SEPARATOR, Entry, Listing, Rules
+from topwork.data.tables import ENDINGS, read_table
 from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.files import error_reason
 from topwork.text import escape, first_names
 
-_MAX_TABLE_BYTES = 1 << 30
+ANY_LABEL = "(.)"  # as ``--label-regex``: a meaningless label for every file
 _CONTAINER_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".parquet", ".npz")
 
 
-def list_data(
-    path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, rules: Rules | None = None
-) -> Listing:
+def list_data(path: str | os.PathLike[str], rules: Rules | None = None) -> Listing:
     """Finds the images below a folder, in an archive, or those named by a table.
 
     Args:
         path: folder of class folders; folder with train/valid/test folders; folder of images with a table; tar or zip archive
             of any of these, or a folder or table in it; a URL that fsspec knows of any of these; table (CSV, TSV, text list, JSON, JSON Lines, Parquet, CVAT XML);
             Parquet or NumPy file that holds the images; folder that ``datasets.save_to_disk`` wrote.
-        root: same as ``rules.root``.
 
     Raises:
         UsageError: no such path, two ways to read it, missing columns, nothing that could be an image.
     """
-    rules = rules or Rules(root)
+    rules = rules or Rules()
     source = Path(path).expanduser() if not remote.is_url(path) else Path(path)
     listing = _list(source, rules)
     if not listing.entries:
@@ -86,6 +80,35 @@ def _check_no_table_needed(listing: Listing, rules: Rules) -> None:
             )
 
 
+def limited(listing: Listing, rules: Rules) -> Listing:
+    """At most ``limit_per_class`` images of each class in each part.
+
+    The draw depends on the seed and the file's own name, not on its folder: the same files in another layout are drawn
+    alike, and no file has to be read for it.
+    """
+    n = rules.limit_per_class
+    if n is None:
+        return listing
+    if n < 1:
+        raise UsageError(f"--limit-per-class {n}: must be at least 1.")
+
+    def lot(entry: Entry) -> tuple[bytes, str]:
+        text = f"{rules.seed} {entry.label} {entry.path.rsplit('/', 1)[-1]}"
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest(), entry.path
+
+    taken: dict[tuple[str, str | None], int] = {}
+    kept = set()
+    for entry in sorted(listing.entries, key=lot):
+        key = entry.label, entry.part
+        if taken.setdefault(key, 0) < n:
+            taken[key] += 1
+            kept.add(entry.path)
+    n_left = len(listing.entries) - len(kept)
+    notes = [f"{n_left} images left out by --limit-per-class {n}."] if n_left else []
+    entries = tuple(entry for entry in listing.entries if entry.path in kept)
+    return replace(listing, entries=entries, notes=(*listing.notes, *notes))
+
+
 def _list(source: Path, rules: Rules) -> Listing:
     if remote.is_url(source):
         return _list_remote(source, rules)
@@ -99,19 +122,20 @@ def _list(source: Path, rules: Rules) -> Listing:
     except (OSError, ValueError) as error:
         reason = error_reason(error)
         raise UsageError(f"{escape(str(source))}: {reason}. Give a folder of class folders or a table.") from None
+    if stat.S_ISDIR(mode) and embedded.is_saved_dataset(source):
+        return embedded.list_saved_dataset(source, rules)
     if stat.S_ISDIR(mode):
-        if hub.is_saved_dataset(source):
-            return hub.list_saved_dataset(source, rules)
-        found = _found_below(source)
-        return _list_containers(source, found, rules) or list_names(source, found, rules)
-    if stat.S_ISREG(mode) and source.suffix.lower() == ".npz":
-        return arrays.list_arrays(source, rules)
-    if stat.S_ISREG(mode) and source.suffix.lower() in ENDINGS:
-        if source.suffix.lower() == ".parquet" and embedded.holds_images(source):
-            return embedded.list_embedded(source, rules)
-        return _list_table(source, rules)
-    if stat.S_ISREG(mode) and not_opened(source.name, itself=True) is None and archives.is_archive(source):
-        return _list_archive(source, "", rules)
+        return _list_folder(source, walk_folder(source), rules)
+    if stat.S_ISREG(mode):
+        ending = source.suffix.lower()
+        if ending == ".npz":
+            return embedded.list_arrays(source, rules)
+        if ending == ".parquet" and embedded.holds_images(source):
+            return embedded.list_parquet(source, rules)
+        if ending in ENDINGS:
+            return _list_table(source, rules)
+        if not_opened(source.name, itself=True) is None and archives.is_archive(source):
+            return _list_archive(source, "", rules)
     raise UsageError(f"{escape(str(source))}: {_why_not(source.name)}")
 
 
@@ -128,41 +152,57 @@ def _why_not(name: str) -> str:
     )
 
 
-def _list_containers(root: Path, found: Found, rules: Rules) -> Listing | None:
-    """A folder of Parquet or tar shards; None otherwise."""
-    return _list_parquets(root, found, rules) or list_shards(root, found, rules)
+def _list_folder(root: Path, found: Found, rules: Rules) -> Listing:
+    """A folder of class folders or with a table, or one of files that hold the images."""
+    if not any(map(looks_like_image, found.files)):
+        for list_files, ending in ((_list_parquets, ".parquet"), (_list_shards, ".tar")):
+            places = {name: root / name for name in found.files if name.lower().endswith(ending)}
+            copies = {name: remote.local_copy(place) for name, place in places.items()}
+            if copies and (listing := list_files(root, found, copies, rules)) is not None:
+                return listing
+    return list_names(root, found, rules)
 
 
-def _list_parquets(root: Path, found: Found, rules: Rules) -> Listing | None:
-    """A folder of Parquet files with images, as on the Hugging Face Hub; None otherwise.
-
-    The name of a file gives its part: ``data/train-00000-of-00004.parquet``.
-    """
-    names = [name for name in found.files if name.lower().endswith(".parquet")]
-    if not names or any(map(looks_like_image, found.files)):
-        return None
-    places = {name: remote.local_copy(root / name) for name in names}
-    names = [name for name in names if embedded.holds_images(places[name])]
+def _list_parquets(root: Path, found: Found, copies: dict[str, Path], rules: Rules) -> Listing | None:
+    """Parquet files with images, as on the Hugging Face Hub: ``data/train-00000-of-00004.parquet``."""
     entries, rejects = [], list(found.rejects)
     notes: list[str] = []
+    names = [name for name, copy in copies.items() if embedded.holds_images(copy)]
     for name in names:
-        part = layouts.part_of_name(name)
-        listed = embedded.list_embedded(places[name], rules)
+        listed = embedded.list_parquet(copies[name], rules)
+        part = part_of_name(name)
         entries += [replace(one, path=f"{name}/{one.path}", part=one.part or part) for one in listed.entries]
         rejects += [replace(one, path=f"{name}/{one.path}") for one in listed.rejects]
         notes += listed.notes
-    return layouts.make_listing(root, "table", entries, set(), rejects, notes) if names else None
+    return make_listing(root, "table", entries, rejects, notes) if names else None
+
+
+def _list_shards(root: Path, found: Found, copies: dict[str, Path], rules: Rules) -> Listing | None:
+    """Tar shards with a label beside each image, as WebDataset writes them; the name of a shard gives the part."""
+    opened = {name: archives.open_archive(copy) for name, copy in copies.items()}
+    rejects = [replace(one, path=f"{name}/{one.path}") for name, archive in opened.items() for one in archive.rejects]
+    members = {f"{name}/{member}": name for name, archive in opened.items() for member in archive.names}
+
+    def read(path: str) -> bytes:
+        if (shard := members.get(path)) is not None:
+            return archives.read_member(copies[shard], path.removeprefix(f"{shard}/"))
+        return found.read(path)
+
+    beside = rows_beside(Files(members.__contains__, lambda: list(members), read, beside=found.files), rules)
+    if beside is None:
+        return None
+    rows, notes = beside
+    parts = {name: part_of_name(name) for name in copies}
+    if len(set(parts.values()) - {None}) > 1:
+        rows = [replace(row, part=row.part or parts[members[row.path]]) for row in rows]
+    listing = listing_of(root, "table", rows, rules, notes)
+    return replace(listing, rejects=(*listing.rejects, *found.rejects, *rejects))
 
 
 def _list_remote(source: Path, rules: Rules) -> Listing:
     """A folder behind a URL is read file by file; an archive, Parquet or NumPy file is copied into the cache."""
     if remote.is_folder(source):
-        walk = remote.walk(source)
-        found = Found(
-            walk.files, walk.folders, walk.rejects,
-            read=lambda name: remote.read(source / name, _MAX_TABLE_BYTES),
-        )  # fmt: skip
-        return _list_containers(source, found, rules) or list_names(source, found, rules)
+        return _list_folder(source, remote.walk(source), rules)
     copy, ending = remote.local_copy(source), source.suffix.lower()
     if ending in ENDINGS and not (ending == ".parquet" and embedded.holds_images(copy)):
         return _list_table(source, rules)
@@ -172,29 +212,22 @@ def _list_remote(source: Path, rules: Rules) -> Listing:
         raise UsageError(str(error).replace(str(copy), remote.url_of(source))) from None
 
 
-def _found_below(folder: Path) -> Found:
-    walk = walk_folder(folder)
-    return Found(
-        walk.files, walk.folders, walk.rejects, walk.links,
-        read=lambda name: read_regular_file(folder / name, _MAX_TABLE_BYTES),
-    )  # fmt: skip
-
-
 def _list_archive(path: Path, inner: str, rules: Rules) -> Listing:
+    """An archive of class folders, or a folder or table in one."""
     archive = archives.open_archive(path)
-    found = Found(
-        archive.names, archive.folders, archive.rejects,
-        read=lambda name: archives.read_member(path, name),
-    )  # fmt: skip
+
+    def read(name: str) -> bytes:
+        return archives.read_member(path, name)
+
+    found = Found(archive.names, archive.folders, archive.rejects, read=read)
     if inner in archive.members:
-        files = files_of(found, inner)
-        return _listing_of_table(path, read_table(inner, bytes_of(found, inner), rules.encoding), files, rules)
+        files = Files.of(found, inner)
+        rows, notes = rows_of(read_table(inner, files.read(inner), rules.encoding), files, rules)
+        return listing_of(path, "table", rows, rules, notes)
     if inner:
         below = f"{inner}/"
-        found = replace(
-            found,
-            files=[name for name in found.files if name.startswith(below)],
-            folders=[name for name in found.folders if name.startswith(below)],
+        found.files, found.folders = (
+            [name for name in names if name.startswith(below)] for names in (found.files, found.folders)
         )
         if not found.files:
             raise UsageError(f"{escape(str(path))}: the archive has no folder or table {escape(inner)}.")
@@ -206,47 +239,44 @@ def _list_archive(path: Path, inner: str, rules: Rules) -> Listing:
 
 def _list_table(source: Path, rules: Rules) -> Listing:
     root = Path(rules.root) if rules.root else source.parent
+    # The files of a web server cannot be listed: what a table names is taken to exist until it is read.
+    is_web = remote.is_url(root) and remote.url_of(root).lower().startswith(("http://", "https://"))
+
+    def list_all() -> list[str]:
+        if not remote.is_url(root):
+            return walk_folder(root).files
+        return [] if is_web else remote.walk(root).files
+
+    known = cache(lambda: frozenset(list_all()))
+
+    def exists(name: str) -> bool:
+        if is_web or remote.is_url(name):
+            return True
+        path = name if name.startswith("/") else f"{root}/{name}"
+        return name in known() if remote.is_url(root) else os.path.lexists(path)
+
+    def read(name: str) -> bytes:
+        path = source.parent / name
+        return (remote.read if remote.is_url(path) else read_regular_file)(path, MAX_TABLE_BYTES)
+
     try:
-        data = _read_file(source, _MAX_TABLE_BYTES)
+        data = read(source.name)
     except ImageError as error:
         raise UsageError(f"{escape(str(source))}: cannot be read: {error}.") from None
     beside = [path.name for path in source.parent.iterdir()] if source.parent.is_dir() else []
-    names = cache(lambda: frozenset(_names_below(root)))
-    files = Files(
-        exists=lambda name: remote.is_url(name) or _exists(root, name, names),
-        list_all=lambda: _names_below(root),
-        read=lambda name: _read_file(source.parent / name, _MAX_TABLE_BYTES),
-        table=source.name,
-        beside=[name for name in beside if name != source.name],
-    )
-    table = read_table(source.name, data, rules.encoding)
-    return with_parts_stated(_listing_of_table(root, table, files, rules), files.beside, files)
+    files = Files(exists, list_all, read, source.name, beside=[name for name in beside if name != source.name])
+    rows, notes = rows_of(read_table(source.name, data, rules.encoding), files, rules)
+    return with_parts_stated(listing_of(root, "table", rows, rules, notes), files.beside, files)
 
 
-def _read_file(path: Path, max_bytes: int) -> bytes:
-    return remote.read(path, max_bytes) if remote.is_url(path) else read_regular_file(path, max_bytes)
-
-
-def _exists(root: Path, name: str, names: Callable[[], frozenset[str]]) -> bool:
-    if not remote.is_url(root):
-        return os.path.lexists(name if name.startswith("/") else f"{root}/{name}")
-    return _is_web(root) or name in names()
-
-
-def _names_below(root: Path) -> list[str]:
-    if not remote.is_url(root):
-        return walk_folder(root).files
-    return [] if _is_web(root) else remote.walk(root).files
-
-
-def _is_web(root: Path) -> bool:
-    """Whether files cannot be listed there: what a table names is taken to exist until it is read."""
-    return remote.url_of(root).lower().startswith(("http://", "https://"))
-
-
-def _listing_of_table(root: Path, table: Table, files: Files, rules: Rules) -> Listing:
-    rows, notes = rows_of(table, meaning_of(table, files, rules), files, rules)
-    return listing_of(root, "table", rows, rules, notes)
+def is_flat(path: Path) -> bool:
+    """Whether a path is a folder that directly contains images and no folders, so that its images have no labels."""
+    if remote.is_url(path):
+        return remote.is_folder(path) and not remote.walk(path).folders
+    try:
+        return path.is_dir() and not any(one.is_dir() and not one.name.startswith(".") for one in path.iterdir())
+    except OSError:
+        return False  # the scan names the reason
 
 
 # ---- bytes
@@ -266,51 +296,30 @@ def read_image(root: Path, path: str, bands: str | None = None) -> bytes:
 
 
 def _stored(root: Path, path: str) -> bytes:
+    """A file below a folder or a URL, or what a file has inside: the root, or a Parquet or tar file below it."""
     if remote.is_url(path):
         return remote.read(path)
+    inner = re.match(r"(.+?\.(?:parquet|tar))/(.+)", path)
+    if inner is not None and (remote.is_url(root) or (root / inner[1]).is_file()):
+        root, path = root / inner[1], inner[2]
     if remote.is_url(root):
-        return _read_remote(root, path)
+        if root.suffix.lower() not in _CONTAINER_ENDINGS:
+            return remote.read(root / path)
+        root = _copy_of(root)
     try:
         is_folder = stat.S_ISDIR(root.stat().st_mode)
     except OSError as error:
         raise ImageError(error_reason(error)) from None
-    return _reader(root, is_folder)(root, path)
-
-
-def _read_remote(root: Path, path: str) -> bytes:
-    if (inner := _in_container(path)) is not None:
-        root, path = root / inner[0], inner[1]
-    if root.suffix.lower() not in _CONTAINER_ENDINGS:
-        return remote.read(root / path)
-    try:
-        copy = _copy_of(root)
-    except TopworkError as error:
-        raise ImageError(str(error)) from None
-    return _reader(copy, False)(copy, path)
+    if not is_folder:
+        readers = {".parquet": embedded.read_parquet_row, ".npz": embedded.read_array}
+        return readers.get(root.suffix.lower(), archives.read_member)(root, path)
+    return embedded.read_saved_row(root, path) if embedded.is_saved_dataset(root) else read_regular_file(root / path)
 
 
 @lru_cache(maxsize=1024)
 def _copy_of(root: Path) -> Path:
     """Cached per process, because asking for the version of a remote file takes as long as reading an image."""
-    return remote.local_copy(root)
-
-
-def _reader(root: Path, is_folder: bool) -> Callable[[Path, str], bytes]:
-    if is_folder:
-        return hub.read_row if hub.is_saved_dataset(root) else _read_below
-    ending = root.suffix.lower()
-    return (
-        embedded.read_row if ending == ".parquet" else arrays.read_array if ending == ".npz" else archives.read_member
-    )
-
-
-def _read_below(root: Path, path: str) -> bytes:
-    if (inner := _in_container(path)) is not None and (file := root / inner[0]).is_file():
-        return _reader(file, False)(file, inner[1])
-    return read_regular_file(root / path)
-
-
-def _in_container(path: str) -> tuple[str, str] | None:
-    """(the file, what is in it) for an image in a Parquet or tar file in the folder."""
-    match = re.match(r"(.+?\.(?:parquet|tar))/(.+)", path)
-    return (match[1], match[2]) if match else None
+    try:
+        return remote.local_copy(root)
+    except TopworkError as error:
+        raise ImageError(str(error)) from None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from topwork.data.corrections import lay_over, read_corrections
+from topwork.data.corrections import read_corrections, with_corrections
 from topwork.data.layouts import looks_like_image
 from topwork.data.listing import list_data, read_image
 from topwork.data.loader import FactsStore, Loaded, Loader, Visitor, load_images
@@ -29,12 +29,14 @@ from topwork.data.readings import not_opened
 from topwork.data.remote import is_url, n_threads_for
 from topwork.data.samples import LABEL_SEPARATOR, PATIENT_ID, Entry, Listing, Reject, Rules, Sample, one_label_only
 from topwork.data.shards import read_parquet
+from topwork.data.tables import read_table
 from topwork.data.traits import TraitStore, TraitTable
 from topwork.errors import ImageError, UsageError, changed_since_scan
-from topwork.files import atomic_file
+from topwork.files import atomic_file, error_reason
 from topwork.settings import cache_folder
 from topwork.text import Described, canonical, escape, first_names, natural_key
 
+NO_LABEL = "?"  # class name of images whose folders are not classes
 FEW_IMAGES = 10  # a class with fewer training images than this is named before training
 
 
@@ -201,7 +203,7 @@ def scan(
     Raises:
         UsageError: nothing usable there, or fewer than one class.
     """
-    rules = rules or Rules(root)
+    rules = rules or Rules(root=None if root is None else os.fspath(root))
     corrections = read_corrections(rules.corrections) if rules.corrections is not None else None
     listing = list_data(path, rules=rules)
     facts, traits = FactsStore(cache_folder()), TraitStore(cache_folder())
@@ -241,9 +243,9 @@ def scan(
     if rules.bands and not any(sample.format == "TIFF" for sample in samples):
         said.append(f"--bands {rules.bands} has no effect: none of the images is a TIFF.")
     if corrections is not None:
-        samples, removed, notes = lay_over(samples, corrections, Path(rules.corrections or "").name)
+        samples, removed, note = with_corrections(samples, corrections, Path(rules.corrections or "").name)
         rejects += removed
-        said += notes
+        said.append(note)
     manifest = _manifest(listing, samples, rejects, rules.multi_label, tuple(said))
     return replace(manifest, bands=rules.bands or "")
 
@@ -344,21 +346,72 @@ def _part_notes(manifest: Manifest) -> list[str]:
 
 
 def _conflict_notes(samples: list[Sample]) -> list[str]:
-    by_content = defaultdict(list)
-    for sample in samples:
-        by_content[sample.content_hash].append(sample)
-    same = [group for group in by_content.values() if len(group) > 1]
-    conflicts = [group for group in same if len({sample.label for sample in group}) > 1]
+    same = exact_duplicates(samples)
+    conflicts = [group for group in same if len({samples[row].label for row in group}) > 1]
     notes = []
     if same:
         n = sum(len(group) - 1 for group in same)
         are = "1 image is an exact copy of another" if n == 1 else f"{n} images are exact copies of others"
         notes.append(f"{are}; copies are kept in one part.")
     for group in conflicts[:5]:
-        notes.append("The same image has different labels: " + ", ".join(escape(s.path) for s in group) + ".")
+        notes.append(
+            "The same image has different labels: " + ", ".join(escape(samples[row].path) for row in group) + "."
+        )
     if len(conflicts) > 5:
         notes.append(f"{len(conflicts) - 5} more images have different labels.")
     return notes
+
+
+def exact_duplicates(samples: Sequence[Sample]) -> list[list[int]]:
+    """Rows that hold the same bytes, for every content found more than once."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, sample in enumerate(samples):
+        rows[sample.content_hash].append(row)
+    return [same for same in rows.values() if len(same) > 1]
+
+
+# ---- images without labels
+
+
+def without_labels(manifest: Manifest) -> Manifest:
+    """The same images, all of the class ``NO_LABEL``."""
+    samples = tuple(replace(sample, label=NO_LABEL) for sample in manifest.samples)
+    return replace(manifest, samples=samples, classes=(NO_LABEL,), notes=())
+
+
+def read_labels(path: Path, manifest: Manifest, classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """(N,) label of each row of the manifest that a table names, -1 elsewhere.
+
+    Paths are those of the manifest (as ``adapt --ask`` writes them), or absolute. Rows without a label are skipped.
+
+    Raises:
+        UsageError: unreadable; a column is missing; a row names an unknown image or class.
+    """
+    try:
+        table = read_table(str(path), path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{escape(str(path))}: cannot be read: {error_reason(error)}") from None
+    if not {"path", "label"} <= set(table.columns):
+        raise UsageError(f"{escape(str(path))}: needs the columns path and label.")
+    known = np.full(len(manifest.samples), -1, np.int64)
+    rows = {canonical(sample.path): row for row, sample in enumerate(manifest.samples)}
+    index = {canonical(name): number for number, name in enumerate(classes)}
+    for line, (name, own) in enumerate(zip(table.columns["path"], table.columns["label"], strict=True), start=2):
+        path_given, label = str(name or ""), str(own or "").strip()
+        if not label:
+            continue
+        relative = os.path.relpath(path_given, manifest.root) if Path(path_given).is_absolute() else path_given
+        row = rows.get(canonical(path_given), rows.get(canonical(relative)))
+        where = f"{escape(str(path))}, line {line}"
+        if row is None:
+            raise UsageError(f"{where}: {escape(path_given)} is not a usable image of the target.")
+        if canonical(label) not in index:
+            known_names = first_names(classes, 8)
+            raise UsageError(f"{where}: {escape(label)} is not a class of the model, which has: {known_names}.")
+        known[row] = index[canonical(label)]
+    if not (known >= 0).any():
+        raise UsageError(f"{escape(str(path))}: has no labels yet; fill in the column label.")
+    return known
 
 
 # ---- on disk

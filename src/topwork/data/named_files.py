@@ -9,20 +9,20 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
 from typing import TypeVar
 
-from topwork.data.layouts import PART_NAMES, looks_like_image
+from topwork.data.folders import Found
+from topwork.data.layouts import looks_like_image, parts_in
 from topwork.data.tables import ENDINGS
-from topwork.text import canonical, count, first_names, natural_key
+from topwork.errors import ImageError, UsageError
+from topwork.text import canonical, count, escape, first_names, natural_key
 
 _SAMPLE = 200
 T = TypeVar("T")
-K = TypeVar("K")
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Files:
         list_all: all names below the root.
         table: the name of the table.
         folder: folder of the table, relative to the root, with a trailing slash.
-        beside: the files in that folder, possibly one of class names; ``read`` returns their bytes.
+        beside: the files in that folder, possibly one of class names; ``read`` returns their bytes, or raises UsageError.
     """
 
     exists: Callable[[str], bool]
@@ -43,6 +43,21 @@ class Files:
     table: str = ""
     folder: str = ""
     beside: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, found: Found, table: str = "") -> Files:
+        """The files that a table of this name in a folder or an archive may name; all of them for ""."""
+        folder = posixpath.dirname(table)
+
+        def read(name: str) -> bytes:
+            try:
+                return found.read(name)
+            except ImageError as error:
+                raise UsageError(f"{escape(name)}: cannot be read: {error}.") from None
+
+        beside = [name for name in found.files if posixpath.dirname(name) == folder]
+        exists, below = set(found.files).__contains__, f"{folder}/" if folder else ""
+        return cls(exists, lambda: found.files, read, table, below, beside)
 
     @cached_property
     def names(self) -> list[str]:
@@ -53,17 +68,19 @@ class Files:
         ]
 
     @cached_property
-    def _by_name(self) -> dict[str, list[str]]:
-        return _index(self.names, lambda name: _key(posixpath.basename(name)))
-
-    @cached_property
-    def _by_stem(self) -> dict[str, list[str]]:
-        return _index(self.names, lambda name: _key(_stem(name)))
-
-    @cached_property
-    def _by_number(self) -> dict[int, list[str]]:
-        """Files named by a number, as spreadsheets and data frames turn 0007 into 7 or 7.0."""
-        return _index([name for name in self.names if _stem(name).isdecimal()], lambda name: int(_stem(name)))
+    def _index(self) -> tuple[dict[str, list[str]], dict[str, list[str]], dict[int, list[str]]]:
+        """Files by name, by name without ending, and by number: spreadsheets and data frames turn 0007 into 7 or 7.0."""
+        by_name: dict[str, list[str]] = defaultdict(list)
+        by_stem: dict[str, list[str]] = defaultdict(list)
+        by_number: dict[int, list[str]] = defaultdict(list)
+        for name in self.names:
+            own = _key(posixpath.basename(name))
+            stem = posixpath.splitext(own)[0]
+            by_name[own].append(name)
+            by_stem[stem].append(name)
+            if stem.isdecimal():
+                by_number[int(stem)].append(name)
+        return by_name, by_stem, by_number
 
     def named(self, path: str) -> list[str]:
         """The files that a path may mean, the most literal reading that finds one."""
@@ -71,13 +88,14 @@ class Files:
         own = posixpath.basename(wanted)
         if not own:
             return []
+        by_name, by_stem, by_number = self._index
         uploaded = re.match(r"[0-9a-f]{8}-(.+)", own)  # what Label Studio puts before the names of uploads
         return (
-            [name for name in self._by_name.get(own, []) if _key(name) == _key(self.folder) + wanted]
-            or _nearest(wanted, self._by_name.get(own, []))
-            or _nearest(wanted, self._by_stem.get(own, []))
-            or (self._by_number.get(int(number), []) if (number := own.removesuffix(".0")).isdecimal() else [])
-            or (self._by_name.get(uploaded[1], []) if uploaded else [])
+            [name for name in by_name.get(own, []) if _key(name) == _key(self.folder) + wanted]
+            or _nearest(wanted, by_name.get(own, []))
+            or _nearest(wanted, by_stem.get(own, []))
+            or (by_number.get(int(number), []) if (number := own.removesuffix(".0")).isdecimal() else [])
+            or (by_name.get(uploaded[1], []) if uploaded else [])
         )
 
 
@@ -86,27 +104,9 @@ def _nearest(wanted: str, names: Sequence[str]) -> list[str]:
     if len(names) < 2 or "/" not in wanted:
         return list(names)
     folders = wanted.split("/")[-2::-1]
-    n_common = [
-        sum(
-            1
-            for _ in takewhile(
-                lambda pair: pair[0] == pair[1], zip(folders, _key(name).split("/")[-2::-1], strict=False)
-            )
-        )
-        for name in names
-    ]
-    return [name for name, n in zip(names, n_common, strict=True) if n == max(n_common)]
-
-
-def _stem(name: str) -> str:
-    return posixpath.splitext(posixpath.basename(name))[0]
-
-
-def _index(names: Iterable[str], key: Callable[[str], K]) -> dict[K, list[str]]:
-    found: dict[K, list[str]] = {}
-    for name in names:
-        found.setdefault(key(name), []).append(name)
-    return found
+    n_common = {name: len(posixpath.commonprefix([folders, _key(name).split("/")[-2::-1]])) for name in names}
+    most = max(n_common.values())
+    return [name for name in names if n_common[name] == most]
 
 
 def _key(name: str) -> str:
@@ -150,16 +150,14 @@ def _is_elsewhere(name: str, files: Files) -> bool:
 def _choose(found: list[str], several: dict[int, list[str]], table: str) -> None:
     """Of several files of a name takes that in the part that the table is called after, else that in the usual folder."""
     folders = Counter(posixpath.dirname(name) for n, name in enumerate(found) if n not in several)
-    part = _part_word(posixpath.splitext(posixpath.basename(table))[0])
+    part = parts_in(posixpath.splitext(posixpath.basename(table))[0])[:1]
+
+    def fitness(name: str) -> tuple[bool, int]:
+        folder = posixpath.dirname(name)
+        return bool(part) and parts_in(folder or name)[:1] == part, folders[folder]
+
     for number, names in several.items():
-        found[number] = max(
-            names, key=lambda name: (_part_word(name) == part is not None, folders[posixpath.dirname(name)])
-        )
-
-
-def _part_word(name: str) -> str | None:
-    words = re.findall(r"[a-z]+", posixpath.dirname(name).lower() or name)
-    return next((PART_NAMES[word] for word in words if word in PART_NAMES), None)
+        found[number] = max(names, key=fitness)
 
 
 def _where(found: Sequence[str], endings: set[str], files: Files) -> str:

@@ -1,59 +1,71 @@
-"""Finds the labels of a folder or an archive: from class folders, a table, or both.
+"""Finds the labels and parts of a folder or an archive: from class folders, a table, files beside the images, or both.
 
 In: the names that it holds and the user's :class:`Rules`. Out: a :class:`Listing`. Folders are read in ``layouts.py`` and tables in
-``tables.py`` and ``columns.py``; this module chooses between them.
+``tables.py`` and ``columns.py``; this module chooses between them, and divides images as lists beside them say.
 """
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from topwork.data import layouts
-from topwork.data.columns import Row, listing_of, meaning_of, named_labels, rows_of
-from topwork.data.layouts import CONTAINER_NAMES, Found, arrange, look_through, looks_like_image, tree_of
+from topwork.data.columns import NUMBERED_PARTS, Row, listing_of, named_labels, rows_of
+from topwork.data.folders import Found
+from topwork.data.layouts import (
+    CONTAINER_NAMES,
+    PART_NAMES,
+    are_parts,
+    arrange,
+    look_through,
+    looks_like_image,
+    make_listing,
+    part_of_name,
+    parts_among,
+    parts_in,
+    regex_for_names,
+    tree_of,
+)
 from topwork.data.named_files import Files
-from topwork.data.part_lists import divides, is_class_file, with_parts_stated
-from topwork.data.patterns import regex_for_names
 from topwork.data.samples import Listing, Reject, Rules
-from topwork.data.sidecars import rows_beside
-from topwork.data.tables import ENDINGS, LIST_ENDINGS, read_table
+from topwork.data.tables import ENDINGS, LIST_ENDINGS, Table, decoded, read_table, table_of_rows
 from topwork.errors import ImageError, UsageError
 from topwork.text import count, escape, first_names, natural_key
 
 _ANNOTATIONS = {"annotations", "annotation", "masks", "mask", "labels", "trimaps", "segmentations", "xmls", "bboxes"}
 _PIECES = {"part", "batch", "chunk", "folder", "shard", "volume", "vol"}
 _NOTE_ENDINGS = (".json", ".xml", *LIST_ENDINGS)  # called like an image they are about that one alone
+_TABLE_ENDINGS = (".csv", ".tsv", *LIST_ENDINGS)  # of files that may divide the images
 _MANY_TABLES = 50  # in one folder: so many texts are notes on the images
+_LONGEST_LABEL = 200  # characters; a longer text beside an image is a caption
 _INSIDE = "an archive inside; unpack it first"
+_CIFAR_FILES = ("test_batch", "batches.meta", *(f"data_batch_{n}" for n in range(1, 6)))
 _NOT_OPENED = {
-    ("-ubyte", "-ubyte.gz"): "MNIST's own format; save the arrays as .npz (x_train, y_train)",
-    (".nii", ".nii.gz"): "a volume; save its slices as images",
-    (".zip", ".tar", ".gz"): _INSIDE,
-    (".rar", ".7z"): "an archive of a kind that is not read; unpack it first",
-    (".xlsx", ".xls", ".ods"): "a spreadsheet; save it as CSV",
-    (
+    "MNIST's own format; save the arrays as .npz (x_train, y_train)": ("-ubyte", "-ubyte.gz"),
+    "a volume; save its slices as images": (".nii", ".nii.gz"),
+    _INSIDE: (".zip", ".tar", ".gz"),
+    "an archive of a kind that is not read; unpack it first": (".rar", ".7z"),
+    "a spreadsheet; save it as CSV": (".xlsx", ".xls", ".ods"),
+    "a MATLAB file, which is not read; save what it says as CSV with the columns path and label, or arrays as .npz": (
         ".mat",
-    ): "a MATLAB file, which is not read; save what it says as CSV with the columns path and label, or arrays as .npz",
-    (".tfrecord", ".tfrec"): "TFRecords, which are not read; save the images as files, or in Parquet",
-    (".h5", ".hdf5", ".npy"): "arrays of a kind that is not read; save them as .npz (X, y)",
-    (".pkl", ".pickle"): "a pickle, which is not opened because it can run code; save what is in it as .npz or CSV",
-    (
-        "test_batch",
-        "batches.meta",
-        *(f"data_batch_{n}" for n in range(1, 6)),
-    ): "pickled CIFAR batches, which are not opened; save the arrays as .npz (X, y)",
+    ),
+    "TFRecords, which are not read; save the images as files, or in Parquet": (".tfrecord", ".tfrec"),
+    "arrays of a kind that is not read; save them as .npz (X, y)": (".h5", ".hdf5", ".npy"),
+    "a pickle, which is not opened because it can run code; save what is in it as .npz or CSV": (".pkl", ".pickle"),
+    "pickled CIFAR batches, which are not opened; save the arrays as .npz (X, y)": _CIFAR_FILES,
 }
+
+_Read = tuple[str, list[Row], list[str]]  # a table's name, its rows, and sentences on what was assumed
 
 
 def not_opened(name: str, *, itself: bool = False) -> str | None:
     """Why a file of this name is not opened, and the way out; ``itself``: it was given, so it may be an archive."""
-    found = next((why for endings, why in _NOT_OPENED.items() if name.lower().endswith(endings)), None)
+    found = next((why for why, endings in _NOT_OPENED.items() if name.lower().endswith(endings)), None)
     return None if found == _INSIDE and itself else found
 
 
@@ -81,16 +93,16 @@ def list_names(root: Path, found: Found, rules: Rules) -> Listing:
     Raises:
         UsageError: neither labels them, or they can be read in two ways.
     """
-    listing = _read_names(root, found, rules)
+    listing = arrange(root, found, rules) if rules.label_regex is not None else _chosen(root, found, rules)
     if listing.layout != "table":
         listing = _with_class_names(listing, found, rules)
-    return with_parts_stated(listing, found.files, files_of(found, ""))
+    return with_parts_stated(listing, found.files, Files.of(found))
 
 
 def _with_class_names(listing: Listing, found: Found, rules: Rules) -> Listing:
     """Numbered class folders get names from a file next to them, as in Udacity's flowers, or from ``--class-names``."""
     numbers: list[tuple[str, ...]] = [(str(int(name)) if name.isdecimal() else name,) for name in listing.class_names]
-    named, said = named_labels(numbers, rules, files_of(found, f"{look_through(tree_of(found)).name}x"))
+    named, said = named_labels(numbers, rules, Files.of(found, f"{look_through(tree_of(found)).name}x"))
     if not said:
         return listing
     names = {folder: name for folder, (name,) in zip(listing.class_names, named, strict=True)}
@@ -99,34 +111,17 @@ def _with_class_names(listing: Listing, found: Found, rules: Rules) -> Listing:
     return replace(listing, entries=entries, class_names=class_names, notes=(*listing.notes, f"Class folders{said}."))
 
 
-def _read_names(root: Path, found: Found, rules: Rules) -> Listing:
-    if rules.label_regex is not None:
-        return arrange(root, found, rules)
+def _chosen(root: Path, found: Found, rules: Rules) -> Listing:
     by_table, failures = _table_among(root, found, rules)
-    failure = next((text for text in failures if "several" in text), None)
     try:
         by_folder = arrange(root, found, rules)
     except UsageError:
         if by_table is None or not by_table.covers_most:
             raise
         return by_table.listing
-    are_parts = layouts.are_parts(by_folder.class_names) or _are_annotated(by_folder.class_names)
-    has_classes = len(by_folder.class_names) > 1 and not are_parts and not _are_containers(by_folder.class_names)
-    has_labels = by_table is not None or failure is not None or has_classes
-    if not has_labels and (listing := _by_sidecars(root, found, rules, failures)) is not None:
-        return listing
-    if failure is not None and by_table is None and not has_classes:
-        raise UsageError(failure)
-    if (not by_folder.entries or are_parts) and by_table is None:
-        option = next((text for text in failures if text.startswith("--")), None)
-        if option is not None:
-            raise UsageError(option)
-        unused = f" Tables here: {failures[0]}" if failures else ""
-        raise UsageError(_no_classes(root, found, by_folder) + unused)
     if by_table is None:
-        said = [f"Tables here: {failures[0]}"] if failures and not has_classes else []
-        return replace(by_folder, notes=(*by_folder.notes, *said))
-    if not has_classes:
+        return _without_table(root, found, rules, by_folder, failures)
+    if not _are_classes(by_folder.class_names):
         return by_table.listing
     if not by_table.covers_most:
         return _with_labels_outside(by_folder, by_table.listing)
@@ -142,37 +137,57 @@ def _read_names(root: Path, found: Found, rules: Rules) -> Listing:
     )
 
 
+def _without_table(root: Path, found: Found, rules: Rules, by_folder: Listing, failures: list[str]) -> Listing:
+    """The labels of the folders or beside the images; ``failures`` says why no table has any."""
+    has_classes = _are_classes(by_folder.class_names)
+    several = next((text for text in failures if "several" in text), None)
+    if not has_classes and several is None:
+        try:
+            if (listing := _by_sidecars(root, found, rules)) is not None:
+                return listing
+        except UsageError as error:
+            failures = [str(error), *failures]
+    if not has_classes and several is not None:
+        raise UsageError(several)
+    if by_folder.entries and not _are_parts(by_folder.class_names):
+        said = [f"Tables here: {failures[0]}"] if failures and not has_classes else []
+        return replace(by_folder, notes=(*by_folder.notes, *said))
+    if (option := next((text for text in failures if text.startswith("--")), None)) is not None:
+        raise UsageError(option)
+    raise UsageError(_no_classes(root, found, by_folder) + (f" Tables here: {failures[0]}" if failures else ""))
+
+
+def _are_classes(names: Sequence[str]) -> bool:
+    """Whether folders of these names, which hold images, are surely classes."""
+    return len(names) > 1 and not _are_parts(names) and not _are_containers(names)
+
+
+def _are_parts(names: Sequence[str]) -> bool:
+    """Whether some are train and others test folders, or some hold images and others their masks, as in Oxford's pets."""
+    found = {name.lower() for name in names}
+    has_both = bool(found & CONTAINER_NAMES) and bool(found & _ANNOTATIONS)
+    return are_parts(names) or (has_both and found <= CONTAINER_NAMES | _ANNOTATIONS)
+
+
+def _are_containers(names: Sequence[str]) -> bool:
+    """Whether folder names only number what they hold: images_part_1 and images_part_2, or 0 and 1, but not n01440764."""
+    stems = {name.strip("0123456789").rstrip("_- .").lower() for name in names}
+    words = {word for stem in stems for word in re.findall("[a-z]+", stem)}
+    return stems <= CONTAINER_NAMES or stems == {""} or (len(stems) == 1 and bool(words & (CONTAINER_NAMES | _PIECES)))
+
+
 def _with_labels_outside(by_folder: Listing, by_table: Listing) -> Listing:
     """Adds a part labeled by a table next to class folders, such as Tiny ImageNet's ``val_annotations.txt``."""
     known = {entry.path for entry in by_folder.entries}
-    more = [
-        replace(entry, part=entry.part or layouts.part_of_name(posixpath.dirname(entry.path)))
-        for entry in by_table.entries
-    ]
+    more = [replace(one, part=one.part or part_of_name(posixpath.dirname(one.path))) for one in by_table.entries]
     is_same = all(one.label in by_folder.class_names and one.part and one.path not in known for one in more)
     if not is_same or not all(entry.part for entry in by_folder.entries):
         return by_folder
     folders = {f"{posixpath.dirname(entry.path)}/" for entry in more}
     notes = [note for note in by_folder.notes if not any(note.startswith(escape(folder)) for folder in folders)]
-    return replace(
-        by_folder,
-        entries=tuple(sorted((*by_folder.entries, *more), key=lambda entry: natural_key(entry.path))),
-        rejects=tuple(reject for reject in by_folder.rejects if reject.path not in folders),
-        notes=(*notes, *by_table.notes),
-    )
-
-
-def _by_sidecars(root: Path, found: Found, rules: Rules, failures: list[str]) -> Listing | None:
-    """Labels in a file next to each image; the reason goes to ``failures`` if there are none."""
-    try:
-        beside = rows_beside(files_of(found, ""), rules)
-    except UsageError as error:
-        failures.insert(0, str(error))
-        return None
-    if beside is None:
-        return None
-    listing = listing_of(root, "table", _with_parts_of_folders(found, beside[0]), rules, beside[1])
-    return replace(listing, rejects=(*listing.rejects, *found.rejects))
+    rejects = [reject for reject in by_folder.rejects if reject.path not in folders]
+    entries, notes = (*by_folder.entries, *more), [*notes, *by_table.notes]
+    return make_listing(by_folder.root, by_folder.layout, entries, rejects, notes, by_folder.class_names)
 
 
 def _no_classes(root: Path, found: Found, listing: Listing) -> str:
@@ -185,6 +200,9 @@ def _no_classes(root: Path, found: Found, listing: Listing) -> str:
         f"{escape(str(root))}: no class folders and no table of labels here. If the labels are in the file names: "
         f"topwork fit {shlex.quote(str(root))} --label-regex '{pattern}'"
     )
+
+
+# ---- tables among the files
 
 
 @dataclass(frozen=True)
@@ -202,74 +220,85 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
     Raises:
         UsageError: several tables qualify, or none has the requested columns.
     """
-    names = [name for name in _names_of_tables(found) if "submission" not in name.lower()]
-    asked = any(value is not None for value in (rules.path_column, rules.label_column))
-    usable: list[tuple[str, list[Row], list[str]]] = []
-    failed: list[str] = []  # not the errors, whose frames would keep an archive open
-    for name in names:
-        try:
-            files = files_of(found, name)
-            table = read_table(name, bytes_of(found, name), rules.encoding)
-            rows, notes = rows_of(table, meaning_of(table, files, rules), files, rules)
-        except UsageError as error:
-            failed.append(str(error))
-            continue
-        known = set(files.names)
-        n_there = sum(row.path in known for row in rows)
-        if 2 * n_there >= len(rows) > 0 and any(row.labels for row in rows):
-            usable.append((name, rows, notes))
-        elif not name.lower().endswith(LIST_ENDINGS):
-            lacks = f"{n_there:,} of the {count(len(rows), 'file')} that it names are here"
-            failed.append(f"{escape(name)}: {lacks if 2 * n_there < len(rows) else 'it labels no image'}.")
+    usable: list[_Read] = []
+    failed: list[str] = []
+    for name in _names_of_tables(found):
+        read = _read_among(name, found, rules)
+        if isinstance(read, tuple):
+            usable.append(read)
+        elif read:
+            failed.append(read)
     if not usable:
-        if failed and asked:
+        if failed and (rules.path_column is not None or rules.label_column is not None):
             raise UsageError(failed[0])
         # A text file need not be a table; an error about a missing option means that it is one.
+        is_list = [text.split(":")[0].lower().endswith(LIST_ENDINGS) for text in failed]
         return None, [
-            text for text in failed if "--multi-label" in text or not text.split(":")[0].lower().endswith(LIST_ENDINGS)
+            text for text, is_text in zip(failed, is_list, strict=True) if not is_text or "--multi-label" in text
         ]
     if len(usable) > 1:
         usable = _parts_of_tables(root, usable)
     rows = [row for _, own, _ in usable for row in own]
     notes = [note for _, _, own in usable for note in own]
     listing = listing_of(root, "table", _with_parts_of_folders(found, rows), rules, notes)
-    images = set(files_of(found, "").names)
+    images = set(Files.of(found).names)
     listed = {entry.path for entry in listing.entries}
-    aside = [Reject(name, reason, expected=True) for name, reason in _not_listed(images, listed)]
+    not_named = Counter(f"{posixpath.dirname(name)}/".lstrip("/") or "./" for name in sorted(images - listed))
+    aside = [
+        Reject(folder, f"{n:,} images that the table does not name", expected=True) for folder, n in not_named.items()
+    ]
     listing = replace(listing, rejects=(*listing.rejects, *found.rejects, *aside))
     return _ByTable(usable[0][0], listing, 10 * len(listed & images) >= 8 * len(images)), []
 
 
+def _read_among(name: str, found: Found, rules: Rules) -> _Read | str:
+    """The rows of a table that labels images here; else why it is none, or "" if it is another text."""
+    files = Files.of(found, name)
+    try:
+        rows, notes = rows_of(read_table(name, files.read(name), rules.encoding), files, rules)
+    except UsageError as error:
+        return str(error)  # not the error, whose frames would keep an archive open
+    known = set(files.names)
+    n_there = sum(row.path in known for row in rows)
+    if 2 * n_there >= len(rows) > 0 and any(row.labels for row in rows):
+        return name, rows, notes
+    if name.lower().endswith(LIST_ENDINGS):
+        return ""
+    lacks = f"{n_there:,} of the {count(len(rows), 'file')} that it names are here"
+    return f"{escape(name)}: {lacks if 2 * n_there < len(rows) else 'it labels no image'}."
+
+
 def _names_of_tables(found: Found) -> list[str]:
     """Files with the ending of a table next to the folders of images or in the folders of the parts."""
-    names = [name for name in found.files if name.lower().endswith(ENDINGS) and not is_class_file(name)]
     stems = {_stem(name) for name in found.files if looks_like_image(name)}
-    names = [name for name in names if not (name.lower().endswith(LIST_ENDINGS) and divides(name))]
-    names = [name for name in names if not (name.lower().endswith(_NOTE_ENDINGS) and _stem(name) in stems)]
+    names = [name for name in found.files if _may_hold_labels(name, stems)]
     n_in = Counter(map(posixpath.dirname, names))
     names = [name for name in names if n_in[posixpath.dirname(name)] <= _MANY_TABLES]
     if not names:
         return []
     top = look_through(tree_of(found))
     parts = [folder.name for folder in top.full.values() if folder.n_direct]
-    folders = {
-        "",
-        top.name,
-        *parts,
-        *(f"{folder}/" for folder in found.folders if posixpath.dirname(folder) in ("", top.name.rstrip("/"))),
-    }
+    beside = [f"{folder}/" for folder in found.folders if posixpath.dirname(folder) in ("", top.name.rstrip("/"))]
+    folders = {"", top.name, *parts, *beside}
     return [name for name in names if f"{posixpath.dirname(name)}/".lstrip("/") in folders]
+
+
+def _may_hold_labels(name: str, stems: set[str]) -> bool:
+    """Whether a name is that of a table; ``stems`` are those of the images, of which notes may be called after one."""
+    own = name.lower()
+    is_list = own.endswith(LIST_ENDINGS)
+    is_note = own.endswith(_NOTE_ENDINGS) and _stem(name) in stems
+    is_other = "submission" in own or _is_class_file(name) or (is_list and _divides(name))
+    return own.endswith(ENDINGS) and not is_note and not is_other
 
 
 def _stem(name: str) -> str:
     return posixpath.splitext(posixpath.basename(name))[0]
 
 
-def _parts_of_tables(
-    root: Path, usable: list[tuple[str, list[Row], list[str]]]
-) -> list[tuple[str, list[Row], list[str]]]:
+def _parts_of_tables(root: Path, usable: list[_Read]) -> list[_Read]:
     """Tables named train, valid and test, or in folders with these names; else the one with most rows."""
-    parts = {name: part for name, _, _ in usable if (part := layouts.part_of_name(name)) is not None}
+    parts = {name: part for name, _, _ in usable if (part := part_of_name(name)) is not None}
     n_rows = {name: len(rows) for name, rows, _ in usable}
     largest = max((n for name, n in n_rows.items() if name not in parts), default=0)
     if len(set(parts.values())) > 1 and sum(n_rows[name] for name in parts) >= largest:
@@ -291,20 +320,11 @@ def _with_parts_of_folders(found: Found, rows: list[Row]) -> list[Row]:
     if any(row.part for row in rows):
         return rows
     top = look_through(tree_of(found))
-    parts = {top.full[name].name: part for name, part in layouts.parts_among(top.full).items() if part != "unlabeled"}
+    parts = {top.full[name].name: part for name, part in parts_among(top.full).items() if part != "unlabeled"}
     of_row = [next((part for folder, part in parts.items() if row.path.startswith(folder)), None) for row in rows]
     if len({part for part, row in zip(of_row, rows, strict=True) if part and row.labels}) < 2:
         return rows
     return [replace(row, part=part) for row, part in zip(rows, of_row, strict=True)]
-
-
-def _not_listed(images: set[str], listed: set[str]) -> list[tuple[str, str]]:
-    """Images that no row names, by folder."""
-    counts: dict[str, int] = {}
-    for name in sorted(images - listed):
-        folder = f"{posixpath.dirname(name)}/".lstrip("/") or "./"
-        counts[folder] = counts.get(folder, 0) + 1
-    return [(folder, f"{n:,} images that the table does not name") for folder, n in counts.items()]
 
 
 def _agree(by_folder: Listing, by_table: Listing) -> bool:
@@ -314,38 +334,130 @@ def _agree(by_folder: Listing, by_table: Listing) -> bool:
     return len({folder for folder, _ in pairs}) == len(pairs) == len({label for _, label in pairs})
 
 
-def _are_annotated(names: Sequence[str]) -> bool:
-    """Whether some folders hold images and others their masks or annotations, as in Oxford's pets."""
-    found = {name.lower() for name in names}
-    return bool(found & CONTAINER_NAMES) and bool(found & _ANNOTATIONS) and found <= CONTAINER_NAMES | _ANNOTATIONS
+# ---- labels in a file beside each image
 
 
-def _are_containers(names: Sequence[str]) -> bool:
-    """Whether folder names only number what they hold: images_part_1 and images_part_2, or 0 and 1, but not n01440764."""
-    stems = {name.strip("0123456789").rstrip("_- .").lower() for name in names}
-    words = {word for stem in stems for word in re.findall("[a-z]+", stem)}
-    return stems <= CONTAINER_NAMES or stems == {""} or (len(stems) == 1 and bool(words & (CONTAINER_NAMES | _PIECES)))
+def _by_sidecars(root: Path, found: Found, rules: Rules) -> Listing | None:
+    beside = rows_beside(Files.of(found), rules)
+    if beside is None:
+        return None
+    listing = listing_of(root, "table", _with_parts_of_folders(found, beside[0]), rules, beside[1])
+    return replace(listing, rejects=(*listing.rejects, *found.rejects))
 
 
-def files_of(found: Found, table: str) -> Files:
-    """The files that a table of this name may name; all of them for ""."""
-    folder = posixpath.dirname(table)
-    names = set(found.files)
-    beside = [name for name in found.files if posixpath.dirname(name) == folder]
-    return Files(
-        exists=names.__contains__,
-        list_all=lambda: found.files,
-        read=lambda name: bytes_of(found, name),
-        table=table,
-        folder=f"{folder}/" if folder else "",
-        beside=beside,
-    )
+def rows_beside(files: Files, rules: Rules) -> tuple[list[Row], list[str]] | None:
+    """A row for each image, and sentences on what was assumed; None unless nine of ten have such a file.
+
+    Raises:
+        UsageError: none of the keys in the JSON files is a label.
+    """
+    every, images = set(files.list_all()), files.names
+    for ending in (".cls", ".json", ".txt"):
+        sides = {image: side for image in images if (side := posixpath.splitext(image)[0] + ending) in every}
+        if sides and 10 * len(sides) >= 9 * len(images):
+            table = _table_beside(ending, images, sides, files)
+            return rows_of(table, files, rules) if table is not None else None
+    return None
 
 
-def bytes_of(found: Found, name: str) -> bytes:
-    """The bytes of a file; raises UsageError."""
-    assert found.read is not None
+def _table_beside(ending: str, images: Sequence[str], sides: Mapping[str, str], files: Files) -> Table | None:
+    """The labels in these files; None if they hold captions, boxes or anything else."""
+    name = f"the {ending} files beside the images"
     try:
-        return found.read(name)
-    except ImageError as error:
-        raise UsageError(f"{escape(name)}: cannot be read: {error}.") from None
+        texts = {image: decoded(side, files.read(side))[0].strip() for image, side in sides.items()}
+        if ending == ".json":
+            objects = {image: json.loads(text) for image, text in texts.items()}
+            own = {image: {key: value for key, value in one.items() if key != "path"} for image, one in objects.items()}
+            return table_of_rows(name, [{"path": image, **own.get(image, {})} for image in images])
+    except (ImageError, UsageError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    labels = set(texts.values())
+    is_label = len(labels) <= max(2, len(texts) / 2) and all(
+        "\n" not in one and len(one) < _LONGEST_LABEL for one in labels
+    )
+    return table_of_rows(name, [{"path": image, "label": texts.get(image)} for image in images]) if is_label else None
+
+
+# ---- parts stated by lists and tables without labels, as official splits are published
+
+
+def _is_class_file(name: str) -> bool:
+    """Whether the name of a text file suggests class names or documentation."""
+    own = posixpath.basename(name).lower()
+    words = ("class", "readme", "license", "licence", "names")
+    return own.endswith(LIST_ENDINGS) and any(word in own for word in words)
+
+
+def with_parts_stated(listing: Listing, names: Sequence[str], files: Files) -> Listing:
+    """Gives images the parts that lists among the files ``names`` state.
+
+    Lists that contradict each other or leave out more than a tenth of the images are ignored.
+    """
+    if any(entry.part for entry in listing.entries):
+        return listing
+    lists = {name: part for name in names if (part := _part_of_list(name)) is not None}
+    sources = sorted(lists) if len(set(lists.values())) > 1 else []
+    stated = [(path, lists[name]) for name in sources for path in _paths_in(name, files)]
+    if not stated:
+        sources = [name for name in names if _divides(name)][:1]
+        stated = _pairs_in(sources[0], names, files) if sources else []
+    part_of: dict[str, str] = {}
+    for path, part in stated:
+        named = files.named(path)
+        if len(named) == 1 and part_of.setdefault(named[0], part) != part:
+            return listing
+    n_named = sum(entry.path in part_of for entry in listing.entries)
+    if len(set(part_of.values())) < 2 or 10 * n_named < 9 * len(listing.entries):
+        return listing
+    entries = tuple(replace(entry, part=part_of.get(entry.path)) for entry in listing.entries)
+    note = f"Train, valid and test parts from {first_names(sources, 3)}."
+    return replace(listing, entries=entries, notes=(*listing.notes, note))
+
+
+def _part_of_list(name: str) -> str | None:
+    """The part in the name of a text list: ``train_val_list.txt`` is for training."""
+    own = posixpath.basename(name).lower()
+    if not own.endswith(LIST_ENDINGS) or _is_class_file(name):
+        return None
+    found = set(parts_in(own))
+    return "train" if found == {"train", "valid"} else found.pop() if len(found) == 1 else None
+
+
+def _paths_in(name: str, files: Files) -> list[str]:
+    """The lines of a list; none if they hold more than a path."""
+    try:
+        columns = read_table(name, files.read(name)).columns
+    except UsageError:
+        return []
+    return [str(path) for path in columns["path"]] if set(columns) == {"path"} else []
+
+
+def _divides(name: str) -> bool:
+    """Whether the name of a file suggests that it gives the part of each image; ``train_split.txt`` holds one part."""
+    own = posixpath.basename(name).lower()
+    return own.endswith(_TABLE_ENDINGS) and ("partition" in own or ("split" in own and _part_of_list(name) is None))
+
+
+def _pairs_in(name: str, names: Sequence[str], files: Files) -> list[tuple[str, str]]:
+    """(path, part) rows of a table of these two columns; numbers refer to paths in ``images.txt`` next to it."""
+    parts = {"0": "test", "1": "train"} if "train_test" in name.lower() else NUMBERED_PARTS
+    pairs = [
+        (key, part)
+        for key, value in _two_columns(name, files)
+        if (part := parts.get(value) or PART_NAMES.get(value.lower())) is not None
+    ]
+    numbering = posixpath.join(posixpath.dirname(name), "images.txt")
+    if numbering not in names:
+        return pairs
+    path_of = dict(_two_columns(numbering, files))
+    return [(path_of[key], part) for key, part in pairs if key in path_of]
+
+
+def _two_columns(name: str, files: Files) -> list[tuple[str, str]]:
+    """The lines of a text of two columns; none if any line has more or fewer."""
+    try:
+        text, _ = decoded(name, files.read(name))
+    except UsageError:
+        return []
+    lines = [re.fullmatch(r"(\S.*?)\s*[\s,;]\s*(\S+)", line.strip()) for line in text.splitlines() if line.strip()]
+    return [(match[1], match[2]) for match in lines if match] if all(lines) else []

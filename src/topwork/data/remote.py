@@ -10,6 +10,7 @@ the URL back.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,13 +19,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from topwork.data.folders import MAX_FILE_BYTES, Walk, is_hidden
+from topwork.data.folders import MAX_FILE_BYTES, MAX_TABLE_BYTES, Found, hidden_reason
 from topwork.data.samples import Reject
 from topwork.errors import ImageError, TopworkError, UsageError
-from topwork.files import atomic_file, atomic_folder, error_reason
+from topwork.files import atomic_file, atomic_folder, writing_cache
 from topwork.settings import cache_folder
 from topwork.text import escape, natural_key
 
@@ -76,33 +77,26 @@ def is_folder(path: Path) -> bool:
     return bool(kind == "directory")
 
 
-def walk(path: Path) -> Walk:
+def walk(path: Path) -> Found:
     """The files below a URL; hidden and too large ones are rejected, as in a local folder."""
-    url, found = url_of(path), Walk()
+    url, folders = url_of(path), set()
     with _reaching(url):
         fs, place = _opened(url)
         listed = fs.find(place, detail=True)
-    prefix = place.rstrip("/") + "/"
+    found = Found(read=lambda name: read(path / name, MAX_TABLE_BYTES))
     for full, info in listed.items():
-        name = (
-            full.removeprefix(prefix) if full.startswith(prefix) else full.lstrip("/").removeprefix(prefix.lstrip("/"))
-        )
+        name = full.lstrip("/").removeprefix(place.strip("/") + "/")
         if not name or name.endswith("/"):  # the mark of an empty folder
             continue
-        *folders, own = name.split("/")
-        found.folders += ["/".join(folders[: n + 1]) for n in range(len(folders))]
-        if any(map(is_hidden, folders)):
-            found.rejects.append(Reject(name, "in a hidden or system folder", expected=True))
-        elif is_hidden(own):
-            found.rejects.append(Reject(name, "hidden or system file", expected=True))
+        if (reason := hidden_reason(name)) is not None:
+            found.rejects.append(Reject(name, reason, expected=True))
         elif (info.get("size") or 0) > MAX_FILE_BYTES:
             found.rejects.append(Reject(name, f"larger than {MAX_FILE_BYTES >> 20} MiB"))
         else:
             found.files.append(name)
+        folders |= {str(parent) for parent in PurePosixPath(name).parents} - {"."}
     found.files.sort(key=natural_key)
-    found.folders = sorted(
-        {name for name in found.folders if not any(map(is_hidden, name.split("/")))}, key=natural_key
-    )
+    found.folders = sorted((name for name in folders if hidden_reason(name) is None), key=natural_key)
     return found
 
 
@@ -209,17 +203,15 @@ def uploaded(out: str | os.PathLike[str], *, overwrite: bool, option: str = "--o
     work = work_path(out)
     work.parent.mkdir(parents=True, exist_ok=True)
     yield work
-    written = {place} if work.is_file() else set()
     if work.is_file():
         upload(work, url)
-        before = set()
     else:
-        files = sorted(path for path in work.rglob("*") if path.is_file() and not path.name.startswith("."))
+        files = [path for path in sorted(work.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+        names = {path: f"/{path.relative_to(work).as_posix()}" for path in files}
         for path in sorted(files, key=lambda path: path.name == "evaluation.json"):  # the file that says it is done
-            upload(path, f"{url}/{path.relative_to(work).as_posix()}")
-            written.add(f"{place.rstrip('/')}/{path.relative_to(work).as_posix()}")
-    for name in before - written:
-        fs.rm_file(name)
+            upload(path, url + names[path])
+        for name in before - {place.rstrip("/") + name for name in names.values()}:
+            fs.rm_file(name)
     shutil.rmtree(work.parent, ignore_errors=True)
 
 
@@ -269,45 +261,21 @@ def local_copy(path: Path) -> Path:
     copy = cache_folder() / "archives" / key / path.name
     if copy.is_file():
         return copy
-    try:
+    with writing_cache(copy):
         copy.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(copy) as partial:
             _download(fs, place, url, partial)
-    except OSError as error:
-        reason = error_reason(error)
-        raise TopworkError(
-            f"{escape(str(copy))}: cannot be written: {reason}. Set TOPWORK_CACHE to a larger disk."
-        ) from None
     return copy
 
 
 def _download(fs: Any, place: str, url: str, target: Path) -> None:
-    for wait in (*_WAITS, None):
-        try:
-            source = fs.open(place, "rb")
-            with source, open(target, "wb") as file:
-                while data := _some(source):
-                    file.write(data)
-            return
-        except _Broken as error:
-            if wait is None:
-                raise UsageError(f"{escape(url)}: {error}.") from None
-            time.sleep(wait)
-        except OSError as error:
-            if error.filename == os.fspath(target) or error.errno == 28:
-                raise
-            raise UsageError(f"{escape(url)}: {_reason(error)}.") from None
-
-
-class _Broken(Exception):
-    """The network failed in the middle of a file."""
-
-
-def _some(source: Any) -> bytes:
+    """Raises OSError if the target cannot be written, UsageError if the file cannot be had."""
     try:
-        return bytes(source.read(1 << 22))
-    except Exception as error:  # noqa: BLE001
-        raise _Broken(_reason(error)) from None
+        _retried(lambda: fs.get_file(place, os.fspath(target)))
+    except Exception as error:
+        if isinstance(error, OSError) and (error.filename == os.fspath(target) or error.errno == errno.ENOSPC):
+            raise
+        raise UsageError(f"{escape(url)}: {_reason(error)}.") from None
 
 
 @contextmanager
@@ -325,7 +293,7 @@ def _retried(action: Callable[[], T]) -> T:
         try:
             return action()
         except Exception as error:
-            if isinstance(error, _FINAL) or _is_refused(error):
+            if isinstance(error, _FINAL) or getattr(error, "errno", 0) == errno.ENOSPC or _is_refused(error):
                 raise
             time.sleep(wait)
     return action()
@@ -353,7 +321,7 @@ def _is_refused(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     """One clause, without the text of a library, which may quote what was sent."""
-    if isinstance(error, (UsageError, _Broken)):
+    if isinstance(error, UsageError):
         return str(error)
     if isinstance(error, FileNotFoundError):
         return "no such bucket, folder or file"

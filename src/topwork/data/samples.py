@@ -5,7 +5,6 @@ Every other module here may import these types; this one imports none of them.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from topwork.errors import UsageError
 from topwork.settings import DataSettings, check
 
 LABEL_SEPARATOR = "|"
+PATIENT_ID = "PatientID"  # as ``--group-by``: the images of one patient, by what their DICOM files say
+Rules = DataSettings  # what the user says about how a dataset is to be read
 
 
 def one_label_only(where: str) -> UsageError:
@@ -21,9 +22,6 @@ def one_label_only(where: str) -> UsageError:
         f"{where}: has several labels per image (--multi-label), which this command does not support. scan, fit, evaluate, "
         "predict, compare, export and serve do."
     )
-
-
-PATIENT_ID = "PatientID"  # as ``--group-by``: the images of one patient, by what their DICOM files say
 
 
 @dataclass(frozen=True)
@@ -58,43 +56,6 @@ class Reject:
     def as_dict(self) -> dict[str, str]:
         """The form that is written to JSON."""
         return {"path": self.path, "reason": self.reason}
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the user says about how a dataset is to be read.
-
-    Attributes:
-        root: folder that the paths of a table are relative to; by default the table's own.
-        label_regex: takes the label from the file name (or from the path, if it contains ``/``).
-        group_by: a column of the table, or a regular expression on the path, that names images that belong together,
-            or ``PatientID`` for DICOM files.
-        domain_by: a regular expression on the path that names the domain of an image.
-        limit_per_class: at most so many images of each class (in each given part), drawn by ``seed`` and name.
-        multi_label: an image may have several labels: in one cell, in separate rows, or in one column per class.
-        corrections: a file of corrected labels (see ``data/corrections.py``).
-        path_column, label_column, split_column: columns of a table; by default found by name and content.
-        label_separator: what stands between several labels in one cell; by default found by content.
-        class_names: a text or JSON file with the name of each class number.
-        encoding: of a table; by default the first that fits.
-        bands: which bands of a many-band TIFF are red, green and blue, such as ``3,2,1``.
-    """
-
-    root: str | os.PathLike[str] | None = None
-    label_regex: str | None = None
-    group_by: str | None = None
-    domain_by: str | None = None
-    limit_per_class: int | None = None
-    multi_label: bool = False
-    seed: int = 0
-    corrections: str | os.PathLike[str] | None = None
-    path_column: str | None = None
-    label_column: str | None = None
-    split_column: str | None = None
-    label_separator: str | None = None
-    class_names: str | os.PathLike[str] | None = None
-    encoding: str | None = None
-    bands: str | None = None
 
 
 @dataclass(frozen=True)
@@ -149,8 +110,8 @@ def rules_of(settings: DataSettings, bands: str = "") -> Rules:
     Raises:
         UsageError: other bands were asked for, or values that cannot be.
     """
-    check(DataSettings(**{item.name: getattr(settings, item.name) for item in fields(DataSettings)}))
-    if bands and settings.bands not in (None, bands):
-        raise UsageError(f"--bands {settings.bands}: the model was trained with --bands {bands}.")
     rules = Rules(**{item.name: getattr(settings, item.name) for item in fields(Rules)})
-    return replace(rules, bands=bands or settings.bands)
+    check(rules)
+    if bands and rules.bands not in (None, bands):
+        raise UsageError(f"--bands {rules.bands}: the model was trained with --bands {bands}.")
+    return replace(rules, bands=bands or rules.bands)

@@ -33,7 +33,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from topwork.data import remote
 from topwork.errors import ImageError, TopworkError, UsageError
-from topwork.files import atomic_file, error_reason
+from topwork.files import atomic_file, writing_cache
 from topwork.settings import cache_folder
 from topwork.text import escape
 
@@ -141,7 +141,7 @@ def room_for(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     if n_bytes <= IN_MEMORY:
         return np.empty(shape, dtype)
     folder = cache_folder()
-    try:
+    with writing_cache(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a crash when a page is written
@@ -149,8 +149,6 @@ def room_for(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
             else:
                 file.truncate(n_bytes)
             return np.asarray(np.memmap(file, dtype, "r+", shape=shape))
-    except OSError as error:
-        raise _not_written(folder, error) from None
 
 
 def matrix_column(values: NDArray[Any]) -> pa.Array:
@@ -176,12 +174,10 @@ def append_shard(folder: Path, table: pa.Table) -> Path:
     pq.write_table(table, sink, compression="none", use_dictionary=False, write_page_checksum=True)
     data = sink.getvalue()
     final = folder / f"shard-{uuid.uuid4().hex}-{zlib.crc32(data):08x}.parquet"
-    try:
+    with writing_cache(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(final) as partial, open(partial, "wb") as file:
-            file.write(data)
-    except OSError as error:
-        raise _not_written(folder, error) from None
+        with atomic_file(final) as partial:
+            partial.write_bytes(data)
     if (shared := _shared(folder)) is not None:
         remote.upload(final, f"{shared}/{final.name}")
     return final
@@ -223,19 +219,10 @@ def _fetch(folder: Path) -> None:
 def check_writable(folder: Path) -> None:
     """Raises TopworkError if the folder cannot be written: to be asked before the work whose result goes there."""
     probe = folder / f".{uuid.uuid4().hex}.partial"
-    try:
+    with writing_cache(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise _not_written(folder, error) from None
-
-
-def _not_written(folder: Path, error: OSError) -> TopworkError:
-    reason = (
-        error_reason(error) if error.strerror else os.strerror(error.errno or 0).lower() if error.errno else str(error)
-    )
-    return TopworkError(f"{escape(str(folder))}: cannot be written: {reason}. Set TOPWORK_CACHE to another folder.")
 
 
 def shard_files(folder: Path) -> list[Path]:

@@ -81,23 +81,17 @@ def split(
     given = manifest.has_parts or (manifest.is_train_only and not test_fraction)
     if given:
         assigned = [sample.part or "train" for sample in manifest.samples]
-        leaks = _leaks(group_numbers, assigned)
     else:
         assigned = _draw(manifest, group_numbers, {"test": test_fraction, "valid": valid_fraction}, seed)
-        leaks = ()
-    rows = {name: _rows(manifest, assigned, name) for name in PARTS}
-    if not len(rows["train"]):
+    if "train" not in assigned:
         raise UsageError(f"{manifest.root}: no training images. A split needs a train part.")
-    return Split(**rows, given=given, seed=seed, leaks=leaks)
+    return _split_of(manifest, assigned, group_numbers, seed, given=given)
 
 
 def with_valid(chosen: Split, manifest: Manifest, fraction: float, groups: Sequence[int]) -> Split:
     """The same split with a valid part taken out of train, whole groups at a time, for model selection."""
     own = set(chosen.train.tolist())
-    rest = max(groups, default=0) + 1
-    # rows of other parts get separate groups, so that they neither move nor count
-    within = [group if row in own else rest + row for row, group in enumerate(groups)]
-    drawn = _draw(manifest, within, {"valid": fraction}, chosen.seed, own)
+    drawn = _draw(manifest, groups, {"valid": fraction}, chosen.seed, own)
     assigned = [part if row in own else "other" for row, part in enumerate(drawn)]
     return replace(chosen, train=_rows(manifest, assigned, "train"), valid=_rows(manifest, assigned, "valid"))
 
@@ -139,10 +133,9 @@ def leave_out(manifest: Manifest, domain: str, valid_fraction: float, seed: int,
         )
     left = {row for row, sample in enumerate(manifest.samples) if sample.domain == domain}
     own = set(range(len(manifest.samples))) - left
-    drawn = _draw(manifest, list(groups), {"valid": valid_fraction}, seed, own)
+    drawn = _draw(manifest, groups, {"valid": valid_fraction}, seed, own)
     assigned = ["test" if row in left else part for row, part in enumerate(drawn)]
-    rows = {name: _rows(manifest, assigned, name) for name in PARTS}
-    return Split(**rows, given=True, seed=seed, leaks=_leaks(list(groups), assigned))
+    return _split_of(manifest, assigned, groups, seed, given=True)
 
 
 def split_record(chosen: Split, manifest: Manifest) -> dict[str, Any]:
@@ -184,6 +177,11 @@ def rarest_labels(matrix: NDArray[np.bool_], enough: int = 0) -> NDArray[np.int6
     return np.where(matrix.any(1), rarest, matrix.shape[1]).astype(np.int64)
 
 
+def _split_of(manifest: Manifest, assigned: list[str], groups: Sequence[int], seed: int, *, given: bool) -> Split:
+    rows = {name: _rows(manifest, assigned, name) for name in PARTS}
+    return Split(**rows, given=given, seed=seed, leaks=_leaks(groups, assigned) if given else ())
+
+
 def _rows(manifest: Manifest, assigned: list[str], name: str) -> NDArray[np.int64]:
     rows = [row for row, part in enumerate(assigned) if part == name]
     rows.sort(key=lambda row: (manifest.samples[row].content_hash, manifest.samples[row].label))
@@ -191,13 +189,9 @@ def _rows(manifest: Manifest, assigned: list[str], name: str) -> NDArray[np.int6
 
 
 def _draw(
-    manifest: Manifest, groups: list[int], fractions: dict[str, float], seed: int, among: set[int] | None = None
+    manifest: Manifest, groups: Sequence[int], fractions: dict[str, float], seed: int, among: set[int] | None = None
 ) -> list[str]:
-    """Fills test, then valid, class by class, with whole groups in an order keyed by seed and content.
-
-    Args:
-        among: rows to divide; all by default, and the others count as train.
-    """
+    """Fills test, then valid, class by class, with whole groups of ``among``, in an order keyed by seed and content."""
     members: dict[int, list[int]] = defaultdict(list)
     for row, group in enumerate(groups):
         if among is None or row in among:
@@ -205,18 +199,16 @@ def _draw(
     by_label: dict[str, list[list[int]]] = defaultdict(list)
     strata = _strata(manifest)
     for rows in members.values():
-        by_label[_majority([strata[row] for row in rows])].append(rows)
+        labels = sorted(strata[row] for row in rows)
+        by_label[max(labels, key=labels.count)].append(rows)
     assigned = ["train"] * len(manifest.samples)
-    for label in by_label:
-        left = sorted(by_label[label], key=lambda rows: _lot(manifest, rows, seed))
+    for label, found in by_label.items():
+        left = sorted(found, key=lambda rows: _lot(manifest, rows, seed))
         n_total = sum(len(rows) for rows in left)
         for part, fraction in fractions.items():
-            taken = _fill(left, _rounded(fraction * n_total, f"{seed} {part} {label}"))
-            for rows in taken:
-                for row in rows:
-                    assigned[row] = part
-            kept = {id(rows) for rows in taken}
-            left = [rows for rows in left if id(rows) not in kept]
+            taken, left = _filled(left, _rounded(fraction * n_total, f"{seed} {part} {label}"))
+            for row in taken:
+                assigned[row] = part
     return assigned
 
 
@@ -226,19 +218,17 @@ def _rounded(wanted: float, key: str) -> int:
     return int(wanted + draw + 1e-9)
 
 
-def _fill(groups: list[list[int]], n_wanted: int) -> list[list[int]]:
-    """Whole groups, from the front, that bring the count closest to ``n_wanted``; one is left for training."""
-    taken: list[list[int]] = []
-    missing = n_wanted
+def _filled(groups: list[list[int]], n_wanted: int) -> tuple[list[int], list[list[int]]]:
+    """Rows of whole groups, from the front, closest to ``n_wanted``, and the other groups; one is left for training."""
+    taken: list[int] = []
+    left: list[list[int]] = []
     for rows in groups:
-        if len(taken) < len(groups) - 1 and missing > 0 and len(rows) <= 2 * missing:
-            taken.append(rows)
-            missing -= len(rows)
-    return taken
-
-
-def _majority(labels: list[str]) -> str:
-    return max(sorted(labels), key=labels.count)
+        missing = n_wanted - len(taken)
+        if missing > 0 and len(rows) <= 2 * missing and (left or rows is not groups[-1]):
+            taken += rows
+        else:
+            left.append(rows)
+    return taken, left
 
 
 def _strata(manifest: Manifest) -> list[str]:
@@ -255,7 +245,7 @@ def _lot(manifest: Manifest, rows: list[int], seed: int) -> bytes:
     return hashlib.sha256(f"{seed} {smallest}".encode()).digest()
 
 
-def _leaks(groups: list[int], assigned: list[str]) -> tuple[tuple[int, int], ...]:
+def _leaks(groups: Sequence[int], assigned: list[str]) -> tuple[tuple[int, int], ...]:
     first: dict[int, dict[str, int]] = defaultdict(dict)
     for row, (group, part) in enumerate(zip(groups, assigned, strict=True)):
         first[group].setdefault(part, row)
@@ -291,12 +281,9 @@ def join_groups(manifest: Manifest, pairs: Iterable[tuple[int, int]] = ()) -> li
     return [number[root] for root in roots]
 
 
-def exact_duplicates(manifest: Manifest) -> list[list[int]]:
-    """Rows that hold the same bytes, for every content found more than once."""
-    rows: dict[str, list[int]] = defaultdict(list)
-    for row, sample in enumerate(manifest.samples):
-        rows[sample.content_hash].append(row)
-    return [same for same in rows.values() if len(same) > 1]
+def _join(parent: list[int], a: int, b: int) -> None:
+    root_a, root_b = _find(parent, a), _find(parent, b)
+    parent[max(root_a, root_b)] = min(root_a, root_b)
 
 
 def _find(parent: list[int], row: int) -> int:
@@ -304,11 +291,6 @@ def _find(parent: list[int], row: int) -> int:
         parent[row] = parent[parent[row]]
         row = parent[row]
     return row
-
-
-def _join(parent: list[int], a: int, b: int) -> None:
-    root_a, root_b = _find(parent, a), _find(parent, b)
-    parent[max(root_a, root_b)] = min(root_a, root_b)
 
 
 def n_train_of(manifest: Manifest, parts: Split) -> dict[str, int]:

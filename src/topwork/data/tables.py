@@ -27,6 +27,7 @@ LIST_ENDINGS = (".txt", ".lst", ".list")
 ENDINGS = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson", ".xml", *LIST_ENDINGS)
 _KEYS = ("choices", "path", "file_name", "filename", "name", "label")  # where an object holds what counts
 _LOOKED_AT = 1000  # rows
+_DAMAGE = (csv.Error, ElementTree.ParseError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 # What Shift-JIS, GBK, KOI8-R or UTF-16 look like in Windows-1252: control characters, marks that no Western word holds, three
 # accented letters in a row.
 _NOT_WESTERN = re.compile(
@@ -41,13 +42,13 @@ class Table:
 
     Attributes:
         encoding: of its text; None if the format fixes it.
-        class_names: by column, if the file itself holds them.
+        class_columns: columns that the format marks as classes.
     """
 
     name: str
     columns: Mapping[str, Sequence[Cell]]
     encoding: str | None = None
-    class_names: Mapping[str, Sequence[str]] | None = None
+    class_columns: tuple[str, ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -74,15 +75,7 @@ def read_table(name: str, data: bytes, encoding: str | None = None) -> Table:
             return table_of_rows(name, _json_lines(text))
         columns = _list_columns(text) if ending in LIST_ENDINGS else _csv_columns(text)
         return Table(name, columns, used)
-    except (
-        csv.Error,
-        ElementTree.ParseError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except _DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].lower()
         raise UsageError(f"{escape(name)}: cannot be read as {ending.strip('.').upper()}: {reason}.") from None
 
@@ -326,7 +319,8 @@ def _parquet(name: str, data: bytes) -> Table:
     except (OSError, pa.ArrowException) as error:
         raise ValueError(str(error)) from None
     names = class_names_of(table.schema)
-    return Table(name, {column: cells_of(table[column], names.get(column)) for column in table.column_names})
+    columns = {column: cells_of(table[column], names.get(column)) for column in table.column_names}
+    return Table(name, columns, class_columns=tuple(names))
 
 
 def cells_of(column: Any, names: Sequence[str] | None) -> list[Cell]:

@@ -10,18 +10,19 @@ nothing here decides about single images so finely that it matters.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from struct import error as StructError
-from struct import unpack_from
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from topwork.data.jpeg import camera_of, segments
 from topwork.data.shards import Shards, matrix_column, matrix_of, room_for
 from topwork.data.transforms import InputSpec, Pixels, resize
+from topwork.errors import ImageError
 
 TRAITS_VERSION = "4"  # bump when the traits of an image or their storage format change
 VIEW = InputSpec(height=224, width=224)
@@ -160,7 +161,7 @@ class TraitStore(Shards):
 # ---- headers
 
 
-@dataclass(frozen=True)
+@dataclass
 class JpegHeader:
     """What a JPEG says before its pixels; all zero for other formats. Damaged metadata count as none."""
 
@@ -172,30 +173,19 @@ class JpegHeader:
 
 def jpeg_header(data: bytes) -> JpegHeader:
     """Compression and camera of a JPEG file."""
+    found = JpegHeader()
     if data[:3] != b"\xff\xd8\xff":
-        return JpegHeader()
-    level, subsampling, progressive, camera = 0.0, 0, False, ""
-    position = 2
-    try:
-        while data[position] == 0xFF:
-            marker = data[position + 1]
-            if marker == 0xFF or 0xD0 <= marker <= 0xD8 or marker == 0x01:  # fill bytes, and markers without a length
-                position += 1 if marker == 0xFF else 2
-                continue
-            (length,) = unpack_from(">H", data, position + 2)
-            body = data[position + 4 : position + 2 + length]
-            if marker == 0xDB and not level:
-                level = _luma_level(body)
+        return found
+    with contextlib.suppress(IndexError, ValueError, ImageError):
+        for marker, start, end in segments(data):
+            body = data[start + 4 : end]
+            if marker == 0xDB and not found.level:
+                found.level = _luma_level(body)
             elif marker in (0xC0, 0xC1, 0xC2):
-                subsampling, progressive = _subsampling(body), marker == 0xC2
-            elif marker == 0xE1 and body[:6] == b"Exif\0\0" and not camera:
-                camera = _camera(body[6:])
-            elif marker == 0xDA:
-                break
-            position += 2 + length
-    except (IndexError, StructError):
-        pass
-    return JpegHeader(level, subsampling, progressive, camera)
+                found.subsampling, found.progressive = _subsampling(body), marker == 0xC2
+            elif marker == 0xE1 and body[:6] == b"Exif\0\0" and not found.camera:
+                found.camera = camera_of(body[6:])
+    return found
 
 
 def _luma_level(body: bytes) -> float:
@@ -211,21 +201,6 @@ def _subsampling(body: bytes) -> int:
     luma, chroma = body[7], body[10]
     across, down = (luma >> 4) / max(1, chroma >> 4), (luma & 15) / max(1, chroma & 15)
     return int(across * down)
-
-
-def _camera(exif: bytes) -> str:
-    """Maker and model from the first directory of an EXIF block."""
-    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
-    if order is None:
-        return ""
-    (start,) = unpack_from(order + "I", exif, 4)
-    (n_entries,) = unpack_from(order + "H", exif, start)
-    found = {}
-    for number in range(min(n_entries, 500)):
-        tag, kind, count, value = unpack_from(order + "HHII", exif, start + 2 + 12 * number)
-        if tag in (0x010F, 0x0110) and kind == 2 and 4 < count <= 200:
-            found[tag] = exif[value : value + count].split(b"\0")[0].decode("ascii", "replace").strip()
-    return " ".join(found[tag] for tag in sorted(found))
 
 
 # ---- arrays

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.data.manifest import Manifest
-from topwork.data.split import Split, exact_duplicates
+from topwork.data.manifest import Manifest, exact_duplicates
+from topwork.data.split import Split
 from topwork.data.traits import TraitTable
 from topwork.evaluation.intervals import balanced_accuracy_interval, wilson
 from topwork.features.duplicates import NearDuplicates
@@ -138,7 +138,7 @@ def overview(
         n_turned=sum(sample.orientation != 1 for sample in samples),
         cameras=dict(cameras.most_common(10)),
         imbalance=round(max(counts.values()) / min(counts.values()), 2),
-        duplicates=exact_duplicates(manifest),
+        duplicates=exact_duplicates(manifest.samples),
         near_duplicates=None if near is None else _joined(near),
         near_duplicates_recall=near.recall if near else None,
         leaks=list(parts.leaks) if parts is not None else [],

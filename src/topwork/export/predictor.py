@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 
 from topwork.data import remote
 from topwork.data.archives import open_archive, read_member
-from topwork.data.bands import select_bands
 from topwork.data.folders import read_regular_file
-from topwork.data.images import as_rgb, decode, encoded_image
+from topwork.data.images import as_rgb, decode, encoded_image, select_bands
 from topwork.data.listing import read_image as listed_image
 from topwork.data.loader import in_order
 from topwork.data.transforms import Pixels, fit_to_input, resize

@@ -16,8 +16,7 @@ from PIL import Image
 
 from drawing import draw_folders
 from terminal import topwork
-from topwork.data.bands import select_bands
-from topwork.data.images import decode
+from topwork.data.images import decode, select_bands
 from topwork.data.manifest import scan
 from topwork.data.samples import Rules
 from topwork.errors import ImageError, UsageError

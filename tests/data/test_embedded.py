@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from topwork.data.arrays import list_arrays, read_array
+from topwork.data.embedded import list_arrays, read_array
 from topwork.data.samples import Rules
 from topwork.errors import UsageError
 
