@@ -23,10 +23,9 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from topwork.adaptation.adapted_head import distil
-from topwork.adaptation.align import Domains, clamped
+from topwork.adaptation.align import N_SAMPLE, STYLES, Domains, clamped, nearest_style
 from topwork.adaptation.expected import expected_recall, predicted_accuracy
 from topwork.adaptation.guards import choose
-from topwork.adaptation.restyle import N_SAMPLE, STYLES, nearest_style
 from topwork.data.manifest import scan
 from topwork.evaluation.predictions import softmax
 from topwork.features.embed import Embedder

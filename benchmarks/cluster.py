@@ -41,9 +41,8 @@ from topwork.data.manifest import scan
 from topwork.data.samples import Entry
 from topwork.export.runtime import engine_of
 from topwork.features.cluster import CHUNK, Cluster
-from topwork.features.embed import Embedder
+from topwork.features.embed import Embedder, FeatureStore
 from topwork.features.engine import load_engine
-from topwork.features.store import FeatureStore
 from topwork.models.backbone import load_backbone
 from topwork.models.classifier import load_classifier
 from topwork.settings import ClusterSettings

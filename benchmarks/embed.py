@@ -51,9 +51,8 @@ def measure_rates(arguments: argparse.Namespace) -> None:
     from topwork.data.loader import in_order
     from topwork.data.manifest import scan
     from topwork.data.transforms import fit_to_input
-    from topwork.features.embed import Embedder
+    from topwork.features.embed import Embedder, FeatureStore
     from topwork.features.engine import BATCH, load_engine
-    from topwork.features.store import FeatureStore
     from topwork.models.backbone import load_backbone
 
     os.environ["TOPWORK_CACHE"] = tempfile.mkdtemp()

@@ -21,9 +21,8 @@ import topwork
 from topwork.data.images import decode
 from topwork.data.transforms import fit_to_input
 from topwork.export.quantize import quantized
-from topwork.features.embed import Embedder, embed
+from topwork.features.embed import Embedder, FeatureStore, embed
 from topwork.features.engine import BATCH, OpenVINOEngine, load_engine, openvino_core, with_batch, with_resizer
-from topwork.features.store import FeatureStore
 from topwork.models.backbone import load_backbone
 from topwork.paired import paired
 

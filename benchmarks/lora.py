@@ -21,7 +21,7 @@ from topwork.training.batches import ImageDataset
 from topwork.training.finetune import data_facts, make_network, stage_names
 from topwork.training.loop import TrainableNetwork
 from topwork.training.losses import Loss
-from topwork.training.optimizer import freeze, make_optimizer, set_rates, stage_table, train_mode
+from topwork.training.optimizer import set_rates, stage_table, start_phase
 from topwork.training.recipe import TuneSettings, plan
 
 
@@ -40,9 +40,7 @@ def measure(strategy, options, answers):
     network = make_network(backbone, HeadSpec(), recipe)
     table = stage_table(network, recipe)
     net, phase = TrainableNetwork(network, recipe, data, options.device), recipe.phases[-1]
-    freeze(net.core, phase)
-    train_mode(net.core, phase)
-    optimizer, loss_of = make_optimizer(net.core, recipe, phase), Loss(recipe, options.device)
+    optimizer, loss_of = start_phase(net.core, recipe, phase), Loss(recipe, options.device)
     set_rates(optimizer, recipe, phase, 0.5)
     kept = net.state()  # as the moving average is
     seconds = []

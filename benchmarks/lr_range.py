@@ -18,7 +18,7 @@ import torch
 from topwork.commands.prepare import prepare_data
 from topwork.progress import Reporter, Stopwatch
 from topwork.settings import FitSettings
-from topwork.training.finetune import TuningInputs, make_network, plan_tuning
+from topwork.training.finetune import make_network, plan_tuning
 from topwork.training.loop import fit
 from topwork.training.lr_range import range_test
 from topwork.training.recipe import plan
@@ -50,8 +50,7 @@ def compare(folder, head, options):
     )  # fmt: skip
     data = prepare_data(folder, settings, Stopwatch(), Reporter())
     probe = fit_probe(data.features, data.labels, len(data.manifest.classes), rows=data.parts.train, head="plain")
-    tuning = TuningInputs(data.backbone, data.manifest, data.features, data.parts, probe, settings)
-    ready = plan_tuning(tuning, lambda *_: None)
+    ready = plan_tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings)
 
     def network(recipe):
         return make_network(data.backbone, ready.spec, recipe, ready.start)
@@ -60,7 +59,7 @@ def compare(folder, head, options):
     scores = {}
     for rate in RATES:
         swept = replace(settings, lr=f"{rate / 10:g}:{rate:g}")
-        recipe = plan(swept, ready.facts, tuning.stage_names, head_is_fitted=ready.head_is_fitted)
+        recipe = plan(swept, ready.facts, data.backbone.stage_names, head_is_fitted=ready.spec.starts_from_probe)
         recipe = replace(recipe, phases=recipe.phases[-1:], clip_norm=1.0)
         try:
             history = fit(network(recipe), recipe, ready.train, ready.valid).history

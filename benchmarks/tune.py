@@ -22,7 +22,7 @@ from topwork.training.batches import ImageDataset, InputNetwork, to_device
 from topwork.training.finetune import data_facts, make_network
 from topwork.training.loop import TrainableNetwork
 from topwork.training.losses import Loss
-from topwork.training.optimizer import clip_gradients, freeze, make_optimizer, train_mode
+from topwork.training.optimizer import start_phase
 from topwork.training.recipe import TuneSettings, plan
 
 
@@ -63,16 +63,14 @@ def our_step(backbone, recipe, stream, batch, device):
         TrainableNetwork(make_network(backbone, HeadSpec(), recipe), recipe, stream, device),
         Loss(recipe, device),
     )
-    freeze(net.core, phase)
-    train_mode(net.core, phase)
-    optimizer = make_optimizer(net.core, recipe, phase)
+    optimizer = start_phase(net.core, recipe, phase)
     rows = np.arange(batch)
 
     def step():
         loss = loss_of.mean(net.logits(net.inputs(stream.load(rows, 0))), loss_of.targets(stream.labels[rows]))
         optimizer.zero_grad()
         loss.backward()
-        clip_gradients(net.core.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(net.core.parameters(), 1.0)
         optimizer.step()
         finish(device)
 

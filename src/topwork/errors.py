@@ -42,6 +42,11 @@ def changed_since_scan(path: str, reason: object) -> TopworkError:
     return TopworkError(f"{path}: changed since the scan ({reason}). Restore the image, or run fit again.")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error of another library, or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 class Interrupted(BaseException):
     """The program was interrupted by a signal; progress is saved. Exit status 128 + ``signum``."""
 

@@ -1,4 +1,4 @@
-"""Progress reporting, and timing of steps.
+"""Progress reporting, timing of steps, and experiment trackers.
 
 Commands report to a :class:`Reporter`; the caller decides where it is shown: in the terminal (``console.py``), a
 notebook, the app, or nowhere.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import html
 import importlib
+import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from topwork.text import escape
@@ -103,3 +106,76 @@ class NotebookReporter(Reporter):
 def default_reporter() -> Reporter:
     """Progress bars in a notebook; elsewhere nothing is shown."""
     return NotebookReporter() if "ipykernel" in sys.modules else Reporter()
+
+
+# ---- experiment trackers, all of them optional
+
+SENT = (
+    "train_loss",
+    "train_accuracy",
+    "valid_loss",
+    "valid_calibrated_loss",
+    "valid_accuracy",
+    "images_per_second",
+    "seconds",
+)
+Send = Callable[[dict[str, float], int], Any]  # values by name, epoch
+
+
+@contextmanager
+def tracking(name: str | None, folder: Path, settings: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Starts and ends a tracker; yields a function that takes the record of an epoch. Without a name nothing is sent.
+
+    Args:
+        name: ``tensorboard``, ``mlflow``, ``wandb`` or ``trackio``.
+        folder: the run folder; its name is the name of the run, and local trackers write to ``tracking`` in it.
+    """
+    if name is None:
+        yield lambda _: None
+        return
+    place = folder / "tracking"
+    place.mkdir(parents=True, exist_ok=True)
+    starts: dict[str, Callable[..., tuple[Send, Callable[[], Any]]]] = {"tensorboard": _tensorboard, "mlflow": _mlflow}
+    start = starts.get(name, partial(_wandb, name))
+    chosen = {key: value for key, value in settings.items() if value is not None}
+    send, close = start(folder.name or "topwork", place, chosen)
+
+    def track(record: dict[str, Any]) -> None:
+        values = {key: record[key] for key in SENT if record.get(key) is not None}
+        factor = record["curve"][-1][2] if record.get("curve") else 1.0  # the schedule's, at the last recorded step
+        send(values | {f"rate/{stage}": rate * factor for stage, rate in record["rates"].items()}, record["epoch"])
+
+    try:
+        yield track
+    finally:
+        close()
+
+
+def _tensorboard(run: str, place: Path, settings: dict[str, Any]) -> tuple[Send, Callable[[], Any]]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(place / run))
+    writer.add_text("settings", "\n".join(f"- {key}: {value}" for key, value in settings.items()))
+
+    def send(values: dict[str, float], epoch: int) -> None:
+        for key, value in values.items():
+            writer.add_scalar(key, value, epoch)
+
+    return send, writer.close
+
+
+def _mlflow(run: str, place: Path, settings: dict[str, Any]) -> tuple[Send, Callable[[], Any]]:
+    mlflow = importlib.import_module("mlflow")
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
+    mlflow.set_experiment("topwork")
+    mlflow.start_run(run_name=run)
+    mlflow.log_params(settings)
+    return mlflow.log_metrics, mlflow.end_run
+
+
+def _wandb(package: str, run: str, place: Path, settings: dict[str, Any]) -> tuple[Send, Callable[[], Any]]:
+    tracker = importlib.import_module(package)  # trackio has the same functions
+    where = {"dir": str(place)} if package == "wandb" else {}
+    tracker.init(project="topwork", name=run, config=settings, **where)
+    return lambda values, epoch: tracker.log(values, step=epoch), tracker.finish

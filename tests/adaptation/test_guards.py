@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from topwork.adaptation import guards
-from topwork.adaptation.active_learning import images_to_label
 from topwork.adaptation.align import AlignedHead, Domains
 from topwork.adaptation.expected import expected_recall, predicted_accuracy
-from topwork.adaptation.guards import choose, class_mix_entropy
+from topwork.adaptation.guards import choose, class_mix_entropy, images_to_label
 
 C, D, N = 4, 60, 50
 

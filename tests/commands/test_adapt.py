@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from drawing import draw_folders
+from topwork.adaptation import adapted_head
 from topwork.commands.adapt import adapt
 from topwork.commands.compare_domains import compare_domains
 from topwork.commands.evaluate import evaluate
@@ -121,11 +122,9 @@ def test_the_predictor_reads_it_like_any_other_model(adapted, negatives):
 
 @pytest.mark.parametrize("is_kept", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_tuned_network_predicts_as_it_was_evaluated_or_is_dropped(is_kept, run, few_colors, tmp_path, monkeypatch):
-    """Whether it is kept is decided here, so that both ends are seen; adaptation/test_network.py has the rule."""
-    from topwork.adaptation import adapted_head, network
-
-    verdict = network.Verdict(is_kept, "so the test says", {"tuned: agreement": 0.5})
-    monkeypatch.setattr(network, "is_better", lambda *_: verdict)
+    """Whether it is kept is decided here, so that both ends are seen; adaptation/test_adapted_head.py has the rule."""
+    verdict = adapted_head.Verdict(is_kept, "so the test says", {"tuned: agreement": 0.5})
+    monkeypatch.setattr("topwork.commands.adapt.is_better", lambda *_: verdict)
     monkeypatch.setattr(adapted_head, "LARGEST_DROP", 1.0)
     features = adapt(run, few_colors, tmp_path / "features")
     assert features.choice.outcome == "adapted"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from drawing import draw_folders
-from topwork.training.tracking import tracking
+from topwork.progress import tracking
 
 OPTIONS = (
     "--backbone", "random:test_efficientnet", "--size", "64", "--mode", "tune", "--epochs", "2", "--batch-size", "8",

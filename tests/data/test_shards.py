@@ -9,7 +9,7 @@ import pytest
 from topwork.data import shards
 from topwork.data.shards import DAMAGE, append_shard, check_writable, read_parquet, read_shards
 from topwork.errors import TopworkError
-from topwork.features.store import FeatureStore
+from topwork.features.embed import FeatureStore
 
 
 def test_folder_names_are_no_columns_and_missing_columns_are_named(tmp_path):

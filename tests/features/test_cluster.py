@@ -27,8 +27,7 @@ from topwork.export.predictor import Predictor
 from topwork.export.runtime import engine_of
 from topwork.features import cluster
 from topwork.features.cluster import CHUNK, Cluster
-from topwork.features.embed import Embedder, embed
-from topwork.features.store import FeatureStore
+from topwork.features.embed import Embedder, FeatureStore, embed
 from topwork.models.classifier import load_classifier
 from topwork.settings import ClusterSettings
 

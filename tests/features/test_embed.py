@@ -15,9 +15,8 @@ from topwork.data.images import decode
 from topwork.data.manifest import scan
 from topwork.data.transforms import fit_to_input
 from topwork.errors import TopworkError
-from topwork.features.embed import Embedder, embed
+from topwork.features.embed import Embedder, FeatureStore, embed
 from topwork.features.engine import fingerprint, load_engine
-from topwork.features.store import FeatureStore
 from topwork.models.backbone import load_backbone
 
 

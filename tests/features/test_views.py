@@ -10,6 +10,7 @@ from topwork.data.images import decode
 from topwork.data.manifest import scan
 from topwork.data.transforms import fit_to_input
 from topwork.errors import TopworkError
+from topwork.features import probe as probe_module
 from topwork.features.embed import Embedder, embed
 from topwork.features.probe import Probe, fit_probe
 from topwork.features.views import BOUGHT, asked_views, buy_views, with_views
@@ -25,58 +26,64 @@ def embedded(tmp_path_factory):
     return manifest, embed(embedder.backbone, manifest, embedder=embedder), embedder
 
 
-def test_views_follow_the_images_with_their_labels_and_groups(embedded) -> None:
+def test_views_follow_the_images(embedded) -> None:
     manifest, features, embedder = embedded
-    labels, groups, rows = np.array(manifest.labels), list(range(20)), np.array([1, 5, 12, 18])
+    rows = np.array([1, 5, 12, 18])
     seen = embedder.n_embedded
-    made = with_views(manifest, features, labels, groups, rows, embedder, asked_views("standard", 3))
+    made = with_views(manifest, features, rows, embedder, asked_views("standard", 3))
     assert embedder.n_embedded == seen + 12
-    assert len(made.features) == 32
-    assert made.rows.tolist() == [1, 5, 12, 18, *range(20, 32)]
-    assert made.labels[20:].tolist() == [0, 0, 1, 1] * 3
-    assert made.groups[20:].tolist() == [1, 5, 12, 18] * 3
-    block = made.features.block("last")
+    assert len(made) == 32
+    block = made.block("last")
     np.testing.assert_array_equal(block[:20], features.block("last"))
     cosine = [float(np.corrcoef(block[20 + n], block[rows[n % 4]])[0, 1]) for n in range(12)]
     assert min(cosine) > 0.3
     assert max(cosine) < 0.9999
-    again = with_views(manifest, features, labels, groups, rows, embedder, asked_views("standard", 3), n_threads=3)
+    again = with_views(manifest, features, rows, embedder, asked_views("standard", 3), n_threads=3)
     assert embedder.n_embedded == seen + 12  # all from the store
-    assert again.features.hashes == made.features.hashes
-    other = with_views(manifest, features, labels, groups, rows, embedder, asked_views("standard", 3), seed=1)
-    assert not set(other.features.hashes[20:]) & set(made.features.hashes[20:])
+    assert again.hashes == made.hashes
+    other = with_views(manifest, features, rows, embedder, asked_views("standard", 3), seed=1)
+    assert not set(other.hashes[20:]) & set(made.hashes[20:])
 
 
 def test_none_adds_nothing(embedded) -> None:
     manifest, features, embedder = embedded
-    rows = np.arange(20)
-    made = with_views(
-        manifest, features, np.array(manifest.labels), rows.tolist(), rows, embedder, asked_views("none", 3)
-    )
-    assert made.features.hashes == features.hashes
-    np.testing.assert_array_equal(made.rows, rows)
+    assert with_views(manifest, features, np.arange(20), embedder, asked_views("none", 3)).hashes == features.hashes
 
 
 def test_what_is_calibrated_on_are_images(embedded) -> None:
     manifest, features, embedder = embedded
-    rows = np.arange(20)
-    made = with_views(
-        manifest, features, np.array(manifest.labels), rows.tolist(), rows, embedder, asked_views("light", 2)
-    )
-    probe = fit_probe(made.features, made.labels, 2, rows=made.rows, groups=made.groups.tolist(), n_views=2)
+    made = with_views(manifest, features, np.arange(20), embedder, asked_views("light", 2))
+    probe = fit_probe(made, np.array(manifest.labels), 2)
     assert sorted(probe.rows.tolist()) == list(range(20))
     assert len(probe.out_of_fold_logits) == 20
     assert {trial.n_images for trial in probe.trials} == {20}
+
+
+def test_a_view_is_in_the_fold_of_its_image(embedded, monkeypatch) -> None:
+    """And it has the label of its image."""
+    manifest, features, embedder = embedded
+    labels, rows, searches = np.array(manifest.labels), np.array([1, 5, 7, 12, 15, 18]), []
+    made = with_views(manifest, features, rows, embedder, asked_views("light", 2))
+    search = probe_module._Search
+
+    def spy(*values):
+        searches.append(search(*values))
+        return searches[0]
+
+    monkeypatch.setattr(probe_module, "_Search", spy)
+    fit_probe(made, labels, 2, rows=rows)
+    assert searches[0].y.tolist() == labels[rows].tolist() * 3
+    assert searches[0].folds.tolist() == searches[0].folds[:6].tolist() * 3
+    assert searches[0].data["last"].tolist() == made.block("last", [*rows, *range(20, 32)]).tolist()
 
 
 def test_views_do_not_make_cross_validation_leave_images_out(embedded, monkeypatch) -> None:
     """With a budget that holds some of the images, heads with and without views see and are scored on the same ones."""
     manifest, features, embedder = embedded
     monkeypatch.setattr("topwork.features.probe.STEP_BUDGET", 12 * 20 * 2 * 3)
-    labels, rows = np.array(manifest.labels), np.arange(20)
+    labels = np.array(manifest.labels)
     plain = fit_probe(features, labels, 2)
-    made = with_views(manifest, features, labels, rows.tolist(), rows, embedder, asked_views("light", 2))
-    probe = fit_probe(made.features, made.labels, 2, rows=made.rows, groups=made.groups.tolist(), n_views=2)
+    probe = fit_probe(with_views(manifest, features, np.arange(20), embedder, asked_views("light", 2)), labels, 2)
     assert 4 <= len(plain.rows) < 20
     assert probe.rows.tolist() == plain.rows.tolist()
 
@@ -88,9 +95,8 @@ def test_an_image_that_changed_is_named(embedded, tmp_path) -> None:
     embedder.flush()
     features = embed(embedder.backbone, manifest, embedder=embedder)
     (root / "disc" / "disc_1.jpg").write_bytes((root / "square" / "square_1.jpg").read_bytes())
-    rows = np.arange(6)
     with pytest.raises(TopworkError, match=r"disc_1.jpg: changed since the scan"):
-        with_views(manifest, features, np.array(manifest.labels), rows.tolist(), rows, embedder, asked_views("flip", 1))
+        with_views(manifest, features, np.arange(6), embedder, asked_views("flip", 1))
 
 
 def probe_with_confidence(confidence):

@@ -22,7 +22,7 @@ from topwork.models.head import FeatureTransform, HeadSpec, LinearHead
 from topwork.models.modules import build_classifier
 from topwork.models.stages import find_stages
 from topwork.settings import TuneSettings
-from topwork.training.optimizer import freeze, make_optimizer, set_rates, stages_of
+from topwork.training.optimizer import set_rates, stages_of, start_phase
 from topwork.training.recipe import DataFacts, plan
 
 QUICK = (
@@ -98,8 +98,7 @@ def test_stages_hold_every_parameter_once_and_each_strategy_trains_its_own(backb
     for strategy in ("head", "last", "all"):
         recipe = plan(TuneSettings(strategy=strategy, lr="1e-2"), DataFacts((5, 5, 5), 2), backbone.stage_names)
         phase = recipe.phases[-1]
-        freeze(network, phase)
-        optimizer = make_optimizer(network, recipe, phase)
+        optimizer = start_phase(network, recipe, phase)
         set_rates(optimizer, recipe, phase, 0.25)
         before = {name: value.detach().clone() for name, value in network.named_parameters()}
         network(x).square().mean().backward()

@@ -6,7 +6,9 @@ from torch import nn
 
 from topwork.data.transforms import InputSpec
 from topwork.training.batches import ImageDataset
+from topwork.training.loop import TrainableNetwork, predict
 from topwork.training.recipe import DataFacts, Recipe, TuneSettings, plan
+from topwork.training.selection import unfolded
 
 SPEC = InputSpec(height=16, width=16)
 STAGES = ("stem", "blocks.0", "blocks.1", "classifier")
@@ -68,3 +70,10 @@ def recipe_for(n_train: int = 48, n_valid: int = 20, n_classes: int = 2, seed: i
     settings = {"epochs": 3, "batch_size": 8, "precision": "f32", "lr": "1e-2"} | settings
     counts = tuple(n_train // n_classes for _ in range(n_classes))
     return plan(TuneSettings(**settings), DataFacts(counts, n_valid), STAGES, seed)
+
+
+def tuned_logits(network, state, recipe, data):
+    """(N, C) logits of weights under the network's own names."""
+    net = TrainableNetwork(network, unfolded(recipe), data, "cpu")
+    net.load(state)
+    return predict(net, data)

@@ -10,9 +10,8 @@ from topwork.features.engine import TorchEngine
 from topwork.models.backbone import load_backbone
 from topwork.models.head import Changes, HeadSpec, parse_head
 from topwork.settings import FitSettings
-from topwork.training.finetune import head_spec, make_network, stage_names
+from topwork.training.finetune import adopt, head_spec, make_network, stage_names
 from topwork.training.recipe import DataFacts, TuneSettings, plan
-from topwork.training.tuned_head import adopt
 
 SIDE = 64
 

@@ -3,6 +3,7 @@
 import io
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from topwork.data import shards
 from topwork.data.augment import PIPELINES
 from topwork.data.images import decode
 from topwork.data.transforms import fit_to_input
@@ -95,14 +97,15 @@ def jpeg(seed):
 
 @pytest.mark.parametrize("in_memory", [10**9, 0])
 def test_decoded_images_are_the_pixels_that_prediction_sees(in_memory, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "IN_MEMORY_BYTES", in_memory)
+    monkeypatch.setattr(shards, "IN_MEMORY", in_memory)
     monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))
     files = [jpeg(n) for n in range(5)]
-    pixels = decode_all(lambda row: files[row], [3, 1, 4], SPEC)
+    manifest = SimpleNamespace(read_unchanged=files.__getitem__)
+    pixels = decode_all(manifest, [3, 1, 4], SPEC)
     expected = [fit_to_input(decode(files[row], min_side=SPEC.min_side).pixels, SPEC) for row in (3, 1, 4)]
     assert np.array_equal(pixels, np.stack(expected))
     assert not list(tmp_path.iterdir())  # the file has no name left
-    assert decode_all(lambda row: files[row], [0], SPEC, margin=1.15).shape == (1, 19, 19, 3)
+    assert decode_all(manifest, [0], SPEC, margin=1.15).shape == (1, 19, 19, 3)
 
 
 def test_an_image_that_vanished_is_named():
@@ -110,7 +113,7 @@ def test_an_image_that_vanished_is_named():
         raise FileNotFoundError(2, "No such file or directory")
 
     with pytest.raises(TopworkError, match=r"cats/1.jpg: changed since the scan.*[Nn]o such file"):
-        decode_all(read, [0], SPEC, name=lambda row: "cats/1.jpg")
+        decode_all(SimpleNamespace(read_unchanged=read, samples=[SimpleNamespace(path="cats/1.jpg")]), [0], SPEC)
 
 
 def test_batches_come_in_order_and_are_prepared_ahead():

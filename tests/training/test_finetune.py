@@ -18,11 +18,10 @@ from topwork.models.head import FeatureTransform, LinearHead, parse_head
 from topwork.models.modules import count_parameters
 from topwork.training.batches import ImageDataset, to_device
 from topwork.training.checkpoint import load_checkpoint
-from topwork.training.finetune import SIX_BLOCKS, data_facts, image_datasets, make_network, tune
+from topwork.training.finetune import data_facts, image_datasets, make_network, tune
 from topwork.training.loop import Interruption, TrainerContext, fit
 from topwork.training.recipe import TuneSettings, plan
-from topwork.training.selection import tuned_logits
-from training.drawn import TinyNetwork, drawn_images, recipe_for, streams
+from training.drawn import TinyNetwork, drawn_images, recipe_for, streams, tuned_logits
 
 SIDE = 64
 
@@ -77,11 +76,6 @@ def test_training_starts_from_the_probes_answers(backbone):
     with torch.inference_mode():
         features = backbone.module()(images).numpy()
         np.testing.assert_allclose(network(images).numpy(), probe.logits({"last": features}), rtol=1e-3, atol=1e-3)
-
-
-def test_the_six_block_network_goes_by_name(backbone):
-    recipe = recipe_of(backbone, outputs="binary", strategy="scratch")
-    assert count_parameters(make_network(SIX_BLOCKS, parse_head("linear"), recipe))[0] == 9_742_209
 
 
 def test_scratch_forgets_pretrained_weights(backbone):

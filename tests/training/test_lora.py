@@ -12,8 +12,7 @@ from topwork.training.finetune import make_network, tune
 from topwork.training.loop import TrainableNetwork, TrainerContext, predict
 from topwork.training.optimizer import freeze, stages_of
 from topwork.training.recipe import DataFacts, TuneSettings, plan
-from topwork.training.selection import tuned_logits
-from training.drawn import drawn_images
+from training.drawn import drawn_images, tuned_logits
 
 pytest.importorskip("peft")
 RANK = 2

@@ -82,9 +82,6 @@ def test_a_resumed_run_sees_the_same_images_of_the_target(tmp_path):
 
 
 def test_several_processes_are_refused_by_name():
-    class Two(Processes):
-        n = 2
-
     recipe = recipe_for(epochs=1)
     with pytest.raises(UsageError, match="single process"):
-        fit(TinyNetwork(), recipe, *streams(recipe=recipe), TrainerContext(processes=Two()), terms())
+        fit(TinyNetwork(), recipe, *streams(recipe=recipe), TrainerContext(processes=Processes(n=2)), terms())

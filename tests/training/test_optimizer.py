@@ -1,11 +1,25 @@
-"""Freezing covers gradients, batch-norm statistics and dropout; rates and decay go where they should."""
+"""Freezing covers gradients, batch-norm statistics and dropout; rates and decay go where they should; schedules are what their papers draw."""
+
+import math
 
 import pytest
 import timm
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from topwork.training.optimizer import freeze, make_optimizer, set_rates, stage_table, stages_of, train_mode
+from topwork.training.optimizer import (
+    combine,
+    freeze,
+    momentum_schedule,
+    rate_schedule,
+    set_rates,
+    stage_table,
+    stages_of,
+    start_phase,
+    train_mode,
+)
 from topwork.training.recipe import DataFacts, TuneSettings, plan
 from training.drawn import STAGES, TinyNetwork, recipe_for
 
@@ -51,7 +65,7 @@ def test_frozen_statistics_rest_even_where_weights_move():
 def test_a_step_leaves_frozen_stages_bit_for_bit():
     network, recipe, phase = prepared(strategy="head", batch_norm="train")
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    optimizer = make_optimizer(network, recipe, phase)
+    optimizer = start_phase(network, recipe, phase)
     network(torch.randn(8, 3, 16, 16)).square().sum().backward()
     optimizer.step()
     changed = {n for n, v in network.state_dict().items() if not torch.equal(v, before[n])}
@@ -61,7 +75,7 @@ def test_a_step_leaves_frozen_stages_bit_for_bit():
 def test_norms_and_biases_have_no_weight_decay():
     network, recipe, phase = prepared(strategy="all", weight_decay=0.1, batch_norm="frozen")
     names = {id(value): name for name, value in network.named_parameters()}
-    for group in make_optimizer(network, recipe, phase).param_groups:
+    for group in start_phase(network, recipe, phase).param_groups:
         kinds = {names[id(value)].split(".")[-1] for value in group["params"]}
         dimensions = {value.ndim for value in group["params"]}
         assert (group["weight_decay"] == 0.1) == (dimensions != {1})
@@ -71,7 +85,7 @@ def test_norms_and_biases_have_no_weight_decay():
 
 def test_rates_follow_stage_and_position():
     network, recipe, phase = prepared(strategy="all", lr="1e-4:1e-1", batch_norm="frozen")
-    optimizer = make_optimizer(network, recipe, phase)
+    optimizer = start_phase(network, recipe, phase)
     factor = set_rates(optimizer, recipe, phase, 0.25)
     assert factor == pytest.approx(1)
     found = {group["stage"]: group["lr"] for group in optimizer.param_groups}
@@ -83,7 +97,7 @@ def test_rates_follow_stage_and_position():
 
 def test_sgd_gets_the_momentum_of_the_schedule():
     network, recipe, phase = prepared(strategy="all", optimizer="sgd")
-    optimizer = make_optimizer(network, recipe, phase)
+    optimizer = start_phase(network, recipe, phase)
     set_rates(optimizer, recipe, phase, 0.0)
     assert optimizer.param_groups[0]["momentum"] == pytest.approx(0.95)
 
@@ -103,3 +117,34 @@ def test_a_plan_for_a_real_network_covers_its_stages():
     names = [stage.name for stage in stages_of(network)]
     recipe = plan(TuneSettings(strategy="last", last_stages=1), DataFacts((9, 9, 9), 0), names)
     assert [row.stage for row in stage_table(network, recipe) if row.trainable] == ["layer4", "classifier"]
+
+
+@given(st.sampled_from(["one-cycle", "flat", "cosine", "step"]), st.floats(0, 0.99), st.floats(0, 1))
+def test_schedules_stay_within_bounds(name, warmup, position):
+    assert 0 <= rate_schedule(name, warmup)(position) <= 1
+    assert 0.85 <= momentum_schedule(name, warmup)(position) <= 0.95
+
+
+def test_one_cycle_rises_from_a_25th_and_momentum_moves_the_other_way():
+    rate, momentum = rate_schedule("one-cycle", 0.25), momentum_schedule("one-cycle", 0.25)
+    assert rate(0) == pytest.approx(1 / 25)
+    assert rate(0.25) == pytest.approx(1.0)
+    assert rate(1) == pytest.approx(1e-5)
+    assert (momentum(0), momentum(0.25), momentum(1)) == pytest.approx((0.95, 0.85, 0.95))
+    assert rate(0.625) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_step_divides_by_ten_after_each_third():
+    values = [rate_schedule("step")(x) for x in (0, 0.3, 0.34, 0.66, 0.67, 1.0)]
+    assert values == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_cosine_without_warmup_starts_at_the_top():
+    assert rate_schedule("cosine", 0.0)(0) == 1
+    assert rate_schedule("cosine", 0.5)(0.25) == pytest.approx(0.5)
+    assert math.isclose(rate_schedule("cosine", 0.5)(0.75), 0.5)
+
+
+def test_combine_runs_one_after_another():
+    both = combine([0.5, 0.5], [lambda x: x, lambda _: 3])
+    assert [both(x) for x in (0, 0.25, 0.5, 1.0)] == pytest.approx([0, 0.5, 3, 3])

@@ -1,15 +1,11 @@
-"""Plans are decided once, follow from what was asked, and survive JSON; schedules are what their papers draw."""
+"""Plans are decided once, follow from what was asked, and survive JSON."""
 
 import json
-import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from topwork.errors import UsageError
 from topwork.training.recipe import DataFacts, TuneSettings, plan, spread_rates
-from topwork.training.schedule import combine, constant, line_between, momentum_schedule, rate_schedule
 
 STAGES = ("stem", "blocks.0", "blocks.1", "blocks.2", "neck", "classifier")
 FACTS = DataFacts(class_counts=(100, 100), n_valid=50)
@@ -139,34 +135,3 @@ def test_what_needs_valid_is_off_without_it():
         planned(facts, patience=3)
     with pytest.raises(UsageError, match="two classes"):
         planned(DataFacts((5, 5, 5), 5), outputs="binary")
-
-
-@given(st.sampled_from(["one-cycle", "flat", "cosine", "step"]), st.floats(0, 0.99), st.floats(0, 1))
-def test_schedules_stay_within_bounds(name, warmup, position):
-    assert 0 <= rate_schedule(name, warmup)(position) <= 1
-    assert 0.85 <= momentum_schedule(name, warmup)(position) <= 0.95
-
-
-def test_one_cycle_rises_from_a_25th_and_momentum_moves_the_other_way():
-    rate, momentum = rate_schedule("one-cycle", 0.25), momentum_schedule("one-cycle", 0.25)
-    assert rate(0) == pytest.approx(1 / 25)
-    assert rate(0.25) == pytest.approx(1.0)
-    assert rate(1) == pytest.approx(1e-5)
-    assert (momentum(0), momentum(0.25), momentum(1)) == pytest.approx((0.95, 0.85, 0.95))
-    assert rate(0.625) == pytest.approx(0.5, abs=1e-4)
-
-
-def test_step_divides_by_ten_after_each_third():
-    values = [rate_schedule("step")(x) for x in (0, 0.3, 0.34, 0.66, 0.67, 1.0)]
-    assert values == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-
-
-def test_cosine_without_warmup_starts_at_the_top():
-    assert rate_schedule("cosine", 0.0)(0) == 1
-    assert rate_schedule("cosine", 0.5)(0.25) == pytest.approx(0.5)
-    assert math.isclose(rate_schedule("cosine", 0.5)(0.75), 0.5)
-
-
-def test_combine_runs_one_after_another():
-    both = combine([0.5, 0.5], [line_between(0, 1), constant(3)])
-    assert [both(x) for x in (0, 0.25, 0.5, 1.0)] == pytest.approx([0, 0.5, 3, 3])

@@ -81,12 +81,12 @@ def test_checkpoint_comes_back_bit_for_bit_and_older_ones_go(tmp_path):
     loaded = disk.load_checkpoint(tmp_path)
     assert torch.equal(loaded.tensors["a"], torch.arange(4.0))
     assert loaded.values == {"epoch": 1, "loss": 0.1}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.json", "weights-000002.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.safetensors"]
 
 
 def test_altered_weights_are_refused(tmp_path):
     saved(tmp_path)
-    path = tmp_path / "weights-000001.safetensors"
+    path = tmp_path / "checkpoint.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -96,14 +96,15 @@ def test_altered_weights_are_refused(tmp_path):
 
 def test_altered_values_are_refused(tmp_path):
     saved(tmp_path)
-    path = tmp_path / "checkpoint.json"
-    body = json.loads(path.read_text())
-    body["values"]["epoch"] = 7
-    path.write_text(json.dumps(body))
-    with pytest.raises(ModelError, match="altered"):
+    path = tmp_path / "checkpoint.safetensors"
+    data = path.read_bytes()
+    value = rb"\"epoch\": "
+    assert data.count(value + b"1") == 1
+    path.write_bytes(data.replace(value + b"1", value + b"7"))
+    with pytest.raises(ModelError, match="damaged or modified"):
         disk.load_checkpoint(tmp_path)
     path.write_text("{")
-    with pytest.raises(ModelError, match="damaged"):
+    with pytest.raises(ModelError, match=r"checkpoint\.safetensors: damaged"):
         disk.load_checkpoint(tmp_path)
 
 

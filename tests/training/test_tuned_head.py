@@ -11,11 +11,9 @@ from topwork.models.backbone import load_backbone
 from topwork.models.head import FeatureTransform, HeadSpec, LinearHead
 from topwork.training.batches import ImageDataset
 from topwork.training.cpu import fold_batch_norm
-from topwork.training.finetune import data_facts, make_network, trained_from, tune
+from topwork.training.finetune import ExtendedHead, data_facts, make_network, trained_from, tune
 from topwork.training.recipe import TuneSettings, plan
-from topwork.training.selection import tuned_logits
-from topwork.training.tuned_head import ExtendedHead
-from training.drawn import drawn_images
+from training.drawn import drawn_images, tuned_logits
 
 SIDE = 64
 EXTENDED = HeadSpec("extended")

@@ -9,14 +9,16 @@ Notation: z are features after alignment, p (M, C) probabilities on the target, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.data.transforms import Pixels
 from topwork.evaluation import similarity
-from topwork.evaluation.domains import MCC_TEMPERATURE
+from topwork.evaluation.domains import MCC_TEMPERATURE, energy_distance
+from topwork.evaluation.perturb import blur, edges, gray
 from topwork.evaluation.predictions import softmax
 from topwork.evaluation.similarity import unit_rows
 from topwork.features.logistic import SoftmaxRegression
@@ -61,7 +63,7 @@ def standardized(domains: Domains, restyled: Rows | None = None) -> Domains:
     deviation_d``. This assumes that both domains have a similar class mix.
 
     Args:
-        restyled: (N, D) restyled source images (``restyle.py``): a third domain with the source's labels.
+        restyled: (N, D) restyled source images (see the end of this file): a third domain with the source's labels.
     """
     parts = [domains.source, domains.target] + ([] if restyled is None else [restyled])
     source, target, *more = (_unit((x - x.mean(0)) / _deviation(x.var(0))) for x in parts)
@@ -294,3 +296,48 @@ def neighbor_agreement(predicted: Ints, neighbors: Ints) -> Shares:
     if not neighbors.shape[1]:
         return np.zeros(len(predicted))
     return np.asarray((predicted[neighbors] == predicted[:, None]).mean(1))
+
+
+# ---- restyled source images
+# To a network trained on photographs, drawings look very different; line drawings made from the photographs lie in between.
+# A small sample decides which style is tried: the one that brings it clearly nearest to the target.
+
+N_SAMPLE = 60
+NEARER = 0.8  # relative distance to the target below which a style is worth embedding all images
+LEVELS = 4  # per channel, of flat colors
+
+
+def flat_colors(images: Pixels) -> Pixels:
+    """A few colors without fine detail, as in cartoons and posters: (N, H, W, 3)."""
+    step = 256 // LEVELS
+    return np.asarray(blur(images, 0.008) // step * step + step // 2, np.uint8)
+
+
+def inverted(images: Pixels) -> Pixels:
+    """Negatives."""
+    return np.asarray(255 - images, np.uint8)
+
+
+STYLES: dict[str, Callable[[Pixels], Pixels]] = {
+    "line drawings": edges,
+    "gray": gray,
+    "flat colors": flat_colors,
+    "blurred": lambda images: blur(images, 0.015),
+    "inverted": inverted,
+}
+
+
+def nearest_style(plain: Rows, styled: Mapping[str, Rows], target: Rows, seed: int = 0) -> str | None:
+    """The restyling whose images are nearest to the target, if they are clearly nearer than the plain ones.
+
+    Args:
+        plain: (n, D) features of a sample of the source.
+        styled: the same images in each style.
+    """
+
+    def distance(rows: Rows) -> float:
+        return energy_distance(rows, target, seed=seed, n_permutations=1).energy
+
+    found = {name: distance(rows) for name, rows in styled.items()}
+    best = min(found, key=found.__getitem__, default=None)
+    return best if best is not None and found[best] < NEARER * distance(plain) else None

@@ -35,6 +35,7 @@ from topwork.adaptation.align import (
     class_confusion,
     class_means,
     class_mix_matched,
+    entropy,
     information_maximization,
     nearest,
     neighbor_agreement,
@@ -43,6 +44,7 @@ from topwork.adaptation.align import (
     standardized,
 )
 from topwork.evaluation.domains import Distance, energy_distance
+from topwork.evaluation.similarity import k_means, unit_rows
 from topwork.paired import paired
 from topwork.text import percent
 
@@ -273,3 +275,32 @@ def class_mix_entropy(probabilities: Shares) -> float:
 
 def _one_hot(probabilities: Shares) -> Shares:
     return np.asarray(np.eye(probabilities.shape[1])[probabilities.argmax(1)])
+
+
+# ---- which images to label
+
+
+def images_to_label(domains: Domains, choice: Choice, n: int, seed: int = 0) -> Ints:
+    """(n,) rows of unlabeled target images worth labeling, largest disagreement first; fewer if there are not enough.
+
+    With few labels, typical images help most (Hacohen et al. 2022, TypiClust, arXiv 2202.02794). The target is clustered
+    into n clusters. Of the half of a cluster nearest to its center, the image on which the methods disagree most is chosen.
+    """
+    free = np.flatnonzero(domains.known < 0)
+    n = min(n, len(free))
+    if not n:
+        return np.empty(0, np.int64)
+    disputed = entropy(choice.votes)
+    z = unit_rows(standardized(domains).target[free])
+    cosine = z @ k_means(z, n, np.random.default_rng([seed, 13]), n_steps=10).T
+    cluster, closeness = cosine.argmax(1), cosine.max(1)
+    chosen = []
+    for number in range(n):
+        members = np.flatnonzero(cluster == number)
+        if len(members):
+            central = members[np.argsort(-closeness[members], kind="stable")[: (len(members) + 1) // 2]]
+            chosen.append(int(free[central[np.argmax(disputed[free[central]])]]))
+    rest = np.setdiff1d(free, chosen)
+    rest = rest[np.argsort(-disputed[rest], kind="stable")][: n - len(chosen)]
+    rows = np.array([*chosen, *rest], np.int64)
+    return rows[np.argsort(-disputed[rows], kind="stable")]

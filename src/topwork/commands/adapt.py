@@ -16,12 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from topwork.adaptation.active_learning import images_to_label
-from topwork.adaptation.adapted_head import HeldOut, adapted_classifier, adapted_head, loss_on_source, score
-from topwork.adaptation.align import Domains, Ints, Rows
+from topwork.adaptation.adapted_head import (
+    HeldOut,
+    Images,
+    adapted_classifier,
+    adapted_head,
+    is_better,
+    loss_on_source,
+    pseudo_labels,
+    score,
+    tune_on_both,
+    tuned_choice,
+)
+from topwork.adaptation.align import N_SAMPLE, STYLES, Domains, Ints, Rows, nearest_style
 from topwork.adaptation.expected import domains_record, target_figures
-from topwork.adaptation.guards import SIGNIFICANCE, Choice, choose
-from topwork.adaptation.restyle import N_SAMPLE, STYLES, nearest_style
+from topwork.adaptation.guards import SIGNIFICANCE, Choice, choose, images_to_label
 from topwork.commands.add_class import stored_run
 from topwork.commands.assess import evaluate_parts
 from topwork.commands.prepare import scan_and_embed, timing
@@ -330,8 +339,6 @@ def _fine_tuned(now: Adaptation, settings: AdaptSettings, reporter: Reporter) ->
     Raises:
         Interrupted: by a signal during training.
     """
-    from topwork.adaptation.network import is_better, tuned_choice
-
     if now.choice.outcome != "adapted" or now.choice.method == "labels only":
         reporter.note("--mode tune: the network was not fine-tuned, because the head was not adapted either.")
         return now
@@ -351,7 +358,6 @@ def _fine_tuned(now: Adaptation, settings: AdaptSettings, reporter: Reporter) ->
 
 def _train(now: Adaptation, settings: AdaptSettings, reporter: Reporter) -> tuple[Any, Any, list[dict[str, Any]]]:
     """Backbone, head and history after fine-tuning on the source's labels and the target's pseudo-labels."""
-    from topwork.adaptation.network import Images, pseudo_labels, tune_on_both
     from topwork.training.loop import Interruption, TrainerContext
 
     source, target = now.source, now.target
@@ -368,9 +374,9 @@ def _train(now: Adaptation, settings: AdaptSettings, reporter: Reporter) -> tupl
             context=TrainerContext(reporter=reporter, stop=interruption.stopped),
             on_progress=reporter.progress,
         )
-    if done.ending == "interrupted" and interruption.signal is not None:
+    if done.training.result.ending == "interrupted" and interruption.signal is not None:
         raise Interrupted(interruption.signal)
-    return done.backbone, done.head, done.history
+    return done.backbone, done.head, done.training.result.history
 
 
 def _embedded_by(now: Adaptation, backbone: Any, head: Any, settings: AdaptSettings, reporter: Reporter) -> Adaptation:

@@ -30,16 +30,16 @@ from topwork.data.corrections import read_corrections
 from topwork.data.remote import absolute, is_url
 from topwork.evaluation.analysis import AnalysisInputs, analyze
 from topwork.features.backbone_selection import names_of
-from topwork.features.blas import few_threads
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import best_device, compiled_form
 from topwork.features.feature_maps import OpenNetwork, open_network
+from topwork.features.logistic import few_threads
 from topwork.features.probe import Probe
 from topwork.features.views import Probed
 from topwork.models.backbone import check_backbone
 from topwork.models.classifier import Classifier
 from topwork.models.text_tower import text_model, zero_shot_head
-from topwork.progress import Reporter, Stopwatch, default_reporter
+from topwork.progress import Reporter, Stopwatch, default_reporter, tracking
 from topwork.run import (
     Run,
     asked,
@@ -56,7 +56,6 @@ from topwork.run import (
 from topwork.settings import FitSettings, as_dict, check, is_launched, with_options
 from topwork.text import duration
 from topwork.training.recipe import head_spec
-from topwork.training.tracking import tracking
 
 if TYPE_CHECKING:
     from topwork.training.finetune import TunedClassifier
@@ -119,7 +118,7 @@ def fit(
         recipe = _recipe(data, probed, tuned, assessed.classifier) | ({"words": words} if words else {})
         evaluation = assessed.evaluation
         if tuned is not None:
-            evaluation |= {"n_parameters": tuned.n_parameters, "n_trainable": tuned.n_trainable}
+            evaluation |= {"n_parameters": tuned.training.n_parameters, "n_trainable": tuned.training.n_trainable}
         if by_names is not None:
             evaluation |= {"zero_shot": zero_shot_accuracy(data, by_names, evaluation)}
         classifier = replace(
@@ -127,7 +126,7 @@ def fit(
         )
         with clock("write"):
             reporter.step("write")
-            history = [*map(asdict, probed.probe.trials), *(tuned.history if tuned else [])]
+            history = [*map(asdict, probed.probe.trials), *(tuned.training.result.history if tuned else [])]
             compiled = compiled_form(classifier.backbone) if data.embedder.engine.kind == "openvino" else None
             write_run(work, data.manifest, data.parts, classifier, assessed.predictions, recipe, history, compiled)
         if not data.manifest.multi_label:
@@ -194,10 +193,12 @@ def follow(path: str | os.PathLike[str], out: str | os.PathLike[str], settings: 
     _meet()
     data = prepare_data(path, settings, clock, reporter)
     probed = fitted_probe(data, clock, reporter)
-    from topwork.training.finetune import TuningInputs, tune_classifier
+    from topwork.training.finetune import plan_tuning, tune_classifier
 
-    inputs = TuningInputs(data.backbone, data.manifest, data.features, data.parts, probed.probe, settings, work)
-    tune_classifier(inputs, reporter, reporter.note)
+    planned = plan_tuning(
+        data.backbone, data.manifest, data.features, data.parts, probed.probe, settings, reporter.progress
+    )
+    tune_classifier(planned, work, reporter, reporter.note)
 
 
 def _meet() -> None:
@@ -232,7 +233,7 @@ def _tune(
 
     if settings.mode == "probe":
         return None, words
-    from topwork.training.finetune import TuningInputs, tune_classifier
+    from topwork.training.finetune import plan_tuning, tune_classifier
     from topwork.training.selection import select_model
 
     with clock("tune"):
@@ -240,9 +241,11 @@ def _tune(
         if is_launched():
             _meet()
         within = _within_what_is_left(data, clock, say)
-        inputs = TuningInputs(data.backbone, data.manifest, data.features, data.parts, probe, within, folder)
         with tracking(settings.track, folder, asdict(settings)) as track:
-            tuned = tune_classifier(inputs, reporter, say, track)
+            planned = plan_tuning(
+                data.backbone, data.manifest, data.features, data.parts, probe, within, reporter.progress
+            )
+            tuned = tune_classifier(planned, folder, reporter, say, track)
     if tuned is None or settings.hidden is not None or settings.head == "cosine":  # a requested head is always kept
         return tuned, words
     with clock("embed_again"):
@@ -347,10 +350,13 @@ def _recipe(
     if data.choice is not None:
         recipe |= {"backbones": data.choice.as_dict()}
     if tuned is not None:
-        recipe |= {"mode": "tune", "tuning": tuned.recipe, "stages": tuned.stages, "probe": recipe["head"]}
+        done = tuned.training
+        tuning = done.recipe.as_dict() | {"tried": [vars(candidate) for candidate in done.selected.tried]}
+        stages = [vars(row) for row in done.stages]
+        recipe |= {"mode": "tune", "tuning": tuning, "stages": stages, "probe": recipe["head"]}
         recipe["head"] = {
             "kind": classifier.head.kind,
-            "candidate": f"fine-tuned with the network, {tuned.trained_head}",
+            "candidate": f"fine-tuned with the network, {done.head}",
             "penalty": None,
             "n_features": int(classifier.head.weight.shape[1]),
             "reason": "Fine-tuned with the network, starting from the head of the probe (below).",

@@ -67,7 +67,7 @@ def lr_range(
     Raises:
         UsageError: nothing to train on, or settings that contradict each other.
     """
-    from topwork.training.finetune import TuningInputs, make_network, plan_tuning
+    from topwork.training.finetune import plan_tuning
     from topwork.training.lr_range import range_test
     from topwork.training.optimizer import stage_table
 
@@ -78,17 +78,20 @@ def lr_range(
     reporter.step("probe")
     probe = fitted_probe(data, Stopwatch(), reporter).probe
     reporter.step("prepare")
-    inputs = TuningInputs(data.backbone, data.manifest, data.features, data.parts, probe, settings)
-    ready = plan_tuning(inputs, reporter.progress)
+    ready = plan_tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings, reporter.progress)
     reporter.step("range test")
-    network = make_network(data.backbone, ready.spec, ready.recipe, ready.start)
+    network = ready.network()
     test = range_test(network, ready.recipe, ready.train, n_steps, lowest, highest, reporter.progress)
     scale = test.suggestion / max(rate for _, rate in ready.recipe.phases[-1].rates)  # the phase that was tested
     rows = tuple(replace(row, rate=row.rate * scale) for row in stage_table(network, ready.recipe))
     return Ranged(
-        test, rows, _option(rows), data.backbone.name, ready.recipe.batch_size,
-        ready.head_is_fitted and ready.recipe.head_from_probe,
-    )  # fmt: skip
+        test,
+        rows,
+        _option(rows),
+        data.backbone.name,
+        ready.recipe.batch_size,
+        ready.spec.starts_from_probe and ready.recipe.head_from_probe,
+    )
 
 
 def _option(rows: tuple[StageRow, ...]) -> str:

@@ -61,7 +61,7 @@ def describe(name: str, settings: ModelSettings | None = None) -> Described:
     """
     import torch
 
-    from topwork.training.finetune import SIX_BLOCKS, stage_names
+    from topwork.training.finetune import stage_names
     from topwork.training.optimizer import stage_table
     from topwork.training.recipe import DataFacts, plan
 
@@ -84,7 +84,7 @@ def describe(name: str, settings: ModelSettings | None = None) -> Described:
         n_trainable=sum(row.n_trained for row in rows),
         n_features=_width(network),
         license=cfg.get("license"),
-        preprocessing=input_spec(parse_name(name), cfg).as_dict() if cfg else {},
+        preprocessing=input_spec(cfg).as_dict() if cfg else {},
         stages=rows,
     )
 
@@ -120,6 +120,7 @@ def _width(network: nn.Module) -> int:
     return int(layers[-1].in_features) if layers else 0
 
 
+SIX_BLOCKS = "six-blocks"
 MOST_COUNTED = 40  # architectures: counting the parameters of one takes up to half a second
 
 

@@ -193,16 +193,15 @@ def fitted_probe(data: PreparedData, clock: Stopwatch, reporter: Reporter) -> Pr
 
     def fitted(views: Sequence[View]) -> Probe:
         seen = with_views(
-            data.manifest, data.features, data.labels, data.groups, data.parts.train, data.embedder, views,
-            settings.seed, settings.workers, reporter.progress,
+            data.manifest, data.features, data.parts.train, data.embedder, views, settings.seed, settings.workers,
+            reporter.progress,
         )  # fmt: skip
         return fit_probe(
-            seen.features,
-            seen.labels,
+            seen,
+            data.labels,
             len(data.manifest.classes),
-            rows=seen.rows,
-            groups=seen.groups.tolist(),
-            n_views=seen.n_views,
+            rows=data.parts.train,
+            groups=data.groups,
             head="plain" if settings.head == "cosine" else settings.head,
             seed=settings.seed,
             on_progress=reporter.progress,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -124,10 +124,12 @@ def load_images(
     yield from in_order(load, entries, n_threads)
 
 
-def in_order(work: Callable[[Any], Any], items: Sequence[Any], n_threads: int | None = None) -> Iterator[Any]:
+def in_order(
+    work: Callable[[Any], Any], items: Sequence[Any], n_threads: int | None = None, ahead: int | None = None
+) -> Generator[Any]:
     """Runs ``work`` over items on threads and yields the results in order, a bounded number ahead."""
     n_threads = n_threads or default_threads()
-    ahead = 16 + 8 * n_threads
+    ahead = ahead or 16 + 8 * n_threads
     with ThreadPoolExecutor(n_threads, thread_name_prefix="decode") as pool:
         pending: deque[Future[Any]] = deque()
         try:

@@ -34,7 +34,7 @@ from topwork.evaluation.calibration import Thresholds, decide, unknown_detector
 from topwork.evaluation.predictions import join_labels
 from topwork.export.inputs import list_inputs
 from topwork.export.runtime import Precision, Runtime, engine_of
-from topwork.features.cluster import Cluster, Packed, chunks, shared
+from topwork.features.cluster import Cluster, chunks, packed, shared, unpacked
 from topwork.features.engine import BATCH, with_resizer
 from topwork.files import atomic_file, error_reason
 from topwork.models.classifier import Classifier, load_classifier
@@ -151,13 +151,13 @@ class Predictor(Described):
         """Creates the same predictor in a worker."""
         assert self._cluster is not None
         n_threads = self._cluster.n_threads(n_threads)
-        files = shared(Packed.of(self.classifier.backbone.folder))
+        files = shared(packed(self.classifier.backbone.folder))
         n_top, tta, runtime, precision = self.n_top, self.tta, self.engine.kind, self.engine.precision
 
         def make() -> Callable[[Sequence[Image]], list[Prediction]]:
             import ray
 
-            folder = ray.get(files).unpacked()
+            folder = unpacked(ray.get(files))
             predictor = Predictor(folder, n_top, tta=tta, runtime=cast(Any, runtime), precision=cast(Any, precision))
             return lambda images: list(predictor.stream(images, n_threads))
 

@@ -22,16 +22,14 @@ from topwork.features.cluster import loader_on
 from topwork.features.embed import Embedder
 from topwork.features.engine import (
     BATCH,
-    Batch,
+    BLOCKS,
     Blocks,
     Engine,
     OpenVINOEngine,
     TorchEngine,
     check_precision,
     feature_network,
-    rounded,
 )
-from topwork.features.store import BLOCKS
 from topwork.files import atomic_file
 from topwork.models.backbone import Backbone
 from topwork.models.classifier import COMPILED, FACTS, Classifier
@@ -74,12 +72,11 @@ def _is_available(classifier: Classifier, runtime: str) -> bool:
     return runtime != "openvino" or (classifier.backbone.folder / COMPILED[0]).is_file()
 
 
-class ONNXRuntimeEngine:
+class ONNXRuntimeEngine(Engine):
     """The network in onnxruntime, in f32. torch exports it to ONNX once; the file is cached."""
 
     kind = "onnxruntime"
     precision = "f32"
-    note: str | None = None
 
     def __init__(self, backbone: Backbone) -> None:
         import onnxruntime
@@ -90,10 +87,6 @@ class ONNXRuntimeEngine:
         if not path.is_file():
             _export(backbone, path)
         self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def run(self, images: Pixels) -> Batch:
-        """Features rounded to float16, as they are stored."""
-        return rounded(self.run_unrounded(images))
 
     def run_unrounded(self, images: Pixels) -> Blocks:
         """Features of uint8 (B, H, W, 3), any B."""

@@ -23,7 +23,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -90,7 +90,7 @@ class Cluster:
             if n_done == len(items):
                 return
             try:
-                for found in _results(_Rows(self.settings, make, items[n_done:], str(Path.cwd()))):
+                for found in _results(self.settings, make, items[n_done:], str(Path.cwd())):
                     if isinstance(found.value, TopworkError):
                         raise found.value
                     n_done += 1
@@ -116,14 +116,13 @@ class Cluster:
         found = facts.hashes() if traits is None else [key for key in facts.hashes() if key in traits]
         known = np.array(sorted(key for key in found if embedder is None or not embedder.wants(key)), dtype="S64")
         network = None if embedder is None else _Network.of(embedder)
-        make = partial(
-            _Loader, shared(known), shared(network), read, traits is not None, self.n_threads(n_threads)
-        )  # fmt: skip
-        for part in self.map(make, chunks(entries)):
+        n_threads = self.n_threads(n_threads)
+        make = partial(_Loader, shared(known), shared(network), read, traits is not None, n_threads)
+        for images, hashes, batches, seconds in self.map(make, chunks(entries)):
             if embedder is not None:
-                for features in part.features:
-                    embedder.keep(part.hashes, features, part.engine_seconds)
-            for loaded in part.loaded:
+                for batch in batches:
+                    embedder.keep(hashes, batch, seconds)
+            for loaded in images:
                 value = facts.get(loaded.content_hash) if loaded.facts == _KNOWN else loaded.facts
                 reason = value if isinstance(value, str) else loaded.reason
                 yield replace(loaded, facts=None if reason else value, reason=reason)
@@ -133,68 +132,52 @@ class Cluster:
         return asked or max(1, round(self.settings.num_cpus_per_worker))
 
 
-class _Rows:
+def _rows(
+    settings: ClusterSettings, make: Callable[[], Callable[[Any], Any]], chunks: Sequence[Any], folder: str
+) -> Iterator[_Boxed]:
     """The results of all chunks, in their order."""
+    import ray.data
 
-    def __init__(
-        self, settings: ClusterSettings, make: Callable[[], Callable[[Any], Any]], chunks: Sequence[Any], folder: str
-    ) -> None:
-        self._settings, self._make, self._chunks, self._folder = settings, make, chunks, folder
-        self._rows: Iterator[Any] | None = None
-
-    def next(self) -> _Boxed | None:
-        """The next result; None after the last one."""
-        self._rows = self._rows or self._started()
-        row = next(self._rows, None)
-        return None if row is None else cast(_Boxed, row["found"])
-
-    def _started(self) -> Iterator[Any]:
-        import ray.data
-
-        n_blocks = len(self._chunks)
-        data = ray.data.from_items([{"chunk": _Boxed(chunk)} for chunk in self._chunks], override_num_blocks=n_blocks)
-        data.context.enable_progress_bars = data.context.print_on_execution_start = False
-        data.context.execution_options.preserve_order = True
-        workers = data.map_batches(
-            _Worker,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=self._n_workers()),
-            fn_constructor_args=(self._make, self._folder),
-            num_cpus=self._settings.num_cpus_per_worker,
-            num_gpus=self._settings.num_gpus_per_worker or None,
-        )
-        return iter(workers.iter_rows())
-
-    def _n_workers(self) -> int:
-        """Number of workers that fit the current cluster; Ray adds more if it grows."""
-        import ray
-
-        have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        room = have.get("CPU", 1) // self._settings.num_cpus_per_worker
-        if self._settings.num_gpus_per_worker:
-            room = min(room, have.get("GPU", 0) // self._settings.num_gpus_per_worker)
-        return int(max(1, min(room, len(self._chunks))))
+    n_cpus, n_gpus = settings.num_cpus_per_worker, settings.num_gpus_per_worker
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    room = have.get("CPU", 1) // n_cpus
+    if n_gpus:
+        room = min(room, have.get("GPU", 0) // n_gpus)
+    n_workers = int(max(1, min(room, len(chunks))))  # Ray adds more if the cluster grows
+    data = ray.data.from_items([{"chunk": _Boxed(chunk)} for chunk in chunks], override_num_blocks=len(chunks))
+    data.context.enable_progress_bars = data.context.print_on_execution_start = False
+    data.context.execution_options.preserve_order = True
+    workers = data.map_batches(
+        _Worker,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=n_workers),
+        fn_constructor_args=(make, folder),
+        num_cpus=n_cpus,
+        num_gpus=n_gpus or None,
+    )
+    for row in workers.iter_rows():
+        yield cast(_Boxed, row["found"])
 
 
 class _Holder:
     """An actor in the cluster that runs Ray Data for a ``ray://`` client, which cannot run it."""
 
-    def __init__(self, rows: _Rows) -> None:
-        self._rows = rows
+    def __init__(self, *arguments: Any) -> None:
+        self._rows = _rows(*arguments)
 
     def next(self) -> _Boxed | None:
-        return self._rows.next()
+        return next(self._rows, None)
 
 
-def _results(rows: _Rows) -> Iterator[_Boxed]:
-    """All results: computed here, or fetched from an actor if the cluster is reached through ``ray://``."""
+def _results(*arguments: Any) -> Iterator[_Boxed]:
+    """:func:`_rows`, computed here, or fetched from an actor if the cluster is reached through ``ray://``."""
     import ray
     import ray.util.client
 
     if not ray.util.client.ray.is_connected():  # type: ignore[no-untyped-call]
-        yield from iter(rows.next, None)
+        yield from _rows(*arguments)
         return
-    holder: Any = ray.remote(num_cpus=0)(_Holder).remote(rows)
+    holder: Any = ray.remote(num_cpus=0)(_Holder).remote(*arguments)
     found: _Boxed | None
     while (found := ray.get(holder.next.remote())) is not None:
         yield found
@@ -324,33 +307,27 @@ class _Worker:
         return {"found": found}
 
 
-@dataclass(frozen=True)
-class Packed:
-    """The files of a folder, to send to workers."""
+def packed(folder: Path) -> dict[str, bytes]:
+    """The files directly in a folder, to send to workers."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
-    files: dict[str, bytes]
 
-    @classmethod
-    def of(cls, folder: Path) -> Packed:
-        """The files directly in a folder."""
-        return cls({path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()})
-
-    def unpacked(self) -> Path:
-        """Writes the folder to the cache of this machine, where several workers may do the same."""
-        digest = hashlib.sha256()
-        for name, data in self.files.items():
-            digest.update(name.encode() + hashlib.sha256(data).digest())
-        folder = cache_folder() / "cluster" / digest.hexdigest()[:32]
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            partial_folder = Path(tempfile.mkdtemp(dir=folder.parent))
-            for name, data in self.files.items():
-                (partial_folder / name).write_bytes(data)
-            try:
-                partial_folder.rename(folder)
-            except OSError:  # another worker was faster
-                shutil.rmtree(partial_folder)
-        return folder
+def unpacked(files: dict[str, bytes]) -> Path:
+    """Writes such a folder to the cache of this machine, where several workers may do the same."""
+    digest = hashlib.sha256()
+    for name, data in files.items():
+        digest.update(name.encode() + hashlib.sha256(data).digest())
+    folder = cache_folder() / "cluster" / digest.hexdigest()[:32]
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial_folder = Path(tempfile.mkdtemp(dir=folder.parent))
+        for name, data in files.items():
+            (partial_folder / name).write_bytes(data)
+        try:
+            partial_folder.rename(folder)
+        except OSError:  # another worker was faster
+            shutil.rmtree(partial_folder)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -358,8 +335,7 @@ class _Network:
     """What a worker needs to recreate the driver's embedder."""
 
     backbone: Backbone
-    files: Packed
-    kind: str
+    files: dict[str, bytes]
     precision: str
     compiled: str | None
 
@@ -367,11 +343,10 @@ class _Network:
     def of(cls, embedder: Embedder) -> _Network:
         engine = embedder.engine
         compiled = engine.xml.name if isinstance(engine, OpenVINOEngine) else None
-        files = Packed.of(embedder.backbone.folder)
-        return cls(embedder.backbone, files, engine.kind, engine.precision, compiled)
+        return cls(embedder.backbone, packed(embedder.backbone.folder), engine.precision, compiled)
 
     def load(self) -> tuple[Backbone, Engine]:
-        backbone = replace(self.backbone, folder=self.files.unpacked())
+        backbone = replace(self.backbone, folder=unpacked(self.files))
         if self.compiled is not None:
             return backbone, OpenVINOEngine(backbone.folder / self.compiled, self.precision)
         return backbone, TorchEngine(backbone, self.precision)
@@ -404,14 +379,8 @@ class _Known:
         self.features.append(features)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The results of one chunk: features instead of pixels."""
-
-    loaded: list[Loaded]
-    hashes: list[str] = field(default_factory=list)
-    features: list[Batch] = field(default_factory=list)
-    engine_seconds: float = 0.0
+# the results of one chunk: images, then hashes, features and seconds of the engine instead of pixels
+_Part = tuple[list[Loaded], list[str], list[Batch], float]
 
 
 class _Loader:
@@ -436,6 +405,6 @@ class _Loader:
                 embedder.take(one.content_hash, one.pixels)
             loaded.append(replace(one, pixels=None))
         if embedder is None:
-            return _Part(loaded)
+            return loaded, [], [], 0.0
         embedder.flush()
-        return _Part(loaded, store.new, store.features, embedder.engine_seconds)
+        return loaded, store.new, store.features, embedder.engine_seconds

@@ -17,9 +17,9 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -67,8 +67,7 @@ _CENTER_FROM = 50  # with fewer images, their mean is not representative
 _ROUGHLY_ALIKE = 0.5  # copies cropped by 8% per side have at least 0.55, three quarters of other close pairs less
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """Two rows, the smaller first; ``similarity`` is the correlation of their structure, 1 for the same picture."""
 
     a: int
@@ -118,10 +117,7 @@ def near_duplicates(manifest: Manifest, features: Features, embedder: Embedder) 
     thumbs = manifest.traits(rows.tolist()).thumbs
     space = FeatureSpace.of(features.block("last", rows))
     found = search(space, thumbs, labels, calibrate(manifest, rows, space, thumbs, embedder))
-    pairs = tuple(
-        sorted((_pair(int(rows[p.a]), int(rows[p.b]), p.similarity) for p in found.pairs), key=lambda p: (p.a, p.b))
-    )
-    result = NearDuplicates(pairs, found.least_cosine, found.least_similarity, found.recall, found.n_copies)
+    result = replace(found, pairs=tuple(sorted(_pair(int(rows[a]), int(rows[b]), s) for a, b, s in found.pairs)))
     _write_cache(path, manifest, result)
     return result
 
@@ -397,7 +393,7 @@ def _read_cache(path: Path, manifest: Manifest) -> NearDuplicates | None:
     try:
         record: dict[str, Any] = json.loads(path.read_text())
         row = {sample.content_hash: number for number, sample in reversed(list(enumerate(manifest.samples)))}
-        pairs = sorted((_pair(row[a], row[b], s) for a, b, s in record["pairs"]), key=lambda p: (p.a, p.b))
+        pairs = sorted(_pair(row[a], row[b], s) for a, b, s in record["pairs"])
         return NearDuplicates(**(record | {"pairs": tuple(pairs)}))
     except (OSError, ValueError, KeyError, TypeError):
         return None

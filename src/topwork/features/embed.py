@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,51 @@ from topwork.data.loader import FactsStore, Loader, load_images
 from topwork.data.manifest import Manifest
 from topwork.data.remote import n_threads_for
 from topwork.data.samples import Entry
+from topwork.data.shards import Shards, matrix_column, matrix_of, room_for
 from topwork.data.transforms import Pixels
 from topwork.errors import TopworkError, changed_since_scan
-from topwork.features.engine import BATCH, Batch, Engine, fingerprint, load_engine, with_resizer
-from topwork.features.store import BLOCKS, ROWS_PER_SHARD, FeatureStore
+from topwork.features.engine import BATCH, BLOCKS, Batch, Engine, fingerprint, load_engine, with_resizer
 from topwork.models.backbone import Backbone
 from topwork.settings import cache_folder
 from topwork.text import Described, escape
+
+ROWS_PER_SHARD = 1024
+
+
+class FeatureStore(Shards):
+    """The stored features of one backbone, input spec and engine: Parquet shards, keyed by the content of the image.
+
+    Only the keys are in memory; blocks are read on demand. A killed run loses at most one unfinished shard.
+
+    Args:
+        cache: the cache folder.
+        fingerprint: see :func:`topwork.features.engine.fingerprint`.
+    """
+
+    def __init__(self, cache: Path, fingerprint: str) -> None:
+        super().__init__(cache / "features" / fingerprint)
+
+    def put(self, hashes: Sequence[str], blocks: dict[str, NDArray[np.float16]]) -> None:
+        """Writes one shard: ``blocks`` maps each name in BLOCKS to (n, D) float16."""
+        self.append(hashes, {name: matrix_column(blocks[name]) for name in BLOCKS})
+
+    def load(self, hashes: Sequence[str], block: str) -> NDArray[np.float16]:
+        """The (N, D) float16 features of these contents, in order; large arrays are files (:mod:`topwork.data.shards`).
+
+        Raises:
+            KeyError: a content hash that is not in the store.
+            TopworkError: a shard was deleted or damaged since the store was opened.
+        """
+        result, n_read = np.empty((0, 0), np.float16), 0
+        for positions, table in self.read(hashes, [block]):
+            values = matrix_of(table[block])
+            if not n_read:
+                result = room_for((len(hashes), values.shape[1]), values.dtype)
+            result[positions] = values
+            n_read += len(positions)
+        if n_read < len(hashes):
+            raise KeyError(next(content_hash for content_hash in hashes if content_hash not in self))
+        return result
 
 
 @dataclass(frozen=True, repr=False)

@@ -23,14 +23,14 @@ import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.images import DECODER_VERSION
 from topwork.data.transforms import MIRRORS, InputSpec, Pixels
-from topwork.errors import ModelError, UsageError
+from topwork.errors import ModelError, UsageError, first_line
 from topwork.files import atomic_file, file_digest
 from topwork.models.backbone import Backbone
 
@@ -41,6 +41,7 @@ Batch = dict[str, NDArray[np.float16]]
 Blocks = dict[str, NDArray[np.float32]]
 
 FORMAT = 3  # increase it when the outputs or the preprocessing change
+BLOCKS = ("last", "stages")
 BATCH = 16  # compiled for this size and for 1: 1.1 GB of memory instead of 3.3 GB with dynamic shapes
 TRACED_IMAGES = 2  # unlike BATCH and 1, so that the check finds a batch size baked into the graph
 MAX_STAGES = 5
@@ -48,18 +49,20 @@ MAX_STAGES = 5
 LEAST_COSINE = {"f32": 0.9999, "bf16": 0.98}
 
 
-class Engine(Protocol):
+class Engine:
     """Turns input-sized images into features; ``note`` is a sentence for the user, if any."""
 
     kind: str
     precision: str
-    note: str | None
+    note: str | None = None
 
     def run(self, images: Pixels) -> Batch:
-        """Features of uint8 (B, H, W, 3), any B."""
+        """Features of uint8 (B, H, W, 3), any B, as they are stored."""
+        return rounded(self.run_unrounded(images))
 
     def run_unrounded(self, images: Pixels) -> Blocks:
         """The same in float32, not rounded."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def with_resizer(backbone: Backbone, engine: Engine) -> Backbone:
     return backbone.with_spec(resizer="pillow" if engine.precision == "f32" else "quick")
 
 
-class OpenVINOEngine:
+class OpenVINOEngine(Engine):
     """A compiled network read from its IR file; thread-safe."""
 
     kind = "openvino"
@@ -143,7 +146,7 @@ class OpenVINOEngine:
         try:
             self._model = self._core.read_model(xml)
         except RuntimeError as error:
-            raise ModelError(f"{xml}: cannot be read: {str(error).splitlines()[0]}") from None
+            raise ModelError(f"{xml}: cannot be read: {first_line(error)}") from None
         self.xml = xml
         self._compiled: dict[int, Any] = {}
         self._lock = threading.Lock()
@@ -153,10 +156,6 @@ class OpenVINOEngine:
         """Height and width in pixels."""
         _, height, width, _ = self._model.input(0).partial_shape
         return height.get_length(), width.get_length()
-
-    def run(self, images: Pixels) -> Batch:
-        """Features rounded to float16, as they are stored."""
-        return rounded(self.run_unrounded(images))
 
     def run_unrounded(self, images: Pixels) -> Blocks:
         """Runs whole batches; a few remaining images run one by one, which is faster than padding."""
@@ -169,7 +168,7 @@ class OpenVINOEngine:
             chunks.append({key: value[:rest] for key, value in self._infer(self._of_size(BATCH), padded).items()})
         else:
             chunks += [self._infer(self._of_size(1), images[row : row + 1]) for row in range(whole, len(images))]
-        return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in ("last", "stages")}
+        return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in BLOCKS}
 
     def _of_size(self, n: int) -> Any:
         """The network compiled for batches of n images, on first use: a refit from the store needs none."""
@@ -179,16 +178,15 @@ class OpenVINOEngine:
                     model = with_batch(self._model, n)
                     self._compiled[n] = self._core.compile_model(model, "CPU", self._options)
                 except RuntimeError as error:
-                    reason = str(error).splitlines()[0]
-                    raise ModelError(f"{self.xml}: cannot be compiled: {reason}") from None
+                    raise ModelError(f"{self.xml}: cannot be compiled: {first_line(error)}") from None
             return self._compiled[n]
 
     def _infer(self, compiled: Any, images: Pixels) -> Blocks:
         outputs = compiled.create_infer_request().infer({0: np.ascontiguousarray(images)})
-        return {key: np.array(outputs[number]) for number, key in enumerate(("last", "stages"))}
+        return {key: np.array(outputs[number]) for number, key in enumerate(BLOCKS)}
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """The network in torch: on a GPU in bf16 if supported, on the CPU in f32."""
 
     kind = "torch"
@@ -205,10 +203,6 @@ class TorchEngine:
         network = feature_network(backbone).to(self.device)
         self._network = network.to(memory_format=torch.channels_last)
 
-    def run(self, images: Pixels) -> Batch:
-        """Features rounded to float16, as they are stored."""
-        return rounded(self.run_unrounded(images))
-
     def run_unrounded(self, images: Pixels) -> Blocks:
         """Features of uint8 (B, H, W, 3), any B."""
         import torch
@@ -223,7 +217,7 @@ class TorchEngine:
                 chunk = torch.from_numpy(np.array(images[start : start + 4 * BATCH])).to(self.device)
                 for kept, value in zip(outputs, self._network(chunk), strict=True):
                     kept.append(value.float().cpu().numpy())
-        return {key: np.concatenate(kept) for key, kept in zip(("last", "stages"), outputs, strict=True)}
+        return {key: np.concatenate(kept) for key, kept in zip(BLOCKS, outputs, strict=True)}
 
 
 def rounded(blocks: Blocks) -> Batch:
@@ -349,7 +343,7 @@ def _compile(backbone: Backbone, xml: Path) -> EngineCheck:
     try:
         model = _converted(network, backbone.spec)
     except Exception as error:  # noqa: BLE001 tracing and conversion raise errors of all kinds
-        check = EngineCheck(_device(), {}, problem=_first_line(error))
+        check = EngineCheck(_device(), {}, problem=first_line(error))
     else:
         _write_ir(model, xml)
         check = _compared(xml, images, expected)
@@ -394,7 +388,7 @@ def _compared(xml: Path, images: Pixels, expected: list[NDArray[np.float32]]) ->
             pairs = zip(expected, (found["last"], found["stages"]), strict=True)
             cosine[precision] = min(_least_cosine(a, b) for a, b in pairs if a.shape[1])
     except (ModelError, RuntimeError) as error:
-        return EngineCheck(_device(), {}, problem=_first_line(error))
+        return EngineCheck(_device(), {}, problem=first_line(error))
     return EngineCheck(_device(), cosine, files)
 
 
@@ -407,7 +401,7 @@ def _write_ir(model: Any, xml: Path) -> None:
             os.replace(partial.with_suffix(suffix), xml.with_suffix(suffix))
     except (OSError, RuntimeError) as error:
         raise ModelError(
-            f"{xml.parent}: the compiled network cannot be written ({_first_line(error)}): no space left, or no permission. "
+            f"{xml.parent}: the compiled network cannot be written ({first_line(error)}): no space left, or no permission. "
             "Set TOPWORK_CACHE to another folder."
         ) from None
     finally:
@@ -424,10 +418,6 @@ def _read_check(xml: Path) -> EngineCheck | None:
         return None
     is_whole = is_whole and (check.problem is not None or set(check.files) == {".xml", ".bin"})
     return check if is_whole and check.device == _device() else None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _choose_precision(check: EngineCheck, wanted: str) -> str | None:

@@ -112,7 +112,6 @@ def fit_probe(
     *,
     rows: NDArray[np.int64] | None = None,
     groups: Sequence[int] | None = None,
-    n_views: int = 0,
     head: str = "auto",
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
@@ -121,36 +120,36 @@ def fit_probe(
     """Chooses and fits a linear head on the training rows.
 
     Args:
-        labels: (N,) class indices for all of ``features``; (N, C) 0 or 1 for several labels.
+        features: of N images, and further ones of augmented views of the training rows (:mod:`topwork.features.views`).
+            Views are in the fold of their image and never scored, so heads with and without views are compared on the same
+            images.
+        labels: (N,) class indices; (N, C) 0 or 1 for several labels.
         rows: training rows; all by default.
         groups: (N,) group of each row; groups are never split across folds.
-        n_views: augmented views of each training image, as in :class:`~topwork.features.views.WithViews`: ``rows`` holds
-            all images, then one view of each in the same order, and so on. Views are in the fold of their image and
-            never scored, so heads with and without views are compared on the same images.
         head: ``plain``, ``extended``, or ``auto``: extended only if it is clearly better than the best plain head (by
             more than one standard error of the paired difference in cross-entropy, and in accuracy).
-
         balance: ``auto``, ``none``, or ``weights`` inverse to the class counts (``sampler`` is the same for a probe).
             With several labels there are no weights; thresholds replace them.
 
     Raises:
         UsageError: fewer than two classes in the training rows.
     """
-    rows = np.arange(len(features)) if rows is None else np.asarray(rows)
-    y = np.asarray(labels)[rows]
-    n_images = len(rows) // (1 + n_views)
-    strata = (rarest_labels(y) if y.ndim == 2 else y)[:n_images]
+    rows = np.arange(len(labels)) if rows is None else np.asarray(rows)
+    y, n_images = np.asarray(labels)[rows], len(rows)
+    strata = rarest_labels(y) if y.ndim == 2 else y
     if len(np.unique(strata)) < 2:
         raise UsageError("Training needs images of at least two classes.")
-    group = np.asarray(groups)[rows[:n_images]] if groups is not None else np.arange(n_images)
+    group = np.asarray(groups)[rows] if groups is not None else np.arange(n_images)
     candidates = [c for c in CANDIDATES if c.plain or head != "plain"]
-    data = _Blocks(features, rows)
+    data = _Blocks(features, np.concatenate([rows, np.arange(len(labels), len(features))]))
+    n_each = 1 + (len(features) - len(labels)) // n_images  # an image and its views
+    y = np.concatenate([y] * n_each)
     if not data.has_stages:
         candidates = [c for c in candidates if "stages" not in c.blocks]
     folds, chosen_rows = _folds(strata, group, n_classes, data.width(candidates[0]), seed)
     weights = class_weights(np.bincount(y, minlength=n_classes), balance) if y.ndim == 1 else None
-    shown = np.concatenate([chosen_rows + view * n_images for view in range(1 + n_views)])
-    search = _Search(data, y, n_classes, shown, np.tile(folds, 1 + n_views), weights, len(chosen_rows))
+    shown = np.concatenate([chosen_rows + view * n_images for view in range(n_each)])
+    search = _Search(data, y, n_classes, shown, np.tile(folds, n_each), weights, len(chosen_rows))
     for number, candidate in enumerate(candidates):
         search.try_candidate(candidate)
         if on_progress:

@@ -1,7 +1,7 @@
 """Augmented views of training images for the probe, embedded once and kept in the feature store.
 
-In: a manifest, its features, the training rows and views. Out: :class:`WithViews`: the same features with the views
-appended, each with the label and group of its image, so that both are in the same fold.
+In: a manifest, its features, the training rows and views. Out: the same features with those of the views appended, for
+:func:`topwork.features.probe.fit_probe`, which keeps a view in the fold of its image.
 
 :func:`buy_views` spends a time budget: first on horizontal flips, then on other scales; views are kept if
 cross-validation on the training images is clearly better. Views do not slow down prediction.
@@ -62,21 +62,6 @@ class Probed:
     tried: tuple[str, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class WithViews:
-    """Features, labels and groups of all images and of the views after them.
-
-    Attributes:
-        rows: training rows: the images, then one view of each in the same order, and so on.
-    """
-
-    features: Features
-    labels: NDArray[Any]
-    groups: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    n_views: int
-
-
 def asked_views(name: str, n: int) -> list[View]:
     """``n`` views of the pipeline with this name; no views for ``none``."""
     chosen = pipeline(name)
@@ -130,19 +115,16 @@ def _gain(first: Probe, second: Probe, labels: NDArray[Any]) -> Gain:
 def with_views(
     manifest: Manifest,
     features: Features,
-    labels: NDArray[Any],
-    groups: Sequence[int],
     rows: NDArray[np.int64],
     embedder: Embedder,
     views: Sequence[View],
     seed: int = 0,
     n_threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-) -> WithViews:
-    """Embeds the views of the training rows that are not in the store.
+) -> Features:
+    """The features, then those of one view of each training row in their order, then those of the next view, and so on.
 
-    Args:
-        labels: (N,) class indices, or (N, C) 0 or 1 for several labels.
+    Views that are not in the store are embedded.
 
     Raises:
         TopworkError: an image was changed or deleted since the scan.
@@ -162,15 +144,7 @@ def with_views(
                 on_progress(n_done, len(first))
     finally:
         embedder.flush()
-    sources = np.array([row for row, _ in wanted], np.int64)
-    group = np.asarray(groups, np.int64)
-    return WithViews(
-        features=Features(features.hashes + tuple(keys), features.store),
-        labels=np.concatenate([labels, labels[sources]]),
-        groups=np.concatenate([group, group[sources]]),
-        rows=np.concatenate([rows, np.arange(len(keys)) + len(features)]),
-        n_views=len(views),
-    )
+    return Features(features.hashes + tuple(keys), features.store)
 
 
 def _pixels(manifest: Manifest, row: int, embedder: Embedder, view: View, seed: int) -> Pixels:

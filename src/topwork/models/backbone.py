@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from topwork.data.transforms import InputSpec
-from topwork.errors import ModelError, TopworkError, UsageError
+from topwork.errors import ModelError, TopworkError, UsageError, first_line
 from topwork.files import atomic_folder
 from topwork.models.head import UNCHANGED, Changes, parse_head
-from topwork.models.sources import EMBEDDED, WEIGHTS, Source, license_note, parse_name
+from topwork.models.sources import WEIGHTS, license_note, parse_name
 from topwork.models.stages import Stage, find_stages, is_inside
 from topwork.settings import cache_folder
 from topwork.text import Described
@@ -32,7 +32,7 @@ from topwork.text import Described
 if TYPE_CHECKING:
     from torch import nn
 
-FORMAT = 2  # bump when the files written below change meaning
+FORMAT = 3  # bump when the files written below change meaning
 _PREPARED = "backbone.json"
 
 
@@ -92,6 +92,41 @@ class Backbone(Described):
     license: str | None
     layout: Layout
     changes: Changes = UNCHANGED
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, under the names that ``topwork.json`` has for them."""
+        return {
+            "backbone": self.name,
+            "architecture": self.architecture,
+            "preprocessing": self.spec.as_dict(),
+            "weights_digest": self.weights_digest,
+            "n_features": self.n_features,
+            "n_parameters": self.n_parameters,
+            "stages": [vars(stage) | {"parameters": list(stage.parameters)} for stage in self.stages],
+            "pretrained_cfg": self.pretrained_cfg,
+            "licence_of_weights": self.license,
+            "layout": asdict(self.layout),
+            "changes": asdict(self.changes),
+        }
+
+    @staticmethod
+    def from_dict(values: dict[str, Any], folder: Path) -> Backbone:
+        """Reads these values; older descriptions have neither layout nor changes."""
+        stages = ((s["name"], s["module"], tuple(s["parameters"]), s["n_parameters"]) for s in values["stages"])
+        return Backbone(
+            name=values["backbone"],
+            architecture=values["architecture"],
+            spec=InputSpec.from_dict(values["preprocessing"]),
+            weights_digest=values["weights_digest"],
+            folder=folder,
+            n_features=values["n_features"],
+            n_parameters=values["n_parameters"],
+            stages=tuple(Stage(*stage) for stage in stages),
+            pretrained_cfg=values["pretrained_cfg"],
+            license=values["licence_of_weights"],
+            layout=Layout.from_dict(values.get("layout"), values["pretrained_cfg"]),
+            changes=Changes(**values.get("changes", {})),
+        )
 
     def facts(self) -> dict[str, object]:
         """Shown in notebooks."""
@@ -161,7 +196,7 @@ class Backbone(Described):
 
     def _wrong_size(self, error: Exception | str) -> UsageError:
         native = self.pretrained_cfg["input_size"][1]
-        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        reason = error if isinstance(error, str) else first_line(error)
         return UsageError(
             f"--size {self.spec.height}: {self.architecture} does not take images of this size ({reason}). "
             f"Its weights were trained at {native}; try a multiple of its patch size, or leave out --size."
@@ -218,15 +253,14 @@ def load_backbone(
     """
     source = parse_name(name, check=False)
     folder = (cache or cache_folder()) / "backbones" / f"{source.key}-v{FORMAT}"
-    prepared = _read_prepared(source.name, folder)
+    prepared = _read_prepared(folder)
     if prepared is None:
         source = parse_name(name)
         note = license_note(source)
         if note and on_note:
             on_note(note)
-        _write_prepared(source.network(), folder)
-        prepared = _read_prepared(source.name, folder)
-    return _found(prepared, folder)
+        prepared = _write_prepared(source.network(), folder)
+    return replace(prepared, name=source.name)
 
 
 def check_backbone(name: str) -> None:
@@ -235,48 +269,39 @@ def check_backbone(name: str) -> None:
         parse_name(name)
 
 
-def input_spec(source: Source, cfg: dict[str, Any]) -> InputSpec:
-    """The preprocessing of a network.
+def input_spec(cfg: dict[str, Any]) -> InputSpec:
+    """The preprocessing of a network, from timm's configuration of its weights.
 
     Size and statistics belong to the weights; resize mode and filter are ours (docs/decisions/0001-resizer.md).
+
+    Raises:
+        ModelError: the network does not take RGB images.
     """
-    if source.kind == "embedded":
-        side = EMBEDDED[source.name].side
-        cfg = cfg | {"input_size": (3, side, side), "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    return _spec(cfg)
+    try:
+        n_channels, height, width = map(int, cfg["input_size"])
+        red, green, blue = map(float, cfg["mean"])
+        spec = InputSpec(height=height, width=width, mean=(red, green, blue))
+        red, green, blue = map(float, cfg["std"])
+        if n_channels != 3 or min(height, width) < 1 or min(red, green, blue) <= 0:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        found = {name: cfg.get(name) for name in ("input_size", "mean", "std")}
+        raise ModelError(
+            f"{cfg.get('architecture')}: backbones take RGB images: three channels, and a mean and a deviation above 0 for each; "
+            f"the configuration of its weights says {found}."
+        ) from None
+    return replace(spec, std=(red, green, blue))
 
 
 # ---- prepared folders
 
 
-def _found(prepared: Backbone | None, folder: Path) -> Backbone:
-    if prepared is None:
-        raise ModelError(f"{folder}: prepared weights cannot be read back; remove that folder and try again.")
-    return prepared
-
-
-def _read_prepared(name: str, folder: Path) -> Backbone | None:
+def _read_prepared(folder: Path) -> Backbone | None:
     try:
         facts = json.loads((folder / _PREPARED).read_text())
-        crc = _crc32(folder / WEIGHTS)
-        if facts["format"] != FORMAT or facts.get("weights_crc32", crc) != crc:
+        if facts["format"] != FORMAT or facts["weights_crc32"] != _crc32(folder / WEIGHTS):
             return None  # damaged: it is prepared again
-        return Backbone(
-            name=name,
-            architecture=facts["architecture"],
-            spec=InputSpec.from_dict(facts["spec"]),
-            weights_digest=facts["weights_digest"],
-            folder=folder,
-            n_features=facts["n_features"],
-            n_parameters=facts["n_parameters"],
-            stages=tuple(
-                Stage(s["name"], s["module"], tuple(s["parameters"]), s["n_parameters"]) for s in facts["stages"]
-            ),
-            pretrained_cfg=facts["pretrained_cfg"],
-            license=facts["license"],
-            layout=Layout.from_dict(facts["layout"], facts["pretrained_cfg"]),
-            changes=Changes(**facts["changes"]),
-        )
+        return Backbone.from_dict(facts, folder)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -305,44 +330,40 @@ def adopt_weights(
         name: what to call it; by default it keeps its name.
     """
     backbone = replace(backbone, changes=backbone.changes if changes is None else changes, name=name or backbone.name)
-    state = {key: value.detach().numpy() for key, value in network.state_dict().items()}
-    digest = _digest(state, backbone.changes)
+    digest = weights_digest(
+        {key: value.detach().numpy() for key, value in network.state_dict().items()}, backbone.changes
+    )
     folder = (cache or cache_folder()) / "backbones" / f"tuned-{digest[:16]}-v{FORMAT}"
-    prepared = _read_prepared(backbone.name, folder)
-    if prepared is None:
-        _write_prepared(network, folder, backbone)
-        prepared = _read_prepared(backbone.name, folder)
-    return replace(_found(prepared, folder), spec=backbone.spec)
+    prepared = _read_prepared(folder) or _write_prepared(network, folder, backbone)
+    return replace(prepared, name=backbone.name, spec=backbone.spec)
 
 
-def _write_prepared(network: Any, folder: Path, like: Backbone | None = None) -> None:
-    """Weights and facts of a network, written atomically; facts of ``like`` if they are given."""
+def _write_prepared(network: Any, folder: Path, like: Backbone | None = None) -> Backbone:
+    """Writes weights and facts of a network atomically: of timm's, or of one that differs from another in its weights.
+
+    A network of timm is without its classifier afterwards.
+    """
     from safetensors.torch import save_file
 
     from topwork.models.modules import timm_layers
 
-    cfg = like.pretrained_cfg if like else network.pretrained_cfg
-    changes = like.changes if like else UNCHANGED
-    spec = like.spec if like else _spec(cfg)
     # cloned: some networks (CoaT) use a tensor under two names, which safetensors refuses
     state = {key: value.detach().clone().contiguous() for key, value in network.state_dict().items()}
-    layers = like.layout.layers if like else timm_layers(network)
-    stages = find_stages(network, [like.layout.head, *layers] if like else layers)
-    layout, n_features, stages = _measured(network, spec, stages, like.layout if like else None)
-    last = [like.classifier_name] if like else layers
-    facts = {
-        "format": FORMAT,
-        "architecture": like.architecture if like else cfg["architecture"],
-        "spec": spec.as_dict(),
-        "weights_digest": _digest({key: value.numpy() for key, value in state.items()}, changes),
-        "n_features": n_features,
-        "n_parameters": sum(v.numel() for k, v in network.named_parameters() if not is_inside(k, last)),
-        "stages": [vars(stage) | {"parameters": list(stage.parameters)} for stage in stages],
-        "pretrained_cfg": json.loads(json.dumps(cfg, default=str)),
-        "license": like.license if like else cfg.get("license"),
-        "layout": asdict(layout),
-        "changes": asdict(changes),
-    }
+    if like is None:
+        heads = last = list(timm_layers(network))
+    else:
+        heads, last = [like.layout.head, *like.layout.layers], [like.classifier_name]
+    stages = find_stages(network, heads)
+    like = like or _without_classifier(network, folder)
+    n_features, stages = _measured(network, like.spec, stages)
+    backbone = replace(
+        like,
+        weights_digest=weights_digest({key: value.numpy() for key, value in state.items()}, like.changes),
+        n_features=n_features,
+        n_parameters=sum(v.numel() for k, v in network.named_parameters() if not is_inside(k, last)),
+        stages=stages,
+    )
+    facts = json.loads(json.dumps({"format": FORMAT} | backbone.as_dict(), default=str))
     try:
         with atomic_folder(folder) as partial:
             save_file(state, partial / WEIGHTS)
@@ -351,28 +372,33 @@ def _write_prepared(network: Any, folder: Path, like: Backbone | None = None) ->
     except TopworkError:
         if not (folder / _PREPARED).is_file():  # else another process finished first
             raise
+    return Backbone.from_dict(facts, folder)
 
 
-def _measured(
-    network: Any, spec: InputSpec, stages: tuple[Stage, ...], layout: Layout | None
-) -> tuple[Layout, int, tuple[Stage, ...]]:
-    """Runs two images to find the length of the features and the stages that return a map.
-
-    The network, which may be a whole one of timm, is without its classifier afterwards.
-    """
+def _without_classifier(network: Any, folder: Path) -> Backbone:
+    """Ends a network of timm before its classifier; a description that lacks what is measured."""
     import torch
 
     from topwork.models.modules import OWN_HEAD, classifier_name, headless, reads_output, timm_layers
 
-    if layout is None:
-        layers, modules = timm_layers(network), dict(network.named_modules())
-        convolution = isinstance(modules.get(layers[0]), torch.nn.Conv2d)
-        takes_size = any("img_size" in inspect.signature(kind).parameters for kind in type(network).__mro__[:-2])
-        options = {k: v for k, v in getattr(network, "_model_args", {}).items() if k not in _CALLERS_OPTIONS}
-        headless(network)
-        head = classifier_name(network)
-        kept = layers if head != OWN_HEAD or reads_output(network) else ()
-        layout = Layout(head, tuple(kept), convolution, takes_size, options)
+    cfg, layers = network.pretrained_cfg, timm_layers(network)
+    convolution = isinstance(dict(network.named_modules()).get(layers[0]), torch.nn.Conv2d)
+    takes_size = any("img_size" in inspect.signature(kind).parameters for kind in type(network).__mro__[:-2])
+    options = {k: v for k, v in getattr(network, "_model_args", {}).items() if k not in _CALLERS_OPTIONS}
+    headless(network)
+    head = classifier_name(network)
+    kept = layers if head != OWN_HEAD or reads_output(network) else ()
+    layout, name = Layout(head, tuple(kept), convolution, takes_size, options), cfg["architecture"]
+    return Backbone(name, name, input_spec(cfg), "", folder, 0, 0, (), cfg, cfg.get("license"), layout)
+
+
+_CALLERS_OPTIONS = ("num_classes", "img_size", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+
+
+def _measured(network: Any, spec: InputSpec, stages: tuple[Stage, ...]) -> tuple[int, tuple[Stage, ...]]:
+    """Runs two images to find the length of the features and the stages that return a map."""
+    import torch
+
     maps: set[str] = set()
     hooks = [
         network.get_submodule(stage.module).register_forward_hook(
@@ -385,17 +411,13 @@ def _measured(
         with torch.inference_mode():
             n_features = int(network.eval()(torch.zeros(2, 3, spec.height, spec.width)).shape[1])
     except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        size = f"{spec.width}x{spec.height}"
         raise ModelError(
-            f"{type(network).__name__}: cannot run on RGB images of {spec.width}x{spec.height} pixels: {reason}"
+            f"{type(network).__name__}: cannot run on RGB images of {size} pixels: {first_line(error)}"
         ) from None
     for hook in hooks:
         hook.remove()
-    stages = tuple(replace(stage, module=stage.module if stage.module in maps else None) for stage in stages)
-    return layout, n_features, stages
-
-
-_CALLERS_OPTIONS = ("num_classes", "img_size", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+    return n_features, tuple(replace(stage, module=stage.module if stage.module in maps else None) for stage in stages)
 
 
 def _is_map(output: Any) -> bool:
@@ -418,34 +440,12 @@ def _resized(state: dict[str, Any], network: Any, architecture: str) -> dict[str
     return state
 
 
-def _spec(cfg: dict[str, Any]) -> InputSpec:
-    try:
-        n_channels, height, width = map(int, cfg["input_size"])
-        red, green, blue = map(float, cfg["mean"])
-        spec = InputSpec(height=height, width=width, mean=(red, green, blue))
-        red, green, blue = map(float, cfg["std"])
-        if n_channels != 3 or min(height, width) < 1 or min(red, green, blue) <= 0:
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
-        found = {name: cfg.get(name) for name in ("input_size", "mean", "std")}
-        raise ModelError(
-            f"{cfg.get('architecture')}: backbones take RGB images: three channels, and a mean and a deviation above 0 for each; "
-            f"the configuration of its weights says {found}."
-        ) from None
-    return replace(spec, std=(red, green, blue))
-
-
-def weights_digest(state: dict[str, np.ndarray[Any, Any]]) -> str:
-    """SHA-256 over names, shapes, types and values, in the order of names."""
+def weights_digest(state: dict[str, np.ndarray[Any, Any]], changes: Changes = UNCHANGED) -> str:
+    """SHA-256 over names, shapes, types and values in the order of names, and over changes to the network."""
     digest = hashlib.sha256()
     for name in sorted(state):
         value = np.ascontiguousarray(state[name])
         digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
         digest.update(value.tobytes())
-    return digest.hexdigest()
-
-
-def _digest(state: dict[str, np.ndarray[Any, Any]], changes: Changes) -> str:
-    """Digest of weights and their preprocessing."""
-    digest = weights_digest(state)
-    return hashlib.sha256(f"{digest} {changes}".encode()).hexdigest() if changes else digest
+    found = digest.hexdigest()
+    return hashlib.sha256(f"{found} {changes}".encode()).hexdigest() if changes else found

@@ -11,23 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.remote import local_folder
 from topwork.data.samples import one_label_only
-from topwork.data.transforms import InputSpec
+from topwork.data.transforms import MIRRORS
 from topwork.errors import ModelError, UsageError
 from topwork.files import atomic_folder, file_digest
 from topwork.models.backbone import Backbone, Layout
-from topwork.models.head import POOLINGS, Changes, FeatureTransform, LinearHead, parse_head
-from topwork.models.model_schema import check_description
-from topwork.models.stages import Stage
+from topwork.models.head import POOLINGS, Changes, FeatureTransform, LinearHead, last_features_head, parse_head
 from topwork.text import Described, escape, first_names
 
 FORMAT = 2  # 2: a network that differs from timm's or has a layout of its own, or several labels per image; else 1
@@ -134,7 +134,7 @@ def load_classifier(path: str | os.PathLike[str], *, multi_label: bool = False) 
     folder = find_model(path)
     facts = _read_json(folder / FACTS)
     try:
-        check_description(facts, folder / FACTS, FORMAT)
+        check_description(facts, folder / FACTS)
         if facts["digest"] != facts_digest(facts):
             raise ModelError(f"{folder / FACTS}: damaged or modified (its digest does not match).")
         _check_files(folder, facts["files"])
@@ -236,31 +236,23 @@ def _head_layers(backbone: Backbone) -> tuple[str, ...]:
 def _facts(classifier: Classifier) -> dict[str, Any]:
     import topwork
 
-    backbone, transform = classifier.backbone, classifier.head.transform
-    plain = Layout.from_dict(None, backbone.pretrained_cfg)  # assumed by versions without layouts
-    changes = {"changes": asdict(backbone.changes)} if backbone.changes else {}
+    backbone, transform = classifier.backbone.as_dict(), classifier.head.transform
+    if not classifier.backbone.changes:
+        backbone.pop("changes")
+    if classifier.backbone.layout == Layout.from_dict(None, backbone["pretrained_cfg"]):  # what older versions assume
+        backbone.pop("layout")
     several = {"multi_label": True} if classifier.multi_label else {}
     return {
-        "format": FORMAT if changes or several or backbone.layout != plain else 1,
-        **changes,
+        "format": FORMAT if several or "changes" in backbone or "layout" in backbone else 1,
         "topwork": topwork.__version__,
         "kind": classifier.head.kind,
-        "architecture": backbone.architecture,
-        "backbone": backbone.name,
+        **backbone,
         "classes": list(classifier.classes),
-        "preprocessing": backbone.spec.as_dict(),
         "precision": classifier.precision,
         "temperature": classifier.temperature,
         "temperature_folded": True,
         "head": {"blocks": list(transform.blocks), "power": transform.power},
         "thresholds": classifier.thresholds,
-        "weights_digest": backbone.weights_digest,
-        "n_features": backbone.n_features,
-        "n_parameters": backbone.n_parameters,
-        "stages": [vars(stage) | {"parameters": list(stage.parameters)} for stage in backbone.stages],
-        "pretrained_cfg": backbone.pretrained_cfg,
-        **({"layout": asdict(backbone.layout)} if backbone.layout != plain else {}),
-        "licence_of_weights": backbone.license,
         "provenance": classifier.provenance,
         **several,
     }
@@ -311,22 +303,9 @@ def _read_tensors(path: Path, names: list[str] | None = None) -> dict[str, NDArr
 
 
 def _from_facts(folder: Path, facts: dict[str, Any]) -> Classifier:
-    backbone = Backbone(
-        name=facts["backbone"],
-        architecture=facts["architecture"],
-        spec=InputSpec.from_dict(facts["preprocessing"] | {"resizer": "pillow"}),  # used for all predictions
-        weights_digest=facts["weights_digest"],
-        folder=folder,
-        n_features=int(facts["n_features"]),
-        n_parameters=int(facts["n_parameters"]),
-        stages=tuple(
-            Stage(s["name"], s["module"], tuple(s["parameters"]), int(s["n_parameters"])) for s in facts["stages"]
-        ),
-        pretrained_cfg=facts["pretrained_cfg"],
-        license=facts["licence_of_weights"],
-        layout=Layout.from_dict(facts.get("layout"), facts["pretrained_cfg"]),
-        changes=_changes(facts.get("changes", {}), folder),
-    )
+    facts["preprocessing"]["resizer"] = "pillow"  # used for all predictions
+    backbone = Backbone.from_dict(facts, folder)
+    _check_changes(backbone.changes, folder)
     return Classifier(
         backbone=backbone,
         head=_head(facts, backbone),
@@ -340,16 +319,14 @@ def _from_facts(folder: Path, facts: dict[str, Any]) -> Classifier:
     )
 
 
-def _changes(values: dict[str, Any], folder: Path) -> Changes:
-    """Checked before any network is built from it."""
-    changes = Changes(**values)
+def _check_changes(changes: Changes, folder: Path) -> None:
+    """Before any network is built from them."""
     try:
         n_hidden = len(parse_head(changes.hidden).hidden) if changes.hidden is not None else 1
     except UsageError as error:
         raise ModelError(f"{folder / FACTS}: {error}") from None
     if not n_hidden or changes.pooling not in (None, *POOLINGS) or not isinstance(changes.drop_hidden, bool):
         raise ModelError(f"{folder / FACTS}: describes unsupported changes to the network.")
-    return changes
 
 
 def _head(facts: dict[str, Any], backbone: Backbone) -> LinearHead:
@@ -359,9 +336,7 @@ def _head(facts: dict[str, Any], backbone: Backbone) -> LinearHead:
         tensors = _read_tensors(backbone.folder / WEIGHTS, names)
         weight, bias = (tensors[name] for name in names)
         weight = weight[:, :, 0, 0] if weight.ndim == 4 else weight
-        n = weight.shape[1]
-        transform = FeatureTransform(("last",), "none", np.zeros(n, np.float32), np.ones(n, np.float32))
-        return LinearHead(transform, weight, bias)
+        return last_features_head(weight, bias)
     keys = ("mean", "scale", "weight", "bias")
     tensors = _read_tensors(backbone.folder / WEIGHTS, [HEAD_PREFIX + key for key in keys])
     part = {key: tensors[HEAD_PREFIX + key] for key in keys}
@@ -399,3 +374,174 @@ def _check_config(classifier: Classifier, folder: Path, files: dict[str, Any]) -
 
 def _is_share(value: object) -> bool:
     return isinstance(value, float) and 0 <= value <= 1
+
+
+# ---- the fields of topwork.json
+
+MAX_SIDE = 2048  # pixels of the input; more would take gigabytes for one image
+MAX_CLASSES = 1_000_000
+
+
+class Rule(NamedTuple):
+    """A requirement on a field, in words and as a check."""
+
+    words: str
+    holds: Callable[[Any], bool]
+    is_optional: bool = False
+
+
+def number(low: float, high: float, *, whole: bool = False, none: bool = False) -> Rule:
+    """A finite number in a range; not a boolean or text."""
+    kinds = (int,) if whole else (int, float)
+    words = f"a {'whole ' if whole else ''}number from {low:g} to {high:g}" + (" or null" if none else "")
+    return Rule(words, lambda v: none if v is None else type(v) in kinds and low <= v <= high)
+
+
+def text(pattern: str = r"[^\0]{0,4096}", words: str = "text", *, none: bool = False) -> Rule:
+    """Text that fully matches a pattern."""
+    return Rule(
+        words, lambda v: none if v is None else isinstance(v, str) and bool(re.fullmatch(pattern, v, re.DOTALL))
+    )
+
+
+def one_of(*values: Any) -> Rule:
+    """One of a few values."""
+    return Rule(f"one of {', '.join(map(str, values))}", lambda v: isinstance(v, str) and v in values)
+
+
+def items(rule: Rule, least: int = 0, most: int = MAX_CLASSES, *, unique: bool = False) -> Rule:
+    """A list of values of one kind."""
+    return Rule(
+        f"a list of {least} to {most:,} {'different ' if unique else ''}values, each {rule.words}",
+        lambda v: (
+            isinstance(v, list)
+            and least <= len(v) <= most
+            and all(map(rule.holds, v))
+            and not (unique and len(set(v)) < len(v))
+        ),
+    )
+
+
+def mapping(rule: Rule | None = None) -> Rule:
+    """An object, whose values are all of one kind."""
+    return Rule("an object", lambda v: isinstance(v, dict) and (rule is None or all(map(rule.holds, v.values()))))
+
+
+def optional(**rules: Rule) -> dict[str, Rule]:
+    """Fields that may be missing."""
+    return {name: rule._replace(is_optional=True) for name, rule in rules.items()}
+
+
+def _is_option(name: str, value: Any) -> bool:
+    """Whether an option is allowed when building a network; options that read a file or URL are not."""
+    is_plain = value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and "/" not in value)
+    is_list = isinstance(value, list) and all(isinstance(item, (bool, int, float)) for item in value)
+    return "checkpoint" not in name and not name.startswith(("pretrained", "cache")) and (is_plain or is_list)
+
+
+FLAG = Rule("true or false", lambda v: isinstance(v, bool))
+SHARE = number(0, 1, none=True)
+SIDE = number(8, MAX_SIDE, whole=True)
+COUNT = number(0, 1e12, whole=True)
+NAMES = items(text(), most=100_000)
+
+FIELDS: dict[str, Rule] = {
+    "format": number(1, FORMAT, whole=True),
+    "kind": one_of("plain", "extended"),
+    "architecture": text(r"[\w.\-]{1,200}", "the name of an architecture"),  # no hf-hub: and no local-dir:
+    "backbone": text(),
+    "classes": items(text(), 1, unique=True),
+    "precision": one_of("f32", "bf16"),
+    "temperature": number(1e-6, 1e6),
+    "weights_digest": text(),
+    "n_features": number(1, 1_000_000, whole=True),
+    "n_parameters": COUNT,
+    "stages": items(mapping(), most=10_000),
+    "pretrained_cfg": mapping(),
+    "licence_of_weights": text(none=True),
+    "provenance": mapping(),
+    "files": mapping(text(r"[0-9a-f]{64}", "a SHA-256 digest")),
+    "preprocessing": mapping(),
+    "head": mapping(),
+    "thresholds": mapping(),
+    **optional(temperature_folded=FLAG, multi_label=FLAG, changes=mapping(), layout=mapping()),
+}
+SECTIONS: dict[str, dict[str, Rule]] = {
+    "preprocessing": {
+        "height": SIDE,
+        "width": SIDE,
+        "fit": one_of("squash", "crop", "pad"),
+        "crop_fraction": number(0.01, 1),
+        "interpolation": one_of("bilinear", "bicubic"),
+        "mean": items(number(-10, 10), 3, 3),
+        "std": items(number(1e-3, 10), 3, 3),
+        "background": items(number(0, 255, whole=True), 3, 3),
+        **optional(
+            resizer=one_of("quick", "pillow"),
+            mirror=one_of(*MIRRORS),
+            bands=text(r"\d{1,4},\d{1,4},\d{1,4}", "three band numbers"),
+        ),
+    },
+    "head": {
+        "blocks": items(one_of("last", "stages"), 1, 2, unique=True),
+        "power": one_of("none", "sqrt", "unit"),
+    },
+    "thresholds": optional(
+        unknown=number(-1e9, 1e9, none=True),
+        unknown_false_alarm_rate=SHARE,
+        confidence=SHARE,
+        set_probability=SHARE,
+        set_coverage=SHARE,
+        target_precision=SHARE,
+        labels=items(number(0, 1)),
+        positive=Rule("an object or null", lambda v: v is None or isinstance(v, dict)),
+        none_is_an_answer=FLAG,
+    ),
+    "layout": {
+        "head": text(),
+        "layers": NAMES,
+        "is_convolution": FLAG,
+        "takes_size": FLAG,
+        "options": Rule(
+            "plain options of a network",
+            lambda v: isinstance(v, dict) and len(v) < 100 and all(map(_is_option, v, v.values())),
+        ),
+    },
+}
+STAGE: dict[str, Rule] = {"name": text(), "module": text(none=True), "parameters": NAMES, "n_parameters": COUNT}
+
+
+def check_description(facts: dict[str, Any], path: Path) -> None:
+    """Checks types and ranges of all fields before anything is built from them; unknown fields are ignored.
+
+    Args:
+        path: of the file, for the error.
+
+    Raises:
+        ModelError: the first field that is missing or out of range, by name; or a newer format.
+    """
+    form = facts.get("format")
+    if type(form) is int and form > FORMAT:
+        raise ModelError(
+            f"{path.parent}: written by a newer version of topwork (format {form}); upgrade topwork to read it."
+        )
+    _check("", facts, FIELDS, path)
+    for name, rules in SECTIONS.items():
+        if name in facts:
+            _check(f"{name}.", facts[name], rules, path)
+    for row, stage in enumerate(facts["stages"]):
+        _check(f"stages[{row}].", stage, STAGE, path)
+    positive = facts["thresholds"].get("positive")
+    if positive is not None:
+        rules = {"class": one_of(*facts["classes"][:2]), "threshold": number(0, 1)}
+        _check("thresholds.positive.", positive, rules, path)
+        _check("", facts, {"classes": items(text(), 2, 2)}, path)
+
+
+def _check(prefix: str, values: dict[str, Any], rules: dict[str, Rule], path: Path) -> None:
+    for name, rule in rules.items():
+        if name not in values:
+            if not rule.is_optional:
+                raise ModelError(f"{path}: {prefix}{name} is missing; the model description is incomplete.")
+        elif not rule.holds(values[name]):
+            raise ModelError(f"{path}: {prefix}{name} is {values[name]!r:.60}, not {rule.words}.")

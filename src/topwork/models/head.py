@@ -86,11 +86,14 @@ class LinearHead:
         """For a plain head: the same logits from the raw features, so that weight and bias are timm's classifier."""
         assert self.kind == "plain", "only an affine transform can be folded"
         weight = self.weight / self.transform.scale
-        bias = self.bias - weight @ self.transform.mean
-        identity = replace(
-            self.transform, mean=np.zeros_like(self.transform.mean), scale=np.ones_like(self.transform.scale)
-        )
-        return LinearHead(identity, np.asarray(weight, np.float32), np.asarray(bias, np.float32))
+        return last_features_head(weight, self.bias - weight @ self.transform.mean)
+
+
+def last_features_head(weight: NDArray[Any], bias: NDArray[Any], power: Power = "none") -> LinearHead:
+    """A head on the last features without centering and scaling: weight (C, D), bias (C,)."""
+    n = weight.shape[1]
+    transform = FeatureTransform(("last",), power, np.zeros(n, np.float32), np.ones(n, np.float32))
+    return LinearHead(transform, np.ascontiguousarray(weight, np.float32), np.ascontiguousarray(bias, np.float32))
 
 
 # ---- heads for fine-tuning

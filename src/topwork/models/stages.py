@@ -74,11 +74,6 @@ def no_decay(network: Any) -> frozenset[str]:
     return frozenset(listed) | frozenset(flat)
 
 
-def has_attention(stages: Sequence[Stage]) -> bool:
-    """Whether a network is a transformer, by its parameter names; these need smaller rates in lower stages."""
-    return any(re.search(r"\battn\.|\battention\.", name) for stage in stages for name in stage.parameters)
-
-
 # ---- groups of parameters
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from topwork.errors import DownloadError, ModelError, UsageError
+from topwork.errors import DownloadError, ModelError, UsageError, first_line
 from topwork.models.backbone import Backbone
-from topwork.models.head import FeatureTransform, LinearHead
+from topwork.models.head import LinearHead, last_features_head
 from topwork.models.sources import parse_name, siglip_and_clip
 from topwork.text import escape
 
@@ -61,9 +61,7 @@ def zero_shot_head(backbone: Backbone, classes: Sequence[str], prompt: str) -> L
             f"{backbone.name}: its text tower has {weight.shape[1]} values per text, its image tower "
             f"{backbone.n_features}; they do not belong together."
         )
-    n = backbone.n_features
-    transform = FeatureTransform(("last",), "none", np.zeros(n, np.float32), np.ones(n, np.float32))
-    return LinearHead(transform, weight, np.zeros(len(weight), np.float32))
+    return last_features_head(weight, np.zeros(len(weight)))
 
 
 def _words(name: str) -> str:
@@ -112,7 +110,7 @@ def _loaded(where: str) -> tuple[Any, Any]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **safe)
         return tokenizer, transformers.AutoModel.from_pretrained(where, use_safetensors=True, **safe).eval()
     except Exception as error:  # noqa: BLE001 tokenizers, safetensors and the Hub raise errors of all kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         if Path(where).is_dir():
             raise ModelError(f"{where}: its text tower and tokenizer cannot be read: {reason}") from None
         raise DownloadError(

@@ -53,15 +53,19 @@ def run(bench: Bench) -> Findings:
 
 def _with_views(bench: Bench, backbone: Backbone, features: Features, rows: Ints, kind: str) -> Bools:
     """(n_held_out,) right or wrong, of a head that also saw views of the training images."""
-    every = range(len(bench.labels))
-    views = with_views(
-        bench.manifest, features, bench.labels, every, rows, bench.embedder(backbone, features.store),
-        asked_views(kind, VIEWS), bench.seed, bench.settings.workers,
+    seen = with_views(
+        bench.manifest, features, rows, bench.embedder(backbone, features.store), asked_views(kind, VIEWS), bench.seed,
+        bench.settings.workers,
     )  # fmt: skip
     probe = fit_probe(
-        views.features, views.labels, len(bench.classes), rows=views.rows, groups=views.groups.tolist(), n_views=views.n_views, head="plain",
+        seen,
+        bench.labels,
+        len(bench.classes),
+        rows=rows,
+        groups=range(len(bench.labels)),
+        head="plain",
         seed=bench.seed,
-    )  # fmt: skip
+    )
     return bench.correct(probe, features)
 
 

@@ -21,10 +21,9 @@ from topwork.data.samples import rules_of
 from topwork.data.split import split
 from topwork.data.transforms import Pixels
 from topwork.errors import UsageError
-from topwork.features.embed import Embedder, Features, embed, embed_changed
+from topwork.features.embed import Embedder, Features, FeatureStore, embed, embed_changed
 from topwork.features.engine import load_engine
 from topwork.features.probe import Probe, fit_probe
-from topwork.features.store import FeatureStore
 from topwork.files import atomic_file
 from topwork.models.backbone import Backbone, load_backbone
 from topwork.progress import Reporter, default_reporter
@@ -112,10 +111,7 @@ class Bench:
         """Decoded images, uint8 (N, H, W, 3), in the backbone's input size."""
         from topwork.training.batches import decode_all
 
-        def name(row: int) -> str:
-            return self.manifest.samples[row].path
-
-        return decode_all(self.manifest.read, rows, backbone.spec, name=name, n_threads=self.settings.workers)
+        return decode_all(self.manifest, rows, backbone.spec, n_threads=self.settings.workers)
 
     def facts(self, **more: object) -> dict[str, object]:
         """The conditions of the study, for its record."""

@@ -15,8 +15,8 @@ from topwork.studies.learning import by_epoch, learn, pretrained, runs_table, ta
 from topwork.studies.study import Findings, accuracies, accuracy_bars, compared
 from topwork.training.finetune import data_facts, stage_names
 from topwork.training.lr_range import range_test
+from topwork.training.optimizer import rate_schedule
 from topwork.training.recipe import TuneSettings, plan
-from topwork.training.schedule import rate_schedule
 
 FACTOR = 30
 SPREAD = 100  # from the first stage to the head

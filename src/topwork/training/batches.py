@@ -8,13 +8,9 @@ on workers, batch size, other samples, or interruptions.
 from __future__ import annotations
 
 import math
-import os
-import tempfile
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,11 +21,11 @@ from torch import Tensor, nn
 from topwork.data.augment import Draw, apply, pipeline, stream
 from topwork.data.images import decode
 from topwork.data.loader import in_order
+from topwork.data.manifest import Manifest
+from topwork.data.shards import room_for
 from topwork.data.transforms import InputSpec, Pixels, fit_to_input, resize
-from topwork.errors import ImageError, TopworkError, changed_since_scan
-from topwork.settings import cache_folder
+from topwork.errors import ImageError, changed_since_scan
 
-IN_MEMORY_BYTES = 1_000_000_000  # larger decoded arrays are kept in a file
 AHEAD = 4  # batches prepared while the network is busy
 
 
@@ -81,15 +77,13 @@ class ImageDataset:
     def load(self, rows: NDArray[np.int64], epoch: int | None) -> Pixels | Views:
         """Pixels (B, H, W, 3) uint8, with augmentation parameters in training."""
         if epoch is None or not self.augmentation.steps:
-            return self._fitted(self.pixels[rows])
+            pixels = self.pixels[rows]
+            height, width = self.spec.height, self.spec.width
+            if pixels.shape[1:3] == (height, width):
+                return pixels
+            return np.stack([resize(image, height, width, self.spec.interpolation) for image in pixels])
         streams = (stream(self.seed, epoch, int(self.keys[row])) for row in rows)
         return Views(self.pixels[rows], [self.augmentation.draw(self.spec, rng) for rng in streams], self.spec)
-
-    def _fitted(self, pixels: Pixels) -> Pixels:
-        height, width = self.spec.height, self.spec.width
-        if pixels.shape[1:3] == (height, width):
-            return pixels
-        return np.stack([resize(image, height, width, self.spec.interpolation) for image in pixels])
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,74 +124,38 @@ class InputNetwork(nn.Module):
 
 
 def decode_all(
-    read: Callable[[int], bytes],
+    manifest: Manifest,
     rows: Sequence[int] | NDArray[np.int64],
     spec: InputSpec,
     *,
     margin: float = 1.0,
-    name: Callable[[int], str] = str,
     n_threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Pixels:
     """Decodes images and fits them to ``margin`` times the input size, once.
 
-    Decoding takes as long as a training step on a GPU, so it is not repeated every epoch. Up to 1 GB is kept in memory,
-    more in a temporary file in the cache folder.
-
-    Args:
-        read: returns the bytes of the image of a row.
-        name: returns the name of the image of a row, for errors.
+    Decoding takes as long as a training step on a GPU, so it is not repeated every epoch.
 
     Returns:
         (N, h, w, 3) uint8, in the order of ``rows``.
 
     Raises:
-        TopworkError: an image was changed or deleted since the scan.
+        TopworkError: an image was changed or deleted since the scan, or the disk of the cache is full.
     """
     larger = replace(spec, height=math.ceil(spec.height * margin), width=math.ceil(spec.width * margin))
 
     def load(row: int) -> Pixels:
         try:
-            return fit_to_input(decode(read(row), min_side=larger.min_side).pixels, larger)
+            return fit_to_input(decode(manifest.read_unchanged(row), min_side=larger.min_side).pixels, larger)
         except (ImageError, OSError) as error:
-            raise changed_since_scan(name(row), error) from None
+            raise changed_since_scan(manifest.samples[row].path, error) from None
 
-    shape = (len(rows), larger.height, larger.width, 3)
-    result = np.empty(shape, np.uint8) if math.prod(shape) <= IN_MEMORY_BYTES else in_file(shape)
+    result = room_for((len(rows), larger.height, larger.width, 3), np.uint8)
     for n_done, pixels in enumerate(in_order(load, [int(row) for row in rows], n_threads)):
         result[n_done] = pixels
         if on_progress:
             on_progress(n_done + 1, len(rows))
     return result
-
-
-def in_file(shape: tuple[int, ...]) -> Pixels:
-    """An array in a temporary file of the cache folder, deleted when the process ends for any reason.
-
-    Raises:
-        TopworkError: not enough disk space.
-    """
-    folder: Path = cache_folder()
-    n_bytes = math.prod(shape)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            if hasattr(file, "fileno"):
-                _reserve(file.fileno(), n_bytes)
-            return np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
-    except OSError as error:
-        raise TopworkError(
-            f"{folder}: not enough space for {n_bytes / 1e9:.1f} GB of prepared images: {error.strerror or error}. "
-            "Set TOPWORK_CACHE to a folder on a larger disk."
-        ) from None
-
-
-def _reserve(descriptor: int, n_bytes: int) -> None:
-    """Allocates the disk space now, so that a full disk is an error here and not a crash later."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, n_bytes)
-    else:
-        os.truncate(descriptor, n_bytes)
 
 
 # ---- batches
@@ -221,17 +179,5 @@ def ahead(
     load: Callable[[NDArray[np.int64]], Any], batches: Sequence[NDArray[np.int64]]
 ) -> Generator[tuple[NDArray[np.int64], Any]]:
     """Yields (rows, load(rows)) in order, loading a few batches ahead."""
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        pending: deque[tuple[NDArray[np.int64], Future[Any]]] = deque()
-        try:
-            for rows in batches:
-                pending.append((rows, pool.submit(load, rows)))
-                if len(pending) > AHEAD:
-                    first, future = pending.popleft()
-                    yield first, future.result()
-            while pending:
-                first, future = pending.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in pending:
-                future.cancel()
+    with closing(in_order(load, batches, 1, AHEAD + 1)) as loaded:
+        yield from zip(batches, loaded, strict=True)

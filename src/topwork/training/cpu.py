@@ -18,6 +18,7 @@ cores, batch 32, bf16, channels-last: gradient of the input at stride 2, 144 cha
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +38,11 @@ class Folding:
     """Which norm was folded into which convolution.
 
     Attributes:
-        pairs: (name of convolution, name of norm).
-        epsilons: of each norm.
+        pairs: (name of convolution, name of norm, epsilon of the norm).
         template: the original state, with names, shapes and everything that was not folded.
     """
 
-    pairs: tuple[tuple[str, str], ...]
-    epsilons: tuple[float, ...]
+    pairs: tuple[tuple[str, str, float], ...]
     template: State
 
     def unfold(self, state: State) -> State:
@@ -53,7 +52,7 @@ class Folding:
         by the old scale would lose precision if it is near zero.
         """
         result = {name: state.get(name, value) for name, value in self.template.items()}
-        for (conv, norm), epsilon in zip(self.pairs, self.epsilons, strict=True):
+        for conv, norm, epsilon in self.pairs:
             bias = state[f"{conv}.bias"]
             result[f"{norm}.running_mean"] = torch.zeros_like(bias)
             result[f"{norm}.running_var"] = torch.ones_like(bias)
@@ -73,35 +72,23 @@ def fold_batch_norm(network: nn.Module, shape: tuple[int, ...]) -> Folding | Non
     Returns:
         The folding; None, with the network unchanged, if some norm does not directly follow a convolution.
     """
-    template = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    norms = {name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    norms = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
     if not norms:
         return None
+    trial = copy.deepcopy(network).eval()
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    was_training = network.training
-    network.eval()
     with torch.no_grad():
-        pairs = _pairs(network, images)
-        if {norm for _, norm in pairs} != norms or len(pairs) != len(norms):
-            network.train(was_training)
+        pairs = _pairs(trial, images)
+        if sorted(norm for _, norm in pairs) != sorted(norms):
             return None
-        expected = network(images)
-        folding = Folding(tuple(pairs), tuple(float(_get(network, n).eps) for _, n in pairs), template)
-        removed = [_fold(network, conv, norm) for conv, norm in pairs]
-        error = (network(images) - expected).abs().max()
-    if not error <= TOLERANCE * expected.std().clamp_min(1e-3):
-        for (name, weight, bias), (norm, module) in removed:
-            conv = _get(network, name)
-            conv.weight, conv.bias = weight, bias
-            replace_module(network, norm, module)
-        network.train(was_training)
-        return None
-    network.train(was_training)
-    return folding
-
-
-def _get(network: nn.Module, name: str) -> Any:
-    return network.get_submodule(name)
+        expected = trial(images)
+        for pair in pairs:
+            _fold(trial, *pair)
+        error = (trial(images) - expected).abs().max()
+        if not error <= TOLERANCE * expected.std().clamp_min(1e-3):  # an output that is also read elsewhere
+            return None
+        template = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        return Folding(tuple((conv, norm, _fold(network, conv, norm)) for conv, norm in pairs), template)
 
 
 def _pairs(network: nn.Module, images: torch.Tensor) -> list[tuple[str, str]]:
@@ -119,18 +106,16 @@ def _pairs(network: nn.Module, images: torch.Tensor) -> list[tuple[str, str]]:
         return module.register_forward_pre_hook(seen)
 
     hooks = [watch(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
-    try:
-        network(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    network(images)
+    for hook in hooks:
+        hook.remove()
     return pairs
 
 
-def _fold(network: nn.Module, conv_name: str, norm_name: str) -> tuple[tuple[str, Any, Any], tuple[str, nn.Module]]:
-    """Folds one pair; returns a function that undoes it."""
-    conv, norm = _get(network, conv_name), _get(network, norm_name)
-    before = (conv_name, conv.weight, conv.bias), (norm_name, norm)
+def _fold(network: nn.Module, conv_name: str, norm_name: str) -> float:
+    """Folds one pair; returns the norm's epsilon."""
+    conv: Any = network.get_submodule(conv_name)
+    norm: Any = network.get_submodule(norm_name)
     conv.weight, conv.bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
@@ -139,7 +124,7 @@ def _fold(network: nn.Module, conv_name: str, norm_name: str) -> tuple[tuple[str
     # timm's norms may include activation and dropout
     rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
     replace_module(network, norm_name, nn.Sequential(*rest) if rest else nn.Identity())
-    return before
+    return float(norm.eps)
 
 
 def use_fast_depthwise(network: nn.Module) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -29,12 +30,13 @@ from topwork.settings import is_launched
 PATIENCE = timedelta(days=7)
 
 
+@dataclass(frozen=True)
 class Processes:
-    """A single process; :class:`Group` is for several."""
+    """The processes of a torch.distributed group, or a single one, for which every method is trivial."""
 
-    rank = 0
-    n = 1
-    device = "cpu"
+    rank: int = 0
+    n: int = 1
+    device: str = "cpu"
 
     @property
     def is_main(self) -> bool:
@@ -47,7 +49,11 @@ class Processes:
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Element-wise sums over all processes, in float64."""
-        return values
+        if self.n == 1:
+            return values
+        tensor = torch.from_numpy(values).to(self.device)
+        torch.distributed.all_reduce(tensor)
+        return tensor.cpu().numpy()
 
     def total(self, values: list[float]) -> list[float]:
         """Sums of a few numbers over all processes."""
@@ -59,94 +65,72 @@ class Processes:
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replaces every gradient by its sum over the processes."""
-
-    def average(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Replaces every tensor by its mean over the processes."""
-
-    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Replaces every tensor by that of the first process."""
-
-    def agree(self, value: Any) -> Any:
-        """The value of the first process."""
-        return value
-
-    def wait(self) -> None:
-        """Waits for all processes."""
-
-
-class Group(Processes):
-    """The processes of a torch.distributed group; joins it on first use."""
-
-    def __init__(self, device: str) -> None:
-        if device == "cuda":
-            self.device = f"cuda:{int(os.environ.get('LOCAL_RANK') or 0)}"
-            torch.cuda.set_device(self.device)
-        if not torch.distributed.is_initialized():
-            backend = "nccl" if self.device.startswith("cuda") else "gloo"
-            try:
-                torch.distributed.init_process_group(backend, timeout=PATIENCE)
-            except (ValueError, RuntimeError) as error:
-                raise TopworkError(
-                    f"Several processes were started, but they could not connect ({error}). Start them with torchrun."
-                ) from None
-        self.rank, self.n = torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Summed by the group."""
-        tensor = torch.from_numpy(values).to(self.device)
-        torch.distributed.all_reduce(tensor)
-        return tensor.cpu().numpy()
-
-    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Summed by the group."""
+        if self.n == 1:
+            return
         gradients = []
         for value in parameters:
             if value.requires_grad:
                 if value.grad is None:  # a process with an empty share contributes zeros
                     value.grad = torch.zeros_like(value)
                 gradients.append(value.grad)
-        self._sum_in_place(gradients)
+        _sum_in_place(gradients)
 
     def average(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Averaged by the group."""
+        """Replaces every tensor of floats by its mean over the processes."""
+        if self.n == 1:
+            return
         chosen = [tensor for tensor in tensors if tensor.is_floating_point()]
-        self._sum_in_place(chosen)
+        _sum_in_place(chosen)
         for tensor in chosen:
             tensor.div_(self.n)
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Process 0 sends."""
-        for tensor in tensors:
+        """Replaces every tensor by that of the first process."""
+        for tensor in tensors if self.n > 1 else ():
             torch.distributed.broadcast(tensor, src=0)
 
     def agree(self, value: Any) -> Any:
-        """Process 0 decides."""
+        """The value of the first process."""
         held = [value]
-        torch.distributed.broadcast_object_list(held, src=0)
+        if self.n > 1:
+            torch.distributed.broadcast_object_list(held, src=0)
         return held[0]
 
     def wait(self) -> None:
-        """A barrier."""
-        torch.distributed.barrier()
+        """Waits for all processes."""
+        if self.n > 1:
+            torch.distributed.barrier()
 
-    @staticmethod
-    def _sum_in_place(tensors: list[torch.Tensor]) -> None:
-        """Sends one message, because latency, not bandwidth, is the limit for small networks."""
-        if not tensors:
-            return
-        flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
-        torch.distributed.all_reduce(flat)
-        start = 0
-        for tensor in tensors:
-            tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
-            start += tensor.numel()
+
+def _sum_in_place(tensors: list[torch.Tensor]) -> None:
+    """Sends one message, because latency, not bandwidth, is the limit for small networks."""
+    if not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+    torch.distributed.all_reduce(flat)
+    start = 0
+    for tensor in tensors:
+        tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+        start += tensor.numel()
 
 
 def processes(device: str = "auto") -> Processes:
-    """The group started by a launcher, or a single process, on the device of ``--device``."""
+    """The group started by a launcher, which is joined on first use, or a single process; on the device of ``--device``.
+
+    Raises:
+        TopworkError: the processes of the launcher cannot connect.
+    """
     device = best_device(device)
-    if is_launched():
-        return Group(device)
-    alone = Processes()
-    alone.device = device
-    return alone
+    if not is_launched():
+        return Processes(device=device)
+    if device == "cuda":
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK') or 0)}"
+        torch.cuda.set_device(device)
+    if not torch.distributed.is_initialized():
+        try:
+            torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
+        except (ValueError, RuntimeError) as error:
+            raise TopworkError(
+                f"Several processes were started, but they could not connect ({error}). Start them with torchrun."
+            ) from None
+    return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)

@@ -1,8 +1,8 @@
 """Fine-tuning end to end: from a backbone, images and settings to a fine-tuned network and head.
 
-:func:`tune_classifier` is what ``topwork fit`` calls: from manifest, split and probe to a :class:`TunedClassifier`, an
-ordinary backbone with the tuned weights. :func:`fine_tune` does the same in Python for any head. Both call
-:func:`tune`. ``recipe.py`` decides what is done, ``loop.py`` trains, and ``selection.py`` selects the weights.
+:func:`plan_tuning` and :func:`tune_classifier` are what ``topwork fit`` calls: from manifest, split and probe to a
+:class:`TunedClassifier`, an ordinary backbone with the tuned weights. :func:`fine_tune` does the same in Python for any
+head. Both call :func:`tune`. ``recipe.py`` decides what is done, ``loop.py`` trains, and ``selection.py`` selects the weights.
 """
 
 from __future__ import annotations
@@ -14,20 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from topwork.data.augment import pipeline
 from topwork.data.manifest import Manifest
 from topwork.data.split import Split
-from topwork.data.transforms import InputSpec, Pixels
-from topwork.errors import Interrupted, UsageError
+from topwork.errors import Interrupted, TopworkError, UsageError
 from topwork.features.embed import Features
-from topwork.features.engine import best_device, gpu_has_bf16
-from topwork.features.probe import Probe, fit_probe
-from topwork.models.backbone import Backbone, load_backbone
-from topwork.models.head import HeadSpec, LinearHead, parse_head
-from topwork.models.modules import SixBlockNetwork, build_classifier, n_outputs, set_linear
+from topwork.features.engine import best_device, feature_stages, gpu_has_bf16, map_layout, pool_map
+from topwork.features.probe import Probe, Trial, fit_probe
+from topwork.models.backbone import Backbone, adopt_weights, load_backbone
+from topwork.models.head import HeadSpec, LinearHead, Power, last_features_head, parse_head
+from topwork.models.modules import (
+    build_classifier,
+    classifier_name,
+    n_outputs,
+    powered,
+    replace_module,
+    set_linear,
+)
 from topwork.progress import Reporter
 from topwork.settings import FitSettings
 from topwork.text import Described, count
@@ -39,9 +46,7 @@ from topwork.training.losses import TargetTerms
 from topwork.training.optimizer import StageRow, stage_table, stages_of
 from topwork.training.recipe import DataFacts, Recipe, TuneSettings, head_spec, plan
 from topwork.training.selection import DEFAULT_MINUTES, SelectedWeights, estimate, select_weights, training_rate
-from topwork.training.tuned_head import adopt, put_extended
 
-SIX_BLOCKS = "six-blocks"  # a name for the backbone setting: the small network in models/modules.py, from scratch
 CHECKPOINTS = "checkpoint"
 LEAST_EPOCHS = 3  # with fewer, auto mode does not fine-tune
 
@@ -51,115 +56,100 @@ LEAST_EPOCHS = 3  # with fewer, auto mode does not fine-tune
 
 @dataclass(frozen=True)
 class TunedClassifier:
-    """A tuned network as backbone and head.
-
-    Attributes:
-        trained_head: the trained head, in the syntax of ``--hidden``.
-        recipe: of the tuning, as plain JSON values.
-        history: one record per epoch.
-        stages: (stage, parameters, trainable, rate) of the network.
-    """
+    """A tuned network as backbone and head, and its training."""
 
     backbone: Backbone
     head: LinearHead
-    trained_head: str
-    recipe: dict[str, Any]
-    history: list[dict[str, Any]]
-    stages: list[dict[str, Any]]
-    n_parameters: int
-    n_trainable: int
-
-
-@dataclass(frozen=True)
-class TuningInputs:
-    """Inputs of fine-tuning."""
-
-    backbone: Backbone
-    manifest: Manifest
-    features: Features
-    parts: Split
-    probe: Probe
-    settings: FitSettings
-    folder: Path | None = None
-
-    @property
-    def labels(self) -> NDArray[Any]:
-        """(N,) class index of every sample; (N, C) 0 or 1 for several labels."""
-        return self.manifest.targets
-
-    @property
-    def stage_names(self) -> list[str]:
-        """The stages that a plan gives rates to, the classifier last."""
-        return self.backbone.stage_names
+    training: FineTuned
 
 
 @dataclass(frozen=True)
 class TuningPlan:
-    """The recipe, the initial head and the decoded images."""
+    """What is trained, from which head, and on which images.
 
+    Attributes:
+        trial: the cross-validation of the probe.
+    """
+
+    backbone: Backbone
+    settings: FitSettings
     recipe: Recipe
     spec: HeadSpec
     start: LinearHead
     facts: DataFacts
     train: ImageDataset
     valid: ImageDataset | None
+    trial: Trial
 
-    @property
-    def head_is_fitted(self) -> bool:
-        """Whether the head starts from the probe's."""
-        return self.spec.starts_from_probe
+    def network(self) -> nn.Module:
+        """The initial network."""
+        return make_network(self.backbone, self.spec, self.recipe, self.start)
 
 
-def plan_tuning(inputs: TuningInputs, on_progress: Callable[[int, int], None]) -> TuningPlan:
+def plan_tuning(
+    backbone: Backbone,
+    manifest: Manifest,
+    features: Features,
+    parts: Split,
+    probe: Probe,
+    settings: FitSettings,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> TuningPlan:
     """Plans the training and decodes the images.
 
     Raises:
         UsageError: settings that contradict each other or the data.
     """
-    settings, parts, manifest = inputs.settings, inputs.parts, inputs.manifest
-    start, spec = _starting_head(inputs)
+    n_classes, targets, start = len(manifest.classes), manifest.targets, probe.head
+    spec = head_spec(settings)
+    if spec == HeadSpec():
+        spec = trained_from(start, settings)
+    if start.kind != "plain" and spec.kind != "extended":  # an extended probe that cannot be tuned
+        rows, balance = parts.train, settings.balance
+        start = fit_probe(
+            features, targets, n_classes, rows=rows, head="plain", seed=settings.seed, balance=balance
+        ).head
     gray = all(sample.mode in ("1", "L", "LA", "I;16") for sample in manifest.samples)
-    facts = data_facts(inputs.labels[parts.train], len(manifest.classes), len(parts.valid), gray, settings.device)
-    recipe = plan(settings, facts, inputs.stage_names, settings.seed, head_is_fitted=spec.starts_from_probe)
-    train, valid = image_datasets(
-        manifest, parts.train, parts.valid, inputs.backbone, recipe, settings.workers, on_progress
-    )
-    return TuningPlan(recipe, spec, start, facts, train, valid)
+    facts = data_facts(targets[parts.train], n_classes, len(parts.valid), gray, settings.device)
+    recipe = plan(settings, facts, backbone.stage_names, settings.seed, head_is_fitted=spec.starts_from_probe)
+    train, valid = image_datasets(manifest, parts.train, parts.valid, backbone, recipe, settings.workers, on_progress)
+    trial = next(trial for trial in probe.trials if trial.chosen)
+    return TuningPlan(backbone, settings, recipe, spec, start, facts, train, valid, trial)
 
 
 def tune_classifier(
-    inputs: TuningInputs,
+    planned: TuningPlan,
+    folder: Path,
     reporter: Reporter,
     say: Callable[[str], None],
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> TunedClassifier | None:
     """Fine-tunes the network, or returns None if auto mode decides against it; ``say`` receives the decision.
 
+    Args:
+        folder: of the run; checkpoints are kept in a folder in it.
+
     Raises:
-        UsageError: settings that contradict each other or the data.
         TopworkError: training failed, with the cause; the last checkpoint is kept.
         Interrupted: by a signal; a checkpoint was saved for resuming.
     """
-    planned = plan_tuning(inputs, reporter.progress)
-    recipe, messages = processes(inputs.settings.device).agree(
-        _within_time(inputs, planned)
-    )  # measured speeds differ between processes
+    group = processes(planned.settings.device)
+    recipe, messages = group.agree(_within_time(planned, group.device))  # measured speeds differ between processes
     for message in messages:
         say(message)
     if recipe is None:
         return None
-    folder = inputs.folder / CHECKPOINTS if inputs.folder is not None else None
     with Interruption() as interruption:
         context = TrainerContext(
-            folder=folder,
+            folder=folder / CHECKPOINTS,
             resume=True,
             reporter=reporter,
             on_epoch=on_epoch,
             stop=interruption.stopped,
-            processes=processes(inputs.settings.device),
+            processes=group,
         )
         done = tune(
-            inputs.backbone,
+            planned.backbone,
             recipe,
             planned.train,
             planned.valid,
@@ -172,60 +162,40 @@ def tune_classifier(
     backbone, head = done.backbone_and_head()
     for message in (done.result.message, done.selected.reason, *done.result.notes, *recipe.notes):
         say(message)
-    return TunedClassifier(
-        backbone=backbone,
-        head=head,
-        trained_head=str(planned.spec),
-        recipe=recipe.as_dict() | {"tried": [vars(candidate) for candidate in done.selected.tried]},
-        history=done.result.history,
-        stages=[vars(row) for row in done.stages],
-        n_parameters=done.n_parameters,
-        n_trainable=done.n_trainable,
-    )
+    return TunedClassifier(backbone, head, done)
 
 
-def _starting_head(inputs: TuningInputs) -> tuple[LinearHead, HeadSpec]:
-    """The initial head and the head to train; if an extended probe cannot be tuned, a plain one is fitted."""
-    probe, spec = inputs.probe.head, head_spec(inputs.settings)
-    if spec == HeadSpec():
-        spec = trained_from(probe, inputs.settings)
-    if probe.kind == "plain" or spec.kind == "extended":
-        return probe, spec
-    rows, n_classes, settings = inputs.parts.train, len(inputs.manifest.classes), inputs.settings
-    plain = fit_probe(
-        inputs.features, inputs.labels, n_classes, rows=rows, head="plain", seed=settings.seed, balance=settings.balance
-    )
-    return plain.head, spec
-
-
-def _within_time(inputs: TuningInputs, planned: TuningPlan) -> tuple[Recipe | None, tuple[str, ...]]:
+def _within_time(planned: TuningPlan, device: str) -> tuple[Recipe | None, tuple[str, ...]]:
     """Fits the plan into the time budget; in auto mode, decides whether to fine-tune."""
-    settings, facts = inputs.settings, planned.facts
+    settings, facts = planned.settings, planned.facts
     budget = settings.time_budget_seconds
     if settings.mode != "auto" and budget is None:
         return planned.recipe, ()
-    network = make_network(inputs.backbone, planned.spec, planned.recipe, planned.start)
-    rate = training_rate(network, planned.recipe, planned.train, processes(settings.device).device)
+    rate = training_rate(planned.network(), planned.recipe, planned.train, device)
     recipe = plan(
         replace(settings, time_budget=f"{budget or 60 * DEFAULT_MINUTES:g}s"),
         replace(facts, images_per_second=rate),
-        inputs.stage_names,
+        planned.backbone.stage_names,
         settings.seed,
-        head_is_fitted=planned.head_is_fitted,
+        head_is_fitted=planned.spec.starts_from_probe,
     )
     if settings.mode != "auto":
         return recipe, ()
     if recipe.n_epochs < min(LEAST_EPOCHS, planned.recipe.n_epochs):
         fits = count(recipe.n_epochs, "epoch")
         return None, (f"Only {fits} fits into the time budget, which is too little: not fine-tuning.",)
-    chosen = next(trial for trial in inputs.probe.trials if trial.chosen)
     expected = estimate(
-        chosen.accuracy, chosen.n_images, facts.n_train, recipe, rate, None if budget is None else budget / 60
+        planned.trial.accuracy,
+        planned.trial.n_images,
+        facts.n_train,
+        recipe,
+        rate,
+        None if budget is None else budget / 60,
     )
     return (recipe if expected.worth_it else None), (expected.message,)
 
 
-# ---- in Python: any head, any network
+# ---- in Python: any head
 
 
 @dataclass(frozen=True, repr=False)
@@ -234,7 +204,6 @@ class FineTuned(Described):
 
     Attributes:
         state: of the whole network including the classifier; float32, on the CPU.
-        n_parameters, n_trainable: of the network that was trained.
     """
 
     state: State
@@ -243,15 +212,23 @@ class FineTuned(Described):
     result: TrainingResult
     selected: SelectedWeights
     stages: list[StageRow]
-    n_parameters: int
-    n_trainable: int
-    backbone: Backbone | str
+    backbone: Backbone
     probe: LinearHead | None = None
+
+    @property
+    def n_parameters(self) -> int:
+        """Of the network."""
+        return sum(row.n_parameters for row in self.stages)
+
+    @property
+    def n_trainable(self) -> int:
+        """Those that were trained."""
+        return sum(row.n_trained for row in self.stages)
 
     def facts(self) -> dict[str, object]:
         """Shown in notebooks."""
         return {
-            "Backbone": self.backbone if isinstance(self.backbone, str) else self.backbone.name,
+            "Backbone": self.backbone.name,
             "Epochs": len(self.result.history),
             "Weights": self.selected.reason,
             "Trained parameters": f"{self.n_trainable:,} of {self.n_parameters:,}",
@@ -267,12 +244,10 @@ class FineTuned(Described):
         """The tuned network as backbone and head, for embedding, model folders and exports.
 
         Raises:
-            UsageError: a custom head or network, which model folders do not support.
+            UsageError: a custom head, which model folders do not support.
         """
-        if isinstance(self.head, nn.Module) or isinstance(self.backbone, str):
-            raise UsageError(
-                "Custom heads and networks can be trained, but only a HeadSpec can be saved in a model folder."
-            )
+        if isinstance(self.head, nn.Module):
+            raise UsageError("Custom heads can be trained, but only a HeadSpec can be saved in a model folder.")
         return adopt(self.backbone, self.state, self.head, self.recipe.n_classes, self.probe)
 
 
@@ -312,7 +287,7 @@ def fine_tune(
 
 
 def tune(
-    backbone: Backbone | str,
+    backbone: Backbone,
     recipe: Recipe,
     train: ImageDataset,
     valid: ImageDataset | None,
@@ -333,17 +308,16 @@ def tune(
     head, context = head or HeadSpec(), context or TrainerContext()
     network = make_network(backbone, head, recipe, probe)
     table = stage_table(network, recipe)
-    n_parameters, n_trainable = sum(row.n_parameters for row in table), sum(row.n_trained for row in table)
     if context.processes.is_main:
         context.reporter.stages([vars(row) for row in table])
     result = fit(network, recipe, train, valid, context, target)
     fresh = make_network(backbone, head, recipe, probe)
     selected = select_weights(fresh, result, recipe, valid, context.processes)
-    return FineTuned(selected.state, recipe, head, result, selected, table, n_parameters, n_trainable, backbone, probe)
+    return FineTuned(selected.state, recipe, head, result, selected, table, backbone, probe)
 
 
 def make_network(
-    backbone: Backbone | str,
+    backbone: Backbone,
     head: HeadSpec | nn.Module,
     recipe: Recipe,
     probe: LinearHead | None = None,
@@ -354,13 +328,8 @@ def make_network(
         probe: required for an extended head, because it defines the features.
     """
     width = n_outputs(recipe.n_classes, recipe.outputs)
-    if backbone == SIX_BLOCKS:
-        return SixBlockNetwork(width)
-    if isinstance(backbone, str) or recipe.strategy == "scratch":
-        name = backbone if isinstance(backbone, str) else f"random:{backbone.architecture}"
-        changes = None if isinstance(backbone, str) else replace(backbone.changes, hidden=None)
-        backbone = load_backbone(name)
-        backbone = backbone.changed(changes) if changes else backbone
+    if recipe.strategy == "scratch":
+        backbone = load_backbone(f"random:{backbone.architecture}").changed(replace(backbone.changes, hidden=None))
     if isinstance(head, HeadSpec) and head.kind == "extended":
         assert probe is not None, "an extended head is the probe's own"
         return put_extended(backbone.module(1), backbone, probe)
@@ -406,7 +375,7 @@ def image_datasets(
     train = training_dataset(manifest, train_rows, labels[train_rows], backbone, recipe, n_threads, from_row(0))
     if not len(valid_rows):
         return train, None
-    pixels = decode_rows(manifest, valid_rows, backbone.spec, n_threads=n_threads, on_progress=from_row(n_train))
+    pixels = decode_all(manifest, valid_rows, backbone.spec, n_threads=n_threads, on_progress=from_row(n_train))
     return train, ImageDataset(pixels, labels[valid_rows], backbone.spec)
 
 
@@ -421,15 +390,10 @@ def training_dataset(
 ) -> ImageDataset:
     """Decoded images of some rows, augmented according to the recipe, with any labels."""
     margin = pipeline(recipe.augmentation).margin
-    pixels = decode_rows(manifest, rows, backbone.spec, margin=margin, n_threads=n_threads, on_progress=on_progress)
+    pixels = decode_all(manifest, rows, backbone.spec, margin=margin, n_threads=n_threads, on_progress=on_progress)
     # keyed by content: the same images in another order or layout get the same augmentation
     keys = np.array([int(manifest.samples[row].content_hash[:15], 16) for row in rows], np.int64)
     return ImageDataset(pixels, labels, backbone.spec, recipe.augmentation, recipe.seed, keys)
-
-
-def decode_rows(manifest: Manifest, rows: NDArray[np.int64], spec: InputSpec, **options: Any) -> Pixels:
-    """:func:`topwork.training.batches.decode_all` for rows of a manifest."""
-    return decode_all(manifest.read_unchanged, rows, spec, name=lambda row: manifest.samples[row].path, **options)
 
 
 def data_facts(
@@ -455,3 +419,113 @@ def _cpu_has_bf16() -> bool:
     except OSError:
         return False
     return any(name in flags for name in ("avx512_bf16", "amx_bf16", " bf16"))
+
+
+# ---- the probe's head in the network, and the tuned network as backbone and head
+# With a plain head, a network would have to relearn what an extended probe gains from square roots and maps of earlier stages
+# (docs/lab-log.md, 2026-11-26). After training, hidden layers become part of the network, and any head a LinearHead with one
+# row per class, so that engine, store, model folder, export and server need not know about tuning.
+
+LEAST_ROOT = 1e-6  # below it the square root is constant: its slope at zero is infinite
+
+
+class ExtendedHead(nn.Module):
+    """Maps pooled features, and pooled maps of earlier stages, to logits: (B, D) to (B, C), like ``LinearHead.logits``."""
+
+    def __init__(self, head: LinearHead) -> None:
+        super().__init__()
+        self.blocks, self.power = head.transform.blocks, head.transform.power
+        self.weight, self.bias = (nn.Parameter(torch.from_numpy(value.copy())) for value in (head.weight, head.bias))
+        self.mean: Tensor
+        self.scale: Tensor
+        for name in ("mean", "scale"):
+            self.register_buffer(name, torch.from_numpy(getattr(head.transform, name).copy()))
+        self.watched: list[str] = []
+        self.pooled: dict[str, Tensor] = {}
+
+    def watch(self, network: nn.Module, stages: list[str]) -> None:
+        """Pools the maps of these modules into ``pooled`` whenever they run."""
+        self.watched = stages
+        layout = map_layout(network)
+        for name in stages:
+            network.get_submodule(name).register_forward_hook(_Keep(self.pooled, name, layout))
+
+    def forward(self, last: Tensor) -> Tensor:
+        """Computes the logits; the stages have run before."""
+        values = {"last": last.float()}
+        if "stages" in self.blocks:
+            values["stages"] = torch.cat([self.pooled[name] for name in self.watched], 1)
+        self.pooled.clear()  # frees the graph of this batch
+        joined = torch.cat([values[name] for name in self.blocks], 1)
+        columns = (powered(joined, self.power, LEAST_ROOT) - self.mean) / self.scale
+        with torch.autocast(columns.device.type, enabled=False):
+            logits: Tensor = nn.functional.linear(columns, self.weight, self.bias)
+        return logits
+
+
+class _Keep:
+    """A hook that is copied together with its target, unlike a closure."""
+
+    def __init__(self, pooled: dict[str, Tensor], name: str, layout: tuple[int, bool]) -> None:
+        self._pooled, self._name, self._layout = pooled, name, layout
+
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        self._pooled[self._name] = pool_map(output, *self._layout).float()
+
+
+def put_extended(network: nn.Module, backbone: Backbone, head: LinearHead) -> nn.Module:
+    """Replaces the classifier of a timm network by an extended head, in place; returns the network."""
+    module = ExtendedHead(head)
+    replace_module(network, classifier_name(network), module)
+    if "stages" in head.transform.blocks:
+        module.watch(network, feature_stages(backbone))
+    return network
+
+
+def adopt(
+    backbone: Backbone, state: State, head: HeadSpec, n_classes: int, probe: LinearHead | None = None
+) -> tuple[Backbone, LinearHead]:
+    """The tuned network as a backbone, and its last layer as a head.
+
+    Args:
+        probe: the initial extended head, which has the same columns.
+
+    Raises:
+        TopworkError: the weights do not fit the network.
+        UsageError: the last layer of this network is not supported.
+    """
+    classifier = replace(backbone, changes=replace(backbone.changes, hidden=None)).classifier_name
+    is_sequence = bool(head.hidden or head.dropout)
+    last = f"{classifier}.{head.last_index}." if is_sequence else f"{classifier}."
+    rows = {key.removeprefix(last): value for key, value in state.items() if key.startswith(last)}
+    if "weight" not in rows or rows["weight"].ndim != 2:
+        raise UsageError(
+            f"--backbone {backbone.name}: its classifier is not a single linear layer, so it cannot be fine-tuned."
+        )
+    if head.kind == "extended":
+        assert probe is not None, "an extended head is the probe's own"
+        linear = replace(probe, weight=rows["weight"].float().numpy(), bias=rows["bias"].float().numpy())
+    else:
+        linear = _last_layer(rows, head.kind)
+    below = f"{classifier}." if not head.hidden else last
+    rest = {key: value for key, value in state.items() if not key.startswith(below)}
+    changes = replace(backbone.changes, hidden=str(head) if head.hidden else None)
+    network = replace(backbone, changes=changes).skeleton()
+    missing, unexpected = network.load_state_dict(rest, strict=False)
+    if missing or unexpected or len(linear.weight) != n_classes:
+        raise TopworkError(f"{backbone.name}: the fine-tuned weights do not fit the network: {missing or unexpected}")
+    name = f"{backbone.name.removesuffix(' (tuned)')} (tuned)"
+    return adopt_weights(backbone, network, changes=changes, name=name), linear
+
+
+def _last_layer(rows: dict[str, Tensor], kind: str) -> LinearHead:
+    """The head with one row per class that a trained layer is equivalent to."""
+    weight = rows["weight"].float()
+    power: Power = "none"
+    if kind == "cosine":  # scale · cos(f, w) = (scale · w/|w| / √D) · (√D · f/|f|); "unit" features have length √D
+        weight = rows["scale"].float() * nn.functional.normalize(weight, dim=1) / weight.shape[1] ** 0.5
+        power = "unit"
+    bias = rows["bias"].float() if "bias" in rows else torch.zeros(len(weight))
+    if len(weight) == 1:  # sigmoid(s) = softmax(0, s)
+        weight, bias = (torch.cat([torch.zeros_like(value), value]) for value in (weight, bias))
+    return last_features_head(weight.numpy(), bias.numpy(), power)

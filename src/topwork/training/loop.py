@@ -32,24 +32,14 @@ from torch import Tensor, nn
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.calibration import fit_temperature
 from topwork.features.probe import cross_entropies
-from topwork.models.modules import classifier_name
 from topwork.progress import Reporter
 from topwork.text import count
-from topwork.training import checkpoint as disk
 from topwork.training.batches import Dataset, ahead, batches_of, epoch_order, to_device
+from topwork.training.checkpoint import load_checkpoint, restore_optimizer, save_checkpoint
 from topwork.training.cpu import Folding, State, fold_batch_norm, use_fast_depthwise
 from topwork.training.distributed import Processes, processes
-from topwork.training.lora import add_adapters, merged
 from topwork.training.losses import Loss, TargetTerms, mix
-from topwork.training.optimizer import (
-    clip_gradients,
-    freeze,
-    make_optimizer,
-    set_rates,
-    stages_of,
-    train_mode,
-    trained_names,
-)
+from topwork.training.optimizer import add_adapters, merged, set_rates, start_phase, trained_names
 from topwork.training.recipe import Phase, Recipe
 
 Record = dict[str, Any]
@@ -156,7 +146,7 @@ def fit(
                     continue
                 run.begin_phase(phase)
                 while run.epoch < epochs.stop:
-                    for rows, images, position in run.batches(phase, epochs):
+                    for rows, images, position in run.batches(epochs):
                         factor = set_rates(run.optimizer, recipe, phase, position)
                         loss = run.step(rows, images)
                         run.after_step(loss, factor)
@@ -179,7 +169,7 @@ class TrainableNetwork:
         self.device, self.core = device, network
         self.folding: Folding | None = fold_batch_norm(network, data.shape) if recipe.folds else None
         if recipe.lora_rank is not None:
-            add_adapters(network, stages_of(network), classifier_name(network), recipe.lora_rank, recipe.seed)
+            add_adapters(network, recipe.lora_rank, recipe.seed)
         self.changing = trained_names(network, recipe.phases)
         if any(phase.batch_norm == "train" for phase in recipe.phases):
             self.changing |= {name for name, _ in network.named_buffers()}
@@ -256,7 +246,7 @@ class _Run:
         self.epoch_seconds, self.epoch_began = 0.0, self.started
         self.notes: list[str] = []
         self.saved_at = self.started
-        self.saved_optimizer: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self.saved_optimizer: State = {}
         self.ended: tuple[Ending, str] | None = None
 
     # ---- phases and epochs
@@ -270,15 +260,13 @@ class _Run:
         """Sets trainable parameters and creates the optimizer, or restores it."""
         if self.ended is not None:
             raise _Ended(*self.ended)
-        freeze(self.net.core, phase)
-        self.optimizer = make_optimizer(self.net.core, self.recipe, phase)
-        if self.saved_optimizer is not None:
-            disk.restore_optimizer(self.optimizer, *self.saved_optimizer)
-            self.saved_optimizer = None
+        self.optimizer = start_phase(self.net.core, self.recipe, phase)
+        if self.saved_optimizer:
+            restore_optimizer(self.optimizer, self.saved_optimizer)
+            self.saved_optimizer = {}
 
-    def batches(self, phase: Phase, epochs: range) -> Iterator[tuple[NDArray[np.int64], Any, float]]:
+    def batches(self, epochs: range) -> Iterator[tuple[NDArray[np.int64], Any, float]]:
         """Yields (rows, loaded images, position in the phase) of the remaining steps of this epoch, for this process."""
-        train_mode(self.net.core, phase)
         self.epoch_began = time.monotonic()
         order = epoch_order(
             len(self.train.labels), self.recipe.seed, self.epoch, self.recipe.draw_weights(self.train.labels)
@@ -397,7 +385,9 @@ class _Run:
                     raise
                 self._halve()
         self._require_finite(loss)
-        self._require_finite(float(clip_gradients(self.net.core.parameters(), self.recipe.clip_norm)))
+        self._require_finite(
+            float(nn.utils.clip_grad_norm_(self.net.core.parameters(), self.recipe.clip_norm or math.inf))
+        )
         self.optimizer.step()
         return loss
 
@@ -518,39 +508,38 @@ class _Run:
     def _write(self, folder: Path, with_optimizer: bool) -> None:
         states = {"start": self.start, "model": self.net.state(), "ema": self.ema or {}}
         states |= {f"best{epoch}": state for epoch, _, _, state in self.best}
-        optimizer = None
         if with_optimizer:
-            states["optimizer"], optimizer = disk.flatten_optimizer(self.optimizer)
+            moments = self.optimizer.state_dict()["state"].items()
+            states["optimizer"] = {f"{number}.{key}": value for number, by in moments for key, value in by.items()}
         values = {
             "recipe": self.recipe.as_dict(),
-            "optimizer": optimizer,
             "best": [[epoch, first, second] for epoch, first, second, _ in self.best],
             "seconds": self.seconds_before + time.monotonic() - self.started,
             "epoch_seconds": self._epoch_seconds() if self.n_steps else 0.0,
             "ended": list(self.ended) if self.ended else None,
         }
         values |= {name: getattr(self, name) for name in _PLAIN}
-        disk.save_checkpoint(folder, disk.joined(states), values)
+        tensors = {f"{prefix}/{name}": value for prefix, state in states.items() for name, value in state.items()}
+        save_checkpoint(folder, tensors, values)
 
     def _restore(self) -> bool:
         """Restores everything from the checkpoint; False if there is none."""
-        saved = disk.load_checkpoint(self.context.folder) if self.context.folder is not None else None
+        saved = load_checkpoint(self.context.folder) if self.context.folder is not None else None
         if saved is None:
             return False
         values = saved.values
         if not self.recipe.is_written_as(values.get("recipe", {})):
             raise UsageError(f"{self.context.folder}: its checkpoint is from a different recipe. Use another folder.")
-        tensors = {name: value.to(self.net.device) for name, value in saved.tensors.items()}
 
         def state(prefix: str) -> State:
-            return disk.below_prefix(prefix, tensors)
+            found = ((name.partition("/"), value) for name, value in saved.tensors.items())
+            return {name: value.to(self.net.device) for (owner, _, name), value in found if owner == prefix}
 
         self.start = state("start")
         self.net.load(state("model"))
         self.ema = state("ema") or None
         self.best = [(e, a, b, state(f"best{e}")) for e, a, b in values["best"]]
-        if values["optimizer"] is not None:
-            self.saved_optimizer = state("optimizer"), values["optimizer"]
+        self.saved_optimizer = state("optimizer")
         self.seconds_before, self.epoch_seconds = values["seconds"], values["epoch_seconds"]
         self.ended = tuple(values["ended"]) if values["ended"] else None
         for name in _PLAIN:

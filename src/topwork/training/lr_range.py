@@ -26,7 +26,7 @@ from topwork.training.batches import Dataset, ahead, batches_of, epoch_order
 from topwork.training.distributed import processes
 from topwork.training.loop import TrainableNetwork
 from topwork.training.losses import Loss
-from topwork.training.optimizer import clip_gradients, freeze, make_optimizer, train_mode
+from topwork.training.optimizer import start_phase
 from topwork.training.recipe import Recipe
 
 LOWEST, HIGHEST = 1e-6, 1.0
@@ -93,10 +93,7 @@ def _rise(
     untouched = TrainableNetwork(copy.deepcopy(network), recipe, train, processes().device)
     net = TrainableNetwork(network, recipe, train, processes().device)
     loss_of = Loss(recipe, net.device)
-    for each in (untouched, net):
-        freeze(each.core, phase)
-        train_mode(each.core, phase)
-    optimizer = make_optimizer(net.core, recipe, phase)
+    _, optimizer = (start_phase(each.core, recipe, phase) for each in (untouched, net))
     top = max(rate for _, rate in phase.rates)
     before: list[float] = []
     changes: list[float] = []
@@ -116,7 +113,7 @@ def _rise(
         if not math.isfinite(change) or (len(changes) > 10 and change > 3 * usual):
             break
         loss.backward()  # type: ignore[no-untyped-call]
-        clip_gradients(net.core.parameters(), recipe.clip_norm)
+        nn.utils.clip_grad_norm_(net.core.parameters(), recipe.clip_norm or math.inf)
         optimizer.step()
         before.append(start)
         changes.append(change)

@@ -26,10 +26,10 @@ from topwork.paired import is_clearly_better, paired
 from topwork.text import count, percent
 from topwork.training.batches import Dataset
 from topwork.training.cpu import State
-from topwork.training.distributed import Processes, processes
-from topwork.training.loop import EvalResult, TrainableNetwork, TrainingResult, evaluate, predict
+from topwork.training.distributed import Processes
+from topwork.training.loop import EvalResult, TrainableNetwork, TrainingResult, evaluate
 from topwork.training.losses import Loss
-from topwork.training.optimizer import freeze, make_optimizer, train_mode
+from topwork.training.optimizer import start_phase
 from topwork.training.recipe import Recipe
 
 # ---- is tuning worth its time?
@@ -100,12 +100,9 @@ def estimate(
 
 def training_rate(network: nn.Module, recipe: Recipe, train: Dataset, device: str, seconds: float = 3.0) -> float:
     """Measured images per second of training with this recipe on this machine; overwrites the network."""
-    phase = recipe.phases[-1]
     net = TrainableNetwork(network, recipe, train, device)
     loss_of = Loss(recipe, net.device)
-    freeze(net.core, phase)
-    train_mode(net.core, phase)
-    optimizer = make_optimizer(net.core, recipe, phase)
+    optimizer = start_phase(net.core, recipe, recipe.phases[-1])
     rows = np.arange(min(recipe.batch_size, len(train.labels)))
 
     def step() -> None:
@@ -168,7 +165,7 @@ def select_weights(
         name, _, state = candidates[0]
         return SelectedWeights(state, (), f"Kept {name}." if valid is None else f"Kept {name}, the only candidate.")
     group = group or Processes()
-    net = TrainableNetwork(network, _unfolded(recipe), valid, group.device)
+    net = TrainableNetwork(network, unfolded(recipe), valid, group.device)
     found: list[EvalResult] = []
     for _, _, state in candidates:
         net.load(state)
@@ -227,17 +224,10 @@ def _candidates(result: TrainingResult, recipe: Recipe) -> Iterator[tuple[str, f
         yield f"the mean of epochs {epochs}", 1.0, mean_of([state for _, _, state in result.best_epochs])
 
 
-def _unfolded(recipe: Recipe) -> Recipe:
+def unfolded(recipe: Recipe) -> Recipe:
     """The same recipe without folding, for weights under the network's own names."""
     phases = tuple(replace(phase, batch_norm="frozen") for phase in recipe.phases)
     return replace(recipe, phases=phases, lora_rank=None, compile=False)
-
-
-def tuned_logits(network: nn.Module, state: State, recipe: Recipe, data: Dataset) -> NDArray[np.float32]:
-    """(N, C) logits of weights under the network's own names."""
-    net = TrainableNetwork(network, _unfolded(recipe), data, processes().device)
-    net.load(state)
-    return predict(net, data)
 
 
 # ---- the tuned network or the probe?

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from adaptation.test_guards import C, made
+from topwork.adaptation.adapted_head import SURE, is_better, pseudo_labels, tuned_choice
 from topwork.adaptation.align import AlignedHead
 from topwork.adaptation.guards import choose
-from topwork.adaptation.network import SURE, is_better, pseudo_labels, tuned_choice
 
 
 @pytest.fixture(scope="module")

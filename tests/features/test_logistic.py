@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from topwork.features.blas import SMALL_VALUES, few_threads
+from topwork.features.logistic import SMALL_VALUES, few_threads
 
 
 def threads():
