@@ -8,8 +8,8 @@ from topwork.evaluation.compare import accuracy_difference_interval
 from topwork.evaluation.curves import (
     calibration_error,
     calibration_error_interval,
-    precision_recall_curve,
     roc_auc,
+    threshold_curve,
 )
 from topwork.evaluation.intervals import (
     auc_interval,
@@ -109,7 +109,7 @@ def test_average_precision(n_positive, n_negative, shift):
 
     def seen(k):
         is_positive = np.repeat([True, False], [k * n_positive, k * n_negative])
-        return precision_recall_curve(is_positive, rng.normal(is_positive * shift)).average_precision
+        return threshold_curve(is_positive, rng.normal(is_positive * shift)).average_precision
 
     truth = seen(2000)
     hits = [holds(average_precision_interval(seen(1), n_positive), truth) for _ in range(500)]

@@ -7,11 +7,10 @@ from sklearn import metrics as sk
 from topwork.evaluation.curves import (
     calibration_error,
     calibration_error_interval,
-    precision_recall_curve,
     rank_correlation,
     reliability_bins,
     roc_auc,
-    roc_curve,
+    threshold_curve,
 )
 from topwork.evaluation.predictions import Predictions
 
@@ -86,25 +85,20 @@ pairs = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_si
 @given(pairs)
 def test_curves_equal_scikit_learn_ties_included(rows):
     truth, scores = np.array([t for t, _ in rows]), np.array([s for _, s in rows]) / 7
-    if truth.any() and not truth.all():
-        assert roc_auc(truth, scores) == pytest.approx(sk.roc_auc_score(truth, scores))
-        ours = roc_curve(truth, scores)
-        false, true, thresholds = sk.roc_curve(truth, scores, drop_intermediate=False)
-        np.testing.assert_allclose(ours.false_positive_rate, false)
-        np.testing.assert_allclose(ours.true_positive_rate, true)
-        np.testing.assert_allclose(ours.thresholds, thresholds)
-        assert np.trapezoid(ours.true_positive_rate, ours.false_positive_rate) == pytest.approx(roc_auc(truth, scores))
-    else:
-        assert roc_curve(truth, scores) is None
-    if truth.any():
-        curve = precision_recall_curve(truth, scores)
-        assert curve.average_precision == pytest.approx(sk.average_precision_score(truth, scores))
-        precision, recall, thresholds = sk.precision_recall_curve(truth, scores)
-        np.testing.assert_allclose(curve.precision[::-1], precision[:-1])
-        np.testing.assert_allclose(curve.recall[::-1], recall[:-1])
-        np.testing.assert_allclose(curve.thresholds[::-1], thresholds)
-    else:
-        assert precision_recall_curve(truth, scores) is None
+    ours = threshold_curve(truth, scores)
+    if truth.all() or not truth.any():
+        assert ours is None
+        return
+    assert roc_auc(truth, scores) == pytest.approx(sk.roc_auc_score(truth, scores))
+    false, true, thresholds = sk.roc_curve(truth, scores, drop_intermediate=False)
+    np.testing.assert_allclose(ours.false_positive_rate, false[1:])
+    np.testing.assert_allclose(ours.recall, true[1:])
+    np.testing.assert_allclose(ours.thresholds, thresholds[1:])
+    assert ours.average_precision == pytest.approx(sk.average_precision_score(truth, scores))
+    precision, recall, thresholds = sk.precision_recall_curve(truth, scores)
+    np.testing.assert_allclose(ours.precision[::-1], precision[:-1])
+    np.testing.assert_allclose(ours.recall[::-1], recall[:-1])
+    np.testing.assert_allclose(ours.thresholds[::-1], thresholds)
 
 
 def test_rank_correlation_agrees_with_scipy():

@@ -138,14 +138,16 @@ def _lagging_classes(s: Situation) -> Advice | None:
     n_scored, n_right = (sum(getattr(c, key) for c in s.classes) for key in ("n_scored", "n_right"))
     if len(s.classes) < 2 or not n_scored:
         return None
+    # Among many classes one always looks weak: the interval is corrected for their number (Bonferroni, by the normal
+    # tail's growth).
+    widening = 1.0 + 2 * float(np.log(len(s.classes))) / Z_95**2
     lagging = []
     for record in s.classes:
         n_others, right_others = n_scored - record.n_scored, n_right - record.n_right
         if not record.n_scored or not n_others:
             continue
         recall, others = record.n_right / record.n_scored, right_others / n_others
-        # Among many classes one always looks weak: the interval is corrected for the number of classes.
-        interval = wilson(recall, record.n_scored / _widening(len(s.classes)))
+        interval = wilson(recall, record.n_scored / widening)
         if interval.high < others and recall < others - LAGGING:
             lagging.append((others - recall, record, recall, others))
     if not lagging:
@@ -164,11 +166,6 @@ def _lagging_classes(s: Situation) -> Advice | None:
     )
     gain, minutes = (bound / 2, 0.0, bound), SECONDS_TO_COLLECT * n_new / 60
     return Advice("classes", "Add images of weak classes", text, gain, "bound", person_minutes=minutes)
-
-
-def _widening(n: int) -> float:
-    """Factor on the variance for the strongest of n comparisons (Bonferroni, by the normal tail's growth)."""
-    return 1.0 + 2 * float(np.log(max(n, 1))) / Z_95**2
 
 
 def _labels(s: Situation) -> Advice | None:

@@ -1,7 +1,7 @@
 """Reliability, ROC and precision-recall curves, and the metrics derived from them.
 
 Calibration: the calibration error, its interval, the bins of a reliability diagram. Two classes: the ROC curve, the
-precision-recall curve and the areas under them.
+precision-recall curve and the areas under them. Several labels: their ranking.
 """
 
 from __future__ import annotations
@@ -101,25 +101,6 @@ def _bins(confidence: NDArray[np.float64], n_bins: int) -> Ints:
     return np.asarray(np.clip(np.ceil(confidence * n_bins) - 1, 0, n_bins - 1), dtype=np.int64)
 
 
-@dataclass(frozen=True, eq=False)
-class RocCurve:
-    """Points of a ROC curve, from the highest threshold (infinity) to the lowest, each (M,)."""
-
-    false_positive_rate: NDArray[np.float64]
-    true_positive_rate: NDArray[np.float64]
-    thresholds: NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class PrecisionRecallCurve:
-    """Points of a precision-recall curve by decreasing threshold, each (M,), and the average precision."""
-
-    precision: NDArray[np.float64]
-    recall: NDArray[np.float64]
-    thresholds: NDArray[np.float64]
-    average_precision: float
-
-
 def roc_auc(is_positive: ArrayLike, scores: ArrayLike) -> float | None:
     """Area under the ROC curve: the probability that a positive image scores above a negative one; ties count half.
 
@@ -139,26 +120,31 @@ def roc_auc(is_positive: ArrayLike, scores: ArrayLike) -> float | None:
     return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
 
 
-def roc_curve(is_positive: ArrayLike, scores: ArrayLike) -> RocCurve | None:
-    """The ROC curve, one point per distinct score; None without positives or negatives."""
-    thresholds, true, false = _cumulative_counts(is_positive, scores)
-    if len(true) == 0 or true[-1] == 0 or false[-1] == 0:
-        return None
-    return RocCurve(
-        np.concatenate([[0.0], false / false[-1]]),
-        np.concatenate([[0.0], true / true[-1]]),
-        np.concatenate([[np.inf], thresholds]),
-    )
+@dataclass(frozen=True, eq=False)
+class ThresholdCurve:
+    """Precision, recall and false positive rate at each distinct score, each (M,), the highest score first."""
+
+    thresholds: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    false_positive_rate: NDArray[np.float64]
+
+    @property
+    def average_precision(self) -> float:
+        """Area under the precision-recall curve, as a sum of steps."""
+        return float((np.diff(self.recall, prepend=0.0) * self.precision).sum())
 
 
-def precision_recall_curve(is_positive: ArrayLike, scores: ArrayLike) -> PrecisionRecallCurve | None:
-    """The precision-recall curve, one point per distinct score; None if there is no positive image."""
-    thresholds, true, false = _cumulative_counts(is_positive, scores)
-    if len(true) == 0 or true[-1] == 0:
+def threshold_curve(is_positive: ArrayLike, scores: ArrayLike) -> ThresholdCurve | None:
+    """The points of the ROC and the precision-recall curve of (N,) images; None without positives or negatives."""
+    positive, values = np.asarray(is_positive, dtype=np.bool_), np.asarray(scores, dtype=np.float64)
+    if positive.all() or not positive.any():
         return None
-    precision, recall = true / (true + false), true / true[-1]
-    average = float((np.diff(recall, prepend=0.0) * precision).sum())
-    return PrecisionRecallCurve(precision, recall, thresholds, average)
+    order = np.argsort(-values, kind="stable")
+    values, positive = values[order], positive[order]
+    last_of_ties = np.flatnonzero(np.append(np.diff(values) != 0, True))
+    true, false = np.cumsum(positive)[last_of_ties], np.cumsum(~positive)[last_of_ties]
+    return ThresholdCurve(values[last_of_ties], true / (true + false), true / true[-1], false / false[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,15 +218,3 @@ def _mean_ranks(values: NDArray[Any]) -> NDArray[np.float64]:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return np.asarray((last - (counts - 1) / 2)[inverse])
-
-
-def _cumulative_counts(
-    is_positive: ArrayLike, scores: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Distinct scores, decreasing, and the numbers of positives and negatives at or above each."""
-    positive, values = np.asarray(is_positive, dtype=np.bool_), np.asarray(scores, dtype=np.float64)
-    order = np.argsort(-values, kind="stable")
-    values, positive = values[order], positive[order]
-    last_of_ties = np.flatnonzero(np.append(np.diff(values) != 0, True)) if len(values) else np.empty(0, np.int64)
-    true, false = np.cumsum(positive), np.cumsum(~positive)
-    return values[last_of_ties], true[last_of_ties].astype(np.float64), false[last_of_ties].astype(np.float64)

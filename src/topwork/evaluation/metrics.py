@@ -21,8 +21,8 @@ from topwork.evaluation.curves import (
     calibration_error,
     calibration_error_interval,
     positive_scores,
-    precision_recall_curve,
     roc_auc,
+    threshold_curve,
 )
 from topwork.evaluation.intervals import (
     Interval,
@@ -204,10 +204,10 @@ def _roc_auc(m: Measured) -> tuple[Value, Interval | None]:
 
 
 def _average_precision(m: Measured) -> tuple[Value, Interval | None]:
-    curve, n_positive = precision_recall_curve(*m.positive), int(m.positive[0].sum())
-    if curve is None or n_positive == len(m.known):
+    curve = threshold_curve(*m.positive)
+    if curve is None:
         return None, None
-    return curve.average_precision, average_precision_interval(curve.average_precision, n_positive)
+    return curve.average_precision, average_precision_interval(curve.average_precision, int(m.positive[0].sum()))
 
 
 def _calibration_error(m: Measured) -> tuple[Value, Interval | None]:
@@ -431,8 +431,9 @@ def evaluate_held_out(
         is_leaked = np.isin(part.sample_indices, np.array(sorted(leaked), np.int64))
         if is_leaked.any():
             leaks[name] = {"n_leaked": int(is_leaked.sum())}
-        if is_leaked.any() and not is_leaked.all():
-            found[f"{name}_without_leaks"] = evaluate_part(part.take(~is_leaked), n_train, seed=seed)
+        clean = part.take(~is_leaked)
+        if is_leaked.any() and len(clean.labeled()):
+            found[f"{name}_without_leaks"] = evaluate_part(clean, n_train, seed=seed)
     return found | ({"leaks": leaks} if leaks else {})
 
 

@@ -164,12 +164,14 @@ def _series(series: Series, chart: Chart, x: Axis, y: Axis) -> Iterator[Markup]:
         yield Markup('<path class="stroke" d="{}"/>').format("M" + " L".join(f"{a:g} {b:g}" for a, b in spots))
     for (a, _), (low, high) in zip(spots, series.spans, strict=False):
         yield Markup('<path class="whisker" d="M{:g} {:g} V{:g}"/>').format(a, y(low), y(high))
-    is_line = series.kind == "line"
-    if (not is_line and series.kind != "dashed") or (is_line and (series.labels or len(spots) <= MAX_DOTS_ON_LINE)):
-        style = ' class="hidden"' if is_line and len(spots) > MAX_DOTS_ON_LINE else ""
+    is_long = series.kind == "line" and len(spots) > MAX_DOTS_ON_LINE
+    if series.kind != "dashed" and (series.labels or not is_long):
+        style = ' class="hidden"' if is_long else ""
         for number, (a, b) in enumerate(spots):
             radius = series.sizes[number] if series.sizes else 3.2 if chart.has_axes else 2.6
-            yield _dot(a, b, radius, point_text(series, number, chart), style)
+            yield Markup('<circle{} cx="{:g}" cy="{:g}" r="{:g}"><title>{}</title></circle>').format(
+                Markup(style), a, b, radius, point_text(series, number, chart)
+            )
     if series.mark:
         text = f"{series.name}, in use: {value_text(chart, *series.mark)}"
         yield Markup('<circle class="mark" cx="{:g}" cy="{:g}" r="6"><title>{}</title></circle>').format(
@@ -185,12 +187,6 @@ def _columns(series: Series, chart: Chart, spots: Sequence[tuple[float, float]],
             yield Markup(
                 '<rect x="{:g}" y="{:g}" width="{:g}" height="{:g}"><title>{}</title></rect>'
             ).format(round(a - step / 2, 2), b, round(max(step - 1, 1), 2), round(ground - b, 2), point_text(series, number, chart))  # fmt: skip
-
-
-def _dot(x: float, y: float, radius: float, text: str, style: str) -> Markup:
-    return Markup('<circle{} cx="{:g}" cy="{:g}" r="{:g}"><title>{}</title></circle>').format(
-        Markup(style), x, y, radius, text
-    )
 
 
 def point_text(series: Series, number: int, chart: Chart) -> str:

@@ -41,12 +41,11 @@ from topwork.commands.compare import Compared
 from topwork.commands.compare_domains import ComparedDomains
 from topwork.commands.lr_range import Ranged
 from topwork.commands.study import Studied
-from topwork.data.loader import in_order
 from topwork.data.transforms import resize
 from topwork.files import atomic_file, writing
 from topwork.report.charts import stand_alone
 from topwork.report.page import render_page, write_page
-from topwork.report.pictures import jpeg_of, make_picture
+from topwork.report.pictures import jpeg_of, make_pictures
 from topwork.report.sections.domains import domain_map
 from topwork.text import duration, escape, join_names, percent
 
@@ -105,7 +104,7 @@ def _pair(found: Compared) -> list[Block]:
     differing = values["disagreements"]
     blocks.append(Heading(f"Images predicted differently: {len(differing):,}"))
     shown = differing[:MAX_SHOWN]
-    pictures = in_order(lambda row: make_picture(found.first.manifest, row["row"]), shown)
+    pictures = make_pictures(found.first.manifest, [row["row"] for row in shown])
     cards = tuple(_disagreement(row, picture, first, second) for row, picture in zip(shown, pictures, strict=True))
     kinds = tuple(dict.fromkeys((card.keys["change"], card.keys["change"]) for card in cards))
     name = f"images-{second}" if second.isidentifier() else "images"
@@ -148,7 +147,7 @@ def _domains(found: ComparedDomains) -> list[Block]:
     if found.positions:
         blocks.append(domain_map("Both domains", found.positions, names, "by label"))
     blocks.append(_class_shifts(found))
-    pictures = in_order(lambda row: make_picture(found.manifest, row), list(found.farthest))
+    pictures = make_pictures(found.manifest, found.farthest)
     cards = tuple(
         Card((Tile(picture, "image far from the first domain"),), path=escape(found.manifest.samples[row].path))
         for row, picture in zip(found.farthest, pictures, strict=True)

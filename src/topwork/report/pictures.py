@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,7 +57,7 @@ class Album:
         side = next(side for n, side in SIDES if len(rows) <= n)
         pictures = dict.fromkeys(rows, Picture(None, problem="omitted to keep this page small"))
         n_characters = 0
-        for row, picture in zip(rows, in_order(lambda row: make_picture(manifest, row, side), rows), strict=True):
+        for row, picture in zip(rows, make_pictures(manifest, rows, side), strict=True):
             n_characters += len(picture.source or "") * max(1, self.uses[row])
             if n_characters > max_characters:
                 break
@@ -65,12 +65,16 @@ class Album:
         return pictures
 
 
-def make_picture(manifest: Manifest, row: int, side: int = SIDES[1][1]) -> Picture:
-    """The picture of one image, its long side at most ``side`` pixels; a bad file becomes a ``problem``."""
-    try:
-        return _as_picture(*small_jpeg(manifest, row, side))
-    except ImageError as error:
-        return Picture(None, problem=str(error))
+def make_pictures(manifest: Manifest, rows: Sequence[int], side: int = SIDES[1][1]) -> Iterator[Picture]:
+    """The pictures of some images, their long side at most ``side`` pixels; a bad file becomes a ``problem``."""
+
+    def picture(row: int) -> Picture:
+        try:
+            return _as_picture(*small_jpeg(manifest, row, side))
+        except ImageError as error:
+            return Picture(None, problem=str(error))
+
+    return in_order(picture, rows)
 
 
 def encoded(pixels: Pixels, side: int) -> Picture:

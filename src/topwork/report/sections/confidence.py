@@ -9,13 +9,7 @@ import numpy as np
 
 from topwork.blocks import Beside, Block, Cell, Chart, Fold, Series, Share, Stack, Table, Text, as_share
 from topwork.evaluation.calibration import too_few_sentence
-from topwork.evaluation.curves import (
-    positive_scores,
-    precision_recall_curve,
-    rank_correlation,
-    reliability_bins,
-    roc_curve,
-)
+from topwork.evaluation.curves import positive_scores, rank_correlation, reliability_bins, threshold_curve
 from topwork.evaluation.predictions import Floats, Predictions
 from topwork.report.pictures import Album
 from topwork.report.run_data import Record
@@ -118,14 +112,16 @@ def _two_classes(part: str, predictions: Predictions) -> list[Block]:
     if predictions.n_classes != 2:
         return []
     is_positive, scores = positive_scores(predictions)
-    roc, recalled = roc_curve(is_positive, scores), precision_recall_curve(is_positive, scores)
-    if roc is None or recalled is None:
+    found = threshold_curve(is_positive, scores)
+    if found is None:
         return []
     in_use = _threshold_in_use(predictions)
     share, name = float(is_positive.mean()), quoted(predictions.classes[predictions.task.positive], 24)
     chance = Series("chance", ((0.0, 0.0), (1.0, 1.0)), kind="dashed", color=0)
-    roc_line = _curve("model", roc.false_positive_rate, roc.true_positive_rate, roc.thresholds, in_use)
-    pr_line = _curve("model", recalled.recall, recalled.precision, recalled.thresholds, in_use)
+    # The ROC curve starts at a threshold that no image reaches.
+    false, true = (np.insert(values, 0, 0.0) for values in (found.false_positive_rate, found.recall))
+    roc_line = _curve(false, true, np.insert(found.thresholds, 0, np.inf), in_use)
+    pr_line = _curve(found.recall, found.precision, found.thresholds, in_use)
     charts = (
         Chart("ROC curve", "false positive rate", "true positive rate", (chance, roc_line),
               x_is_share=True, y_is_share=True, has_legend=False),
@@ -149,7 +145,7 @@ def _threshold_in_use(predictions: Predictions) -> float:
     return math.log(float(limits[positive]) / float(limits[1 - positive]))
 
 
-def _curve(name: str, x: Floats, y: Floats, thresholds: Floats, in_use: float) -> Series:
+def _curve(x: Floats, y: Floats, thresholds: Floats, in_use: float) -> Series:
     """Points, subsampled if there are many, each with its threshold as a probability; the one in use has a ring."""
     kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).round().astype(int)).tolist()
     at = max(0, int((thresholds >= in_use).sum()) - 1)
@@ -159,7 +155,7 @@ def _curve(name: str, x: Floats, y: Floats, thresholds: Floats, in_use: float) -
         for i in kept
     )
     points_ = tuple((float(x[i]), float(y[i])) for i in kept)
-    return Series(name, points_, labels=labels, mark=mark, color=1, is_strong=True)
+    return Series("model", points_, labels=labels, mark=mark, color=1, is_strong=True)
 
 
 def _probability(score: float) -> float:

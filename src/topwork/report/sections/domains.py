@@ -20,9 +20,8 @@ from topwork.blocks import (
     Tile,
     as_share,
 )
-from topwork.data.loader import in_order
 from topwork.data.manifest import load_manifest
-from topwork.report.pictures import Album, make_picture
+from topwork.report.pictures import Album, make_pictures
 from topwork.report.run_data import Record
 from topwork.text import count, escape, percent, points
 
@@ -132,8 +131,7 @@ def _changed(record: Record, found: dict[str, Any]) -> list[Block]:
     if not found["changed"]:
         return []
     target = load_manifest(record.folder / "target.parquet")
-    rows = [card["row"] for card in found["changed"]]
-    pictures = in_order(lambda row: make_picture(target, row), rows)
+    pictures = make_pictures(target, [card["row"] for card in found["changed"]])
     cards = []
     for card, picture in zip(found["changed"], pictures, strict=True):
         lines = [

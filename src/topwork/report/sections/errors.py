@@ -61,16 +61,16 @@ def errors(record: Record, album: Album) -> list[Block]:
 
 
 def _part(record: Record, part: str, album: Album, most: int) -> list[Block]:
-    evaluation, cells, predictions = record.evaluation[part], record.confusion(part), record.predictions[part]
+    evaluation, predictions = record.evaluation[part], record.predictions[part]
     wrong = np.flatnonzero(~predictions.correct)
     unknown = evaluation.get("n_unknown_class", 0)
     blocks: list[Block] = [_lead(part, predictions, wrong)]
     if unknown:
         blocks.append(Text(f"{count(unknown, 'image')} of classes that the model does not have, not counted.", "muted"))
-    blocks += [_matrix(record, part, album), *_pairs(evaluation["classes"], cells), _class_table(evaluation, part)]
-    others = figures_of(evaluation)
+    blocks += [_matrix(record, part, album), *_pairs(record, part), _class_table(evaluation, part)]
     if part != record.main_part:
-        rows = tuple((figure.label, Cell(figure.value), Cell(figure.interval, style="muted")) for figure in others)
+        figures = figures_of(evaluation)
+        rows = tuple((figure.label, Cell(figure.value), Cell(figure.interval, style="muted")) for figure in figures)
         blocks.insert(1, Table("Metrics", ("", "", ""), rows, heading=False))
     if len(wrong):
         blocks += [Heading("Wrong predictions"), _mistakes(record, part, album, wrong, most)]
@@ -89,35 +89,28 @@ def _lead(part: str, predictions: Predictions, wrong: Any) -> Text:
 
 
 def _matrix(record: Record, part: str, album: Album) -> Special:
-    evaluation, cells = record.evaluation[part], record.confusion(part)
-    classes = evaluation["classes"]
-    values = matrix_values(classes, cells)
-    values |= {"part": part, "gallery": _in_cells(record.predictions[part], values["labels"], album)}
-    names = tuple(values["names"])
-    rows = tuple((row["name"], *(cell["n"] for cell in row["cells"])) for row in values["rows"])
-    plain = Table("Confusion matrix", ("true ↓ predicted →", *names), rows)
-    return Special("matrix", values, [plain])
-
-
-def matrix_values(classes: Sequence[str], cells: dict[tuple[int, int], int]) -> dict[str, Any]:
-    """Rows of the matrix; with many classes, only those with the most errors."""
-    n_true: Counter[int] = Counter()
+    """The confusion matrix; with many classes, only those with the most errors."""
+    cells, per_class = record.confusion(part), record.evaluation[part]["per_class"]
+    n_true, every = [scores["n"] for scores in per_class.values()], [escape(name) for name in per_class]
     n_mistakes: Counter[int] = Counter()
     for (true, predicted), n in cells.items():
-        n_true[true] += n
         if true != predicted:
             n_mistakes[true] += n
             n_mistakes[predicted] += n
-    labels = sorted(sorted(range(len(classes)), key=lambda label: (-n_mistakes[label], label))[:MAX_MATRIX])
-    names = [escape(classes[label]) for label in labels]
-    size = "s" if len(labels) <= 4 else "m" if len(labels) <= 12 else "l" if len(labels) <= 24 else "xl"
-    inside = set(labels)
-    n_outside = sum(n for (t, p), n in cells.items() if t != p and not (t in inside and p in inside))
-    rows = [
-        {"name": name, "cells": [_cell(t, p, cells.get((t, p), 0), n_true[t]) for p in labels]}
-        for t, name in zip(labels, names, strict=True)
-    ]
-    return {"rows": rows, "names": names, "size": size, "labels": labels, "n_all": len(classes), "n_outside": n_outside}
+    labels = sorted(sorted(range(len(every)), key=lambda label: (-n_mistakes[label], label))[:MAX_MATRIX])
+    names, inside = [every[label] for label in labels], set(labels)
+    shown = [[_cell(t, p, cells[t, p], n_true[t]) for p in labels] for t in labels]
+    values = {
+        "rows": [{"name": name, "cells": row} for name, row in zip(names, shown, strict=True)],
+        "names": names,
+        "size": "s" if len(labels) <= 4 else "m" if len(labels) <= 12 else "l" if len(labels) <= 24 else "xl",
+        "n_all": len(every),
+        "n_outside": sum(n for (t, p), n in cells.items() if t != p and not (t in inside and p in inside)),
+        "part": part,
+        "gallery": _in_cells(record.predictions[part], labels, album),
+    }
+    rows = tuple((name, *(cell["n"] for cell in row)) for name, row in zip(names, shown, strict=True))
+    return Special("matrix", values, [Table("Confusion matrix", ("true ↓ predicted →", *names), rows)])
 
 
 def _cell(true: int, predicted: int, n: int, n_true: int) -> dict[str, Any]:
@@ -151,17 +144,15 @@ def _in_cells(predictions: Predictions, labels: Sequence[int], album: Album) -> 
     return chosen
 
 
-def _pairs(classes: Sequence[str], cells: dict[tuple[int, int], int]) -> list[Block]:
+def _pairs(record: Record, part: str) -> list[Block]:
     """The most confused pairs, if there are many classes."""
-    n_true: Counter[int] = Counter()
-    for (true, _), n in cells.items():
-        n_true[true] += n
-    wrong = sorted((-n, -n / n_true[t], t, p) for (t, p), n in cells.items() if t != p)[:MAX_PAIRS]
-    if len(classes) < 3 or not wrong:
+    per_class = record.evaluation[part]["per_class"]
+    n_true, names = [scores["n"] for scores in per_class.values()], [escape(name) for name in per_class]
+    cells = record.confusion(part).items()
+    wrong = sorted((-n, -n / n_true[t], t, p) for (t, p), n in cells if t != p)[:MAX_PAIRS]
+    if len(names) < 3 or not wrong:
         return []
-    rows = tuple(
-        (escape(classes[t]), escape(classes[p]), -n, Cell(percent(-share), -share)) for n, share, t, p in wrong
-    )
+    rows = tuple((names[t], names[p], -n, Cell(percent(-share), -share)) for n, share, t, p in wrong)
     keys = tuple(f"{t},{p}" for _, _, t, p in wrong)
     return [Table("Most confused pairs", ("True", "Predicted", "Images", "Share of the true class"), rows,
                   text_columns=(1,), keys=keys)]  # fmt: skip
@@ -226,8 +217,10 @@ def _part_of_several_labels(record: Record, part: str, album: Album, most: int) 
     per_image = f"An image has {evaluation['n_labels_per_image']:.1f} labels on average; the model predicts {evaluation['n_labels_given_per_image']:.1f}."  # fmt: skip
     blocks: list[Block] = [Text(f"{lead} {per_image}", "lead"), _label_table(evaluation, predictions, part)]
     if len(wrong):
-        gaps = [_gap(predictions, position) for position in wrong.tolist()]
-        order = wrong[np.argsort(-np.array(gaps), kind="stable")][:most]
+        # The largest distance of a wrong label from its threshold first.
+        distances = np.abs(predictions.probabilities - predictions.task.limits(predictions.n_classes))
+        gaps = np.where(predictions.truth != predictions.given, distances, 0.0)[wrong].max(1)
+        order = wrong[np.argsort(-gaps, kind="stable")][:most]
         cards = tuple(_card_of_labels(record, predictions, position, album) for position in order.tolist())
         blocks += [Heading("Wrong predictions"), Gallery(cards, n_open=N_OPEN, noun="image", name=f"mistakes-{part}")]
     return blocks
@@ -247,13 +240,6 @@ def _label_table(evaluation: dict[str, Any], predictions: Predictions, part: str
     columns = ("Label", "Train", part.capitalize(), "Average precision", "", "F1", "Precision", "Recall", "Missed", "Wrong", "Threshold")  # fmt: skip
     note = f"The {MAX_CLASSES:,} labels with the lowest F1, of {len(rows):,}." if len(rows) > MAX_CLASSES else ""
     return Table(f"Labels, {part}", columns, tuple(rows[:MAX_CLASSES]), note, is_sortable=True, sorted_by=5)
-
-
-def _gap(predictions: Predictions, position: int) -> float:
-    """Largest distance of a wrong label from its threshold."""
-    stated = predictions.probabilities[position]
-    is_wrong = predictions.truth[position] != predictions.given[position]
-    return float(np.abs(stated - predictions.task.limits(predictions.n_classes))[is_wrong].max())
 
 
 def _card_of_labels(record: Record, predictions: Predictions, position: int, album: Album) -> Card:

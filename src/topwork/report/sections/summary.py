@@ -68,7 +68,7 @@ def headline_of(record: Record) -> Figure | None:
     if part is None:
         return None
     label, noun = ("Exact match", "set of labels") if record.manifest.multi_label else ("Accuracy", "class")
-    whole, clean = record.evaluation[part], without_leaks(record, part)
+    whole, clean = record.evaluation[part], record.evaluation.get(f"{part}_without_leaks")
     if clean is not None:
         hint, basis = (
             f"With the leaked images: {percent(whole['accuracy']['value'])}",
@@ -84,12 +84,6 @@ def _headline(
     label: str, share: Share, basis: str, hint: str, interval: str = "95% CI", base: float | None = None
 ) -> Figure:
     return Figure(label, percent(share.value), share.interval(interval + " {}"), hint, Bar(share, base), basis)
-
-
-def without_leaks(record: Record, part: str) -> dict[str, Any] | None:
-    """The metrics of a part without leaked images; None if there are none or nothing is left."""
-    found = record.evaluation.get(f"{part}_without_leaks")
-    return found if found and found.get("n") and found["accuracy"]["value"] is not None else None
 
 
 def figures_of(evaluation: dict[str, Any]) -> list[Figure]:
@@ -165,7 +159,7 @@ def _leaked(record: Record, part: str) -> str:
     if not leaks:
         return ""
     text = f"{count(leaks['n_leaked'], 'image')} of {part} {'is' if leaks['n_leaked'] == 1 else 'are'} also in train"
-    if without_leaks(record, part) is None:
+    if f"{part}_without_leaks" not in record.evaluation:
         return f"{text} and no other images are left, so this accuracy says little about new images."
     return f"{text}; trust the accuracy without {'it' if leaks['n_leaked'] == 1 else 'them'}."
 
@@ -205,22 +199,21 @@ def weakest_class(record: Record, part: str) -> tuple[str, int, int, float] | No
     Returns:
         name, number correct, number of images, and the probability that any class is this low; None without errors.
     """
-    classes, cells = record.evaluation[part]["classes"], record.confusion(part)
-    n, n_right = np.zeros(len(classes), np.int64), np.zeros(len(classes), np.int64)
-    for (true, predicted), k in cells.items():
-        n[true] += k
-        n_right[true] += k if true == predicted else 0
-    all_n, all_right = int(n.sum()), int(n_right.sum())
+    own, cells = record.predictions[part], record.confusion(part)
+    n_true = np.bincount(own.labels, minlength=own.n_classes).tolist()
+    counts = [(n, cells[label, label]) for label, n in enumerate(n_true)]
+    all_n, all_right = map(sum, zip(*counts, strict=True))
     if all_n == all_right:
         return None
     rows = []
-    for label in np.flatnonzero(n).tolist():
-        n_others = all_n - int(n[label])
-        # Laplace's rule: classes without errors are not perfect.
-        share = (all_right - int(n_right[label]) + 1) / (n_others + 2)
-        rows.append((binomial_cdf(int(n_right[label]), int(n[label]), share), n_right[label] / n[label], label))
+    for label, (n, n_right) in enumerate(counts):
+        if n:
+            # Laplace's rule: classes without errors are not perfect.
+            share = (all_right - n_right + 1) / (all_n - n + 2)
+            rows.append((binomial_cdf(n_right, n, share), n_right / n, label))
     chance, _, label = min(rows)
-    return classes[label], int(n_right[label]), int(n[label]), min(1.0, chance * len(rows))
+    n, n_right = counts[label]
+    return own.classes[label], n_right, n, min(1.0, chance * len(rows))
 
 
 def _confused_pair(record: Record, part: str) -> str:

@@ -26,19 +26,14 @@ CHOSEN = {
 
 def training(record: Record, _album: Album) -> list[Block]:
     """Fine-tuning first, if any; the search for the classifier behind a fold."""
-    curves = epoch_charts(record.history)
-    blocks: list[Block] = [Text(text) for text in _decided(record)]
+    curves, kind = epoch_charts(record.history), (record.recipe.get("head") or {}).get("kind", "")
+    decided = [str(text) for text in record.recipe.get("words", [])] or [CHOSEN.get(kind, "")]
+    blocks: list[Block] = [Text(escape(text[:1].upper() + text[1:])) for text in decided if text]
     if curves:
         blocks.append(Beside(tuple([chart] for chart in curves)))
     if record.recipe.get("stages"):
         blocks.append(_stages(record.recipe["stages"]))
     return blocks + _search(record)
-
-
-def _decided(record: Record) -> list[str]:
-    kind = (record.recipe.get("head") or {}).get("kind", "")
-    decided = [str(text) for text in record.recipe.get("words", [])] or [CHOSEN.get(kind, "")]
-    return [escape(text[:1].upper() + text[1:]) for text in decided if text]
 
 
 def _stages(stages: Sequence[dict[str, Any]]) -> Fold:
@@ -181,8 +176,11 @@ def _step_series(history: Sequence[dict[str, Any]]) -> list[Series]:
 # ---- settings
 def settings(record: Record, _album: Album) -> list[Block]:
     """Commands first; the details behind folds."""
+    versions = Beside(([_times(record)], [_versions(record)]))
     if record.is_evaluation:
-        return _of_evaluation(record)
+        command = record.settings.get("command")
+        again = _titled("Run it again", " ".join(quote(str(word)) for word in command)) if command else []
+        return [*again, Fold("Time and versions", [versions, _identity(record)])]
     model = str(record.folder / "model")
     requested = Table("Requested and used", ("Setting", "Requested", "Used"), tuple(_requested(record)), heading=False, text_columns=(1, 2))  # fmt: skip
     return [
@@ -190,19 +188,12 @@ def settings(record: Record, _album: Album) -> list[Block]:
         *_titled("Predict in Python", python_code(model)),
         *_titled("Run it again", repeat_command(record)),
         Fold("Settings: requested and used", [requested]),
-        Fold("Time and versions", [Beside(([_times(record)], [_versions(record)])), *_embedded(record), _identity(record)]),
+        Fold("Time and versions", [versions, *_embedded(record), _identity(record)]),
         Fold("settings.json and recipe.json", [
             Command(json.dumps(values, indent=1), name)
             for name, values in (("settings.json", record.settings), ("recipe.json", record.recipe))
         ]),
     ]  # fmt: skip
-
-
-def _of_evaluation(record: Record) -> list[Block]:
-    """The command of ``topwork evaluate --out``."""
-    command = record.settings.get("command")
-    again = _titled("Run it again", " ".join(quote(str(word)) for word in command)) if command else []
-    return [*again, Fold("Time and versions", [Beside(([_times(record)], [_versions(record)])), _identity(record)])]
 
 
 def _titled(title: str, text: str) -> list[Block]:
