@@ -408,7 +408,7 @@ def table(rows: Sequence[tuple[str, ...]], heads: tuple[str, ...]) -> str:
 
 def overview_lines(found: Any) -> list[str]:
     """The results of ``topwork scan``: a table of the classes, then facts about the images."""
-    parts = sorted({part for facts in found.classes.values() for part in facts.parts})
+    parts = sorted({part for facts in found.class_facts.values() for part in facts.parts})
     rows = [
         (
             name,
@@ -417,7 +417,7 @@ def overview_lines(found: Any) -> list[str]:
             _size(facts),
             f"{facts.aspect[1]:.2f}",
         )
-        for name, facts in found.classes.items()
+        for name, facts in found.class_facts.items()
     ]
     shown_rows = rows if len(rows) <= MAX_CLASS_LINES else [*rows[: MAX_CLASS_LINES - 5], *rows[-4:]]
     lines = [table(shown_rows, ("class", "images", *parts, "typical size", "width/height"))]
@@ -428,7 +428,7 @@ def overview_lines(found: Any) -> list[str]:
     near = found.near_duplicates
     looked = "not checked" if near is None else f"{len(near):,} groups"
     lines.append(f"Exact duplicates: {len(found.duplicates):,} groups. Near duplicates: {looked}.")
-    lines.append(f"Suggestion: --resize {found.advice.fit} ({found.advice.reason}).")
+    lines.append(f"Suggestion: --resize {found.suggested_fit.fit} ({found.suggested_fit.reason}).")
     strongest = found.shortcuts.families[:3]
     if strongest:
         told = "; ".join(

@@ -36,22 +36,22 @@ def test_dark_bright_blurred_turned_gray_and_small_images_are_found(data) -> Non
     exif[0x0112] = 3
     picture.save(data / "disc" / "turned.jpg", exif=exif)
     found = survey(data, QUICK).overview
-    assert [outlier["path"] for outlier in found.dark] == ["disc/dark.jpg"]
-    assert [outlier["path"] for outlier in found.bright] == ["disc/bright.jpg"]
-    assert found.blurred[0]["path"] == "disc/blurred.jpg"
-    assert len(found.blurred) <= 2
-    assert (found.n_gray, found.n_turned, found.n_small) == (1, 1, 45)  # all are 96 pixels wide
+    assert [outlier["path"] for outlier in found.outliers["dark"]] == ["disc/dark.jpg"]
+    assert [outlier["path"] for outlier in found.outliers["bright"]] == ["disc/bright.jpg"]
+    assert found.outliers["blurred"][0]["path"] == "disc/blurred.jpg"
+    assert len(found.outliers["blurred"]) <= 2
+    assert (found.n_gray, found.n_turned_by_exif, found.n_smaller_than_input) == (1, 1, 45)  # all are 96 pixels wide
     assert found.formats == {"JPEG": 45}
     assert found.near_duplicates is None
     assert found.imbalance == 1.25
-    assert found.classes["disc"].n == 25
-    assert found.classes["square"].width == (96, 96, 96)
+    assert found.class_facts["disc"].n == 25
+    assert found.class_facts["square"].width == (96, 96, 96)
 
 
 def test_alike_images_have_no_outliers(data) -> None:
     found = survey(data, QUICK).overview
-    assert found.dark == found.bright == []
-    assert len(found.blurred) <= 1
+    assert found.outliers["dark"] == found.outliers["bright"] == []
+    assert len(found.outliers["blurred"]) <= 1
 
 
 def test_near_duplicates_and_leaks_across_a_given_split(tmp_path) -> None:

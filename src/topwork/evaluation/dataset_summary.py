@@ -63,52 +63,38 @@ class FitAdvice:
 
 @dataclass(frozen=True)
 class Overview:
-    """The results of ``topwork scan``; rows are those of the manifest.
+    """The results of ``topwork scan``, named as in its JSON; rows are those of the manifest.
 
     Attributes:
         duplicates: groups of rows with identical files.
         near_duplicates: groups of rows that show the same picture; None if not searched for.
         leaks: pairs of rows with the same picture or group in different parts of a predefined split.
-        dark, bright, blurred: ``path`` and ``value`` of unusual images, the most unusual first.
+        outliers: ``path`` and ``value`` of ``dark``, ``bright`` and ``blurred`` images, the most unusual first.
     """
 
-    classes: dict[str, ClassFacts]
+    class_facts: dict[str, ClassFacts]
     formats: dict[str, int]
     n_gray: int
-    n_turned: int
+    n_turned_by_exif: int
     cameras: dict[str, int]
     imbalance: float
     duplicates: list[list[int]]
     near_duplicates: list[list[int]] | None
     near_duplicates_recall: float | None
     leaks: list[tuple[int, int]]
-    dark: list[dict[str, Any]]
-    bright: list[dict[str, Any]]
-    blurred: list[dict[str, Any]]
-    n_small: int
-    advice: FitAdvice
+    outliers: dict[str, list[dict[str, Any]]]
+    n_smaller_than_input: int
+    suggested_fit: FitAdvice
     shortcuts: ShortcutCheck
 
     def as_dict(self, manifest: Manifest) -> dict[str, Any]:
         """Plain values for JSON, rows as paths."""
-        path = [sample.path for sample in manifest.samples]
-        near = self.near_duplicates
-        return {
-            "class_facts": {name: asdict(facts) for name, facts in self.classes.items()},
-            "formats": self.formats,
-            "n_gray": self.n_gray,
-            "n_turned_by_exif": self.n_turned,
-            "cameras": self.cameras,
-            "imbalance": self.imbalance,
-            "duplicates": [[path[row] for row in rows] for rows in self.duplicates],
-            "near_duplicates": None if near is None else [[path[row] for row in rows] for rows in near],
-            "near_duplicates_recall": self.near_duplicates_recall,
-            "leaks": [[path[a], path[b]] for a, b in self.leaks],
-            "outliers": {name: getattr(self, name) for name in ("dark", "bright", "blurred")},
-            "n_smaller_than_input": self.n_small,
-            "suggested_fit": asdict(self.advice),
-            "shortcuts": self.shortcuts.as_dict(),
+        groups = {key: getattr(self, key) for key in ("duplicates", "near_duplicates", "leaks")}
+        paths = {
+            key: None if rows is None else [[manifest.samples[row].path for row in some] for some in rows]
+            for key, rows in groups.items()
         }
+        return asdict(self) | paths | {"shortcuts": self.shortcuts.as_dict()}
 
 
 def overview(
@@ -132,21 +118,23 @@ def overview(
     share = np.clip(brightness / 255, 0.002, 0.998)
     unbounded = np.asarray(np.log(share / (1 - share)), np.float32)  # so that black and white can be outliers
     return Overview(
-        classes=_class_facts(manifest),
+        class_facts=_class_facts(manifest),
         formats=dict(Counter(sample.format for sample in samples).most_common()),
         n_gray=sum(sample.is_gray for sample in samples),
-        n_turned=sum(sample.orientation != 1 for sample in samples),
+        n_turned_by_exif=sum(sample.orientation != 1 for sample in samples),
         cameras=dict(cameras.most_common(10)),
         imbalance=round(max(counts.values()) / min(counts.values()), 2),
         duplicates=exact_duplicates(manifest.samples),
         near_duplicates=None if near is None else _joined(near),
         near_duplicates_recall=near.recall if near else None,
         leaks=list(parts.leaks) if parts is not None else [],
-        dark=_far_below(manifest, unbounded, brightness),
-        bright=_far_below(manifest, -unbounded, brightness, from_highest=True),
-        blurred=_blurred(manifest, traits),
-        n_small=sum(min(sample.width, sample.height) < input_side / 2 for sample in samples),
-        advice=advise_fit(np.array([sample.width / sample.height for sample in samples])),
+        outliers={
+            "dark": _far_below(manifest, unbounded, brightness),
+            "bright": _far_below(manifest, -unbounded, brightness, from_highest=True),
+            "blurred": _blurred(manifest, traits),
+        },
+        n_smaller_than_input=sum(min(sample.width, sample.height) < input_side / 2 for sample in samples),
+        suggested_fit=advise_fit(np.array([sample.width / sample.height for sample in samples])),
         shortcuts=shortcuts,
     )
 
@@ -182,7 +170,7 @@ def advise_fit(aspects: NDArray[np.float64]) -> FitAdvice:
 def findings(manifest: Manifest, found: Overview) -> list[str]:
     """Sentences on what to check, most important first, without the notes of the manifest."""
     lines = list(found.shortcuts.warnings)
-    if len(found.classes) == 1 and not manifest.multi_label:
+    if len(found.class_facts) == 1 and not manifest.multi_label:
         lines.append("Only one class; a classifier needs at least two.")
     if found.leaks:
         n = len({row for row, _ in found.leaks})
@@ -201,11 +189,11 @@ def findings(manifest: Manifest, found: Overview) -> list[str]:
         )
     if 0 < found.n_gray < len(manifest.samples):
         lines.append(f"Grayscale: {count(found.n_gray, 'image')}; the others are in color.")
-    if found.n_turned:
-        lines.append(f"Rotated upright according to EXIF: {count(found.n_turned, 'image')}.")
-    if found.n_small:
-        lines.append(f"Smaller than half the input size: {count(found.n_small, 'image')}.")
-    for name, outliers in (("dark", found.dark), ("bright", found.bright), ("blurred", found.blurred)):
+    if found.n_turned_by_exif:
+        lines.append(f"Rotated upright according to EXIF: {count(found.n_turned_by_exif, 'image')}.")
+    if found.n_smaller_than_input:
+        lines.append(f"Smaller than half the input size: {count(found.n_smaller_than_input, 'image')}.")
+    for name, outliers in found.outliers.items():
         if outliers:
             lines.append(
                 f"Unusually {name}: {count(len(outliers), 'image')}, such as {first_names([o['path'] for o in outliers], 2)}."

@@ -100,11 +100,11 @@ def _overview(surveyed: Surveyed) -> list[Block]:
 
 
 def _classes(found: Overview) -> list[Block]:
-    parts = sorted({part for facts in found.classes.values() for part in facts.parts})
-    largest = max(facts.n for facts in found.classes.values())
-    rows = tuple(_class_row(name, facts, largest, parts) for name, facts in list(found.classes.items())[:MAX_ROWS])
+    parts = sorted({part for facts in found.class_facts.values() for part in facts.parts})
+    largest = max(facts.n for facts in found.class_facts.values())
+    rows = tuple(_class_row(name, facts, largest, parts) for name, facts in list(found.class_facts.items())[:MAX_ROWS])
     columns = ("Class", "", "Images", *parts, "Median size", "Aspect ratio (middle 90%)")
-    note = f"The first {MAX_ROWS:,} of {len(found.classes):,} classes." if len(found.classes) > MAX_ROWS else ""
+    note = f"The first {MAX_ROWS:,} of {len(found.class_facts):,} classes." if len(found.class_facts) > MAX_ROWS else ""
     return [Table("Images per class", columns, rows, note, heading=False, is_sortable=True, legend=tuple(parts))]
 
 
@@ -128,7 +128,7 @@ def _examples(manifest: Manifest, album: Album) -> list[Block]:
 
 
 def _sizes(manifest: Manifest, found: Overview) -> list[Block]:
-    advice = Text(f"Suggested: --resize {found.advice.fit}. {found.advice.reason[:1].upper()}{found.advice.reason[1:]}.", "lead")  # fmt: skip
+    advice = Text(f"Suggested: --resize {found.suggested_fit.fit}. {found.suggested_fit.reason[:1].upper()}{found.suggested_fit.reason[1:]}.", "lead")  # fmt: skip
     return [advice, Beside(([size_chart(manifest)], [aspect_chart(manifest)]))]
 
 
@@ -211,13 +211,12 @@ def _duplicates(manifest: Manifest, found: Overview, album: Album) -> list[Block
 def _outliers(manifest: Manifest, found: Overview, album: Album) -> list[Block]:
     row_of = {sample.path: row for row, sample in enumerate(manifest.samples)}
     blocks: list[Block] = []
-    for name, outliers in (("Dark", found.dark), ("Bright", found.bright), ("Blurred", found.blurred)):
+    for name, outliers in found.outliers.items():
         if outliers:
-            tiles = [(row_of[one["path"]], escape(one["path"])) for one in outliers[:OUTLIER_PICTURES]]
-            cards = tuple(
-                Card((Tile(album.want(row, MISTAKE), f"{name.lower()} image"),), path=path) for row, path in tiles
-            )
-            blocks += [Heading(f"{name}: {count(len(outliers), 'image')}"), Gallery(cards, "s")]
+            paths = [one["path"] for one in outliers[:OUTLIER_PICTURES]]
+            tiles = [Tile(album.want(row_of[path], MISTAKE), f"{name} image") for path in paths]
+            cards = tuple(Card((tile,), path=escape(path)) for tile, path in zip(tiles, paths, strict=True))
+            blocks += [Heading(f"{name.capitalize()}: {count(len(outliers), 'image')}"), Gallery(cards, "s")]
     return blocks or [Text("No image is unusually dark, bright or blurry.", "lead")]
 
 
