@@ -23,6 +23,9 @@ from topwork import ImageClassifier, ImageFeatures
 from topwork.errors import UsageError
 
 
+SMALL = "random:test_efficientnet"
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     root = draw_folders(tmp_path_factory.mktemp("estimator"), n_each=12)
@@ -32,7 +35,7 @@ def images(tmp_path_factory):
 
 def test_fit_predict_and_score(images):
     paths, labels = images
-    model = ImageClassifier().fit(paths, labels)
+    model = ImageClassifier(SMALL).fit(paths, labels)
     assert model.score(paths, labels) > 0.9
     assert model.classes_.tolist() == ["disc", "square"]
     probabilities = model.predict_proba(paths)
@@ -43,7 +46,7 @@ def test_fit_predict_and_score(images):
 
 def test_it_is_cloned_and_cross_validated(images):
     paths, labels = images
-    model = clone(ImageClassifier(head="plain", random_state=3))
+    model = clone(ImageClassifier(SMALL, head="plain", random_state=3))
     assert model.get_params()["random_state"] == 3
     assert cross_val_score(model, paths, labels, cv=3).mean() > 0.8
 
@@ -51,7 +54,7 @@ def test_it_is_cloned_and_cross_validated(images):
 def test_arrays_and_files_are_treated_alike(tmp_path):
     pictures = [np.asarray(draw(shape, n)) for shape in ("disc", "square") for n in range(8)]
     labels = [0] * 8 + [1] * 8
-    model = ImageClassifier().fit(np.stack(pictures), labels)
+    model = ImageClassifier(SMALL).fit(np.stack(pictures), labels)
     draw("disc", 40).save(tmp_path / "one.png")
     from_file = model.predict_proba([str(tmp_path / "one.png")])
     np.testing.assert_array_equal(from_file, model.predict_proba(np.asarray(draw("disc", 40))[None]))
@@ -59,7 +62,7 @@ def test_arrays_and_files_are_treated_alike(tmp_path):
 
 def test_gray_arrays_are_taken_and_floats_refused_by_name(images):
     paths, labels = images
-    model = ImageClassifier().fit(paths, labels)
+    model = ImageClassifier(SMALL).fit(paths, labels)
     assert model.predict(np.zeros((2, 50, 60), np.uint8)).shape == (2,)
     with pytest.raises(UsageError, match="uint8"):
         model.predict(np.zeros((1, 50, 60, 3)))
@@ -69,7 +72,7 @@ def test_a_broken_file_is_named(images, tmp_path):
     paths, labels = images
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8")
     with pytest.raises(UsageError, match=r"broken\.jpg"):
-        ImageClassifier().fit([*paths, str(tmp_path / "broken.jpg")], [*labels, "disc"])
+        ImageClassifier(SMALL).fit([*paths, str(tmp_path / "broken.jpg")], [*labels, "disc"])
 
 
 def test_lengths_must_agree(images):
@@ -82,7 +85,7 @@ def test_lengths_must_agree(images):
 
 @pytest.fixture(scope="module")
 def fitted(images):
-    return ImageClassifier(head="plain").fit(*images)
+    return ImageClassifier(SMALL, head="plain").fit(*images)
 
 
 @pytest.mark.parametrize("estimator", [ImageClassifier(), ImageFeatures()])
@@ -94,19 +97,19 @@ def test_the_checks_of_scikit_learn_that_need_no_table_pass(estimator):
 
 @pytest.mark.parametrize("random_state", [None, 7, np.random.RandomState(0)])
 def test_random_states_of_every_kind_are_taken(images, random_state):
-    model = ImageClassifier(head="plain", n_jobs=-1, random_state=random_state).fit(*images)
+    model = ImageClassifier(SMALL, head="plain", n_jobs=-1, random_state=random_state).fit(*images)
     assert model.score(*images) > 0.9
     assert model.random_state is random_state  # parameters stay as they were given
 
 
 def test_a_seed_gives_the_same_model(images):
-    one, two = (ImageClassifier(head="plain", random_state=5).fit(*images) for _ in range(2))
+    one, two = (ImageClassifier(SMALL, head="plain", random_state=5).fit(*images) for _ in range(2))
     np.testing.assert_array_equal(one.head_.weight, two.head_.weight)
 
 
 def test_a_column_of_labels_is_taken(images, fitted):
     paths, labels = images
-    model = ImageClassifier(head="plain").fit(np.array(paths)[:, None], np.array(labels)[:, None])
+    model = ImageClassifier(SMALL, head="plain").fit(np.array(paths)[:, None], np.array(labels)[:, None])
     np.testing.assert_array_equal(model.predict_proba(paths), fitted.predict_proba(paths))
 
 
@@ -159,12 +162,12 @@ def test_data_frames_pipelines_and_searches(images):
     pandas = pytest.importorskip("pandas")
     paths, labels = images
     frame = pandas.DataFrame({"id": range(24), "path": paths, "label": labels})
-    search = GridSearchCV(ImageClassifier(), {"head": ["plain", "extended"]}, cv=2).fit(frame, frame["label"])
+    search = GridSearchCV(ImageClassifier(SMALL), {"head": ["plain", "extended"]}, cv=2).fit(frame, frame["label"])
     assert search.best_score_ > 0.7
-    pipeline = make_pipeline(ImageFeatures(), LogisticRegression()).fit(frame[["path"]], labels)
+    pipeline = make_pipeline(ImageFeatures(SMALL), LogisticRegression()).fit(frame[["path"]], labels)
     assert pipeline.score(paths, labels) > 0.9
     with pytest.raises(UsageError, match="name the one with paths"):
         ImageClassifier().fit(frame[["id", "label"]], labels)
-    table = ImageFeatures().set_output(transform="pandas").fit(paths).transform(paths)
+    table = ImageFeatures(SMALL).set_output(transform="pandas").fit(paths).transform(paths)
     assert list(table.columns[:2]) == ["feature0", "feature1"]
     assert table.shape[0] == 24

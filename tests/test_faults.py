@@ -91,9 +91,8 @@ def permissions_that_count(folder: Path) -> Iterator[None]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="takes root's rights away as Linux does")
-def test_a_cache_that_may_not_be_written_is_read_with_one_note(data, tmp_path, monkeypatch, caplog):
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("TOPWORK_CACHE", str(cache))
+def test_a_cache_that_may_not_be_written_is_read_with_one_note(data, tmp_path, own_cache, caplog):
+    cache = own_cache
     fit(data, tmp_path / "run", SETTINGS)
     before = contents(cache)
     writable_folder.cache_clear()
@@ -214,9 +213,9 @@ def test_predictions_on_a_full_disk_are_named_and_go_on(data, run, tmp_path):
     ("command", "unbuffered"),
     [
         ("predict RUN IMAGE --json", ""),
-        ("models", "1"),
+        pytest.param("models", "1", marks=pytest.mark.slow),
         ("fit missing --json", ""),
-        ("fit --help", ""),
+        pytest.param("fit --help", "", marks=pytest.mark.slow),
         ("--version", "1"),
     ],
 )

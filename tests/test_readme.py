@@ -44,7 +44,8 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert "'value':" in said
 
 
-@pytest.mark.parametrize("page", ["index.md", pytest.param("how-to/notebooks.md", marks=pytest.mark.slow)])
+@pytest.mark.slow  # the block of index.md is part of the README's
+@pytest.mark.parametrize("page", ["index.md", "how-to/notebooks.md"])
 def test_the_python_of_the_docs_runs(page, tmp_path, monkeypatch):
     draw_photos(tmp_path)
     monkeypatch.chdir(tmp_path)

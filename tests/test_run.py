@@ -36,7 +36,8 @@ from topwork.report.run_page import write_report
 from topwork.run import asked, free_run_folder, load_run, run_folder
 from topwork.settings import FitSettings
 
-PARTS = FitSettings(valid_fraction=0.2)  # by default a probe has no valid part
+BACKBONE = "random:test_efficientnet"
+PARTS = FitSettings(backbone=BACKBONE, valid_fraction=0.2)  # by default a probe has no valid part
 RUN_FILES = {
     "settings.json",
     "manifest.parquet",
@@ -86,7 +87,7 @@ def test_a_run_holds_all_that_is_promised(fitted):
         assert keys <= evaluation[part].keys()
         assert evaluation[part]["accuracy"]["low"] <= evaluation[part]["accuracy"]["value"]
         assert np.sum(evaluation[part]["confusion"]) == evaluation[part]["n"]
-    assert evaluation["n_trainable"] == 3 * 1281 or fitted.classifier.head.kind == "extended"
+    assert evaluation["n_trainable"] == 3 * (fitted.classifier.backbone.n_features + 1) or fitted.classifier.head.kind == "extended"
     assert evaluation["timing"]["n_embedded"] == 90
 
 
@@ -178,13 +179,13 @@ def test_the_choice_never_sees_valid_or_test(fitted, data, tmp_path):
                 if part != "train":
                     Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / sample.path)
                 writer.writerow([sample.path, sample.label, part])
-    other = fit(table, tmp_path / "run")
+    other = fit(table, tmp_path / "run", backbone=BACKBONE)
     np.testing.assert_array_equal(other.classifier.head.weight, fitted.classifier.head.weight)
     assert other.classifier.temperature == fitted.classifier.temperature
 
 
 def test_a_probe_holds_out_only_the_test_part(data, tmp_path):
-    fitted = fit(data, tmp_path / "run")
+    fitted = fit(data, tmp_path / "run", backbone=BACKBONE)
     assert {name: len(rows) for name, rows in fitted.split.parts().items()} == {"train": 72, "test": 18}
     assert set(fitted.evaluation) & {"valid", "test"} == {"test"}
 
@@ -194,7 +195,7 @@ def test_a_given_valid_part_may_be_trained_on(data, tmp_path):
         part = ("train", "valid", "test")[number % 3]
         (tmp_path / "d" / part / path.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / "d" / part / path.parent.name)
-    fitted = fit(tmp_path / "d", tmp_path / "run", FitSettings(final_fit="train+valid"))
+    fitted = fit(tmp_path / "d", tmp_path / "run", FitSettings(backbone=BACKBONE, final_fit="train+valid"))
     assert {name: len(rows) for name, rows in fitted.split.parts().items()} == {"train": 60, "test": 30}
     assert fitted.evaluation["test"]["per_class"]["disc"]["n_train"] == 20
     with pytest.raises(UsageError, match="--final-fit train\\+valid has no effect without --mode probe"):
@@ -206,7 +207,7 @@ def test_train_and_valid_alone_give_no_test_part(data, tmp_path):
         part = "Train" if number % 3 else "VAL"
         (tmp_path / "d" / part / path.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / "d" / part / path.parent.name)
-    fitted = fit(tmp_path / "d", tmp_path / "run")
+    fitted = fit(tmp_path / "d", tmp_path / "run", backbone=BACKBONE)
     assert "test" not in fitted.evaluation
     assert fitted.evaluation["valid"]["n"] == 30
     assert "evaluation only" in fitted.recipe["valid_used_for"]
@@ -216,7 +217,7 @@ def test_train_and_valid_alone_give_no_test_part(data, tmp_path):
 
 
 def test_fit_as_a_command_prints_one_json_object(data, tmp_path):
-    done = topwork("fit", data, "--out", tmp_path / "run", "--json")
+    done = topwork("fit", data, "--out", tmp_path / "run", "--backbone", BACKBONE, "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert Path(answer["run"]) == tmp_path / "run"
@@ -377,7 +378,8 @@ def test_missing_columns_are_named(tmp_path):
 
 
 def test_a_class_with_one_image_is_named_and_no_obstacle(tmp_path):
-    done = topwork("fit", images_in(tmp_path / "data", aa=6, b=6, single=1), "--out", tmp_path / "run", "--json")
+    data = images_in(tmp_path / "data", aa=6, b=6, single=1)
+    done = topwork("fit", data, "--out", tmp_path / "run", "--backbone", BACKBONE, "--json")
     assert done.returncode == 0, done.stderr
     assert any("single (1)" in note for note in json.loads(done.stdout)["notes"])
 
@@ -391,7 +393,7 @@ def test_an_output_that_cannot_be_written_is_named(data, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("shell", ["bash", "zsh", pytest.param("fish", marks=pytest.mark.slow)])
 def test_completion_knows_commands_values_and_file_names(shell, tmp_path):
     script = tmp_path / "completion"
     done = topwork("--install-completion", "--shell", shell, "--output", script)
@@ -449,7 +451,7 @@ def test_two_runs_into_one_folder(data, tmp_path):
         assert "another process is writing here" in done.stderr
         assert list(folder.parent.glob(".run.lock")), "the one that was refused leaves the lock of the other alone"
     (folder.parent / ".run.lock").touch()
-    assert fit(data, folder).folder == folder, "a lock file left behind blocks nobody"
+    assert fit(data, folder, backbone=BACKBONE).folder == folder, "a lock file left behind blocks nobody"
 
 
 def test_a_refused_run_does_not_clean_up_after_the_one_that_writes(tmp_path):
@@ -470,7 +472,7 @@ def test_the_old_run_stays_whole_until_the_new_one_is_complete(fitted, data, tmp
     assert done.returncode == 2
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    again = fit(data, run, FitSettings(seed=1), overwrite=True)
+    again = fit(data, run, FitSettings(backbone=BACKBONE, seed=1), overwrite=True)
     assert json.loads((run / "settings.json").read_text())["settings"]["seed"] == 1
     assert again.folder == run
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -498,7 +500,7 @@ def test_a_signal_ends_it_soon_and_the_run_resumes(data, tmp_path, own_cache, si
         "from topwork.cli import main\nmain(sys.argv[1:])"
     )
     environment = os.environ | {"RAN": str(tmp_path / "ran-")}
-    arguments = ["fit", str(data), "--out", str(tmp_path / "run"), "--backbone", "random:test_efficientnet"]
+    arguments = ["fit", str(data), "--out", str(tmp_path / "run"), "--backbone", BACKBONE]
     process = subprocess.Popen([sys.executable, "-c", program, *arguments], env=environment, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 300
     while not list(tmp_path.glob("ran-*")) and time.monotonic() < deadline and process.poll() is None:
@@ -520,7 +522,7 @@ def test_more_rejects_than_allowed_end_with_status_3(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     for number in range(20):
         (tmp_path / "data" / "disc" / f"bad{number}.jpg").write_text("no image")
-    done = topwork("fit", tmp_path / "data", "--out", tmp_path / "run", "--json")
+    done = topwork("fit", tmp_path / "data", "--out", tmp_path / "run", "--backbone", BACKBONE, "--json")
     assert done.returncode == 3
     assert json.loads(done.stdout)["n_rejected"] == 20
     relaxed = topwork("scan", tmp_path / "data", "--max-reject-fraction", "0.5", "--json")

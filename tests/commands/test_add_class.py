@@ -19,15 +19,15 @@ from topwork.models.head import FeatureTransform, LinearHead
 from topwork.settings import FitSettings
 
 
+SETTINGS = FitSettings(backbone="random:test_efficientnet")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("growing")
     data = draw_folders(root / "data", n_each=20, shapes=("disc", "square"))
-    draw_folders(root / "more", n_each=20, shapes=("cross", "stripes"))
-    with pytest.MonkeyPatch.context() as patch:  # other tests draw the same images
-        patch.setenv("TOPWORK_CACHE", str(root / "cache"))
-        fit(data, root / "run", FitSettings(backbone="random:test_efficientnet"))
-        yield root / "run"
+    draw_folders(root / "more", n_each=20, shapes=("cross", "stripes"), seed=31)  # no other test draws these
+    return fit(data, root / "run", SETTINGS).folder
 
 
 # ---- the head
@@ -135,7 +135,7 @@ def test_a_model_folder_alone_is_not_enough(run, tmp_path):
 def test_images_that_were_moved_after_training_are_named(run, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(run.parent / "data", moved)
-    old = fit(moved, tmp_path / "run", FitSettings(backbone="random:test_efficientnet")).folder
+    old = fit(moved, tmp_path / "run", SETTINGS).folder
     moved.rename(tmp_path / "elsewhere")
     with pytest.raises(UsageError, match="moved: the images of the run are no longer there"):
         add_class(old, run.parent / "more", tmp_path / "out")
@@ -147,6 +147,6 @@ def test_a_class_under_another_unicode_form_is_known(run, tmp_path):
     shutil.copytree(run.parent / "data" / "disc", data / composed)
     shutil.copytree(run.parent / "data" / "square", data / "square")
     shutil.copytree(run.parent / "more" / "cross", more / decomposed)
-    old = fit(data, tmp_path / "run", FitSettings(backbone="random:test_efficientnet")).folder
+    old = fit(data, tmp_path / "run", SETTINGS).folder
     with pytest.raises(UsageError, match="already has the class"):
         add_class(old, more, tmp_path / "out")

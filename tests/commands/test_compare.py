@@ -28,9 +28,10 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    fit(data, folder / "good", FitSettings(near_duplicates=False))  # drawn shapes are alike
-    fit(data, folder / "weak", FitSettings(backbone=SMALL, near_duplicates=False))
-    fit(data, folder / "other-split", FitSettings(seed=1, backbone=SMALL, near_duplicates=False))
+    settings = FitSettings(backbone=SMALL, near_duplicates=False)  # drawn shapes are alike
+    fit(data, folder / "good", settings)
+    fit(data, folder / "weak", replace(settings, size=32))
+    fit(data, folder / "other-split", replace(settings, size=32, seed=1))
     return folder
 
 
@@ -52,15 +53,15 @@ def test_a_better_run_is_called_better_and_pictures_are_shown(runs, tmp_path):
 
 def test_runs_of_images_that_were_moved_and_renamed_are_compared(tmp_path):
     """Images are known by their content; a picture that is not there any more is said to be missing."""
-    data = draw_folders(tmp_path / "data", n_each=20, shapes=SHAPES)
-    settings = FitSettings(backbone=SMALL, near_duplicates=False)
+    data = draw_folders(tmp_path / "data", n_each=10, shapes=SHAPES)
+    settings = FitSettings(backbone=SMALL, size=32, near_duplicates=False)
     fit(data, tmp_path / "a", settings)
     data.rename(tmp_path / "moved")
     for number, path in enumerate(sorted((tmp_path / "moved").rglob("*.jpg"))):
         path.rename(path.with_name(f"{number}.jpg"))
     fit(tmp_path / "moved", tmp_path / "b", replace(settings, split_of=str(tmp_path / "a"), seed=3, resize="crop"))
     _, (found,) = compare_runs([tmp_path / "a", tmp_path / "b"])
-    assert found.as_dict()["n"] == 12
+    assert found.as_dict()["n"] == 6
     page = tmp_path / "page.html"
     assert topwork("compare", tmp_path / "a", tmp_path / "b", "--out", page).returncode == 0
     assert page.is_file()
@@ -98,7 +99,7 @@ def hostile(data, tmp_path_factory):
 
 def test_examine_writes_a_page_and_one_json_object(hostile, tmp_path):
     run = tmp_path / "run"
-    fit(hostile, run, FitSettings(backbone=SMALL, near_duplicates=False))
+    fit(hostile, run, FitSettings(backbone=SMALL, size=64, near_duplicates=False))
     done = topwork("examine", run, hostile, "--n-images", 24, "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)

@@ -57,8 +57,8 @@ def check(run: Fitted, data: Path) -> None:
     ("counts", "kind", "has_parts"),
     [
         ((1, 1), "noise", False),
-        ((2, 2), "noise", False),
-        ((1, 1, 1), "noise", False),
+        pytest.param((2, 2), "noise", False, marks=pytest.mark.slow),
+        pytest.param((1, 1, 1), "noise", False, marks=pytest.mark.slow),
         ((4, 3), "noise", True),
         ((30, 30), "black", False),
         ((6, 6), "copies", False),
@@ -77,6 +77,7 @@ def test_one_class_is_refused_with_a_sentence(n, tmp_path) -> None:
         fit(draw(tmp_path / "data", (n,), "noise"), tmp_path / "run", SETTINGS)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=settings.default.max_examples // 25,
     deadline=None,

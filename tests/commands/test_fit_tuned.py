@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 
 from drawing import draw_folders
 from topwork.commands.fit import _within_what_is_left, fit
+from topwork.errors import ModelError
 from topwork.export.package import export_model
 from topwork.export.predictor import Predictor
-from topwork.models.classifier import load_classifier
+from topwork.models.classifier import FACTS, facts_digest, load_classifier
 from topwork.settings import FitSettings
 
 SETTINGS = {
@@ -27,32 +29,44 @@ def data(tmp_path_factory):
     return draw_folders(tmp_path_factory.mktemp("data"), n_each=12, shapes=("disc", "cross"))
 
 
+HIDDEN = {"hidden": "16:0.4,8:0.2", "outputs": "binary", "pooling": "max", "tta": True, "augment": "flip+vertical-flip"}
+
+
+@pytest.fixture(scope="module")
+def hidden(data, tmp_path_factory):
+    """A run whose network has hidden layers in its head."""
+    return fit(data, tmp_path_factory.mktemp("hidden") / "run", FitSettings(**SETTINGS, **HIDDEN))
+
+
 @pytest.mark.parametrize(
     ("settings", "is_timm", "kind"),
     [
         ({"outputs": "binary"}, True, "plain"),
-        ({"hidden": "16:0.4,8:0.2", "outputs": "binary", "pooling": "max"}, False, "plain"),
+        (HIDDEN, False, "plain"),
         ({"head": "cosine", "strategy": "last", "last_stages": 1}, False, "extended"),
         pytest.param({"head": "extended"}, False, "extended", marks=pytest.mark.slow),
-        ({"head": "extended", "strategy": "last", "last_stages": 1}, False, "extended"),
-        ({"head": "plain", "tta": True, "augment": "flip+vertical-flip"}, False, "plain"),
+        pytest.param({"head": "extended", "strategy": "last", "last_stages": 1}, False, "extended", marks=pytest.mark.slow),
+        pytest.param({"head": "plain", "tta": True}, False, "plain", marks=pytest.mark.slow),
     ],
 )
-def test_a_tuned_head_predicts_and_exports_as_it_was_judged(data, tmp_path, settings, is_timm, kind):
-    fitted = fit(data, tmp_path / "run", FitSettings(**SETTINGS, **settings))
+def test_a_tuned_head_predicts_and_exports_as_it_was_judged(data, tmp_path, settings, is_timm, kind, request):
+    if settings is HIDDEN:
+        fitted = request.getfixturevalue("hidden")
+    else:
+        fitted = fit(data, tmp_path / "run", FitSettings(**SETTINGS, **settings))
     assert fitted.recipe["mode"] == "tune"
-    assert (tmp_path / "run" / "model" / "config.json").is_file() == is_timm
-    kept = load_classifier(tmp_path / "run")
+    assert (fitted.folder / "model" / "config.json").is_file() == is_timm
+    kept = load_classifier(fitted.folder)
     assert kept.head.kind == kind
     assert kept.backbone.spec.mirror == ("both" if settings.get("tta") else "none")
     assert fitted.evaluation["n_parameters"] >= fitted.evaluation["n_trainable"] > 0
-    rows = pq.read_table(tmp_path / "run" / "predictions.parquet").to_pylist()
+    rows = pq.read_table(fitted.folder / "predictions.parquet").to_pylist()
     tested = [row for row in rows if row["part"] == "test"]
-    predictor = Predictor(tmp_path / "run")
+    predictor = Predictor(fitted.folder)
     answers = predictor.predict([data / row["path"] for row in tested])
     assert [answer.label for answer in answers] == [row["predicted"] for row in tested]
     np.testing.assert_allclose([a.probability for a in answers], [r["probability"] for r in tested], atol=1e-4)
-    package = export_model(tmp_path / "run", "onnx", tmp_path / "model.onnx", [str(data)])
+    package = export_model(fitted.folder, "onnx", tmp_path / "model.onnx", [str(data)])
     assert package.certificate.n_same == package.certificate.n_compared
 
 
@@ -76,19 +90,15 @@ def test_auto_does_not_begin_what_cannot_be_finished(data, tmp_path, monkeypatch
     assert fitted.recipe["words"] == ["Only 1 epoch fits into the time budget, which is too little: not fine-tuning."]
 
 
-def test_a_description_with_unknown_changes_is_refused(data, tmp_path):
-    from topwork.errors import ModelError
-    from topwork.models.classifier import FACTS, facts_digest
-
-    fit(data, tmp_path / "run", FitSettings(**SETTINGS, hidden="8"))
-    path = tmp_path / "run" / "model" / FACTS
+def test_a_description_with_unknown_changes_is_refused(hidden, tmp_path):
+    path = shutil.copytree(hidden.folder / "model", tmp_path / "model") / FACTS
     facts = json.loads(path.read_text())
     assert facts["format"] == 2
     for changes in ({"hidden": "999999999"}, {"hidden": "linear"}, {"pooling": "os.system"}, {"other": 1}):
         changed = facts | {"changes": facts["changes"] | changes}
         path.write_text(json.dumps(changed | {"digest": facts_digest(changed)}))
         with pytest.raises(ModelError):
-            load_classifier(tmp_path / "run")
+            load_classifier(path.parent)
 
 
 def test_tuning_gets_what_is_left_of_the_time_budget_or_it_is_said():

@@ -114,7 +114,8 @@ def composed(tmp_path_factory):
         folder = draw_folders(root / name, n_each=8, shapes=("disc", "square", "cross")[: 2 + seed], seed=seed)
         for shape, label in (("disc", "café"), ("square", "thé")):
             (folder / shape).rename(folder / unicodedata.normalize(form, label))
-    fit(root / "train", root / "run", FitSettings(test_fraction=0.25, valid_fraction=0, near_duplicates=False))
+    settings = FitSettings(backbone="random:test_efficientnet", test_fraction=0.25, near_duplicates=False)
+    fit(root / "train", root / "run", settings)
     return root
 
 

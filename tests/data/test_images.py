@@ -660,7 +660,7 @@ LARGE = (10_500, 10_480)  # 110 million pixels
     ("bits", "color"),
     [
         pytest.param(8, 6, id="RGBA"),
-        pytest.param(16, 0, id="16 bit gray"),
+        pytest.param(16, 0, id="16 bit gray", marks=pytest.mark.slow),
         pytest.param(8, 2, id="RGB", marks=pytest.mark.slow),
         pytest.param(8, 3, id="palette", marks=pytest.mark.slow),
     ],

@@ -130,7 +130,7 @@ def data(tmp_path_factory):
 
 def test_a_model_remembers_its_bands(data, tmp_path):
     run = tmp_path / "run"
-    done = topwork("fit", data, "--out", run, "--bands", "5,4,3", "--json")
+    done = topwork("fit", data, "--out", run, "--bands", "5,4,3", "--backbone", "random:test_efficientnet", "--json")
     assert done.returncode == 0, done.stderr
     assert load_classifier(run).backbone.spec.bands == "5,4,3"
     held_out = load_run(run)

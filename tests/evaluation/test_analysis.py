@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from topwork.export.predictor import Predictor
 from topwork.settings import FitSettings
 
 SHAPES = ("disc", "square", "cross")
+SETTINGS = FitSettings(backbone="random:test_efficientnet", near_duplicates=False)  # drawn shapes are alike
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +45,7 @@ def wrong(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fitted(wrong, tmp_path_factory):
-    # Drawn shapes are so alike that near duplicates would be found everywhere.
-    return fit(wrong[0], tmp_path_factory.mktemp("runs") / "run", FitSettings(near_duplicates=False))
+    return fit(wrong[0], tmp_path_factory.mktemp("runs") / "run", SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_maps_are_of_the_predicted_and_the_true_class_and_mistakes_come_first(fi
     for image in found["images"]:
         i = position[image["row"]]
         assert (image["predicted"], image["label"]) == (part.predicted[i], part.labels[i])
-        assert np.shape(image["maps"]) == (2, 7, 7)
+        assert np.shape(image["maps"]) == (2, 5, 5)
         assert image["probability"] == pytest.approx(part.confidence[i])
         assert set(image["nearest"]) <= set(fitted.split.train.tolist())
         kinds.append(bool(part.correct[i]))
@@ -111,7 +112,7 @@ def test_outliers_lead_with_the_odd_one(tmp_path):
     root = draw_folders(tmp_path / "data", n_each=20, shapes=("disc", "square"))
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(root / "disc" / "noise.png")
-    run = fit(root, tmp_path / "run", FitSettings(near_duplicates=False))
+    run = fit(root, tmp_path / "run", SETTINGS)
     found = json.loads((run.folder / "insights.json").read_text())["outliers"]
     assert run.manifest.samples[found[0]["row"]].path.endswith("noise.png")
 
@@ -123,7 +124,7 @@ def test_target_precision_is_stored_met_and_applied(tmp_path):
         gray = pixels.mean(2, keepdims=True).repeat(3, 2)
         noise = np.random.default_rng(len(path.name) + int(path.stem.split("_")[1])).normal(0, 70, pixels.shape)
         Image.fromarray(np.clip(gray + noise, 0, 255).astype(np.uint8)).save(path, quality=60)
-    run = fit(root, tmp_path / "run", FitSettings(target_precision=0.97, near_duplicates=False))
+    run = fit(root, tmp_path / "run", replace(SETTINGS, target_precision=0.97))
     stored = run.classifier.thresholds
     assert stored["target_precision"] == 0.97
     assert stored["set_probability"] is None

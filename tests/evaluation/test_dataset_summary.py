@@ -60,7 +60,7 @@ def test_near_duplicates_and_leaks_across_a_given_split(tmp_path) -> None:
     picture = Image.fromarray(scene(200, 160, seed=5))
     picture.save(tmp_path / "train" / "disc" / "a.jpg")
     picture.resize((120, 96)).save(tmp_path / "test" / "disc" / "b.jpg", quality=60)
-    surveyed = survey(tmp_path)
+    surveyed = survey(tmp_path, ScanSettings(backbone="random:test_efficientnet"))
     manifest, found = surveyed.manifest, surveyed.overview
     names = [sorted(manifest.samples[row].path for row in pair) for pair in found.leaks]
     assert names == [["test/disc/b.jpg", "train/disc/a.jpg"]]

@@ -57,12 +57,15 @@ def test_two_channels_known_by_thought():
     np.testing.assert_allclose(found[0, 1], [[-0.5, 0], [0, 0.5]])
 
 
+@pytest.fixture(scope="module", params=[open_network, TorchNetwork])
+def network(classifier, request):
+    return request.param(classifier.backbone)
+
+
 @pytest.mark.parametrize("power", ["none", "sqrt", "unit"])
 @pytest.mark.parametrize("blocks", [("last",), ("last", "stages"), ("stages",)])
-@pytest.mark.parametrize("opened", [open_network, TorchNetwork])
-def test_the_cells_of_a_map_sum_to_the_logit(classifier, images, blocks, power, opened):
+def test_the_cells_of_a_map_sum_to_the_logit(classifier, images, blocks, power, network):
     images, labels = images[:6], np.arange(6)[:, None] % 4
-    network = opened(classifier.backbone)
     features = powered(network.run(images).blocks, blocks, power)
     transform = FeatureTransform(blocks, power, features.mean(0), features.std(0) + 0.1)
     weight = np.random.default_rng(0).normal(size=(4, features.shape[1])).astype(np.float32) / 50

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -129,37 +130,28 @@ def topwork(endpoint: str, folder: Path, *arguments: object) -> subprocess.Compl
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
 
 
-def test_a_model_goes_to_the_hub_and_comes_back(hub, tmp_path):
-    done = topwork(hub, tmp_path, "push", GOLDEN / "model", "user/insects", "--json")
+def test_a_model_and_nothing_else_goes_to_the_hub_and_comes_back(hub, tmp_path):
+    shutil.copytree(GOLDEN / "model", tmp_path / "mine")
+    (tmp_path / "mine" / "secret.txt").write_text("mine")
+    done = topwork(hub, tmp_path, "push", tmp_path / "mine", "user/insects", "--json")
     assert done.returncode == 0, (done.stderr, Hub.log)
     assert json.loads(done.stdout) == {"url": f"{hub}/user/insects", "commit": COMMIT}
     assert {n: d for n, d in Hub.files.items() if n != ".gitattributes"} == {
         path.name: path.read_bytes() for path in (GOLDEN / "model").iterdir()
     }
+    pushed = dict(Hub.files)
+    Hub.files["evil.py"] = b"print()"
     done = topwork(hub, tmp_path, "pull", "user/insects", "--out", tmp_path / "model", "--json")
     assert done.returncode == 0, (done.stderr, Hub.log)
     assert json.loads(done.stdout)["commit"] == COMMIT
-    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == Hub.files
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == pushed
     assert all(COMMIT in line for line in Hub.log if "/resolve/" in line), "pinned before anything was downloaded"
     again = topwork(hub, tmp_path, "pull", "user/insects", "--out", tmp_path / "model")
     assert again.returncode == 2
     assert "exists already" in again.stderr
-    for folder in ("runs/insects", "runs/insects-2"):
-        done = topwork(hub, tmp_path, "pull", "user/insects", "--json")
-        assert json.loads(done.stdout)["folder"] == folder
-        assert (tmp_path / folder / "topwork.json").is_file()
-
-
-def test_only_the_files_of_a_model_travel(hub, tmp_path):
-    import shutil
-
-    shutil.copytree(GOLDEN / "model", tmp_path / "model")
-    (tmp_path / "model" / "secret.txt").write_text("mine")
-    topwork(hub, tmp_path, "push", tmp_path / "model", "user/insects")
-    assert "secret.txt" not in Hub.files
-    Hub.files["evil.py"] = b"print()"
-    assert topwork(hub, tmp_path, "pull", "user/insects", "--out", tmp_path / "pulled").returncode == 0
-    assert not (tmp_path / "pulled" / "evil.py").exists()
+    done = topwork(hub, tmp_path, "pull", "user/insects", "--json")
+    assert json.loads(done.stdout)["folder"] == "runs/insects"
+    assert (tmp_path / "runs" / "insects" / "topwork.json").is_file()
 
 
 def test_an_altered_model_is_not_kept(hub, tmp_path):

@@ -28,15 +28,14 @@ from topwork.features.image_similarity import fine_structure, structure_similari
 from topwork.models.backbone import load_backbone
 
 
-def embedded(path, name: str = "lite0") -> tuple[Manifest, Features, Embedder]:
-    backbone = load_backbone(name)
-    embedder = Embedder(backbone)
+def embedded(path, name: str = "random:test_efficientnet") -> tuple[Manifest, Features, Embedder]:
+    return embedded_by(Embedder(load_backbone(name)), path)
+
+
+def embedded_by(embedder: Embedder, path) -> tuple[Manifest, Features, Embedder]:
     manifest = scan(path, visitor=embedder)
     embedder.flush()
-    return manifest, embed(backbone, manifest, embedder=embedder), embedder
-
-
-TINY = "random:test_efficientnet"
+    return manifest, embed(embedder.backbone, manifest, embedder=embedder), embedder
 
 
 def saved(image: Image.Image, quality: int = 90) -> bytes:
@@ -81,9 +80,15 @@ def drawn(tmp_path_factory):
     return root
 
 
-def test_planted_copies_are_found_and_nothing_else(drawn) -> None:
-    manifest, features, embedder = embedded(drawn)
-    found = near_duplicates(manifest, features, embedder)
+@pytest.fixture(scope="module")
+def searched(drawn):
+    """Manifest, features and embedder of the drawn pictures, and the pairs."""
+    found = embedded(drawn, "lite0")
+    return *found, near_duplicates(*found)
+
+
+def test_planted_copies_are_found_and_nothing_else(searched) -> None:
+    manifest, _, _, found = searched
     groups = join_groups(manifest, [(p.a, p.b) for p in found.pairs])
     by_group: dict[int, set[str]] = {}
     for row, group in enumerate(groups):
@@ -104,22 +109,20 @@ def test_planted_copies_are_found_and_nothing_else(drawn) -> None:
         assert sum(bool(rows & set(some.tolist())) for some in parts.parts().values()) == 1
 
 
-def test_pairs_compared_a_few_at_a_time_are_the_same(drawn, monkeypatch) -> None:
-    manifest, features, embedder = embedded(drawn)
-    expected = near_duplicates(manifest, features, embedder)
+def test_pairs_compared_a_few_at_a_time_are_the_same(searched, monkeypatch) -> None:
+    manifest, features, embedder, expected = searched
     monkeypatch.setattr(duplicates, "_COMPARED", 3)
     monkeypatch.setattr(duplicates, "_read_cache", lambda *_: None)
     assert near_duplicates(manifest, features, embedder) == expected
 
 
-def test_another_layout_gives_the_same_pairs_and_the_cache_the_same_answer(drawn, tmp_path, monkeypatch) -> None:
-    manifest, features, embedder = embedded(drawn)
-    found = near_duplicates(manifest, features, embedder)
+def test_another_layout_gives_the_same_pairs_and_the_cache_the_same_answer(searched, tmp_path, monkeypatch) -> None:
+    manifest, _, embedder, found = searched
     for shape in ("disc", "cross"):  # other names, so another order
-        for number, path in enumerate(sorted((drawn / shape).iterdir())):
+        for number, path in enumerate(sorted((manifest.root / shape).iterdir())):
             (tmp_path / shape).mkdir(exist_ok=True)
             shutil.copy(path, tmp_path / shape / f"{97 * number % 100}.jpg")
-    moved, moved_features, _ = embedded(tmp_path)
+    moved, moved_features, _ = embedded_by(embedder, tmp_path)
 
     def by_content(data: Manifest, result) -> set[tuple[frozenset[str], float]]:
         hashes = [sample.content_hash for sample in data.samples]
@@ -132,7 +135,7 @@ def test_another_layout_gives_the_same_pairs_and_the_cache_the_same_answer(drawn
 
 
 def test_a_cache_that_is_damaged_is_ignored(tmp_path) -> None:
-    manifest, features, embedder = embedded(draw_folders(tmp_path, n_each=6), TINY)
+    manifest, features, embedder = embedded(draw_folders(tmp_path, n_each=6))
     found = near_duplicates(manifest, features, embedder)
     path = duplicates._cache_path(manifest, embedder)
     for text in ("", "{", "[]", '{"pairs": [["x", "y", 1]]}'):
@@ -142,7 +145,7 @@ def test_a_cache_that_is_damaged_is_ignored(tmp_path) -> None:
 
 def test_an_image_that_changed_since_the_scan_is_named_and_nothing_is_kept(tmp_path, own_cache) -> None:
     draw_folders(tmp_path / "data", n_each=4)
-    found = embedded(tmp_path / "data", TINY)
+    found = embedded(tmp_path / "data")
     before = (tmp_path / "data" / "disc" / "disc_0.jpg").read_bytes()
     draw("cross", 5).save(tmp_path / "data" / "disc" / "disc_0.jpg")
     with pytest.raises(TopworkError, match=r"disc_0\.jpg: changed since the scan"):
@@ -255,7 +258,7 @@ def test_forty_copies_among_caltech_mini(shared_data, tmp_path) -> None:
     """The figures of the issue: recall at least 95 %, at most two groups more than the data have by themselves."""
     root = tmp_path / "data"
     shutil.copytree(shared_data / "caltech-mini", root)
-    manifest, features, embedder = embedded(root)
+    manifest, features, embedder = embedded(root, "lite0")
     natural = pairs_of(manifest, near_duplicates(manifest, features, embedder))
     rng = np.random.default_rng(1)
     planted = []
@@ -266,7 +269,7 @@ def test_forty_copies_among_caltech_mini(shared_data, tmp_path) -> None:
         copy.write_bytes(planted_copies(Image.open(path).convert("RGB"), rng)[kind])
         planted.append(frozenset(str(p.relative_to(root)) for p in (path, copy)))
     assert len(planted) == 40
-    manifest, features, embedder = embedded(root)
+    manifest, features, embedder = embedded(root, "lite0")
     found = near_duplicates(manifest, features, embedder)
     groups = join_groups(manifest, [(p.a, p.b) for p in found.pairs])
     group_of = {sample.path: group for sample, group in zip(manifest.samples, groups, strict=True)}

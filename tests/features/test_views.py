@@ -20,7 +20,7 @@ from topwork.models.backbone import load_backbone
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory):
     root = draw_folders(tmp_path_factory.mktemp("data"), n_each=10)
-    embedder = Embedder(load_backbone("lite0"))
+    embedder = Embedder(load_backbone("random:test_efficientnet"))
     manifest = scan(root, visitor=embedder)
     embedder.flush()
     return manifest, embed(embedder.backbone, manifest, embedder=embedder), embedder

@@ -25,12 +25,9 @@ from topwork.settings import TuneSettings
 from topwork.training.optimizer import set_rates, stages_of, start_phase
 from topwork.training.recipe import DataFacts, plan
 
-QUICK = (
-    "test_vit", "test_resnet", "test_convnext", "test_efficientnet", "test_byobnet", "test_nfnet",
-    "test_coatnet", "test_mambaout", "levit_128s", "deit_tiny_distilled_patch16_224@32",
-)  # fmt: skip
+QUICK = ("test_vit", "test_resnet", "test_convnext", "test_efficientnet", "deit_tiny_distilled_patch16_224@32")
 SLOW = (
-    "test_vit3", "test_vit_relpos", "test_maxvit", "swin_tiny_patch4_window7_224@64",
+    "test_byobnet", "test_nfnet", "test_coatnet", "test_mambaout", "levit_128s", "test_vit3", "test_vit_relpos", "test_maxvit", "swin_tiny_patch4_window7_224@64",
     "vit_tiny_patch16_224@64", "deit3_small_patch16_224@64", "eva02_tiny_patch14_224@56", "vit_small_patch14_dinov2@56",
     "vit_small_patch14_reg4_dinov2@56", "vit_tiny_patch16_dinov3_qkvb@64", "vit_base_patch16_siglip_224@64",
     "vit_base_patch32_clip_224@64", "beit_base_patch16_224@64", "flexivit_small@64", "swinv2_tiny_window8_256@64",

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +98,22 @@ def build_run(
     return run
 
 
+@pytest.fixture(scope="session")
+def plain_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What :func:`build_run` makes by default; not to be changed."""
+    return build_run(tmp_path_factory.mktemp("plain"))
+
+
 @pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
+def make_run(tmp_path: Path, plain_run: Path) -> MakeRun:
     """``make_run(classes, n_each=..., n_wrong=..., valid=..., test=...)`` gives the folder of a finished run."""
-    return partial(build_run, tmp_path)
+
+    def make(*classes: Sequence[str], **sizes: Any) -> Path:
+        if classes or sizes:
+            return build_run(tmp_path, *classes, **sizes)
+        return Path(shutil.copytree(plain_run, tmp_path / "run"))
+
+    return make
 
 
 def _answers(classes: tuple[str, ...], rows: Any, labels: Any, n_wrong: int) -> Predictions:

@@ -21,7 +21,13 @@ MAX_WORDS = 1200  # that a reader sees of the report of two classes
 FAINT_TEXT = """() => {
   const context = Object.assign(document.createElement('canvas'), {width: 1, height: 1})
     .getContext('2d', {willReadFrequently: true});
+  const known = new Map();
   const paint = (colors) => {
+    const key = colors.join();
+    if (!known.has(key)) known.set(key, painted(colors));
+    return known.get(key);
+  };
+  const painted = (colors) => {
     context.clearRect(0, 0, 1, 1);
     for (const color of colors) { context.fillStyle = color; context.fillRect(0, 0, 1, 1); }
     return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);

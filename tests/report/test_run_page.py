@@ -409,7 +409,7 @@ def test_quoted_words_come_back_from_the_shell(word: str) -> None:
 
 
 def test_command_names_what_is_not_the_default(make_run: MakeRun) -> None:
-    command = repeat_command(read_record(make_run(valid=0.2, test=0.3)))
+    command = repeat_command(read_record(make_run()))
     assert "--test-fraction 0.3" in command
     assert "--seed 0" in command
     assert "--valid-fraction 0.2" in command  # a probe has no valid part by default

@@ -71,11 +71,23 @@ def read_all(connection: socket.socket) -> bytes:
     return found
 
 
+# `topwork app` asks for no backbone: this one makes a model in seconds.
+SMALL_APP = """
+import sys
+from functools import partial
+from topwork import cli
+from topwork.server import start
+start.FitSettings = partial(start.FitSettings, backbone="random:test_efficientnet", size=64, near_duplicates=False)
+cli.main(sys.argv[1:])
+"""
+
+
 @contextlib.contextmanager
 def serving(*models: Path | str, verb: str = "serve", ready: str = "/ready", **settings: object) -> Iterator[Served]:
     """``topwork serve``, or another verb that serves, on a free port, ready."""
     options = [text for key, value in settings.items() for text in (f"--{key.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "topwork.cli", verb, *map(str, models), "--port", "0", "--json", *options]
+    start = ["-c", SMALL_APP] if verb == "app" else ["-m", "topwork.cli"]
+    command = [sys.executable, *start, verb, *map(str, models), "--port", "0", "--json", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     try:
         assert process.stdout is not None

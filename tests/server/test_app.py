@@ -51,7 +51,8 @@ def photos(model):
 
 @pytest.fixture(scope="module")
 def server(model):
-    with serving(model, f"other={model}", body_seconds=2, max_images=8, max_body_mb=1) as served:
+    options = {"body_seconds": 2, "max_images": 8, "max_body_mb": 1, "allow_host": "model.example"}
+    with serving(model, f"other={model}", **options) as served:
         yield served
         assert served.end() == 0
 
@@ -432,6 +433,7 @@ def test_sigterm_answers_what_is_in_progress_and_ends_with_status_0(model, photo
     head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(photo)}\r\n\r\n".encode()
     with serving(model) as served:
         clients = [socket.create_connection(("127.0.0.1", served.port), timeout=20) for _ in range(8)]
+        silent = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(20)]
         for client in clients:
             client.sendall(head + photo[:100])
         wait_until(lambda: "topwork_images_waiting 8" in served.ask("GET", "/metrics")[1])
@@ -443,15 +445,7 @@ def test_sigterm_answers_what_is_in_progress_and_ends_with_status_0(model, photo
             client.sendall(photo[100:])
             with client:
                 assert read_all(client).startswith(b"HTTP/1.1 200")
-        assert served.process.wait(20) == 0
-
-
-def test_sigterm_with_clients_that_say_nothing_ends_soon(model):
-    with serving(model) as served:
-        silent = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(20)]
-        started = time.monotonic()
-        assert served.end() == 0
-        assert time.monotonic() - started < 10
+        assert served.process.wait(10) == 0, "clients that say nothing hold nobody back"
         for connection in silent:
             connection.close()
 
@@ -519,16 +513,13 @@ def test_other_host_names_are_refused(server, host, status):
     assert server.ask("GET", "/models", headers={"Host": host})[0] == status
 
 
-def test_a_host_name_can_be_allowed(model):
-    with serving(model, allow_host="model.example") as served:
-        assert served.ask("GET", "/models", headers={"Host": "Model.Example:443"})[0] == 200
-        assert "http://model.example/predict" in served.ask("GET", "/docs", headers={"Host": "model.example"})[1]
-        assert served.ask("GET", "/models", headers={"Host": "evil.example"})[0] == 421
+def test_a_host_name_can_be_allowed(server):
+    assert server.ask("GET", "/models", headers={"Host": "Model.Example:443"})[0] == 200
+    assert "http://model.example/predict" in server.ask("GET", "/docs", headers={"Host": "model.example"})[1]
 
 
 def test_a_taken_port_is_named(server, model):
-    command = [sys.executable, "-m", "topwork.cli", "serve", str(model), "--port", str(server.port)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = topwork("serve", model, "--port", server.port)
     assert done.returncode == 1
     assert f":{server.port}: address already in use" in done.stderr
 

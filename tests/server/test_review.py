@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "data" / "cross").rename(root / "data" / HOSTILE)
     for number in range(2):
         draw("disc", 900 + number).save(root / "data" / "square" / f"wrong_{number}.jpg", quality=92)
-    fit(root / "data", root / "run", FitSettings(near_duplicates=False))
+    fit(root / "data", root / "run", FitSettings(backbone="random:test_efficientnet", near_duplicates=False))
     return root / "run"
 
 

@@ -1,6 +1,7 @@
 """Which weights are kept, whether the tuned network is, and the estimate of auto mode."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ def test_interpolation_is_the_line_between_and_counters_are_kept():
     torch.testing.assert_close(mean_of([start, end])["w"], torch.tensor([2.0, 3.0]))
 
 
+@functools.cache
 def trained(**settings):
     recipe = recipe_for(epochs=6, strategy="all", **settings)
     train, valid = streams(recipe=recipe)
