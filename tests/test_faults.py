@@ -23,7 +23,7 @@ from topwork.export.predictor import Predictor
 from topwork.files import writable_folder
 from topwork.settings import FitSettings
 
-SETTINGS = FitSettings(backbone="random:test_efficientnet")
+SETTINGS = FitSettings(backbone="random:test_efficientnet", near_duplicates=False)
 
 
 @pytest.fixture(scope="module")

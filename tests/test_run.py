@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,8 @@ from topwork.run import asked, free_run_folder, load_run, run_folder
 from topwork.settings import FitSettings
 
 BACKBONE = "random:test_efficientnet"
-PARTS = FitSettings(backbone=BACKBONE, valid_fraction=0.2)  # by default a probe has no valid part
+SETTINGS = FitSettings(backbone=BACKBONE, near_duplicates=False)
+PARTS = replace(SETTINGS, valid_fraction=0.2)  # by default a probe has no valid part
 RUN_FILES = {
     "settings.json",
     "manifest.parquet",
@@ -87,7 +88,10 @@ def test_a_run_holds_all_that_is_promised(fitted):
         assert keys <= evaluation[part].keys()
         assert evaluation[part]["accuracy"]["low"] <= evaluation[part]["accuracy"]["value"]
         assert np.sum(evaluation[part]["confusion"]) == evaluation[part]["n"]
-    assert evaluation["n_trainable"] == 3 * (fitted.classifier.backbone.n_features + 1) or fitted.classifier.head.kind == "extended"
+    assert (
+        evaluation["n_trainable"] == 3 * (fitted.classifier.backbone.n_features + 1)
+        or fitted.classifier.head.kind == "extended"
+    )
     assert evaluation["timing"]["n_embedded"] == 90
 
 
@@ -179,13 +183,13 @@ def test_the_choice_never_sees_valid_or_test(fitted, data, tmp_path):
                 if part != "train":
                     Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / sample.path)
                 writer.writerow([sample.path, sample.label, part])
-    other = fit(table, tmp_path / "run", backbone=BACKBONE)
+    other = fit(table, tmp_path / "run", SETTINGS)
     np.testing.assert_array_equal(other.classifier.head.weight, fitted.classifier.head.weight)
     assert other.classifier.temperature == fitted.classifier.temperature
 
 
 def test_a_probe_holds_out_only_the_test_part(data, tmp_path):
-    fitted = fit(data, tmp_path / "run", backbone=BACKBONE)
+    fitted = fit(data, tmp_path / "run", SETTINGS)
     assert {name: len(rows) for name, rows in fitted.split.parts().items()} == {"train": 72, "test": 18}
     assert set(fitted.evaluation) & {"valid", "test"} == {"test"}
 
@@ -195,7 +199,7 @@ def test_a_given_valid_part_may_be_trained_on(data, tmp_path):
         part = ("train", "valid", "test")[number % 3]
         (tmp_path / "d" / part / path.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / "d" / part / path.parent.name)
-    fitted = fit(tmp_path / "d", tmp_path / "run", FitSettings(backbone=BACKBONE, final_fit="train+valid"))
+    fitted = fit(tmp_path / "d", tmp_path / "run", replace(SETTINGS, final_fit="train+valid"))
     assert {name: len(rows) for name, rows in fitted.split.parts().items()} == {"train": 60, "test": 30}
     assert fitted.evaluation["test"]["per_class"]["disc"]["n_train"] == 20
     with pytest.raises(UsageError, match="--final-fit train\\+valid has no effect without --mode probe"):
@@ -207,7 +211,7 @@ def test_train_and_valid_alone_give_no_test_part(data, tmp_path):
         part = "Train" if number % 3 else "VAL"
         (tmp_path / "d" / part / path.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / "d" / part / path.parent.name)
-    fitted = fit(tmp_path / "d", tmp_path / "run", backbone=BACKBONE)
+    fitted = fit(tmp_path / "d", tmp_path / "run", SETTINGS)
     assert "test" not in fitted.evaluation
     assert fitted.evaluation["valid"]["n"] == 30
     assert "evaluation only" in fitted.recipe["valid_used_for"]
@@ -451,7 +455,7 @@ def test_two_runs_into_one_folder(data, tmp_path):
         assert "another process is writing here" in done.stderr
         assert list(folder.parent.glob(".run.lock")), "the one that was refused leaves the lock of the other alone"
     (folder.parent / ".run.lock").touch()
-    assert fit(data, folder, backbone=BACKBONE).folder == folder, "a lock file left behind blocks nobody"
+    assert fit(data, folder, SETTINGS).folder == folder, "a lock file left behind blocks nobody"
 
 
 def test_a_refused_run_does_not_clean_up_after_the_one_that_writes(tmp_path):
@@ -472,7 +476,7 @@ def test_the_old_run_stays_whole_until_the_new_one_is_complete(fitted, data, tmp
     assert done.returncode == 2
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    again = fit(data, run, FitSettings(backbone=BACKBONE, seed=1), overwrite=True)
+    again = fit(data, run, replace(SETTINGS, seed=1), overwrite=True)
     assert json.loads((run / "settings.json").read_text())["settings"]["seed"] == 1
     assert again.folder == run
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

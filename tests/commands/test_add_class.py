@@ -19,7 +19,7 @@ from topwork.models.head import FeatureTransform, LinearHead
 from topwork.settings import FitSettings
 
 
-SETTINGS = FitSettings(backbone="random:test_efficientnet")
+SETTINGS = FitSettings(backbone="random:test_efficientnet", near_duplicates=False)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from topwork.export.predictor import Predictor
 from topwork.models.classifier import load_classifier
 from topwork.settings import FitSettings
 
-SETTINGS = FitSettings(backbone="random:test_efficientnet", size=32, positive="crack")
+SETTINGS = FitSettings(backbone="random:test_efficientnet", size=32, positive="crack", near_duplicates=False)
 
 
 @pytest.fixture(scope="module")

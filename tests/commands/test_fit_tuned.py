@@ -45,7 +45,9 @@ def hidden(data, tmp_path_factory):
         (HIDDEN, False, "plain"),
         ({"head": "cosine", "strategy": "last", "last_stages": 1}, False, "extended"),
         pytest.param({"head": "extended"}, False, "extended", marks=pytest.mark.slow),
-        pytest.param({"head": "extended", "strategy": "last", "last_stages": 1}, False, "extended", marks=pytest.mark.slow),
+        pytest.param(
+            {"head": "extended", "strategy": "last", "last_stages": 1}, False, "extended", marks=pytest.mark.slow
+        ),
         pytest.param({"head": "plain", "tta": True}, False, "plain", marks=pytest.mark.slow),
     ],
 )

@@ -26,7 +26,7 @@ from topwork.settings import DataSettings, FitSettings
 from topwork.training.selection import select_model
 
 SHAPES = ("disc", "square", "cross")
-SETTINGS = FitSettings(backbone="random:test_efficientnet", multi_label=True)
+SETTINGS = FitSettings(backbone="random:test_efficientnet", multi_label=True, near_duplicates=False)
 
 
 def draw_several(root: Path, n: int) -> list[tuple[str, list[str], str]]:

@@ -306,7 +306,7 @@ def command(*words: str) -> dict:
 def test_fit_from_a_bucket_into_a_bucket_and_predict_from_there(s3, drawn, tmp_path, monkeypatch) -> None:
     put(s3, drawn, "pictures/shapes")
     s3.mkdir("results")
-    options = ["--backbone", "random:test_efficientnet", "--seed", "1"]
+    options = ["--backbone", "random:test_efficientnet", "--no-near-duplicates", "--seed", "1"]
     here = command("fit", str(drawn), "--out", str(tmp_path / "run"), *options)
     there = command("fit", "s3://pictures/shapes", "--out", "s3://results/runs/one", *options)
     assert there["run"] == "s3://results/runs/one"
@@ -373,7 +373,15 @@ def test_a_store_in_a_bucket_is_shared(s3, drawn, tmp_path, monkeypatch) -> None
 
 def test_add_a_class_of_a_bucket(s3, drawn, tmp_path) -> None:
     put(s3, draw_folders(tmp_path / "more", n_each=8, shapes=("cross",)) / "cross", "pictures/cross")
-    command("fit", str(drawn), "--out", str(tmp_path / "run"), "--backbone", "random:test_efficientnet")
+    command(
+        "fit",
+        str(drawn),
+        "--out",
+        str(tmp_path / "run"),
+        "--backbone",
+        "random:test_efficientnet",
+        "--no-near-duplicates",
+    )
     grown = command("add-class", str(tmp_path / "run"), "s3://pictures/cross", "--out", str(tmp_path / "grown"))
     assert grown["added"] == ["cross"]
     manifest = load_manifest(tmp_path / "grown" / "manifest.parquet")

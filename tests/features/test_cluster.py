@@ -26,8 +26,9 @@ from topwork.errors import ModelError, TopworkError, UsageError
 from topwork.export.predictor import Predictor
 from topwork.export.runtime import engine_of
 from topwork.features import cluster
-from topwork.features.cluster import CHUNK, Cluster
+from topwork.features.cluster import Cluster
 from topwork.features.embed import Embedder, FeatureStore, embed
+from topwork.features.engine import BATCH
 from topwork.models.classifier import load_classifier
 from topwork.settings import ClusterSettings
 
@@ -48,6 +49,7 @@ def local(cache_folder):
         patch.setenv("PYTHONPATH", str(ROOT / "src"))
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # each worker would compile the package again
         patch.setattr(cluster, "default_threads", lambda: 2)
+        patch.setattr(cluster, "CHUNK", BATCH)  # so that a few dozen images are several chunks
         yield Cluster(LOCAL)
         import ray
 
@@ -56,7 +58,7 @@ def local(cache_folder):
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
-    root = draw_folders(tmp_path_factory.mktemp("drawn"), n_each=CHUNK // 2 + 9)
+    root = draw_folders(tmp_path_factory.mktemp("drawn"), n_each=2 * BATCH)
     (root / "disc" / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
     shutil.copy(root / "disc" / "disc_1.jpg", root / "disc" / "zz_copy.jpg")  # in the other chunk than its original
     return root

@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
     data = draw_folders(root / "data", n_each=15)
     made = {}
     for head in ("plain", "extended"):
-        settings = FitSettings(backbone="random:test_efficientnet", head=head)
+        settings = FitSettings(backbone="random:test_efficientnet", head=head, near_duplicates=False)
         made[head] = fit(data, root / head, settings)
     return made
 

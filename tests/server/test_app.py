@@ -40,7 +40,7 @@ ENVELOPE = {400, 401, 404, 405, 408, 411, 413, 415, 421, 422, 503, 504}
 def model(tmp_path_factory):
     root = tmp_path_factory.mktemp("served")
     data = draw_folders(root / "data", n_each=12, shapes=("disc", "square", "cross"))
-    fit(data, root / "run", FitSettings(backbone="random:test_efficientnet"))
+    fit(data, root / "run", FitSettings(backbone="random:test_efficientnet", near_duplicates=False))
     return root / "run"
 
 

@@ -18,7 +18,9 @@ pytest.importorskip("peft")
 RANK = 2
 
 
-@pytest.fixture(scope="module", params=["test_vit", "test_efficientnet", pytest.param("test_convnext", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["test_vit", "test_efficientnet", pytest.param("test_convnext", marks=pytest.mark.slow)]
+)
 def backbone(request, tmp_path_factory):
     return load_backbone(f"random:{request.param}", cache=tmp_path_factory.mktemp("cache"))
 
