@@ -12,7 +12,7 @@ from drawing import draw_folders
 from terminal import topwork
 from topwork.cli import app
 
-NETWORK = ["--backbone", "random:test_efficientnet"]
+NETWORK = ["--backbone", "random:test_efficientnet", "--size", "64"]
 COMMANDS = {
     "fit": ["DATA", *NETWORK],
     "lr-range": ["DATA", *NETWORK, "--steps", "10"],

@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_folders(root / "data", n_each=20, shapes=("disc", "square", "cross"))
     for number in range(N_WRONG):
         draw("disc", 900 + number).save(root / "data" / "square" / f"wrong_{number}.jpg", quality=92)
-    fit(root / "data", root / "run", FitSettings(near_duplicates=False))
+    fit(root / "data", root / "run", FitSettings(backbone="random:test_efficientnet", near_duplicates=False))
     return root / "run"
 
 

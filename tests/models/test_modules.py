@@ -20,37 +20,6 @@ from topwork.models.modules import (
 )
 
 
-def freeze_but_head(network):
-    network.requires_grad_(False)
-    network.get_submodule(classifier_name(network)).requires_grad_(True)
-    return count_parameters(network)
-
-
-@pytest.fixture(scope="module")
-def meta():
-    """Builds timm networks without memory for their weights; enough to count."""
-
-    def build(name):
-        with torch.device("meta"):
-            return timm.create_model(name, pretrained=False)
-
-    return build
-
-
-def on_meta(network, head, n_outputs):
-    """feature_width needs real tensors, so counting tests give the head directly."""
-    with torch.device("meta"):
-        return build_classifier_meta(network, head, n_outputs)
-
-
-def build_classifier_meta(network, head, n_outputs):
-    from topwork.models.modules import replace_module
-
-    width = network.get_submodule(classifier_name(network)).in_features
-    replace_module(network, classifier_name(network), make_head(parse_head(head), width, n_outputs))
-    return network
-
-
 @pytest.mark.parametrize(
     "text",
     ["linear", "cosine", "256:relu:0.4", "512:gelu:0.2,128:relu:0", "drop:0.3,linear", "drop:0.1,64:tanh:0.5"],
@@ -85,36 +54,12 @@ def test_cosine_head_does_not_see_the_length_of_features():
     torch.testing.assert_close(head(torch.tensor([[0.0, 2.0, 0.0, 0.0]])), torch.tensor([[0.0, 16.0, 0.0]]))
 
 
-def test_vgg16_with_pooled_features_and_a_small_head_has_the_tutorials_counts(meta):
-    network = meta("vgg16")
-    network.pre_logits = nn.Identity()  # what drop_hidden does; checked with numbers below
-    with torch.device("meta"):
-        network.head.fc = make_head(parse_head("128:relu:0.2"), 512, 1)
-    assert freeze_but_head(network) == (14_780_481, 65_793)
-
-
-def test_vgg16_with_only_its_last_layer_replaced_has_the_tutorials_counts(meta):
-    network = on_meta(meta("vgg16"), "256:relu:0.4", 100)
-    assert freeze_but_head(network) == (135_335_076, 1_074_532)
-
-
 def test_dropping_the_hidden_layers_of_a_vgg_pools_its_last_map():
-    network = timm.create_model("vgg11", pretrained=False)
+    network = timm.create_model("vgg11", pretrained=False, num_features=64)
     build_classifier(network, HeadSpec(), 2, drop_hidden=True).eval()
     x = torch.randn(1, 3, 64, 64)
     pooled = network.features(x).mean((2, 3))
     torch.testing.assert_close(network(x), network.head.fc(pooled))
-
-
-@pytest.mark.parametrize(("name", "count"), [("resnet101", 44_549_160), ("resnet152", 60_192_808)])
-def test_resnets_have_the_known_counts(meta, name, count):
-    assert count_parameters(meta(name))[0] == count
-
-
-@pytest.mark.parametrize(("name", "width"), [("resnet18", 512), ("resnet34", 512), ("resnet50", 2048)])
-def test_new_head_on_a_resnet_is_all_that_trains(meta, name, width):
-    network = on_meta(meta(name), "linear", 7)
-    assert freeze_but_head(network)[1] == 7 * (width + 1)
 
 
 def test_six_block_network_has_the_known_count_and_one_position_left():
@@ -166,7 +111,8 @@ def test_hidden_layers_cannot_be_dropped_where_there_are_none():
         build_classifier(timm.create_model("resnet18", pretrained=False), HeadSpec(), 2, drop_hidden=True)
 
 
-def test_a_second_classifier_survives_pooling_or_the_pooling_is_refused(meta):
-    assert classifier_name(changed(meta("repvit_m0_9"), Changes(pooling="avg"))) == "topwork_head"
-    with pytest.raises(UsageError, match="--pooling max: RepVit does not support it"):
-        changed(meta("repvit_m0_9"), Changes(pooling="max"))
+def test_a_second_classifier_survives_pooling_or_the_pooling_is_refused():
+    with torch.device("meta"):
+        assert classifier_name(changed(timm.create_model("repvit_m0_9"), Changes(pooling="avg"))) == "topwork_head"
+        with pytest.raises(UsageError, match="--pooling max: RepVit does not support it"):
+            changed(timm.create_model("repvit_m0_9"), Changes(pooling="max"))
