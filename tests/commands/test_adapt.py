@@ -126,8 +126,6 @@ def test_a_tuned_network_predicts_as_it_was_evaluated_or_is_dropped(is_kept, run
     verdict = adapted_head.Verdict(is_kept, "so the test says", {"tuned: agreement": 0.5})
     monkeypatch.setattr("topwork.commands.adapt.is_better", lambda *_: verdict)
     monkeypatch.setattr(adapted_head, "LARGEST_DROP", 1.0)
-    features = adapt(run, few_colors, tmp_path / "features")
-    assert features.choice.outcome == "adapted"
     result = adapt(run, few_colors, tmp_path / "run", AdaptSettings(mode="tune", epochs=1, workers=1))
     model, source = load_classifier(tmp_path / "run"), load_classifier(tmp_path / "run" / "source_model")
     assert result.choice.outcome == "adapted"
@@ -136,6 +134,7 @@ def test_a_tuned_network_predicts_as_it_was_evaluated_or_is_dropped(is_kept, run
     history = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
     assert any("target_loss" in line for line in history) == is_kept
     if not is_kept:
+        features = adapt(run, few_colors, tmp_path / "features")
         np.testing.assert_array_equal(model.head.weight, load_classifier(features.folder).head.weight)
         return
     assert result.choice.method.endswith("network fine-tuned")
@@ -146,13 +145,6 @@ def test_a_tuned_network_predicts_as_it_was_evaluated_or_is_dropped(is_kept, run
     assert "The model was adapted" in page
     assert "A fine-tuned " in page
     assert not (tmp_path / "run" / "insights.json").exists()  # the source's are about another network
-
-
-def test_the_network_is_left_where_the_features_were(run, tmp_path):
-    same = draw_folders(tmp_path / "same", n_each=20, shapes=SHAPES, seed=9)
-    result = adapt(run, same, tmp_path / "run", AdaptSettings(mode="tune"))
-    assert result.choice.outcome == "unchanged"
-    assert load_classifier(tmp_path / "run").backbone.weights_digest == load_classifier(run).backbone.weights_digest
 
 
 def test_labels_in_the_folder_names_are_never_used_to_adapt(adapted, run, negatives, tmp_path):
@@ -201,12 +193,14 @@ def test_wrong_labels_are_named(run, negatives, tmp_path):
 
 
 def test_a_target_like_the_source_leaves_the_model_bit_for_bit(run, tmp_path):
+    """The network too, which is left where the features are."""
     same = draw_folders(tmp_path / "same", n_each=20, shapes=SHAPES, seed=9)
-    result = adapt(run, same, tmp_path / "run")
+    result = adapt(run, same, tmp_path / "run", AdaptSettings(mode="tune"))
     assert result.choice.outcome == "unchanged"
     before, after = load_classifier(run), load_classifier(tmp_path / "run")
     np.testing.assert_array_equal(before.head.weight, after.head.weight)
     assert before.thresholds == after.thresholds
+    assert before.backbone.weights_digest == after.backbone.weights_digest
 
 
 def test_other_classes_are_refused_with_a_warning(run, tmp_path):
