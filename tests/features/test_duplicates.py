@@ -83,7 +83,7 @@ def drawn(tmp_path_factory):
 @pytest.fixture(scope="module")
 def searched(drawn):
     """Manifest, features and embedder of the drawn pictures, and the pairs."""
-    found = embedded(drawn, "lite0")
+    found = embedded(drawn)
     return *found, near_duplicates(*found)
 
 
@@ -135,7 +135,7 @@ def test_another_layout_gives_the_same_pairs_and_the_cache_the_same_answer(searc
 
 
 def test_a_cache_that_is_damaged_is_ignored(tmp_path) -> None:
-    manifest, features, embedder = embedded(draw_folders(tmp_path, n_each=6))
+    manifest, features, embedder = embedded(draw_folders(tmp_path, n_each=2))
     found = near_duplicates(manifest, features, embedder)
     path = duplicates._cache_path(manifest, embedder)
     for text in ("", "{", "[]", '{"pairs": [["x", "y", 1]]}'):
