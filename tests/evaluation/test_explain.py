@@ -58,20 +58,21 @@ def test_two_channels_known_by_thought():
 
 
 @pytest.fixture(scope="module", params=[open_network, TorchNetwork])
-def network(classifier, request):
-    return request.param(classifier.backbone)
+def network(request):
+    return request.param(load_backbone("random:test_efficientnet"))
 
 
 @pytest.mark.parametrize("power", ["none", "sqrt", "unit"])
 @pytest.mark.parametrize("blocks", [("last",), ("last", "stages"), ("stages",)])
-def test_the_cells_of_a_map_sum_to_the_logit(classifier, images, blocks, power, network):
-    images, labels = images[:6], np.arange(6)[:, None] % 4
+def test_the_cells_of_a_map_sum_to_the_logit(blocks, power, network):
+    backbone = load_backbone("random:test_efficientnet")
+    images, labels = np.stack([draw(SHAPES[n % 4], n, 160) for n in range(6)]), np.arange(6)[:, None] % 4
     features = powered(network.run(images).blocks, blocks, power)
     transform = FeatureTransform(blocks, power, features.mean(0), features.std(0) + 0.1)
     weight = np.random.default_rng(0).normal(size=(4, features.shape[1])).astype(np.float32) / 50
     head = LinearHead(transform, weight, np.ones(4, np.float32))
-    found = find_evidence(replace(classifier, head=head), images, labels, network)
-    assert (found.method, found.maps.shape) == ("activation", (6, 1, 7, 7))
+    found = find_evidence(Classifier(backbone, head, SHAPES, 1.0, "f32"), images, labels, network)
+    assert (found.method, found.maps.shape) == ("activation", (6, 1, 5, 5))
     weight = head.weight / head.transform.scale
     constant = head.bias - weight @ head.transform.mean
     constant = constant - constant.mean()

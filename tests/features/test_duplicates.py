@@ -80,15 +80,9 @@ def drawn(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def searched(drawn):
-    """Manifest, features and embedder of the drawn pictures, and the pairs."""
-    found = embedded(drawn)
-    return *found, near_duplicates(*found)
-
-
-def test_planted_copies_are_found_and_nothing_else(searched) -> None:
-    manifest, _, _, found = searched
+def test_planted_copies_are_found_and_nothing_else(drawn) -> None:
+    manifest, features, embedder = embedded(drawn, "lite0")
+    found = near_duplicates(manifest, features, embedder)
     groups = join_groups(manifest, [(p.a, p.b) for p in found.pairs])
     by_group: dict[int, set[str]] = {}
     for row, group in enumerate(groups):
@@ -107,6 +101,13 @@ def test_planted_copies_are_found_and_nothing_else(searched) -> None:
     for names in several:
         rows = {row for row, sample in enumerate(manifest.samples) if sample.path in names}
         assert sum(bool(rows & set(some.tolist())) for some in parts.parts().values()) == 1
+
+
+@pytest.fixture(scope="module")
+def searched(drawn):
+    """Manifest, features and embedder of the drawn pictures, and the pairs."""
+    found = embedded(drawn)
+    return *found, near_duplicates(*found)
 
 
 def test_pairs_compared_a_few_at_a_time_are_the_same(searched, monkeypatch) -> None:

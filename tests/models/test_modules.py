@@ -55,7 +55,7 @@ def test_cosine_head_does_not_see_the_length_of_features():
 
 
 def test_dropping_the_hidden_layers_of_a_vgg_pools_its_last_map():
-    network = timm.create_model("vgg11", pretrained=False, num_features=64)
+    network = timm.create_model("vgg11", pretrained=False, mlp_ratio=0.01)
     build_classifier(network, HeadSpec(), 2, drop_hidden=True).eval()
     x = torch.randn(1, 3, 64, 64)
     pooled = network.features(x).mean((2, 3))

@@ -519,7 +519,8 @@ def test_a_host_name_can_be_allowed(server):
 
 
 def test_a_taken_port_is_named(server, model):
-    done = topwork("serve", model, "--port", server.port)
+    command = [sys.executable, "-m", "topwork.cli", "serve", str(model), "--port", str(server.port)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert f":{server.port}: address already in use" in done.stderr
 
