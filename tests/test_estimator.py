@@ -22,7 +22,6 @@ from drawing import draw, draw_folders
 from topwork import ImageClassifier, ImageFeatures
 from topwork.errors import UsageError
 
-
 SMALL = "random:test_efficientnet"
 
 

@@ -18,7 +18,6 @@ from topwork.models.classifier import load_classifier
 from topwork.models.head import FeatureTransform, LinearHead
 from topwork.settings import FitSettings
 
-
 SETTINGS = FitSettings(backbone="random:test_efficientnet", near_duplicates=False)
 
 
