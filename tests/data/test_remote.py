@@ -436,7 +436,7 @@ def test_every_command_that_writes_takes_a_url_or_says_that_it_does_not(drawn, t
 
 def test_a_page_behind_a_url(drawn, memory) -> None:
     for _ in range(2):  # a page is written again, as on the disk
-        command("scan", str(drawn), "--report", "memory://pages/scan.html")
+        command("scan", str(drawn), "--quick", "--report", "memory://pages/scan.html")
         assert b"<html" in memory.cat_file("/pages/scan.html")
 
 

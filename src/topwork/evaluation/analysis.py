@@ -262,6 +262,8 @@ def _readable(manifest: Manifest, classifier: Classifier, part: Predictions, cho
 def _curve(inputs: AnalysisInputs) -> LearningCurve | None:
     """The learning curve of the chosen head on all cross-validated training images."""
     probe, rows, labels = inputs.probe, inputs.scored, inputs.labels
+    if not len(rows):
+        return None
     chosen = next(trial for trial in probe.trials if trial.chosen)
     columns = probe.head.transform.apply(inputs.probe_features.blocks(probe.head.transform.blocks, rows))
     share = 1 - 1 / chosen.n_folds
