@@ -65,8 +65,8 @@ def with_mark(image):
 @pytest.fixture(scope="module")
 def marked_images():
     """Discs for both classes; the second class has a mark in the bottom right corner, and nothing else to tell it by."""
-    discs = [drawn("disc", n) for n in range(24)]
-    labels = np.arange(24) % 2
+    discs = [drawn("disc", n) for n in range(32)]
+    labels = np.arange(32) % 2
     return np.stack([with_mark(d) if label else d for d, label in zip(discs, labels, strict=True)]), labels
 
 
