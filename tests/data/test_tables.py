@@ -64,6 +64,16 @@ def test_rows_that_cannot_be_used_are_named(tmp_path) -> None:
     }
 
 
+def test_cells_that_are_far_too_long_are_named(tmp_path) -> None:
+    (tmp_path / "x.csv").write_text(f"path,label\na.jpg,cat\n{'b' * 5000}.jpg,dog\nc.jpg,{'d' * 2000}\n")
+    listing = list_data(tmp_path / "x.csv")
+    assert [entry.path for entry in listing.entries] == ["a.jpg"]
+    assert {(reject.path, reject.reason) for reject in listing.rejects} == {
+        ("b" * 100 + "…", "a cell of 5,004 characters"),
+        ("c.jpg", "a cell of 2,000 characters"),
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

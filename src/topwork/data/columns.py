@@ -69,18 +69,6 @@ _MANY_COLUMNS = 100
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one row of a table says. ``labels`` are several only if the image may have several."""
-
-    path: str
-    labels: tuple[str, ...] = ()
-    part: str | None = None
-    group: str | None = None
-    domain: str | None = None
-    reason: str | None = None  # why the row cannot be used
-
-
-@dataclass(frozen=True)
 class _Meaning:
     """Which column says what.
 
@@ -277,7 +265,7 @@ def _numbered_labels(table: Table, rest: Sequence[str], rules: Rules) -> list[st
 # ---- rows
 
 
-def rows_of(table: Table, files: Files | None, rules: Rules) -> tuple[list[Row], list[str]]:
+def rows_of(table: Table, files: Files | None, rules: Rules) -> tuple[list[Entry], list[str]]:
     """The rows with the files that they name, and sentences on what was assumed.
 
     Args:
@@ -294,13 +282,8 @@ def rows_of(table: Table, files: Files | None, rules: Rules) -> tuple[list[Row],
     parts = _parts(table, meaning)
     rows = []
     for number, (path, own, part) in enumerate(zip(paths, labels, parts, strict=True)):
-        longest = max(map(len, own), default=0)
-        if len(path) > _LONGEST_PATH or longest > _LONGEST_LABEL:
-            reason = f"row {number + 1}: a cell of {max(len(path), longest):,} characters"
-            rows.append(Row(f"{path[:100]}…" if len(path) > 100 else path, reason=reason))
-        else:
-            group, domain = (_text(table, column, number) for column in (meaning.group, meaning.domain))
-            rows.append(Row(path, own, part, group, domain))
+        group, domain = (_text(table, column, number) for column in (meaning.group, meaning.domain))
+        rows.append(Entry(path, join_labels(own), part, group, domain))
     read = f"paths from column {escape(meaning.path)}{where}"
     if meaning.label is None and not meaning.one_hot:
         return rows, [f"Read {escape(table.name)}: {read}."]
@@ -542,28 +525,39 @@ def _parts(table: Table, meaning: _Meaning) -> list[str | None]:
 # ---- the listing
 
 
-def listing_of(root: Path, layout: str, rows: Iterable[Row], rules: Rules, notes: Sequence[str] = ()) -> Listing:
+def listing_of(root: Path, layout: str, rows: Iterable[Entry], rules: Rules, notes: Sequence[str] = ()) -> Listing:
     """A listing of rows; rows without a path or a label, and repeated rows, are named."""
     take = label_taker(rules.label_regex) if rules.label_regex is not None else None
     entries: dict[str, Entry] = {}
     rejects: list[Reject] = []
     for row in rows:
-        labels = tuple(filter(None, [take(row.path)])) if take else row.labels
-        has_none = not labels and (not rules.multi_label or take is not None)
-        if row.reason is not None or not row.path or has_none:
-            missing = "no path" if not row.path else "the name does not match --label-regex" if take else "no label"
-            rejects.append(Reject(row.path or "(row without a path)", row.reason or missing))
+        label = (take(row.path) or "") if take else row.label
+        if (reason := _unusable(row.path, label, rules)) is not None:
+            path = f"{row.path[:100]}…" if len(row.path) > _LONGEST_PATH else row.path
+            rejects.append(Reject(path or "(row without a path)", reason))
         elif row.path not in entries:
-            entries[row.path] = Entry(row.path, join_labels(labels), row.part, row.group, row.domain)
+            entries[row.path] = replace(row, label=label) if take else row
         elif rules.multi_label:
-            both = [*entries[row.path].label.split(LABEL_SEPARATOR), *labels]
+            both = [*entries[row.path].label.split(LABEL_SEPARATOR), *label.split(LABEL_SEPARATOR)]
             entries[row.path] = replace(entries[row.path], label=join_labels(both))
         else:
-            same = entries[row.path].label == join_labels(labels)
-            also = f"listed twice, also as {escape(entries[row.path].label)}"
-            rejects.append(Reject(row.path, "listed twice" if same else also, expected=same))
+            first = entries[row.path].label
+            reason = "listed twice" if first == label else f"listed twice, also as {escape(first)}"
+            rejects.append(Reject(row.path, reason, expected=first == label))
     listing = make_listing(root, layout, entries.values(), rejects, notes)
     return with_groups(listing if rules.multi_label else merged_forms(listing), rules)
+
+
+def _unusable(path: str, label: str, rules: Rules) -> str | None:
+    """Why a row cannot be used."""
+    longest = max(map(len, label.split(LABEL_SEPARATOR)))
+    if len(path) > _LONGEST_PATH or longest > _LONGEST_LABEL:
+        return f"a cell of {max(len(path), longest):,} characters"
+    if not path:
+        return "no path"
+    if not label and rules.label_regex is not None:
+        return "the name does not match --label-regex"
+    return None if label or rules.multi_label else "no label"
 
 
 def join_labels(labels: Iterable[str]) -> str:

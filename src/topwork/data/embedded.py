@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.data.columns import Row, listing_of, named_labels, rows_of
+from topwork.data.columns import join_labels, listing_of, named_labels, rows_of
 from topwork.data.folders import cached_by_version
 from topwork.data.layouts import PART_NAMES
-from topwork.data.samples import Listing, Reject, Rules
+from topwork.data.samples import Entry, Listing, Reject, Rules
 from topwork.data.tables import Cell, Table, cells_of, class_names_of
 from topwork.errors import ImageError, UsageError
 from topwork.text import escape, first_names
@@ -88,7 +88,7 @@ def list_parquet(path: Path, rules: Rules) -> Listing:
 
 def _rows_inside(
     name: str, table: pa.Table, class_names: dict[str, list[str]], rules: Rules
-) -> tuple[list[Row], list[str]]:
+) -> tuple[list[Entry], list[str]]:
     """Rows under their numbers, and sentences on what was assumed about the columns."""
     try:
         columns = {column: cells_of(table[column], class_names.get(column)) for column in table.column_names}
@@ -152,8 +152,8 @@ def list_arrays(path: Path, rules: Rules) -> Listing:
     Raises:
         UsageError: unreadable, or without images of a usual shape and as many labels.
     """
-    rows: list[Row] = []
-    names = _array_names(path)
+    rows: list[Entry] = []
+    several, names = 0, _array_names(path)
     for part, (images, labels) in names.items():
         pixels, numbers = _array(path, images), _array(path, labels)
         if pixels.ndim not in (3, 4) or len(pixels) != len(numbers):
@@ -164,8 +164,8 @@ def list_arrays(path: Path, rules: Rules) -> Listing:
         _brightness(path, images)
         known = {"train": "train", "test": "test"}.get(part, "valid" if part else None)
         for row, own in enumerate(_named(path, _labels_of(numbers), rules)):
-            rows.append(Row(f"{part}/{row}" if part else str(row), own, known))
-    several = sum(len(row.labels) > 1 for row in rows)
+            several += len(own) > 1
+            rows.append(Entry(f"{part}/{row}" if part else str(row), join_labels(own), known))
     if several and not rules.multi_label:
         raise UsageError(f"{escape(path.name)}: {several:,} images have several labels: add --multi-label.")
     pairs = ", ".join(f"{images} with {labels}" for images, labels in names.values())
@@ -302,7 +302,7 @@ def list_saved_dataset(folder: Path, rules: Rules) -> Listing:
     Raises:
         UsageError: damaged, without an image or a label column, or ``datasets`` is not installed.
     """
-    rows: list[Row] = []
+    rows: list[Entry] = []
     rejects: list[Reject] = []
     for part, data in _saved_parts(folder).items():
         if part and part.lower() not in PART_NAMES:

@@ -117,11 +117,7 @@ def load_images(
     traits: TraitStore | None = None,
 ) -> Iterator[Loaded]:
     """Yields one Loaded for each entry, in order; a bad image is a Loaded with a reason, never an exception."""
-
-    def load(entry: Entry) -> Loaded:
-        return _load(entry, read, facts, visitor, traits)
-
-    yield from in_order(load, entries, n_threads)
+    return in_order(lambda entry: _load(entry, read, facts, visitor, traits), entries, n_threads)
 
 
 def in_order(
@@ -182,13 +178,9 @@ def _load(
 
 def _standard_view(decoded: Pixels, pixels: Pixels | None, spec: InputSpec | None) -> Pixels:
     """The view that traits are taken from; usually the one that was made for the network anyway."""
-    same = spec and (spec.height, spec.width, spec.fit, spec.interpolation) == (
-        VIEW.height,
-        VIEW.width,
-        VIEW.fit,
-        VIEW.interpolation,
-    )
-    return pixels if same and pixels is not None else fit_to_input(decoded, VIEW)
+    names = ("height", "width", "fit", "interpolation")
+    is_same = all(getattr(spec, name, None) == getattr(VIEW, name) for name in names)
+    return pixels if is_same and pixels is not None else fit_to_input(decoded, VIEW)
 
 
 def _facts_schema() -> pa.Schema:

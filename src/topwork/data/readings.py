@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from topwork.data.columns import NUMBERED_PARTS, Row, listing_of, named_labels, rows_of
+from topwork.data.columns import NUMBERED_PARTS, listing_of, named_labels, rows_of
 from topwork.data.folders import Found
 from topwork.data.layouts import (
     CONTAINER_NAMES,
@@ -32,7 +32,7 @@ from topwork.data.layouts import (
     tree_of,
 )
 from topwork.data.named_files import Files
-from topwork.data.samples import Listing, Reject, Rules
+from topwork.data.samples import Entry, Listing, Reject, Rules
 from topwork.data.tables import ENDINGS, LIST_ENDINGS, Table, decoded, read_table, table_of_rows
 from topwork.errors import ImageError, UsageError
 from topwork.text import count, escape, first_names, natural_key
@@ -60,7 +60,7 @@ _NOT_OPENED = {
     "pickled CIFAR batches, which are not opened; save the arrays as .npz (X, y)": _CIFAR_FILES,
 }
 
-_Read = tuple[str, list[Row], list[str]]  # a table's name, its rows, and sentences on what was assumed
+_Read = tuple[str, list[Entry], list[str]]  # a table's name, its rows, and sentences on what was assumed
 
 
 def not_opened(name: str, *, itself: bool = False) -> str | None:
@@ -260,7 +260,7 @@ def _read_among(name: str, found: Found, rules: Rules) -> _Read | str:
         return str(error)  # not the error, whose frames would keep an archive open
     known = set(files.names)
     n_there = sum(row.path in known for row in rows)
-    if 2 * n_there >= len(rows) > 0 and any(row.labels for row in rows):
+    if 2 * n_there >= len(rows) > 0 and any(row.label for row in rows):
         return name, rows, notes
     if name.lower().endswith(LIST_ENDINGS):
         return ""
@@ -315,14 +315,14 @@ def _parts_of_tables(root: Path, usable: list[_Read]) -> list[_Read]:
     return [max(usable, key=lambda item: len({row.path for row in item[1]}))]
 
 
-def _with_parts_of_folders(found: Found, rows: list[Row]) -> list[Row]:
+def _with_parts_of_folders(found: Found, rows: list[Entry]) -> list[Entry]:
     """Rows without a part get that of the folder of their image, if the images lie in several parts."""
     if any(row.part for row in rows):
         return rows
     top = look_through(tree_of(found))
     parts = {top.full[name].name: part for name, part in parts_among(top.full).items() if part != "unlabeled"}
     of_row = [next((part for folder, part in parts.items() if row.path.startswith(folder)), None) for row in rows]
-    if len({part for part, row in zip(of_row, rows, strict=True) if part and row.labels}) < 2:
+    if len({part for part, row in zip(of_row, rows, strict=True) if part and row.label}) < 2:
         return rows
     return [replace(row, part=part) for row, part in zip(rows, of_row, strict=True)]
 
@@ -345,7 +345,7 @@ def _by_sidecars(root: Path, found: Found, rules: Rules) -> Listing | None:
     return replace(listing, rejects=(*listing.rejects, *found.rejects))
 
 
-def rows_beside(files: Files, rules: Rules) -> tuple[list[Row], list[str]] | None:
+def rows_beside(files: Files, rules: Rules) -> tuple[list[Entry], list[str]] | None:
     """A row for each image, and sentences on what was assumed; None unless nine of ten have such a file.
 
     Raises:
