@@ -266,20 +266,11 @@ def _remember(facts: FactsStore, traits: TraitStore, loaded: Loaded) -> None:
 def _sample(loaded: Loaded, *, by_patient: bool) -> Sample:
     entry, facts = loaded.entry, loaded.facts
     assert facts is not None
+    group = entry.group or ((facts.patient or None) if by_patient else None)
+    names = ("format", "mode", "width", "height", "orientation", "is_gray")
+    shared: dict[str, Any] = {name: getattr(facts, name) for name in names}
     return Sample(
-        path=entry.path,
-        label=entry.label,
-        part=entry.part,
-        group=entry.group or ((facts.patient or None) if by_patient else None),
-        domain=entry.domain,
-        content_hash=loaded.content_hash,
-        n_bytes=loaded.n_bytes,
-        format=facts.format,
-        mode=facts.mode,
-        width=facts.width,
-        height=facts.height,
-        orientation=facts.orientation,
-        is_gray=facts.is_gray,
+        entry.path, entry.label, entry.part, group, entry.domain, loaded.content_hash, loaded.n_bytes, **shared
     )
 
 
