@@ -247,7 +247,7 @@ def test_many_images_of_many_classes_are_fitted_from_a_head_for_some_of_them(mon
     last, y = blobs(n=600, spread=2.5)
     whole = fit_probe(ArrayFeatures(last), y, 4)
     monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))
-    monkeypatch.setattr(probe, "WARM_BUDGET", 100 * 20 * 4)
+    monkeypatch.setattr(probe, "FINAL_BUDGET", 100 * 20 * 4)
     for module in (shards, logistic, probe):
         monkeypatch.setattr(module, "IN_MEMORY", 1000)
     monkeypatch.setattr(logistic, "BLOCK", 400)

@@ -23,6 +23,7 @@ from topwork.models.head import Floats
 
 BLOCK = 1 << 25  # logits that are computed at a time: 128 MB
 SMALL_VALUES = 2_000_000  # for example, 1,500 images with 1,280 features
+LARGE_MATRIX = 1000  # rows and columns
 SMALL_LOSS = 0.1  # below this, gains are measured relative to it instead of the loss
 
 
@@ -35,21 +36,30 @@ class SoftmaxRegression:
         x: (N, D) float32, centered.
         y: (N,) labels, or (N, C) probabilities (soft targets).
         sample_weights: (K, N), not negative; 0 excludes a row from a problem.
+        basis: (D, R) orthonormal columns whose span contains the rows, such as ``basis`` of a problem with similar rows;
+            by default the eigenvectors of the covariance, which take long for thousands of columns.
 
     Attributes:
+        w: (R + 1, K, C) weights in the basis; the last row is the bias.
         extra_loss: an additional term of every problem: maps the (N, C) logits of all rows to its value and gradient.
     """
 
     history = 8
     extra_loss: Callable[[Floats], tuple[float, NDArray[Any]]] | None = None
 
-    def __init__(self, x: Floats, y: NDArray[Any], n_classes: int, sample_weights: NDArray[np.float64]) -> None:
-        self.z, self.back, self.variance = _rotated(x)
+    def __init__(
+        self,
+        x: Floats,
+        y: NDArray[Any],
+        n_classes: int,
+        sample_weights: NDArray[np.float64],
+        basis: Floats | None = None,
+    ) -> None:
+        self.z, self.basis, self.variance = _rotated(x) if basis is None else _projected(x, basis)
         self.n_problems, self.n_classes = len(sample_weights), n_classes
         self.label(y)
         share = sample_weights / sample_weights.sum(1, keepdims=True)
         self.share = share.T.astype(np.float32)[:, :, None]
-        # (D + 1, K, C): the last row is the bias
         self.w = np.zeros((self.z.shape[1] + 1, self.n_problems, n_classes), np.float32)
 
     def _blocks(self) -> list[slice]:
@@ -86,13 +96,8 @@ class SoftmaxRegression:
 
     def solution(self) -> tuple[Floats, Floats]:
         """Weights (K, C, D) on the columns of x, and biases (K, C)."""
-        weight = np.einsum("dr,rkc->kcd", self.back, self.w[:-1], optimize=True)
+        weight = np.einsum("dr,rkc->kcd", self.basis, self.w[:-1], optimize=True)
         return weight.astype(np.float32), self.w[-1].copy()
-
-    def start_from(self, weight: Floats, bias: Floats) -> None:
-        """Sets the weights to another solution: (K, C, D) on the columns of x, and (K, C) biases."""
-        self.w[:-1] = np.einsum("dr,kcd->rkc", self.back, weight, optimize=True)
-        self.w[-1] = bias
 
     def solve(self, penalty: float, tolerance: float, max_steps: int = 60) -> None:
         """Minimizes the loss, starting from the current weights.
@@ -216,22 +221,36 @@ def _rotated(x: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:
     dropped: the penalty keeps their weights at zero anyway.
     """
     n, d = x.shape
-    small = x @ x.T if n < d else x.T @ x
-    values, vectors = np.linalg.eigh(small)
+    values, vectors = _eigenvectors(x @ x.T if n < d else x.T @ x)
     kept = np.flatnonzero(values > max(values[-1], 1e-12) * 1e-6)[::-1]
     if not len(kept):  # all rows are identical: one direction without weight, so that only the bias is fitted
         return np.zeros((n, 1), x.dtype), np.zeros((d, 1), x.dtype), np.ones(1)
     if n < d:
         lengths = np.sqrt(values[kept])
-        z = vectors[:, kept] * lengths
-        back = x.T @ (vectors[:, kept] / lengths)
-    else:
-        back = np.ascontiguousarray(vectors[:, kept])
-        z = room_for((n, len(kept)), x.dtype)
-        step = n if z.nbytes <= IN_MEMORY else BLOCK // d
-        for start in range(0, n, step):
-            np.matmul(x[start : start + step], back, out=z[start : start + step])
-    return np.ascontiguousarray(z), back, values[kept].astype(np.float64) / n
+        z = np.ascontiguousarray(vectors[:, kept] * lengths)
+        return z, x.T @ (vectors[:, kept] / lengths), values[kept].astype(np.float64) / n
+    return _projected(x, np.ascontiguousarray(vectors[:, kept]))
+
+
+def _eigenvectors(matrix: Floats) -> tuple[Floats, Floats]:
+    """Eigenvalues in increasing order, and eigenvectors; scipy's LAPACK takes half of numpy's time (docs/lab-log.md)."""
+    if len(matrix) < LARGE_MATRIX:  # importing scipy would take longer
+        return np.linalg.eigh(matrix)
+    from scipy.linalg import eigh
+
+    values, vectors = eigh(matrix, driver="evd", check_finite=False, overwrite_a=True)
+    return values, vectors
+
+
+def _projected(x: Floats, basis: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:
+    """Rows in a basis (N, R), the basis (D, R), and the mean squares (R,)."""
+    z = room_for((len(x), basis.shape[1]), x.dtype)
+    step = len(x) if z.nbytes <= IN_MEMORY else BLOCK // x.shape[1]
+    squares = np.zeros(basis.shape[1])
+    for start in range(0, len(x), step):
+        some = np.matmul(x[start : start + step], basis, out=z[start : start + step])
+        squares += np.einsum("nr,nr->r", some, some, dtype=np.float64)
+    return z, basis, squares / len(x)
 
 
 def _dots(a: Floats, b: Floats) -> NDArray[np.float64]:

@@ -24,15 +24,17 @@ from topwork.models.head import FeatureTransform, Floats, LinearHead, Power, pow
 from topwork.paired import is_clearly_better, paired
 from topwork.text import Described, percent
 
-# Strong to weak, relative to the mean loss. Those after USUAL_END are tried as long as each lowers the loss by 2%.
+# Strong to weak, relative to the mean loss. The search starts at FIRST and goes to stronger ones only if it is the best so
+# far. Those after USUAL_END are tried as long as each lowers the loss by 2%.
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
+FIRST = PENALTIES.index(0.1)
 USUAL_END = 3e-4
 BALANCE_RATIO = 3.0  # class weights when the largest class is more than this many times the smallest
-# Limit of multiply-adds per step in cross-validation: above, fewer folds and then fewer images.
-STEP_BUDGET = 1.2e9
-# The final head is fitted on all images. If a step takes more multiply-adds than this, it starts from a head for some.
-WARM_BUDGET = 1.2e10
-MAX_FOLDS = 5
+# Limits of multiply-adds per step in cross-validation: above the first, fewer folds; above the second, fewer images.
+FOLDS_BUDGET, STEP_BUDGET = 3e8, 1.2e9
+FOLDS = (3, 5)
+# If a step of the final fit on all images takes more multiply-adds than this, the fit ends earlier.
+FINAL_BUDGET = 1.2e10
 # An extended head is not a timm model, so it must be better by more than this many standard errors of the difference in
 # cross-entropy (the selection criterion here; accuracy is too coarse to distinguish heads).
 STANDARD_ERRORS = 1.0
@@ -157,7 +159,7 @@ def fit_probe(
     best, reason = search.choose(head)
     # The penalty is relative to the mean loss, so it is scaled down for more images than in a fold.
     n_seen = len(chosen_rows) * (1 - 1 / (folds.max() + 1))
-    fitted = _fit_final(data, best.candidate, y, n_classes, best.penalty * n_seen / n_images, weights)
+    fitted = search.fit_final(best, y, best.penalty * n_seen / n_images, weights)
     if on_progress:
         on_progress(len(candidates) + 1, len(candidates) + 1)
     known = _has_class_elsewhere(strata[chosen_rows], folds)
@@ -230,6 +232,14 @@ class _Tried:
         return float(self.losses.mean())
 
 
+@dataclass(frozen=True)
+class _Start:
+    """Where the final fit starts: the mean of the folds' weights (R + 1, 1, C), in a basis (D, R)."""
+
+    basis: Floats
+    w: Floats
+
+
 class _Search:
     """Cross-validates candidates along the path of penalties, on the same rows and folds."""
 
@@ -250,35 +260,68 @@ class _Search:
         # A single group cannot be held out; then heads are fitted and evaluated on the same images.
         self.sample_weights = each * (is_seen if folds.max() else np.ones_like(is_seen))
         self.tried: list[_Tried] = []
+        self._starts: dict[bool, _Start] = {}  # of the best plain and of the best extended head
 
     def try_candidate(self, candidate: Candidate) -> None:
-        """Tries the whole path for the first candidate, while weaker penalties help; its neighborhood for others."""
+        """Tries the first candidate while weaker penalties (or stronger ones) help; the neighborhood of its best for others."""
         x, _ = self.data.columns(candidate, self.rows)
         problem = _regression(x, self.y, self.n_classes, self.sample_weights)
-        path: tuple[float, ...] = PENALTIES
         if self.tried:
-            best = PENALTIES.index(min(self.tried, key=lambda t: t.cross_entropy).penalty)
+            best = PENALTIES.index(self._best(self.tried).penalty)
             path = PENALTIES[max(0, best - 1) : best + 2]
-            _approach(problem, path[0], (0.1, 0.01))
+            for stronger in (penalty for penalty in (0.1, 0.01) if penalty > path[0]):
+                problem.solve(stronger, tolerance=1e-2)  # a weak penalty takes many steps from zero
+            self._walk(problem, candidate, path)
+        else:
+            self._walk(problem, candidate, PENALTIES[FIRST:])
+            if self._best(self.tried).penalty == PENALTIES[FIRST]:
+                self._walk(problem, candidate, PENALTIES[FIRST - 1 :: -1])
+
+    def _walk(self, problem: SoftmaxRegression, candidate: Candidate, path: Sequence[float]) -> None:
+        """Tries penalties until they are past the best one."""
         lowest = np.inf
         for penalty in path:
             problem.solve(penalty, tolerance=1e-3)
             tried = self._scored(candidate, penalty, problem.logits())
             self.tried.append(tried)
+            if tried is self._best([t for t in self.tried if t.candidate.plain == candidate.plain]):
+                self._starts[candidate.plain] = _Start(problem.basis, problem.w.mean(1, keepdims=True))
             if tried.cross_entropy > lowest * (1.02 if penalty >= USUAL_END else 0.98):
-                break  # past the best penalty of this path
+                break
             lowest = min(lowest, tried.cross_entropy)
+
+    @staticmethod
+    def _best(tried: Sequence[_Tried]) -> _Tried:
+        return min(tried, key=lambda t: t.cross_entropy)
+
+    def fit_final(
+        self, best: _Tried, y: NDArray[Any], penalty: float, weights: NDArray[np.float64] | None
+    ) -> LinearHead:
+        """The head on all rows, starting from the mean of the folds' heads."""
+        candidate, start = best.candidate, self._starts[best.candidate.plain]
+        x, transform = self.data.columns(candidate, slice(None))
+        sample_weights = np.ones((1, len(y))) if weights is None else weights[y][None, :]
+        spans_all = len(self.rows) == len(y) or start.basis.shape[0] == start.basis.shape[1]
+        problem = _regression(x, y, self.n_classes, sample_weights, start.basis if spans_all else None)
+        problem.w[:-1] = start.w[:-1] if spans_all else np.tensordot(problem.basis.T @ start.basis, start.w[:-1], 1)
+        problem.w[-1] = start.w[-1]
+        if x.size * self.n_classes <= FINAL_BUDGET:
+            problem.solve(penalty, tolerance=1e-5, max_steps=200)
+        else:
+            problem.solve(penalty, tolerance=1e-4, max_steps=30)
+        weight, bias = problem.solution()
+        return LinearHead(transform, weight[0], bias[0])
 
     def choose(self, head: str) -> tuple[_Tried, str]:
         """The best plain head, unless an extended one is clearly better."""
-        plain = min((t for t in self.tried if t.candidate.plain), key=lambda t: t.cross_entropy)
+        plain = self._best([t for t in self.tried if t.candidate.plain])
         others = [t for t in self.tried if not t.candidate.plain]
         if head == "plain" or not others:
             return (
                 plain,
                 f"Plain head ({plain.candidate.name}), which had the lowest cross-validated cross-entropy.",
             )
-        best = min(others, key=lambda t: t.cross_entropy)
+        best = self._best(others)
         if head == "extended":
             return best, f"Extended head ({best.candidate.name}), as requested."
         gain, ahead = paired(plain.losses, best.losses), paired(best.correct, plain.correct).mean
@@ -318,15 +361,15 @@ class _Search:
         return _Tried(candidate, penalty, own, correct, cross_entropies(own, y))
 
 
-def _regression(x: Floats, y: NDArray[Any], n_classes: int, sample_weights: NDArray[np.float64]) -> SoftmaxRegression:
+def _regression(
+    x: Floats,
+    y: NDArray[Any],
+    n_classes: int,
+    sample_weights: NDArray[np.float64],
+    basis: Floats | None = None,
+) -> SoftmaxRegression:
     kind = LogisticRegressions if y.ndim == 2 else SoftmaxRegression
-    return kind(x, y, n_classes, sample_weights)
-
-
-def _approach(problem: SoftmaxRegression, penalty: float, path: Sequence[float]) -> None:
-    """Solves roughly at stronger penalties first: starting from zero, a weak penalty takes many steps."""
-    for stronger in (step for step in path if step > penalty):
-        problem.solve(stronger, tolerance=1e-2)
+    return kind(x, y, n_classes, sample_weights, basis)
 
 
 def cross_entropies(logits: NDArray[np.float64], y: NDArray[Any]) -> NDArray[np.float64]:
@@ -344,7 +387,7 @@ def _folds(
     """Fold of each selected row, and the selected rows: stratified, whole groups, within the step budget."""
     rng = np.random.default_rng([seed, 1])
     cost = len(y) * min(width, len(y)) * n_classes
-    n_folds = int(np.clip(STEP_BUDGET // max(cost, 1), 3, MAX_FOLDS))
+    n_folds = int(np.clip(FOLDS_BUDGET // max(cost, 1), *FOLDS))
     order = _grouped_order(group, rng)
     share = min(1.0, STEP_BUDGET / (cost * n_folds))
     if share < 1:
@@ -380,28 +423,3 @@ def _grouped_order(group: NDArray[Any], rng: np.random.Generator) -> NDArray[np.
     lot = rng.permutation(number.max() + 1)
     return np.argsort(lot[number], kind="stable")
 
-
-def _fit_final(
-    data: _Blocks,
-    candidate: Candidate,
-    y: NDArray[Any],
-    n_classes: int,
-    penalty: float,
-    weights: NDArray[np.float64] | None,
-) -> LinearHead:
-    x, transform = data.columns(candidate, slice(None))
-    sample_weights = np.ones((1, len(y))) if weights is None else weights[y][None, :]
-    problem = _regression(x, y, n_classes, sample_weights)
-    share = WARM_BUDGET / (x.size * n_classes)
-    if share >= 1:
-        _approach(problem, penalty, PENALTIES)
-        problem.solve(penalty, tolerance=1e-6, max_steps=200)
-    else:  # first on some of the images
-        some = np.sort(np.random.default_rng(0).permutation(len(y))[: int(share * len(y))])
-        first = _regression(x[some], y[some], n_classes, sample_weights[:, some])
-        _approach(first, penalty, PENALTIES)
-        first.solve(penalty, tolerance=1e-4)
-        problem.start_from(*first.solution())
-        problem.solve(penalty, tolerance=1e-4, max_steps=30)
-    weight, bias = problem.solution()
-    return LinearHead(transform, weight[0], bias[0])
