@@ -243,7 +243,36 @@ def test_rows_in_blocks_give_the_same_solution(kind, monkeypatch):
     np.testing.assert_allclose(found[0], found[1], atol=2e-3)
 
 
-def test_many_images_of_many_classes_are_fitted_from_a_head_for_some_of_them(monkeypatch, tmp_path):
+def test_another_basis_gives_the_same_head():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(200, 12)).astype(np.float32), rng.integers(0, 3, 200)
+    x -= x.mean(0)
+    found = []
+    for basis in (None, np.linalg.qr(rng.normal(size=(12, 12)))[0].astype(np.float32)):
+        problem = SoftmaxRegression(x, y, 3, np.ones((1, 200)), basis)
+        problem.solve(0.01, tolerance=1e-9, max_steps=400)
+        found.append(problem.solution()[0])
+    np.testing.assert_allclose(found[0], found[1], atol=1e-3)
+
+
+def test_large_matrices_are_decomposed_alike(monkeypatch):
+    matrix = np.cov(np.random.default_rng(0).normal(size=(50, 90)).astype(np.float32), dtype=np.float32)
+    values, vectors = logistic._eigenvectors(matrix.copy())
+    monkeypatch.setattr(logistic, "LARGE_MATRIX", 10)
+    other_values, other_vectors = logistic._eigenvectors(matrix.copy())
+    np.testing.assert_allclose(values, other_values, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(abs((vectors * other_vectors).sum(0)), 1, atol=1e-2)
+
+
+def test_penalties_stronger_than_the_first_are_tried_if_it_is_the_best():
+    rng = np.random.default_rng(0)
+    last, y = rng.normal(size=(60, 20)), np.arange(60) % 2  # nothing to learn
+    found = fit_probe(ArrayFeatures(last), y, 2)
+    assert {trial.penalty for trial in found.trials} >= {0.1, 0.3, 1.0}
+    assert next(trial for trial in found.trials if trial.chosen).penalty == 1.0
+
+
+def test_many_images_of_many_classes_get_nearly_the_same_head(monkeypatch, tmp_path):
     last, y = blobs(n=600, spread=2.5)
     whole = fit_probe(ArrayFeatures(last), y, 4)
     monkeypatch.setenv("TOPWORK_CACHE", str(tmp_path))

@@ -77,8 +77,12 @@ class Shards:
         """Raises TopworkError if nothing can be stored: to be asked before the work whose results are."""
         check_writable(self.folder)
 
-    def read(self, hashes: Sequence[str], columns: list[str]) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
-        """Positions in ``hashes`` with their rows, shard by shard; contents that are not known are left out.
+    def read(
+        self, hashes: Sequence[str], columns: list[str]
+    ) -> Iterator[tuple[NDArray[np.int64], pa.Table, NDArray[np.int64]]]:
+        """Shard by shard: positions in ``hashes``, the shard, and their rows in it; unknown contents are left out.
+
+        Rows are for numpy: ``Table.take`` imports pyarrow's compute functions, which takes 0.1 s.
 
         Raises:
             TopworkError: a shard has gone or is damaged since the folder was opened.
@@ -91,7 +95,7 @@ class Shards:
                 continue
             path, positions = self._files[number], order[low:high]
             try:
-                yield positions, _rows_of(read_parquet(path, columns), rows[positions] - self._first_row(number))
+                yield positions, read_parquet(path, columns), rows[positions] - self._first_row(number)
             except DAMAGE as error:
                 forget(path, error)
                 raise TopworkError(f"{path}: was damaged during the run. Run the command again.") from None
@@ -120,13 +124,6 @@ class Shards:
         self._ends.append(first + len(hashes))
         for row, content_hash in enumerate(hashes, start=first):
             self._index.setdefault(content_hash, row)
-
-
-def _rows_of(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
-    """Increasing rows of a table, sliced if consecutive: ``take`` imports pyarrow's compute functions."""
-    if len(rows) == 1 + rows[-1] - rows[0] and (np.diff(rows) == 1).all():
-        return table.slice(rows[0], len(rows))
-    return table.take(rows)
 
 
 def room_for(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:

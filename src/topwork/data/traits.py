@@ -149,10 +149,11 @@ class TraitStore(Shards):
         numbers = np.zeros((len(hashes), len(NUMBERS)), np.float32)
         blobs = room_for((len(hashes), _BLOB_BYTES), np.uint8)
         blobs[:] = 0
-        for positions, table in self.read(hashes, ["camera", "numbers", "blob"]):
-            cameras[positions] = table["camera"].to_pylist()
-            numbers[positions] = matrix_of(table["numbers"])
-            blobs[positions] = np.frombuffer(b"".join(table["blob"].to_pylist()), np.uint8).reshape(-1, _BLOB_BYTES)
+        for positions, table, rows in self.read(hashes, ["camera", "numbers", "blob"]):
+            cameras[positions] = np.array(table["camera"].to_pylist(), object)[rows]
+            numbers[positions] = matrix_of(table["numbers"])[rows]
+            bytes_of = np.frombuffer(b"".join(table["blob"].to_pylist()), np.uint8).reshape(-1, _BLOB_BYTES)
+            blobs[positions] = bytes_of[rows]
         thumbs = blobs[:, : THUMB_SIDE**2].reshape(-1, THUMB_SIDE, THUMB_SIDE)
         colors = blobs[:, THUMB_SIDE**2 :].reshape(-1, COLOR_SIDE, COLOR_SIDE, 3)
         return TraitTable(tuple(cameras), numbers, thumbs, colors)

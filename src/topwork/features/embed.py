@@ -55,8 +55,8 @@ class FeatureStore(Shards):
             TopworkError: a shard was deleted or damaged since the store was opened.
         """
         result, n_read = np.empty((0, 0), np.float16), 0
-        for positions, table in self.read(hashes, [block]):
-            values = matrix_of(table[block])
+        for positions, table, rows in self.read(hashes, [block]):
+            values = matrix_of(table[block])[rows]
             if not n_read:
                 result = room_for((len(hashes), values.shape[1]), values.dtype)
             result[positions] = values

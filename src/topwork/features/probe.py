@@ -30,8 +30,8 @@ PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 FIRST = PENALTIES.index(0.1)
 USUAL_END = 3e-4
 BALANCE_RATIO = 3.0  # class weights when the largest class is more than this many times the smallest
-# Limits of multiply-adds per step in cross-validation: above the first, fewer folds; above the second, fewer images.
-FOLDS_BUDGET, STEP_BUDGET = 3e8, 1.2e9
+# Limit of multiply-adds per step in cross-validation: above, fewer folds and then fewer images.
+STEP_BUDGET = 1.2e9
 FOLDS = (3, 5)
 # If a step of the final fit on all images takes more multiply-adds than this, the fit ends earlier.
 FINAL_BUDGET = 1.2e10
@@ -387,7 +387,7 @@ def _folds(
     """Fold of each selected row, and the selected rows: stratified, whole groups, within the step budget."""
     rng = np.random.default_rng([seed, 1])
     cost = len(y) * min(width, len(y)) * n_classes
-    n_folds = int(np.clip(FOLDS_BUDGET // max(cost, 1), *FOLDS))
+    n_folds = int(np.clip(STEP_BUDGET // max(cost, 1), *FOLDS))
     order = _grouped_order(group, rng)
     share = min(1.0, STEP_BUDGET / (cost * n_folds))
     if share < 1:
