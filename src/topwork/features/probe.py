@@ -422,4 +422,3 @@ def _grouped_order(group: NDArray[Any], rng: np.random.Generator) -> NDArray[np.
     _, number = np.unique(group, return_inverse=True)
     lot = rng.permutation(number.max() + 1)
     return np.argsort(lot[number], kind="stable")
-
