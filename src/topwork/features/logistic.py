@@ -228,7 +228,8 @@ def _rotated(x: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:
     if n < d:
         lengths = np.sqrt(values[kept])
         z = np.ascontiguousarray(vectors[:, kept] * lengths)
-        return z, x.T @ (vectors[:, kept] / lengths), values[kept].astype(np.float64) / n
+        basis = np.asarray(x.T @ (vectors[:, kept] / lengths), x.dtype)
+        return z, basis, values[kept].astype(np.float64) / n
     return _projected(x, np.ascontiguousarray(vectors[:, kept]))
 
 
