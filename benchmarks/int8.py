@@ -20,7 +20,7 @@ import numpy as np
 import topwork
 from topwork.data.images import decode
 from topwork.data.transforms import fit_to_input
-from topwork.export.quantize import quantized
+from topwork.export.targets import quantized
 from topwork.features.embed import Embedder, FeatureStore, embed
 from topwork.features.engine import BATCH, OpenVINOEngine, load_engine, openvino_core, with_batch, with_resizer
 from topwork.models.backbone import load_backbone
@@ -31,7 +31,7 @@ def eight_bits(engine: OpenVINOEngine, images: np.ndarray, folder: Path) -> Open
     """The same network in eight bits."""
     import openvino
 
-    model = quantized(with_batch(openvino_core().read_model(engine.xml), 1), images)
+    model = quantized(with_batch(openvino_core().read_model(engine.xml), 1), images, False)
     model.reshape([-1, *images.shape[1:]])
     openvino.save_model(model, folder / "int8.xml", compress_to_fp16=False)
     return OpenVINOEngine(folder / "int8.xml", "f32")

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 
 from topwork.commands.prepare import prepare_data
-from topwork.progress import Reporter, Stopwatch
+from topwork.progress import Reporter, Steps
 from topwork.settings import FitSettings
 from topwork.training.finetune import make_network, plan_tuning
 from topwork.training.loop import fit
@@ -48,7 +48,7 @@ def compare(folder, head, options):
         mode="tune", size=options.size, limit_per_class=options.limit, near_duplicates=False, epochs=options.epochs,
         hidden=None if head == "linear" else head, interpolate=False,
     )  # fmt: skip
-    data = prepare_data(folder, settings, Stopwatch(), Reporter())
+    data = prepare_data(folder, settings, Steps(Reporter()))
     probe = fit_probe(data.features, data.labels, len(data.manifest.classes), rows=data.parts.train, head="plain")
     ready = plan_tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings)
 

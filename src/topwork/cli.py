@@ -14,10 +14,12 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,10 +27,12 @@ from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
 from cyclopts.help import DefaultFormatter, HelpPanel
 from cyclopts.validators import Number
 
-from topwork import __version__
+from topwork import __version__, console
 from topwork.console import Terminal, say, wrapped
+from topwork.data.remote import check_local, is_url, local_folder, shown, uploaded, work_path
 from topwork.errors import Interrupted, TopworkError, UsageError
 from topwork.export.targets import TARGETS
+from topwork.files import error_reason, writing
 from topwork.settings import (
     HERE,
     AdaptSettings,
@@ -42,6 +46,7 @@ from topwork.settings import (
     is_launched,
     option_group,
 )
+from topwork.text import count, escape
 
 TOO_MANY_REJECTS = 3
 STDIN = "(stdin)"  # replaces "-", which the parser would read as an option
@@ -151,8 +156,6 @@ def fit(
     """Train a classifier on the images in PATH, evaluate it on held-out data and write a report."""
     from topwork.commands.fit import fit as fit_run
     from topwork.commands.fit import follow
-    from topwork.console import fit_lines
-    from topwork.data.remote import is_url, shown, uploaded, work_path
     from topwork.report.page import prepare
     from topwork.report.run_page import write_report
     from topwork.run import free_run_folder, interrupted
@@ -171,16 +174,17 @@ def fit(
             follow(path, work_path(folder), settings)
             return 0
     threading.Thread(target=prepare, daemon=True).start()
-    with _terminal(common) as terminal, uploaded(out or folder, overwrite=overwrite) as place:
+    with Terminal(common.quiet) as terminal, uploaded(out or folder, overwrite=overwrite) as place:
         fitted = fit_run(path, place, settings, overwrite=overwrite, reporter=terminal)
         terminal.step("report")
         report_path = write_report(place)
     fitted, report_path = replace(fitted, folder=folder), folder / report_path.name
     answer = fitted.as_dict() | {"report": shown(report_path), "notes": terminal.notes}
-    _show(common, answer, lambda: fit_lines(fitted))
+    status = _reject_status(fitted.manifest.n_failed, len(fitted.manifest.samples), settings)
+    _show(common, answer, console.fit_lines(fitted))
     if open and not is_url(report_path):
-        _open(report_path)
-    return _reject_status(fitted.manifest.n_failed, len(fitted.manifest.samples), settings)
+        _browse(report_path.resolve().as_uri())
+    return status
 
 
 @app.command(name="lr-range", group=TRAIN)
@@ -197,19 +201,17 @@ def lr_range(
 ) -> int:
     """Run a learning-rate range test and suggest a rate for fit --mode tune. No weights are saved."""
     from topwork.commands.lr_range import lr_range as find_rate
-    from topwork.console import range_lines
-    from topwork.data.remote import shown, uploaded
     from topwork.report.other_pages import range_plot
     from topwork.report.page import write_page
 
     plot = Path(out) if out else Path("runs") / f"{Path(path).resolve().stem or 'data'}-lr-range.svg"
     if plot.suffix != ".svg":
         raise UsageError(f"--out {plot}: must end in .svg.")
-    with _terminal(common) as terminal, uploaded(plot, overwrite=True) as place:
+    with Terminal(common.quiet) as terminal, uploaded(plot, overwrite=True) as place:
         found = find_rate(path, settings, n_steps=steps, lowest=low, highest=high, reporter=terminal)
         write_page(place, range_plot(found))
-    _show(common, found.as_dict() | {"plot": shown(plot)}, lambda: [*range_lines(found), f"Plot: {shown(plot)}"])
-    return 0
+    answer = found.as_dict() | {"plot": shown(plot)}
+    return _show(common, answer, [*console.range_lines(found), f"Plot: {shown(plot)}"])
 
 
 @app.command(group=TRAIN)
@@ -233,20 +235,17 @@ def models(
 ) -> int:
     """List backbones, or describe one: parameters, stages, trainable layers and their learning rates."""
     from topwork.commands.models import check_backbones, describe, listed
-    from topwork.console import checked_lines, described_lines, model_list_lines
 
     if check:
-        with _terminal(common) as terminal:
+        with Terminal(common.quiet) as terminal:
             rows = list(check_backbones(check, size, terminal))
-        _show(common, {"backbones": [row.as_dict() for row in rows]}, lambda: checked_lines(rows))
-        return int(any(row.problem for row in rows))
+        answer, status = {"backbones": [asdict(row) for row in rows]}, int(any(row.problem for row in rows))
+        return _show(common, answer, console.checked_lines(rows), status)
     if name is None:
         found = listed(filter)
-        _show(common, found, lambda: model_list_lines(found, filter))
-    else:
-        described = describe(name, settings)
-        _show(common, described.as_dict(), lambda: described_lines(described, settings.strategy, stages))
-    return 0
+        return _show(common, found, console.model_list_lines(found, filter))
+    described = describe(name, settings)
+    return _show(common, described.as_dict(), console.described_lines(described, settings.strategy, stages))
 
 
 @app.command(group=TRAIN)
@@ -286,9 +285,8 @@ def scan(
 ) -> int:
     """Check a dataset before training: classes, unreadable files, duplicates, leaks, shortcuts, sizes and outliers."""
     from topwork.commands.scan import survey
-    from topwork.console import scan_lines
 
-    with _terminal(common) as terminal, _page(report, option="--report") as page:
+    with Terminal(common.quiet) as terminal, _page(report, option="--report") as page:
         surveyed = survey(path, settings, reporter=terminal)
         for note in (*surveyed.manifest.notes, *surveyed.findings):
             terminal.note(note)
@@ -299,8 +297,9 @@ def scan(
             terminal.step("report")
             write_page(page, scan_page(surveyed, settings.augment, settings.seed))
     where = [f"Report: {report}"] if report is not None else []
-    _show(common, {"path": path, **surveyed.as_dict()}, lambda: [*scan_lines(surveyed), *where])
-    return _reject_status(surveyed.manifest.n_failed, len(surveyed.manifest.samples), settings)
+    answer = {"path": path, **surveyed.as_dict()}
+    status = _reject_status(surveyed.manifest.n_failed, len(surveyed.manifest.samples), settings)
+    return _show(common, answer, [*console.scan_lines(surveyed), *where], status)
 
 
 @app.command(group=UNDERSTAND)
@@ -328,9 +327,8 @@ def evaluate(
 ) -> int:
     """Evaluate a saved model on labeled images. Classes are matched by name."""
     from topwork.commands.evaluate import evaluate as evaluate_model
-    from topwork.console import evaluation_lines
 
-    with _terminal(common) as terminal, _page(out, overwrite=overwrite) as place:
+    with Terminal(common.quiet) as terminal, _page(out, overwrite=overwrite) as place:
         evaluated = evaluate_model(
             model, path, settings, part=part, by=by, rename=map or (), out=place, overwrite=overwrite, cluster=cluster,
             reporter=terminal,
@@ -340,8 +338,8 @@ def evaluate(
 
             terminal.step("report")
             write_report(place)
-    _show(common, evaluated, lambda: evaluation_lines(str(path or model), evaluated, out))
-    return _reject_status(evaluated["n_unused"], evaluated["n"], settings)
+    status = _reject_status(evaluated["n_unused"], evaluated["n"], settings)
+    return _show(common, evaluated, console.evaluation_lines(str(path or model), evaluated, out), status)
 
 
 @app.command(group=UNDERSTAND)
@@ -358,20 +356,18 @@ def examine(
 ) -> int:
     """Test what a model relies on: re-evaluate it on perturbed images (grayscale, silhouette, masked background, ...)."""
     from topwork.commands.examine import examine_model
-    from topwork.console import examination_lines
     from topwork.models.classifier import find_model
     from topwork.report.examine_page import examine_page
     from topwork.report.page import write_page
 
-    with _terminal(common) as terminal, _page(out) as place:
+    with Terminal(common.quiet) as terminal, _page(out) as place:
         examined = examine_model(model, path, settings, part=part, n_images=n_images, reporter=terminal)
         terminal.step("report")
         final = place or find_model(model).parent / "examination.html"  # in the run folder, or beside a model folder
         write_page(final, examine_page(examined))
     found, page = examined.examination, out or str(final)
     answer = found.as_dict() | {"model": model, "path": examined.path, "page": page}
-    _show(common, answer, lambda: [*examination_lines(found), f"Page: {page}"])
-    return 0
+    return _show(common, answer, [*console.examination_lines(found), f"Page: {page}"])
 
 
 @app.command(group=UNDERSTAND)
@@ -389,10 +385,8 @@ def compare(
 ) -> int:
     """Test whether one run is better than another, with paired tests on the same images."""
     from topwork.commands.compare import compare_runs
-    from topwork.console import comparison_lines
-    from topwork.data.remote import local_folder
 
-    with _terminal(common) as terminal, _page(out) as page:
+    with Terminal(common.quiet) as terminal, _page(out) as page:
         part_name, compared = compare_runs(list(map(str, map(local_folder, runs))), part, seed=seed)
         if page is not None:
             from topwork.report.other_pages import compare_page
@@ -400,10 +394,9 @@ def compare(
 
             terminal.step("report")
             write_page(page, compare_page(part_name, compared))
-    lines = [line for found in compared for line in comparison_lines(found.sentence, found.as_dict())]
+    lines = [line for found in compared for line in console.comparison_lines(found.sentence, found.as_dict())]
     answer = {"part": part_name, "comparisons": [found.as_dict() for found in compared]}
-    _show(common, answer, lambda: [*lines, *([f"Page: {out}"] if out is not None else [])])
-    return 0
+    return _show(common, answer, [*lines, *([f"Page: {out}"] if out is not None else [])])
 
 
 @app.command(name="compare-domains", group=UNDERSTAND)
@@ -420,19 +413,16 @@ def compare_domains(
 ) -> int:
     """Measure the distribution shift between two datasets and estimate the accuracy on the second."""
     from topwork.commands.compare_domains import compare_domains as compare_both
-    from topwork.console import domain_lines
-    from topwork.data.remote import uploaded
     from topwork.report.other_pages import domains_page
     from topwork.report.page import write_page
 
-    with _terminal(common) as terminal, uploaded(out, overwrite=True) as page:
+    with Terminal(common.quiet) as terminal, uploaded(out, overwrite=True) as page:
         compared = compare_both(a, b, settings, model=model, is_unlabeled=unlabeled, reporter=terminal)
         terminal.step("report")
         write_page(page, domains_page(compared))
     found = [one.as_dict() for one in compared]
-    lines = [line for one in found for line in domain_lines(one)]
-    _show(common, {"comparisons": found, "page": out}, lambda: [*lines, f"Page: {out}"])
-    return 0
+    lines = [line for one in found for line in console.domain_lines(one)]
+    return _show(common, {"comparisons": found, "page": out}, [*lines, f"Page: {out}"])
 
 
 @app.command(group=UNDERSTAND)
@@ -446,15 +436,13 @@ def report(
     common: CommonArgs = Common(),
 ) -> int:
     """Regenerate the report of a run, as HTML, Markdown or JSON."""
-    from topwork.data.remote import local_folder
     from topwork.report.run_page import write_report
 
-    with _terminal(common) as terminal:
+    with Terminal(common.quiet) as terminal:
         terminal.step("report")
         folder = local_folder(run)
         path = write_report(folder, format)
-    _show(common, {"run": run, "report": str(path)}, lambda: [str(path)])
-    return 0
+    return _show(common, {"run": run, "report": str(path)}, [str(path)])
 
 
 @app.command(group=UNDERSTAND)
@@ -465,12 +453,10 @@ def runs(
     common: CommonArgs = Common(),
 ) -> int:
     """List runs with their results and test which one is best."""
-    from topwork.commands.runs import list_runs
-    from topwork.console import runs_lines
+    from topwork.commands.compare import list_runs
 
     found = list_runs(Path(folder))
-    _show(common, found.as_dict(), lambda: runs_lines(found))
-    return 0
+    return _show(common, found, console.runs_lines(found))
 
 
 # ---- use
@@ -515,20 +501,23 @@ def predict(
     common: CommonArgs = Common(),
 ) -> int:
     """Classify images; one result row per input, including failures."""
-    from topwork.console import prediction_lines, table
-    from topwork.data.remote import uploaded
     from topwork.export.batch import Layout, check_output, predict_to_file, row_of
     from topwork.export.inputs import list_inputs
-    from topwork.export.predictor import Predictor
+    from topwork.export.predictor import Heatmaps, Predictor
 
     is_stdin = images == [STDIN]
     inputs = list_inputs(sys.stdin.read().splitlines() if is_stdin else images, must_exist=not is_stdin)
     check_output(out, all_probabilities=all_probabilities, csv_safe=csv_safe)
-    with _terminal(common) as terminal:
+    with Terminal(common.quiet) as terminal:
         terminal.step("predict")
         predictor = Predictor(model, n_top=top, tta=tta, runtime=runtime, precision=precision, cluster=cluster)
-        on_row = _picture_writer(predictor, explain) if explain else None
-        if out is not None:
+        on_row = partial(Heatmaps(predictor).write, Path(explain)) if explain else None
+        if out is None:
+            predictions = list(predictor.stream(inputs, workers))
+            if on_row:
+                for number, prediction in enumerate(predictions, start=1):
+                    on_row(number, prediction)
+        else:
             layout = Layout(top, predictor.classes if all_probabilities else (), csv_safe)
             if all_probabilities:
                 predictor.n_top = len(predictor.classes)
@@ -537,20 +526,17 @@ def predict(
                     predictor, inputs, place, overwrite, terminal.progress, workers, on_row,
                     layout=layout, max_reject_fraction=max_reject_fraction,
                 )  # fmt: skip
-            n_errors = counts["n_errors"]
-        else:
-            predictions = list(predictor.stream(inputs, workers))
-            for number, prediction in enumerate(predictions, start=1):
-                if on_row:
-                    on_row(number, prediction)
-            n_errors = sum(p.outcome == "error" for p in predictions)
-    if out is not None:
-        _show(common, {"out": out, "n": len(inputs), **counts}, lambda: prediction_lines(out, len(inputs), counts))
-    else:
+    n = len(inputs)
+    answer: dict[str, Any]
+    if out is None:
+        n_errors = sum(p.outcome == "error" for p in predictions)
         rows = [(p.path, p.outcome, p.label or "", p.error or f"{p.probability:.3f}") for p in predictions]
         answer = {"predictions": [row_of(p) for p in predictions]}
-        _show(common, answer, lambda: [table(rows, ("path", "outcome", "label", "probability"))])
-    return TOO_MANY_REJECTS if n_errors > max_reject_fraction * len(inputs) else 0
+        lines = [console.table(rows, ("path", "outcome", "label", "probability"))]
+    else:
+        n_errors, answer = counts["n_errors"], {"out": out, "n": n, **counts}
+        lines = console.prediction_lines(out, n, counts)
+    return _show(common, answer, lines, TOO_MANY_REJECTS if n_errors > max_reject_fraction * n else 0)
 
 
 @app.command(group=USE)
@@ -589,32 +575,18 @@ def export(
     probabilities. The export fails if its prediction differs from the model's
     on any image it is verified with.
     """
-    from topwork.console import certificate_lines
-    from topwork.data.remote import check_local
     from topwork.export.package import export_model
-    from topwork.export.targets import target_of_file
 
     check_local(out)
-    with _terminal(common) as terminal:
+    with Terminal(common.quiet) as terminal:
         terminal.step("export")
         package = export_model(
-            model,
-            to or target_of_file(Path(out)),
-            Path(out),
-            check or (),
-            int8=int8,
-            calibrate=calibrate or (),
-            overwrite=overwrite,
+            model, to, Path(out), check or (), int8=int8, calibrate=calibrate or (), overwrite=overwrite
         )
-    answer = {
-        "export": str(package.exported),
-        "script": str(package.script),
-        "certificate": str(package.certificate_path),
-        **package.certificate.as_dict(),
-    }
+    files = {"export": package.exported, "script": package.script, "certificate": package.certificate_path}
+    answer = {name: str(path) for name, path in files.items()} | package.certificate.as_dict()
     wrote = f"Wrote {package.exported}, {package.certificate_path} and {package.script} (an example of how to use it)."
-    _show(common, answer, lambda: [*certificate_lines(package.certificate), wrote])
-    return 0
+    return _show(common, answer, [*console.certificate_lines(package.certificate), wrote])
 
 
 @app.command(group=USE)
@@ -627,21 +599,19 @@ def serve(
 ) -> int:
     """Serve models over HTTP (localhost by default): web page, POST /predict, /docs and /metrics."""
     from topwork.export.predictor import Predictor
-    from topwork.server.serve import is_loopback, named_models, open_socket, read_token
-    from topwork.server.serve import serve as serve_models
+    from topwork.server.app import named_models, read_token
+    from topwork.server.app import serve as serve_models
+    from topwork.server.web import is_loopback, open_socket
 
     with open_socket(settings.host, settings.port) as listener:
         token = read_token(settings, listener)
         predictors = {name: Predictor(folder, n_top=100) for name, folder in named_models(models).items()}
         port = listener.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        if common.json:
-            _print_json({"url": f"http://{host}:{port}", "models": list(predictors)})
-        elif not common.quiet:
-            say(f"Serving {', '.join(predictors)} on http://{host}:{port} (Ctrl+C to stop)")
-            if not is_loopback(listener):
-                needed = "with the token" if token else "without a password"
-                say(f"Other machines can connect {needed}.")
+        lines = [f"Serving {', '.join(predictors)} on http://{host}:{port} (Ctrl+C to stop)"]
+        if not is_loopback(listener):
+            lines.append(f"Other machines can connect {'with the token' if token else 'without a password'}.")
+        _announce(common, {"url": f"http://{host}:{port}", "models": list(predictors)}, *lines)
         serve_models(predictors, settings, listener, token)
     return 0
 
@@ -660,20 +630,14 @@ def start(
     Listens on localhost only. Dropped images are stored in images/ and models
     in runs/; all other commands work on the same folders.
     """
-    from topwork.server.serve import open_socket
     from topwork.server.start import serve_start
+    from topwork.server.web import open_socket
 
     listener = open_socket("127.0.0.1", port)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    if common.json:
-        _print_json({"url": url, "folder": folder})
-    elif not common.quiet:
-        say(f"topwork is running at {url} (Ctrl+C to stop)")
-    sys.stdout.flush()
+    _announce(common, {"url": url, "folder": folder}, f"topwork is running at {url} (Ctrl+C to stop)")
     if open and not common.json and _has_desktop():
-        import webbrowser
-
-        threading.Timer(0.5, webbrowser.open, (url,)).start()
+        threading.Timer(0.5, _browse, (url,)).start()
     serve_start(Path(folder), listener)
     return 0
 
@@ -691,8 +655,7 @@ def push(
     from topwork.export.hub import push as push_model
 
     pushed = push_model(model, repository, is_private=private)
-    _show(common, asdict(pushed), lambda: [f"{pushed.url} (commit {pushed.commit})"])
-    return 0
+    return _show(common, asdict(pushed), [f"{pushed.url} (commit {pushed.commit})"])
 
 
 @app.command(group=USE)
@@ -705,15 +668,13 @@ def pull(
     common: CommonArgs = Common(),
 ) -> int:
     """Download a model folder from the Hugging Face Hub and verify it."""
-    from topwork.data.remote import check_local
     from topwork.export.hub import pull as pull_model
 
     out = out or _new_folder(repository)
     check_local(out)
     pulled = pull_model(repository, out, revision=revision)
     answer = {"folder": str(pulled.folder), "commit": pulled.commit}
-    _show(common, answer, lambda: [f"{pulled.folder} (commit {pulled.commit})"])
-    return 0
+    return _show(common, answer, [f"{pulled.folder} (commit {pulled.commit})"])
 
 
 # ---- improve
@@ -738,21 +699,16 @@ def review(
     """
     from topwork.commands.review import Review
     from topwork.server.review import serve_review
-    from topwork.server.serve import open_socket
-    from topwork.text import count, escape
+    from topwork.server.web import open_socket
 
     reviewed = Review(run, corrections)
     listener = open_socket("127.0.0.1", port)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     tally, file = reviewed.tally(), str(reviewed.journal.path)
     n_likely = sum(doubt.is_confident for doubt in reviewed.doubts)  # those of the report
-    if common.json:
-        _print_json({"url": url, "corrections": file, **tally})
-    elif not common.quiet:
-        say(
-            f"{count(n_likely, 'likely label error')} and {tally['doubts'] - n_likely:,} less likely: {url} (Ctrl+C to stop)\n"
-            f"Decisions are saved to {escape(file)}"
-        )
+    likely, rest = count(n_likely, "likely label error"), f"{tally['doubts'] - n_likely:,} less likely"
+    lines = [f"{likely} and {rest}: {url} (Ctrl+C to stop)", f"Decisions are saved to {escape(file)}"]
+    _announce(common, {"url": url, "corrections": file, **tally}, *lines)
     serve_review(reviewed, listener)
     tally = reviewed.tally()
     if not common.json and not common.quiet and (tally["changed"] or tally["removed"]):
@@ -778,20 +734,17 @@ def add_class(
 ) -> int:
     """Add classes to a trained model without changing its existing ones."""
     from topwork.commands.add_class import add_class as add_class_to
-    from topwork.console import added_lines
-    from topwork.data.remote import local_folder, uploaded
     from topwork.report.run_page import write_report
 
     out = out or _new_folder(model)
-    with _terminal(common) as terminal, uploaded(out, overwrite=overwrite) as place:
+    with Terminal(common.quiet) as terminal, uploaded(out, overwrite=overwrite) as place:
         grown = add_class_to(
             local_folder(model), path, place, settings, name=name, overwrite=overwrite, reporter=terminal
         )
         terminal.step("report")
         write_report(place)
     parts = {key: grown.evaluation.get(key) for key in ("valid", "test", "old_classes", "timing")}
-    _show(common, {"run": out, "added": list(grown.added), **parts}, lambda: added_lines(grown))
-    return 0
+    return _show(common, {"run": out, "added": list(grown.added), **parts}, console.added_lines(grown))
 
 
 @app.command(group=IMPROVE)
@@ -814,27 +767,21 @@ def adapt(
     covers both domains.
     """
     from topwork.commands.adapt import adapt as adapt_run
-    from topwork.console import adaptation_lines
-    from topwork.data.remote import local_folder, shown, uploaded
     from topwork.report.run_page import write_report
 
     out = out or _new_folder(run)
-    with _terminal(common) as terminal, uploaded(out, overwrite=overwrite) as place:
+    with Terminal(common.quiet) as terminal, uploaded(out, overwrite=overwrite) as place:
         adapted = adapt_run(local_folder(run), target, place, settings, overwrite=overwrite, reporter=terminal)
         terminal.step("report")
         report_path = write_report(adapted.folder)
-    where = [f"Model: {Path(out) / 'model'}", f"Report: {Path(out) / report_path.name}"]
+    report = Path(out) / report_path.name
+    lines = console.adaptation_lines(adapted.record, adapted.evaluation)
     if adapted.ask_path:
-        where.insert(
-            0,
-            f"To label: {adapted.ask_path} (fill in the column label, then run again with --labels {adapted.ask_path})",
-        )
-    _show(
-        common,
-        adapted.as_dict() | {"report": shown(Path(out) / report_path.name), "notes": terminal.notes},
-        lambda: [*adaptation_lines(adapted.record, adapted.evaluation), *where],
-    )
-    return _reject_status(adapted.n_rejected, adapted.n_used, settings)
+        again = f"fill in the column label, then run again with --labels {adapted.ask_path}"
+        lines.append(f"To label: {adapted.ask_path} ({again})")
+    lines += [f"Model: {Path(out) / 'model'}", f"Report: {report}"]
+    answer = adapted.as_dict() | {"report": shown(report), "notes": terminal.notes}
+    return _show(common, answer, lines, _reject_status(adapted.n_rejected, adapted.n_used, settings))
 
 
 # ---- learn
@@ -856,28 +803,23 @@ def study(
     Get started: topwork study --list, then
     topwork study normalization FOLDER
     """
-    from tempfile import TemporaryFile
-
     from topwork.commands.study import run_study
-    from topwork.console import studied_lines, study_list_lines
-    from topwork.data.remote import check_local
-    from topwork.files import writing
     from topwork.report.other_pages import write_study
     from topwork.studies.study import STUDIES
 
     if list or name is None:
-        _show(common, {"studies": [asdict(known) for known in STUDIES]}, lambda: study_list_lines(STUDIES))
-        return 0
+        answer = {"studies": [asdict(known) for known in STUDIES]}
+        return _show(common, answer, console.study_list_lines(STUDIES))
     check_local(out)
-    with _terminal(common) as terminal:
+    with Terminal(common.quiet) as terminal:
         with writing(Path(out)):  # before a study, which takes minutes
             Path(out).mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=out).close()
         studied = run_study(name, path, settings, reporter=terminal)
         terminal.step("report")
         page = write_study(studied, Path(out))
-    _show(common, studied.as_dict() | {"page": str(page)}, lambda: [*studied_lines(studied), f"Page: {page}"])
-    return 0
+    answer = studied.as_dict() | {"page": str(page)}
+    return _show(common, answer, [*console.studied_lines(studied), f"Page: {page}"])
 
 
 # ---- manage
@@ -891,22 +833,12 @@ def cache(
 ) -> int:
     """Show the size of the cache (features, prepared networks), or clear it."""
     from topwork.commands.cache import cache_contents, clear_cache
-    from topwork.console import cache_lines
 
     found = clear_cache() if clear else cache_contents()
-    _show(common, found, lambda: cache_lines(found))
-    return 0
+    return _show(common, found, console.cache_lines(found))
 
 
 # ---- showing
-
-
-@contextmanager
-def _terminal(common: Common) -> Iterator[Terminal]:
-    """Shows the progress of a command on stderr, and its notes at the end."""
-    with Terminal(common.quiet) as terminal:
-        yield terminal
-        terminal.finish()
 
 
 def _new_folder(name: str) -> str:
@@ -918,21 +850,21 @@ def _new_folder(name: str) -> str:
 
 def _page(out: str | None, *, overwrite: bool = True, option: str = "--out") -> AbstractContextManager[Path | None]:
     """The local path of an optional output, uploaded at the end if it is a URL."""
-    from topwork.data.remote import uploaded
-
     return nullcontext() if out is None else uploaded(out, overwrite=overwrite, option=option)
 
 
-def _show(common: Common, answer: Mapping[str, Any], lines: Any) -> None:
-    """Prints the result as JSON, or the text of ``lines()``."""
+def _show(common: Common, answer: Mapping[str, Any], lines: Iterable[str], status: int = 0) -> int:
+    """Prints the result as JSON, or the lines; returns the exit status."""
+    _print(json.dumps(answer, allow_nan=False) if common.json else wrapped("\n".join(lines), sys.stdout))
+    return status
+
+
+def _announce(common: Common, answer: Mapping[str, Any], *lines: str) -> None:
+    """Says where a server listens: JSON to stdout, or lines to stderr."""
     if common.json:
-        _print_json(answer)
-    else:
-        _print(wrapped("\n".join(lines()), sys.stdout))
-
-
-def _print_json(answer: Mapping[str, Any]) -> None:
-    _print(json.dumps(answer, allow_nan=False))
+        _print(json.dumps(answer))
+    elif not common.quiet:
+        say("\n".join(lines))
 
 
 def _print(text: str) -> None:
@@ -952,8 +884,6 @@ def _print(text: str) -> None:
 
 
 def _not_printed(error: OSError) -> TopworkError:
-    from topwork.files import error_reason
-
     _discard_stdout()
     return TopworkError(f"stdout: cannot write: {error_reason(error)}.")
 
@@ -963,39 +893,26 @@ def _discard_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _picture_writer(predictor: Any, folder: str) -> Any:
-    """Writes the heatmaps of predict --explain."""
-    from topwork.export.predictor import Heatmaps
-
-    place, heatmaps = Path(folder), Heatmaps(predictor)
-    place.mkdir(parents=True, exist_ok=True)
-    return lambda number, prediction: heatmaps.write(number, prediction, place)
-
-
 def _dry_run(path: str, out: str | None, settings: FitSettings, overwrite: bool, common: Common) -> int:
     from topwork.commands.fit import dry_run
-    from topwork.console import reject_lines, understood_lines
 
     found = dry_run(path, out, settings, overwrite=overwrite)
-    _show(
-        common, {"path": path, **found.as_dict()},
-        lambda: [*understood_lines(found, with_counts=True), *found.notes, *reject_lines(found.rejects)],
-    )  # fmt: skip
-    return 0
+    lines = [*console.understood_lines(found, with_counts=True), *found.notes, *console.reject_lines(found.rejects)]
+    return _show(common, {"path": path, **found.as_dict()}, lines)
 
 
 def _reject_status(n_rejected: int, n_used: int, settings: DataSettings) -> int:
     return TOO_MANY_REJECTS if n_rejected > settings.max_reject_fraction * (n_rejected + n_used) else 0
 
 
-def _has_desktop() -> bool:
-    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-
-
-def _open(path: Path) -> None:
+def _browse(url: str) -> None:
     import webbrowser
 
-    webbrowser.open(path.resolve().as_uri())
+    webbrowser.open(url)
+
+
+def _has_desktop() -> bool:
+    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 # ---- the process
@@ -1071,12 +988,10 @@ def _failed(error: Exception, arguments: Iterable[str]) -> int:
     known = isinstance(error, TopworkError)
     text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows the traceback)"
     if isinstance(error, OSError) and not known:
-        from topwork.files import error_reason
-
         text = f"{error.filename or 'input/output'}: {error_reason(error)}"
     if "--json" in arguments:
         with suppress(OSError, TopworkError):
-            _print_json({"error": text})
+            _print(json.dumps({"error": text}))
     say(f"topwork: {text}")
     return error.exit_status if isinstance(error, TopworkError) else 1
 

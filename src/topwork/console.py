@@ -15,16 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from topwork.commands.cache import CACHED
+from topwork.data.remote import shown
 from topwork.progress import Reporter
 from topwork.text import count, duration, escape, percent_ci
 
 PLAIN_SECONDS = 5.0
 MAX_CLASS_LINES = 60
-CACHED = {  # folders of the cache, without the number of their format
-    "archives": "decompressed archives", "backbones": "backbones", "demo": "demo images", "drawn-shapes": "drawn shapes",
-    "facts": "image checks", "features": "features", "neighbors": "near duplicates", "onnx": "converted networks",
-    "traits": "image statistics",
-}  # fmt: skip
 STEP_TEXT = {
     "backbone": "Preparing the backbone",
     "scan": "Reading images",
@@ -35,13 +32,11 @@ STEP_TEXT = {
     "prepare": "Decoding the training images",
     "range test": "Running the range test",
     "tune": "Fine-tuning the network",
-    "move": "Fine-tuning the network",
     "embed again": "Embedding with the tuned network",
     "evaluate": "Evaluating",
     "write": "Writing the run",
     "insights": "Analyzing the run",
     "adapt": "Choosing an adaptation method",
-    "ask": "Choosing images to label",
     "compare domains": "Comparing domains",
     "examine": "Testing perturbations",
     "report": "Writing the report",
@@ -73,13 +68,12 @@ def _broken(line: str, width: int) -> str:
 
 
 class Terminal(Reporter):
-    """Shows steps and progress on stderr; a context manager that restores the terminal."""
+    """Shows steps and progress on stderr, and the notes at the end; a context manager that restores the terminal."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.notes: list[str] = []
         self._bar: Any = None
-        self._task: Any = None
         self._text = ""
         self._started = self._spoken = time.monotonic()
 
@@ -89,9 +83,16 @@ class Terminal(Reporter):
             self._bar.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         if self._bar is not None:
+            if kind is None:
+                self._finish_task()
             self._bar.stop()
+            self._bar = None
+        if self.notes and kind is None:
+            self.say(f"\n{count(len(self.notes), 'note')}:")
+            for text in self.notes:
+                self.say(f"  - {text}")
 
     def step(self, name: str) -> None:
         """Starts a new line."""
@@ -99,12 +100,12 @@ class Terminal(Reporter):
         self._started = self._spoken = time.monotonic()
         if self._bar is not None:
             self._finish_task()
-            self._task = self._bar.add_task(self._text, total=None)
+            self._bar.add_task(self._text, total=None)
 
     def progress(self, n_done: int, n_all: int) -> None:
         """Updates the bar."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=n_done, total=n_all)
+        if self._bar is not None and self._bar.task_ids:
+            self._bar.update(self._bar.task_ids[-1], completed=n_done, total=n_all)
         elif not self.quiet and time.monotonic() - self._spoken >= PLAIN_SECONDS:
             self._spoken = time.monotonic()
             rate = n_done / (self._spoken - self._started)
@@ -117,11 +118,7 @@ class Terminal(Reporter):
 
     def stages(self, rows: Sequence[dict[str, Any]]) -> None:
         """Prints the table of trainable layers."""
-        text = "\n".join(stage_lines(rows))
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
-        else:
-            self.say(text)
+        self._print("\n".join(stage_lines(rows)))
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Prints a line for each epoch."""
@@ -132,32 +129,23 @@ class Terminal(Reporter):
                 line += f" ({record['valid_calibrated_loss']:.3f} calibrated)"
             line += f", accuracy {percent_ci(record['valid_accuracy'])}"
         line += ", best" if record.get("best") else ""
+        self._print(line if self._bar is not None else f"{line}, {record['images_per_second']:.0f} images/s")
+
+    def _print(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(line)
+            self._bar.console.print(text, highlight=False)
         else:
-            self.say(f"{line}, {record['images_per_second']:.0f} images/s")
+            self.say(text)
 
     def say(self, text: str) -> None:
         """Prints a line."""
         if not self.quiet:
             say(text)
 
-    def finish(self) -> None:
-        """Ends the bar and prints the notes."""
-        if self._bar is not None:
-            self._finish_task()
-            self._bar.stop()
-            self._bar = None
-        if self.notes:
-            self.say(f"\n{len(self.notes)} {'notes' if len(self.notes) > 1 else 'note'}:")
-            for text in self.notes:
-                self.say(f"  - {text}")
-
     def _finish_task(self) -> None:
-        if self._task is not None:
-            task = self._bar.tasks[self._bar.task_ids.index(self._task)]
-            total = task.total or 1
-            self._bar.update(self._task, total=total, completed=total)
+        if self._bar.tasks:
+            total = self._bar.tasks[-1].total or 1
+            self._bar.update(self._bar.task_ids[-1], total=total, completed=total)
 
 
 def _live_bar() -> Any:
@@ -252,18 +240,13 @@ def by_lines(evaluated: dict[str, dict[str, Any]]) -> list[str]:
 def domain_lines(found: dict[str, Any]) -> list[str]:
     """The results of ``topwork compare-domains``."""
     lines = [escape(found["sentence"])]
-    rows = [
-        (
-            row["name"],
-            f"{row['n_a']:,}",
-            f"{row['n_b']:,}" if row["n_b"] is not None else "",
-            f"{row['shift']:.2f}" if row["shift"] is not None else "",
-            "yes" if row["moves"] else "no" if row["moves"] is not None else "",
-            percent_ci(row["expected"]) if row["expected"] else "",
-            percent_ci(row["accuracy"]) if row["accuracy"] else "",
-        )
-        for row in found["classes"][:MAX_CLASS_LINES]
-    ]
+    rows = []
+    for row in found["classes"][:MAX_CLASS_LINES]:
+        n_b = f"{row['n_b']:,}" if row["n_b"] is not None else ""
+        shift = f"{row['shift']:.2f}" if row["shift"] is not None else ""
+        moves = {None: "", True: "yes", False: "no"}[row["moves"]]
+        recalls = [percent_ci(row[key]) if row[key] else "" for key in ("expected", "accuracy")]
+        rows.append((row["name"], f"{row['n_a']:,}", n_b, shift, moves, *recalls))
     heads = ("class", "images A", "images B", "shift", "shifted", "expected recall on B", "measured recall")
     return [*lines, table(rows, heads), *found["notes"]]
 
@@ -292,38 +275,28 @@ def adaptation_lines(record: dict[str, Any], evaluation: dict[str, Any]) -> list
 
 def certificate_lines(certificate: Any) -> list[str]:
     """The parity certificate of an export."""
-    lines = [
-        f"{certificate.format}, verified with {certificate.runtime} on {certificate.images}:",
-        f"  same class         {certificate.n_same} of {certificate.n_compared}",
-        f"  probabilities      differ by at most {certificate.max_difference:.1e} (tolerance {certificate.tolerance:g}), "
-        f"{certificate.mean_difference:.1e} on average",
-        f"  same pixels        differ by at most {certificate.graph_difference:.1e} (tolerance {certificate.graph_tolerance:g})",
-    ]
+    n_same, most, mean = certificate.n_same, certificate.max_difference, certificate.mean_difference
+    head = f"{certificate.format}, verified with {certificate.runtime} on {certificate.images}:"
+    lines = [f"  same class         {n_same} of {certificate.n_compared}"]
     if certificate.is_int8:
-        lines = [
-            f"Quantized to 8 bits. {lines[0]}",
-            lines[1],
-            _int8_differences(certificate),
-            _int8_cost(certificate),
+        head = f"Quantized to 8 bits. {head}"
+        lines += [
+            f"  probabilities      differ by at most {most:.2f}, {mean:.3f} on average",
+            _cost_line(certificate.cost),
+        ]
+    else:
+        graph, limit = certificate.graph_difference, certificate.graph_tolerance
+        lines += [
+            f"  probabilities      differ by at most {most:.1e} (tolerance {certificate.tolerance:g}), {mean:.1e} on average",
+            f"  same pixels        differ by at most {graph:.1e} (tolerance {limit:g})",
         ]
     if certificate.ties:
-        lines.append(
-            f"  ties               {len(certificate.ties)}: {', '.join(escape(t.path) for t in certificate.ties)}"
-        )
-    for path, reason in certificate.not_read:
-        lines.append(f"  unreadable         {escape(path)}: {reason}")
-    return lines
+        ties = ", ".join(escape(tie.path) for tie in certificate.ties)
+        lines.append(f"  ties               {len(certificate.ties)}: {ties}")
+    return [head, *lines, *(f"  unreadable         {escape(path)}: {why}" for path, why in certificate.not_read)]
 
 
-def _int8_differences(certificate: Any) -> str:
-    return (
-        f"  probabilities      differ by at most {certificate.max_difference:.2f}, "
-        f"{certificate.mean_difference:.3f} on average"
-    )
-
-
-def _int8_cost(certificate: Any) -> str:
-    cost = certificate.cost
+def _cost_line(cost: Any) -> str:
     if cost is None:
         return "  accuracy           unknown, because the images have no labels; export from the run directory to measure it"
     return (
@@ -337,15 +310,9 @@ def examination_lines(found: Any) -> list[str]:
     """The results of ``topwork examine``: findings in words, then the table of effects."""
     lines = [f"[{finding.kind}] {escape(finding.text)}" for finding in found.findings]
     rows = [("Unchanged", percent_ci(found.unchanged.accuracy), "", "")]
-    rows += [
-        (
-            effect.title,
-            percent_ci(effect.accuracy),
-            f"{100 * effect.difference:+.1f}",
-            "significant" if effect.is_clear else "",
-        )
-        for effect in found.effects
-    ]
+    for effect in found.effects:
+        significant = "significant" if effect.is_clear else ""
+        rows.append((effect.title, percent_ci(effect.accuracy), f"{100 * effect.difference:+.1f}", significant))
     return [*lines, "", table(rows, ("images", "accuracy", "points", ""))]
 
 
@@ -353,26 +320,19 @@ def comparison_lines(sentence: str, found: dict[str, Any], n: int = 12) -> list[
     """The results of ``topwork compare`` for one pair of runs."""
     changed = [(name, c) for name, c in found["per_class"].items() if c["n_gained"] or c["n_lost"]]
     changed.sort(key=lambda item: (-abs(item[1]["n_gained"] - item[1]["n_lost"]), -item[1]["n_gained"]))
-    rows = [
-        (
-            name,
-            str(c["n"]),
-            percent_ci(c["accuracy_first"]),
-            percent_ci(c["accuracy_second"]),
-            f"+{c['n_gained']} −{c['n_lost']}",
-        )
-        for name, c in changed[:n]
-    ]
-    lines = [escape(sentence)]
+    lines, rows = [escape(sentence)], []
+    for name, c in changed[:n]:
+        accuracies = map(percent_ci, (c["accuracy_first"], c["accuracy_second"]))
+        rows.append((name, str(c["n"]), *accuracies, f"+{c['n_gained']} −{c['n_lost']}"))
     if rows:
         lines += ["", table(rows, ("class", "images", "first", "second", "gained/lost"))]
     differing = [
-        (row["path"], row["label"], row["first"], row["second"], row["change"]) for row in found["disagreements"][:n]
+        tuple(row[key] for key in ("path", "label", "first", "second", "change")) for row in found["disagreements"]
     ]
     if differing:
-        lines += ["", table(differing, ("image", "label", "first", "second", ""))]
-    n_more = len(found["disagreements"]) - len(differing)
-    return [*lines, *([f"... and {n_more} more (all with --json)"] if n_more > 0 else []), ""]
+        lines += ["", table(differing[:n], ("image", "label", "first", "second", ""))]
+    more = [f"... and {len(differing) - n} more (all with --json)"] if len(differing) > n else []
+    return [*lines, *more, ""]
 
 
 def study_list_lines(studies: Sequence[Any]) -> list[str]:
@@ -409,42 +369,31 @@ def table(rows: Sequence[tuple[str, ...]], heads: tuple[str, ...]) -> str:
 def overview_lines(found: Any) -> list[str]:
     """The results of ``topwork scan``: a table of the classes, then facts about the images."""
     parts = sorted({part for facts in found.class_facts.values() for part in facts.parts})
-    rows = [
-        (
-            name,
-            f"{facts.n:,}",
-            *(f"{facts.parts.get(part, 0):,}" for part in parts),
-            _size(facts),
-            f"{facts.aspect[1]:.2f}",
-        )
-        for name, facts in found.class_facts.items()
-    ]
+    rows = []
+    for name, facts in found.class_facts.items():
+        counts = [f"{n:,}" for n in (facts.n, *(facts.parts.get(part, 0) for part in parts))]
+        rows.append((name, *counts, f"{facts.width[1]:.0f} x {facts.height[1]:.0f}", f"{facts.aspect[1]:.2f}"))
     shown_rows = rows if len(rows) <= MAX_CLASS_LINES else [*rows[: MAX_CLASS_LINES - 5], *rows[-4:]]
     lines = [table(shown_rows, ("class", "images", *parts, "typical size", "width/height"))]
     if len(rows) > MAX_CLASS_LINES:
         lines.append(f"... {len(rows) - len(shown_rows):,} more classes not shown (see --json or the page)")
-    lines.append("")
-    lines.append("Formats: " + ", ".join(f"{name} {n:,}" for name, n in found.formats.items()))
-    near = found.near_duplicates
+    near, shortcuts = found.near_duplicates, found.shortcuts
     looked = "not checked" if near is None else f"{len(near):,} groups"
-    lines.append(f"Exact duplicates: {len(found.duplicates):,} groups. Near duplicates: {looked}.")
-    lines.append(f"Suggestion: --resize {found.suggested_fit.fit} ({found.suggested_fit.reason}).")
-    strongest = found.shortcuts.families[:3]
-    if strongest:
-        told = "; ".join(
-            f"{family.family} {percent_ci({'value': family.balanced_accuracy, 'low': family.low, 'high': family.high})}"
-            for family in strongest
-        )
-        lines.append(
-            f"Shortcut check, balanced accuracy from metadata alone (chance {percent_ci(strongest[0].chance)}): {told}."
-        )
-    else:
-        lines.append(f"Shortcut check: {found.shortcuts.reason}.")
-    return lines
-
-
-def _size(facts: Any) -> str:
-    return f"{facts.width[1]:.0f} x {facts.height[1]:.0f}"
+    lines += [
+        "",
+        "Formats: " + ", ".join(f"{name} {n:,}" for name, n in found.formats.items()),
+        f"Exact duplicates: {len(found.duplicates):,} groups. Near duplicates: {looked}.",
+        f"Suggestion: --resize {found.suggested_fit.fit} ({found.suggested_fit.reason}).",
+    ]
+    if not shortcuts.families:
+        return [*lines, f"Shortcut check: {shortcuts.reason}."]
+    strongest = [
+        f"{one.family} {percent_ci({'value': one.balanced_accuracy, 'low': one.low, 'high': one.high})}"
+        for one in shortcuts.families[:3]
+    ]
+    chance = percent_ci(shortcuts.families[0].chance)
+    text = f"Shortcut check, balanced accuracy from metadata alone (chance {chance}): {'; '.join(strongest)}."
+    return [*lines, text]
 
 
 # ---- lines of single commands
@@ -452,7 +401,6 @@ def _size(facts: Any) -> str:
 
 def fit_lines(fitted: Any) -> list[str]:
     """The results of ``topwork fit``: images, metrics of the held-out parts, the weakest classes, and next steps."""
-    from topwork.data.remote import shown
     from topwork.evaluation.metrics import zero_shot_sentence  # numpy stays out of --help
 
     evaluation, manifest = fitted.evaluation, fitted.manifest
@@ -490,15 +438,10 @@ def class_lines(per_class: dict[str, dict[str, Any]], n: int = 20) -> list[str]:
     order = list(per_class.items())
     if len(order) > n:
         order = sorted(order, key=lambda item: (item[1]["recall"] is None, item[1]["recall"]))[:n]
-    rows = [
-        (
-            name,
-            f"{c['n_train']:,}" if c.get("n_train") is not None else "",
-            f"{c['n']:,}",
-            *map(percent_ci, (c["precision"], c["recall"])),
-        )
-        for name, c in order
-    ]
+    rows = []
+    for name, c in order:
+        n_train = f"{c['n_train']:,}" if c.get("n_train") is not None else ""
+        rows.append((name, n_train, f"{c['n']:,}", *map(percent_ci, (c["precision"], c["recall"]))))
     text = table(rows, ("class", "train images", "evaluated on", "precision", "recall"))
     more = len(per_class) - len(order)
     return [text, *([f"... and {more} more classes with higher recall"] if more else [])]
@@ -587,20 +530,13 @@ def described_lines(described: Any, strategy: str, with_stages: bool) -> list[st
     return [*lines, *(stage_lines([vars(row) for row in described.stages]) if with_stages else [])]
 
 
-def runs_lines(found: Any) -> list[str]:
+def runs_lines(found: dict[str, Any]) -> list[str]:
     """The table of ``topwork runs`` and the best run."""
-    rows = [
-        (
-            row.name,
-            row.backbone,
-            row.mode,
-            row.part or "",
-            f"{row.n:,}" if row.n else "",
-            percent_ci(row.accuracy) if row.part else "unfinished",
-        )
-        for row in found.runs
-    ]
-    return [table(rows, ("run", "backbone", "mode", "part", "images", "accuracy")), "", found.verdict]
+    rows = []
+    for row in found["runs"]:
+        n, accuracy = f"{row['n']:,}" if row["n"] else "", percent_ci(row["accuracy"]) if row["part"] else "unfinished"
+        rows.append((row["name"], row["backbone"], row["mode"], row["part"] or "", n, accuracy))
+    return [table(rows, ("run", "backbone", "mode", "part", "images", "accuracy")), "", found["best"]]
 
 
 def cache_lines(found: dict[str, Any]) -> list[str]:

@@ -153,7 +153,8 @@ def heatmap(source: Source, image: str | os.PathLike[str] | bytes, label: str | 
         image: a path, or the bytes of a file.
         label: a class; by default the predicted one.
     """
-    from topwork.export.predictor import Heatmaps, Predictor, read_image
+    from topwork.export.inputs import read_image
+    from topwork.export.predictor import Heatmaps, Predictor
 
     predictor = Predictor(_run(source).folder)
     name = "The image" if isinstance(image, bytes) else escape(str(image))

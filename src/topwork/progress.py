@@ -14,7 +14,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,16 +40,28 @@ class Reporter:
         """Reports an epoch of fine-tuning."""
 
 
-@dataclass
-class Stopwatch:
-    """Seconds of each step, by name."""
+class Steps:
+    """The steps of a command, reported and timed.
 
-    seconds: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
+    Attributes:
+        seconds: of each step, by name.
+    """
+
+    def __init__(self, reporter: Reporter | None = None) -> None:
+        self.reporter = reporter or default_reporter()
+        self.seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Adds the time of a block to a step."""
+        """Reports a step, and times it."""
+        self.reporter.step(name.replace("_", " "))
+        with self.timed(name):
+            yield
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the time of a block to a step, without reporting it."""
         started = time.perf_counter()
         try:
             yield
@@ -60,7 +71,7 @@ class Stopwatch:
     @property
     def total(self) -> float:
         """Seconds since the start."""
-        return round(time.perf_counter() - self.started, 3)
+        return round(time.perf_counter() - self._started, 3)
 
 
 class NotebookReporter(Reporter):

@@ -15,9 +15,9 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -35,7 +35,7 @@ from topwork.evaluation.metrics import headline
 from topwork.evaluation.predictions import Predictions, Task, labels_for
 from topwork.files import atomic_file, error_reason, is_partial, locked, remove_partial, replace_folder
 from topwork.models.classifier import Classifier, find_model, load_classifier, save_classifier
-from topwork.settings import DataSettings, FitSettings, as_dict
+from topwork.settings import DataSettings, FitSettings
 from topwork.text import Described, as_text, escape, percent_ci
 
 
@@ -108,8 +108,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         load_classifier(folder, multi_label=True),
     )
     try:
-        recipe = json.loads((folder / "recipe.json").read_text())
-        history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        recipe, history = read_recipe(folder)
         manifest = load_manifest(folder / "manifest.parquet").named_like(classifier.classes)
         parts = recorded_split(record, manifest)
         truth = labels_for(classifier, manifest)
@@ -170,12 +169,14 @@ def replacement_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.new")
 
 
-def free_run_folder(path: str | os.PathLike[str], is_taken: Callable[[Path], bool] | None = None) -> Path:
+def free_run_folder(
+    path: str | os.PathLike[str], is_taken: Callable[[Path], bool] | None = None, within: Path = Path("runs")
+) -> Path:
     """``runs/NAME`` for a path, or ``runs/NAME-2``, ``-3`` ... if that is taken: by default, by a finished run."""
     name = Path(path).resolve().stem or "data"
-    folder, number = Path("runs") / name, 2
+    folder, number = within / name, 2
     while (is_taken or is_finished)(folder):
-        folder, number = Path("runs") / f"{name}-{number}", number + 1
+        folder, number = within / f"{name}-{number}", number + 1
     return folder
 
 
@@ -215,7 +216,7 @@ def _is_same_run(folder: Path, asked: Mapping[str, Any] | None) -> bool:
     if asked is None or asked["path"] != path:
         return False
     stored = json.loads((folder / "settings.json").read_text())["settings"]
-    return asked["settings"] in (stored, as_dict(settings))  # as requested, or with the selected backbone
+    return asked["settings"] in (stored, asdict(settings))  # as requested, or with the selected backbone
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -239,7 +240,7 @@ def write_run(
     Args:
         compiled: the compiled OpenVINO network for the model folder, if any.
     """
-    from topwork.export.card import model_card
+    from topwork.export.hub import model_card
 
     save_manifest(manifest, folder / "manifest.parquet")
     write_json(folder / "split.json", split_record(parts, manifest))
@@ -296,7 +297,7 @@ def asked(path: str | os.PathLike[str], settings: DataSettings) -> dict[str, Any
     """``settings.json``: enough to repeat or resume the run."""
     return {
         "path": absolute(path),
-        "settings": as_dict(settings),
+        "settings": asdict(settings),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "platform": platform.platform(),
@@ -346,66 +347,81 @@ def read_asked(folder: Path) -> tuple[str, FitSettings]:
         raise UsageError(f"{escape(str(folder))}: no run here to resume ({error}).") from None
 
 
-def images_of_run(model: str | os.PathLike[str], settings: DataSettings) -> Manifest:
-    """The images of a run, each with its part in the run's split, for commands without a PATH.
+def images_of_run(
+    model: str | os.PathLike[str], settings: DataSettings | None = None, verb: str | None = None
+) -> Manifest:
+    """The images of a run, each with its part in the run's split.
+
+    Args:
+        settings: of a command without a PATH.
+        verb: the command, if it takes only runs.
 
     Raises:
         UsageError: the model is not in a run, or a setting only applies to a path.
+        TopworkError: the run is damaged.
     """
-    others = replace(settings, workers=None, seed=0, max_reject_fraction=0.1)
-    if others != replace(DataSettings(), multi_label=settings.multi_label):
-        raise UsageError("Data options need a PATH; without one, the images of the run are used as the run read them.")
+    if settings is not None:
+        others = replace(settings, workers=None, seed=0, max_reject_fraction=0.1)
+        if others != replace(DataSettings(), multi_label=settings.multi_label):
+            raise UsageError(
+                "Data options need a PATH; without one, the images of the run are used as the run read them."
+            )
     folder = find_model(model).parent
     if not (folder / "split.json").exists():
-        raise UsageError(f"{escape(str(model))}: not a run directory, so a PATH of images is needed, too.")
+        problem = "not a run directory, so a PATH of images is needed, too"
+        if verb is not None:
+            problem = f"{verb} needs a run directory, because its manifest lists the existing images"
+        raise UsageError(f"{escape(str(model))}: {problem}.")
     record, manifest = read_split(folder), load_manifest(folder / "manifest.parquet")
-    parts = {row: name for name, rows in recorded_split(record, manifest).parts().items() for row in rows.tolist()}
+    try:
+        parts = {row: name for name, rows in recorded_split(record, manifest).parts().items() for row in rows.tolist()}
+    except (KeyError, TypeError) as error:
+        raise TopworkError(f"{escape(str(folder))}: the run is damaged (split.json: {error}).") from None
     samples = tuple(replace(sample, part=parts.get(row)) for row, sample in enumerate(manifest.samples))
     return replace(manifest, samples=samples)
 
 
-def read_split(folder: Path) -> dict[str, Any]:
-    """``split.json`` of a run.
+def _read_json(name: str, missing: str, folder: Path) -> dict[str, Any]:
+    """A JSON file of a run.
 
     Raises:
         UsageError: there is none.
         TopworkError: it is damaged.
     """
-    return _read_json(folder / "split.json", f"{escape(str(folder))}: no run here (no split.json).")
-
-
-def read_insights(folder: Path) -> dict[str, Any]:
-    """``insights.json`` of a run that was fitted on images with one label each.
-
-    Raises:
-        UsageError: there is none.
-        TopworkError: it is damaged.
-    """
-    missing = f"{escape(str(folder))}: has no list of likely label errors (no insights.json); topwork fit writes one."
-    return _read_json(folder / "insights.json", missing)
-
-
-def read_evaluation(folder: Path) -> dict[str, Any]:
-    """``evaluation.json`` of a finished run.
-
-    Raises:
-        UsageError: there is no finished run.
-        TopworkError: it is damaged.
-    """
-    return _read_json(
-        folder / "evaluation.json",
-        f"{escape(str(folder))}: no finished run here (no evaluation.json). topwork fit creates one.",
-    )
-
-
-def _read_json(path: Path, missing: str) -> dict[str, Any]:
     try:
-        value: dict[str, Any] = json.loads(path.read_text())
-        return value
+        value = json.loads((folder / name).read_text())
+        if isinstance(value, dict):
+            return value
+        raise ValueError(f"{name} holds no JSON object")
     except FileNotFoundError:
-        raise UsageError(missing) from None
+        raise UsageError(f"{escape(str(folder))}: {missing}") from None
     except (OSError, ValueError) as error:
-        raise TopworkError(f"{escape(str(path.parent))}: the run is damaged ({error}).") from None
+        raise TopworkError(f"{escape(str(folder))}: the run is damaged ({error}).") from None
+
+
+read_split = partial(_read_json, "split.json", "no run here (no split.json).")
+read_evaluation = partial(
+    _read_json, "evaluation.json", "no finished run here (no evaluation.json). topwork fit creates one."
+)
+read_insights = partial(
+    _read_json,
+    "insights.json",
+    "has no list of likely label errors (no insights.json); topwork fit writes one.",
+)
+
+
+def read_recipe(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """``recipe.json``, and the records of ``history.jsonl``.
+
+    Raises:
+        TopworkError: missing or damaged.
+    """
+    try:
+        lines = (folder / "history.jsonl").read_text().splitlines()
+        history = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise TopworkError(f"{escape(str(folder))}: the run is damaged ({error}).") from None
+    return _read_json("recipe.json", "the run is damaged (no recipe.json).", folder), history
 
 
 def provenance(manifest: Manifest, parts: Split, evaluation: dict[str, Any], settings: DataSettings) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,30 +48,24 @@ def _setting(
     help: str,
     *,
     needs: Mapping[str, tuple[str, ...]] | None = None,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
     parse: Callable[[str], Any] | None = None,
     packages: Mapping[str, str] | None = None,
+    **limits: float,
 ) -> Any:
     """A field with its help text and what :func:`check` verifies.
 
     Args:
         needs: values of other settings, the usual one first, without which this setting has no effect.
-        at_least, above, at_most, below: limits of a number.
         parse: raises UsageError for text it cannot parse.
         packages: the optional package that each value needs, with the extra that installs it; ``*`` for any value.
+        limits: of a number: ``at_least``, ``above``, ``at_most``, ``below``.
     """
-    limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
-    limits = {words: limit for words, limit in limits.items() if limit is not None}
     asks = {"needs": needs or {}, "limits": limits, "parse": parse, "packages": packages or {}}
     return field(default=default, metadata={"help": help, **asks})
 
 
-_WITHIN: dict[str, Callable[[Any, Any], bool]] = {
-    "at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt,
-}  # fmt: skip
+_tuning = partial(_setting, needs=TUNING)  # has no effect without fine-tuning
+_WITHIN = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
 def check(settings: Any) -> None:
@@ -84,8 +79,8 @@ def check(settings: Any) -> None:
         if value is None or value == item.default:
             continue
         option, limits = option_of(item.name, value), item.metadata.get("limits", {})
-        if not all(_WITHIN[words](value, limit) for words, limit in limits.items()):
-            allowed = " and ".join(f"{words} {limit:g}" for words, limit in limits.items())
+        if not all(_WITHIN[name](value, limit) for name, limit in limits.items()):
+            allowed = " and ".join(f"{name.replace('_', ' ')} {limit:g}" for name, limit in limits.items())
             raise UsageError(f"{option}: must be {allowed}.")
         if item.metadata.get("parse"):
             item.metadata["parse"](value)
@@ -209,12 +204,11 @@ class ScanSettings(ClusterSettings, DataSettings):
 class TuneSettings:
     """Settings of fine-tuning."""
 
-    strategy: Literal["auto", Strategy] = _setting(
+    strategy: Literal["auto", Strategy] = _tuning(
         "auto",
         "Layers to fine-tune. head: the new head; last: also the last --last-stages stages; all: everything; lp-ft: everything, "
         "starting from the probe's head; lora: low-rank adapters and the head; gradual: unfreeze one stage at a time; scratch: "
         "everything, from random weights; auto: lp-ft.",
-        needs=TUNING,
         packages={"lora": "peft"},
     )
     lora_rank: int = _setting(8, "Rank of the LoRA adapters.", needs=TUNING | {"strategy": ("lora",)}, at_least=1)
@@ -224,82 +218,69 @@ class TuneSettings:
         needs=TUNING | {"strategy": ("last",)},
         at_least=1,
     )
-    epochs: int | None = _setting(
-        None, "Number of epochs [default: chosen from the number of images].", needs=TUNING, at_least=1
-    )
+    epochs: int | None = _tuning(None, "Number of epochs [default: chosen from the number of images].", at_least=1)
     time_budget: str | None = _setting(
         None,
         "Time limit, such as 60s, 10min or 1h. Fine-tuning runs fewer epochs if needed; a probe spends the remaining time on "
         "flips and other scales of the training images and keeps them if they improve cross-validation.",
         parse=lambda text: seconds_of(text),
     )
-    lr: str = _setting(
+    lr: str = _tuning(
         "auto",
         "Learning rate: one number, or LOW:HIGH from the first stage to the head, such as 1e-6:1e-4.",
-        needs=TUNING,
         parse=lambda text: learning_rates(text),
     )
-    lr_spread: Literal["geometric", "linear"] = _setting(
-        "geometric", "How LOW:HIGH is spread across the stages.", needs=TUNING
-    )
-    lr_decay: float | None = _setting(
+    lr_spread: Literal["geometric", "linear"] = _tuning("geometric", "How LOW:HIGH is spread across the stages.")
+    lr_decay: float | None = _tuning(
         None,
         "Layer-wise learning-rate decay, with a single --lr: each stage's rate is that of the next stage times this.",
-        needs=TUNING,
         above=0,
         at_most=1,
     )
-    schedule: ScheduleName = _setting(
-        "one-cycle", "Learning-rate schedule: one-cycle, flat, cosine (with warm-up) or step.", needs=TUNING
+    schedule: ScheduleName = _tuning(
+        "one-cycle", "Learning-rate schedule: one-cycle, flat, cosine (with warm-up) or step."
     )
-    warmup: float = _setting(
-        0.25, "Warm-up fraction of each phase (one-cycle, cosine).", needs=TUNING, at_least=0, below=1
+    warmup: float = _tuning(0.25, "Warm-up fraction of each phase (one-cycle, cosine).", at_least=0, below=1)
+    optimizer: OptimizerName = _tuning("adamw", "Optimizer; sgd uses momentum.")
+    weight_decay: float = _tuning(
+        0.01, "Weight decay; not applied to norm layers, biases and tokens.", at_least=0, below=1
     )
-    optimizer: OptimizerName = _setting("adamw", "Optimizer; sgd uses momentum.", needs=TUNING)
-    weight_decay: float = _setting(
-        0.01, "Weight decay; not applied to norm layers, biases and tokens.", needs=TUNING, at_least=0, below=1
+    batch_size: int | None = _tuning(
+        None, "Batch size [default: 32; smaller for small datasets, larger on a GPU].", at_least=1
     )
-    batch_size: int | None = _setting(
-        None, "Batch size [default: 32; smaller for small datasets, larger on a GPU].", needs=TUNING, at_least=1
-    )
-    batch_norm: Literal["auto", BatchNorm] = _setting(
+    batch_norm: Literal["auto", BatchNorm] = _tuning(
         "auto",
         "Batch-norm statistics. frozen: keep the pretrained ones; folded: the same but faster; train: update them.",
-        needs=TUNING,
     )
     augment: str = _setting("auto", f"Augmentation; auto: none for a probe, light for fine-tuning. {AUGMENT_HELP}")
-    outputs: Literal["auto", Outputs] = _setting(
+    outputs: Literal["auto", Outputs] = _tuning(
         "auto",
         "Output layer: softmax; binary (one sigmoid for two classes); multilabel (one sigmoid per label).",
-        needs=TUNING,
     )
-    label_smoothing: float = _setting(0.0, "Label smoothing.", needs=TUNING, at_least=0, below=1)
-    mixup: float | None = _setting(None, "Mixup alpha, such as 0.2.", needs=TUNING, above=0)
-    cutmix: float | None = _setting(None, "CutMix alpha, such as 1.0.", needs=TUNING, above=0)
-    clip_norm: float | None = _setting(1.0, "Clip gradients to this norm; 0 disables.", needs=TUNING, at_least=0)
-    ema: float | None = _setting(
-        0.99, "EMA decay; EMA weights are evaluated and saved; 0 disables.", needs=TUNING, at_least=0, below=1
+    label_smoothing: float = _tuning(0.0, "Label smoothing.", at_least=0, below=1)
+    mixup: float | None = _tuning(None, "Mixup alpha, such as 0.2.", above=0)
+    cutmix: float | None = _tuning(None, "CutMix alpha, such as 1.0.", above=0)
+    clip_norm: float | None = _tuning(1.0, "Clip gradients to this norm; 0 disables.", at_least=0)
+    ema: float | None = _tuning(
+        0.99, "EMA decay; EMA weights are evaluated and saved; 0 disables.", at_least=0, below=1
     )
     balance: Literal["auto", "none", "weights", "sampler"] = _setting(
         "auto",
         "Class imbalance. weights: class weights inversely proportional to frequency; sampler: sample all classes equally often "
         "(same as weights for a probe); auto: weights if the largest class is over 3 times the smallest.",
     )
-    monitor: Literal["loss", "accuracy"] = _setting(
+    monitor: Literal["loss", "accuracy"] = _tuning(
         "loss",
         "Validation metric that selects the best epoch; the loss is computed after temperature scaling.",
-        needs=TUNING,
     )
-    patience: int | None = _setting(None, "Early-stopping patience (epochs).", needs=TUNING, at_least=1)
-    interpolate: bool = _setting(
+    patience: int | None = _tuning(None, "Early-stopping patience (epochs).", at_least=1)
+    interpolate: bool = _tuning(
         True,
         "Do not interpolate initial and fine-tuned weights (WiSE-FT), which is done if clearly better on valid.",
-        needs=TUNING,
     )
-    average_best: int | None = _setting(
+    average_best: int | None = _tuning(
         None,
         "Average the weights of this many best epochs if that is clearly better on valid.",
-        needs=TUNING,
         at_least=1,
     )
     tta: bool = _setting(
@@ -311,13 +292,12 @@ class TuneSettings:
         "auto",
         "Precision of the training features; auto: bf16 if the processor supports it. Predictions always use f32.",
     )
-    track: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = _setting(
+    track: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = _tuning(
         None,
         "Log metrics to this experiment tracker, which must be installed; files go to RUN/tracking.",
-        needs=TUNING,
         packages={name: name for name in ("tensorboard", "mlflow", "wandb", "trackio")},
     )
-    compile: bool = _setting(False, "Use torch.compile; pays off in long runs on a GPU.", needs=TUNING)
+    compile: bool = _tuning(False, "Use torch.compile; pays off in long runs on a GPU.")
 
     @property
     def time_budget_seconds(self) -> float | None:
@@ -339,10 +319,9 @@ class NetworkSettings:
         "plain: linear on the last features, loadable by timm; extended: features of more stages, transformed (probe); cosine: "
         "cosine similarity (tune); auto: extended if clearly better in cross-validation.",
     )
-    hidden: str | None = _setting(
+    hidden: str | None = _tuning(
         None,
         "Hidden layers of the head for fine-tuning, as WIDTH or WIDTH:DROPOUT, such as 256:0.4,128:0.2.",
-        needs=TUNING,
     )
     pooling: Pooling | None = _setting(
         None,
@@ -511,11 +490,6 @@ class ServeSettings:
     request_seconds: float = _setting(60.0, "Time limit for answering a request, in seconds; then status 504.")
 
 
-def as_dict(settings: DataSettings) -> dict[str, Any]:
-    """Settings as plain JSON values, in order of definition."""
-    return asdict(settings)
-
-
 def with_options(settings: Any, options: Mapping[str, Any]) -> Any:
     """The settings with some replaced by name.
 
@@ -668,7 +642,6 @@ _SUBJECTS: dict[str, Any] = {
     "Answers": AnswerSettings,
     "Cluster": ClusterSettings,
 }
-_COMMON = frozenset({"json", "quiet", "debug"})
 
 
 def option_group(flag: str) -> tuple[str, bool]:
@@ -678,10 +651,7 @@ def option_group(flag: str) -> tuple[str, bool]:
         flag: such as ``--valid-fraction``.
     """
     name = flag.removeprefix("--")
-    if name in _COMMON:
+    if name in ("json", "quiet", "debug"):
         return "Output", name in EVERYDAY
-    field_name = name.replace("-", "_")
-    for title, kind in _SUBJECTS.items():
-        if field_name in {item.name for item in fields(kind)}:
-            return title, name in EVERYDAY
-    return "Options", name in EVERYDAY
+    own = (title for title, kind in _SUBJECTS.items() if name.replace("-", "_") in kind.__dataclass_fields__)
+    return next(own, "Options"), name in EVERYDAY

@@ -10,9 +10,8 @@ import pytest
 
 from drawing import draw_folders
 from terminal import topwork
-from topwork.commands.compare import compare_runs
+from topwork.commands.compare import compare_runs, list_runs
 from topwork.commands.fit import fit
-from topwork.commands.runs import list_runs
 from topwork.errors import UsageError
 from topwork.settings import FitSettings
 
@@ -124,12 +123,12 @@ def test_runs_are_listed_best_first_and_unfinished_ones_last(runs):
     (runs / "stopped").mkdir(exist_ok=True)
     (runs / "stopped" / "settings.json").write_text("{}")
     found = list_runs(runs)
-    accuracies = [row.accuracy["value"] for row in found.runs if row.accuracy]
+    accuracies = [row["accuracy"]["value"] for row in found["runs"] if row["accuracy"]]
     assert accuracies == sorted(accuracies, reverse=True)
-    assert {row.name for row in found.runs} >= {"good", "weak", "other-split"}
-    assert found.runs[-1].name == "stopped"
-    assert found.runs[-1].part is None
-    assert found.runs[0].name in found.verdict
+    assert {row["name"] for row in found["runs"]} >= {"good", "weak", "other-split"}
+    assert found["runs"][-1]["name"] == "stopped"
+    assert found["runs"][-1]["part"] is None
+    assert found["runs"][0]["name"] in found["best"]
 
 
 def test_a_folder_without_runs_is_named(tmp_path):

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from drawing import draw_folders
+from topwork.commands.compare import list_runs
 from topwork.commands.evaluate import evaluate, seen_notes
 from topwork.commands.examine import examine_model
 from topwork.commands.fit import fit
-from topwork.commands.runs import list_runs
 from topwork.errors import UsageError
 from topwork.settings import DataSettings, FitSettings
 
@@ -65,8 +65,8 @@ def test_an_evaluation_of_the_same_images_is_compared_with_the_run(run, tmp_path
     evaluate(run.folder, part="test", out=tmp_path / "again")
     shutil.copytree(run.folder, tmp_path / "run")
     found = list_runs(tmp_path)
-    assert [row.mode for row in found.runs] == ["evaluation", "probe"]
-    assert found.verdict.startswith(f"On the same {run.evaluation['test']['n']} images")
+    assert [row["mode"] for row in found["runs"]] == ["evaluation", "probe"]
+    assert found["best"].startswith(f"On the same {run.evaluation['test']['n']} images")
 
 
 def test_nearly_the_same_picture_counts_as_seen(run, photos, tmp_path) -> None:

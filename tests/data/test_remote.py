@@ -27,7 +27,7 @@ from topwork.data.manifest import load_manifest, scan
 from topwork.data.remote import is_url, url_of
 from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.export.inputs import list_inputs
-from topwork.export.predictor import read_image as read_input
+from topwork.export.inputs import read_image as read_input
 from topwork.export.runtime import model_embedder
 from topwork.models.classifier import load_classifier
 from topwork.run import load_run

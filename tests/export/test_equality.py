@@ -18,8 +18,7 @@ from PIL import Image
 from server.serving import form, serving
 from terminal import topwork
 from topwork.commands.fit import fit
-from topwork.export.package import export_model
-from topwork.export.parity import TOLERANCE, run_script
+from topwork.export.package import TOLERANCE, export_model, run_script
 from topwork.export.predictor import Predictor
 from topwork.models.classifier import load_classifier
 from topwork.settings import FitSettings

@@ -18,8 +18,8 @@ from topwork.commands.evaluate import evaluate
 from topwork.commands.fit import fit
 from topwork.errors import UsageError
 from topwork.evaluation.predictions import softmax
-from topwork.export.inputs import list_inputs
-from topwork.export.predictor import Predictor, read_image
+from topwork.export.inputs import list_inputs, read_image
+from topwork.export.predictor import Predictor
 from topwork.features.engine import OpenVINOEngine, TorchEngine
 from topwork.settings import FitSettings
 

@@ -19,9 +19,8 @@ from topwork.data.images import decode
 from topwork.data.manifest import load_manifest
 from topwork.data.transforms import InputSpec, fit_to_input
 from topwork.errors import TopworkError, UsageError
-from topwork.export import package, quantize, standalone, targets
-from topwork.export.package import export_model
-from topwork.export.parity import run_script
+from topwork.export import package, standalone, targets
+from topwork.export.package import export_model, run_script
 from topwork.export.predictor import Predictor
 from topwork.models.classifier import load_classifier
 
@@ -125,7 +124,7 @@ def test_class_names_cannot_become_code(runs, tmp_path):
     names = ("'''); import os; os._exit(9) #", '\\\n"""{}', "naïve 🐜 \u2028")
     classifier = replace(load_classifier(runs["plain"]), classes=names)
     script = tmp_path / "predict.py"
-    script.write_text(targets.standalone_script(classifier, Path("m.onnx")), encoding="utf-8")
+    script.write_text(targets.standalone_script(classifier, Path("m.onnx"), targets.TARGETS["onnx"]), encoding="utf-8")
     program = f"import runpy, json; print(json.dumps(runpy.run_path({str(script)!r})['SETTINGS']['classes']))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert tuple(json.loads(done.stdout)) == names
@@ -238,7 +237,7 @@ def test_large_photographs_are_shrunk_alike(tmp_path, side):
 def test_eight_bits_are_smaller_and_the_cost_is_stated(runs, tmp_path, to, monkeypatch):
     pytest.importorskip("nncf")
     monkeypatch.setattr(package, "N_IMAGES", 8)
-    monkeypatch.setattr("topwork.export.parity.LEAST_SAME_INT8", 0.5)  # a random network is unsure everywhere
+    monkeypatch.setattr(package, "LEAST_SAME_INT8", 0.5)  # a random network is unsure everywhere
     small = exported(runs["plain"], to, tmp_path, int8=True)
     n_bytes = small.exported.with_suffix(".bin" if to == "openvino" else ".onnx").stat().st_size
     assert n_bytes < 0.6 * (runs["plain"] / "model" / "model.safetensors").stat().st_size
@@ -263,7 +262,7 @@ def held_out(run):
 def test_eight_bits_that_answer_otherwise_are_not_kept(runs, images, tmp_path, monkeypatch):
     """The wrong network in place of a quantizer that went wrong."""
     monkeypatch.setattr(package, "_calibration", lambda *_: np.zeros((1, 160, 160, 3), np.uint8))
-    monkeypatch.setattr(quantize, "quantized", lambda model, *_: inverted(model))
+    monkeypatch.setattr(targets, "quantized", lambda model, *_: inverted(model))
     with pytest.raises(TopworkError, match="with 8 bits, only"):
         exported(runs["plain"], "onnx", tmp_path, int8=True, check=images)
     assert [p.name for p in tmp_path.iterdir()] == ["model.parity-failed.json"]

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from topwork.evaluation.metrics import evaluate_part
 from topwork.evaluation.predictions import Predictions
 from topwork.report.run_data import read_record
 from topwork.run import save_predictions, write_json
-from topwork.settings import FitSettings, as_dict
+from topwork.settings import FitSettings
 
 HOSTILE_CLASSES = (
     "<script>window.pwned=1<script>",
@@ -90,7 +91,7 @@ def build_run(
     save_manifest(manifest, run / "manifest.parquet")
     save_predictions(predictions, manifest, run / "predictions.parquet")
     write_json(run / "split.json", split_record(parts, manifest))
-    write_json(run / "settings.json", {"path": str(images), "settings": as_dict(settings), "versions": {"numpy": "2"}})
+    write_json(run / "settings.json", {"path": str(images), "settings": asdict(settings), "versions": {"numpy": "2"}})
     write_json(run / "recipe.json", _recipe())
     (run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history or _trials()))
     timing = {"seconds": {"probe": 1.0, "total": 2.0}, "n_embedded": 0, "images_per_second": None}

@@ -27,8 +27,8 @@ from topwork.commands.fit import fit
 from topwork.errors import UsageError
 from topwork.export.batch import row_of
 from topwork.export.predictor import Predictor
-from topwork.server.app import Service, create_app
-from topwork.server.serve import SHUTDOWN_SECONDS, named_models
+from topwork.server.app import Service, create_app, named_models
+from topwork.server.web import SHUTDOWN_SECONDS
 from topwork.settings import FitSettings, ServeSettings
 
 from .serving import form, read_all, serving, wait_until

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from topwork.server.serve import SHUTDOWN_SECONDS
+from topwork.server.web import SHUTDOWN_SECONDS
 from topwork.settings import ServeSettings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

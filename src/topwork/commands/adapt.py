@@ -7,10 +7,9 @@ folders are used in the report, never to adapt.
 from __future__ import annotations
 
 import csv
-import json
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,35 +30,36 @@ from topwork.adaptation.adapted_head import (
 from topwork.adaptation.align import N_SAMPLE, STYLES, Domains, Ints, Rows, nearest_style
 from topwork.adaptation.expected import domains_record, target_figures
 from topwork.adaptation.guards import SIGNIFICANCE, Choice, choose, images_to_label
-from topwork.commands.add_class import stored_run
 from topwork.commands.assess import evaluate_parts
-from topwork.commands.prepare import scan_and_embed, timing
+from topwork.commands.prepare import embedded, scan_and_embed, timing
 from topwork.data.images import decode
 from topwork.data.listing import ANY_LABEL, is_flat
 from topwork.data.manifest import Manifest, read_labels, save_manifest, without_labels
 from topwork.data.remote import absolute
-from topwork.data.split import Split, split, split_record
+from topwork.data.split import Split, split
 from topwork.data.transforms import fit_to_input
 from topwork.errors import ImageError, Interrupted
 from topwork.evaluation.domains import energy_distance
-from topwork.evaluation.predictions import Predictions, predict_features, softmax
-from topwork.export.card import model_card
+from topwork.evaluation.predictions import UNKNOWN_CLASS, Predictions, labels_for, predict_features, softmax
 from topwork.export.runtime import model_embedder
-from topwork.features.embed import Embedder, Features, embed, embed_changed
+from topwork.features.embed import Embedder, Features, embed_changed
 from topwork.features.engine import compiled_form, load_engine
 from topwork.files import atomic_file
-from topwork.models.classifier import COMPILED, Classifier, find_model, save_classifier
-from topwork.progress import Reporter, Stopwatch, default_reporter
+from topwork.models.classifier import COMPILED, Classifier, find_model, load_classifier
+from topwork.progress import Reporter, Steps
 from topwork.run import (
     free_run_folder,
+    images_of_run,
     provenance,
     read_evaluation,
+    read_recipe,
     run_folder,
     save_predictions,
     versions,
     write_json,
+    write_run,
 )
-from topwork.settings import AdaptSettings, DataSettings, as_dict, check
+from topwork.settings import AdaptSettings, DataSettings, check
 from topwork.text import Described, first_names, percent
 
 ASK_FILE = "ask.csv"
@@ -174,48 +174,46 @@ def adapt(
     Raises:
         UsageError: no run, no usable image, labels for images or classes that do not exist.
     """
-    settings, reporter, clock = settings or AdaptSettings(), reporter or default_reporter(), Stopwatch()
+    settings, steps, run = settings or AdaptSettings(), Steps(reporter), find_model(run).parent
+    reporter = steps.reporter
     out = free_run_folder(run, Path.exists) if out is None else out
     check(settings)
-    run = Path(run)
     with run_folder(Path(out), overwrite) as folder:
         started = {"path": absolute(target), "adapted_from": str(run.absolute())}
-        write_json(folder / "settings.json", started | {"settings": as_dict(settings), "versions": versions()})
-        with clock("scan_and_embed"):
-            reporter.step("scan and embed")
-            source, embedder = _read_source(run, settings)
+        write_json(folder / "settings.json", started | {"settings": asdict(settings), "versions": versions()})
+        with steps("scan_and_embed"):
+            source, embedder = _read_source(run, settings, reporter)
             found = _read_target(target, source.classifier, settings, embedder, reporter)
         for note in found.manifest.notes:
             reporter.note(note)
-        with clock("adapt"):
-            reporter.step("adapt")
+        with steps("adapt"):
             now = _adapted(source, found, embedder, settings, reporter)
         if settings.mode == "tune":
-            with clock("tune"):
-                reporter.step("move")
+            with steps("tune"):
                 now = _fine_tuned(now, settings, reporter)
         asked = (
             now.rows[images_to_label(now.domains, now.choice, settings.ask, settings.seed)] if settings.ask else None
         )
-        with clock("evaluate"):
-            reporter.step("evaluate")
+        with steps("evaluate"):
             everything = np.arange(len(found.manifest.samples))
             before = predict_features(source.classifier, found.features, everything, found.truth)
             after = predict_features(now.classifier, now.target.features, everything, found.truth)
-            predictions = _source_predictions(now)
+            predictions = {
+                name: predict_features(now.classifier, now.source.features, rows, source.labels)
+                for name, rows in source.parts.parts().items()
+            }
             evaluation = evaluate_parts(now.classifier, source.manifest, source.parts, predictions, settings.seed)
             of_source = read_evaluation(run)
             evaluation |= target_figures(before, after, evaluation, of_source, settings.seed)
             record = domains_record(now.choice, found.manifest, before, after, now.domains, now.rows, of_source)
             record["asked"] = None if asked is None else {"n": len(asked), "rows": asked.tolist()}
-        with clock("write"):
-            reporter.step("write")
+        with steps("write"):
             origin = provenance(source.manifest, source.parts, evaluation, settings)
             origin |= {"adapted_to": found.manifest.digest, "adaptation": now.choice.method}
             _write(folder, now, replace(now.classifier, provenance=origin), predictions, after)
             ask_path = None if asked is None else _write_ask(folder / ASK_FILE, asked, now, after)
             write_json(folder / "domains.json", record)
-        evaluation["timing"] = timing(clock, now.embedder)
+        evaluation["timing"] = timing(steps, now.embedder)
         write_json(folder / "evaluation.json", evaluation)
     for note in record["notes"]:
         reporter.note(note)
@@ -226,18 +224,11 @@ def adapt(
 # ---- reading
 
 
-def _read_source(run: Path, settings: AdaptSettings) -> tuple[Source, Embedder]:
-    classifier, manifest, part_of = stored_run(run, "adapt")
-    samples = tuple(
-        replace(sample, part=part_of[sample.content_hash])
-        for sample in manifest.samples
-        if sample.content_hash in part_of
-    )
-    manifest = replace(manifest, samples=samples)
+def _read_source(run: Path, settings: AdaptSettings, reporter: Reporter) -> tuple[Source, Embedder]:
+    classifier, manifest = load_classifier(run), images_of_run(run, verb="adapt")
+    manifest = replace(manifest, samples=tuple(sample for sample in manifest.samples if sample.part))
     embedder = model_embedder(classifier)
-    features = embed(classifier.backbone, manifest, embedder=embedder, n_threads=settings.workers)
-    index = {name: number for number, name in enumerate(classifier.classes)}
-    labels = np.array([index[sample.label] for sample in samples], np.int64)
+    features, labels = embedded(manifest, embedder, settings, reporter), labels_for(classifier, manifest)
     return Source(run, classifier, manifest, split(manifest, seed=settings.seed), features, labels), embedder
 
 
@@ -249,11 +240,9 @@ def _read_target(
     reporter: Reporter,
 ) -> Target:
     manifest, features, has_labels = scan_target(path, settings, settings.unlabeled, embedder, reporter)
-    index = {name: number for number, name in enumerate(classifier.classes)}
-    truth = np.array([index.get(s.label, -1) if has_labels else -1 for s in manifest.samples], np.int64)
-    known = np.full(len(truth), -1, np.int64)
-    if settings.labels is not None:
-        known = read_labels(Path(settings.labels), manifest, classifier.classes)
+    nothing = np.full(len(manifest.samples), UNKNOWN_CLASS, np.int64)
+    truth = labels_for(classifier, manifest) if has_labels else nothing
+    known = nothing if settings.labels is None else read_labels(Path(settings.labels), manifest, classifier.classes)
     return Target(manifest, features, known, truth, has_labels)
 
 
@@ -383,13 +372,10 @@ def _embedded_by(now: Adaptation, backbone: Any, head: Any, settings: AdaptSetti
     """The same images embedded by another network."""
     reporter.step("embed again")
     embedder = Embedder(backbone, load_engine(backbone, precision="f32"))
-
-    def embedded(manifest: Manifest) -> Features:
-        return embed(backbone, manifest, embedder=embedder, n_threads=settings.workers, on_progress=reporter.progress)
-
     classifier = replace(now.source.classifier, backbone=backbone, head=head, precision="f32")
-    source = replace(now.source, classifier=classifier, features=embedded(now.source.manifest))
-    target = replace(now.target, features=embedded(now.target.manifest))
+    features = embedded(now.source.manifest, embedder, settings, reporter)
+    source = replace(now.source, classifier=classifier, features=features)
+    target = replace(now.target, features=embedded(now.target.manifest, embedder, settings, reporter))
     domains = _domains(source, target, now.own, now.rows)
     return replace(
         now, source=source, target=target, domains=domains, classifier=classifier, embedder=embedder, is_tuned=True
@@ -431,21 +417,11 @@ def _rows_for(classifier: Classifier, features: Features, rows: Ints) -> Rows:
 
 def _penalty_of(run: Path) -> float:
     """The penalty that the run's probe was fitted with."""
-    try:
-        return float(json.loads((run / "recipe.json").read_text())["head"]["penalty"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return DEFAULT_PENALTY
+    head = read_recipe(run)[0].get("head") or {}
+    return float(head.get("penalty") or DEFAULT_PENALTY)
 
 
 # ---- evaluating and writing
-
-
-def _source_predictions(now: Adaptation) -> dict[str, Predictions]:
-    source = now.source
-    return {
-        name: predict_features(now.classifier, source.features, rows, source.labels)
-        for name, rows in source.parts.parts().items()
-    }
 
 
 def _write_ask(path: Path, asked: Ints, now: Adaptation, after: Predictions) -> Path:
@@ -472,24 +448,17 @@ def _write(
     folder: Path, now: Adaptation, classifier: Classifier, predictions: dict[str, Predictions], after: Predictions
 ) -> None:
     source, target = now.source, now.target
-    recipe = json.loads((source.run / "recipe.json").read_text())
+    recipe, history = read_recipe(source.run)
     adapted = {"from": str(source.run.absolute()), "to": str(target.manifest.root), **now.choice.as_dict()}
     recipe |= {"adapted": adapted | {"network_moved": now.is_tuned}, "temperature": classifier.temperature}
-    save_manifest(source.manifest, folder / "manifest.parquet")
-    save_manifest(target.manifest, folder / "target.parquet")
-    write_json(folder / "split.json", split_record(source.parts, source.manifest))
-    write_json(folder / "recipe.json", recipe)
-    with atomic_file(folder / "history.jsonl") as partial:
-        lines = [json.dumps(record) + "\n" for record in now.history]
-        partial.write_text((source.run / "history.jsonl").read_text() + "".join(lines))
-    save_predictions(predictions, source.manifest, folder / "predictions.parquet")
-    save_predictions({"target": after}, target.manifest, folder / "target_predictions.parquet")
-    shutil.copytree(find_model(source.run), folder / "source_model", dirs_exist_ok=True)
     # the source's network has its compiled form next to it; a fine-tuned one has it in the cache
     own = classifier.backbone.folder / COMPILED[0]
     form = own if own.is_file() else compiled_form(classifier.backbone)
-    compiled = form if now.embedder.engine.kind == "openvino" else None
-    save_classifier(classifier, folder / "model", compiled, model_card(classifier))
+    compiled, history = form if now.embedder.engine.kind == "openvino" else None, [*history, *now.history]
+    write_run(folder, source.manifest, source.parts, classifier, predictions, recipe, history, compiled)
+    save_manifest(target.manifest, folder / "target.parquet")
+    save_predictions({"target": after}, target.manifest, folder / "target_predictions.parquet")
+    shutil.copytree(find_model(source.run), folder / "source_model", dirs_exist_ok=True)
     insights = source.run / "insights.json"
     if insights.is_file() and not now.is_tuned:  # they are about the source's network
         shutil.copyfile(insights, folder / insights.name)

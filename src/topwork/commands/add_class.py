@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,21 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.commands.assess import evaluate_parts
-from topwork.commands.prepare import VALID_FRACTION, scan_and_embed, timing
+from topwork.commands.prepare import VALID_FRACTION, embedded, scan_and_embed, timing
 from topwork.data.listing import ANY_LABEL, is_flat
-from topwork.data.manifest import Manifest, load_manifest
+from topwork.data.manifest import Manifest
 from topwork.data.remote import absolute, is_folder, is_url, url_of
+from topwork.data.samples import Sample
 from topwork.data.split import Split, split
 from topwork.errors import UsageError
-from topwork.evaluation.predictions import Predictions, predict_features
+from topwork.evaluation.predictions import labels_for, predict_features
 from topwork.evaluation.similarity import fit_unknown
 from topwork.export.runtime import model_embedder
-from topwork.features.embed import Embedder, Features, embed
+from topwork.features.embed import Embedder, Features
 from topwork.features.logistic import SoftmaxRegression
-from topwork.models.classifier import Classifier, load_classifier
+from topwork.models.classifier import COMPILED, Classifier, find_model, load_classifier
 from topwork.models.head import Floats, LinearHead
-from topwork.progress import Reporter, Stopwatch, default_reporter
-from topwork.run import provenance, run_folder, write_json, write_run
+from topwork.progress import Reporter, Steps
+from topwork.run import images_of_run, provenance, read_recipe, run_folder, write_json, write_run
 from topwork.settings import DataSettings
 from topwork.text import escape, natural_key
 
@@ -75,50 +75,35 @@ def add_class(
     Raises:
         UsageError: no run, a class that the model already has, or images in an archive.
     """
-    settings, reporter, clock = settings or DataSettings(), reporter or default_reporter(), Stopwatch()
+    settings, steps, run = settings or DataSettings(), Steps(reporter), find_model(run).parent
     with run_folder(Path(out), overwrite) as folder:
-        write_json(folder / "settings.json", {"path": absolute(path), "grown_from": str(Path(run).absolute())})
-        classifier, old_manifest, old_parts = stored_run(Path(run), "add-class")
-        with clock("scan_and_embed"):
-            reporter.step("scan and embed")
+        write_json(folder / "settings.json", {"path": absolute(path), "grown_from": str(run.absolute())})
+        classifier, old = load_classifier(run), images_of_run(run, verb="add-class")
+        with steps("scan_and_embed"):
             embedder = model_embedder(classifier)
-            manifest_of_new = _new_images(Path(path), name, settings, embedder, reporter)
-            manifest, parts = _joined(old_manifest, old_parts, manifest_of_new, classifier, settings)
-            features = embed(classifier.backbone, manifest, embedder=embedder, n_threads=settings.workers)
-        with clock("probe"):
-            reporter.step("probe")
+            new = _new_images(Path(path), name, settings, embedder, steps.reporter)
+            manifest, parts = _joined(old, new, classifier, settings)
+            features = embedded(manifest, embedder, settings, steps.reporter)
+        with steps("probe"):
             grown, head = _grown_classifier(classifier, manifest, features, parts, settings.seed)
-        with clock("evaluate"):
-            reporter.step("evaluate")
+        with steps("evaluate"):
             labels = np.array(manifest.labels)
             predictions = {key: predict_features(grown, features, rows, labels) for key, rows in parts.parts().items()}
             evaluation = evaluate_parts(grown, manifest, parts, predictions, settings.seed)
         added = tuple(name for name in manifest.classes if name not in classifier.classes)
         part, n_old, before, after = _before_and_after(classifier, grown, manifest, features, parts)
-        with clock("write"):
-            reporter.step("write")
-            grown = replace(
-                grown, provenance=provenance(manifest, parts, evaluation, settings) | {"added": list(added)}
-            )
-            _write_grown(folder, Path(run), manifest, parts, grown, predictions, embedder, head, added)
-        evaluation["timing"] = timing(clock, embedder)
+        with steps("write"):
+            origin = provenance(manifest, parts, evaluation, settings) | {"added": list(added)}
+            recipe, history = read_recipe(run)
+            recipe["grown"] = {"from": str(run.absolute()), "added": list(added), **head}
+            form = classifier.backbone.folder / COMPILED[0]
+            compiled = form if embedder.engine.kind == "openvino" and form.is_file() else None
+            grown = replace(grown, provenance=origin)
+            write_run(folder, manifest, parts, grown, predictions, recipe, history, compiled)
+        evaluation["timing"] = timing(steps, embedder)
         evaluation["old_classes"] = {"part": part, "n": n_old, "accuracy_before": before, "accuracy_after": after}
         write_json(folder / "evaluation.json", evaluation)
     return GrownRun(Path(out), added, part, n_old, before, after, evaluation)
-
-
-def stored_run(run: Path, verb: str) -> tuple[Classifier, Manifest, dict[str, str]]:
-    """The model of a run, its images, and the part of each content hash."""
-    classifier = load_classifier(run)
-    try:
-        manifest = load_manifest(run / "manifest.parquet")
-        parts = json.loads((run / "split.json").read_text())["parts"]
-        by_hash = {item["content_hash"]: name for name, items in parts.items() for item in items}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(
-            f"{run}: {verb} needs a run directory, because its manifest lists the existing images."
-        ) from None
-    return classifier, manifest, by_hash
 
 
 def _new_images(
@@ -140,9 +125,7 @@ def _new_images(
     return manifest
 
 
-def _joined(
-    old: Manifest, old_parts: dict[str, str], new: Manifest, classifier: Classifier, settings: DataSettings
-) -> tuple[Manifest, Split]:
+def _joined(old: Manifest, new: Manifest, classifier: Classifier, settings: DataSettings) -> tuple[Manifest, Split]:
     """Both sets of images under one root; the old split stays, the new images are split in the same way."""
     new = new.named_like(classifier.classes)
     known = [name for name in new.classes if name in classifier.classes]
@@ -157,29 +140,24 @@ def _joined(
     if twice:
         path = next(s.path for s in new.samples if s.content_hash in twice)
         raise UsageError(f"{escape(path)}: this image is in the run already, with a different class.")
-    has = set(old_parts.values())
-    fractions = [
-        settings.valid_fraction or VALID_FRACTION if "valid" in has else 0.0,
-        settings.test_fraction if "test" in has else 0.0,
-    ]
+    has = {sample.part for sample in old.samples}
+    valid_fraction = settings.valid_fraction or VALID_FRACTION if "valid" in has else 0.0
+    test_fraction = settings.test_fraction if "test" in has else 0.0
     plain = replace(new, samples=tuple(replace(sample, part=None) for sample in new.samples))
-    chosen = split(plain, fractions[0], fractions[1], settings.seed)
+    chosen = split(plain, valid_fraction, test_fraction, settings.seed)
     part_of = {row: name for name, rows in chosen.parts().items() for row in rows.tolist()}
     local = [m.root.resolve() for m in (old, new) if not is_url(m.root)]
     root = Path(os.path.commonpath(local)) if local else old.root
 
-    def moved(manifest: Manifest, row: int, part: str) -> Any:
-        sample = manifest.samples[row]
-        if is_url(manifest.root) or is_url(sample.path):
-            path = url_of(sample.path if is_url(sample.path) else manifest.root / sample.path)
+    def moved(sample: Sample, home: Path, part: str) -> Sample:
+        if is_url(home) or is_url(sample.path):
+            path = url_of(sample.path if is_url(sample.path) else home / sample.path)
         else:
-            path = os.path.relpath(manifest.root.resolve() / sample.path, root)
+            path = os.path.relpath(home.resolve() / sample.path, root)
         return replace(sample, path=path, part=part)
 
-    samples = [
-        moved(old, row, old_parts[s.content_hash]) for row, s in enumerate(old.samples) if s.content_hash in old_parts
-    ]
-    samples += [moved(plain, row, part_of[row]) for row in range(len(plain.samples))]
+    samples = [moved(sample, old.root, sample.part) for sample in old.samples if sample.part]
+    samples += [moved(sample, new.root, part_of[row]) for row, sample in enumerate(plain.samples)]
     classes = tuple(sorted({sample.label for sample in samples}, key=natural_key))
     manifest = replace(old, root=root, samples=tuple(samples), classes=classes, rejects=new.rejects, notes=())
     return manifest, split(manifest, seed=settings.seed)
@@ -219,41 +197,17 @@ def _before_and_after(
     old: Classifier, new: Classifier, manifest: Manifest, features: Features, parts: Split
 ) -> tuple[str | None, int, float | None, float | None]:
     """Accuracy on held-out images of the old classes, by the old model and by the new one."""
-    held_out = {name: rows for name, rows in parts.parts().items() if name != "train"}
+    known = labels_for(old, manifest) >= 0
     for name in ("test", "valid"):
-        rows = held_out.get(name, np.array([], np.int64))
-        rows = rows[[manifest.samples[row].label in old.classes for row in rows.tolist()]] if len(rows) else rows
-        if not len(rows):
-            continue
-        accuracies = []
-        for classifier in (old, new):
-            index = {label: number for number, label in enumerate(classifier.classes)}
-            labels = np.array([index.get(sample.label, -1) for sample in manifest.samples])
-            found = predict_features(classifier, features, rows, labels)
-            accuracies.append(float((found.predicted == found.labels).mean()))
-        return name, len(rows), accuracies[0], accuracies[1]
+        rows = getattr(parts, name)
+        rows = rows[known[rows]]
+        if len(rows):
+            before, after = (
+                float(predict_features(model, features, rows, labels_for(model, manifest)).correct.mean())
+                for model in (old, new)
+            )
+            return name, len(rows), before, after
     return None, 0, None, None
-
-
-def _write_grown(
-    folder: Path,
-    old_run: Path,
-    manifest: Manifest,
-    parts: Split,
-    classifier: Classifier,
-    predictions: dict[str, Predictions],
-    embedder: Embedder,
-    head: dict[str, Any],
-    added: tuple[str, ...],
-) -> None:
-    from topwork.models.classifier import COMPILED
-
-    recipe = json.loads((old_run / "recipe.json").read_text())
-    recipe["grown"] = {"from": str(old_run.absolute()), "added": list(added), **head}
-    history = [json.loads(line) for line in (old_run / "history.jsonl").read_text().splitlines()]
-    compiled = classifier.backbone.folder / COMPILED[0]
-    found = compiled if embedder.engine.kind == "openvino" and compiled.is_file() else None
-    write_run(folder, manifest, parts, classifier, predictions, recipe, history, found)
 
 
 # ---- the head

@@ -32,7 +32,7 @@ from topwork.evaluation.similarity import UnknownDetector, fit_unknown
 from topwork.features.probe import Probe
 from topwork.models.classifier import Classifier
 from topwork.models.head import LinearHead
-from topwork.progress import Reporter, Stopwatch
+from topwork.progress import Reporter, Steps
 from topwork.settings import FitSettings
 from topwork.text import canonical, escape
 
@@ -72,31 +72,26 @@ def check_labels(settings: FitSettings) -> None:
         raise UsageError("--positive and --target-precision both set thresholds; use one of them.")
 
 
-def assess(
-    data: PreparedData, probe: Probe, tuned: TunedClassifier | None, clock: Stopwatch, reporter: Reporter
-) -> Assessed:
+def assess(data: PreparedData, probe: Probe, tuned: TunedClassifier | None, steps: Steps) -> Assessed:
     """Calibrates the classifier, predicts every part, and evaluates the held-out parts.
 
     Args:
         data: with the backbone and features of the tuned network, if there is one.
     """
-    parts, seed = data.parts, data.settings.seed
-    with clock("evaluate"):
-        reporter.step("evaluate")
+    parts, seed, reporter = data.parts, data.settings.seed, steps.reporter
+    with steps("evaluate"):
         classifier = _classifier(data, probe, tuned)
-        predictions = {
-            name: predict_features(
-                classifier, data.features_of(name), _shown(name, rows, classifier, reporter), data.labels
-            )
-            for name, rows in parts.parts().items()
-        }
+        predictions = {}
+        for name, rows in parts.parts().items():
+            shown = _shown(name, rows, classifier, reporter)
+            predictions[name] = predict_features(classifier, data.features_of(name), shown, data.labels)
         evaluation = evaluate_parts(classifier, data.manifest, parts, predictions, seed)
         for name in predictions.keys() - {"train"}:
             last = data.features_of(name).block("last", parts.parts()[name])
             evaluation[name]["outcomes"] = count_outcomes(classifier, predictions[name], last)[1]
-    for note in [too_few_sentence(classifier.thresholds), *leak_notes(evaluation)]:
-        if note is not None:
-            reporter.note(note)
+    leaks = [leak_sentence(name, evaluation) for name in evaluation.get("leaks", {})]
+    for note in filter(None, [too_few_sentence(classifier.thresholds), *leaks]):
+        reporter.note(note)
     return Assessed(classifier, predictions, evaluation)
 
 
@@ -120,12 +115,18 @@ def _classifier(data: PreparedData, probe: Probe, tuned: TunedClassifier | None)
     detector = fit_unknown(features.block("last", parts.train), trained, settings.unknown_false_alarms, groups=groups)
     unknown = {"unknown": detector.threshold, "unknown_false_alarm_rate": detector.false_alarm_rate}
     if tuned is not None:
-        unknown = unknown_threshold(detector, answers.block("last", parts.valid), settings)
+        rate = settings.unknown_false_alarms
+        limit = _threshold_of_unknown(detector, answers.block("last", parts.valid), rate)
+        unknown = {"unknown": limit, "unknown_false_alarm_rate": rate}
     if several:
-        limits = [round(float(limit), 4) for limit in fit_thresholds(sigmoid(logits / temperature), truth)]
+        limits = [round(float(one), 4) for one in fit_thresholds(sigmoid(logits / temperature), truth)]
         rule = {"labels": limits, "none_is_an_answer": bool((~labels[parts.train].any(axis=1)).any())}
     elif settings.positive is not None:
-        rule = _positive_rule(settings, data.manifest.classes, softmax(logits / temperature), truth)
+        classes = data.manifest.classes
+        label = [canonical(name) for name in classes].index(canonical(settings.positive))
+        stated, recall, miss_cost = softmax(logits / temperature), settings.positive_recall, settings.miss_cost
+        threshold, by = fit_positive(stated, truth, label, recall=recall, miss_cost=miss_cost)
+        rule = {"positive": {"class": classes[label], "threshold": threshold, "by": by}}
     else:
         rule = fit_ambiguous(softmax(logits / temperature), truth, settings.coverage, settings.target_precision)
     head = head.divided_by(temperature)
@@ -168,30 +169,14 @@ def check_positive(settings: FitSettings, classes: Sequence[str]) -> None:
         raise UsageError(f"--positive {escape(name)}: no such class. The classes are {known}.")
 
 
-def _positive_rule(
-    settings: FitSettings, classes: Sequence[str], probabilities: NDArray[np.float64], truth: NDArray[np.int64]
-) -> dict[str, Any]:
-    """The threshold of the positive class, instead of the rule for ambiguous predictions."""
-    label = [canonical(name) for name in classes].index(canonical(str(settings.positive)))
-    threshold, by = fit_positive(
-        probabilities, truth, label, recall=settings.positive_recall, miss_cost=settings.miss_cost
-    )
-    return {"positive": {"class": classes[label], "threshold": threshold, "by": by}}
-
-
-def unknown_threshold(
-    detector: UnknownDetector, held_out: NDArray[np.float16], settings: FitSettings
-) -> dict[str, float]:
-    """The threshold of *unknown* for a tuned network: at least as high as the scores of the known images of valid.
+def _threshold_of_unknown(detector: UnknownDetector, held_out: NDArray[np.float16], rate: float) -> float:
+    """The threshold for a tuned network: at least as high as the scores of the known images of valid.
 
     To a tuned network, training images look more alike than new ones.
     """
     scores = np.sort(detector.score(held_out))
-    rank = min(len(scores), math.ceil((len(scores) + 1) * (1 - settings.unknown_false_alarms))) - 1
-    return {
-        "unknown": max(detector.threshold, float(scores[rank])),
-        "unknown_false_alarm_rate": settings.unknown_false_alarms,
-    }
+    rank = min(len(scores), math.ceil((len(scores) + 1) * (1 - rate))) - 1
+    return max(detector.threshold, float(scores[rank]))
 
 
 def evaluate_parts(
@@ -203,7 +188,8 @@ def evaluate_parts(
     for name, leaks in found.get("leaks", {}).items():
         rows = [row for row in predictions[name].sample_indices.tolist() if row in leaked]
         leaks["pairs"] = [[manifest.samples[row].path, manifest.samples[leaked[row]].path] for row in rows]
-    return found | parameters_of(classifier)
+    n_head = int(classifier.head.weight.size + classifier.head.bias.size)
+    return found | {"n_parameters": classifier.backbone.n_parameters + n_head, "n_trainable": n_head}
 
 
 def zero_shot_accuracy(data: PreparedData, head: LinearHead, evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -220,14 +206,3 @@ def zero_shot_accuracy(data: PreparedData, head: LinearHead, evaluation: Mapping
     measured = evaluate_part(Predictions(classes, rows, data.labels[rows], logits), n_resamples=0)
     assert measured["n"] == figures["n"], "the same images as the classifier's"
     return {"prompt": data.settings.zero_shot, "part": name, "n": measured["n"], "accuracy": measured["accuracy"]}
-
-
-def leak_notes(evaluation: Mapping[str, Any]) -> list[str]:
-    """A sentence for each part with leaks."""
-    return [leak_sentence(name, evaluation) for name in evaluation.get("leaks", {})]
-
-
-def parameters_of(classifier: Classifier) -> dict[str, int]:
-    """Numbers of parameters, and of those that a probe trains, as in ``evaluation.json``."""
-    n_head = int(classifier.head.weight.size + classifier.head.bias.size)
-    return {"n_parameters": classifier.backbone.n_parameters + n_head, "n_trainable": n_head}

@@ -11,15 +11,24 @@ from topwork.errors import TopworkError
 from topwork.files import error_reason
 from topwork.settings import cache_setting
 
-# What topwork writes there. Other files are left alone: TOPWORK_CACHE may be a folder with other contents.
-OURS = ("archives", "backbones", "demo", "drawn-shapes", "facts", "features", "neighbors", "onnx", "traits")
+CACHED = {  # what topwork writes there; other files are left alone: TOPWORK_CACHE may be a folder with other contents
+    "archives": "decompressed archives",
+    "backbones": "backbones",
+    "demo": "demo images",
+    "drawn-shapes": "drawn shapes",
+    "facts": "image checks",
+    "features": "features",
+    "neighbors": "near duplicates",
+    "onnx": "converted networks",
+    "traits": "image statistics",
+}
 
 
 def cache_contents() -> dict[str, Any]:
     """The cache folder and the bytes of each part that topwork keeps there, by name."""
     folder = cache_setting()
     found = sorted(folder.iterdir()) if folder.is_dir() else []
-    parts = [part for part in found if part.is_dir() and re.sub(r"-\d+$", "", part.name) in OURS]
+    parts = [part for part in found if part.is_dir() and re.sub(r"-\d+$", "", part.name) in CACHED]
     return {"folder": str(folder), "bytes": {part.name: _bytes_below(part) for part in parts}}
 
 

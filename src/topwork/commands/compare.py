@@ -1,9 +1,9 @@
-"""``topwork compare``: compares runs with the first one, by paired tests on the same images."""
+"""``topwork compare`` and ``topwork runs``: which run is better, by paired tests on the same images."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.manifest import Manifest, load_manifest
+from topwork.data.samples import Sample
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.compare import SIGNIFICANCE, Comparison, compare
 from topwork.evaluation.metrics import headline
 from topwork.evaluation.predictions import Predictions, Task
-from topwork.run import read_evaluation, read_logits
-from topwork.text import Described, as_text, canonical, count, escape, percent, points
+from topwork.run import read_evaluation, read_logits, read_recipe
+from topwork.text import Described, as_text, canonical, count, escape, percent, percent_ci, points
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +35,14 @@ class EvaluatedPart:
         return self.run.resolve().name
 
     @property
+    def samples(self) -> list[Sample]:
+        """The images."""
+        return [self.manifest.samples[row] for row in self.predictions.sample_indices.tolist()]
+
+    @property
     def hashes(self) -> list[str]:
         """Content hash of each image."""
-        return [self.manifest.samples[row].content_hash for row in self.predictions.sample_indices.tolist()]
+        return [sample.content_hash for sample in self.samples]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,22 +93,21 @@ class Compared(Described):
     def disagreements(self) -> list[dict[str, Any]]:
         """Images that the two classify differently; those that one of them gets right come first."""
         found, rows = self.comparison, []
-        gained, lost = set(found.gained.tolist()), set(found.lost.tolist())
-        one, two = self.first.predictions, self.second.predictions
+        changes = dict.fromkeys(found.gained.tolist(), "gained") | dict.fromkeys(found.lost.tolist(), "lost")
+        one, two, samples = self.first.predictions, self.second.predictions, self.first.samples
         answers = one.answers, two.answers
         for position in found.disagreements.tolist():
             other = int(self.order[position])
-            sample = self.first.manifest.samples[int(one.sample_indices[position])]
             rows.append(
                 {
                     "row": int(one.sample_indices[position]),
-                    "path": as_text(sample.path),
-                    "label": as_text(sample.label),
+                    "path": as_text(samples[position].path),
+                    "label": as_text(samples[position].label),
                     "first": as_text(answers[0][position]),
                     "first_probability": float(one.confidence[position]),
                     "second": as_text(answers[1][other]),
                     "second_probability": float(two.confidence[other]),
-                    "change": "gained" if position in gained else "lost" if position in lost else "both wrong",
+                    "change": changes.get(position, "both wrong"),
                 }
             )
         return sorted(rows, key=lambda row: ("gained", "lost", "both wrong").index(row["change"]))
@@ -198,3 +203,59 @@ def stored_predictions(
     index = {canonical(name): number for number, name in enumerate(classes)}
     labels = np.array([index.get(canonical(manifest.samples[row].label), -1) for row in rows.tolist()], np.int64)
     return Predictions(classes, rows, labels, logits, Task.of_part(evaluated))
+
+
+# ---- the runs of a folder
+
+
+def list_runs(folder: Path) -> dict[str, Any]:
+    """The runs in ``folder``, best accuracy first.
+
+    Returns:
+        ``folder``, ``runs``, and ``best``, a sentence about the best run. A run has a name, backbone, mode, the part that its
+        accuracy was measured on (None if unfinished), and the number of images.
+
+    Raises:
+        UsageError: no such folder, or no run in it.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{escape(str(folder))}: no such folder. topwork fit PATH creates the first run in runs/.")
+    rows = [_row(path.parent) for path in sorted(folder.glob("*/settings.json"))]
+    if not rows:
+        raise UsageError(f"{escape(str(folder))}: no runs here. topwork fit PATH creates the first run in runs/.")
+    rows.sort(key=lambda row: (row["accuracy"] is None, -((row["accuracy"] or {}).get("value") or 0.0), row["name"]))
+    return {"folder": str(folder), "runs": rows, "best": _best(folder, [row for row in rows if row["accuracy"]])}
+
+
+def _row(run: Path) -> dict[str, Any]:
+    evaluation, (recipe, _) = _if_there(read_evaluation, run, {}), _if_there(read_recipe, run, ({}, []))
+    part, figure = headline(evaluation) or (None, {})
+    return {
+        "name": escape(run.name),
+        "backbone": str(recipe.get("backbone", "")),
+        "mode": str(recipe.get("mode", "evaluation" if part else "")),
+        "part": part,
+        "n": figure.get("n", 0),
+        "accuracy": figure.get("accuracy"),
+    }
+
+
+def _if_there(read: Callable[[Path], Any], run: Path, default: Any) -> Any:
+    try:
+        return read(run)
+    except TopworkError:
+        return default
+
+
+def _best(folder: Path, finished: list[dict[str, Any]]) -> str:
+    if len(finished) < 2:
+        return f"{count(len(finished), 'finished run')}."
+    best, second = finished[:2]
+    try:
+        _, (compared,) = compare_runs([folder / second["name"], folder / best["name"]])
+        return compared.sentence
+    except TopworkError:
+        return (
+            f"{best['name']} has the highest accuracy, {percent_ci(best['accuracy'])}, but {second['name']} was evaluated on "
+            "different images, so the two cannot be compared."
+        )

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from topwork.commands.prepare import scan_and_embed
-from topwork.data.manifest import Manifest, load_manifest, save_manifest
+from topwork.commands.prepare import embedded, scan_and_embed
+from topwork.data.manifest import Manifest, save_manifest
 from topwork.data.samples import Sample
 from topwork.data.split import part_rows
 from topwork.errors import TopworkError, UsageError
@@ -26,11 +26,11 @@ from topwork.evaluation.metrics import evaluate_part
 from topwork.evaluation.predictions import Predictions, labels_for, predict_features
 from topwork.export.runtime import model_embedder
 from topwork.features.duplicates import FeatureSpace, calibrate, search
-from topwork.features.embed import Embedder, Features, embed
+from topwork.features.embed import Embedder, Features
 from topwork.features.engine import load_engine
-from topwork.models.classifier import Classifier, find_model, load_classifier
-from topwork.progress import Reporter, Stopwatch, default_reporter
-from topwork.run import asked, images_of_run, read_split, run_folder, save_predictions, write_json
+from topwork.models.classifier import Classifier, load_classifier
+from topwork.progress import Reporter, Steps
+from topwork.run import asked, images_of_run, run_folder, save_predictions, write_json
 from topwork.settings import HERE, ClusterSettings, DataSettings, check
 from topwork.text import Described, count, escape, first_names, natural_key, percent_ci
 
@@ -77,56 +77,42 @@ def evaluate(
     Raises:
         UsageError: nothing to evaluate, or ``by`` or ``rename`` does not match the data.
     """
-    settings, reporter, clock = settings or DataSettings(), reporter or default_reporter(), Stopwatch()
+    settings, steps = settings or DataSettings(), Steps(reporter)
     check(cluster)
     classifier = load_classifier(model, multi_label=True)
+    n_train = classifier.provenance.get("n_train")
     if classifier.multi_label:  # the model determines whether images have several labels
         settings = replace(settings, multi_label=True)
-    with clock("scan_and_embed"):
-        reporter.step("scan and embed")
+    with steps("scan_and_embed"):
         embedder = model_embedder(classifier, cluster)
         if path is None:
             manifest = images_of_run(model, settings)
-            features = embed(embedder.backbone, manifest, embedder=embedder, n_threads=settings.workers)
+            features = embedded(manifest, embedder, settings, steps.reporter)
         else:
-            manifest, features = scan_and_embed(path, settings, embedder, reporter)
+            manifest, features = scan_and_embed(path, settings, embedder, steps.reporter)
     manifest = _renamed(manifest, rename).named_like(classifier.classes)
     rows = part_rows(manifest, part)
-    with clock("evaluate"):
-        reporter.step("evaluate")
-        found = _evaluated(classifier, manifest, features, rows, settings.seed)
+
+    def measured(some: Predictions) -> dict[str, Any]:
+        return evaluate_part(some, n_train, seed=settings.seed)
+
+    with steps("evaluate"):
+        predictions = predict_features(classifier, features, rows, labels_for(classifier, manifest))
+        figures = measured(predictions)
+        figures["outcomes"] = count_outcomes(classifier, predictions, features.block("last", rows))[1]
         if by is not None:
-            found.figures["by"] = {by: _by(by, found.predictions, manifest, found.n_train, settings.seed)}
+            figures["by"] = {by: {name: measured(own) for name, own in _divided(by, predictions, manifest)}}
         seen = _seen_in_training(model, classifier, manifest, features, embedder, rows)
-        found.figures["seen_in_training"] = None if seen is None else _without_seen(found, seen, settings.seed)
-    notes = [*manifest.notes, *_vocabulary_notes(classifier, manifest, rows), *seen_notes(found.figures)]
+        figures["seen_in_training"] = None if seen is None else _without_seen(predictions, seen, measured)
+    n_unknown = _n_unknown(classifier, manifest, rows)
+    notes = [*manifest.notes, *_vocabulary_notes(classifier, manifest, n_unknown, len(rows)), *seen_notes(figures)]
     for note in notes:
-        reporter.note(note)
+        steps.reporter.note(note)
     if out is not None:
-        _write(Path(out), overwrite, model, path or manifest.root, settings, manifest, found, clock)
-    return Evaluated(
-        found.figures,
-        notes=notes,
-        rejects=[reject.as_dict() for reject in manifest.rejects],
-        n_unused=manifest.n_failed + _n_unknown(classifier, manifest, rows),
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Evaluated:
-    predictions: Predictions
-    figures: dict[str, Any]
-    n_train: Mapping[str, int] | None
-
-
-def _evaluated(
-    classifier: Classifier, manifest: Manifest, features: Features, rows: NDArray[np.int64], seed: int
-) -> _Evaluated:
-    n_train = classifier.provenance.get("n_train")
-    predictions = predict_features(classifier, features, rows, labels_for(classifier, manifest))
-    figures = evaluate_part(predictions, n_train, seed=seed)
-    figures["outcomes"] = count_outcomes(classifier, predictions, features.block("last", rows))[1]
-    return _Evaluated(predictions, figures, n_train)
+        record = asked(path or manifest.root, settings) | {"model": str(Path(model).absolute())}
+        _write(Path(out), overwrite, record, manifest, predictions, figures, steps)
+    rejects = [reject.as_dict() for reject in manifest.rejects]
+    return Evaluated(figures, notes=notes, rejects=rejects, n_unused=manifest.n_failed + n_unknown)
 
 
 def _renamed(manifest: Manifest, rename: Sequence[str]) -> Manifest:
@@ -143,6 +129,18 @@ def _renamed(manifest: Manifest, rename: Sequence[str]) -> Manifest:
     return manifest.renamed(names) if names else manifest
 
 
+def _divided(by: str, predictions: Predictions, manifest: Manifest) -> Iterator[tuple[str, Predictions]]:
+    """The predictions of each domain, group or part, with its name."""
+    values = [getattr(manifest.samples[row], by) for row in predictions.sample_indices.tolist()]
+    names = sorted({value for value in values if value is not None})
+    if not names:
+        raise UsageError(
+            f"--by {by}: {escape(str(manifest.root))} has no {by}. Use a table with the column {by}, or add --{by}-by."
+        )
+    for name in names:
+        yield name, predictions.take(np.array([value == name for value in values]))
+
+
 # ---- images that the model was trained on
 
 
@@ -155,23 +153,15 @@ def _seen_in_training(
     rows: NDArray[np.int64],
 ) -> dict[int, str] | None:
     """Rows whose image is in the training part of the model's run: ``exact`` or ``near``; None if that is not known."""
-    trained = _training_samples(find_model(model).parent)
-    if trained is None:
-        return None
-    hashes = {sample.content_hash for sample in trained}
-    seen = {row: "exact" for row in rows.tolist() if manifest.samples[row].content_hash in hashes}
-    others = np.array([row for row in rows.tolist() if row not in seen], np.int64)
-    return seen | dict.fromkeys(_near(classifier, trained, manifest, features, embedder, others), "near")
-
-
-def _training_samples(run: Path) -> list[Sample] | None:
-    """The training images of a run, each content once; None if the folder is not a run."""
     try:
-        manifest, parts = load_manifest(run / "manifest.parquet"), read_split(run)["parts"]
-        hashes = {item["content_hash"] for item in parts["train"]}
+        run = images_of_run(model, verb="evaluate")
     except (OSError, ValueError, KeyError, TypeError, TopworkError):
         return None
-    return list({sample.content_hash: sample for sample in manifest.samples if sample.content_hash in hashes}.values())
+    trained = {sample.content_hash: sample for sample in run.samples if sample.part == "train"}
+    seen = {row: "exact" for row in rows.tolist() if manifest.samples[row].content_hash in trained}
+    others = np.array([row for row in rows.tolist() if row not in seen], np.int64)
+    near = _near(classifier, list(trained.values()), manifest, features, embedder, others)
+    return seen | dict.fromkeys(near, "near")
 
 
 def _near(
@@ -200,13 +190,18 @@ def _near(
     return sorted({int(rows[pair.a]) for pair in found.pairs if pair.a < len(rows) <= pair.b})
 
 
-def _without_seen(found: _Evaluated, seen: Mapping[int, str], seed: int) -> dict[str, Any]:
-    new = ~np.isin(found.predictions.sample_indices, np.array(sorted(seen), np.int64))
-    kinds = list(seen.values())
-    record: dict[str, Any] = {"n": len(seen), "n_exact": kinds.count("exact"), "n_near": kinds.count("near")}
-    without = found.predictions.take(new)
+def _without_seen(
+    predictions: Predictions, seen: Mapping[int, str], measured: Callable[[Predictions], dict[str, Any]]
+) -> dict[str, Any]:
+    new = ~np.isin(predictions.sample_indices, np.array(sorted(seen), np.int64))
+    kinds, without = list(seen.values()), predictions.take(new)
     has_figures = bool(seen) and len(without.labeled()) > 0
-    return record | {"without": evaluate_part(without, found.n_train, seed=seed) if has_figures else None}
+    return {
+        "n": len(seen),
+        "n_exact": kinds.count("exact"),
+        "n_near": kinds.count("near"),
+        "without": measured(without) if has_figures else None,
+    }
 
 
 def seen_notes(figures: Mapping[str, Any]) -> list[str]:
@@ -228,51 +223,33 @@ def seen_notes(figures: Mapping[str, Any]) -> list[str]:
 def _write(
     folder: Path,
     overwrite: bool,
-    model: str | os.PathLike[str],
-    path: str | os.PathLike[str],
-    settings: DataSettings,
+    record: dict[str, Any],
     manifest: Manifest,
-    found: _Evaluated,
-    clock: Stopwatch,
+    predictions: Predictions,
+    found: dict[str, Any],
+    steps: Steps,
 ) -> None:
     """Writes the folder that ``report.run_page`` shows as an evaluation: see ``Record.is_evaluation``."""
-    figures = {key: value for key, value in found.figures.items() if key != "seen_in_training"}
-    seen = found.figures["seen_in_training"]
+    figures = {key: value for key, value in found.items() if key != "seen_in_training"}
+    seen = found["seen_in_training"]
     evaluation: dict[str, Any] = {"test": figures, "seen_in_training": seen}
     if seen and seen["n"]:
         evaluation["leaks"] = {"test": {"n_leaked": seen["n"]}}
         evaluation |= {"test_without_leaks": seen["without"]} if seen["without"] else {}
     with run_folder(folder, overwrite) as work:
-        write_json(work / "settings.json", asked(path, settings) | {"model": str(Path(model).absolute())})
+        write_json(work / "settings.json", record)
         save_manifest(manifest, work / "manifest.parquet")
-        save_predictions({"test": found.predictions}, manifest, work / "predictions.parquet")
+        save_predictions({"test": predictions}, manifest, work / "predictions.parquet")
         if figures.get("confusion") is not None:
             with open(work / "confusion.csv", "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 names = [escape(name) for name in figures["classes"]]
                 rows = ([name, *cells] for name, cells in zip(names, figures["confusion"], strict=True))
                 csv.writer(file).writerows([["true \\ predicted", *names], *rows])
-        evaluation["timing"] = {"seconds": clock.seconds | {"total": clock.total}}
+        evaluation["timing"] = {"seconds": steps.seconds | {"total": steps.total}}
         write_json(work / "evaluation.json", evaluation)
 
 
 # ---- classes
-
-
-def _by(
-    by: str, predictions: Predictions, manifest: Manifest, n_train: Mapping[str, int] | None, seed: int
-) -> dict[str, Any]:
-    """The metrics of each domain, group or part, by its name."""
-    values = [getattr(manifest.samples[row], by) for row in predictions.sample_indices.tolist()]
-    names = sorted({value for value in values if value is not None})
-    if not names:
-        raise UsageError(
-            f"--by {by}: {escape(str(manifest.root))} has no {by}. Use a table with the column {by}, or add --{by}-by."
-        )
-    found = {}
-    for name in names:
-        own = predictions.take(np.array([value == name for value in values]))
-        found[name] = evaluate_part(own, n_train=n_train, seed=seed)
-    return found
 
 
 def _n_unknown(classifier: Classifier, manifest: Manifest, rows: NDArray[np.int64]) -> int:
@@ -282,14 +259,13 @@ def _n_unknown(classifier: Classifier, manifest: Manifest, rows: NDArray[np.int6
     return sum(bool(own) and not known.intersection(own) for own in names)
 
 
-def _vocabulary_notes(classifier: Classifier, manifest: Manifest, rows: NDArray[np.int64]) -> list[str]:
+def _vocabulary_notes(classifier: Classifier, manifest: Manifest, n_unknown: int, n: int) -> list[str]:
     known, found = set(classifier.classes), set(manifest.classes)
     notes = []
     if found - known:
-        n_left = _n_unknown(classifier, manifest, rows)
         names = first_names(sorted(found - known, key=natural_key), 8)
         notes.append(
-            f"{n_left:,} of {count(len(rows), 'image')} not evaluated, because the model does not have their class ({names})."
+            f"{n_unknown:,} of {count(n, 'image')} not evaluated, because the model does not have their class ({names})."
         )
     if known - found:
         names = ", ".join(escape(name) for name in sorted(known - found)[:8])

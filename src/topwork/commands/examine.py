@@ -19,6 +19,7 @@ from topwork.data.transforms import InputSpec, Pixels, fit_to_input
 from topwork.errors import UsageError
 from topwork.evaluation.dataset_summary import check_shortcuts
 from topwork.evaluation.examine import Examination, examine
+from topwork.evaluation.predictions import labels_for
 from topwork.export.runtime import engine_of
 from topwork.models.classifier import Classifier, load_classifier
 from topwork.progress import Reporter, default_reporter
@@ -74,19 +75,18 @@ def examine_model(
     else:
         rules = rules_of(settings, classifier.backbone.spec.bands)
         manifest = scan(path, n_threads=settings.workers, on_progress=reporter.progress, rules=rules)
-    index = {name: number for number, name in enumerate(classifier.classes)}
-    rows = np.array([row for row in part_rows(manifest, part) if manifest.samples[row].label in index], dtype=np.int64)
+    labels, rows = labels_for(classifier, manifest), part_rows(manifest, part)
+    rows = rows[labels[rows] >= 0]
     if not len(rows):
         raise UsageError(f"{escape(str(manifest.root))}: none of its images is of a class of the model.")
     rows = _drawn(manifest, rows, n_images, settings.seed)
-    labels = np.array([index[manifest.samples[row].label] for row in rows], dtype=np.int64)
     shortcuts = check_shortcuts(manifest, manifest.traits(), join_groups(manifest), settings.seed)
     reporter.step("examine")
     examination = examine(
         classifier,
         engine_of(classifier),
         _reader(manifest, rows, settings.workers),
-        labels,
+        labels[rows],
         shortcuts=shortcuts,
         seed=settings.seed,
         on_progress=reporter.progress,

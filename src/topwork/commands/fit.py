@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topwork.commands.assess import Assessed, assess, check_labels, check_positive, zero_shot_accuracy
+from topwork.commands.assess import assess, check_labels, check_positive, zero_shot_accuracy
 from topwork.commands.prepare import (
     PreparedData,
     check_classes,
+    embedded,
     embedder_of,
     fitted_probe,
     prepare_data,
@@ -30,7 +31,6 @@ from topwork.data.corrections import read_corrections
 from topwork.data.remote import absolute, is_url
 from topwork.evaluation.analysis import AnalysisInputs, analyze
 from topwork.features.backbone_selection import names_of
-from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import best_device, compiled_form
 from topwork.features.feature_maps import OpenNetwork, open_network
 from topwork.features.logistic import few_threads
@@ -39,7 +39,7 @@ from topwork.features.views import Probed
 from topwork.models.backbone import check_backbone
 from topwork.models.classifier import Classifier
 from topwork.models.text_tower import text_model, zero_shot_head
-from topwork.progress import Reporter, Stopwatch, default_reporter, tracking
+from topwork.progress import Reporter, Steps, tracking
 from topwork.run import (
     Run,
     asked,
@@ -53,7 +53,7 @@ from topwork.run import (
     write_json,
     write_run,
 )
-from topwork.settings import FitSettings, as_dict, check, is_launched, with_options
+from topwork.settings import FitSettings, check, is_launched, with_options
 from topwork.text import duration
 from topwork.training.recipe import head_spec
 
@@ -91,51 +91,51 @@ def fit(
         UsageError: nothing to train on, ``out`` is taken, or there is no such setting.
         TopworkError: a step failed; embedded images stay in the cache.
     """
-    settings = with_options(settings or FitSettings(), options)
-    reporter, clock = reporter or default_reporter(), Stopwatch()
+    settings, steps = with_options(settings or FitSettings(), options), Steps(reporter)
     folder = free_run_folder(path) if out is None else Path(out)
     check_settings(settings)
     wanted = asked(path, settings)
     with run_folder(folder, overwrite, wanted) as work:
         write_json(work / "settings.json", wanted)
-        data = prepare_data(path, settings, clock, reporter)
+        data = prepare_data(path, settings, steps)
         check_positive(settings, data.manifest.classes)
         opened = _opening(data)
         by_names = None
         if settings.zero_shot is not None:
-            with clock("zero_shot"):
+            with steps.timed("zero_shot"):
                 by_names = zero_shot_head(data.backbone, data.manifest.classes, settings.zero_shot)
         if data.choice is not None:  # a resumed run must not choose again: measured speeds vary
             write_json(work / "settings.json", wanted | {"backbones": data.choice.as_dict()})
         n_values = len(data.manifest.samples) * data.backbone.n_features
-        with clock("probe"), few_threads(n_values):
-            reporter.step("probe")
-            probed = fitted_probe(data, clock, reporter)
-        tuned, words = _tune(data, probed.probe, work, clock, reporter)
-        seen = with_answers(data if tuned is None else _embedded_again(data, tuned, clock, reporter), reporter)
+        with steps("probe"), few_threads(n_values):
+            probed = fitted_probe(data, steps)
+        tuned, words = _tune(data, probed.probe, work, steps)
+        seen = with_answers(data if tuned is None else _embedded_again(data, tuned, steps), steps.reporter)
         with few_threads(n_values):
-            assessed = assess(seen, probed.probe, tuned, clock, reporter)
+            assessed = assess(seen, probed.probe, tuned, steps)
         recipe = _recipe(data, probed, tuned, assessed.classifier) | ({"words": words} if words else {})
         evaluation = assessed.evaluation
         if tuned is not None:
             evaluation |= {"n_parameters": tuned.training.n_parameters, "n_trainable": tuned.training.n_trainable}
         if by_names is not None:
             evaluation |= {"zero_shot": zero_shot_accuracy(data, by_names, evaluation)}
-        classifier = replace(
-            assessed.classifier, provenance=provenance(data.manifest, data.parts, evaluation, settings)
-        )
-        with clock("write"):
-            reporter.step("write")
+        origin = provenance(data.manifest, data.parts, evaluation, settings)
+        classifier = replace(assessed.classifier, provenance=origin)
+        with steps("write"):
             history = [*map(asdict, probed.probe.trials), *(tuned.training.result.history if tuned else [])]
             compiled = compiled_form(classifier.backbone) if data.embedder.engine.kind == "openvino" else None
             write_run(work, data.manifest, data.parts, classifier, assessed.predictions, recipe, history, compiled)
         if not data.manifest.multi_label:
-            with clock("insights"), few_threads(n_values):
-                reporter.step("insights")
-                _write_insights(
-                    work, path, folder, data, seen.features, probed.probe, assessed, tuned is not None, opened, clock
-                )
-        evaluation |= {"timing": timing(clock, data.embedder)}
+            with steps("insights"), few_threads(n_values):
+                rate = timing(steps, data.embedder)["images_per_second"]
+                opener = partial(open_network, classifier.backbone) if opened is None else opened.result
+                inputs = AnalysisInputs(
+                    data.manifest, data.parts, data.groups, probed.probe, data.features, assessed.classifier,
+                    seen.features, opener, assessed.predictions, evaluation, is_tuned=tuned is not None, embedding_rate=rate,
+                    path=absolute(path), out=str(folder.absolute()), settings=asdict(settings), seed=settings.seed,
+                )  # fmt: skip
+                write_json(work / "insights.json", analyze(inputs))
+        evaluation |= {"timing": timing(steps, data.embedder)}
         write_json(work / "evaluation.json", evaluation)
     return Fitted(
         folder, data.manifest, data.parts, classifier, assessed.predictions, evaluation, recipe, history, probed.probe
@@ -188,24 +188,16 @@ def follow(path: str | os.PathLike[str], out: str | os.PathLike[str], settings: 
     """
     if settings.mode == "probe":
         return
-    reporter, clock, folder = Reporter(), Stopwatch(), Path(out)
-    work = replacement_of(folder) if is_finished(folder) else folder
-    _meet()
-    data = prepare_data(path, settings, clock, reporter)
-    probed = fitted_probe(data, clock, reporter)
+    from topwork.training.distributed import processes
     from topwork.training.finetune import plan_tuning, tune_classifier
 
-    planned = plan_tuning(
-        data.backbone, data.manifest, data.features, data.parts, probed.probe, settings, reporter.progress
-    )
-    tune_classifier(planned, work, reporter, reporter.note)
-
-
-def _meet() -> None:
-    """Waits for all processes."""
-    from topwork.training.distributed import processes
-
+    steps, folder = Steps(Reporter()), Path(out)
+    work = replacement_of(folder) if is_finished(folder) else folder
     processes().wait()
+    data = prepare_data(path, settings, steps)
+    probed = fitted_probe(data, steps)
+    planned = plan_tuning(data.backbone, data.manifest, data.features, data.parts, probed.probe, settings)
+    tune_classifier(planned, work, steps.reporter, steps.reporter.note)
 
 
 # ---- the steps, in their order
@@ -221,41 +213,35 @@ def _opening(data: PreparedData) -> Future[OpenNetwork] | None:
     return opened
 
 
-def _tune(
-    data: PreparedData, probe: Probe, folder: Path, clock: Stopwatch, reporter: Reporter
-) -> tuple[TunedClassifier | None, list[str]]:
+def _tune(data: PreparedData, probe: Probe, folder: Path, steps: Steps) -> tuple[TunedClassifier | None, list[str]]:
     """The tuned network, or None if nothing is tuned or the probe is kept; and the decision in words."""
     settings, words = data.settings, []
 
     def say(text: str) -> None:
         words.append(text)
-        reporter.note(text)
+        steps.reporter.note(text)
 
     if settings.mode == "probe":
         return None, words
+    from topwork.training.distributed import processes
     from topwork.training.finetune import plan_tuning, tune_classifier
     from topwork.training.selection import select_model
 
-    with clock("tune"):
-        reporter.step("tune")
+    with steps("tune"):
         if is_launched():
-            _meet()
-        within = _within_what_is_left(data, clock, say)
+            processes().wait()
+        within = _within_what_is_left(data, steps, say)
         with tracking(settings.track, folder, asdict(settings)) as track:
+            on_progress = steps.reporter.progress
             planned = plan_tuning(
-                data.backbone, data.manifest, data.features, data.parts, probe, within, reporter.progress
+                data.backbone, data.manifest, data.features, data.parts, probe, within, on_progress
             )
-            tuned = tune_classifier(planned, folder, reporter, say, track)
+            tuned = tune_classifier(planned, folder, steps.reporter, say, track)
     if tuned is None or settings.hidden is not None or settings.head == "cosine":  # a requested head is always kept
         return tuned, words
-    with clock("embed_again"):
-        reporter.step("embed again")
-        valid = data.parts.valid
-        held_out = replace(data.manifest, samples=tuple(data.manifest.samples[row] for row in valid.tolist()))
-        features = embed(
-            tuned.backbone, held_out, embedder=embedder_of(tuned.backbone, settings), n_threads=settings.workers,
-            on_progress=reporter.progress,
-        )  # fmt: skip
+    with steps("embed_again"):
+        valid, embedder = data.parts.valid, embedder_of(tuned.backbone, settings)
+        features = embedded(data.manifest.take(valid.tolist()), embedder, settings, steps.reporter)
     before = probe.head.logits(data.features.blocks(probe.head.transform.blocks, valid))
     after = tuned.head.logits(features.blocks(tuned.head.transform.blocks))
     selection = select_model(before, after, data.labels[valid], asked_for=settings.mode == "tune")
@@ -263,81 +249,62 @@ def _tune(
     return (tuned if selection.keeps_tuned else None), words
 
 
-def _within_what_is_left(data: PreparedData, clock: Stopwatch, say: Callable[[str], None]) -> FitSettings:
+def _within_what_is_left(data: PreparedData, steps: Steps, say: Callable[[str], None]) -> FitSettings:
     """The settings with what is left of the time budget for tuning, reserving time to embed again."""
     settings, budget = data.settings, data.settings.time_budget_seconds
     if budget is None:
         return settings
-    rate = timing(clock, data.embedder)["images_per_second"]
-    reserve = RESERVED * budget + (len(data.manifest.samples) / rate if rate else clock.seconds["scan_and_embed"])
-    left = budget - clock.total - reserve
+    rate = timing(steps, data.embedder)["images_per_second"]
+    reserve = RESERVED * budget + (len(data.manifest.samples) / rate if rate else steps.seconds["scan_and_embed"])
+    left = budget - steps.total - reserve
     if left <= 0:
         say(
             f"--time-budget {settings.time_budget} is too short: reading, embedding and the probe took "
-            f"{duration(clock.total)}, and evaluation needs about {duration(reserve)}. Fine-tuning will be as short as possible."
+            f"{duration(steps.total)}, and evaluation needs about {duration(reserve)}. Fine-tuning will be as short as possible."
         )
     return replace(settings, time_budget=f"{max(left, 1.0):.0f}s")
 
 
-def _embedded_again(data: PreparedData, tuned: TunedClassifier, clock: Stopwatch, reporter: Reporter) -> PreparedData:
+def _embedded_again(data: PreparedData, tuned: TunedClassifier, steps: Steps) -> PreparedData:
     """The same images with the tuned network and its features."""
-    with clock("embed_again"):
-        reporter.step("embed again")
+    with steps("embed_again"):
         embedder = embedder_of(tuned.backbone, data.settings)
-        features = embed(
-            tuned.backbone, data.manifest, embedder=embedder, n_threads=data.settings.workers,
-            on_progress=reporter.progress,
-        )  # fmt: skip
+        features = embedded(data.manifest, embedder, data.settings, steps.reporter)
     return replace(data, backbone=embedder.backbone, embedder=embedder, features=features)
-
-
-def _write_insights(
-    work: Path,
-    path: str | os.PathLike[str],
-    folder: Path,
-    data: PreparedData,
-    features_evaluated: Features,
-    probe: Probe,
-    assessed: Assessed,
-    is_tuned: bool,
-    opened: Future[OpenNetwork] | None,
-    clock: Stopwatch,
-) -> None:
-    inputs = AnalysisInputs(
-        data.manifest,
-        data.parts,
-        data.groups,
-        probe,
-        data.features,
-        assessed.classifier,
-        features_evaluated,
-        partial(open_network, assessed.classifier.backbone) if opened is None else opened.result,
-        assessed.predictions,
-        assessed.evaluation,
-        is_tuned=is_tuned,
-        embedding_rate=timing(clock, data.embedder)["images_per_second"],
-        path=absolute(path),
-        out=str(folder.absolute()),
-        settings=as_dict(data.settings),
-        seed=data.settings.seed,
-    )
-    write_json(work / "insights.json", analyze(inputs))
 
 
 def _recipe(
     data: PreparedData, probed: Probed, tuned: TunedClassifier | None, classifier: Classifier
 ) -> dict[str, Any]:
     """The settings used, with every "auto" resolved."""
-    probe, parts, embedder = probed.probe, data.parts, data.embedder
+    probe, parts, engine = probed.probe, data.parts, data.embedder.engine
+    chosen = next(trial for trial in probe.trials if trial.chosen)
+    unused = "evaluation only, so its scores are unbiased" if len(parts.valid) else "nothing, because there is none"
+    head = {
+        "kind": classifier.head.kind,
+        "candidate": chosen.candidate,
+        "penalty": chosen.penalty,
+        "n_features": int(classifier.head.weight.shape[1]),
+        "reason": probe.reason,
+    }
     recipe = {
         "mode": "probe",
-        **probe_record(classifier, probe, embedder),
+        "backbone": classifier.backbone.name,
+        "architecture": classifier.backbone.architecture,
+        "preprocessing": classifier.backbone.spec.as_dict(),
+        "engine": engine.kind,
+        "precision": engine.precision,
+        "head": head,
+        "cross_validation": {
+            "n_folds": chosen.n_folds,
+            "n_images": chosen.n_images,
+            "accuracy": chosen.accuracy,
+            "standard_error": chosen.standard_error,
+        },
         "class_weights": None if probe.class_weights is None else probe.class_weights.tolist(),
         "temperature": classifier.temperature,
         "temperature_fitted_on": "out-of-fold logits of train",
-        "valid_used_for": "evaluation only, so its scores are unbiased"
-        if len(parts.valid)
-        else "nothing, because there is none",
+        "valid_used_for": unused,
         "seed": parts.seed,
         "augment": probed.views[0].pipeline.name if probed.views else "none",
         "views": [view.name for view in probed.views],
@@ -352,39 +319,11 @@ def _recipe(
     if tuned is not None:
         done = tuned.training
         tuning = done.recipe.as_dict() | {"tried": [vars(candidate) for candidate in done.selected.tried]}
-        stages = [vars(row) for row in done.stages]
-        recipe |= {"mode": "tune", "tuning": tuning, "stages": stages, "probe": recipe["head"]}
-        recipe["head"] = {
-            "kind": classifier.head.kind,
+        recipe |= {"mode": "tune", "tuning": tuning, "stages": [vars(row) for row in done.stages], "probe": head}
+        recipe["head"] = head | {
             "candidate": f"fine-tuned with the network, {done.head}",
             "penalty": None,
-            "n_features": int(classifier.head.weight.shape[1]),
             "reason": "Fine-tuned with the network, starting from the head of the probe (below).",
         }
         recipe |= {"temperature_fitted_on": "valid", "valid_used_for": VALID_OF_TUNING}
     return recipe
-
-
-def probe_record(classifier: Classifier, probe: Probe, embedder: Embedder) -> dict[str, Any]:
-    """The recipe of a probe: the network, its engine, and how the head was chosen."""
-    chosen = next(trial for trial in probe.trials if trial.chosen)
-    return {
-        "backbone": classifier.backbone.name,
-        "architecture": classifier.backbone.architecture,
-        "preprocessing": classifier.backbone.spec.as_dict(),
-        "engine": embedder.engine.kind,
-        "precision": embedder.engine.precision,
-        "head": {
-            "kind": classifier.head.kind,
-            "candidate": chosen.candidate,
-            "penalty": chosen.penalty,
-            "n_features": int(classifier.head.weight.shape[1]),
-            "reason": probe.reason,
-        },
-        "cross_validation": {
-            "n_folds": chosen.n_folds,
-            "n_images": chosen.n_images,
-            "accuracy": chosen.accuracy,
-            "standard_error": chosen.standard_error,
-        },
-    }

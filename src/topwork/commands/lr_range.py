@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from topwork.commands.assess import check_labels
 from topwork.commands.prepare import fitted_probe, prepare_data
-from topwork.progress import Reporter, Stopwatch
+from topwork.progress import Reporter, Steps
 from topwork.settings import FitSettings, check
 
 if TYPE_CHECKING:
@@ -74,9 +74,10 @@ def lr_range(
     settings, reporter = replace(settings or FitSettings(), mode="tune", near_duplicates=False), reporter or Reporter()
     check(settings)
     check_labels(settings)
-    data = prepare_data(path, settings, Stopwatch(), reporter)
-    reporter.step("probe")
-    probe = fitted_probe(data, Stopwatch(), reporter).probe
+    steps = Steps(reporter)
+    data = prepare_data(path, settings, steps)
+    with steps("probe"):
+        probe = fitted_probe(data, steps).probe
     reporter.step("prepare")
     ready = plan_tuning(data.backbone, data.manifest, data.features, data.parts, probe, settings, reporter.progress)
     reporter.step("range test")

@@ -124,33 +124,22 @@ SIX_BLOCKS = "six-blocks"
 MOST_COUNTED = 40  # architectures: counting the parameters of one takes up to half a second
 
 
-@dataclass(frozen=True)
-class ListedBackbone:
-    """A name that ``--backbone`` takes.
-
-    Attributes:
-        size: side of the input in pixels; None if timm does not say.
-        n_parameters: including the pretrained classifier; None if not counted.
-        top1: published ImageNet validation accuracy in percent, if known.
-    """
-
-    name: str
-    size: int | None
-    n_parameters: int | None
-    top1: float | None
-    license: str | None
-
-
 def listed(pattern: str) -> dict[str, Any]:
-    """The embedded networks or, given a shell pattern, matching pretrained networks of timm."""
+    """The embedded networks or, given a shell pattern, matching pretrained networks of timm.
+
+    Each has ``name``, ``size`` (side of the input in pixels), ``n_parameters`` (including the pretrained classifier),
+    ``top1`` (published ImageNet validation accuracy in percent) and ``license``; None if it is not known or not counted.
+    """
     names = backbone_names(pattern) if pattern else []
-    own = [ListedBackbone(name, one.side, one.n_parameters, one.top1, "apache-2.0") for name, one in EMBEDDED.items()]
-    rows = _timm_rows(names) if pattern else own
-    return {"embedded": list(EMBEDDED), "timm": names, "backbones": [asdict(row) for row in rows]}
+    own = [_row(name, one.side, one.n_parameters, one.top1, "apache-2.0") for name, one in EMBEDDED.items()]
+    return {"embedded": list(EMBEDDED), "timm": names, "backbones": _timm_rows(names) if pattern else own}
 
 
-def _timm_rows(names: list[str]) -> list[ListedBackbone]:
-    """The rows for timm's names, without accuracies."""
+def _row(name: str, size: int | None, n_parameters: int | None, top1: float | None, license: str | None) -> Any:
+    return {"name": name, "size": size, "n_parameters": n_parameters, "top1": top1, "license": license}
+
+
+def _timm_rows(names: list[str]) -> list[dict[str, Any]]:
     import timm
     import torch
 
@@ -163,7 +152,7 @@ def _timm_rows(names: list[str]) -> list[ListedBackbone]:
     for name in names:
         cfg = timm.get_pretrained_cfg(name)
         side = cfg.input_size[1] if cfg else None
-        found.append(ListedBackbone(name, side, sizes.get(name.partition(".")[0]), None, cfg.license if cfg else None))
+        found.append(_row(name, side, sizes.get(name.partition(".")[0]), None, cfg.license if cfg else None))
     return found
 
 
@@ -195,10 +184,6 @@ class Checked:
     license: str | None = None
     note: str | None = None
     problem: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
 
 def check_backbones(

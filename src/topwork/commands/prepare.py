@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from topwork.data.augment import Flip, pipeline
 from topwork.data.manifest import Manifest, scan
 from topwork.data.samples import one_label_only, rules_of
-from topwork.data.split import Split, divided_as, join_groups, leave_out, split, with_valid, without_valid
+from topwork.data.split import (
+    Split,
+    divided_as,
+    join_groups,
+    leave_out,
+    n_train_of,
+    split,
+    with_valid,
+    without_valid,
+)
 from topwork.data.transforms import Mirror
 from topwork.errors import UsageError
 from topwork.features.backbone_selection import Choice, choose, names_of, subsample
@@ -29,7 +38,7 @@ from topwork.features.probe import Probe, fit_probe
 from topwork.features.views import Probed, View, asked_views, buy_views, with_views
 from topwork.models.backbone import Backbone, load_backbone
 from topwork.models.head import Changes
-from topwork.progress import Reporter, Stopwatch
+from topwork.progress import Reporter, Steps
 from topwork.run import read_split
 from topwork.settings import DataSettings, FitSettings
 from topwork.text import count, escape, first_names
@@ -68,57 +77,50 @@ class PreparedData:
         return self.manifest.targets
 
 
-def prepare_data(
-    path: str | os.PathLike[str], settings: FitSettings, clock: Stopwatch, reporter: Reporter
-) -> PreparedData:
+def prepare_data(path: str | os.PathLike[str], settings: FitSettings, steps: Steps) -> PreparedData:
     """Scans, embeds and splits."""
-    names = names_of(settings.backbone)
-    with clock("backbone"):
-        reporter.step("backbone")
+    names, reporter = names_of(settings.backbone), steps.reporter
+    with steps("backbone"):
         backbones = [_backbone(name, settings, reporter) for name in names]
-        backbone = backbones[0]
-        embedder = embedder_of(backbone, settings)
+        embedder = embedder_of(backbones[0], settings)
         if embedder.engine.note:
             reporter.note(embedder.engine.note)
-    with clock("scan_and_embed"):
-        reporter.step("scan and embed")
+    with steps("scan_and_embed"):
         manifest, features = scan_and_embed(path, settings, embedder, reporter)
     for note in manifest.notes:
         reporter.note(note)
     if settings.split_of is not None:
         manifest = divided_as(manifest, read_split(Path(settings.split_of)))
-    with clock("split"):
+    with steps.timed("split"):
         near = near_duplicates(manifest, features, embedder) if settings.near_duplicates else None
         groups = join_groups(manifest, near_pairs(near))
-        parts = _divided(manifest, settings, groups)
-        if manifest.is_train_only and len(parts.test):
-            reporter.note(
-                f"The data has only a train part: held out {count(len(parts.test), 'image')} of it for testing. To train on all "
-                "of them: --test-fraction 0."
-            )
-        if settings.final_fit == "train+valid" and len(parts.valid):
-            reporter.note(f"The {count(len(parts.valid), 'valid image')} added to train (--final-fit train+valid).")
-            parts = without_valid(parts, manifest)
-        if manifest.multi_label:
-            _check_label_sets(manifest, parts, reporter)
-        else:
-            _check_trainable(manifest, parts, reporter)
+        parts = _divided(manifest, settings, groups, reporter)
+        _check_trainable(manifest, parts, reporter)
     n_near = len(near.pairs) if near else None
     data = PreparedData(settings, embedder.backbone, embedder, manifest, features, groups, parts, n_near)
-    return _with_chosen(data, backbones, clock, reporter) if len(backbones) > 1 else data
+    return _with_chosen(data, backbones, steps) if len(backbones) > 1 else data
 
 
-def _divided(manifest: Manifest, settings: FitSettings, groups: Sequence[int]) -> Split:
+def _divided(manifest: Manifest, settings: FitSettings, groups: Sequence[int], reporter: Reporter) -> Split:
     """Train, valid and test. Only tuning needs valid, so a probe has none unless the data or the settings have it."""
-    tunes = settings.mode != "probe"
-    fraction = settings.valid_fraction
+    tunes, fraction = settings.mode != "probe", settings.valid_fraction
     if fraction is None:
         fraction = VALID_FRACTION if tunes else 0.0
     if settings.leave_out is not None:
         parts = leave_out(manifest, settings.leave_out, fraction, settings.seed, groups)
     else:
         parts = split(manifest, fraction, settings.test_fraction, settings.seed, groups)
-    return with_valid(parts, manifest, fraction or VALID_FRACTION, groups) if tunes and not len(parts.valid) else parts
+    if tunes and not len(parts.valid):
+        parts = with_valid(parts, manifest, fraction or VALID_FRACTION, groups)
+    if manifest.is_train_only and len(parts.test):
+        reporter.note(
+            f"The data has only a train part: held out {count(len(parts.test), 'image')} of it for testing. To train on all "
+            "of them: --test-fraction 0."
+        )
+    if settings.final_fit == "train+valid" and len(parts.valid):
+        reporter.note(f"The {count(len(parts.valid), 'valid image')} added to train (--final-fit train+valid).")
+        parts = without_valid(parts, manifest)
+    return parts
 
 
 def _backbone(name: str, settings: FitSettings, reporter: Reporter) -> Backbone:
@@ -137,36 +139,27 @@ def _mirror(settings: FitSettings) -> Mirror:
     return "both" if Flip(vertical=True) in steps else "horizontal"
 
 
-def _with_chosen(
-    data: PreparedData, backbones: Sequence[Backbone], clock: Stopwatch, reporter: Reporter
-) -> PreparedData:
+def _with_chosen(data: PreparedData, backbones: Sequence[Backbone], steps: Steps) -> PreparedData:
     """The same images and split with the backbone selected by cross-validation on a few training images."""
-    settings, manifest = data.settings, data.manifest
+    settings, manifest, reporter = data.settings, data.manifest, steps.reporter
     if manifest.multi_label:
         raise one_label_only(f"--backbone {settings.backbone}")
-    with clock("compare_backbones"):
-        reporter.step("compare backbones")
+    with steps("compare_backbones"):
         rows = subsample(data.labels, data.parts.train, settings.seed)
-        some = replace(manifest, samples=tuple(manifest.samples[row] for row in rows.tolist()))
+        some = manifest.take(rows.tolist())
         embedders: dict[str, Embedder] = {data.backbone.name: data.embedder}
 
-        def embedded(backbone: Backbone) -> tuple[Features, Engine]:
+        def embedded_by(backbone: Backbone) -> tuple[Features, Engine]:
             embedder = embedders.setdefault(backbone.name, embedder_of(backbone, settings))
-            features = embed(
-                backbone, some, embedder=embedder, n_threads=settings.workers, on_progress=reporter.progress
-            )  # fmt: skip
-            return features, embedder.engine
+            return embedded(some, embedder, settings, reporter), embedder.engine
 
         groups = np.asarray(data.groups)[rows].tolist()
-        choice = choose(backbones, embedded, data.labels[rows], len(manifest.classes), groups, settings.seed)
+        choice = choose(backbones, embedded_by, data.labels[rows], len(manifest.classes), groups, settings.seed)
         reporter.note(choice.words)
-    backbone = next(one for one in backbones if one.name == choice.name)
-    with clock("scan_and_embed"):
-        reporter.step("embed again")
-        embedder = embedders[backbone.name]
-        features = embed(
-            backbone, manifest, embedder=embedder, n_threads=settings.workers, on_progress=reporter.progress
-        )  # fmt: skip
+    reporter.step("embed again")
+    with steps.timed("scan_and_embed"):
+        embedder = embedders[choice.name]
+        features = embedded(manifest, embedder, settings, reporter)
     return replace(data, backbone=embedder.backbone, embedder=embedder, features=features, choice=choice)
 
 
@@ -175,26 +168,30 @@ def embedder_of(backbone: Backbone, settings: FitSettings) -> Embedder:
     return embedder_on(settings, backbone, settings.engine, settings.precision, settings.device)
 
 
+def embedded(manifest: Manifest, embedder: Embedder, settings: DataSettings, reporter: Reporter) -> Features:
+    """Features of the images, from the store where they are known."""
+    n_threads, on_progress = settings.workers, reporter.progress
+    return embed(embedder.backbone, manifest, embedder=embedder, n_threads=n_threads, on_progress=on_progress)
+
+
 def with_answers(data: PreparedData, reporter: Reporter) -> PreparedData:
     """The same with f32 features of the held-out images, so that all metrics are those of ``predict``."""
     if data.embedder.engine.precision == "f32":
         return data
     settings = data.settings
     exact = embedder_on(settings, data.backbone, settings.engine, "f32", settings.device)
-    rows = np.concatenate([data.parts.valid, data.parts.test]).tolist()
-    held_out = replace(data.manifest, samples=tuple(data.manifest.samples[row] for row in rows))
-    embed(exact.backbone, held_out, embedder=exact, n_threads=settings.workers, on_progress=reporter.progress)
+    embedded(data.manifest.take([*data.parts.valid, *data.parts.test]), exact, settings, reporter)
     return replace(data, backbone=exact.backbone, answers=Features(data.features.hashes, exact.store))
 
 
-def fitted_probe(data: PreparedData, clock: Stopwatch, reporter: Reporter) -> Probed:
+def fitted_probe(data: PreparedData, steps: Steps) -> Probed:
     """The head, fitted with augmented views if requested or if the time budget allows."""
-    settings = data.settings
+    settings, on_progress = data.settings, steps.reporter.progress
 
     def fitted(views: Sequence[View]) -> Probe:
         seen = with_views(
             data.manifest, data.features, data.parts.train, data.embedder, views, settings.seed, settings.workers,
-            reporter.progress,
+            on_progress,
         )  # fmt: skip
         return fit_probe(
             seen,
@@ -204,7 +201,7 @@ def fitted_probe(data: PreparedData, clock: Stopwatch, reporter: Reporter) -> Pr
             groups=data.groups,
             head="plain" if settings.head == "cosine" else settings.head,
             seed=settings.seed,
-            on_progress=reporter.progress,
+            on_progress=on_progress,
             balance=settings.balance,
         )
 
@@ -212,8 +209,8 @@ def fitted_probe(data: PreparedData, clock: Stopwatch, reporter: Reporter) -> Pr
         return Probed(fitted(views := asked_views(settings.augment, settings.views)), tuple(views), ())
     if settings.mode != "probe" or settings.time_budget_seconds is None:
         return Probed(fitted(()), (), ())
-    rate = timing(clock, data.embedder)["images_per_second"]
-    left = settings.time_budget_seconds - clock.total
+    rate = timing(steps, data.embedder)["images_per_second"]
+    left = settings.time_budget_seconds - steps.total
     return buy_views(fitted, data.labels[data.parts.train], rate, left)
 
 
@@ -226,35 +223,26 @@ def check_classes(path: str | os.PathLike[str], classes: Sequence[str]) -> None:
 
 
 def _check_trainable(manifest: Manifest, parts: Split, reporter: Reporter) -> None:
-    check_classes(manifest.root, manifest.classes)
-    trained = {manifest.samples[row].label for row in parts.train}
-    if len(trained) < MIN_CLASSES:
-        raise UsageError(f"{escape(str(manifest.root))}: the train part has images of only {len(trained)} class.")
-    untrained = [name for name in manifest.classes if name not in trained]
-    _say_untrained(untrained, "predicted", reporter)
-
-
-def _check_label_sets(manifest: Manifest, parts: Split, reporter: Reporter) -> None:
-    """Notes labels that cannot be learned.
+    """Notes classes that cannot be learned.
 
     Raises:
-        UsageError: every training image has the same labels.
+        UsageError: there is nothing to learn.
     """
-    truth = manifest.label_matrix[parts.train]
-    counts = truth.sum(0)
-    if not ((counts > 0) & (counts < len(truth))).any():
+    where, n_train = escape(str(manifest.root)), n_train_of(manifest, parts)
+    trained = [name for name, n in n_train.items() if n]
+    if not manifest.multi_label:
+        check_classes(manifest.root, manifest.classes)
+        if len(trained) < MIN_CLASSES:
+            raise UsageError(f"{where}: the train part has images of only {len(trained)} class.")
+    elif all(n_train[name] == len(parts.train) for name in trained):
         raise UsageError(
-            f"{escape(str(manifest.root))}: every training image has the same labels, so there is nothing to learn. "
+            f"{where}: every training image has the same labels, so there is nothing to learn. "
             "(An empty label means that an image has none.)"
         )
-    untrained = [name for name, n in zip(manifest.classes, counts.tolist(), strict=True) if not n]
-    _say_untrained(untrained, "given", reporter)
-
-
-def _say_untrained(names: Sequence[str], verb: str, reporter: Reporter) -> None:
-    if names:
-        some = ", ".join(escape(name) for name in names[:5])
-        reporter.note(f"Without a training image, so they can never be {verb} ({len(names)}): {some}.")
+    untrained = [name for name, n in n_train.items() if not n]
+    if untrained:
+        verb, some = "given" if manifest.multi_label else "predicted", ", ".join(map(escape, untrained[:5]))
+        reporter.note(f"Without a training image, so they can never be {verb} ({len(untrained)}): {some}.")
 
 
 def scan_and_embed(
@@ -275,11 +263,11 @@ def scan_and_embed(
     return manifest, embed(embedder.backbone, manifest, embedder=embedder, n_threads=settings.workers)
 
 
-def timing(clock: Stopwatch, embedder: Embedder) -> dict[str, Any]:
+def timing(steps: Steps, embedder: Embedder) -> dict[str, Any]:
     """Seconds of each step and images per second, as in ``evaluation.json``."""
-    seconds = clock.seconds["scan_and_embed"]
+    seconds = steps.seconds["scan_and_embed"]
     return {
-        "seconds": clock.seconds | {"total": clock.total},
+        "seconds": steps.seconds | {"total": steps.total},
         "n_embedded": embedder.n_embedded,
         "images_per_second": round(embedder.n_embedded / seconds, 1) if embedder.n_embedded and seconds else None,
         "engine_images_per_second": (

@@ -17,12 +17,12 @@ import numpy as np
 from topwork.commands.compare import EvaluatedPart, common_part, comparison_sentence, evaluated_part
 from topwork.commands.fit import fit
 from topwork.data.corrections import Correction, Decision, Journal
-from topwork.data.manifest import Manifest, load_manifest
+from topwork.data.manifest import Manifest
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.compare import Comparison, compare
 from topwork.evaluation.predictions import Predictions
 from topwork.progress import Reporter
-from topwork.run import read_asked, read_evaluation, read_insights, read_split
+from topwork.run import images_of_run, read_asked, read_evaluation, read_insights
 from topwork.settings import FitSettings, fit_command
 from topwork.text import as_text, escape
 
@@ -79,12 +79,10 @@ class Review:
         self.run = Path(run)
         read_evaluation(self.run)
         self.path, self.settings = read_asked(self.run)
-        self.manifest: Manifest = load_manifest(self.run / "manifest.parquet")
+        self.manifest = images_of_run(self.run, verb="review")
         self.manifest.check_is_there()
         _ = self.manifest.labels  # raises for several labels per image, which have no list of label errors
         self.doubts = _doubts(self.run, self.manifest)
-        parts = read_split(self.run)["parts"]
-        self.part_of = {item["content_hash"]: name for name, items in parts.items() for item in items}
         self.journal = Journal(Path(corrections or self.settings.corrections or self.run / CORRECTIONS))
         self._lock = threading.Lock()
         self._rows = {doubt.row for doubt in self.doubts}
@@ -181,10 +179,7 @@ def outcome_of(run: Path, corrected: Path) -> Outcome:
     if part is None:
         raise UsageError(f"{escape(str(run))}: has no test or valid part, so nothing can be compared.")
     first, second = (evaluated_part(f, r, part) for f, r in zip((run, corrected), records, strict=True))
-    truth = {second.manifest.samples[row].content_hash: second.manifest.samples[row].label
-             for row in second.predictions.sample_indices.tolist()}  # fmt: skip
-    was = {first.manifest.samples[row].content_hash: first.manifest.samples[row].label
-           for row in first.predictions.sample_indices.tolist()}  # fmt: skip
+    was, truth = ({sample.content_hash: sample.label for sample in part.samples} for part in (first, second))
     shared = truth.keys() & was.keys()
     (one, one_hashes), (two, two_hashes) = (_by_truth(part, truth, shared) for part in (first, second))
     found = compare(one, two, one_hashes, two_hashes)

@@ -90,6 +90,10 @@ class Manifest(Described):
         """Rejected files that count toward ``--max-reject-fraction``."""
         return sum(not reject.expected for reject in self.rejects)
 
+    def take(self, rows: Iterable[int]) -> Manifest:
+        """Only these samples, in this order."""
+        return replace(self, samples=tuple(self.samples[row] for row in rows))
+
     def named_like(self, classes: Iterable[str]) -> Manifest:
         """The same images with the class names of a model, if these differ only in Unicode form."""
         known = {canonical(name): name for name in classes}

@@ -123,6 +123,13 @@ def resize(
     return _pass(narrow, height, width, interpolation, (0, top, width, box_height))
 
 
+def smaller(pixels: Pixels, side: int) -> Pixels:
+    """Pixels (H, W, 3) whose long side has at most ``side`` pixels."""
+    scale = min(1.0, side / max(pixels.shape[:2]))
+    height, width = (max(1, round(n * scale)) for n in pixels.shape[:2])
+    return resize(np.ascontiguousarray(pixels), height, width)
+
+
 def resize_with_pillow(
     pixels: Pixels,
     height: int,

@@ -40,10 +40,11 @@ class Layout:
     classes: tuple[str, ...] = ()
     is_csv_safe: bool = False
 
-    def columns_of(self, row: dict[str, Any]) -> dict[str, float | None]:
-        """The probability columns of a row."""
+    def shown(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row of the journal with the requested columns."""
         found = dict(row["top"])
-        return {f"probability_{name}": found.get(name) for name in self.classes}
+        columns = {f"probability_{name}": found.get(name) for name in self.classes}
+        return row | {"top": row["top"][: self.n_top]} | columns
 
 
 def check_output(out: str | None, *, all_probabilities: bool, csv_safe: bool) -> None:
@@ -101,18 +102,12 @@ def predict_to_file(
 
 def _is_of_failed_run(out: Path, max_reject_fraction: float) -> bool:
     """Whether the predictions in a file have more errors than allowed."""
-    try:
-        if out.suffix.lower() == ".parquet":
-            import pyarrow.parquet as pq
+    from pyarrow import dataset
 
-            outcomes = pq.read_table(out, columns=["outcome"])["outcome"].to_pylist()
-        elif out.suffix.lower() == ".csv":
-            with open(out, encoding="utf-8", errors="surrogateescape", newline="") as file:
-                outcomes = [row["outcome"] for row in csv.DictReader(file)]
-        else:
-            with open(out, encoding="ascii") as file:
-                outcomes = [json.loads(line)["outcome"] for line in file]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+    kind = {".jsonl": "json"}.get(out.suffix.lower(), out.suffix.lower()[1:])
+    try:
+        outcomes = dataset.dataset(out, format=kind).to_table(columns=["outcome"])["outcome"].to_pylist()
+    except (OSError, ValueError, TypeError):  # ArrowInvalid is a ValueError
         return False  # not written by topwork
     return bool(outcomes.count("error") > max_reject_fraction * len(outcomes))
 
@@ -220,9 +215,8 @@ def _write_csv(rows: Iterator[dict[str, Any]], path: Path, layout: Layout) -> No
     with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([safe(name) for name in names])
-        for row in rows:
-            top = json.dumps(row["top"][: layout.n_top], ensure_ascii=False)
-            values = row | {"top": top} | layout.columns_of(row)
+        for row in map(layout.shown, rows):
+            values = row | {"top": json.dumps(row["top"], ensure_ascii=False)}
             writer.writerow([safe(values[name]) for name in names])
 
 
@@ -233,9 +227,7 @@ def _safe_cell(value: Any) -> Any:
 
 def _write_jsonl(rows: Iterator[dict[str, Any]], path: Path, layout: Layout) -> None:
     with open(path, "w", encoding="ascii") as file:
-        for row in rows:
-            shown = row | {"top": row["top"][: layout.n_top]} | layout.columns_of(row)
-            file.write(json.dumps(shown) + "\n")
+        file.writelines(json.dumps(row) + "\n" for row in map(layout.shown, rows))
 
 
 def _write_parquet(rows: Iterator[dict[str, Any]], path: Path, layout: Layout) -> None:
@@ -249,9 +241,9 @@ def _write_parquet(rows: Iterator[dict[str, Any]], path: Path, layout: Layout) -
     schema = pa.schema(fields)
     chunk = []
     with pq.ParquetWriter(path, schema) as writer:
-        for row in rows:
-            pairs = [{"label": _text(label), "probability": p} for label, p in row["top"][: layout.n_top]]
-            values = row | {"top": pairs} | layout.columns_of(row)
+        for row in map(layout.shown, rows):
+            pairs = [{"label": _text(label), "probability": p} for label, p in row["top"]]
+            values = row | {"top": pairs}
             chunk.append({_text(k): _text(v) if isinstance(v, str) else v for k, v in values.items()})
             if len(chunk) == 10_000:
                 writer.write_table(pa.Table.from_pylist(chunk, schema))

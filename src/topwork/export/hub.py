@@ -1,8 +1,7 @@
-"""Upload and download of model folders with the Hugging Face Hub.
+"""Model folders for the Hugging Face Hub: the model card, upload and download.
 
-In: a model and the name of a repository. ``push`` uploads only the files that topwork writes; ``pull`` downloads these
-files of one commit and verifies them before they get their final name. The client is huggingface_hub; tokens, proxies
-and mirrors are its settings.
+``push`` uploads only the files that topwork writes; ``pull`` downloads these files of one commit and verifies them before
+they get their final name. The client is huggingface_hub; tokens, proxies and mirrors are its settings.
 """
 
 from __future__ import annotations
@@ -16,9 +15,91 @@ from pathlib import Path
 from typing import Any
 
 from topwork.errors import DownloadError, UsageError
+from topwork.evaluation.calibration import outcome_sentence, too_few_sentence
 from topwork.files import atomic_folder
-from topwork.models.classifier import FACTS, KNOWN_FILES, find_model, load_classifier
-from topwork.text import escape
+from topwork.models.classifier import FACTS, KNOWN_FILES, Classifier, find_model, load_classifier
+from topwork.text import count, decimal, escape, percent_ci
+
+CARD = """\
+---
+license: {license}
+library_name: {library}
+pipeline_tag: image-classification
+tags: [image-classification, topwork]
+---
+
+# Image classifier for {n_classes} classes
+
+{figures}
+
+- Backbone: {backbone}, weights under {license}.
+- Head: {head} parameters.
+- Input: {input}.
+- Probabilities: calibrated, temperature {temperature:.3f} already in the weights.
+- Training data: digest `{digest:.16}`.
+
+## Classes
+
+{classes}
+## Use
+
+```
+topwork predict THIS_FOLDER photo.jpg
+```
+
+## Limits
+
+{limits}
+"""
+
+
+def model_card(classifier: Classifier) -> str:
+    """Markdown with the metadata that model hubs read: data, metrics, limitations, license of the weights."""
+    provenance, backbone, head = classifier.provenance, classifier.backbone, classifier.head
+    spec = backbone.spec
+    return CARD.format(
+        license=backbone.license or "unknown",
+        library="timm" if classifier.is_timm else "topwork",
+        n_classes=len(classifier.classes),
+        figures=_figures(provenance),
+        backbone=f"{backbone.name} ({backbone.architecture})",
+        head=f"{head.kind}, {head.weight.size + head.bias.size:,}",
+        input=f"{spec.width} x {spec.height} pixels, {spec.fit}, {spec.interpolation}",
+        temperature=classifier.temperature,
+        digest=str(provenance.get("data_digest", "")),
+        classes="".join(
+            f"- {_plain(name)}: {n} training images\n" for name, n in provenance.get("n_train", {}).items()
+        ),
+        limits=_limits(classifier),
+    )
+
+
+def _figures(provenance: dict[str, Any]) -> str:
+    figures = provenance.get("figures")
+    if not figures:
+        return "Not evaluated: there was no held-out part."
+    title = "Exact match" if "micro_f1" in figures else "Accuracy"
+    clean = ", without images that are also in train" if provenance.get("without_leaks") else ""
+    images = count(figures["n"], provenance["judged_on"] + " image")
+    said = [f"{title} on {images}{clean}: {percent_ci(figures['accuracy'])}."]
+    if "micro_f1" in figures:
+        said.append(f"Micro F1 {decimal(figures['micro_f1'])}.")
+    return " ".join([*said, outcome_sentence(provenance.get("outcomes"))]).strip()
+
+
+def _limits(classifier: Classifier) -> str:
+    kind = "may give an image any number of them" if classifier.multi_label else "always gives one of them"
+    said = [
+        f"The model knows only these classes and {kind}.",
+        too_few_sentence(classifier.thresholds),
+        "The metrics apply to images like those it was trained on; expect lower accuracy with other cameras, places or times.",
+    ]
+    return " ".join(filter(None, said))
+
+
+def _plain(name: str) -> str:
+    """A class name with Markdown and HTML escaped."""
+    return "".join("\\" + c if c in "\\`*_{}[]<>()#+-.!|&" else c for c in escape(name))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""What is to be classified: files, folders, archives, patterns and URLs, as a list of single images.
-
-In: names as a user types them. Out: names that :func:`topwork.export.predictor.read_image` reads.
-"""
+"""What is to be classified: files, folders, archives, patterns and URLs, as a list of single images, and their bytes."""
 
 from __future__ import annotations
 
@@ -11,12 +8,16 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from topwork.data.archives import is_archive, open_archive
-from topwork.data.folders import is_hidden
+from topwork.data import remote
+from topwork.data.archives import is_archive, open_archive, read_member
+from topwork.data.folders import is_hidden, read_regular_file
 from topwork.data.layouts import looks_like_image, without_notes
+from topwork.data.listing import read_image as listed_image
 from topwork.data.remote import is_folder, is_url, local_copy, url_of, walk
-from topwork.errors import UsageError
+from topwork.errors import ImageError, UsageError
 from topwork.text import escape, natural_key
+
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
 
 
 def list_inputs(names: Sequence[str], *, must_exist: bool = False) -> list[str]:
@@ -75,7 +76,7 @@ def _below_url(path: Path) -> list[str]:
         return [url_of(path)]
     if is_folder(path):
         return [url_of(path / name) for name in without_notes(walk(path).files)]
-    if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz") and is_archive(copy := local_copy(path)):
+    if path.suffix.lower() in ARCHIVES and is_archive(copy := local_copy(path)):
         return [url_of(path / name) for name in without_notes(open_archive(copy).names)]
     return [url_of(path)]
 
@@ -103,3 +104,38 @@ def _is_regular(path: str) -> bool:
         return stat.S_ISREG(Path(path).stat().st_mode)
     except OSError:
         return True  # named as an error row
+
+
+def read_image(image: str | os.PathLike[str] | bytes) -> bytes:
+    """The bytes of an input: itself, a file, or a member of an archive, named ``ARCHIVE/MEMBER``.
+
+    Raises:
+        ImageError: with the reason.
+    """
+    if isinstance(image, bytes):
+        return image
+    path = Path(image)
+    if is_url(path):
+        return _read_remote(path)
+    try:
+        return read_regular_file(path)
+    except ImageError:
+        archive = next((place for place in path.parents if place.is_file()), None)
+        if archive is None:
+            raise
+    member = path.relative_to(archive).as_posix()
+    try:
+        return read_member(archive, member)
+    except ImageError:
+        for reject in open_archive(archive).rejects if archive.is_file() else ():
+            if f"{archive}/{reject.path}" == str(image):
+                raise ImageError(reject.reason) from None
+        raise
+
+
+def _read_remote(path: Path) -> bytes:
+    """A file at a URL, or a member of an archive at a URL."""
+    archive = next((place for place in path.parents if place.suffix.lower() in ARCHIVES), None)
+    if archive is None:
+        return remote.read(path)
+    return listed_image(archive, path.relative_to(archive).as_posix())

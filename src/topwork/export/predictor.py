@@ -23,16 +23,13 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from topwork.data import remote
-from topwork.data.archives import open_archive, read_member
-from topwork.data.folders import read_regular_file
 from topwork.data.images import as_rgb, decode, encoded_image, select_bands
-from topwork.data.listing import read_image as listed_image
 from topwork.data.loader import in_order
-from topwork.data.transforms import Pixels, fit_to_input, resize
+from topwork.data.transforms import Pixels, fit_to_input, smaller
 from topwork.errors import ImageError, TopworkError
 from topwork.evaluation.calibration import Thresholds, decide, unknown_detector
 from topwork.evaluation.predictions import join_labels
-from topwork.export.inputs import list_inputs
+from topwork.export.inputs import list_inputs, read_image
 from topwork.export.runtime import Precision, Runtime, engine_of
 from topwork.features.cluster import Cluster, chunks, packed, shared, unpacked
 from topwork.features.engine import BATCH, with_resizer
@@ -237,41 +234,6 @@ def _listed(images: Any) -> list[Image]:
     return found
 
 
-def read_image(image: str | os.PathLike[str] | bytes) -> bytes:
-    """The bytes of an input: itself, a file, or a member of an archive, named ``ARCHIVE/MEMBER``.
-
-    Raises:
-        ImageError: with the reason.
-    """
-    if isinstance(image, bytes):
-        return image
-    path = Path(image)
-    if remote.is_url(path):
-        return _read_remote(path)
-    try:
-        return read_regular_file(path)
-    except ImageError:
-        archive = next((place for place in path.parents if place.is_file()), None)
-        if archive is None:
-            raise
-    member = path.relative_to(archive).as_posix()
-    try:
-        return read_member(archive, member)
-    except ImageError:
-        for reject in open_archive(archive).rejects if archive.is_file() else ():
-            if f"{archive}/{reject.path}" == str(image):
-                raise ImageError(reject.reason) from None
-        raise
-
-
-def _read_remote(path: Path) -> bytes:
-    """A file at a URL, or a member of an archive at a URL."""
-    archive = next((place for place in path.parents if place.suffix.lower() in (".zip", ".tar", ".gz", ".tgz")), None)
-    if archive is None:
-        return remote.read(path)
-    return listed_image(archive, path.relative_to(archive).as_posix())
-
-
 class Heatmaps:
     """Heatmaps of one predictor; thread-safe."""
 
@@ -296,15 +258,13 @@ class Heatmaps:
                 classifier, fit_to_input(pixels, spec)[None], [[number]], self._network, self.predictor.engine
             )
         seen = found.maps[0, 0]
-        scale = min(1.0, PICTURE_SIDE / max(pixels.shape[:2]))
-        height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
-        return overlay(resize(pixels, height, width), seen, spec, max(float(seen.max()), 1e-9))
+        return overlay(smaller(pixels, PICTURE_SIDE), seen, spec, max(float(seen.max()), 1e-9))
 
     def jpeg(self, data: bytes, label: str) -> bytes:
         """The picture as a JPEG file."""
         return bytes(simplejpeg.encode_jpeg(self.picture(data, label), quality=88))
 
-    def write(self, number: int, prediction: Prediction, folder: Path) -> None:
+    def write(self, folder: Path, number: int, prediction: Prediction) -> None:
         """Writes the heatmap of a prediction as ``NUMBER-NAME.jpg``; nothing for errors.
 
         Raises:
@@ -314,6 +274,7 @@ class Heatmaps:
             return
         name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(prediction.path).stem)[:80]
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             picture = self.jpeg(read_image(prediction.path), prediction.top[0][0])
             with atomic_file(folder / f"{number:06d}-{name}.jpg") as partial:
                 partial.write_bytes(picture)

@@ -10,14 +10,14 @@ import hashlib
 import importlib.util
 import json
 import warnings
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topwork.data.transforms import Pixels
 from topwork.errors import ModelError, UsageError
+from topwork.export.targets import write_onnx
 from topwork.features.cluster import loader_on
 from topwork.features.embed import Embedder
 from topwork.features.engine import (
@@ -37,7 +37,6 @@ from topwork.settings import HERE, ClusterSettings, cache_folder
 
 Runtime = Literal["auto", "openvino", "onnxruntime", "torch"]
 Precision = Literal["f32", "bf16"]
-_OPSET = 18
 
 
 def engine_of(classifier: Classifier, runtime: Runtime = "auto", precision: Precision = "f32") -> Engine:
@@ -85,7 +84,10 @@ class ONNXRuntimeEngine(Engine):
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
         path = cache_folder() / "onnx" / f"{key}.onnx"
         if not path.is_file():
-            _export(backbone, path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with warnings.catch_warnings(), atomic_file(path) as partial:
+                warnings.simplefilter("ignore")  # tracing warns about shapes that are constant for us
+                write_onnx(feature_network(backbone), backbone, BLOCKS, partial)
         self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def run_unrounded(self, images: Pixels) -> Blocks:
@@ -96,20 +98,6 @@ class ONNXRuntimeEngine(Engine):
         ]
         found: list[NDArray[np.float32]] = [np.concatenate(values) for values in zip(*chunks, strict=True)]
         return dict(zip(BLOCKS, found, strict=True))
-
-
-def _export(backbone: Backbone, path: Path) -> None:
-    import torch
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    example = torch.zeros(2, backbone.spec.height, backbone.spec.width, 3, dtype=torch.uint8)
-    batch: Any = {name: {0: "batch"} for name in ("images", *BLOCKS)}
-    with warnings.catch_warnings(), atomic_file(path) as partial:
-        warnings.simplefilter("ignore")  # tracing warns about shapes that are constant for us
-        torch.onnx.export(
-            feature_network(backbone), (example,), str(partial), input_names=["images"], output_names=list(BLOCKS),
-            dynamic_axes=batch, opset_version=_OPSET, dynamo=False,
-        )  # fmt: skip
 
 
 def model_embedder(classifier: Classifier, cluster: ClusterSettings = HERE) -> Embedder:

@@ -19,7 +19,7 @@ from topwork.blocks import Picture
 from topwork.data.images import decode
 from topwork.data.loader import in_order
 from topwork.data.manifest import Manifest
-from topwork.data.transforms import Pixels, resize
+from topwork.data.transforms import Pixels, smaller
 from topwork.errors import ImageError
 
 SIDES = ((120, 320), (400, 208), (10**9, 120))  # long side in pixels of each picture, by how many there are
@@ -81,13 +81,6 @@ def encoded(pixels: Pixels, side: int) -> Picture:
     """Pixels (H, W, 3) as a picture whose long side has at most ``side`` pixels."""
     small = smaller(pixels, side)
     return _as_picture(jpeg_of(small), small.shape[1], small.shape[0])
-
-
-def smaller(pixels: Pixels, side: int) -> Pixels:
-    """Pixels (H, W, 3) whose long side has at most ``side`` pixels."""
-    scale = min(1.0, side / max(pixels.shape[:2]))
-    height, width = (max(1, round(n * scale)) for n in pixels.shape[:2])
-    return resize(np.ascontiguousarray(pixels), height, width)
 
 
 def small_jpeg(manifest: Manifest, row: int, side: int, quality: int = QUALITY) -> tuple[bytes, int, int]:

@@ -1,71 +1,126 @@
-"""The prediction server as an ASGI application.
+"""The prediction server, ``topwork serve``.
 
-In: models and limits. Out: an application for ``serve.py``. Every error is JSON, ``{"error": ...}``; the only 5xx are
-503 (full, starting, closing, or an internal error) and 504 (timeout). Paths or URLs from clients are never opened:
-images are in the request body. Batches are in ``queue.py``; the page is ``app.html``.
+In: models, limits and a listening socket. Every error is JSON, ``{"error": ...}``; the only 5xx are 503 (full, starting,
+closing, or an internal error) and 504 (timeout). Paths or URLs from clients are never opened: images are in the request
+body. Batches are in ``queue.py``; the page is ``app.html``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import html
-import io
 import ipaddress
-import json
 import logging
-import secrets
+import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import simplejpeg
 from fastapi import FastAPI, HTTPException, Query, Request  # noqa: TID253 - only `topwork serve` loads this file
 from fastapi.exceptions import RequestValidationError  # noqa: TID253
-from PIL import Image
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 
 import topwork
 from topwork.data.images import decode
 from topwork.data.loader import default_threads
-from topwork.data.transforms import resize
+from topwork.data.transforms import smaller
 from topwork.errors import ImageError, UsageError
 from topwork.export.batch import row_of
-from topwork.export.inputs import list_inputs
-from topwork.export.predictor import Prediction, Predictor, read_image
-from topwork.server.metrics import Measures
-from topwork.server.queue import ServedModel
+from topwork.export.inputs import list_inputs, read_image
+from topwork.export.predictor import Prediction, Predictor
+from topwork.files import error_reason
+from topwork.server.queue import Measures, ServedModel
+from topwork.server.web import Guard, as_error, as_json, as_page, is_loopback, run, server_of, static_files
 from topwork.settings import ServeSettings
+from topwork.text import escape
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 MAX_TOP = 100
 MAX_EXAMPLES, EXAMPLE_SIDE = 12, 640
 MAX_FIELDS = 100  # of a form, without files
 DRAIN_SECONDS = 1.0
-_HERE = Path(__file__).parent
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-)
-_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"cache-control", b"no-store"),
-]
-_STATIC = {"app.js": "text/javascript", "app.css": "text/css"}
+MIN_TOKEN = 16
 _LOG = logging.getLogger("topwork.server")
 
 _Top = Annotated[int, Query(ge=1, le=MAX_TOP, description="number of classes to return")]
 _Explain = Annotated[bool, Query(description="also send a heatmap; one image only")]
+
+
+def serve(
+    models: Mapping[str, Predictor], settings: ServeSettings, listener: socket.socket, token: str | None = None
+) -> None:
+    """Serves predictions until SIGINT or SIGTERM; returns after finishing requests in progress."""
+    _allow_many_connections()
+    service = Service(models, settings, token)
+    server = server_of(create_app(service), settings.idle_seconds)
+    service.is_closing = lambda: server.should_exit
+    run(server, listener)
+
+
+def named_models(given: Sequence[str]) -> dict[str, str]:
+    """Model folders by served name: ``NAME=FOLDER``, else the name of the run.
+
+    Raises:
+        UsageError: duplicate names, or a name that cannot be part of a URL.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, separator, folder = text.partition("=")
+        if not separator or Path(text).exists():
+            place = Path(text).resolve()
+            name, folder = (place.parent if place.name == "model" else place).name, text
+        if not name or not all(c.isalnum() or c in "-_. " for c in name) or name.strip(".") != name:
+            raise UsageError(f"{escape(text)}: cannot be used as a name; use NAME={escape(folder)}.")
+        if name in found:
+            raise UsageError(f"two models have the name {escape(name)}; use NAME={escape(folder)} to rename one.")
+        found[name] = folder
+    return found
+
+
+def read_token(settings: ServeSettings, listener: socket.socket) -> str | None:
+    """The token of ``--token-file``; required for other machines, unless ``--no-auth``.
+
+    Raises:
+        UsageError: neither was given, or the file holds no token.
+    """
+    if settings.token_file is not None:
+        try:
+            token = Path(settings.token_file).read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--token-file {settings.token_file}: cannot be read: {error_reason(error)}.") from None
+        if len(token) < MIN_TOKEN or not token.isprintable():
+            raise UsageError(
+                f"--token-file {settings.token_file}: must contain a token of at least {MIN_TOKEN} characters."
+            )
+        return token
+    if settings.auth and not is_loopback(listener):
+        raise UsageError(
+            f"--host {settings.host}: other machines could use this server without a password. "
+            "Add --token-file FILE, or --no-auth to allow it."
+        )
+    return None
+
+
+def _allow_many_connections() -> None:
+    """Raises the limit of open files, which is too low for a thousand clients on many systems."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 16_384 if hard == resource.RLIM_INFINITY else min(hard, 16_384)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def refusal(status: int, text: str, *, closes: bool = False, rows: list[dict[str, Any]] | None = None) -> HTTPException:
@@ -115,23 +170,25 @@ class Service:
                 model.close()
             self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    @contextmanager
-    def admitted(self, n_images: int) -> Iterator[None]:
-        """Reserves room for waiting images; rejects the request if there is none."""
+    def reserve(self, held: ExitStack, n_images: int = 0, n_bytes: int = 0) -> None:
+        """Counts waiting images and bytes in memory until ``held`` is closed; rejects a request for which there is no room."""
         if self.measures.n_waiting + n_images > self.settings.max_queue:
             raise refusal(503, "too many images are queued; try again in a second", closes=True)
+        if self.measures.n_held_bytes + n_bytes > self.settings.max_held_mb * 1_000_000:
+            raise refusal(503, "too many requests; try again in a second", closes=True)
+        self._count(n_images, n_bytes)
+        held.callback(self._count, -n_images, -n_bytes)
+
+    def _count(self, n_images: int, n_bytes: int) -> None:
         self.measures.n_waiting += n_images
-        try:
-            yield
-        finally:
-            self.measures.n_waiting -= n_images
+        self.measures.n_held_bytes += n_bytes
 
     async def _warm_up(self) -> None:
         from topwork.features.engine import drawn_images
 
         try:
             for model in self.models.values():
-                image = _as_png(drawn_images(model.predictor.classifier.backbone.spec)[0])
+                image = drawn_images(model.predictor.classifier.backbone.spec)[0]
                 answer = (await model.predict([("warm-up", image)]))[0]
                 if answer.error is not None:
                     raise RuntimeError(answer.error)
@@ -143,20 +200,20 @@ class Service:
 
 def create_app(service: Service) -> ASGIApp:
     """Creates the application: routes, errors and the guard."""
-
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with service.running():
-            yield
-
-    app = FastAPI(title="topwork", version=topwork.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="topwork",
+        version=topwork.__version__,
+        lifespan=lambda _app: service.running(),
+        docs_url=None,
+        redoc_url=None,
+        routes=[static_files()],
+    )
     _add_error_texts(app)
     _add_predictions(app, service)
     _add_status(app, service)
     _add_pages(app, service)
-    settings = service.settings
-    access = Access(names_of_host(settings.host, settings.allow_host), service.token)
-    return Guard(app, access, lambda status: service.measures.responses.labels(status).inc())
+    is_ours = names_of_host(service.settings.host, service.settings.allow_host)
+    return Guard(app, is_ours, service.token, lambda status: service.measures.responses.labels(status).inc())
 
 
 def _add_predictions(app: FastAPI, service: Service) -> None:
@@ -206,12 +263,12 @@ def _add_status(app: FastAPI, service: Service) -> None:
 def _add_pages(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return as_page(own_text("templates", "app.html"))
+        return as_page("app.html")
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:
         address = html.escape(f"{request.url.scheme}://{request.headers.get('host', 'localhost')}")
-        return as_page(own_text("templates", "app_docs.html").replace("http://127.0.0.1:8000", address))
+        return as_page("app_docs.html", "http://127.0.0.1:8000", address)
 
     @app.get("/examples", include_in_schema=False)
     async def examples() -> Response:
@@ -223,10 +280,6 @@ def _add_pages(app: FastAPI, service: Service) -> None:
             raise HTTPException(404)
         return Response(service.examples[number], media_type="image/jpeg")
 
-    @app.get("/static/{name}", include_in_schema=False)
-    async def static(name: str) -> Response:
-        return static_file(name, _STATIC)
-
 
 # ---- predictions
 
@@ -235,10 +288,11 @@ async def _predict(service: Service, request: Request, name: str | None, top: in
     if not service.is_warm:
         raise refusal(503, f"not ready: {service.failure}", closes=True)
     model = _chosen(service, name)
-    with service.admitted(1), _Held(service) as held:
+    with ExitStack() as held:
+        service.reserve(held, n_images=1)
         images = await _images_of(request, await _read_body(service, request, held), service.settings.max_images)
-        with service.admitted(len(images) - 1):
-            found = await model.predict(images)
+        service.reserve(held, n_images=len(images) - 1)
+        found = await model.predict(images)
         for prediction in found:
             service.measures.images.labels(model.name, prediction.outcome).inc()
         rows = [_row(prediction, top) for prediction in found]
@@ -257,29 +311,7 @@ def _chosen(service: Service, name: str | None) -> ServedModel:
     return service.models[name]
 
 
-class _Held:
-    """Bytes of one request, counted against the limit of the server."""
-
-    def __init__(self, service: Service) -> None:
-        self._measures = service.measures
-        self._limit = service.settings.max_held_mb * 1_000_000
-        self._n_bytes = 0
-
-    def __enter__(self) -> _Held:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._measures.n_held_bytes -= self._n_bytes
-
-    def add(self, n_bytes: int) -> None:
-        """Adds bytes, or rejects the request."""
-        if self._measures.n_held_bytes + n_bytes > self._limit:
-            raise refusal(503, "too many requests; try again in a second", closes=True)
-        self._n_bytes += n_bytes
-        self._measures.n_held_bytes += n_bytes
-
-
-async def _read_body(service: Service, request: Request, held: _Held) -> bytes:
+async def _read_body(service: Service, request: Request, held: ExitStack) -> bytes:
     """The whole body, within time and size limits."""
     settings = service.settings
     limit = int(settings.max_body_mb * 1_000_000)
@@ -295,7 +327,7 @@ async def _read_body(service: Service, request: Request, held: _Held) -> bytes:
             async for chunk in request.stream():
                 if len(body) + len(chunk) > limit:
                     raise too_large
-                held.add(len(chunk))
+                service.reserve(held, n_bytes=len(chunk))
                 body += chunk
     except TimeoutError:
         raise refusal(408, f"the body did not arrive within {settings.body_seconds:g} s", closes=True) from None
@@ -365,12 +397,6 @@ def _about(model: ServedModel) -> dict[str, Any]:
     }
 
 
-def _as_png(pixels: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def example_images(folder: str) -> list[bytes]:
     """The first images of a folder as small JPEG files, for the page.
 
@@ -383,9 +409,7 @@ def example_images(folder: str) -> list[bytes]:
             pixels = decode(read_image(path), min_side=EXAMPLE_SIDE).pixels
         except ImageError:
             continue
-        scale = min(1.0, EXAMPLE_SIDE / max(pixels.shape[:2]))
-        height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
-        found.append(bytes(simplejpeg.encode_jpeg(resize(pixels, height, width), quality=90)))
+        found.append(bytes(simplejpeg.encode_jpeg(smaller(pixels, EXAMPLE_SIDE), quality=90)))
         if len(found) == MAX_EXAMPLES:
             break
     if not found:
@@ -396,16 +420,7 @@ def example_images(folder: str) -> list[bytes]:
 # ---- answers
 
 
-def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A value as JSON."""
-    return Response(json.dumps(value), status, headers, "application/json")
-
-
 def _add_error_texts(app: FastAPI) -> None:
-    async def refused(_request: Request, error: Any) -> Response:
-        answer = error.detail if isinstance(error.detail, dict) else {"error": str(error.detail).lower()}
-        return as_json(answer, error.status_code, dict(error.headers or {}))
-
     async def wrong_value(_request: Request, error: Any) -> Response:
         first = error.errors()[0]
         return as_json({"error": f"{'.'.join(str(part) for part in first['loc'][1:])}: {first['msg'].lower()}"}, 422)
@@ -417,7 +432,7 @@ def _add_error_texts(app: FastAPI) -> None:
         return _NoResponse()
 
     app.add_exception_handler(ClientDisconnect, gone)
-    app.add_exception_handler(StarletteHTTPException, refused)
+    app.add_exception_handler(StarletteHTTPException, as_error)
     app.add_exception_handler(RequestValidationError, wrong_value)
     app.add_exception_handler(Exception, fault)
 
@@ -427,27 +442,6 @@ class _NoResponse(Response):
 
     async def __call__(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
         return
-
-
-def as_page(text: str) -> Response:
-    """A page that only loads resources of this server and cannot be framed."""
-    return HTMLResponse(text, headers={"content-security-policy": PAGE_POLICY, "x-frame-options": "DENY"})
-
-
-def static_file(name: str, kinds: Mapping[str, str]) -> Response:
-    """A static file, if listed.
-
-    Args:
-        kinds: media types by name.
-    """
-    if name not in kinds:
-        raise HTTPException(404)
-    return Response(own_text("static", name), media_type=kinds[name])
-
-
-def own_text(folder: str, name: str) -> str:
-    """A file of the package: a template or a static one."""
-    return (_HERE / folder / name).read_text(encoding="utf-8")
 
 
 def _body_schema() -> dict[str, Any]:
@@ -479,62 +473,3 @@ def names_of_host(host: str, more: Iterable[str] = ()) -> Callable[[str], bool]:
         return False
 
     return is_ours
-
-
-@dataclass(frozen=True)
-class Access:
-    """Access control: allowed host names, and the token, if any."""
-
-    is_ours: Callable[[str], bool]
-    token: str | None = field(default=None, repr=False)
-    open_paths: tuple[str, ...] = ("/", "/docs", "/openapi.json", "/live", "/ready")
-
-    def refusal(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Response | None:
-        """The response to a rejected request; None if it is allowed."""
-        hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
-        if len(hosts) != 1 or not self.is_ours(hosts[0]):
-            return as_json({"error": "this host name is not allowed; see --allow-host"}, 421)
-        if self.token is None or path in self.open_paths or path.startswith("/static/"):
-            return None
-        given = next((value for name, value in headers if name == b"authorization"), b"")
-        if secrets.compare_digest(given, f"Bearer {self.token}".encode()):
-            return None
-        answer = {"error": "a token is needed: send the header Authorization: Bearer TOKEN"}
-        return as_json(answer, 401, {"www-authenticate": "Bearer", "connection": "close"})
-
-
-class Guard:
-    """Middleware: access control, no 500, metrics and common headers."""
-
-    def __init__(self, app: ASGIApp, access: Access, count: Callable[[int], None] = lambda _status: None) -> None:
-        self.app, self._access, self._count = app, access, count
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handles one request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        has_started = False
-
-        async def counted(message: Message) -> None:
-            nonlocal has_started
-            if message["type"] == "http.response.start":
-                has_started = True
-                self._count(message["status"])
-                message["headers"] = [*message.get("headers", []), *_HEADERS]
-            await send(message)
-
-        try:
-            refused = self._access.refusal(scope["path"], scope["headers"])
-            await (refused or self.app)(scope, receive, counted)
-        except asyncio.CancelledError:  # closing took too long
-            if not has_started:
-                await _fault("closing")(scope, receive, counted)
-        except Exception:  # noqa: BLE001 - it has been answered with 503 already, unless it came very early
-            _LOG.exception("a request failed")
-            if not has_started:
-                await _fault("this request could not be answered")(scope, receive, counted)
-
-
-def _fault(text: str) -> Response:
-    return as_json({"error": text}, 503, {"retry-after": "1", "connection": "close"})

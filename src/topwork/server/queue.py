@@ -3,7 +3,7 @@
 In: contents of image files. Out: predictions, the same as from ``Predictor`` for each image. Decoding runs on threads
 shared by all models; each network has one thread. While it is busy, new images form the next batch; when it is idle, it
 starts immediately, or after ``WAIT_SECONDS`` if more images are being decoded. ``app.py`` limits the number of waiting
-images.
+images. :class:`Measures` counts for Prometheus.
 """
 
 from __future__ import annotations
@@ -11,17 +11,57 @@ from __future__ import annotations
 import asyncio
 import base64
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+
+from topwork.data.transforms import Pixels
 from topwork.export.predictor import Heatmaps, Loaded, Prediction, Predictor
 from topwork.features.engine import BATCH
-from topwork.server.metrics import Measures
 
 WAIT_SECONDS = 0.004
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Measures:
+    """Counters and gauges of one server, for Prometheus.
+
+    Attributes:
+        n_waiting: images accepted and not answered yet.
+        n_held_bytes: of requests in memory.
+
+    Args:
+        is_ready: whether the server is ready; called for each page.
+    """
+
+    def __init__(self, is_ready: Callable[[], bool]) -> None:
+        self.n_waiting = self.n_held_bytes = 0
+        self._registry = here = CollectorRegistry()
+        self.responses = Counter("topwork_responses", "HTTP responses by status.", ["status"], registry=here)
+        self.images = Counter(
+            "topwork_images", "Images answered, by model and outcome.", ["model", "outcome"], registry=here
+        )
+        self.request_seconds = Histogram(
+            "topwork_request_seconds", "Time to answer a request for predictions.", registry=here
+        )
+        self.batch_images = Histogram(
+            "topwork_batch_images", "Images that the network saw at once.", buckets=(1, 2, 4, 8, 16), registry=here
+        )
+        values = {
+            "topwork_images_waiting": ("Images taken in and not answered yet.", lambda: self.n_waiting),
+            "topwork_held_bytes": ("Bytes of requests in memory.", lambda: self.n_held_bytes),
+            "topwork_ready": ("Whether requests for predictions are welcome.", is_ready),
+        }
+        for name, (text, value) in values.items():
+            Gauge(name, text, registry=here).set_function(value)
+
+    def text(self) -> bytes:
+        """The page at /metrics, in Prometheus' text format."""
+        return generate_latest(self._registry)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +83,7 @@ class ServedModel:
         self._n_decoding = 0
         self._heatmaps = Heatmaps(predictor)
 
-    async def predict(self, images: Sequence[tuple[str, bytes]]) -> list[Prediction]:
+    async def predict(self, images: Sequence[tuple[str, bytes | Pixels]]) -> list[Prediction]:
         """Predictions in order, errors included."""
         return list(await asyncio.gather(*(self._predict_one(name, data) for name, data in images)))
 
@@ -74,7 +114,7 @@ class ServedModel:
         """Stops the network's thread."""
         self._network.shutdown(wait=False, cancel_futures=True)
 
-    async def _predict_one(self, name: str, data: bytes) -> Prediction:
+    async def _predict_one(self, name: str, data: bytes | Pixels) -> Prediction:
         loop = asyncio.get_running_loop()
         self._n_decoding += 1
         try:

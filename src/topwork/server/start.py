@@ -1,9 +1,8 @@
 """``topwork app``: topwork in the browser, from a folder of images to a trained model.
 
-In: a folder on this machine. Out: an application for ``serve.py``; only its own page can make changes
-(``own_page.py``). It calls the functions of the commands (scan, fit, predict, export; review as a separate process) and
-has no other state: dropped images are folders in ``images/``, everything else is a run in ``runs/``. So nothing is lost
-on a restart, and the commands work on the same folders.
+In: a folder on this machine and a listening socket. It calls the functions of the commands (scan, fit, predict, export;
+review as a separate process) and has no other state: dropped images are folders in ``images/``, everything else is a run
+in ``runs/``. So nothing is lost on a restart, and the commands work on the same folders.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from topwork.commands.fit import fit
@@ -37,24 +36,37 @@ from topwork.export.targets import TARGETS
 from topwork.files import atomic_file, error_reason
 from topwork.progress import Reporter
 from topwork.report.run_page import write_report
-from topwork.run import interrupted, is_finished, read_evaluation
-from topwork.server.app import as_json, static_file
-from topwork.server.own_page import OwnPage
-from topwork.server.serve import run_app
+from topwork.run import free_run_folder, interrupted, is_finished, read_evaluation
+from topwork.server.web import OwnPage, as_json, as_page
 from topwork.settings import FitSettings, ScanSettings
 from topwork.text import escape
 
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
 MAX_IMAGE = 50_000_000  # bytes per dropped file
 MODES = ("probe", "auto", "tune")
-_STATIC = {"start.js": "text/javascript", "start.css": "text/css", "app.css": "text/css"}
 _NAME = re.compile(r"[^\0/\\]{1,200}")
 
 
+def serve_start(folder: Path, listener: socket.socket) -> None:
+    """Serves the page until SIGINT or SIGTERM."""
+    start = Start(folder, listener.getsockname()[1])
+    changes = (
+        start.keep, start.forget, start.scan, start.train, start.resume, start.predict, start.review, start.export,
+    )  # fmt: skip
+    routes = [
+        Route("/", start.page),
+        Route("/state", start.show_state),
+        Route("/job", start.show_job),
+        Route("/report/{run}", start.report),
+        *(Route(f"/{endpoint.__name__}", endpoint, methods=["POST"]) for endpoint in changes),
+    ]
+    try:
+        start.serve(routes, listener)
+    finally:
+        start.close()
+
+
 class Start(OwnPage):
-    """The state of the application: its folder, the running job, and open models.
+    """The application: its folder, the running job, and open models.
 
     Args:
         folder: contains ``images/`` and ``runs/``.
@@ -63,12 +75,30 @@ class Start(OwnPage):
     def __init__(self, folder: Path, port: int) -> None:
         super().__init__(port)
         self.images, self.runs = folder / "images", folder / "runs"
-        self._job: dict[str, Any] = {"state": "none"}
         self._lock = threading.Lock()
         self._models: dict[str, tuple[Predictor, Heatmaps]] = {}
         self._reviews: dict[str, tuple[subprocess.Popen[str], str]] = {}
 
-    # ---- state
+    # ---- read-only
+
+    async def page(self, _request: Request) -> Response:
+        """The page."""
+        return as_page("start.html", new=self.token)
+
+    async def show_state(self, _request: Request) -> Response:
+        """See :meth:`state`."""
+        return as_json(await asyncio.to_thread(self.state))
+
+    async def show_job(self, _request: Request) -> Response:
+        """The state of the job."""
+        return as_json(self.job.state)
+
+    async def report(self, request: Request) -> Response:
+        """The report of a run."""
+        path = self._run_of(request.path_params["run"]) / "report.html"
+        if not path.is_file():
+            raise HTTPException(404, "this run has no report yet")
+        return FileResponse(path, headers={"x-frame-options": "DENY"})
 
     def state(self) -> dict[str, Any]:
         """Dropped image folders, runs, and the job."""
@@ -83,16 +113,81 @@ class Start(OwnPage):
             ],
             "runs": [_about_run(run) for run in runs],
             "targets": {name: target.help for name, target in TARGETS.items()},
-            "job": self._job,
+            "job": self.job.state,
         }
 
-    def run_of(self, name: Any) -> Path:
+    # ---- changes
+
+    async def keep(self, request: Request) -> Response:
+        """Writes one dropped image without overwriting another."""
+        data = await self.body(request, MAX_IMAGE)
+        names = [request.query_params.get(key, "") for key in ("images", "label", "file")]
+        if not all(map(_is_name, names)):
+            raise HTTPException(422, "invalid folder or file name")
+        await asyncio.to_thread(_keep, self.images.joinpath(*names), data)
+        return as_json({})
+
+    async def forget(self, request: Request) -> Response:
+        """Deletes a folder of dropped images."""
+        name = (await self.asked(request)).get("images")
+        if isinstance(name, str) and _is_name(name) and (self.images / name).is_dir():
+            await asyncio.to_thread(shutil.rmtree, self.images / name)
+        return as_json({})
+
+    async def scan(self, request: Request) -> Response:
+        """``topwork scan --quick``."""
+        data = self._data_of(await self.asked(request))
+        return as_json(self.job.begin("scan", lambda reporter: _scanned(data, reporter)))
+
+    async def train(self, request: Request) -> Response:
+        """``topwork fit``, into the next free run."""
+        asked = await self.asked(request)
+        mode = asked.get("mode", "probe")
+        if mode not in MODES:
+            raise HTTPException(422, f"mode must be one of {', '.join(MODES)}")
+        data = self._data_of(asked)
+        run = free_run_folder(data, lambda path: (path / "settings.json").exists(), self.runs)
+        return as_json(self._fit(data, run, FitSettings(mode=mode)))
+
+    async def resume(self, request: Request) -> Response:
+        """``topwork fit --resume``."""
+        run = self._run_of((await self.asked(request)).get("run"))
+        try:
+            path, settings = interrupted(run)
+        except TopworkError as error:
+            raise HTTPException(422, str(error)) from None
+        return as_json(self._fit(Path(path), run, settings))
+
+    async def predict(self, request: Request) -> Response:
+        """The prediction for one image, with a heatmap as a data URL."""
+        data = await self.body(request, MAX_IMAGE)
+        return as_json(await _answer(self._predicted, self._run_of(request.query_params.get("run")), data))
+
+    async def review(self, request: Request) -> Response:
+        """The URL of ``topwork review`` for a run, which is started if needed."""
+        return as_json({"url": await _answer(self._reviewed, self._run_of((await self.asked(request)).get("run")))})
+
+    async def export(self, request: Request) -> Response:
+        """``topwork export``, into the run."""
+        asked = await self.asked(request)
+        run, to = self._run_of(asked.get("run")), asked.get("to")
+        if to not in TARGETS:
+            raise HTTPException(422, f"to must be one of {', '.join(TARGETS)}")
+        return as_json(self.job.begin("export", lambda reporter: _exported(run, str(to), reporter)))
+
+    def close(self) -> None:
+        """Stops the review pages."""
+        for process, _ in self._reviews.values():
+            process.terminate()
+            process.wait()
+
+    def _run_of(self, name: Any) -> Path:
         """The folder of a run by its name."""
         if not isinstance(name, str) or not _is_name(name) or not (self.runs / name / "settings.json").is_file():
             raise HTTPException(404, "no such run")
         return self.runs / name
 
-    def data_of(self, asked: dict[str, Any]) -> Path:
+    def _data_of(self, asked: dict[str, Any]) -> Path:
         """The requested images: dropped ones by name, or a path on this machine."""
         name, path = asked.get("images"), asked.get("path")
         if isinstance(name, str) and _is_name(name) and (self.images / name).is_dir():
@@ -104,65 +199,22 @@ class Start(OwnPage):
             raise HTTPException(422, f"{escape(str(found))}: no such file or folder")
         raise HTTPException(422, "choose a folder of images")
 
-    # ---- actions
+    def _fit(self, data: Path, run: Path, settings: FitSettings) -> dict[str, Any]:
+        def work(reporter: Reporter) -> dict[str, Any]:
+            self._models.pop(run.name, None)
+            fit(data, run, settings, overwrite=(run / "settings.json").exists(), reporter=reporter)
+            reporter.step("report")
+            write_report(run)
+            return {"run": run.name}
 
-    def keep(self, name: str, label: str, file: str, data: bytes) -> None:
-        """Writes one dropped image without overwriting another."""
-        if not all(_is_name(part) for part in (name, label, file)):
-            raise HTTPException(422, "invalid folder or file name")
-        place = self.images / name / label / file
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            number = 2
-            while place.exists() and place.read_bytes() != data:
-                place, number = place.with_name(f"{Path(file).stem}-{number}{Path(file).suffix}"), number + 1
-            with atomic_file(place) as partial:
-                partial.write_bytes(data)
-        except OSError as error:
-            raise HTTPException(507, f"{escape(str(place))}: cannot be written: {error_reason(error)}") from None
+        return self.job.begin("training", work)
 
-    def begin(self, kind: str, work: Callable[[Reporter], dict[str, Any]]) -> dict[str, Any]:
-        """Starts a job, unless one is running."""
+    def _predicted(self, run: Path, data: bytes) -> dict[str, Any]:
         with self._lock:
-            if self._job["state"] == "running":
-                raise HTTPException(409, f"wait for the {self._job['kind']} to finish")
-            self._job = {"state": "running", "kind": kind, "step": "starting", "notes": []}
-        threading.Thread(target=self._run, args=(kind, work), daemon=True, name=kind).start()
-        return self._job
-
-    def _run(self, kind: str, work: Callable[[Reporter], dict[str, Any]]) -> None:
-        teller = _Telling(self._job)
-        try:
-            found = work(teller)
-        except TopworkError as error:
-            self._job = {"state": "failed", "kind": kind, "error": str(error)}
-        except Exception as error:  # noqa: BLE001 - a thread's error must reach the page
-            self._job = {"state": "failed", "kind": kind, "error": f"{type(error).__name__}: {error}"}
-        else:
-            self._job = {"state": "done", "kind": kind, "notes": self._job["notes"], **found}
-
-    def train(self, data: Path, mode: str, reporter: Reporter) -> dict[str, Any]:
-        """``topwork fit``, into the next free run."""
-        run, number = self.runs / data.stem, 2
-        while (run / "settings.json").exists():
-            run, number = self.runs / f"{data.stem}-{number}", number + 1
-        return self._fitted(data, run, FitSettings(mode=mode), reporter)  # type: ignore[arg-type]
-
-    def resume(self, run: Path, reporter: Reporter) -> dict[str, Any]:
-        """``topwork fit --resume``."""
-        path, settings = interrupted(run)
-        return self._fitted(Path(path), run, settings, reporter)
-
-    def _fitted(self, data: Path, run: Path, settings: FitSettings, reporter: Reporter) -> dict[str, Any]:
-        self._models.pop(run.name, None)
-        fit(data, run, settings, overwrite=(run / "settings.json").exists(), reporter=reporter)
-        reporter.step("report")
-        write_report(run)
-        return {"run": run.name}
-
-    def predict(self, run: Path, data: bytes) -> dict[str, Any]:
-        """The prediction for one image, with a heatmap as a data URL."""
-        predictor, heatmaps = self._opened(run)
+            if run.name not in self._models:
+                predictor = Predictor(run)
+                self._models[run.name] = predictor, Heatmaps(predictor)
+            predictor, heatmaps = self._models[run.name]
         prediction = predictor.predict(data)[0]
         row = row_of(prediction)
         if prediction.label is not None:
@@ -170,15 +222,7 @@ class Start(OwnPage):
             row["map"] = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
         return row
 
-    def _opened(self, run: Path) -> tuple[Predictor, Heatmaps]:
-        with self._lock:
-            if run.name not in self._models:
-                predictor = Predictor(run)
-                self._models[run.name] = predictor, Heatmaps(predictor)
-            return self._models[run.name]
-
-    def review(self, run: Path) -> str:
-        """The URL of ``topwork review`` for a run, which is started if needed."""
+    def _reviewed(self, run: Path) -> str:
         with self._lock:
             process, url = self._reviews.get(run.name, (None, ""))
             if process is not None and process.poll() is None:
@@ -193,113 +237,24 @@ class Start(OwnPage):
             self._reviews[run.name] = process, url
             return url
 
-    def close(self) -> None:
-        """Stops the review pages."""
-        for process, _ in self._reviews.values():
-            process.terminate()
-            process.wait()
-
-
-def serve_start(folder: Path, listener: socket.socket) -> None:
-    """Serves the page until SIGINT or SIGTERM."""
-    start = Start(folder, listener.getsockname()[1])
-    try:
-        run_app(create_start(start), start, listener)
-    finally:
-        start.close()
-
-
-def create_start(start: Start) -> ASGIApp:
-    """Creates the application: the page, its data and actions."""
-    return start.application([*_shown(start), *_done(start)])
-
-
-def _shown(start: Start) -> list[Route]:
-    """The read-only routes."""
-
-    async def page(_request: Request) -> Response:
-        return start.page("start.html")
-
-    async def state(_request: Request) -> Response:
-        return as_json(await asyncio.to_thread(start.state))
-
-    async def job(_request: Request) -> Response:
-        return as_json(start.state()["job"])
-
-    async def report(request: Request) -> Response:
-        path = start.run_of(request.path_params["run"]) / "report.html"
-        if not path.is_file():
-            raise HTTPException(404, "this run has no report yet")
-        return HTMLResponse(await asyncio.to_thread(path.read_text, "utf-8"), headers={"x-frame-options": "DENY"})
-
-    async def static(request: Request) -> Response:
-        return static_file(request.path_params["name"], _STATIC)
-
-    return [
-        Route("/", page),
-        Route("/state", state),
-        Route("/job", job),
-        Route("/report/{run}", report),
-        Route("/static/{name}", static),
-    ]
-
-
-def _done(start: Start) -> list[Route]:
-    """The routes that make changes; each checks that the request comes from the page."""
-
-    async def keep(request: Request) -> Response:
-        data = await start.body(request, MAX_IMAGE)
-        name, label, file = (request.query_params.get(key, "") for key in ("images", "label", "file"))
-        await asyncio.to_thread(start.keep, name, label, file, data)
-        return as_json({})
-
-    async def forget(request: Request) -> Response:
-        name = (await start.asked(request)).get("images")
-        if isinstance(name, str) and _is_name(name) and (start.images / name).is_dir():
-            await asyncio.to_thread(shutil.rmtree, start.images / name)
-        return as_json({})
-
-    async def scan(request: Request) -> Response:
-        data = start.data_of(await start.asked(request))
-        return as_json(start.begin("scan", lambda reporter: _scanned(data, reporter)))
-
-    async def train(request: Request) -> Response:
-        asked = await start.asked(request)
-        mode = asked.get("mode", "probe")
-        if mode not in MODES:
-            raise HTTPException(422, f"mode must be one of {', '.join(MODES)}")
-        data = start.data_of(asked)
-        return as_json(start.begin("training", lambda reporter: start.train(data, mode, reporter)))
-
-    async def resume(request: Request) -> Response:
-        run = start.run_of((await start.asked(request)).get("run"))
-        return as_json(start.begin("training", lambda reporter: start.resume(run, reporter)))
-
-    async def predict(request: Request) -> Response:
-        data = await start.body(request, MAX_IMAGE)
-        run = start.run_of(request.query_params.get("run"))
-        return as_json(await _answer(start.predict, run, data))
-
-    async def review(request: Request) -> Response:
-        run = start.run_of((await start.asked(request)).get("run"))
-        return as_json({"url": await _answer(start.review, run)})
-
-    async def export(request: Request) -> Response:
-        asked = await start.asked(request)
-        run, to = start.run_of(asked.get("run")), asked.get("to")
-        if to not in TARGETS:
-            raise HTTPException(422, f"to must be one of {', '.join(TARGETS)}")
-        return as_json(start.begin("export", lambda reporter: _exported(run, str(to), reporter)))
-
-    written = (keep, forget, scan, train, resume, predict, review, export)
-    return [Route(f"/{endpoint.__name__}", endpoint, methods=["POST"]) for endpoint in written]
-
 
 async def _answer(work: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return await asyncio.to_thread(work, *arguments)
     except TopworkError as error:
         raise HTTPException(422, str(error)) from None
+
+
+def _keep(place: Path, data: bytes) -> None:
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        stem, suffix, number = place.stem, place.suffix, 2
+        while place.exists() and place.read_bytes() != data:
+            place, number = place.with_name(f"{stem}-{number}{suffix}"), number + 1
+        with atomic_file(place) as partial:
+            partial.write_bytes(data)
+    except OSError as error:
+        raise HTTPException(507, f"{escape(str(place))}: cannot be written: {error_reason(error)}") from None
 
 
 def _scanned(data: Path, reporter: Reporter) -> dict[str, Any]:
@@ -341,26 +296,3 @@ def _n_files(folder: Path) -> int:
 
 def _is_name(text: str) -> bool:
     return bool(_NAME.fullmatch(text)) and not text.startswith(".") and text.isprintable()
-
-
-class _Telling(Reporter):
-    """Records progress in the job, for the page."""
-
-    def __init__(self, job: dict[str, Any]) -> None:
-        self._job = job
-
-    def step(self, name: str) -> None:
-        """Starts a step."""
-        self._job |= {"step": name, "n_done": 0, "n_all": 0}
-
-    def progress(self, n_done: int, n_all: int) -> None:
-        """Reports progress within the step."""
-        self._job |= {"n_done": n_done, "n_all": n_all}
-
-    def note(self, text: str) -> None:
-        """Adds a note for the user."""
-        self._job["notes"].append(text)
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """An epoch of fine-tuning is done."""
-        self._job["epoch"] = {key: record.get(key) for key in ("epoch", "train_loss", "valid_loss", "valid_accuracy")}

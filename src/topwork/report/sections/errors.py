@@ -26,11 +26,11 @@ from topwork.blocks import (
     Tile,
 )
 from topwork.data.images import decode
-from topwork.data.transforms import InputSpec
+from topwork.data.transforms import InputSpec, smaller
 from topwork.errors import ImageError
 from topwork.evaluation.explain import overlay
 from topwork.evaluation.predictions import Predictions
-from topwork.report.pictures import EXAMPLE, GONE, MISTAKE, RIGHT_ANSWER, Album, encoded, smaller
+from topwork.report.pictures import EXAMPLE, GONE, MISTAKE, RIGHT_ANSWER, Album, encoded
 from topwork.report.run_data import Record
 from topwork.report.sections.summary import CONFIDENT, figures_of
 from topwork.settings import quote

@@ -239,7 +239,8 @@ async function watch() {
       found = { state: "failed", error: "the server cannot be reached" };
     }
     if (found.state === "running") {
-      $("outcome").textContent = `Retraining: ${found.doing}…`;
+      const done = found.n_all ? `: ${found.n_done.toLocaleString()} of ${found.n_all.toLocaleString()}` : "";
+      $("outcome").textContent = `Retraining: ${found.step}${done}…`;
       await new Promise((resolve) => setTimeout(resolve, 400));
     }
   } while (found.state === "running");
