@@ -233,9 +233,7 @@ def _tune(data: PreparedData, probe: Probe, folder: Path, steps: Steps) -> tuple
         within = _within_what_is_left(data, steps, say)
         with tracking(settings.track, folder, asdict(settings)) as track:
             on_progress = steps.reporter.progress
-            planned = plan_tuning(
-                data.backbone, data.manifest, data.features, data.parts, probe, within, on_progress
-            )
+            planned = plan_tuning(data.backbone, data.manifest, data.features, data.parts, probe, within, on_progress)
             tuned = tune_classifier(planned, folder, steps.reporter, say, track)
     if tuned is None or settings.hidden is not None or settings.head == "cosine":  # a requested head is always kept
         return tuned, words
