@@ -84,6 +84,16 @@ def test_scratch_forgets_pretrained_weights(backbone):
     assert [type(part).__name__ for part in network.classifier] == ["Linear", "ReLU", "Dropout", "Linear"]
 
 
+def test_a_new_head_depends_on_the_seed_only(backbone):
+    made = []
+    for n_drawn, seed in ((0, 0), (7, 0), (7, 1)):
+        torch.randn(n_drawn)
+        recipe = replace(recipe_of(backbone), seed=seed)
+        made.append(make_network(backbone, parse_head("16"), recipe).classifier[0].weight)
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[1], made[2])
+
+
 def test_images_of_a_manifest_become_streams(tmp_path, backbone):
     manifest = scan(draw_folders(tmp_path, n_each=6))
     recipe = recipe_of(backbone, augment="light")

@@ -105,7 +105,7 @@ def fit(
             with steps.timed("zero_shot"):
                 by_names = zero_shot_head(data.backbone, data.manifest.classes, settings.zero_shot)
         if data.choice is not None:  # a resumed run must not choose again: measured speeds vary
-            write_json(work / "settings.json", wanted | {"backbones": data.choice.as_dict()})
+            write_json(work / "settings.json", wanted | {"backbones": asdict(data.choice)})
         n_values = len(data.manifest.samples) * data.backbone.n_features
         with steps("probe"), few_threads(n_values):
             probed = fitted_probe(data, steps)
@@ -313,10 +313,10 @@ def _recipe(
     if data.manifest.multi_label:
         recipe |= {"multi_label": True, "thresholds": classifier.thresholds["labels"]}
     if data.choice is not None:
-        recipe |= {"backbones": data.choice.as_dict()}
+        recipe |= {"backbones": asdict(data.choice)}
     if tuned is not None:
         done = tuned.training
-        tuning = done.recipe.as_dict() | {"tried": [vars(candidate) for candidate in done.selected.tried]}
+        tuning = asdict(done.recipe) | {"tried": [vars(candidate) for candidate in done.selected.tried]}
         recipe |= {"mode": "tune", "tuning": tuning, "stages": [vars(row) for row in done.stages], "probe": head}
         recipe["head"] = head | {
             "candidate": f"fine-tuned with the network, {done.head}",

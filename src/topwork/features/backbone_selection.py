@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,10 +45,6 @@ class Choice:
     name: str
     candidates: tuple[Candidate, ...]
     words: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self) | {"candidates": [asdict(candidate) for candidate in self.candidates]}
 
 
 def names_of(backbone: str) -> list[str]:

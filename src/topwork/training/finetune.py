@@ -335,7 +335,9 @@ def make_network(
         return put_extended(backbone.module(1), backbone, probe)
     # the pretrained classifier is loaded and then replaced; timm knows where it is
     module = copy.deepcopy(head) if isinstance(head, nn.Module) else head
-    network = build_classifier(backbone.module(1), module, width)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)  # a new head is random
+        network = build_classifier(backbone.module(1), module, width)
     is_plain = isinstance(head, HeadSpec) and head.kind == "linear" and not head.dropout
     if recipe.head_from_probe and probe is not None and is_plain and probe.kind == "plain":
         folded = probe.folded()

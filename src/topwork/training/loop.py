@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn
@@ -512,7 +512,7 @@ class _Run:
             moments = self.optimizer.state_dict()["state"].items()
             states["optimizer"] = {f"{number}.{key}": value for number, by in moments for key, value in by.items()}
         values = {
-            "recipe": self.recipe.as_dict(),
+            "recipe": asdict(self.recipe),
             "best": [[epoch, first, second] for epoch, first, second, _ in self.best],
             "seconds": self.seconds_before + time.monotonic() - self.started,
             "epoch_seconds": self._epoch_seconds() if self.n_steps else 0.0,

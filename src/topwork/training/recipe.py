@@ -146,13 +146,9 @@ class Recipe:
         """(N,) relative frequency of each sample in sampling; None for each once per epoch."""
         return None if self.sampling is None else np.array(self.sampling)[labels]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
     def is_written_as(self, values: dict[str, Any]) -> bool:
         """Whether these JSON values are this recipe; False for versions with other settings."""
-        return bool(json.loads(json.dumps(self.as_dict())) == values)
+        return bool(json.loads(json.dumps(asdict(self))) == values)
 
 
 # ---- deciding
