@@ -10,6 +10,7 @@ gain and about its decision, and the paired difference on the test images.
 from __future__ import annotations
 
 import argparse
+import ast
 import tempfile
 import time
 from pathlib import Path
@@ -30,10 +31,17 @@ def main() -> None:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="settings of both, such as size=64"
     )
     asked = parser.parse_args()
-    options = dict(item.split("=", 1) for item in asked.set)
+    options = {name: _value(text) for name, text in (item.split("=", 1) for item in asked.set)}
     for folder in asked.folders:
         for seed in asked.seeds:
             compare(folder, with_options(FitSettings(seed=seed), options), asked.mode, asked.time_budget)
+
+
+def _value(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def compare(folder: Path, settings: FitSettings, mode: str, budget: str) -> None:

@@ -1,7 +1,7 @@
 """topwork beside fastai, a plain PyTorch loop and transformers: the same images, split, weights and machine.
 
     make benchmarks [ARGS="FOLDER ... --rounds 3"]
-    python benchmarks/peers.py [FOLDER ...] [--rounds 1] [--epochs 4] [--write docs/benchmarks.md]
+    python benchmarks/peers.py [FOLDER ...] [--rounds 1] [--epochs 4] [--without loop] [--write docs/benchmarks.md]
 
 Without a folder the images of ``topwork demo`` are used. All start from the ImageNet weights of lite0 and train on the train
 part of the run; accuracy is that on its test part (valid if there is none), paired image by image. The contestants take turns,
@@ -41,6 +41,7 @@ from topwork.paired import paired
 from topwork.text import count, percent_ci, points
 
 SEED = 0
+OTHERS = {"fastai": "fastai", "loop": "plain loop"}
 
 
 @dataclass
@@ -57,8 +58,9 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--without", action="append", default=[], choices=list(OTHERS))
     parser.add_argument("--write", type=Path)
-    parser.add_argument("--contestant", choices=["fastai", "loop"], help=argparse.SUPPRESS)
+    parser.add_argument("--contestant", choices=list(OTHERS), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.contestant:
         train = train_fastai if asked.contestant == "fastai" else train_plainly
@@ -67,7 +69,8 @@ def main() -> None:
     tables = []
     for folder in asked.folders or [write_demo_data()]:
         with tempfile.TemporaryDirectory() as place:
-            tables.append(compare(folder, Path(place), asked.rounds, asked.epochs))
+            others = [name for name in OTHERS if name not in asked.without]
+            tables.append(compare(folder, Path(place), asked.rounds, asked.epochs, others))
             print(tables[-1], flush=True)
     if asked.write:
         asked.write.write_text(page(tables))
@@ -76,16 +79,16 @@ def main() -> None:
 # ---- the contestants
 
 
-def compare(images: Path, place: Path, n_rounds: int, n_epochs: int) -> str:
+def compare(images: Path, place: Path, n_rounds: int, n_epochs: int, others: list[str]) -> str:
     """Runs everything in turn; returns the section of the page."""
     cache, run = place / "cache", place / "run"
     fit = [sys.executable, "-m", "topwork.cli", "fit", str(images), "--quiet", "--out", str(run), "--overwrite"]
     timed(fit, cache)  # prepares the weights
     other = [sys.executable, __file__, str(run), "--epochs", str(n_epochs), "--contestant"]
-    names = ("topwork, cold", "topwork, warm", "fastai", "plain loop")
-    results = {name: Results() for name in names}
+    commands = {"topwork, cold": fit, "topwork, warm": fit} | {OTHERS[name]: [*other, name] for name in others}
+    results = {name: Results() for name in commands}
     for _ in range(n_rounds):
-        for name, command in zip(names, (fit, fit, [*other, "fastai"], [*other, "loop"]), strict=True):
+        for name, command in commands.items():
             if name == "topwork, cold":
                 for folder in cache.iterdir():
                     if folder.name != "backbones":
