@@ -86,10 +86,25 @@ def test_auto_does_not_begin_what_cannot_be_finished(data, tmp_path, monkeypatch
     from topwork.training import finetune
 
     monkeypatch.setattr(finetune, "training_rate", lambda *_: 3.0)
-    settings = SETTINGS | {"mode": "auto", "epochs": None, "time_budget": "9s"}
+    settings = SETTINGS | {"mode": "auto", "epochs": None, "time_budget": "9s", "valid_fraction": 0.2}
     fitted = fit(data, tmp_path / "run", FitSettings(**settings))
     assert fitted.recipe["mode"] == "probe"
     assert fitted.recipe["words"] == ["Only 1 epoch fits into the time budget, which is too little: not fine-tuning."]
+    assert len(fitted.split.valid)  # asked for by valid_fraction
+
+
+def test_a_probe_kept_by_auto_trains_on_all_that_a_probe_does(data, tmp_path, monkeypatch):
+    from topwork.training import finetune
+
+    monkeypatch.setattr(finetune, "training_rate", lambda *_: 3.0)
+    settings = SETTINGS | {"mode": "auto", "epochs": None, "time_budget": "9s"}
+    kept = fit(data, tmp_path / "auto", FitSettings(**settings))
+    assert "held out for fine-tuning were added to train" in kept.recipe["words"][1]
+    shared = {name: settings[name] for name in ("backbone", "size", "near_duplicates", "workers")}
+    probe = fit(data, tmp_path / "probe", FitSettings(**shared))
+    for part in ("train", "valid", "test"):
+        np.testing.assert_array_equal(getattr(kept.split, part), getattr(probe.split, part))
+    np.testing.assert_array_equal(kept.classifier.head.weight, probe.classifier.head.weight)
 
 
 def test_a_description_with_unknown_changes_is_refused(hidden, tmp_path):

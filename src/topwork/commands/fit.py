@@ -29,6 +29,7 @@ from topwork.commands.scan import Understood, understood
 from topwork.data.augment import pipeline
 from topwork.data.corrections import read_corrections
 from topwork.data.remote import absolute, is_url
+from topwork.data.split import without_valid
 from topwork.evaluation.analysis import AnalysisInputs, analyze
 from topwork.features.backbone_selection import names_of
 from topwork.features.engine import best_device, compiled_form
@@ -54,7 +55,7 @@ from topwork.run import (
     write_run,
 )
 from topwork.settings import FitSettings, check, is_launched, with_options
-from topwork.text import duration
+from topwork.text import count, duration
 from topwork.training.recipe import head_spec
 
 if TYPE_CHECKING:
@@ -110,6 +111,12 @@ def fit(
         with steps("probe"), few_threads(n_values):
             probed = fitted_probe(data, steps)
         tuned, words = _tune(data, probed.probe, work, steps)
+        if tuned is None and len(data.parts.valid) and not _has_own_valid(data):
+            words.append(f"The {count(len(data.parts.valid), 'valid image')} held out for fine-tuning were added to train.")
+            steps.reporter.note(words[-1])
+            data = replace(data, parts=without_valid(data.parts, data.manifest))
+            with steps("probe"), few_threads(n_values):
+                probed = fitted_probe(data, steps)
         seen = with_answers(data if tuned is None else _embedded_again(data, tuned, steps), steps.reporter)
         with few_threads(n_values):
             assessed = assess(seen, probed.probe, tuned, steps)
@@ -201,6 +208,11 @@ def follow(path: str | os.PathLike[str], out: str | os.PathLike[str], settings: 
 
 
 # ---- the steps, in their order
+
+
+def _has_own_valid(data: PreparedData) -> bool:
+    """Whether the data or the settings ask for a valid part, rather than fine-tuning."""
+    return data.settings.valid_fraction is not None or any(sample.part == "valid" for sample in data.manifest.samples)
 
 
 def _opening(data: PreparedData) -> Future[OpenNetwork] | None:
