@@ -112,7 +112,9 @@ def fit(
             probed = fitted_probe(data, steps)
         tuned, words = _tune(data, probed.probe, work, steps)
         if tuned is None and len(data.parts.valid) and not _has_own_valid(data):
-            words.append(f"The {count(len(data.parts.valid), 'valid image')} held out for fine-tuning were added to train.")
+            words.append(
+                f"The {count(len(data.parts.valid), 'valid image')} held out for fine-tuning were added to train."
+            )
             steps.reporter.note(words[-1])
             data = replace(data, parts=without_valid(data.parts, data.manifest))
             with steps("probe"), few_threads(n_values):
