@@ -1,11 +1,10 @@
-"""The server under load on loopback: a thousand clients at once, its latency beside the bare engine, SIGTERM under load.
+"""The server under load on loopback: a thousand clients at once, and its latency beside the bare engine.
 
-    python benchmarks/serve.py RUN IMAGE [--clients 1000 --requests 3000] [--sigterms 50]
+    python benchmarks/serve.py RUN IMAGE [--clients 1000 --requests 3000]
 
 Clients run in a process of their own. Each opens a connection for each request, sends the image and waits for the
 answer; every status is counted. The latency is that of one client alone, the median of 200 requests on a kept
-connection, beside the same images given to ``Predictor`` and to the network alone. A SIGTERM round starts a server,
-loads it with eight clients and ends it: lost are requests whose connection was made and that got no answer.
+connection, beside the same images given to ``Predictor`` and to the network alone.
 
 Results are in docs/lab-log.md, with the machine they were taken on.
 """
@@ -34,7 +33,6 @@ def main() -> None:
     parser.add_argument("image", type=Path)
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--requests", type=int, default=3000)
-    parser.add_argument("--sigterms", type=int, default=50)
     asked = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16_384) if hard > 0 else 16_384, hard))
@@ -48,7 +46,6 @@ def main() -> None:
     finally:
         process.send_signal(signal.SIGTERM)
         print(f"exit status {process.wait(40)}")
-    sigterms(asked.run, photo, asked.sigterms)
 
 
 def start(run: Path) -> tuple[subprocess.Popen[str], int]:
@@ -134,18 +131,6 @@ async def _crowd(port: int, photo: bytes, n_clients: int, n_requests: int) -> tu
 
     await asyncio.gather(*(client() for _ in range(n_clients)))
     return statuses, seconds
-
-
-def sigterms(run: Path, photo: bytes, n: int) -> None:
-    """Ends ``n`` servers under load and counts what was lost."""
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    from web.test_app import end_under_load
-
-    n_lost = n_answered = n_wrong = 0
-    for number in range(n):
-        status, lost, answered = end_under_load(run, photo, 0.2 + 0.01 * number)
-        n_lost, n_answered, n_wrong = n_lost + len(lost), n_answered + answered, n_wrong + (status != 0)
-    print(f"{n} times SIGTERM under load: {n_answered} requests answered, {n_lost} lost, {n_wrong} exit statuses not 0")
 
 
 def resident(pid: int) -> int:
