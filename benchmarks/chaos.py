@@ -1,6 +1,6 @@
 """Hundreds of runs with one random fault each: is anything lost, wrong, or without a name?
 
-    PYTHONPATH=src:tests python benchmarks/chaos.py [--n 200 --seed 0 --minutes 12]
+    python benchmarks/chaos.py [--n 200 --seed 0 --minutes 12]
 
 Drawn data and a tiny network, so that what is tested is the handling of faults. Each round gives ``fit`` or ``predict`` a
 copy of the data and of the cache (or an empty one) and one fault: SIGKILL at a random moment, a disk that is full from a
@@ -32,6 +32,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from drawing import draw, draw_folders
 
 FIT = "fit data --out run --backbone random:test_efficientnet --json --quiet"
