@@ -24,7 +24,7 @@ from topwork.data.shards import Shards, matrix_column, matrix_of, room_for
 from topwork.data.transforms import InputSpec, Pixels, resize
 from topwork.errors import ImageError
 
-TRAITS_VERSION = "4"  # bump when the traits of an image or their storage format change
+TRAITS_VERSION = "5"  # bump when the traits of an image or their storage format change
 VIEW = InputSpec(height=224, width=224)
 THUMB_SIDE = 32
 COLOR_SIDE = 8
