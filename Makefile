@@ -14,7 +14,7 @@ COVERAGE ?= 90
 BIN := .venv/bin
 # Certificates of the system, not uv's own: behind a company's proxy only they are trusted.
 export UV_SYSTEM_CERTS := 1
-TESTS = $(BIN)/pytest -q $(ARGS)
+TESTS = $(BIN)/pytest -q -n 3 --dist loadfile $(ARGS)
 MINIMUM := 3, 11
 
 .PHONY: help demo test check docs benchmarks format clean
@@ -37,7 +37,7 @@ check: $(BIN)/.dev-is-installed ## style, types, layers, dependencies, then the 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
-	$(TESTS) -n 3 --dist loadfile --cov --cov-report=term --cov-fail-under=$(COVERAGE)
+	$(TESTS) --cov --cov-report=term --cov-fail-under=$(COVERAGE)
 
 docs: $(BIN)/.docs-is-installed ## build the documentation site into site/, without warnings
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
