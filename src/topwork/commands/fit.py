@@ -112,7 +112,9 @@ def fit(
             probed = fitted_probe(data, steps)
         tuned, words = _tune(data, probed.probe, work, steps)
         if tuned is None and len(data.parts.valid) and not _has_own_valid(data):
-            words.append(f"Trained the probe again, also on {count(len(data.parts.valid), 'image')} held out for fine-tuning.")
+            words.append(
+                f"Trained the probe again, also on {count(len(data.parts.valid), 'image')} held out for fine-tuning."
+            )
             steps.reporter.note(words[-1])
             data = replace(data, parts=without_valid(data.parts, data.manifest))
             with steps("probe"), few_threads(n_values):
