@@ -107,8 +107,7 @@ def fit(
                 by_names = zero_shot_head(data.backbone, data.manifest.classes, settings.zero_shot)
         if data.choice is not None:  # a resumed run must not choose again: measured speeds vary
             write_json(work / "settings.json", wanted | {"backbones": asdict(data.choice)})
-        n_values = len(data.manifest.samples) * data.backbone.n_features
-        with steps("probe"), few_threads(n_values):
+        with steps("probe"):
             probed = fitted_probe(data, steps)
         tuned, words = _tune(data, probed.probe, work, steps)
         if tuned is None and len(data.parts.valid) and not _has_own_valid(data):
@@ -117,10 +116,10 @@ def fit(
             )
             steps.reporter.note(words[-1])
             data = replace(data, parts=without_valid(data.parts, data.manifest))
-            with steps("probe"), few_threads(n_values):
+            with steps("probe"):
                 probed = fitted_probe(data, steps)
         seen = with_answers(data if tuned is None else _embedded_again(data, tuned, steps), steps.reporter)
-        with few_threads(n_values):
+        with few_threads(data.n_values):
             assessed = assess(seen, probed.probe, tuned, steps)
         recipe = _recipe(data, probed, tuned, assessed.classifier) | ({"words": words} if words else {})
         evaluation = assessed.evaluation
@@ -135,7 +134,7 @@ def fit(
             compiled = compiled_form(classifier.backbone) if data.embedder.engine.kind == "openvino" else None
             write_run(work, data.manifest, data.parts, classifier, assessed.predictions, recipe, history, compiled)
         if not data.manifest.multi_label:
-            with steps("insights"), few_threads(n_values):
+            with steps("insights"), few_threads(data.n_values):
                 rate = timing(steps, data.embedder)["images_per_second"]
                 opener = partial(open_network, classifier.backbone) if opened is None else opened.result
                 inputs = AnalysisInputs(

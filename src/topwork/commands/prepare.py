@@ -34,6 +34,7 @@ from topwork.features.cluster import embedder_on
 from topwork.features.duplicates import near_duplicates, near_pairs
 from topwork.features.embed import Embedder, Features, embed
 from topwork.features.engine import Engine
+from topwork.features.logistic import few_threads
 from topwork.features.probe import Probe, fit_probe
 from topwork.features.views import Probed, View, asked_views, buy_views, with_views
 from topwork.models.backbone import Backbone, load_backbone
@@ -66,6 +67,11 @@ class PreparedData:
     n_near: int | None
     choice: Choice | None = None
     answers: Features | None = None
+
+    @property
+    def n_values(self) -> int:
+        """Size of the problem, for :func:`topwork.features.logistic.few_threads`."""
+        return len(self.manifest.samples) * self.backbone.n_features
 
     def features_of(self, part: str) -> Features:
         """Features of a part, by row: ``features`` for train, ``answers`` for held-out parts."""
@@ -193,17 +199,18 @@ def fitted_probe(data: PreparedData, steps: Steps) -> Probed:
             data.manifest, data.features, data.parts.train, data.embedder, views, settings.seed, settings.workers,
             on_progress,
         )  # fmt: skip
-        return fit_probe(
-            seen,
-            data.labels,
-            len(data.manifest.classes),
-            rows=data.parts.train,
-            groups=data.groups,
-            head="plain" if settings.head == "cosine" else settings.head,
-            seed=settings.seed,
-            on_progress=on_progress,
-            balance=settings.balance,
-        )
+        with few_threads(data.n_values):
+            return fit_probe(
+                seen,
+                data.labels,
+                len(data.manifest.classes),
+                rows=data.parts.train,
+                groups=data.groups,
+                head="plain" if settings.head == "cosine" else settings.head,
+                seed=settings.seed,
+                on_progress=on_progress,
+                balance=settings.balance,
+            )
 
     if settings.augment != "auto":
         return Probed(fitted(views := asked_views(settings.augment, settings.views)), tuple(views), ())

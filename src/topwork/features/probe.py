@@ -265,7 +265,7 @@ class _Search:
     def try_candidate(self, candidate: Candidate) -> None:
         """Tries the first candidate while weaker penalties (or stronger ones) help; the neighborhood of its best for others."""
         x, _ = self.data.columns(candidate, self.rows)
-        problem = _regression(x, self.y, self.n_classes, self.sample_weights)
+        problem = _solver(self.y)(x, self.y, self.n_classes, self.sample_weights)
         if self.tried:
             best = PENALTIES.index(self._best(self.tried).penalty)
             path = PENALTIES[max(0, best - 1) : best + 2]
@@ -302,7 +302,7 @@ class _Search:
         x, transform = self.data.columns(candidate, slice(None))
         sample_weights = np.ones((1, len(y))) if weights is None else weights[y][None, :]
         spans_all = len(self.rows) == len(y) or start.basis.shape[0] == start.basis.shape[1]
-        problem = _regression(x, y, self.n_classes, sample_weights, start.basis if spans_all else None)
+        problem = _solver(y)(x, y, self.n_classes, sample_weights, start.basis if spans_all else None)
         problem.w[:-1] = start.w[:-1] if spans_all else np.tensordot(problem.basis.T @ start.basis, start.w[:-1], 1)
         problem.w[-1] = start.w[-1]
         if x.size * self.n_classes <= FINAL_BUDGET:
@@ -361,15 +361,8 @@ class _Search:
         return _Tried(candidate, penalty, own, correct, cross_entropies(own, y))
 
 
-def _regression(
-    x: Floats,
-    y: NDArray[Any],
-    n_classes: int,
-    sample_weights: NDArray[np.float64],
-    basis: Floats | None = None,
-) -> SoftmaxRegression:
-    kind = LogisticRegressions if y.ndim == 2 else SoftmaxRegression
-    return kind(x, y, n_classes, sample_weights, basis)
+def _solver(y: NDArray[Any]) -> type[SoftmaxRegression]:
+    return LogisticRegressions if y.ndim == 2 else SoftmaxRegression
 
 
 def cross_entropies(logits: NDArray[np.float64], y: NDArray[Any]) -> NDArray[np.float64]:
