@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 
 from topwork.data import shards
 from topwork.data.split import rarest_labels
 from topwork.errors import UsageError
 from topwork.features import logistic, probe
-from topwork.features.logistic import LogisticRegressions, SoftmaxRegression
+from topwork.features.logistic import LogisticRegressions, SoftmaxRegression, ridge_out_of_fold
 from topwork.features.probe import _folds, class_weights, fit_probe
 
 
@@ -241,6 +241,47 @@ def test_rows_in_blocks_give_the_same_solution(kind, monkeypatch):
         problem.solve(0.01, tolerance=1e-9, max_steps=400)
         found.append(problem.solution()[0])
     np.testing.assert_allclose(found[0], found[1], atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", [SoftmaxRegression, LogisticRegressions])
+def test_skipping_the_fold_that_a_head_does_not_see_gives_the_same_solution(kind, monkeypatch):
+    x, y = blobs(n=120)
+    x = x.astype(np.float32) - x.astype(np.float32).mean(0)
+    labels = np.eye(4)[y] if kind is LogisticRegressions else y
+    folds = np.repeat([0, 1, 2], 40)
+    found = []
+    for small in (logistic.SMALL_PROBLEM, 0):
+        monkeypatch.setattr(logistic, "SMALL_PROBLEM", small)
+        problem = kind(x, labels, 4, (folds[None] != np.arange(3)[:, None]).astype(float))
+        assert len(problem._blocks()) == (3 if small == 0 else 1)
+        problem.solve(0.01, tolerance=1e-9, max_steps=400)
+        found.append(problem.solution()[0])
+    np.testing.assert_allclose(found[0], found[1], atol=2e-3)
+
+
+def test_ridge_predictions_of_folds_are_those_of_scikit_learn():
+    x, y = blobs(n=90)
+    x = x.astype(np.float32) - x.astype(np.float32).mean(0)
+    target = np.eye(4, dtype=np.float32)[y]
+    target -= target.mean(0)
+    folds = np.arange(90) // 7 % 3
+    for penalty, predicted in zip((3.0, 0.1), ridge_out_of_fold(x, target, folds, (3.0, 0.1)), strict=True):
+        for fold in range(3):
+            seen = folds != fold
+            reference = Ridge(alpha=penalty * 90, fit_intercept=False).fit(x[seen], target[seen])
+            np.testing.assert_allclose(predicted[~seen], reference.predict(x[~seen]), atol=1e-4)
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one label", "several labels"])
+def test_large_problems_cross_validate_the_promising_candidates_only(several, monkeypatch):
+    monkeypatch.setattr(probe, "SCREENING_BUDGET", 0)
+    noise = np.random.default_rng(0).normal(size=(240, 10)).astype(np.float16)
+    stages, y = blobs()
+    labels = np.eye(4, dtype=np.int64)[y] if several else y
+    found = fit_probe(ArrayFeatures(np.abs(noise), stages), labels, 4)
+    names = {trial.candidate for trial in found.trials}
+    assert len(names & {"z-score", "raw"}) == 1
+    assert names - {"z-score", "raw"} == {"square root, with earlier stages"}
 
 
 def test_another_basis_gives_the_same_head():

@@ -72,7 +72,7 @@ def test_a_view_is_in_the_fold_of_its_image(embedded, monkeypatch) -> None:
 
     monkeypatch.setattr(probe_module, "_Search", spy)
     fit_probe(made, labels, 2, rows=rows)
-    assert searches[0].y.tolist() == labels[rows].tolist() * 3
+    assert searches[0].y.tolist() == labels[rows][searches[0].rows % 6].tolist()
     assert searches[0].folds.tolist() == searches[0].folds[:6].tolist() * 3
     assert searches[0].data["last"].tolist() == made.block("last", [*rows, *range(20, 32)]).tolist()
 

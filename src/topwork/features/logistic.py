@@ -6,13 +6,15 @@ image, or probabilities; :class:`LogisticRegressions` for several labels (one vs
 The rows are first rotated onto the eigenvectors of their covariance, which does not change the penalty and makes the
 curvature of the loss nearly diagonal (for each class about the covariance times the mean of p (1 - p); Böhning 1992,
 doi 10.1007/BF00048682, bounds it so), so that L-BFGS with a diagonal preconditioner converges in few steps. All
-problems are fitted at once, so the rows are read once per step.
+problems are fitted at once, so the rows are read once per step. :func:`ridge_out_of_fold` is the closed form that
+tells which columns are worth it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,13 @@ from numpy.typing import NDArray
 from topwork.data.shards import IN_MEMORY, room_for
 from topwork.models.head import Floats
 
+Problems = slice | NDArray[np.int64]
+
 BLOCK = 1 << 25  # logits that are computed at a time: 128 MB
+SMALL_PROBLEM = 100_000_000  # multiply-adds per step, from which rows without weight are skipped
 SMALL_VALUES = 2_000_000  # for example, 1,500 images with 1,280 features
-LARGE_MATRIX = 1000  # rows and columns
+LARGE_MATRIX = 700  # rows and columns
+MOST_RUNS = 100  # of rows that the same problems use
 SMALL_LOSS = 0.1  # below this, gains are measured relative to it instead of the loss
 
 
@@ -35,7 +41,8 @@ class SoftmaxRegression:
     Args:
         x: (N, D) float32, centered.
         y: (N,) labels, or (N, C) probabilities (soft targets).
-        sample_weights: (K, N), not negative; 0 excludes a row from a problem.
+        sample_weights: (K, N), not negative; 0 excludes a row from a problem. In large problems rows are skipped that
+            are excluded, if they are consecutive, as when the rows are in order of the fold.
         basis: (D, R) orthonormal columns whose span contains the rows, such as ``basis`` of a problem with similar rows;
             by default the eigenvectors of the covariance, which take long for thousands of columns.
 
@@ -61,17 +68,29 @@ class SoftmaxRegression:
         share = sample_weights / sample_weights.sum(1, keepdims=True)
         self.share = share.T.astype(np.float32)[:, :, None]
         self.w = np.zeros((self.z.shape[1] + 1, self.n_problems, n_classes), np.float32)
+        self._runs = self._runs_of(sample_weights > 0)
 
-    def _blocks(self) -> list[slice]:
-        """The rows in blocks, to bound the size of their logits."""
+    def _runs_of(self, used: NDArray[np.bool_]) -> list[tuple[int, int, Problems]]:
+        """Start and end of runs of rows, and the problems that use them, from (K, N)."""
+        ends = [*(np.flatnonzero((used[:, 1:] != used[:, :-1]).any(0)) + 1).tolist(), len(self.z)]
+        if self.z.size * self.n_problems * self.n_classes < SMALL_PROBLEM or len(ends) > MOST_RUNS:
+            return [(0, len(self.z), slice(None))]
+        return [(start, end, np.flatnonzero(used[:, start])) for start, end in pairwise([0, *ends])]
+
+    def _blocks(self) -> list[tuple[slice, Problems]]:
+        """Blocks of rows, to bound the size of their logits, and the problems that use them."""
         step = max(1, BLOCK // (self.n_problems * self.n_classes))
-        return [slice(start, start + step) for start in range(0, len(self.z), step)]
+        return [
+            (slice(at, min(at + step, end)), problems)
+            for start, end, problems in self._runs
+            for at in range(start, end, step)
+        ]
 
     def label(self, y: NDArray[Any]) -> None:
         """Sets or replaces the labels."""
         self._y = y if y.ndim == 1 else np.asarray(y, np.float32)
         self._whole: Floats | None = None
-        if len(self._blocks()) == 1:
+        if len(y) * self.n_problems * self.n_classes <= BLOCK:
             self._whole = self._target(slice(None))
 
     def _target(self, rows: slice) -> Floats:
@@ -128,9 +147,9 @@ class SoftmaxRegression:
     def _precondition(self, penalty: float) -> Floats:
         """(D + 1, K, C) inverse square roots of the curvature at the current weights."""
         spread = np.zeros(self.w.shape[1:], np.float32)
-        for rows in self._blocks():
-            p = self._probabilities(self._logits(self.w, rows))
-            spread += (p * (1 - p) * self.share[rows]).sum(0)
+        for rows, problems in self._blocks():
+            p = self._probabilities(self._logits(self.w[:, problems], rows))
+            spread[problems] += (p * (1 - p) * self.share[rows][:, problems]).sum(0)
         spread = np.maximum(spread, 1e-3)
         curvature = np.append(self.variance, 1.0)[:, None, None] * spread + penalty
         return np.asarray(1 / np.sqrt(curvature), np.float32)
@@ -161,24 +180,25 @@ class SoftmaxRegression:
     def _logits(self, w: Floats, rows: slice = slice(None)) -> Floats:
         z = self.z[rows]
         flat: Floats = z @ w[:-1].reshape(len(w) - 1, -1)
-        return np.asarray(flat.reshape(len(z), self.n_problems, self.n_classes) + w[-1], np.float32)
+        return np.asarray(flat.reshape(len(z), *w.shape[1:]) + w[-1], np.float32)
 
     def _loss(self, v: Floats, precondition: Floats, penalty: float) -> tuple[NDArray[np.float64], Floats]:
         """(K,) losses and their gradient with respect to the preconditioned weights."""
         w = v * precondition
         loss, gradient = np.zeros(self.n_problems), np.zeros_like(w)
-        for rows in self._blocks() if self.extra_loss is None else [slice(None)]:
-            block_loss, errors = self._errors(w, rows)
-            loss += block_loss
-            gradient[:-1] += (self.z[rows].T @ errors.reshape(len(errors), -1)).reshape(w[:-1].shape)
-            gradient[-1] += errors.sum(0)
+        everything: list[tuple[slice, Problems]] = [(slice(None), slice(None))]
+        for rows, problems in self._blocks() if self.extra_loss is None else everything:
+            block_loss, errors = self._errors(w[:, problems], rows, self.share[rows][:, problems])
+            loss[problems] += block_loss
+            gradient[:-1, problems] += (self.z[rows].T @ errors.reshape(len(errors), -1)).reshape(-1, *errors.shape[1:])
+            gradient[-1, problems] += errors.sum(0)
         loss += 0.5 * penalty * np.square(w[:-1]).sum((0, 2), dtype=np.float64)
         gradient[:-1] += penalty * w[:-1]
         return loss, gradient * precondition
 
-    def _errors(self, w: Floats, rows: slice) -> tuple[NDArray[np.float64], Floats]:
-        """(K,) losses of some rows, and their derivatives with respect to the (N, K, C) logits."""
-        logits, target, share = self._logits(w, rows), self._target(rows), self.share[rows]
+    def _errors(self, w: Floats, rows: slice, share: Floats) -> tuple[NDArray[np.float64], Floats]:
+        """(K,) losses of some rows with (N, K, 1) shares, and their derivatives with respect to the (N, K, C) logits."""
+        logits, target = self._logits(w, rows), self._target(rows)
         extra = [self.extra_loss(logits[:, k]) for k in range(self.n_problems)] if self.extra_loss else []
         logits -= logits.max(2, keepdims=True)
         own = (logits * target).sum(2)
@@ -207,11 +227,35 @@ class LogisticRegressions(SoftmaxRegression):
     def _probabilities(self, logits: Floats) -> Floats:
         return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)), np.float32)
 
-    def _errors(self, w: Floats, rows: slice) -> tuple[NDArray[np.float64], Floats]:
-        logits, target, share = self._logits(w, rows), self._target(rows), self.share[rows]
+    def _errors(self, w: Floats, rows: slice, share: Floats) -> tuple[NDArray[np.float64], Floats]:
+        logits, target = self._logits(w, rows), self._target(rows)
         losses = np.maximum(logits, 0) - logits * target + np.log1p(np.exp(-np.abs(logits)))
         loss = (losses * share).sum((0, 2), dtype=np.float64)
         return loss, (self._probabilities(logits) - target) * share
+
+
+def ridge_out_of_fold(
+    x: Floats, target: Floats, folds: NDArray[np.int64], penalties: Sequence[float]
+) -> Iterator[Floats]:
+    """For each penalty the (N, C) predictions of ridge regressions on the other folds, from a single decomposition.
+
+    The residuals of a fold that is left out are those of the fit on all rows, times the inverse of the fold's block of
+    one minus the hat matrix (for single rows: PRESS, Allen 1974, doi 10.1080/00401706.1974.10489157).
+
+    Args:
+        x: (N, D) float32, centered.
+        target: (N, C) float32, centered.
+        penalties: relative to the mean square loss.
+    """
+    values, vectors = _eigenvectors(np.asarray(x @ x.T / len(x), np.float32))
+    rotated = vectors.T @ target
+    for penalty in penalties:
+        shrunk = 1 / (np.maximum(values, 0) + penalty)
+        predicted = target.copy()
+        for own in (folds == fold for fold in range(folds.max() + 1)):
+            scaled = vectors[own] * shrunk
+            predicted[own] -= np.linalg.solve(scaled @ vectors[own].T, scaled @ rotated)
+        yield predicted
 
 
 def _rotated(x: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:
