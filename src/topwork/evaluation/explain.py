@@ -37,6 +37,11 @@ _STOPS = (
     )
 )
 _OPAQUE = 0.66  # opacity of the strongest evidence
+_LEVELS = np.linspace(0, 1, 256)
+_COLORS = np.stack(
+    [np.interp(_LEVELS, np.linspace(0, 1, len(_STOPS)), channel) for channel in _STOPS.T], 1, dtype=np.float32
+)
+_ALPHA = (_OPAQUE * _LEVELS**0.8).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,23 +205,16 @@ def overlay(picture: Pixels, evidence: NDArray[np.float32], spec: InputSpec, str
     """
     height, width = picture.shape[:2]
     top, left, box_height, box_width = _seen(height, width, spec)
-    strength = np.zeros((height, width), np.float32)
+    strength = np.zeros((height, width), np.uint8)
     relative = np.asarray(np.maximum(evidence, 0) / max(strongest, 1e-9), np.float32)
     part = _cut_bars(relative, height, width, spec)
-    strength[top : top + box_height, left : left + box_width] = _smooth(np.clip(part, 0, 1), box_height, box_width)
-    gray = picture.astype(np.float32).mean(2, keepdims=True)
-    ground = 0.55 * picture + 0.45 * gray
-    seen = np.zeros((height, width, 1), np.float32)
+    strength[top : top + box_height, left : left + box_width] = _smooth(part, box_height, box_width)
+    ground = picture.astype(np.float32)
+    ground = 0.55 * ground + 0.45 * ground.mean(2, keepdims=True)
+    seen = np.full((height, width, 1), 0.45, np.float32)
     seen[top : top + box_height, left : left + box_width] = 1
-    ground *= 0.45 + 0.55 * seen
-    alpha = _OPAQUE * strength[..., None] ** 0.8
-    return np.asarray(np.clip(ground * (1 - alpha) + colors(strength) * alpha + 0.5, 0, 255), np.uint8)
-
-
-def colors(strength: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(..., 3) RGB colors of values in 0..1."""
-    at = np.linspace(0, 1, len(_STOPS))
-    return np.stack([np.interp(strength, at, _STOPS[:, channel]) for channel in range(3)], -1).astype(np.float32)
+    level = strength[..., None]
+    return np.asarray(ground * seen * (1 - _ALPHA[level]) + _COLORS[strength] * _ALPHA[level] + 0.5, np.uint8)
 
 
 def _seen(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
@@ -234,13 +232,13 @@ def _cut_bars(evidence: NDArray[np.float32], height: int, width: int, spec: Inpu
         return evidence
     scale = min(spec.height / height, spec.width / width)
     inner = height * scale / spec.height, width * scale / spec.width
-    fine = _smooth(evidence, 8 * evidence.shape[0], 8 * evidence.shape[1])
+    fine = _smooth(evidence, 8 * evidence.shape[0], 8 * evidence.shape[1]) / np.float32(255)
     cut = [(round((1 - share) / 2 * n), max(1, round(share * n))) for share, n in zip(inner, fine.shape, strict=True)]
     (top, n_rows), (left, n_columns) = cut
-    return fine[top : top + n_rows, left : left + n_columns]
+    return np.asarray(fine[top : top + n_rows, left : left + n_columns], np.float32)
 
 
-def _smooth(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """A small map in 0..1 resized as an image with 255 levels."""
+def _smooth(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
+    """A small map, clipped to 0..1, resized as an image with values from 0 to 255."""
     gray = np.repeat(np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
-    return np.asarray(resize(gray, height, width, "bicubic")[..., 0] / np.float32(255), np.float32)
+    return resize(gray, height, width, "bicubic")[..., 0]

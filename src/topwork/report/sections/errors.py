@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from topwork.blocks import (
     Tile,
 )
 from topwork.data.images import decode
+from topwork.data.loader import in_order
 from topwork.data.transforms import InputSpec, smaller
 from topwork.errors import ImageError
 from topwork.evaluation.explain import overlay
@@ -262,7 +264,10 @@ def heatmaps(record: Record, album: Album) -> list[Block]:
     found = record.insights.get("explanations") or {}
     if not found.get("images"):
         return []
-    cards = tuple(_heatmap_card(record, image, album) for image in found["images"])
+    overlays = in_order(partial(_overlays, record), found["images"])
+    cards = tuple(
+        _heatmap_card(record, image, drawn, album) for image, drawn in zip(found["images"], overlays, strict=True)
+    )
     method = METHODS.get(str(found.get("method")), METHODS["occlusion"])
     return [
         Text("Bright regions are evidence for the class below the image. Check that they are on the object.", "lead"),
@@ -272,11 +277,10 @@ def heatmaps(record: Record, album: Album) -> list[Block]:
     ]
 
 
-def _heatmap_card(record: Record, image: dict[str, Any], album: Album) -> Card:
+def _heatmap_card(record: Record, image: dict[str, Any], drawn: list[Picture], album: Album) -> Card:
     classes, row, samples = record.manifest.classes, image["row"], record.manifest.samples
     true, predicted = escape(classes[image["label"]]), escape(classes[image["predicted"]])
     is_wrong = image["label"] != image["predicted"]
-    drawn = _overlays(record, row, [np.array(values, np.float32) for values in image["maps"][: 1 + is_wrong]])
     tiles = [
         Tile(album.want(row, EXAMPLE), f"image of {true}", f"true: {true}" if is_wrong else true),
         Tile(drawn[0], f"evidence for {predicted}", f"{predicted} {percent(image['probability'])}", "bad" if is_wrong else "good"),
@@ -291,8 +295,10 @@ def _heatmap_card(record: Record, image: dict[str, Any], album: Album) -> Card:
     return Card(tuple(tiles), path=escape(samples[row].path), near=near, near_label="Most similar in train")
 
 
-def _overlays(record: Record, row: int, maps: list[Any]) -> list[Picture]:
-    """The upright image with each map."""
+def _overlays(record: Record, image: dict[str, Any]) -> list[Picture]:
+    """The upright image with the map of the predicted class, then with that of the true class if it is another."""
+    row, is_wrong = image["row"], image["label"] != image["predicted"]
+    maps = [np.array(values, np.float32) for values in image["maps"][: 1 + is_wrong]]
     values = record.recipe.get("preprocessing") or {}
     spec = InputSpec.from_dict({key: values[key] for key in InputSpec.__dataclass_fields__ if key in values})
     try:
