@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from topwork.data.loader import in_order
 from topwork.data.shards import IN_MEMORY, room_for
 from topwork.data.split import rarest_labels
 from topwork.errors import UsageError
 from topwork.features.embed import Features
-from topwork.features.logistic import LogisticRegressions, SoftmaxRegression, ridge_out_of_fold
+from topwork.features.logistic import LogisticRegressions, SoftmaxRegression, one_thread, ridge_out_of_fold
 from topwork.models.head import FeatureTransform, Floats, LinearHead, Power, powered
 from topwork.paired import is_clearly_better, paired
 from topwork.text import Described, percent
@@ -287,11 +288,10 @@ class _Search:
             fits = ridge_out_of_fold(x, (signs - mean).astype(np.float32), folds, RIDGE_PENALTIES)
             return min(float(cross_entropies(scale * (fit + mean), y).mean()) for fit in fits for scale in RIDGE_SCALES)
 
-        return [
-            min((c for c in candidates if c.plain == plain), key=loss)
-            for plain in (True, False)
-            if any(c.plain == plain for c in candidates)
-        ]
+        with one_thread():
+            losses = dict(zip(candidates, in_order(loss, candidates), strict=True))
+        kinds = sorted({candidate.plain for candidate in candidates}, reverse=True)
+        return [min((c for c in candidates if c.plain == kind), key=losses.__getitem__) for kind in kinds]
 
     def try_candidate(self, candidate: Candidate) -> None:
         """Tries the first candidate while weaker penalties (or stronger ones) help; the neighborhood of its best for others."""
