@@ -282,6 +282,7 @@ def test_large_problems_cross_validate_the_promising_candidates_only(several, mo
     names = {trial.candidate for trial in found.trials}
     assert len(names & {"z-score", "raw"}) == 1
     assert names - {"z-score", "raw"} == {"square root, with earlier stages"}
+    assert found.reason.endswith("Ridge regression chose 2 of 5 candidates for cross-validation.")
 
 
 def test_another_basis_gives_the_same_head():

@@ -161,12 +161,14 @@ def fit_probe(
     weights = class_weights(np.bincount(y, minlength=n_classes), balance) if y.ndim == 1 else None
     shown = np.concatenate([chosen_rows + view * n_images for view in range(n_each)])
     search = _Search(data, y, n_classes, shown, np.tile(folds, n_each), weights, len(chosen_rows))
-    candidates = search.promising(candidates)
+    n_all, candidates = len(candidates), search.promising(candidates)
     for number, candidate in enumerate(candidates):
         search.try_candidate(candidate)
         if on_progress:
             on_progress(number + 1, len(candidates) + 1)
     best, reason = search.choose(head)
+    if len(candidates) < n_all:
+        reason += f" Ridge regression chose {len(candidates)} of {n_all} candidates for cross-validation."
     # The penalty is relative to the mean loss, so it is scaled down for more images than in a fold.
     n_seen = len(chosen_rows) * (1 - 1 / (folds.max() + 1))
     fitted = search.fit_final(best, y, best.penalty * n_seen / n_images, weights)
