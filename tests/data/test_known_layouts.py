@@ -6,6 +6,7 @@ import ast
 import csv
 import hashlib
 import html
+import itertools
 import json
 import math
 import re
@@ -701,3 +702,88 @@ def test_a_class_called_like_two_is_refused(tmp_path: Path) -> None:
     table(tmp_path / "l.csv", ["path", "a|b", "c"], *[[f"{n}.jpg", n % 2, 1] for n in range(4)])
     with pytest.raises(UsageError, match=r"label a\|b: .*rename"):
         list_data(tmp_path / "l.csv", rules=Rules(multi_label=True))
+
+
+def test_masks_beside_images_are_no_images(tmp_path: Path) -> None:
+    """Ultrasound images of breasts (BUSI), each with its masks."""
+    for name in ("benign", "malignant"):
+        touch(tmp_path, *[f"{name}/{name} ({n}){end}.png" for n in range(4) for end in ("", "_mask", "_mask_1")])
+    touch(tmp_path, "benign/with_mask.png", "benign/_mask.png")
+    listing = list_data(tmp_path)
+    assert classes(listing) == {"benign": 6, "malignant": 4}
+    assert sum(reject.reason == "a mask or annotation of another image" for reject in listing.rejects) == 16
+    assert any("Ignored as masks" in note and "benign (0)_mask.png" in note for note in listing.notes)
+
+
+@pytest.mark.parametrize("form", ["{}/images/{}.png {}/masks/{}.png", "Images/{}/{}.png Masks/{}/{}.png"])
+def test_folders_of_masks_beside_those_of_images(form: str, tmp_path: Path) -> None:
+    """X-rays of COVID-19 and their masks of the lungs; and the same with the masks apart."""
+    for name in ("COVID", "Normal"):
+        touch(tmp_path, *[form.format(name, n, name, n).split()[k] for n in range(4) for k in (0, 1)])
+    listing = list_data(tmp_path)
+    assert classes(listing) == {"COVID": 4, "Normal": 4}
+    assert not any("ask" in entry.path for entry in listing.entries)
+
+
+def test_a_folder_that_repeats_the_classes_is_asked_about(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        touch(tmp_path, *images(name), *images(f"augmented/{name}", ending="_flipped.jpg"))
+    with pytest.raises(
+        UsageError, match=r"can be read in two ways.*\n.*\n- The classes are the innermost folders, cat, dog: "
+    ):
+        list_data(tmp_path)
+
+
+def test_folds_with_parts_of_their_own_are_no_classes(tmp_path: Path) -> None:
+    for fold, part, name in itertools.product(("fold1", "fold2"), ("train", "val"), ("cat", "dog")):
+        touch(tmp_path, *images(f"folds/{fold}/{part}/{name}", 2))
+    with pytest.raises(
+        UsageError, match="fold1, fold2 each hold train, val folders with the same class folders"
+    ) as raised:
+        list_data(tmp_path)
+    one, every = (shlex.split(line.split(": ", 1)[1]) for line in str(raised.value).splitlines()[1:])
+    assert Counter(entry.part for entry in list_data(one[2]).entries) == {"train": 4, "valid": 4}
+    listing = list_data(every[2], rules=Rules(label_regex=every[4], domain_by=every[6]))
+    assert classes(listing) == {"cat": 8, "dog": 8}
+    assert {entry.domain for entry in listing.entries} == {"fold1", "fold2"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "cell"), [("P{}", "P{}"), ("scans/{:05d}/t1", "{}"), ("1.2.84.{}", "1.2.84.{}"), ("{}", "{}.0")]
+)
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_table_of_folders_labels_the_images_in_them(folder: str, cell: str, is_given: bool, tmp_path: Path) -> None:
+    """A folder of images for each patient, and a table with the diagnosis of each."""
+    for patient in range(1, 7):
+        touch(tmp_path, *images(folder.format(patient), 3, ".png"))
+    rows = [[cell.format(n), 40 + n, ["benign", "malignant"][n % 2]] for n in range(1, 6)]
+    table(tmp_path / "clinical.csv", ["patient_id", "age", "diagnosis"], *rows, [cell.format(99), 30, "benign"])
+    listing = list_data(tmp_path / "clinical.csv" if is_given else tmp_path)
+    found = {entry.path: entry for entry in listing.entries if entry.path.endswith(".png")}
+    assert Counter(entry.label for entry in found.values()) == {"benign": 6, "malignant": 9}
+    assert Counter(entry.group for entry in found.values()) == {cell.format(n): 3 for n in range(1, 6)}
+    assert any(
+        "patient_id (folders; 15 images in them; those of one folder stay in one part)" in note
+        for note in listing.notes
+    )
+
+
+def test_a_table_about_the_classes_leaves_the_class_folders_alone(tmp_path: Path) -> None:
+    touch(tmp_path, *images("cat"), *images("dog"), *images("car"))
+    table(tmp_path / "classes.csv", ["class", "kind"], ["cat", "animal"], ["dog", "animal"], ["car", "thing"])
+    assert classes(list_data(tmp_path)) == {"car": 4, "cat": 4, "dog": 4}
+
+
+def test_a_table_of_the_training_images_is_not_overruled_by_their_folders(tmp_path: Path) -> None:
+    """Images in folders a, b, ..., and a test folder without labels."""
+    touch(tmp_path, *images("train/a", 4), *images("train/b", 4, start=4), *images("test", 6, start=100))
+    table(tmp_path / "train.csv", ["id", "label"], *[[n, ["cat", "dog"][n % 2]] for n in range(8)])
+    with pytest.raises(UsageError, match="two sets of labels that disagree"):
+        list_data(tmp_path)
+
+
+def test_images_by_class_without_their_ending(tmp_path: Path) -> None:
+    touch(tmp_path, *images("images", 8, prefix="im"))
+    by_class = {name: [f"im{n}" for n in range(start, start + 4)] for name, start in (("cat", 0), ("dog", 4))}
+    (tmp_path / "labels.json").write_text(json.dumps(by_class))
+    assert classes(list_data(tmp_path)) == {"cat": 4, "dog": 4}

@@ -313,7 +313,7 @@ def test_folders_of_images_and_of_masks_are_no_classes(images, tmp_path) -> None
         (tmp_path / name).mkdir()
         for number, data in enumerate(images["disc"].values()):
             (tmp_path / name / f"{number}.png").write_bytes(data)
-    with pytest.raises(UsageError, match="no class folders"):
+    with pytest.raises(UsageError, match="no images in class folders"):
         list_data(tmp_path)
 
 

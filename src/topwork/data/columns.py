@@ -155,13 +155,21 @@ def _path_column(table: Table, files: Files) -> str | None:
     by_name = [name for wanted in _PATH_NAMES for name in table.columns if _normal(name) == wanted]
     others = [name for name in table.columns if name not in by_name]
     for names in (by_name, others):
-        for find in (files.exists, lambda path: bool(files.named(path))):
+        for find in (lambda path: "." in path and files.exists(path), lambda path: bool(files.named(path))):
             for name in names:
                 cells = [cell for cell in some_of(table.columns[name]) if isinstance(cell, str) and cell]
                 if cells and 2 * sum(find(cell) for cell in cells) >= len(cells):
                     return name
     endings = [name for name in (*by_name, *others) if _holds_image_names(table.columns[name])]
-    return next(iter(endings or by_name), None)
+    if endings:
+        return endings[0]
+    may_be_folders = [name for name in (*by_name, *others) if _normal(name) not in _LABEL_NAMES]
+    folders = (name for name in may_be_folders if files.are_folders(_texts(table.columns[name])))
+    return next(folders, next(iter(by_name), None))
+
+
+def _texts(cells: Sequence[Cell]) -> list[str]:
+    return [cell if isinstance(cell, str) else "" for cell in cells]
 
 
 def _holds_image_names(cells: Sequence[Cell]) -> bool:
@@ -266,7 +274,7 @@ def _numbered_labels(table: Table, rest: Sequence[str], rules: Rules) -> list[st
 
 
 def rows_of(table: Table, files: Files | None, rules: Rules) -> tuple[list[Entry], list[str]]:
-    """The rows with the files that they name, and sentences on what was assumed.
+    """The rows with the files that they name, and sentences on what was assumed. A row that names a folder stands for each image in it.
 
     Args:
         files: None if the images are in the table itself, so that its column ``path`` names no files.
@@ -275,15 +283,23 @@ def rows_of(table: Table, files: Files | None, rules: Rules) -> tuple[list[Entry
         UsageError: none or several columns could be the path or the label; an unknown part; several labels for one image
             without ``--multi-label``.
     """
+    table = _row_per_image(table, files) if files is not None else table
     meaning = _meaning_of(table, files, rules)
-    paths = [cell if isinstance(cell, str) else "" for cell in table.columns[meaning.path]]
-    paths, where = located(paths, files, table.encoding) if files is not None else (paths, "")
+    paths, where = _texts(table.columns[meaning.path]), ""
+    are_folders = files is not None and files.are_folders(paths)
+    if files is not None and not are_folders:
+        paths, where = located(paths, files, table.encoding)
     labels, said = _labels(table, meaning, rules, files)
     parts = _parts(table, meaning)
     rows = []
     for number, (path, own, part) in enumerate(zip(paths, labels, parts, strict=True)):
         group, domain = (_text(table, column, number) for column in (meaning.group, meaning.domain))
-        rows.append(Entry(path, join_labels(own), part, group, domain))
+        row = Entry(path, join_labels(own), part, group, domain)
+        inside = files.in_folder(path) if files is not None and are_folders else []
+        rows += [replace(row, path=name, group=group or path) for name in inside] or [row]
+    if are_folders:
+        n_found = sum(row.group is not None for row in rows)
+        where = f" (folders; {count(n_found, 'image')} in them; those of one folder stay in one part)"
     read = f"paths from column {escape(meaning.path)}{where}"
     if meaning.label is None and not meaning.one_hot:
         return rows, [f"Read {escape(table.name)}: {read}."]
@@ -297,6 +313,17 @@ def rows_of(table: Table, files: Files | None, rules: Rules) -> tuple[list[Entry
         read += f", labels from column{'s' * bool(meaning.further)} {first_names(columns)}{said}"
     read += f", parts from column {escape(meaning.split)}" if meaning.split else ""
     return rows, [f"Read {escape(table.name)}{encoding}: {read}.", *_group_hint(table, meaning, rules)]
+
+
+def _row_per_image(table: Table, files: Files) -> Table:
+    """A row for each image, if the table is an object from each class to a list of its images."""
+    if list(table.columns) != ["path", "label"] or not all(isinstance(cell, list) for cell in table.columns["label"]):
+        return table
+    rows = [(name, key) for key, own in zip(*table.columns.values(), strict=True) for name in own or ()]
+    keys, names = some_of(_texts(table.columns["path"])), some_of([name for name, _ in rows])
+    if any(map(files.named, keys)) or 2 * sum(bool(files.named(name)) for name in names) < max(1, len(names)):
+        return table
+    return replace(table, columns={"path": [name for name, _ in rows], "label": [key for _, key in rows]})
 
 
 def _group_hint(table: Table, meaning: _Meaning, rules: Rules) -> list[str]:

@@ -10,12 +10,14 @@ is guessed. Only names are used here; whether a file is an image is known once i
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,6 +51,13 @@ _OTHER_NAMES = {
     "readme", "misc", "papers", "results", "output", "outputs",
 }  # fmt: skip
 _OUTSIDE = "not in a class folder"
+# What describes images and stands next to them: folders beside images/, and files such as 7_mask.png beside 7.png.
+ANNOTATION_NAMES = {
+    "annotations", "annotation", "masks", "mask", "labels", "trimaps", "segmentation", "segmentations", "xmls", "bboxes",
+}  # fmt: skip
+_MASK_NAME = re.compile(
+    r"(.+)[ _.-](?:masks?|seg|segmentation|superpixels|ground[ _-]?truth|gt)(?:[ _-]?\d+)?\.\w+$", re.IGNORECASE
+)
 
 
 @dataclass
@@ -117,13 +126,38 @@ def arrange(root: Path, found: Found, rules: Rules) -> Listing:
     Raises:
         UsageError: the names can be read in two ways.
     """
+    found, notes = _without_masks(found)
     tree = look_through(tree_of(found))
     places, aside = places_of(tree)
     if rules.label_regex is not None:
         listing = _by_name(root, found, places, rules.label_regex)
     else:
         listing = _by_folder(root, found, tree, places, aside)
+    listing = replace(listing, notes=(*listing.notes, *notes))
     return with_groups(_without_copies(merged_forms(listing), found), rules)
+
+
+def _without_masks(found: Found) -> tuple[Found, list[str]]:
+    """The names without those of masks, and a sentence on them: files beside the image of that name, folders beside images/."""
+    folders = [posixpath.split(folder) for folder in found.folders]
+    beside = {outer for outer, own in folders if own.lower() in CONTAINER_NAMES}
+    masks = {posixpath.join(*one) for one in folders if one[0] in beside and one[1].lower() in ANNOTATION_NAMES}
+    named = {name: match[1] for name in found.files if (match := _MASK_NAME.match(name)) and looks_like_image(name)}
+    stems = {posixpath.splitext(name)[0] for name in found.files} if named else set()
+
+    def is_mask(name: str) -> bool:
+        return named.get(name) in stems or (
+            bool(masks) and not masks.isdisjoint(accumulate(name.split("/")[:-1], posixpath.join))
+        )
+
+    aside = sorted(filter(is_mask, found.files), key=natural_key)
+    if not aside:
+        return found, []
+    rejects = [Reject(name, "a mask or annotation of another image", expected=True) for name in aside]
+    left_out = set(aside)
+    files = [name for name in found.files if name not in left_out]
+    note = f"Ignored as masks or annotations of other images: {first_names(aside, 3)}."
+    return replace(found, files=files, rejects=[*found.rejects, *rejects]), [note]
 
 
 def make_listing(
@@ -285,7 +319,7 @@ def part_named(value: str | None, where: str) -> str | None:
 def _by_folder(root: Path, found: Found, tree: Folder, places: list[Place], aside: list[Folder]) -> Listing:
     labeled = [place for place in places if _has_classes(place)]
     aside = aside + [place.folder for place in places if place not in labeled and place.part]
-    inner_parts = _parts_in_classes(places) if sum(place.part != "unlabeled" for place in places) == 1 else {}
+    inner_parts = _parts_in_classes(root, places) if sum(place.part != "unlabeled" for place in places) == 1 else {}
     nested: list[str] = []
     copies: list[Folder] = []
     if not inner_parts and labeled:
@@ -339,8 +373,12 @@ def _has_classes(place: Place) -> bool:
     return place.part != "unlabeled" and bool(names) and not (len(names) == 1 and names <= CONTAINER_NAMES)
 
 
-def _parts_in_classes(places: list[Place]) -> dict[str, str]:
-    """{folder name: part} if every class folder holds train and test folders."""
+def _parts_in_classes(root: Path, places: list[Place]) -> dict[str, str]:
+    """{folder name: part} if every class folder holds train and test folders.
+
+    Raises:
+        UsageError: these hold the same class folders, so that each folder is a dataset of its own.
+    """
     tops = list(places[0].folder.full.values())
     found: dict[str, str] = {}
     for top in tops:
@@ -348,14 +386,24 @@ def _parts_in_classes(places: list[Place]) -> dict[str, str]:
         if top.n_direct or set(parts) != set(top.full) or len(set(parts.values())) < 2:
             return {}
         found |= parts
-    return found if len(tops) > 1 and "unlabeled" not in found.values() else {}
+    if len(tops) < 2 or "unlabeled" in found.values():
+        return {}
+    inner = [set(part.full) for top in tops for part in top.full.values()]
+    if len(set.intersection(*inner[:2])) > 1 and len(set.intersection(*inner)) > 0:
+        path = shlex.quote(str(root))
+        raise UsageError(
+            f"{escape(str(root))}: {first_names([_own_name(top) for top in tops], 4)} each hold {first_names(list(found), 3)} folders with the same class folders; choose one:\n"
+            f"- One of them: topwork fit {shlex.quote(str(root / tops[0].name))}\n"
+            f"- All images, divided anew: topwork fit {path} --label-regex '([^/]+)/[^/]+$' --domain-by '^{'[^/]+/' * (tops[0].name.count('/') - 1)}([^/]+)/'"
+        )
+    return found
 
 
 def _nested_classes(root: Path, found: Found, labeled: list[Place]) -> tuple[list[str], list[Folder]]:
     """Class folders that hold images only in subfolders; and folders that repeat their neighbors.
 
     Raises:
-        UsageError: most images lie so deep that the inner folders may be the classes.
+        UsageError: most images lie so deep that the inner folders may be the classes, or inner folders are called like classes.
     """
     tops: dict[str, list[Folder]] = {}
     for place in labeled:
@@ -373,7 +421,7 @@ def _nested_classes(root: Path, found: Found, labeled: list[Place]) -> tuple[lis
     inner = {name for nodes in deep.values() for node in nodes for name in node.full}
     n_deep = sum(node.n_images for nodes in deep.values() for node in nodes)
     n_all = sum(node.n_images for nodes in tops.values() for node in nodes) - sum(f.n_images for f in copies)
-    if len(inner) > 1 and 2 * n_deep > n_all:
+    if len(inner) > 1 and (2 * n_deep > n_all or len(inner & set(tops)) > 1):
         raise UsageError(_two_readings(root, labeled, tops, deep, inner))
     return sorted(deep, key=natural_key) if len(inner) > 1 else [], copies
 

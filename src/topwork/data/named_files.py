@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import TypeVar
 
 from topwork.data.folders import Found
@@ -82,6 +83,31 @@ class Files:
                 by_number[int(stem)].append(name)
         return by_name, by_stem, by_number
 
+    @cached_property
+    def _in_folders(self) -> dict[str, list[str]]:
+        """The files at any depth of each folder, by its path, its name, and its number without leading zeros."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for name in self.names:
+            for folder in accumulate(_key(name).split("/")[:-1], posixpath.join):
+                own = posixpath.basename(folder)
+                for key in {folder, own, _number(own)}:
+                    found[key].append(name)
+        return found
+
+    def in_folder(self, path: str) -> list[str]:
+        """The files at any depth of the folder that a path or a name means."""
+        wanted = _key(path.replace("\\", "/").strip().removeprefix("./").rstrip("/"))
+        found = self._in_folders
+        return found.get(_key(self.folder) + wanted) or found.get(wanted) or found.get(_number(wanted)) or []
+
+    def are_folders(self, cells: Sequence[str]) -> bool:
+        """Whether at least half of some cells name folders rather than files."""
+        asked = [cell for cell in some_of(cells) if cell]
+        if any(map(looks_like_image, asked)):
+            return False
+        n_folders = sum(len(self.named(cell)) != 1 and bool(self.in_folder(cell)) for cell in asked)
+        return bool(asked) and 2 * n_folders >= len(asked)
+
     def named(self, path: str) -> list[str]:
         """The files that a path may mean, the most literal reading that finds one."""
         wanted = _key(path.replace("\\", "/").strip().removeprefix("./"))
@@ -107,6 +133,12 @@ def _nearest(wanted: str, names: Sequence[str]) -> list[str]:
     n_common = {name: len(posixpath.commonprefix([folders, _key(name).split("/")[-2::-1]])) for name in names}
     most = max(n_common.values())
     return [name for name in names if n_common[name] == most]
+
+
+def _number(name: str) -> str:
+    """A number without leading zeros and without the ``.0`` of data frames, any other text unchanged."""
+    own = name.removesuffix(".0")
+    return str(int(own)) if own.isdecimal() else name
 
 
 def _key(name: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from topwork.data.columns import NUMBERED_PARTS, listing_of, named_labels, rows_of
 from topwork.data.folders import Found
 from topwork.data.layouts import (
+    ANNOTATION_NAMES,
     CONTAINER_NAMES,
     PART_NAMES,
     are_parts,
@@ -37,7 +38,6 @@ from topwork.data.tables import ENDINGS, LIST_ENDINGS, Table, decoded, read_tabl
 from topwork.errors import ImageError, UsageError
 from topwork.text import count, escape, first_names, natural_key
 
-_ANNOTATIONS = {"annotations", "annotation", "masks", "mask", "labels", "trimaps", "segmentations", "xmls", "bboxes"}
 _PIECES = {"part", "batch", "chunk", "folder", "shard", "volume", "vol"}
 _NOTE_ENDINGS = (".json", ".xml", *LIST_ENDINGS)  # called like an image they are about that one alone
 _TABLE_ENDINGS = (".csv", ".tsv", *LIST_ENDINGS)  # of files that may divide the images
@@ -123,7 +123,9 @@ def _chosen(root: Path, found: Found, rules: Rules) -> Listing:
         return _without_table(root, found, rules, by_folder, failures)
     if not _are_classes(by_folder.class_names):
         return by_table.listing
-    if not by_table.covers_most:
+    if _are_groups(by_folder, by_table.listing):
+        return by_table.listing
+    if not by_table.covers_most and not _covers(by_table.listing, by_folder):
         return _with_labels_outside(by_folder, by_table.listing)
     if _agree(by_folder, by_table.listing):
         has_more = {entry.part for entry in by_table.listing.entries} > {entry.part for entry in by_folder.entries}
@@ -165,8 +167,8 @@ def _are_classes(names: Sequence[str]) -> bool:
 def _are_parts(names: Sequence[str]) -> bool:
     """Whether some are train and others test folders, or some hold images and others their masks, as in Oxford's pets."""
     found = {name.lower() for name in names}
-    has_both = bool(found & CONTAINER_NAMES) and bool(found & _ANNOTATIONS)
-    return are_parts(names) or (has_both and found <= CONTAINER_NAMES | _ANNOTATIONS)
+    has_both = bool(found & CONTAINER_NAMES) and bool(found & ANNOTATION_NAMES)
+    return are_parts(names) or (has_both and found <= CONTAINER_NAMES | ANNOTATION_NAMES)
 
 
 def _are_containers(names: Sequence[str]) -> bool:
@@ -325,6 +327,20 @@ def _with_parts_of_folders(found: Found, rows: list[Entry]) -> list[Entry]:
     if len({part for part, row in zip(of_row, rows, strict=True) if part and row.label}) < 2:
         return rows
     return [replace(row, part=part) for row, part in zip(rows, of_row, strict=True)]
+
+
+def _covers(by_table: Listing, by_folder: Listing) -> bool:
+    """Whether a table names most of the images that class folders label, if not those of an unlabeled test folder."""
+    listed = {entry.path for entry in by_table.entries}
+    return 10 * sum(entry.path in listed for entry in by_folder.entries) >= 8 * len(by_folder.entries)
+
+
+def _are_groups(by_folder: Listing, by_table: Listing) -> bool:
+    """Whether the folders are the groups of a table that names folders, such as patients, and so no classes."""
+    group_of = {entry.path: entry.group for entry in by_table.entries}
+    groups = [group_of.get(entry.path) for entry in by_folder.entries if entry.path in group_of]
+    own = {entry.path: entry.label for entry in by_folder.entries if entry.path in group_of}
+    return bool(own) and list(own.values()) == groups
 
 
 def _agree(by_folder: Listing, by_table: Listing) -> bool:
