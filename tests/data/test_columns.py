@@ -174,3 +174,30 @@ def test_a_table_far_from_its_images_names_the_option(tmp_path) -> None:
     listing = list_data(table, rules=Rules(root=tmp_path))
     assert classes(listing) == {"cat": 4, "dog": 4}
     assert listing.entries[0].path == "images/0.jpg"
+
+
+def test_a_column_of_folds_is_no_label(tmp_path) -> None:
+    with pytest.raises(UsageError, match=r"no column label; found: image, fold"):
+        listed(tmp_path, ["image", "fold"], [[f"{n}.jpg", n % 4] for n in range(N)])
+
+
+@pytest.mark.parametrize("header", ["target", "label"])
+def test_measured_numbers_are_no_classes(header, tmp_path) -> None:
+    with pytest.raises(UsageError, match=rf"column {header} holds numbers or dates, such as 0\.41, most of them once"):
+        listed(tmp_path, ["image", header], [[f"{n}.jpg", 0.41 + n] for n in range(N)])
+
+
+def test_half_grades_are_classes(tmp_path) -> None:
+    listing = listed(tmp_path, ["image", "grade"], [[f"{n}.jpg", 1 + n % 3 / 2] for n in range(N)])
+    assert classes(listing) == {"1": 3, "1.5": 3, "2": 2}
+
+
+def test_numbers_and_their_names_in_columns_of_any_name(tmp_path) -> None:
+    rows = [[f"{n}.jpg", n % 2, ANIMALS[n]] for n in range(N)]
+    assert classes(listed(tmp_path, ["image", "idx", "animal"], rows)) == {"cat": 4, "dog": 4}
+
+
+def test_parts_in_a_column_of_any_name(tmp_path) -> None:
+    rows = [[f"{n}.jpg", ANIMALS[n], "TEST" if n > 5 else "TRAIN"] for n in range(N)]
+    listing = listed(tmp_path, ["image", "animal", "ml_use"], rows)
+    assert Counter(entry.part for entry in listing.entries) == {"train": 6, "test": 2}

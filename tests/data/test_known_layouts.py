@@ -491,7 +491,7 @@ def test_each_row_of_the_page_is_read_as_it_says(row, tmp_path, monkeypatch) -> 
 # ---- names that mislead
 
 
-@pytest.mark.parametrize("name", ["unlabeled", "Unlabelled"])
+@pytest.mark.parametrize("name", ["unlabeled", "Unlabelled", "no_label"])
 def test_unlabeled_images_beside_class_folders_are_no_class(name: str, tmp_path: Path) -> None:
     touch(tmp_path, *images("positive"), *images("negative"), *images(name, 20))
     listing = list_data(tmp_path)
@@ -578,6 +578,13 @@ def test_what_is_not_opened_is_said_with_the_way_out(name: str, words: str, tmp_
         (["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"], "MNIST's own format; save the arrays as .npz"),
         (["cifar-10-batches-py/data_batch_1", "cifar-10-batches-py/batches.meta"], "pickled CIFAR batches"),
         (["train-00000-of-00002.tfrecord"], "TFRecords, which are not read"),
+        (["train.tfrecord-00000-of-00002"], "TFRecords, which are not read"),
+        (["data.mdb", "lock.mdb"], "records of a kind that is not read; save the images as files, or in Parquet"),
+        (["train.pt"], "a pickle, which is not opened"),
+        (["x.tar.zst"], "x.tar.zst: an archive of a kind that is not read; unpack it first"),
+        (["x.tar.gz.partaa", "x.tar.gz.partab"], "a piece of an archive; join the pieces"),
+        (["images/1.jpg", "labels.csv.gz"], "labels.csv.gz: a compressed table; unpack it first"),
+        (["images/1.jpg", "labels.db"], "labels.db: a table of a kind that is not read; save it as Parquet or CSV"),
         (["x.h5"], "save them as .npz"),
         (["hgg/1.nii.gz", "lgg/2.nii.gz"], "a volume; save its slices as images"),
         (["photos-2024-001.zip", "photos-2024-002.zip"], "photos-2024-001.zip: an archive inside; unpack it first"),
@@ -595,6 +602,10 @@ def test_one_file_that_is_no_dataset(tmp_path: Path) -> None:
         list_data(tmp_path / "a.jpg")
     with pytest.raises(UsageError, match="a MATLAB file"):
         list_data(tmp_path / "labels.mat")
+    for name in ("cut.zip", "page.tar.gz"):
+        (tmp_path / name).write_bytes(b"<html>not found</html>")
+        with pytest.raises(UsageError, match=f"{name}: not the archive that its name says.*download it again"):
+            list_data(tmp_path / name)
 
 
 def test_pixels_in_a_table_are_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -134,6 +134,18 @@ def test_class_names_that_are_numbers_do_not_make_a_header_a_row(tmp_path) -> No
         ("a map to objects", {path: {"label": label, "width": 3} for path, label in ANIMALS.items()}),
         ("images by class", {"cat": ["a.jpg", "c.jpg"], "dog": ["b.jpg", "d.jpg"]}),
         ("under a key", {"version": 1, "data": [{"file": path, "class": label} for path, label in ANIMALS.items()]}),
+        ("pairs", [[path, label] for path, label in ANIMALS.items()]),
+        (
+            "Datumaro",
+            {
+                "categories": {"label": {"labels": [{"name": "cat"}, {"name": "dog"}]}},
+                "items": [
+                    {"id": path[:1], "image": {"path": path}, "annotations": [{"type": "label", "label_id": int(label == "dog")}]}
+                    for path, label in ANIMALS.items()
+                ],
+            },
+        ),
+        ("FiftyOne", {"classes": ["cat", "dog"], "labels": {path: int(label == "dog") for path, label in ANIMALS.items()}}),
         ("columns", {"image": list(ANIMALS), "label": list(ANIMALS.values())}),
         (
             "columns of pandas",
@@ -152,6 +164,58 @@ def test_json_by_part(tmp_path) -> None:
     assert [entry.part for entry in found] == ["train"] * 3 + ["valid"]
 
 
+def test_lists_by_part_as_of_coop(tmp_path) -> None:
+    rows = [[path, int(label == "dog"), label] for path, label in ANIMALS.items()]
+    found = entries(tmp_path / "split_zhou.json", json.dumps({"train": rows[:2], "val": rows[2:3], "test": rows[3:]}))
+    assert {entry.path: entry.label for entry in found} == ANIMALS
+    assert [entry.part for entry in found] == ["train", "train", "valid", "test"]
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        (
+            "output.manifest",
+            lambda path, label, _: {
+                "source-ref": f"s3://bucket/images/{path}",
+                "kind": int(label == "dog"),
+                "kind-metadata": {"class-name": label, "confidence": 0.9, "human-annotated": "yes"},
+            },
+        ),
+        (
+            "import.jsonl",
+            lambda path, label, part: {
+                "imageGcsUri": f"gs://bucket/images/{path}",
+                "classificationAnnotation": {"displayName": label},
+                "dataItemResourceLabels": {"aiplatform.googleapis.com/ml_use": part},
+            },
+        ),
+        ("import.csv", lambda path, label, part: f"{part.upper()},gs://bucket/images/{path},{label}"),
+    ],
+)
+def test_lists_of_labeling_services_beside_the_images(name, row, tmp_path) -> None:
+    """SageMaker Ground Truth and Vertex AI, with the images of the bucket in a folder."""
+    parts = dict(zip(ANIMALS, ("training", "training", "validation", "test"), strict=True))
+    rows = [row(path, label, parts[path]) for path, label in ANIMALS.items()]
+    text = "\n".join(one if isinstance(one, str) else json.dumps(one) for one in rows)
+    for path in ANIMALS:
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / path).write_bytes(path.encode())
+    (tmp_path / name).write_text(text)
+    found = list_data(tmp_path).entries
+    assert {entry.path: entry.label for entry in found} == {f"images/{path}": label for path, label in ANIMALS.items()}
+    if name.startswith("import"):
+        assert [entry.part for entry in found] == ["train", "train", "valid", "test"]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_titles_above_a_header(separator, tmp_path) -> None:
+    title = f"Labels of May{separator * 2}\n2026-05-01\n\n"
+    rows = "".join(separator.join([path, label, ""]) + "\n" for path, label in ANIMALS.items())
+    found = entries(tmp_path / "x.csv", title + separator.join(["image", "label", "notes"]) + "\n" + rows)
+    assert {entry.path: entry.label for entry in found} == ANIMALS
+
+
 @pytest.mark.parametrize("ending", ["json", "jsonl", "ndjson"])
 def test_an_object_per_line_with_nested_paths(ending, tmp_path) -> None:
     rows = [{"image": {"path": path}, "label": label, "note": "a\u2028b"} for path, label in ANIMALS.items()]
@@ -162,6 +226,12 @@ def test_an_object_per_line_with_nested_paths(ending, tmp_path) -> None:
 def test_bytes_of_images_in_json_are_refused_with_the_reason(tmp_path) -> None:
     with pytest.raises(UsageError, match=r"x.jsonl: .*bytes of an image, as only parquet files may"):
         entries(tmp_path / "x.jsonl", json.dumps({"image": {"bytes": "/9j/4AAQ", "path": None}, "label": "cat"}))
+
+
+def test_whole_numbers_with_any_number_of_zeros(tmp_path) -> None:
+    """Lists of MXNet: number, label, path."""
+    text = "".join(f"{n}\t{n % 2}.000000\t{path}\n" for n, path in enumerate(ANIMALS))
+    assert [entry.label for entry in entries(tmp_path / "train.lst", text)] == ["0", "1", "0", "1"]
 
 
 def test_lists_with_the_label_first_and_lists_of_numbers(tmp_path) -> None:

@@ -134,7 +134,9 @@ def open_archive(path: Path) -> Archive:
     except UsageError as error:
         raise error if str(path) in str(error) else UsageError(f"{escape(str(path))}: {error}.") from None
     except _DAMAGE as error:
-        raise UsageError(f"{escape(str(path))}: cannot be read as an archive: {_reason(error)}.") from None
+        raise UsageError(
+            f"{escape(str(path))}: cannot be read as an archive: {_reason(error)}. If its download was cut short, download it again."
+        ) from None
 
 
 def read_member(root: Path, path: str) -> bytes:

@@ -96,7 +96,7 @@ def _meaning_of(table: Table, files: Files | None, rules: Rules) -> _Meaning:
     path = _asked(table, rules.path_column, "--path-column")
     if path is None:
         path = _path_column(table, files) if files is not None else "path"
-    split = _asked(table, rules.split_column, "--split-column") or _split_column(table, path)
+    split = _asked(table, rules.split_column, "--split-column") or _split_column(table, path, rules)
     rest = [name for name in table.columns if name not in (path, split, group, domain)]
     marked = [name for name in table.class_columns if name in rest]
     label = _asked(table, rules.label_column, "--label-column") or _first(table, _LABEL_NAMES, rest)
@@ -152,10 +152,13 @@ def _first(table: Table, names: Sequence[str], among: Sequence[str] | None = Non
 
 
 def _path_column(table: Table, files: Files) -> str | None:
+    def is_file(path: str) -> bool:
+        return "." in path and files.exists(path)
+
     by_name = [name for wanted in _PATH_NAMES for name in table.columns if _normal(name) == wanted]
     others = [name for name in table.columns if name not in by_name]
     for names in (by_name, others):
-        for find in (lambda path: "." in path and files.exists(path), lambda path: bool(files.named(path))):
+        for find in (is_file, lambda path: bool(files.named(path))):
             for name in names:
                 cells = [cell for cell in some_of(table.columns[name]) if isinstance(cell, str) and cell]
                 if cells and 2 * sum(find(cell) for cell in cells) >= len(cells):
@@ -176,7 +179,7 @@ def _holds_image_names(cells: Sequence[Cell]) -> bool:
     return any(isinstance(cell, str) and looks_like_image(cell) for cell in some_of(cells))
 
 
-def _split_column(table: Table, path: str | None) -> str | None:
+def _split_column(table: Table, path: str | None, rules: Rules) -> str | None:
     for wanted in (*_SPLIT_NAMES, *_FLAGS):
         name = _first(table, (wanted,))
         if name is None or name == path:
@@ -187,6 +190,11 @@ def _split_column(table: Table, path: str | None) -> str | None:
         if not values:
             continue
         if wanted in ("split", "part") or is_flag or (is_number and wanted != "fold") or values <= set(PART_NAMES):
+            return name
+    for name, cells in table.columns.items():  # of any other name, if it only says train, valid and test
+        found = {PART_NAMES.get(str(cell).strip().lower()) for cell in cells if cell}
+        may_be = name not in (path, rules.label_column) and _normal(name) not in _LABEL_NAMES
+        if may_be and len(found) > 1 and None not in found:
             return name
     return None
 
@@ -229,17 +237,29 @@ def _label_by_content(table: Table, rest: Sequence[str]) -> str | None:
     Raises:
         UsageError: several do.
     """
-    found = []
+    found: list[str] = []
     for name in rest:
+        if _normal(name) in (*_SPLIT_NAMES, *_GROUP_NAMES):
+            continue
         cells = [cell for cell in table.columns[name] if isinstance(cell, str) and cell.strip()]
         values = set(cells)
         if 2 <= len(values) <= max(2, len(cells) / 2) and 2 * len(cells) > table.n_rows and not _are_measures(values):
             found.append(name)
+    if len(found) == 2 and _are_names_and_numbers(*(table.columns[name] for name in found)):
+        found = [name for name in found if not all(str(cell).isdecimal() for cell in table.columns[name])]
     if len(found) > 1:
         raise UsageError(
             f"{escape(table.name)}: several columns could be the label: {first_names(found, 8)}. Choose one with --label-column."
         )
     return found[0] if found else None
+
+
+def _are_names_and_numbers(first: Sequence[Cell], second: Sequence[Cell]) -> bool:
+    """Whether two columns say the same, one of them in numbers."""
+    pairs = {(str(one), str(other)) for one, other in zip(first, second, strict=True)}
+    firsts, seconds = {one for one, _ in pairs}, {other for _, other in pairs}
+    n_numbers = all(map(str.isdecimal, firsts)) + all(map(str.isdecimal, seconds))
+    return len(pairs) == len(firsts) == len(seconds) and n_numbers == 1
 
 
 def _are_measures(values: Iterable[str]) -> bool:
@@ -372,6 +392,12 @@ def _labels(table: Table, meaning: _Meaning, rules: Rules, files: Files | None) 
         tuple(dict.fromkeys(piece.strip() for piece in _pieces(cell, separator) if piece.strip())) for cell in cells
     ]
     _check_single(table, split, rules, f"column {escape(meaning.label)}")
+    values = Counter(name for own in split for name in own)
+    if len(values) > 2 and 2 * len(values) > values.total() and _are_measures(values):
+        raise UsageError(
+            f"{escape(table.name)}: column {escape(meaning.label)} holds numbers or dates, such as {escape(next(iter(values)))}, most of them "
+            "once; topwork learns classes. Choose another column with --label-column, or write ranges in place of the numbers."
+        )
     if (column := _column_of_names(table, meaning, split)) is not None:
         names = {own[0]: str(name).strip() for own, name in zip(split, table.columns[column], strict=True) if own}
         return [tuple(names[label] for label in own) for own in split], f" with the names in column {escape(column)}"
@@ -394,7 +420,7 @@ def _column_of_names(table: Table, meaning: _Meaning, labels: Sequence[tuple[str
 
 
 def _parsed(cell: Cell) -> Cell:
-    """A list, if the cell holds one in JSON or Python's form; whole numbers without the ``.0`` that a data frame gives them."""
+    """A list, if the cell holds one in JSON or Python's form; whole numbers without the ``.0`` that programs give them."""
     if not isinstance(cell, str):
         return cell
     text = cell.strip()
@@ -407,7 +433,7 @@ def _parsed(cell: Cell) -> Cell:
             names = value.get("choices") if isinstance(value, dict) else value  # an object of Label Studio
             if isinstance(names, list):
                 return [str(name) for name in names]
-    return text[:-2] if re.fullmatch(r"\d+\.0", text) else text
+    return text.partition(".")[0] if re.fullmatch(r"\d+\.0+", text) else text
 
 
 def _pieces(cell: Cell, separator: str | None) -> list[str]:

@@ -33,6 +33,7 @@ _PART_WORDS = {
     "test": "test testing eval evaluation prueba pruebas teste",
 }
 PART_NAMES = {word: part for part, words in _PART_WORDS.items() for word in words.split()}
+_NO_CLASS_NAMES = {"unlabeled", "unlabelled", "no_label", "no_labels", "not_labeled"}  # the third of CVAT
 _UNLABELED_NAMES = {"pred", "predict", "prediction", "unlabeled", "unlabelled"}
 # Folders of these names hold images but are not classes.
 CONTAINER_NAMES = {
@@ -147,7 +148,7 @@ def _without_masks(found: Found) -> tuple[Found, list[str]]:
 
     def is_mask(name: str) -> bool:
         return named.get(name) in stems or (
-            bool(masks) and not masks.isdisjoint(accumulate(name.split("/")[:-1], posixpath.join))
+            bool(masks) and not masks.isdisjoint(accumulate(name.split("/")[:-1], "{}/{}".format))
         )
 
     aside = sorted(filter(is_mask, found.files), key=natural_key)
@@ -225,7 +226,7 @@ def places_of(tree: Folder) -> tuple[list[Place], list[Folder]]:
     """Where the class folders are: one place, or one for each part; and folders next to the parts."""
     parts = parts_among(tree.full)
     if not parts:
-        unlabeled = [child for name, child in tree.full.items() if name.lower() in ("unlabeled", "unlabelled")]
+        unlabeled = [child for name, child in tree.full.items() if name.lower() in _NO_CLASS_NAMES]
         aside = [Place("unlabeled", child) for child in unlabeled if len(tree.full) > 2]
         return [Place(None, tree), *aside], []
     places = [Place(part, _inside(tree.full[name])) for name, part in parts.items()]

@@ -30,7 +30,8 @@ from topwork.files import error_reason
 from topwork.text import escape, first_names
 
 ANY_LABEL = "(.)"  # as ``--label-regex``: a meaningless label for every file
-_CONTAINER_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".parquet", ".npz")
+_ARCHIVE_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")
+_CONTAINER_ENDINGS = (*_ARCHIVE_ENDINGS, ".parquet", ".npz")
 
 
 def list_data(path: str | os.PathLike[str], rules: Rules | None = None) -> Listing:
@@ -146,6 +147,8 @@ def _why_not(name: str) -> str:
         return f"{closed}."
     if looks_like_image(name):
         return "one image, not a dataset. Give the folder of class folders that it is in; to classify it: topwork predict RUN IMAGE."
+    if name.lower().endswith(_ARCHIVE_ENDINGS):
+        return "not the archive that its name says. If the download was cut short or failed, download it again."
     return (
         f"neither a folder, a tar or zip archive, nor a table ({', '.join(ENDINGS)}, .npz). "
         "Give a folder with one folder per class, or a table with the columns path and label."

@@ -88,7 +88,7 @@ class Files:
         """The files at any depth of each folder, by its path, its name, and its number without leading zeros."""
         found: dict[str, list[str]] = defaultdict(list)
         for name in self.names:
-            for folder in accumulate(_key(name).split("/")[:-1], posixpath.join):
+            for folder in accumulate(_key(name).split("/")[:-1], "{}/{}".format):
                 own = posixpath.basename(folder)
                 for key in {folder, own, _number(own)}:
                     found[key].append(name)

@@ -48,15 +48,32 @@ _CIFAR_FILES = ("test_batch", "batches.meta", *(f"data_batch_{n}" for n in range
 _NOT_OPENED = {
     "MNIST's own format; save the arrays as .npz (x_train, y_train)": ("-ubyte", "-ubyte.gz"),
     "a volume; save its slices as images": (".nii", ".nii.gz"),
-    _INSIDE: (".zip", ".tar", ".gz"),
-    "an archive of a kind that is not read; unpack it first": (".rar", ".7z"),
-    "a spreadsheet; save it as CSV": (".xlsx", ".xls", ".ods"),
+    "a compressed table; unpack it first (gunzip)": (".csv.gz", ".tsv.gz", ".json.gz", ".jsonl.gz", ".txt.gz"),
+    _INSIDE: (".zip", ".tar", ".gz", ".tgz"),
+    "an archive of a kind that is not read; unpack it first": (".rar", ".7z", ".zst", ".lz4", ".z01"),
+    "a piece of an archive; join the pieces (cat) and unpack it first": (".001", ".partaa", ".part1", ".aa"),
+    "a spreadsheet; save it as CSV": (".xlsx", ".xls", ".xlsm", ".ods"),
     "a MATLAB file, which is not read; save what it says as CSV with the columns path and label, or arrays as .npz": (
         ".mat",
     ),
-    "TFRecords, which are not read; save the images as files, or in Parquet": (".tfrecord", ".tfrec"),
+    "TFRecords, which are not read; save the images as files, or in Parquet": (".tfrecord", ".tfrecords", ".tfrec"),
+    "records of a kind that is not read; save the images as files, or in Parquet": (".rec", ".mdb", ".lmdb", ".beton"),
+    "a table of a kind that is not read; save it as Parquet or CSV": (
+        ".arrow",
+        ".feather",
+        ".db",
+        ".sqlite",
+        ".sqlite3",
+        ".rds",
+    ),
     "arrays of a kind that is not read; save them as .npz (X, y)": (".h5", ".hdf5", ".npy"),
-    "a pickle, which is not opened because it can run code; save what is in it as .npz or CSV": (".pkl", ".pickle"),
+    "a pickle, which is not opened because it can run code; save what is in it as .npz or CSV": (
+        ".pkl",
+        ".pickle",
+        ".pt",
+        ".pth",
+        ".joblib",
+    ),
     "pickled CIFAR batches, which are not opened; save the arrays as .npz (X, y)": _CIFAR_FILES,
 }
 
@@ -65,7 +82,8 @@ _Read = tuple[str, list[Entry], list[str]]  # a table's name, its rows, and sent
 
 def not_opened(name: str, *, itself: bool = False) -> str | None:
     """Why a file of this name is not opened, and the way out; ``itself``: it was given, so it may be an archive."""
-    found = next((why for why, endings in _NOT_OPENED.items() if name.lower().endswith(endings)), None)
+    name = re.sub(r"-\d+-of-\d+$", "", name.lower())  # a numbered piece, such as x.tfrecord-00000-of-00002
+    found = next((why for why, endings in _NOT_OPENED.items() if name.endswith(endings)), None)
     return None if found == _INSIDE and itself else found
 
 

@@ -24,8 +24,13 @@ from topwork.text import escape
 
 Cell = str | list[str] | None
 LIST_ENDINGS = (".txt", ".lst", ".list")
-ENDINGS = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson", ".xml", *LIST_ENDINGS)
-_KEYS = ("choices", "path", "file_name", "filename", "name", "label")  # where an object holds what counts
+LINE_ENDINGS = (".jsonl", ".ndjson", ".manifest")  # an object per line; the last is what SageMaker writes
+ENDINGS = (".csv", ".tsv", ".parquet", ".json", *LINE_ENDINGS, ".xml", *LIST_ENDINGS)
+# Where an object holds what counts; the last three in files of SageMaker and Vertex AI.
+_KEYS = (
+    "choices", "path", "file_name", "filename", "name", "label",
+    "class-name", "displayName", "aiplatform.googleapis.com/ml_use",
+)  # fmt: skip
 _LOOKED_AT = 1000  # rows
 _DAMAGE = (csv.Error, ElementTree.ParseError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 # What Shift-JIS, GBK, KOI8-R or UTF-16 look like in Windows-1252: control characters, marks that no Western word holds, three
@@ -71,7 +76,7 @@ def read_table(name: str, data: bytes, encoding: str | None = None) -> Table:
         text, used = decoded(name, data, encoding)
         if ending == ".json":
             return table_of_rows(name, _json_rows(_json(text)))
-        if ending in (".jsonl", ".ndjson"):
+        if ending in LINE_ENDINGS:
             return table_of_rows(name, _json_lines(text))
         columns = _list_columns(text) if ending in LIST_ENDINGS else _csv_columns(text)
         return Table(name, columns, used)
@@ -131,11 +136,15 @@ def _from_header(text: str) -> tuple[str, str]:
     if said := re.match(r'"?sep=(.)"?\r?\n', text):
         return text[said.end() :], said[1]
     text = re.sub(r"\A(?:[ \r\n]|#[^,;\t|\r\n]*[\r\n])+", "", text)  # blank lines and comments
-    return text, max(",;\t|", key=text.split("\n", 1)[0].count)
+    lines = re.split(r"\r\n?|\n", text, maxsplit=20)[:20]
+    return text, max(",;\t|", key=next((line for line in lines if re.search(r"[,;\t|]", line)), "").count)
 
 
 def _columns_of_rows(rows: list[list[str]]) -> dict[str, list[Cell]]:
-    """Columns under the names in the first row; if that is a row like the others, under numbers."""
+    """Columns under the names in the first row, below titles of one cell; if that is a row like the others, under numbers."""
+    is_wide = any(sum(map(bool, row)) > 1 for row in rows[:20])
+    while is_wide and sum(map(bool, rows[0])) == 1 and not looks_like_image("".join(rows[0])):
+        rows = rows[1:]
     header = [name.strip() for name in rows[0]] if rows else []
     if _is_data(header, rows[1:_LOOKED_AT]):
         header = [f"column {number + 1}" for number in range(len(header))]
@@ -243,6 +252,9 @@ def _json_rows(value: Any) -> Iterator[Mapping[str, Any]]:
         yield from _coco(value) if "images" in value and "annotations" in value else _rows_in_object(value)
         return
     for item in value:
+        if isinstance(item, list):
+            yield {f"column {number + 1}": cell for number, cell in enumerate(item)}
+            continue
         data = item.get("data") if isinstance(item.get("data"), dict) else None
         if data is None:
             yield item
@@ -252,13 +264,16 @@ def _json_rows(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _rows_in_object(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Rows of the VGG Image Annotator; rows under a key, or under the names of the parts; columns; images by class; or the label of each path."""
+    """Rows of the VGG Image Annotator, Datumaro and FiftyOne; rows under a key, or under the names of the parts; columns; images by class; or the label of each path."""
     images = value.get("_via_img_metadata", value)
     if all(isinstance(one, dict) and "file_attributes" in one for one in images.values()):
         yield from ({"path": one["filename"], **one["file_attributes"]} for one in images.values())
         return
+    if (labeled := _datumaro(value) or _fiftyone(value)) is not None:
+        yield from labeled
+        return
     lists = {key: own for key, own in value.items() if isinstance(own, list) and own}
-    rows = {key: own for key, own in lists.items() if all(isinstance(item, dict) for item in own)}
+    rows = {key: own for key, own in lists.items() if all(_is_row(item) for item in own)}
     columns = {
         key: own if isinstance(own, list) else list(own.values()) for key, own in value.items() if _is_column(own)
     }
@@ -277,6 +292,38 @@ def _rows_in_object(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def _is_column(value: Any) -> bool:
     """Whether a value may be a column: a list, or what pandas writes, an object from row number to value."""
     return bool(value) and (isinstance(value, list) or (isinstance(value, dict) and all(map(str.isdecimal, value))))
+
+
+def _is_row(item: Any) -> bool:
+    """Whether an item of a list is an object, or a list that starts with the name of an image."""
+    return isinstance(item, dict) or (isinstance(item, list) and bool(item) and looks_like_image(str(item[0])))
+
+
+def _datumaro(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Images and their labels in Datumaro's JSON, one of CVAT's exports."""
+    categories, items = value.get("categories"), value.get("items")
+    if not isinstance(categories, dict) or not isinstance(items, list):
+        return None
+    names = [one["name"] for one in categories["label"]["labels"]]
+    return [
+        {
+            "path": (item.get("image") or {}).get("path") or item["id"],
+            "label": [names[one["label_id"]] for one in item["annotations"] if one["type"] == "label"],
+        }
+        for item in items
+    ]
+
+
+def _fiftyone(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The label of each image in FiftyOne's JSON: names of classes, and their numbers by image."""
+    names, numbers = value.get("classes"), value.get("labels")
+    if not isinstance(names, list) or not isinstance(numbers, dict) or len(value) > 2:
+        return None
+    labels = {path: own if isinstance(own, list) else [own] for path, own in numbers.items()}
+    return [
+        {"path": path, "label": [names[one] if isinstance(one, int) else one for one in own if one is not None]}
+        for path, own in labels.items()
+    ]
 
 
 def _coco(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
