@@ -1,9 +1,9 @@
 """Images per second of tuning, against a plain fp32 NCHW PyTorch loop of the same work.
 
-    PYTHONPATH=src python benchmarks/tune.py [--backbone lite0] [--seconds 20] [--threads 2] [--batch 32] [--device cuda]
+    python benchmarks/tune.py [--backbone lite0] [--rounds 3] [--steps 6] [--threads 2] [--batch 32] [--device cuda]
 
-Same network, images, batch size, augmentation and optimizer; frozen batch-norm statistics in both; turns are taken, so
-that both see the same machine. The plain loop is what tutorials show: float32, NCHW, torch's own depthwise kernels,
+Same network, images, batch size, augmentation and optimizer; frozen batch-norm statistics in both; processes take turns,
+so that both see the same machine. The plain loop is what tutorials show: float32, NCHW, torch's own depthwise kernels,
 eval-mode batch norms, AdamW. Prints the median rates and their ratio (the goal is 2 or more), by the clock and by the
 processor's, which a busy machine does not stretch.
 """
@@ -11,6 +11,9 @@ processor's, which a busy machine does not stretch.
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -80,11 +83,37 @@ def our_step(backbone, recipe, stream, batch, device):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="lite0")
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=6, help="in each round")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--only", choices=tuple(STEPS), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.only:
+        print(json.dumps(measure(options)))
+        return
+    rounds = {name: [] for name in STEPS}
+    for _ in range(options.rounds):
+        for name, found in rounds.items():
+            command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+            found.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout.splitlines()[-1]))
+    for number, title in enumerate(("by the clock", "by processor time")):
+        rates = {
+            name: options.batch / float(np.median([step[number] for steps, _ in found for step in steps]))
+            for name, found in rounds.items()
+        }
+        told = ", ".join(f"{name} {rate:.1f} images/s" for name, rate in rates.items())
+        print(f"{title}: {told}; ratio {rates['topwork'] / rates['plain loop']:.2f}")
+    precision = rounds["topwork"][0][1]
+    print(
+        f"topwork in {precision}, the plain loop in f32, {options.device}, {options.threads} threads, batches of "
+        f"{options.batch}, median of {options.rounds} rounds of {options.steps} steps"
+    )
+
+
+def measure(options):
+    """Seconds by the clock and of the processor of each step of one contestant, and the precision."""
     torch.set_num_threads(options.threads)
     backbone = load_backbone(options.backbone)
     side, batch = backbone.spec.height, options.batch
@@ -93,31 +122,16 @@ def main():
     facts = data_facts(np.arange(1000) % 2, 2, 100)
     recipe = plan(TuneSettings(augment="light", batch_size=batch), facts, [stage.name for stage in backbone.stages])
     stream = ImageDataset(pixels, labels, backbone.spec, recipe.augmentation)
-    steps = {
-        "plain loop": plain_step(backbone, recipe, stream, batch, options.device),
-        "topwork": our_step(backbone, recipe, stream, batch, options.device),
-    }
-    times, work = {name: [] for name in steps}, {name: [] for name in steps}
-    for step in steps.values():
-        for _ in range(3):
-            step()
-    began = time.perf_counter()
-    while time.perf_counter() - began < options.seconds or len(times["topwork"]) < 3:
-        for name, step in steps.items():
-            started, worked = time.perf_counter(), time.process_time()
-            step()
-            times[name].append(time.perf_counter() - started)
-            work[name].append(time.process_time() - worked)
-    for title, taken in (("by the clock", times), ("by processor time", work)):
-        rates = {name: batch / float(np.median(seconds)) for name, seconds in taken.items()}
-        told = ", ".join(f"{name} {rate:.1f} images/s" for name, rate in rates.items())
-        print(
-            f"{title}: {told}; ratio {rates['topwork'] / rates['plain loop']:.2f} (median of {len(times['topwork'])} steps)"
-        )
-    print(
-        f"topwork in {recipe.precision}, the plain loop in f32, {options.device}, {options.threads} threads, batches of {batch}"
-    )
+    step = STEPS[options.only](backbone, recipe, stream, batch, options.device)
+    taken = []
+    for _ in range(2 + options.steps):
+        started, worked = time.perf_counter(), time.process_time()
+        step()
+        taken.append((time.perf_counter() - started, time.process_time() - worked))
+    return taken[2:], recipe.precision
 
+
+STEPS = {"plain loop": plain_step, "topwork": our_step}
 
 if __name__ == "__main__":
     main()

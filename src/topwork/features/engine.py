@@ -32,6 +32,7 @@ from topwork.data.images import DECODER_VERSION
 from topwork.data.transforms import MIRRORS, InputSpec, Pixels
 from topwork.errors import ModelError, UsageError, first_line
 from topwork.files import atomic_file, file_digest
+from topwork.memory import reuse_memory
 from topwork.models.backbone import Backbone
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ class TorchEngine(Engine):
     ) -> None:
         import torch
 
+        reuse_memory()
         self.note = note
         self.device = best_device("auto") if device is None else device
         on_gpu = self.device == "cuda" and gpu_has_bf16()

@@ -32,6 +32,7 @@ from topwork.features.engine import (
     rounded,
     with_batch,
 )
+from topwork.memory import reuse_memory
 from topwork.models.backbone import Backbone
 from topwork.models.classifier import COMPILED
 from topwork.models.head import LinearHead
@@ -117,6 +118,7 @@ class TorchNetwork:
     """The network run by torch in f32."""
 
     def __init__(self, backbone: Backbone) -> None:
+        reuse_memory()
         self.module: Any = feature_network(backbone)
         self._backbone = backbone
         self._last: Any = None  # output of forward_features in the last forward pass

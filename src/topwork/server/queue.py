@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import ctypes
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from topwork.data.transforms import Pixels
 from topwork.export.predictor import Heatmaps, Loaded, Prediction, Predictor
 from topwork.features.engine import BATCH
+from topwork.memory import give_memory_back
 
 WAIT_SECONDS = 0.004
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -146,22 +144,3 @@ class ServedModel:
         for item, prediction in zip(batch, found, strict=True):
             if not item.answer.done():
                 item.answer.set_result(prediction)
-
-
-def give_memory_back() -> None:
-    """Asks glibc to return freed memory to the system; does nothing elsewhere.
-
-    Otherwise the arena of each decoding thread keeps the memory of its largest images: three times the required memory
-    after 2,000 uploads of 10 megapixels (docs/lab-log.md).
-    """
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
-
-
-@cache
-def _malloc_trim() -> Any:
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):
-        return None

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from topwork.errors import TopworkError, UsageError
 from topwork.evaluation.calibration import fit_temperature
 from topwork.features.probe import cross_entropies
+from topwork.memory import give_memory_back, reuse_memory
 from topwork.progress import Reporter
 from topwork.text import count
 from topwork.training.batches import Dataset, ahead, batches_of, epoch_order, to_device
@@ -154,6 +155,8 @@ def fit(
             run.finish("finished", f"Finished {count(recipe.n_epochs, 'epoch')}.")
         except _Ended as ended:
             return run.result(*ended.args)
+        finally:
+            give_memory_back()
 
 
 class _Ended(Exception):
@@ -166,6 +169,7 @@ class TrainableNetwork:
     def __init__(
         self, network: nn.Module, recipe: Recipe, data: Dataset, device: str, group: Processes | None = None
     ) -> None:
+        reuse_memory()
         self.device, self.core = device, network
         self.folding: Folding | None = fold_batch_norm(network, data.shape) if recipe.folds else None
         if recipe.lora_rank is not None:
@@ -173,7 +177,7 @@ class TrainableNetwork:
         self.changing = trained_names(network, recipe.phases)
         if any(phase.batch_norm == "train" for phase in recipe.phases):
             self.changing |= {name for name, _ in network.named_buffers()}
-        if device == "cpu":
+        if device == "cpu" and recipe.precision == "bf16":
             use_fast_depthwise(network)
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if group is not None:
