@@ -920,9 +920,11 @@ def _has_desktop() -> bool:
 
 def main(tokens: Iterable[str] | None = None) -> None:
     """Runs the command line and exits with the documented status."""
-    gc.set_threshold(
-        50_000
-    )  # imports create many objects but no garbage; collecting would take a tenth of the time of a short command
+    # Imports create many objects but no garbage; collecting would take a tenth of the time of a short command.
+    gc.set_threshold(50_000)
+    # Threads of torch that wait for each other soon leave the core to other processes. Two trainings on two cores take
+    # 3.4 instead of 6.8 s per step; a single one takes 7% longer (docs/lab-log.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     arguments = [*(sys.argv[1:] if tokens is None else tokens)]
     formatter.show_all = "--help-all" in arguments
     warnings.filterwarnings(

@@ -183,7 +183,7 @@ def _within_time(planned: TuningPlan, device: str) -> tuple[Recipe | None, tuple
         return recipe, ()
     if recipe.n_epochs < min(LEAST_EPOCHS, planned.recipe.n_epochs):
         fits = count(recipe.n_epochs, "epoch")
-        return None, (f"Only {fits} fits into the time budget, which is too little: not fine-tuning.",)
+        return None, (f"Only {fits} would fit into the time budget, which is too little: not fine-tuning.",)
     expected = estimate(
         planned.trial.accuracy,
         planned.trial.n_images,
