@@ -419,7 +419,8 @@ def fit_lines(fitted: Any) -> list[str]:
     if parts and "per_class" in evaluation[parts[-1]]:
         lines += ["", *class_lines(evaluation[parts[-1]]["per_class"])]
     if "test" not in evaluation:
-        lines.append(f"There is no test part; valid was used for {fitted.recipe['valid_used_for']}.")
+        used = f"; valid was used for {fitted.recipe['valid_used_for']}" if "valid" in evaluation else ""
+        lines.append(f"There is no test part{used}.")
     run = escape(shown(fitted.folder))
     return [
         *lines,

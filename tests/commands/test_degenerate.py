@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from topwork.commands.evaluate import evaluate
 from topwork.commands.fit import Fitted, fit
 from topwork.errors import UsageError
 from topwork.export.predictor import Predictor
+from topwork.progress import Reporter
 from topwork.report.run_page import write_report
 from topwork.settings import FitSettings
 
@@ -92,6 +94,26 @@ def test_any_counts_from_one_give_a_model_or_a_sentence(counts, kind, has_parts,
     except UsageError:
         return  # a sentence
     check(run, data)
+
+
+def test_fine_tuning_without_validation_images_is_refused_or_left_out(tmp_path) -> None:
+    data, tuned = draw(tmp_path / "data", (1, 1), "noise"), replace(SETTINGS, epochs=1)
+    with pytest.raises(UsageError, match="fine-tuning needs validation images, but there are too few"):
+        fit(data, tmp_path / "tune", replace(tuned, mode="tune"))
+    run = fit(data, tmp_path / "auto", replace(tuned, mode="auto"))
+    assert run.recipe["mode"] == "probe"
+    assert run.recipe["words"] == ["There are no validation images: not fine-tuning."]
+
+
+def test_no_test_images_because_of_groups_is_said(tmp_path) -> None:
+    said: list[str] = []
+    reporter = Reporter()
+    reporter.note = said.append
+    data = draw(tmp_path / "data", (6, 6), "noise")
+    run = fit(data, tmp_path / "run", replace(SETTINGS, group_by=r"(c\d)/"), reporter=reporter)
+    assert "test" not in run.evaluation
+    assert "No image is held out for testing: there are too few images or groups per class to hold any out." in said
+    assert "valid was used" not in write_report(run.folder).read_text()
 
 
 def test_too_few_images_to_calibrate_are_said_and_answered_with_labels(tmp_path) -> None:

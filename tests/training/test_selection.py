@@ -83,7 +83,7 @@ def test_in_doubt_the_last_epoch_is_kept_and_otherwise_the_clearly_better_one(mo
     last = rng.gamma(1.0, 0.3, 200)
     other = last + rng.permuted(np.tile([-0.3, 0.28], 100))  # better by 0.01, and by chance as likely worse
     found = choice(monkeypatch, figures(last), figures(other))
-    assert found.reason == "Kept epoch 6: epoch 2 is better, but not clearly (validation loss by 0.010 ± 0.021)."
+    assert found.reason == "Kept epoch 6: epoch 2 would be better, but not clearly (validation loss by 0.010 ± 0.021)."
     assert [candidate.chosen for candidate in found.tried] == [True, False]
     found = choice(monkeypatch, figures(last), figures(last - 0.05 + 0.1 * rng.normal(size=200)))
     assert found.reason.startswith("Kept epoch 2: clearly better than epoch 6 (validation loss by 0.0")
@@ -98,7 +98,7 @@ def test_by_accuracy_one_image_is_no_clear_difference(monkeypatch):
     n = len(trained()[1].labels)
     last, one_more, four_more = (figures(np.ones(n), 0.5 + k / n) for k in (0, 1, 4))
     assert choice(monkeypatch, last, one_more, monitor="accuracy").reason.startswith(
-        "Kept epoch 6: epoch 2 is better, but not clearly"
+        "Kept epoch 6: epoch 2 would be better, but not clearly"
     )
     assert choice(monkeypatch, last, four_more, monitor="accuracy").reason.startswith("Kept epoch 2: clearly better")
 

@@ -46,6 +46,7 @@ from topwork.text import count, escape, first_names
 
 MIN_CLASSES = 2
 VALID_FRACTION = 0.2
+UNDIVIDED = "there are too few images or groups per class to hold any out"
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,12 @@ def _divided(manifest: Manifest, settings: FitSettings, groups: Sequence[int], r
     if settings.final_fit == "train+valid" and len(parts.valid):
         reporter.note(f"The {count(len(parts.valid), 'valid image')} added to train (--final-fit train+valid).")
         parts = without_valid(parts, manifest)
+    if settings.mode == "tune" and not len(parts.valid):
+        raise UsageError(
+            f"{escape(str(manifest.root))}: fine-tuning needs validation images, but {UNDIVIDED}. Use --mode probe."
+        )
+    if settings.test_fraction and not parts.given and not len(parts.test):
+        reporter.note(f"No image is held out for testing: {UNDIVIDED}.")
     return parts
 
 

@@ -169,6 +169,8 @@ def _within_time(planned: TuningPlan, device: str) -> tuple[Recipe | None, tuple
     """Fits the plan into the time budget; in auto mode, decides whether to fine-tune."""
     settings, facts = planned.settings, planned.facts
     budget = settings.time_budget_seconds
+    if settings.mode == "auto" and not facts.n_valid:
+        return None, ("There are no validation images: not fine-tuning.",)
     if settings.mode != "auto" and budget is None:
         return planned.recipe, ()
     rate = training_rate(planned.network(), planned.recipe, planned.train, device)

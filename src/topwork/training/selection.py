@@ -184,7 +184,7 @@ def select_weights(
     if kept:
         reason += f"clearly better than {tried[0].name} ({difference})."
     elif best:
-        reason += f"{tried[best].name} is better, but not clearly ({difference})."
+        reason += f"{tried[best].name} would be better, but not clearly ({difference})."
     else:
         reason += f"it has the best validation {recipe.monitor}."
     return SelectedWeights(candidates[kept][2], tried, reason)

@@ -252,6 +252,8 @@ def _used_for(record: Record) -> str:
         chosen = "The model was trained on train"
     if "test" in record.predictions:
         return f"{chosen}; test was used once, for this report."
+    if "valid" not in record.predictions:
+        return f"{chosen}. There is no test part."
     use = str(record.recipe.get("valid_used_for", ""))
     return (
         f"{chosen}. There is no test part; valid was used for {escape(use[:1].lower() + use[1:]) or 'these figures'}."
