@@ -89,7 +89,9 @@ def test_auto_does_not_begin_what_cannot_be_finished(data, tmp_path, monkeypatch
     settings = SETTINGS | {"mode": "auto", "epochs": None, "time_budget": "9s", "valid_fraction": 0.2}
     fitted = fit(data, tmp_path / "run", FitSettings(**settings))
     assert fitted.recipe["mode"] == "probe"
-    assert fitted.recipe["words"] == ["Only 1 epoch would fit into the time budget, which is too little: not fine-tuning."]
+    assert fitted.recipe["words"] == [
+        "Only 1 epoch would fit into the time budget, which is too little: not fine-tuning."
+    ]
     assert len(fitted.split.valid)  # asked for by valid_fraction
 
 
