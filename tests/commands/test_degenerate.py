@@ -79,6 +79,14 @@ def test_one_class_is_refused_with_a_sentence(n, tmp_path) -> None:
         fit(draw(tmp_path / "data", (n,), "noise"), tmp_path / "run", SETTINGS)
 
 
+def test_the_files_of_the_class_that_was_lost_are_named(tmp_path) -> None:
+    data = draw(tmp_path / "data", (3,), "noise")
+    (data / "dog").mkdir()
+    (data / "dog" / "1.jpg").write_text("<html>404</html>")
+    with pytest.raises(UsageError, match=r"only one class: .*Not used: 1 file, such as dog/1\.jpg: not an image"):
+        fit(data, tmp_path / "run", SETTINGS)
+
+
 @pytest.mark.slow
 @settings(
     max_examples=settings.default.max_examples // 25,

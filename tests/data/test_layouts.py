@@ -416,7 +416,7 @@ def test_class_numbers_in_shards_get_names(images, tmp_path) -> None:
     ("said", "words"),
     [
         ({"caption": "a dog on a lawn", "url": "x"}, "the .json files beside the images: no column label; found: path, caption, url"),
-        ("0 0.5 0.5 0.25 0.25\n1 0.1 0.1 0.2 0.2\n", "no images in class folders"),
+        ("0 0.5 0.5 0.25 0.25\n1 0.1 0.1 0.2 0.2\n", "the .txt files beside the images hold boxes or outlines"),
         ("[", "no images in class folders"),
     ],
 )  # fmt: skip

@@ -29,6 +29,7 @@ from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.files import error_reason
 from topwork.text import escape, first_names
 
+_MISSING = ("nan", "n/a", "#n/a", "na", "null", "none", "?")  # what programs write for a missing label
 ANY_LABEL = "(.)"  # as ``--label-regex``: a meaningless label for every file
 _ARCHIVE_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")
 _CONTAINER_ENDINGS = (*_ARCHIVE_ENDINGS, ".parquet", ".npz")
@@ -52,23 +53,56 @@ def list_data(path: str | os.PathLike[str], rules: Rules | None = None) -> Listi
         raise UsageError(nothing_there(source, listing))
     if listing.layout not in ("table", "hub"):
         _check_no_table_needed(listing, rules)
-    return limited(_with_alike_named(listing, rules), rules)
+    return limited(_with_alike_named(listing if rules.multi_label else _merged_parts(listing), rules), rules)
+
+
+def _plain(name: str) -> str:
+    """A class name without case, outer spaces and Unicode form."""
+    return unicodedata.normalize("NFKC", name).casefold().strip()
+
+
+def _merged_parts(listing: Listing) -> Listing:
+    """Classes whose names differ only in case or spaces become one if no part has two of them, such as ``train/Cat`` and ``test/cat``."""
+    names: dict[str, set[str]] = {}
+    for name in listing.class_names:
+        names.setdefault(_plain(name), set()).add(name)
+    alike = {name: plain for plain, found in names.items() if len(found) > 1 for name in found}
+    if not alike or not any(entry.part for entry in listing.entries):
+        return listing
+    in_part: dict[tuple[str, str | None], set[str]] = {}
+    for entry in listing.entries:
+        if entry.label in alike:
+            in_part.setdefault((alike[entry.label], entry.part), set()).add(entry.label)
+    several = {plain for (plain, part), found in in_part.items() if len(found) > 1 or part is None}
+    chosen: dict[str, str] = {}
+    for plain in {*alike.values()} - several:
+        of_parts = [found for part in ("train", "valid", "test") for found in in_part.get((plain, part), ())]
+        chosen |= {name: of_parts[0] for name in names[plain] if of_parts}
+    if not chosen:
+        return listing
+    entries = tuple(replace(entry, label=chosen.get(entry.label, entry.label)) for entry in listing.entries)
+    class_names = tuple(dict.fromkeys(chosen.get(name, name) for name in listing.class_names))
+    note = f"Class names written differently in different parts, merged: {first_names(sorted(chosen), 8)}."
+    return replace(listing, entries=entries, class_names=class_names, notes=(*listing.notes, note))
 
 
 def _with_alike_named(listing: Listing, rules: Rules) -> Listing:
-    """The listing with a note on classes that may be meant as one."""
+    """The listing with notes on classes that may be meant as one, or as none."""
     alike: dict[str, set[str]] = {}
     for name in listing.class_names:
         for one in name.split(LABEL_SEPARATOR) if rules.multi_label else [name]:
-            alike.setdefault(unicodedata.normalize("NFKC", one).casefold().strip(), set()).add(one)
+            alike.setdefault(_plain(one), set()).add(one)
     notes = [
         f"Class names that differ only in case, spaces or Unicode form: {first_names(sorted(names), 8)}."
         for names in alike.values()
         if len(names) > 1
     ]
-    if "nan" in alike and len(alike) > 1:
-        name = escape(min(alike["nan"]))
-        notes.append(f"{name} is read as a class. If it means that the label is missing, leave these cells empty.")
+    missing = [escape(min(alike[word])) for word in _MISSING if word in alike and len(alike) > 1]
+    if "-1" in alike and len(alike) > 2 and all(name.isdecimal() for name in alike if name != "-1"):
+        missing.append("-1")
+    if missing and listing.layout in ("table", "hub"):
+        verb = "is read as a class" if len(missing) == 1 else "are read as classes"
+        notes.append(f"{', '.join(missing)} {verb}. If it means that the label is missing, leave these cells empty.")
     return replace(listing, notes=(*listing.notes, *notes))
 
 

@@ -42,6 +42,8 @@ _PIECES = {"part", "batch", "chunk", "folder", "shard", "volume", "vol"}
 _NOTE_ENDINGS = (".json", ".xml", *LIST_ENDINGS)  # called like an image they are about that one alone
 _TABLE_ENDINGS = (".csv", ".tsv", *LIST_ENDINGS)  # of files that may divide the images
 _MANY_TABLES = 50  # in one folder: so many texts are notes on the images
+_IMAGES = re.compile(r"(?<![^/])images/(?!.*/images/)")  # the folder that labels/ lies beside
+_BOXES = re.compile(r"\d+( -?\d*\.?\d+){4,}\s*$", re.MULTILINE)  # a line of YOLO: a class, then the box or outline
 _LONGEST_LABEL = 200  # characters; a longer text beside an image is a caption
 _INSIDE = "an archive inside; unpack it first"
 _CIFAR_FILES = ("test_batch", "batches.meta", *(f"data_batch_{n}" for n in range(1, 6)))
@@ -382,20 +384,40 @@ def _by_sidecars(root: Path, found: Found, rules: Rules) -> Listing | None:
 def rows_beside(files: Files, rules: Rules) -> tuple[list[Entry], list[str]] | None:
     """A row for each image, and sentences on what was assumed; None unless nine of ten have such a file.
 
+    The file lies next to the image or, as in YOLO's datasets, in ``labels/`` next to ``images/``.
+
     Raises:
-        UsageError: none of the keys in the JSON files is a label.
+        UsageError: none of the keys in the JSON files is a label, or the files hold boxes.
     """
     every, images = set(files.list_all()), files.names
-    for ending in (".cls", ".json", ".txt"):
-        sides = {image: side for image in images if (side := posixpath.splitext(image)[0] + ending) in every}
+    for ending in (".cls", ".json", ".txt", ".xml"):
+        sides = {image: side for image in images if (side := _side_of(image, ending, every)) is not None}
+        if sides and ending == ".xml":
+            raise UsageError(_boxes_in(ending))
         if sides and 10 * len(sides) >= 9 * len(images):
             table = _table_beside(ending, images, sides, files)
             return rows_of(table, files, rules) if table is not None else None
     return None
 
 
+def _side_of(image: str, ending: str, every: set[str]) -> str | None:
+    stem = posixpath.splitext(image)[0]
+    return next((side for one in (stem, _IMAGES.sub("labels/", stem)) if (side := one + ending) in every), None)
+
+
+def _boxes_in(ending: str) -> str:
+    return (
+        f"the {ending} files beside the images hold boxes or outlines of objects, which are not labels of whole images. Write a table with the "
+        "columns path and label."
+    )
+
+
 def _table_beside(ending: str, images: Sequence[str], sides: Mapping[str, str], files: Files) -> Table | None:
-    """The labels in these files; None if they hold captions, boxes or anything else."""
+    """The labels in these files; None if they hold captions or anything else.
+
+    Raises:
+        UsageError: they hold boxes.
+    """
     name = f"the {ending} files beside the images"
     try:
         texts = {image: decoded(side, files.read(side))[0].strip() for image, side in sides.items()}
@@ -406,6 +428,8 @@ def _table_beside(ending: str, images: Sequence[str], sides: Mapping[str, str], 
     except (ImageError, UsageError, ValueError, TypeError, AttributeError, RecursionError):
         return None
     labels = set(texts.values())
+    if any(map(_BOXES.match, labels)):
+        raise UsageError(_boxes_in(ending))
     is_label = len(labels) <= max(2, len(texts) / 2) and all(
         "\n" not in one and len(one) < _LONGEST_LABEL for one in labels
     )
