@@ -844,3 +844,20 @@ def test_images_by_class_without_their_ending(tmp_path: Path) -> None:
     by_class = {name: [f"im{n}" for n in range(start, start + 4)] for name, start in (("cat", 0), ("dog", 4))}
     (tmp_path / "labels.json").write_text(json.dumps(by_class))
     assert classes(list_data(tmp_path)) == {"cat": 4, "dog": 4}
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "split_zhou.json"])
+def test_the_parts_of_a_table_beside_class_folders_are_used(name: str, tmp_path: Path) -> None:
+    touch(tmp_path, *images("images/cat", 6), *images("images/dog", 6))
+    rows = [[f"{label}/{n}.jpg", label, "test" if n > 3 else "train"] for label in ("cat", "dog") for n in range(6)]
+    if name == "labels.csv":
+        table(tmp_path / name, ["path", "label", "split"], *rows)
+    else:
+        lists = {
+            part: [[path, int(label == "dog"), label] for path, label, own in rows if own == part]
+            for part in ("train", "test")
+        }
+        write(tmp_path / name, json.dumps(lists))
+    listing = list_data(tmp_path)
+    assert classes(listing) == {"cat": 6, "dog": 6}
+    assert Counter(entry.part for entry in listing.entries) == {"train": 8, "test": 4}

@@ -148,8 +148,8 @@ def _chosen(root: Path, found: Found, rules: Rules) -> Listing:
     if not by_table.covers_most and not _covers(by_table.listing, by_folder):
         return _with_labels_outside(by_folder, by_table.listing)
     if _agree(by_folder, by_table.listing):
-        has_more = {entry.part for entry in by_table.listing.entries} > {entry.part for entry in by_folder.entries}
-        return by_table.listing if has_more else by_folder
+        of_table, of_folder = ({one.part for one in found.entries} - {None} for found in (by_table.listing, by_folder))
+        return by_table.listing if of_table > of_folder else by_folder
     path = str(root)
     raise UsageError(
         f"{escape(path)}: has two sets of labels that disagree; choose one:\n"
