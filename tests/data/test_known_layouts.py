@@ -861,3 +861,12 @@ def test_the_parts_of_a_table_beside_class_folders_are_used(name: str, tmp_path:
     listing = list_data(tmp_path)
     assert classes(listing) == {"cat": 6, "dog": 6}
     assert Counter(entry.part for entry in listing.entries) == {"train": 8, "test": 4}
+
+
+def test_patients_in_a_table_beside_class_folders_are_pointed_out(tmp_path: Path) -> None:
+    touch(tmp_path, *images("cat", 6, prefix="c"), *images("dog", 6, prefix="d"))
+    rows = [[f"{name[0]}{n}.jpg", name, n // 2] for name in ("cat", "dog") for n in range(6)]
+    table(tmp_path / "labels.csv", ["image", "label", "patient"], *rows)
+    assert "--group-by patient" in list_data(tmp_path).notes[-1]
+    groups = Counter(entry.group for entry in list_data(tmp_path, rules=Rules(group_by="patient")).entries)
+    assert groups == {"0": 4, "1": 4, "2": 4}

@@ -149,7 +149,9 @@ def _chosen(root: Path, found: Found, rules: Rules) -> Listing:
         return _with_labels_outside(by_folder, by_table.listing)
     if _agree(by_folder, by_table.listing):
         of_table, of_folder = ({one.part for one in found.entries} - {None} for found in (by_table.listing, by_folder))
-        return by_table.listing if of_table > of_folder else by_folder
+        hints = [note for note in by_table.listing.notes if "--group-by" in note]
+        with_hints = replace(by_folder, notes=(*by_folder.notes, *hints))
+        return by_table.listing if of_table > of_folder else with_hints
     path = str(root)
     raise UsageError(
         f"{escape(path)}: has two sets of labels that disagree; choose one:\n"
