@@ -257,3 +257,12 @@ def test_a_folder_stands_for_its_images(runs, tmp_path):
     with pytest.raises(UsageError, match="No images"):
         predictor.predict(tmp_path / "empty")
     assert [one.outcome for one in predictor.predict(["", tmp_path / "none.jpg"])] == ["error", "error"]
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_a_pillow_image_without_a_brightness_is_refused_as_its_file_is(runs, tmp_path, mode):
+    image = Image.new("L", (40, 40), 90).convert(mode)
+    image.save(tmp_path / "image.tif")
+    answers = Predictor(runs["plain"]).predict([tmp_path / "image.tif", image])
+    assert [answer.outcome for answer in answers] == ["error", "error"]
+    assert answers[0].error == answers[1].error

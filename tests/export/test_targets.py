@@ -46,6 +46,17 @@ def test_an_export_answers_as_the_original(exports, to):
     check_certificate(exports[to])
 
 
+@pytest.mark.parametrize("to", targets.TARGETS)
+def test_a_model_with_mirrored_positions_is_exported(runs, tmp_path, to):
+    classifier = load_classifier(runs["plain"])
+    mirrored = replace(classifier, backbone=classifier.backbone.with_spec(mirror="horizontal"))
+    path, spec = tmp_path / f"model.{ENDING[to]}", mirrored.backbone.spec
+    targets.export_classifier(mirrored, to, path)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, spec.height, spec.width, 3), dtype=np.uint8)
+    answers = Predictor(mirrored, runtime="torch").answer(pixels)[0]
+    assert targets.TARGETS[to].open(path)(pixels) == pytest.approx(answers, abs=1e-4)
+
+
 @pytest.mark.parametrize("to", ["onnx", "openvino", pytest.param("pt2", marks=pytest.mark.slow)])
 def test_an_extended_head_is_exported_alone_with_its_script(runs, images, tmp_path, to):
     check_certificate(exported(runs["extended"], to, tmp_path, check=images))

@@ -525,6 +525,8 @@ def encoded_image(image: Any) -> bytes:
         return image
     if not isinstance(image, Image.Image):
         raise InputError(f"An image is a path, a Pillow image or a uint8 array, not {type(image).__name__}.")
+    if image.mode in ("F", "I"):  # Pillow would clip them to 0..255
+        raise ImageError(NO_BRIGHTNESS)
     buffer = io.BytesIO()
     kind = "TIFF" if image.mode in ("CMYK", "YCbCr", "LAB") else "PNG"
     kept = (

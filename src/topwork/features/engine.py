@@ -263,7 +263,7 @@ def feature_network(backbone: Backbone) -> nn.Module:
 
         @staticmethod
         def _mean(features: torch.Tensor, n: int) -> torch.Tensor:
-            return torch.stack(features.chunk(n)).mean(0)
+            return features.view(n, -1, features.shape[1]).mean(0)  # chunk() would fix the batch size of an export
 
         def features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             """Features of the images without changes."""
