@@ -218,7 +218,12 @@ class TuneSettings:
         needs=TUNING | {"strategy": ("last",)},
         at_least=1,
     )
-    epochs: int | None = _tuning(None, "Number of epochs [default: chosen from the number of images].", at_least=1)
+    epochs: int | None = _tuning(
+        None,
+        "Number of epochs [default: chosen from the number of images]. A new head, such as --hidden 256, is first trained "
+        "alone for two more.",
+        at_least=1,
+    )
     time_budget: str | None = _setting(
         None,
         "Time limit, such as 60s, 10min or 1h. Fine-tuning runs fewer epochs if needed; a probe spends the remaining time on "

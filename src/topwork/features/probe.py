@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ FOLDS = (3, 5)
 # If a step takes more multiply-adds than this, only the best plain and the best extended candidate are cross-validated:
 # those with the lowest cross-entropy of ridge regressions on some of the images, at the best of these penalties and scales.
 SCREENING_BUDGET = 2e8
-SCREENED = 800  # images
+SCREENED = 800  # images at most
 RIDGE_PENALTIES = (10.0, 3.0, 1.0, 0.3)
 RIDGE_SCALES = (3.0, 6.0, 12.0, 24.0, 48.0, 96.0)
 # If a step of the final fit on all images takes more multiply-adds than this, the fit ends earlier.
@@ -280,7 +281,7 @@ class _Search:
         cost = len(self.rows) * self.data.width(candidates[0]) * self.n_classes * len(self.sample_weights)
         if cost < SCREENING_BUDGET:
             return candidates
-        some = np.arange(0, self.n_scored, max(1, self.n_scored // SCREENED))
+        some = np.arange(0, self.n_scored, ceil(self.n_scored / SCREENED))
         rows, folds, y = self.rows[some], self.folds[some], self.y[some]
         signs = 2.0 * y - 1 if y.ndim == 2 else np.eye(self.n_classes)[y]
         mean = signs.mean(0)
