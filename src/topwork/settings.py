@@ -219,10 +219,7 @@ class TuneSettings:
         at_least=1,
     )
     epochs: int | None = _tuning(
-        None,
-        "Number of epochs [default: chosen from the number of images]. A new head, such as --hidden 256, is first trained "
-        "alone for two more.",
-        at_least=1,
+        None, "Number of epochs, after two of a new head alone [default: by number of images].", at_least=1
     )
     time_budget: str | None = _setting(
         None,
