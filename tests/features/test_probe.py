@@ -259,6 +259,20 @@ def test_skipping_the_fold_that_a_head_does_not_see_gives_the_same_solution(kind
     np.testing.assert_allclose(found[0], found[1], atol=2e-3)
 
 
+def test_rows_that_get_weight_later_are_no_longer_skipped(monkeypatch):
+    x, y = blobs(n=120)
+    x = x.astype(np.float32) - x.astype(np.float32).mean(0)
+    monkeypatch.setattr(logistic, "SMALL_PROBLEM", 0)
+    first, all_rows = (np.arange(120) < 60).astype(float)[None], np.ones((1, 120))
+    problem = SoftmaxRegression(x, y, 4, first)
+    problem.solve(0.01, tolerance=1e-3)
+    problem.weigh(all_rows)
+    expected = SoftmaxRegression(x, y, 4, all_rows)
+    for one in (problem, expected):
+        one.solve(0.01, tolerance=1e-9, max_steps=400)
+    np.testing.assert_allclose(problem.solution()[0], expected.solution()[0], atol=2e-3)
+
+
 def test_ridge_predictions_of_folds_are_those_of_scikit_learn():
     x, y = blobs(n=90)
     x = x.astype(np.float32) - x.astype(np.float32).mean(0)

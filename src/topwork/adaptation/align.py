@@ -206,7 +206,7 @@ class AlignedHead:
         total = float(weights.sum())
         problem.w = self._start
         problem.label(np.concatenate([self.domains.labels, labels]))
-        problem.share = (weights / total).astype(np.float32)[:, None, None]
+        problem.weigh(weights[None])
 
         def on_target(logits: NDArray[np.floating]) -> tuple[float, Shares]:
             value, by_target = loss(logits[n:]) if loss else (0.0, np.zeros(0))

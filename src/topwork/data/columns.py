@@ -311,14 +311,14 @@ def rows_of(table: Table, files: Files | None, rules: Rules) -> tuple[list[Entry
         paths, where = located(paths, files, table.encoding)
     labels, said = _labels(table, meaning, rules, files)
     parts = _parts(table, meaning)
-    rows = []
+    rows, n_found = [], 0
     for number, (path, own, part) in enumerate(zip(paths, labels, parts, strict=True)):
         group, domain = (_text(table, column, number) for column in (meaning.group, meaning.domain))
         row = Entry(path, join_labels(own), part, group, domain)
         inside = files.in_folder(path) if files is not None and are_folders else []
         rows += [replace(row, path=name, group=group or path) for name in inside] or [row]
+        n_found += len(inside)
     if are_folders:
-        n_found = sum(row.group is not None for row in rows)
         where = f" (folders; {count(n_found, 'image')} in them; those of one folder stay in one part)"
     read = f"paths from column {escape(meaning.path)}{where}"
     if meaning.label is None and not meaning.one_hot:

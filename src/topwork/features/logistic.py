@@ -65,9 +65,13 @@ class SoftmaxRegression:
         self.z, self.basis, self.variance = _rotated(x) if basis is None else _projected(x, basis)
         self.n_problems, self.n_classes = len(sample_weights), n_classes
         self.label(y)
+        self.weigh(sample_weights)
+        self.w = np.zeros((self.z.shape[1] + 1, self.n_problems, n_classes), np.float32)
+
+    def weigh(self, sample_weights: NDArray[np.float64]) -> None:
+        """Sets or replaces the (K, N) weights of the rows."""
         share = sample_weights / sample_weights.sum(1, keepdims=True)
         self.share = share.T.astype(np.float32)[:, :, None]
-        self.w = np.zeros((self.z.shape[1] + 1, self.n_problems, n_classes), np.float32)
         self._runs = self._runs_of(sample_weights > 0)
 
     def _runs_of(self, used: NDArray[np.bool_]) -> list[tuple[int, int, Problems]]:
@@ -75,7 +79,8 @@ class SoftmaxRegression:
         ends = [*(np.flatnonzero((used[:, 1:] != used[:, :-1]).any(0)) + 1).tolist(), len(self.z)]
         if self.z.size * self.n_problems * self.n_classes < SMALL_PROBLEM or len(ends) > MOST_RUNS:
             return [(0, len(self.z), slice(None))]
-        return [(start, end, np.flatnonzero(used[:, start])) for start, end in pairwise([0, *ends])]
+        runs = [(start, end, np.flatnonzero(used[:, start])) for start, end in pairwise([0, *ends])]
+        return [run for run in runs if len(run[2])]
 
     def _blocks(self) -> list[tuple[slice, Problems]]:
         """Blocks of rows, to bound the size of their logits, and the problems that use them."""
