@@ -290,13 +290,28 @@ def test_ridge_predictions_of_folds_are_those_of_scikit_learn():
 def test_large_problems_cross_validate_the_promising_candidates_only(several, monkeypatch):
     monkeypatch.setattr(probe, "SCREENING_BUDGET", 0)
     noise = np.random.default_rng(0).normal(size=(240, 10)).astype(np.float16)
-    stages, y = blobs()
+    informative, y = blobs()
     labels = np.eye(4, dtype=np.int64)[y] if several else y
-    found = fit_probe(ArrayFeatures(np.abs(noise), stages), labels, 4)
-    names = {trial.candidate for trial in found.trials}
-    assert len(names & {"z-score", "raw"}) == 1
-    assert names - {"z-score", "raw"} == {"square root, with earlier stages"}
-    assert found.reason.endswith("Ridge regression chose 2 of 5 candidates for cross-validation.")
+    clear = fit_probe(ArrayFeatures(np.abs(noise), informative), labels, 4)
+    assert {trial.candidate for trial in clear.trials} == {"square root, with earlier stages"}
+    assert clear.reason.startswith("Extended head (square root, with earlier stages), clearly better than plain ones")
+    assert clear.reason.endswith("Ridge regression chose 1 of 5 candidates for cross-validation.")
+    similar = fit_probe(ArrayFeatures(noise, noise[::-1]), labels, 4)
+    assert len({trial.plain for trial in similar.trials}) == 2
+    assert similar.reason.endswith("Ridge regression chose 2 of 5 candidates for cross-validation.")
+
+
+def test_a_path_of_penalties_ends_where_a_single_one_does():
+    x, y = blobs()
+    x = (x - x.mean(0)).astype(np.float32)
+    masks = np.random.default_rng(1).integers(0, 2, (3, len(x))).astype(float)
+    path, single = (SoftmaxRegression(x, y, 4, masks) for _ in range(2))
+    for penalty in (1.0, 0.1, 0.01):
+        path.solve(penalty, tolerance=1e-8, max_steps=400)
+    single.solve(0.01, tolerance=1e-8, max_steps=400)
+    np.testing.assert_allclose(path.solution()[0], single.solution()[0], atol=2e-3)
+    biases = [problem.solution()[1] - problem.solution()[1].mean(1, keepdims=True) for problem in (path, single)]
+    np.testing.assert_allclose(*biases, atol=2e-3)
 
 
 def test_another_basis_gives_the_same_head():

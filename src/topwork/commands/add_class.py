@@ -271,10 +271,10 @@ class _NewRows(SoftmaxRegression):
         logits[:, :, 0] = self.old[rows]
         return logits
 
-    def _loss(self, v: Floats, precondition: Floats, penalty: float) -> tuple[NDArray[np.float64], Floats]:
-        loss, gradient = super()._loss(v, precondition, penalty)
-        gradient[:, :, 0] = 0
-        return loss, gradient
+    def _errors(self, w: Floats, rows: slice, share: Floats) -> tuple[NDArray[np.float64], Floats]:
+        loss, errors = super()._errors(w, rows, share)
+        errors[:, :, 0] = 0
+        return loss, errors
 
 
 def _cross_entropy(x: Floats, y: NDArray[np.int64], old: Floats, n_new: int, seed: int) -> dict[float, float]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from topwork.data.shards import IN_MEMORY, room_for
 from topwork.models.head import Floats
 
-Problems = slice | NDArray[np.int64]
+Problems = NDArray[np.int64]
 
 BLOCK = 1 << 25  # logits that are computed at a time: 128 MB
 SMALL_PROBLEM = 100_000_000  # multiply-adds per step, from which rows without weight are skipped
@@ -73,17 +73,20 @@ class SoftmaxRegression:
         share = sample_weights / sample_weights.sum(1, keepdims=True)
         self.share = share.T.astype(np.float32)[:, :, None]
         self._runs = self._runs_of(sample_weights > 0)
+        self._steps: list[tuple[Floats, Floats]] = []  # of the weights, and how they changed the gradient of the loss
 
     def _runs_of(self, used: NDArray[np.bool_]) -> list[tuple[int, int, Problems]]:
         """Start and end of runs of rows, and the problems that use them, from (K, N)."""
         ends = [*(np.flatnonzero((used[:, 1:] != used[:, :-1]).any(0)) + 1).tolist(), len(self.z)]
         if self.z.size * self.n_problems * self.n_classes < SMALL_PROBLEM or len(ends) > MOST_RUNS:
-            return [(0, len(self.z), slice(None))]
+            return [(0, len(self.z), np.arange(self.n_problems))]
         runs = [(start, end, np.flatnonzero(used[:, start])) for start, end in pairwise([0, *ends])]
         return [run for run in runs if len(run[2])]
 
     def _blocks(self) -> list[tuple[slice, Problems]]:
         """Blocks of rows, to bound the size of their logits, and the problems that use them."""
+        if self.extra_loss is not None:
+            return [(slice(None), np.arange(self.n_problems))]
         step = max(1, BLOCK // (self.n_problems * self.n_classes))
         return [
             (slice(at, min(at + step, end)), problems)
@@ -124,30 +127,39 @@ class SoftmaxRegression:
         return weight.astype(np.float32), self.w[-1].copy()
 
     def solve(self, penalty: float, tolerance: float, max_steps: int = 60) -> None:
-        """Minimizes the loss, starting from the current weights.
+        """Minimizes the loss, starting from the current weights and from what the last steps told of the curvature.
 
         Args:
-            tolerance: a problem has converged when a step lowers its loss by less than this share.
+            tolerance: a problem has converged when a step lowers its loss by less than this share. Problems that have
+                converged are not computed again.
         """
         precondition = self._precondition(penalty)
+
+        def evaluate(v: Floats, problems: Problems) -> tuple[NDArray[np.float64], Floats]:
+            return self._loss(v[:, problems], precondition[:, problems], penalty, problems)
+
         v = np.asarray(self.w / precondition, np.float32)
-        loss, gradient = self._loss(v, precondition, penalty)
-        pairs: list[tuple[Floats, Floats, NDArray[np.float64]]] = []
-        active = np.ones(self.n_problems, bool)
+        active = np.arange(self.n_problems)
+        loss, gradient = evaluate(v, active)
+        pairs = [_pair(s / precondition, self._with_penalty(y, s, penalty) * precondition) for s, y in self._steps]
         for _ in range(max_steps):
             direction = _two_loop(gradient, pairs)
-            slope = _dots(direction, gradient)
-            direction[:, slope >= 0] = -gradient[:, slope >= 0]
-            slope = _dots(direction, gradient)
-            new_v, new_loss, new_gradient = self._line_search(v, loss, direction, slope, precondition, penalty, active)
-            pairs = [*pairs, _pair(new_v - v, new_gradient - gradient)][-self.history :]
-            moved = loss - new_loss
-            v, gradient = new_v, new_gradient
-            active &= moved > tolerance * np.maximum(np.abs(new_loss), SMALL_LOSS)
-            loss = new_loss
-            if not active.any():
+            uphill = _dots(direction, gradient) >= 0
+            direction[:, uphill] = -gradient[:, uphill]
+            before = v, loss, gradient
+            v, loss, gradient = _line_search(evaluate, v, loss, gradient, direction, active)
+            pairs = [*pairs, _pair(v - before[0], gradient - before[2])][-self.history :]
+            active = active[(before[1] - loss > tolerance * np.maximum(np.abs(loss), SMALL_LOSS))[active]]
+            if not len(active):
                 break
         self.w = v * precondition
+        steps = [(s * precondition, y / precondition) for s, y, _ in pairs]
+        self._steps = [(s, self._with_penalty(y, s, -penalty)) for s, y in steps]
+
+    @staticmethod
+    def _with_penalty(gradient: Floats, w: Floats, penalty: float) -> Floats:
+        """A gradient plus that of the penalty, which has no part in the bias."""
+        return np.concatenate([gradient[:-1] + np.float32(penalty) * w[:-1], gradient[-1:]])
 
     def _precondition(self, penalty: float) -> Floats:
         """(D + 1, K, C) inverse square roots of the curvature at the current weights."""
@@ -159,52 +171,32 @@ class SoftmaxRegression:
         curvature = np.append(self.variance, 1.0)[:, None, None] * spread + penalty
         return np.asarray(1 / np.sqrt(curvature), np.float32)
 
-    def _line_search(
-        self,
-        v: Floats,
-        loss: NDArray[np.float64],
-        direction: Floats,
-        slope: NDArray[np.float64],
-        precondition: Floats,
-        penalty: float,
-        active: NDArray[np.bool_],
-    ) -> tuple[Floats, NDArray[np.float64], Floats]:
-        """Halves the step of each problem until its loss falls enough (Armijo); converged problems do not change."""
-        step = active.astype(np.float32)
-        for _ in range(12):
-            trial = v + step[None, :, None] * direction
-            new_loss, new_gradient = self._loss(trial, precondition, penalty)
-            bad = new_loss > loss + 1e-4 * step * slope
-            if not bad.any():
-                return trial, new_loss, new_gradient
-            step = np.where(bad, step / 2, step).astype(np.float32)
-        trial = v + np.where(bad, 0, step)[None, :, None].astype(np.float32) * direction
-        new_loss, new_gradient = self._loss(trial, precondition, penalty)
-        return trial, new_loss, new_gradient
-
     def _logits(self, w: Floats, rows: slice = slice(None)) -> Floats:
         z = self.z[rows]
         flat: Floats = z @ w[:-1].reshape(len(w) - 1, -1)
         return np.asarray(flat.reshape(len(z), *w.shape[1:]) + w[-1], np.float32)
 
-    def _loss(self, v: Floats, precondition: Floats, penalty: float) -> tuple[NDArray[np.float64], Floats]:
-        """(K,) losses and their gradient with respect to the preconditioned weights."""
+    def _loss(
+        self, v: Floats, precondition: Floats, penalty: float, problems: Problems
+    ) -> tuple[NDArray[np.float64], Floats]:
+        """(L,) losses of some problems, and their gradient with respect to the (D + 1, L, C) preconditioned weights."""
         w = v * precondition
-        loss, gradient = np.zeros(self.n_problems), np.zeros_like(w)
-        everything: list[tuple[slice, Problems]] = [(slice(None), slice(None))]
-        for rows, problems in self._blocks() if self.extra_loss is None else everything:
-            block_loss, errors = self._errors(w[:, problems], rows, self.share[rows][:, problems])
-            loss[problems] += block_loss
-            gradient[:-1, problems] += (self.z[rows].T @ errors.reshape(len(errors), -1)).reshape(-1, *errors.shape[1:])
-            gradient[-1, problems] += errors.sum(0)
+        loss, gradient = np.zeros(len(problems)), np.zeros_like(w)
+        for rows, users in self._blocks():
+            own = np.flatnonzero(np.isin(problems, users))
+            if not len(own):
+                continue
+            block_loss, errors = self._errors(w[:, own], rows, self.share[rows][:, problems[own]])
+            loss[own] += block_loss
+            gradient[:-1, own] += (self.z[rows].T @ errors.reshape(len(errors), -1)).reshape(-1, *errors.shape[1:])
+            gradient[-1, own] += errors.sum(0)
         loss += 0.5 * penalty * np.square(w[:-1]).sum((0, 2), dtype=np.float64)
-        gradient[:-1] += penalty * w[:-1]
-        return loss, gradient * precondition
+        return loss, self._with_penalty(gradient, w, penalty) * precondition
 
     def _errors(self, w: Floats, rows: slice, share: Floats) -> tuple[NDArray[np.float64], Floats]:
         """(K,) losses of some rows with (N, K, 1) shares, and their derivatives with respect to the (N, K, C) logits."""
         logits, target = self._logits(w, rows), self._target(rows)
-        extra = [self.extra_loss(logits[:, k]) for k in range(self.n_problems)] if self.extra_loss else []
+        extra = [self.extra_loss(logits[:, k]) for k in range(logits.shape[1])] if self.extra_loss else []
         logits -= logits.max(2, keepdims=True)
         own = (logits * target).sum(2)
         np.exp(logits, out=logits)
@@ -313,6 +305,34 @@ def _pair(s: Floats, y: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:
     """One step of L-BFGS's memory; problems without positive curvature are skipped."""
     curvature = _dots(s, y)
     return s, y, np.where(curvature > 1e-12, 1 / np.maximum(curvature, 1e-12), 0.0)
+
+
+def _line_search(
+    evaluate: Callable[[Floats, Problems], tuple[NDArray[np.float64], Floats]],
+    v: Floats,
+    loss: NDArray[np.float64],
+    gradient: Floats,
+    direction: Floats,
+    active: Problems,
+) -> tuple[Floats, NDArray[np.float64], Floats]:
+    """New weights, losses and gradients after a step of the active problems.
+
+    The step of a problem whose loss does not fall enough (Armijo) is shortened to the minimum of a parabola; if that does
+    not help, the problem stays where it is.
+    """
+    slope = _dots(direction, gradient)
+    step, left = np.ones(len(loss)), active
+    new_v, new_loss, new_gradient = v.copy(), loss.copy(), gradient.copy()
+    for _ in range(12):
+        new_v[:, left] = v[:, left] + step[None, left, None].astype(np.float32) * direction[:, left]
+        new_loss[left], new_gradient[:, left] = evaluate(new_v, left)
+        excess = new_loss - loss - step * slope  # over the tangent
+        left = left[(excess > (1e-4 - 1) * step * slope)[left]]
+        if not len(left):
+            break
+        step *= np.clip(-step * slope / np.maximum(2 * excess, 1e-30), 0.1, 0.5)
+    new_v[:, left], new_loss[left], new_gradient[:, left] = v[:, left], loss[left], gradient[:, left]
+    return new_v, new_loss, new_gradient
 
 
 def _two_loop(gradient: Floats, pairs: list[tuple[Floats, Floats, NDArray[np.float64]]]) -> Floats:

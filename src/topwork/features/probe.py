@@ -37,7 +37,9 @@ STEP_BUDGET = 1.2e9
 FOLDS = (3, 5)
 # If a step takes more multiply-adds than this, only the best plain and the best extended candidate are cross-validated:
 # those with the lowest cross-entropy of ridge regressions on some of the images, at the best of these penalties and scales.
+# If one of the two is better there by more than SCREENING_ERRORS standard errors, only that one.
 SCREENING_BUDGET = 2e8
+SCREENING_ERRORS = 2.5
 SCREENED = 800  # images at most
 RIDGE_PENALTIES = (10.0, 3.0, 1.0, 0.3)
 RIDGE_SCALES = (3.0, 6.0, 12.0, 24.0, 48.0, 96.0)
@@ -286,15 +288,18 @@ class _Search:
         signs = 2.0 * y - 1 if y.ndim == 2 else np.eye(self.n_classes)[y]
         mean = signs.mean(0)
 
-        def loss(candidate: Candidate) -> float:
+        def losses(candidate: Candidate) -> NDArray[np.float64]:
             x, _ = self.data.columns(candidate, rows)
             fits = ridge_out_of_fold(x, (signs - mean).astype(np.float32), folds, RIDGE_PENALTIES)
-            return min(float(cross_entropies(scale * (fit + mean), y).mean()) for fit in fits for scale in RIDGE_SCALES)
+            return min((cross_entropies(s * (fit + mean), y) for fit in fits for s in RIDGE_SCALES), key=np.mean)
 
         with one_thread():
-            losses = dict(zip(candidates, in_order(loss, candidates), strict=True))
-        kinds = sorted({candidate.plain for candidate in candidates}, reverse=True)
-        return [min((c for c in candidates if c.plain == kind), key=losses.__getitem__) for kind in kinds]
+            of = dict(zip(candidates, in_order(losses, candidates), strict=True))
+        best = sorted(candidates, key=lambda candidate: of[candidate].mean())
+        best = [next(c for c in best if c.plain == kind) for kind in dict.fromkeys(c.plain for c in best)]
+        if len(best) == 2 and is_clearly_better(paired(of[best[1]], of[best[0]]), SCREENING_ERRORS):
+            return best[:1]
+        return sorted(best, key=lambda candidate: not candidate.plain)
 
     def try_candidate(self, candidate: Candidate) -> None:
         """Tries the first candidate while weaker penalties (or stronger ones) help; the neighborhood of its best for others."""
@@ -347,10 +352,11 @@ class _Search:
         return LinearHead(transform, weight[0], bias[0])
 
     def choose(self, head: str) -> tuple[_Tried, str]:
-        """The best plain head, unless an extended one is clearly better."""
-        plain = self._best([t for t in self.tried if t.candidate.plain])
+        """The best plain head, unless an extended one is clearly better or the only one tried."""
+        plains = [t for t in self.tried if t.candidate.plain]
         others = [t for t in self.tried if not t.candidate.plain]
         if head == "plain" or not others:
+            plain = self._best(plains)
             return (
                 plain,
                 f"Plain head ({plain.candidate.name}), which had the lowest cross-validated cross-entropy.",
@@ -358,6 +364,9 @@ class _Search:
         best = self._best(others)
         if head == "extended":
             return best, f"Extended head ({best.candidate.name}), as requested."
+        if not plains:
+            return best, f"Extended head ({best.candidate.name}), clearly better than plain ones by ridge regression."
+        plain = self._best(plains)
         gain, ahead = paired(plain.losses, best.losses), paired(best.correct, plain.correct).mean
         way = "lower" if gain.mean >= 0 else "higher"
         numbers = f"cross-entropy {way} by {abs(gain.mean):.4f} ± {gain.error:.4f}, accuracy {100 * ahead:+.2f} points"
