@@ -145,6 +145,37 @@ def test_class_names_that_are_numbers_do_not_make_a_header_a_row(tmp_path) -> No
                 ],
             },
         ),
+        ("objects by number", {str(n): {"file": path, "category": label} for n, (path, label) in enumerate(ANIMALS.items())}),
+        ("SuperAnnotate", {path: {"instances": [], "tags": [label], "metadata": {"name": path}} for path, label in ANIMALS.items()}),
+        ("Azure", [{"id": "1f", "originalImageUri": path, "tags": [{"tagId": "7", "tagName": label}]} for path, label in ANIMALS.items()]),
+        (
+            "Labelbox",
+            [
+                {
+                    "data_row": {"id": "ck1", "external_id": path},
+                    "projects": {"cl1": {"name": "P", "labels": [{"annotations": {"classifications": [{"name": "kind", "radio_answer": {"name": label, "value": label}}]}}]}},
+                }
+                for path, label in ANIMALS.items()
+            ],
+        ),
+        (
+            "Labelbox before 2023",
+            [
+                {"ID": "ck1", "External ID": path, "Label": {"objects": [], "classifications": [{"title": "kind", "answer": {"title": label}}]}}
+                for path, label in ANIMALS.items()
+            ],
+        ),
+        (
+            "Label Studio with two questions",
+            [
+                {"data": {"image": path}, "annotations": [{"result": [
+                    {"from_name": "kind", "type": "choices", "value": {"choices": [label]}},
+                    {"from_name": "quality", "type": "choices", "value": {"choices": ["good"]}},
+                ]}]}
+                for path, label in ANIMALS.items()
+            ],
+        ),
+        ("Prodigy", [{"image": path, "options": [{"id": "cat"}, {"id": "dog"}], "accept": [label], "answer": "accept"} for path, label in ANIMALS.items()]),
         ("FiftyOne", {"classes": ["cat", "dog"], "labels": {path: int(label == "dog") for path, label in ANIMALS.items()}}),
         ("columns", {"image": list(ANIMALS), "label": list(ANIMALS.values())}),
         (
@@ -154,8 +185,42 @@ def test_class_names_that_are_numbers_do_not_make_a_header_a_row(tmp_path) -> No
     ],
 )  # fmt: skip
 def test_json_of_many_shapes(name, value, tmp_path) -> None:
+    for path in ANIMALS:
+        (tmp_path / path).touch()
     found = entries(tmp_path / "x.json", json.dumps(value))
     assert {entry.path: entry.label for entry in found} == ANIMALS, name
+
+
+def test_answers_of_prodigy(tmp_path) -> None:
+    rows = [
+        {"image": path, "label": "cat", "answer": answer}
+        for path, answer in zip(ANIMALS, ("accept", "reject", "accept", "ignore"), strict=True)
+    ]
+    found = entries(tmp_path / "x.jsonl", "\n".join(map(json.dumps, rows)))
+    assert {entry.path: entry.label for entry in found} == {"a.jpg": "cat", "b.jpg": "not cat", "c.jpg": "cat"}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_json_values_one_after_the_other(indent, tmp_path) -> None:
+    found = entries(
+        tmp_path / "x.json",
+        "".join(json.dumps({"image": path, "label": label}, indent=indent) for path, label in ANIMALS.items()),
+    )
+    assert {entry.path: entry.label for entry in found} == ANIMALS
+
+
+def test_lists_of_numbers_and_labels_of_several_words(tmp_path) -> None:
+    for number in range(4):
+        (tmp_path / f"{number:07}.jpg").touch()
+    found = entries(tmp_path / "variants.txt", "".join(f"{n:07} {('Boeing 707', 'A320')[n % 2]}\n" for n in range(4)))
+    assert {entry.path: entry.label for entry in found} == {
+        f"{n:07}.jpg": ("Boeing 707", "A320")[n % 2] for n in range(4)
+    }
+
+
+def test_boxes_of_cvat_are_named(tmp_path) -> None:
+    with pytest.raises(UsageError, match="boxes or outlines"):
+        entries(tmp_path / "x.xml", '<annotations><image name="a.jpg"><box label="cat" xtl="1"/></image></annotations>')
 
 
 def test_json_by_part(tmp_path) -> None:

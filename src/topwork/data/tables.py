@@ -26,10 +26,10 @@ Cell = str | list[str] | None
 LIST_ENDINGS = (".txt", ".lst", ".list")
 LINE_ENDINGS = (".jsonl", ".ndjson", ".manifest")  # an object per line; the last is what SageMaker writes
 ENDINGS = (".csv", ".tsv", ".parquet", ".json", *LINE_ENDINGS, ".xml", *LIST_ENDINGS)
-# Where an object holds what counts; the last three in files of SageMaker and Vertex AI.
+# Where an object holds what counts; the last four in files of Azure, SageMaker and Vertex AI.
 _KEYS = (
     "choices", "path", "file_name", "filename", "name", "label",
-    "class-name", "displayName", "aiplatform.googleapis.com/ml_use",
+    "tagName", "class-name", "displayName", "aiplatform.googleapis.com/ml_use",
 )  # fmt: skip
 _LOOKED_AT = 1000  # rows
 _DAMAGE = (csv.Error, ElementTree.ParseError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -38,6 +38,8 @@ _DAMAGE = (csv.Error, ElementTree.ParseError, ValueError, KeyError, TypeError, A
 _NOT_WESTERN = re.compile(
     r"[\x00-\x08\x0e-\x1f\x7f-\x9f]|\w[ƒ†‡ˆ‰‚¢¤¦¨¬¯±´¶¸¹¼¾]|[ƒ‚†‡ˆ‰¢¤¦¨¬¯±¶¸¹¼¾]\w|[À-ÖØ-öø-ÿŠšŽžŒœŸƒ]{3}"
 )
+_NEXT, _DECODER = re.compile(r"\s*(?=\S)"), json.JSONDecoder()
+_MANY_COLUMNS = 200
 _LARGEST_CELL = 1 << 28  # the csv module refuses whole files for one cell above its own limit of 128 kB
 
 
@@ -74,10 +76,8 @@ def read_table(name: str, data: bytes, encoding: str | None = None) -> Table:
         if ending == ".xml":
             return table_of_rows(name, _cvat(data))
         text, used = decoded(name, data, encoding)
-        if ending == ".json":
-            return table_of_rows(name, _json_rows(_json(text)))
-        if ending in LINE_ENDINGS:
-            return table_of_rows(name, _json_lines(text))
+        if ending in (".json", *LINE_ENDINGS):
+            return table_of_rows(name, _json_rows(_json(text, ending)))
         columns = _list_columns(text) if ending in LIST_ENDINGS else _csv_columns(text)
         return Table(name, columns, used)
     except _DAMAGE as error:
@@ -190,10 +190,12 @@ def _list_columns(text: str) -> dict[str, list[Cell]]:
         elif looks_like_image(line):
             path, label = line, ""
         else:
-            path, label = first, rest.strip().split(" ")[0]
+            path, label = first, re.sub(r"^(\d+)( +-?[\d.]+)+$", r"\1", rest.strip())  # more numbers: Oxford's pets
         paths.append(path)
         labels.append(label or None)
-    is_numbered = all(str(path).isdecimal() for path in paths) or (is_last and len(set(labels)) == len(labels))
+    is_numbered = all(re.fullmatch("[1-9][0-9]*", str(path)) for path in paths) or (
+        is_last and len(set(labels)) == len(labels)
+    )
     if len(paths) > 1 and is_numbered:
         raise ValueError("it numbers lines, and labels no images")
     return {"path": paths, "label": labels} if any(labels) else {"path": paths}
@@ -214,10 +216,37 @@ def _in_blanks(lines: list[str]) -> dict[str, list[Cell]] | None:
 
 
 def table_of_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> Table:
-    """A table of objects; missing values are None."""
+    """A table of objects; missing values are None.
+
+    If no key of an object in it says what counts, each value inside becomes a column.
+    """
     found = list(rows)
-    names = dict.fromkeys(key for row in found for key in row)
-    return Table(name, {str(key): [_cell(row.get(key)) for row in found] for key in names})
+    columns = _columns_of(found)
+    closed = [key for key, cells in columns.items() if not any(cells)]
+    inner = _columns_of([dict(_values_in(row, closed)) for row in found])
+    if any(map(any, inner.values())) and len(inner) <= _MANY_COLUMNS:
+        columns = {key: cells for key, cells in columns.items() if key not in closed}
+        for key, cells in inner.items():
+            own = key.rpartition(".")[2]
+            if cells not in columns.values():
+                columns[key if own in columns else own] = cells
+    return Table(name, columns)
+
+
+def _columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Cell]]:
+    names = dict.fromkeys(key for row in rows for key in row)
+    return {str(key): [_cell(row.get(key)) for row in rows] for key in names}
+
+
+def _values_in(row: Mapping[str, Any], keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """The values in the objects under some keys, at any depth, with the keys that lead to them; a list of one counts as that one."""
+    for key in keys:
+        value = row.get(key)
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", inner) for name, inner in _values_in(value, value))
+        elif not isinstance(value, list):
+            yield key, value
 
 
 def _cell(value: Any) -> Cell:
@@ -232,18 +261,15 @@ def _cell(value: Any) -> Cell:
     return os.fsdecode(value) if isinstance(value, bytes) else str(value)
 
 
-def _json(text: str) -> Any:
-    """The content of a JSON file; some hold one object per line."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        if text.count("\n{") == 0:
-            raise
-        return _json_lines(text)
-
-
-def _json_lines(text: str) -> list[Any]:
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
+def _json(text: str, ending: str) -> Any:
+    """The content of a JSON file; a list of all values if there are several, as in JSON Lines."""
+    values, position = [], 0
+    while start := _NEXT.match(text, position):
+        value, position = _DECODER.raw_decode(text, start.end())
+        values.append(value)
+    if not values:
+        raise ValueError("it is empty")
+    return values if ending in LINE_ENDINGS or len(values) > 1 else values[0]
 
 
 def _json_rows(value: Any) -> Iterator[Mapping[str, Any]]:
@@ -251,16 +277,16 @@ def _json_rows(value: Any) -> Iterator[Mapping[str, Any]]:
     if isinstance(value, dict):
         yield from _coco(value) if "images" in value and "annotations" in value else _rows_in_object(value)
         return
+    if value and all(isinstance(item, dict) and isinstance(item.get("data"), dict) for item in value):
+        yield from _label_studio(value)
+        return
     for item in value:
         if isinstance(item, list):
             yield {f"column {number + 1}": cell for number, cell in enumerate(item)}
-            continue
-        data = item.get("data") if isinstance(item.get("data"), dict) else None
-        if data is None:
-            yield item
+        elif item.get("answer") in ("accept", "reject", "ignore"):
+            yield _prodigy(item)
         else:
-            path = data.get("image") or next((v for v in data.values() if isinstance(v, str)), None)
-            yield {"path": path, "label": list(_chosen(item))}
+            yield item
 
 
 def _rows_in_object(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -281,6 +307,8 @@ def _rows_in_object(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     if len(rows) == 1 or (rows and all(key.lower() in PART_NAMES for key in rows)):
         for key, own in rows.items():
             yield from ({"split": key, **row} if len(rows) > 1 else row for row in _json_rows(own))
+    elif not columns and all(isinstance(own, dict) for own in value.values()):
+        yield from ({"path" if looks_like_image(key) else "id": key, **own} for key, own in value.items())
     elif any(looks_like_image(key) for key in value) or len(columns) < len(value) or not paths:
         yield from ({"path": path, "label": label} for path, label in value.items())
     elif len(paths) == len(columns):
@@ -336,12 +364,33 @@ def _coco(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield {"path": image["file_name"], "label": list(dict.fromkeys(labels.get(image["id"], ())))}
 
 
-def _chosen(task: Mapping[str, Any]) -> Iterator[str]:
-    """The choices of the last annotation of a Label Studio task that was not cancelled."""
+def _label_studio(tasks: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Images and what was chosen for them; if several questions were asked, each is a column."""
+    chosen = list(map(_chosen, tasks))
+    questions = {name for own in chosen for name in own}
+    for task, own in zip(tasks, chosen, strict=True):
+        data = task["data"]
+        path = data.get("image") or next((v for v in data.values() if isinstance(v, str)), None)
+        answers = {name: names[0] if len(names) == 1 else names for name, names in own.items()}
+        yield {"path": path, **(answers if len(questions) > 1 else {"label": next(iter(own.values()), [])})}
+
+
+def _chosen(task: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The choices by question in the last annotation of a task that was not cancelled."""
     made = [one for one in task.get("annotations") or task.get("completions") or () if not one.get("was_cancelled")]
+    found: dict[str, list[str]] = {}
     for result in made[-1]["result"] if made else ():
         if result.get("type") in ("choices", "labels", "taxonomy"):
-            yield from (str(name) for name in result["value"].get("choices", ()))
+            names = map(str, result["value"].get("choices", ()))
+            found.setdefault(str(result.get("from_name")), []).extend(names)
+    return found
+
+
+def _prodigy(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options that were accepted for an image in Prodigy; with one option alone, that or ``not`` that."""
+    label, answer = row.get("accept", row.get("label")), row["answer"]
+    refused = None if "accept" in row or answer == "ignore" else f"not {label}"
+    return {**{key: row[key] for key in row if key != "answer"}, "label": label if answer == "accept" else refused}
 
 
 def _cvat(data: bytes) -> Iterator[Mapping[str, Any]]:
@@ -349,6 +398,8 @@ def _cvat(data: bytes) -> Iterator[Mapping[str, Any]]:
     root = ElementTree.fromstring(data)
     if root.tag != "annotations":
         raise ValueError("not a CVAT export: the root element is not <annotations>")
+    if next(root.iter("tag"), None) is None and next(root.iter("image"), ()):
+        raise ValueError("it holds boxes or outlines of objects, and no tags of whole images")
     for image in root.iter("image"):
         labels = [tag.get("label") for tag in image.iter("tag")]
         yield {"path": image.get("name"), "label": labels, "split": image.get("subset")}
