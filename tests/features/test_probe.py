@@ -335,6 +335,25 @@ def test_large_matrices_are_decomposed_alike(monkeypatch):
     np.testing.assert_allclose(abs((vectors * other_vectors).sum(0)), 1, atol=1e-2)
 
 
+def test_only_the_leading_directions_of_many_columns_are_rotated(monkeypatch):
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(90, 40)) @ rng.normal(size=(40, 40)) * np.geomspace(1, 0.01, 40)).astype(np.float32)
+    monkeypatch.setattr(logistic, "LEADING", 8)
+    basis = logistic._leading_first(x.T @ x)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(40), atol=1e-5)
+    exact = np.linalg.eigh(x.T @ x)[1][:, ::-1]
+    np.testing.assert_allclose(abs((basis[:, :3] * exact[:, :3]).sum(0)), 1, atol=1e-2)
+    y = rng.integers(0, 3, 90)
+    whole = SoftmaxRegression(x, y, 3, np.ones((1, 90)))
+    monkeypatch.setattr(logistic, "LARGE_MATRIX", 10)
+    leading = SoftmaxRegression(x, y, 3, np.ones((1, 90)))
+    for problem in (whole, leading):
+        problem.solve(0.01, tolerance=1e-9, max_steps=400)
+    np.testing.assert_allclose(leading.logits(), whole.logits(), atol=5e-3)
+    same = logistic._leading_first(np.zeros((40, 40), np.float32))
+    np.testing.assert_allclose(same.T @ same, np.eye(40), atol=1e-5, err_msg="identical rows")
+
+
 def test_penalties_stronger_than_the_first_are_tried_if_it_is_the_best():
     rng = np.random.default_rng(0)
     last, y = rng.normal(size=(60, 20)), np.arange(60) % 2  # nothing to learn

@@ -28,7 +28,8 @@ Problems = NDArray[np.int64]
 BLOCK = 1 << 25  # logits that are computed at a time: 128 MB
 SMALL_PROBLEM = 100_000_000  # multiply-adds per step, from which rows without weight are skipped
 SMALL_VALUES = 2_000_000  # for example, 1,500 images with 1,280 features
-LARGE_MATRIX = 700  # rows and columns
+LARGE_MATRIX = 1000  # rows and columns
+LEADING = 256  # directions of a large covariance that are rotated
 MOST_RUNS = 100  # of rows that the same problems use
 SMALL_LOSS = 0.1  # below this, gains are measured relative to it instead of the loss
 
@@ -259,9 +260,11 @@ def _rotated(x: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:
     """Rows in the eigenbasis of the covariance (N, R), the basis (D, R), and the variances (R,).
 
     With fewer rows than columns the eigenvectors come from the smaller Gram matrix. Directions without variance are
-    dropped: the penalty keeps their weights at zero anyway.
+    dropped: the penalty keeps their weights at zero anyway. Of a large covariance only the leading directions are found.
     """
     n, d = x.shape
+    if n >= d >= LARGE_MATRIX:
+        return _projected(x, _leading_first(x.T @ x))
     values, vectors = _eigenvectors(x @ x.T if n < d else x.T @ x)
     kept = np.flatnonzero(values > max(values[-1], 1e-12) * 1e-6)[::-1]
     if not len(kept):  # all rows are identical: one direction without weight, so that only the bias is fitted
@@ -272,6 +275,25 @@ def _rotated(x: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:
         basis = np.asarray(x.T @ (vectors[:, kept] / lengths), x.dtype)
         return z, basis, values[kept].astype(np.float64) / n
     return _projected(x, np.ascontiguousarray(vectors[:, kept]))
+
+
+def _leading_first(covariance: Floats) -> Floats:
+    """(D, D) orthonormal columns: about the leading eigenvectors, then other directions, whose variances differ little.
+
+    By randomized subspace iteration (Halko et al. 2011, doi 10.1137/090771806), completed to a basis by a block
+    reflector. The solver takes as many steps as with all eigenvectors, which take 3 s for 2,768 columns instead of 0.5.
+    """
+    d = len(covariance)
+    found = np.random.default_rng(0).standard_normal((d, LEADING), dtype=np.float32)
+    for _ in range(2):
+        found = np.linalg.qr(covariance @ found)[0]
+    leading = (found @ np.linalg.eigh(found.T @ covariance @ found)[1])[:, ::-1]
+    left, _, right = np.linalg.svd(leading[:LEADING])
+    mirror = leading.copy()
+    mirror[:LEADING] += left @ right
+    basis = np.eye(d, dtype=np.float32) - 2 * mirror @ np.linalg.solve(mirror.T @ mirror, mirror.T)
+    basis[:, :LEADING] = leading
+    return np.asarray(basis, np.float32)
 
 
 def _eigenvectors(matrix: Floats) -> tuple[Floats, Floats]:
