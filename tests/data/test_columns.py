@@ -19,8 +19,8 @@ ANIMALS = ["cat", "dog"] * 4
 
 def listed(root: Path, header: Sequence[str], rows: Sequence[Sequence[object]], **rules: object) -> Listing:
     """A folder of eight images with a table."""
-    (root / "images").mkdir()
-    for number in range(N):
+    (root / "images").mkdir(exist_ok=True)
+    for number in range(0 if any((root / "images").iterdir()) else N):
         (root / "images" / f"{number}.jpg").write_bytes(bytes([number]))
     with open(root / "labels.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
@@ -201,3 +201,54 @@ def test_parts_in_a_column_of_any_name(tmp_path) -> None:
     rows = [[f"{n}.jpg", ANIMALS[n], "TEST" if n > 5 else "TRAIN"] for n in range(N)]
     listing = listed(tmp_path, ["image", "animal", "ml_use"], rows)
     assert Counter(entry.part for entry in listing.entries) == {"train": 6, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("names", "cells", "note"),
+    [
+        ("my photo {} ü.jpg", "images/my%20photo%20{}%20%C3%BC.jpg", ""),
+        ("{}.jpg", "https://cdn.x.com/a/{}.jpg?token=a%2Fb", ""),
+        ("{}.png", "{}.jpg", "with .png for .jpg"),
+    ],
+)
+def test_names_as_links_or_before_a_conversion(names, cells, note, tmp_path) -> None:
+    (tmp_path / "images").mkdir()
+    for n in range(N):
+        (tmp_path / "images" / names.format(n)).touch()
+    rows = [[cells.format(n), ("cat", "dog")[n % 2]] for n in range(N)]
+    listing = listed(tmp_path, ["image", "label"], rows)
+    assert classes(listing) == {"cat": 4, "dog": 4}
+    assert note in listing.notes[0]
+
+
+def test_parts_of_fer_2013(tmp_path) -> None:
+    usage = ("Training", "Training", "PublicTest", "PrivateTest")
+    listing = listed(
+        tmp_path, ["image", "label", "Usage"], [[f"{n}.jpg", "ab"[n % 2], usage[n // 2]] for n in range(N)]
+    )
+    assert [entry.part for entry in listing.entries] == ["train"] * 4 + ["test"] * 4
+
+
+@pytest.mark.parametrize(("yes", "no"), [("x", ""), ("y", "n"), ("1.0", "")])
+def test_columns_of_marks(yes, no, tmp_path) -> None:
+    rows = [[f"{n}.jpg", *((yes, no) if n % 2 else (no, yes))] for n in range(N)]
+    assert classes(listed(tmp_path, ["image", "cat", "dog"], rows)) == {"cat": 4, "dog": 4}
+
+
+def test_boxes_beside_classes_and_names_without_quotes(tmp_path) -> None:
+    boxes = [[f"{n}.jpg", f"n0{n % 2} {n} 2 30 4 n0{n % 2} 5 6 7 8 "] for n in range(N)]
+    assert classes(listed(tmp_path, ["ImageId", "PredictionString"], boxes)) == {"n00": 4, "n01": 4}
+    assert classes(listed(tmp_path, ["image", "label"], [[f"{n}.jpg", f"[{'ab'[n % 2]}]"] for n in range(N)])) == {
+        "a": 4,
+        "b": 4,
+    }
+
+
+def test_class_names_in_a_configuration(tmp_path) -> None:
+    (tmp_path / "labels_map.json").write_text(
+        '{"id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": 0, "dog": 1}}'
+    )
+    assert classes(listed(tmp_path, ["image", "label"], [[f"{n}.jpg", n % 2] for n in range(N)])) == {
+        "cat": 4,
+        "dog": 4,
+    }

@@ -536,9 +536,7 @@ def test_boxes_in_a_text_for_each_image_are_no_tables(tmp_path: Path) -> None:
         touch(tmp_path, f"images/{number}a.jpg")
         write(tmp_path / f"labels/{number}a.txt", "0 0.5 0.5 0.1 0.1\n")
         write(tmp_path / f"labels/{number}a_old.txt", "0 0.5 0.5 0.1 0.1\n")
-    with pytest.raises(
-        UsageError, match=r"no images in class folders here.*the \.txt files beside the images hold boxes"
-    ):
+    with pytest.raises(UsageError, match=r"no class folders here.*the \.txt files beside the images hold boxes"):
         list_data(tmp_path)
 
 
@@ -870,3 +868,60 @@ def test_patients_in_a_table_beside_class_folders_are_pointed_out(tmp_path: Path
     assert "--group-by patient" in list_data(tmp_path).notes[-1]
     groups = Counter(entry.group for entry in list_data(tmp_path, rules=Rules(group_by="patient")).entries)
     assert groups == {"0": 4, "1": 4, "2": 4}
+
+
+def test_lists_of_numbers_keep_the_names_of_the_class_folders(tmp_path: Path) -> None:
+    touch(tmp_path, *images("images/cat"), *images("images/dog"))
+    for part, rows in (("train", range(3)), ("val", range(3, 4))):
+        lines = [f"images/{name}/{n}.jpg {k}\n" for k, name in enumerate(("cat", "dog")) for n in rows]
+        write(tmp_path / f"{part}.txt", "".join(lines))
+    listing = list_data(tmp_path)
+    assert classes(listing) == {"cat": 4, "dog": 4}
+    assert parts(listing) == {"train": 6, "valid": 2}
+
+
+@pytest.mark.parametrize("names", [("train_1", "train_2", "test"), ("train.X1", "train.X2", "test.X")])
+def test_a_train_folder_in_pieces(names: tuple[str, ...], tmp_path: Path) -> None:
+    for number, name in enumerate(names):
+        touch(tmp_path, *images(f"{name}/cat", start=10 * number), *images(f"{name}/dog", start=10 * number))
+    assert parts(list_data(tmp_path)) == {"train": 16, "test": 8}
+
+
+def test_a_test_folder_around_a_folder_that_is_no_class(tmp_path: Path) -> None:
+    touch(tmp_path, *images("train/cat"), *images("train/dog"), *images("test/unknown", 5))
+    listing = list_data(tmp_path)
+    assert classes(listing) == {"cat": 4, "dog": 4}
+    assert "5 images are not used" in listing.notes[0]
+
+
+def test_names_of_folders_in_a_table_are_no_groups(tmp_path: Path) -> None:
+    """Each label has one folder: a split by folder would lose classes."""
+    touch(tmp_path, *images("a/n01", prefix="x"), *images("b/n02", prefix="y"))
+    write(tmp_path / "labels.json", json.dumps({"n01": "tench", "n02": "goldfish"}))
+    listing = list_data(tmp_path)
+    assert classes(listing) == {"goldfish": 4, "tench": 4}
+    assert {entry.group for entry in listing.entries} == {None}
+
+
+def test_folders_of_patients_are_no_classes_beside_a_table(tmp_path: Path) -> None:
+    names = [f"train/patient{n:05}/study1/view1.jpg" for n in range(6)]
+    touch(tmp_path, *names)
+    rows = [[f"CheXpert-v1.0/{name}", "1.0" if n % 2 else "", "" if n % 2 else "1.0"] for n, name in enumerate(names)]
+    table(tmp_path / "train.csv", ["Path", "No Finding", "Edema"], *rows)
+    assert classes(list_data(tmp_path)) == {"Edema": 3, "No Finding": 3}
+
+
+def test_tables_of_genus_and_species_are_asked_about(tmp_path: Path) -> None:
+    touch(tmp_path, *images("images", 8))
+    for level, names in (("genus", ("Quercus", "Acer")), ("species", ("Quercus robur", "Acer campestre"))):
+        for part, rows in (("train", range(6)), ("test", range(6, 8))):
+            table(tmp_path / f"{level}_{part}.csv", ["image", "label"], *[[f"{n}.jpg", names[n % 2]] for n in rows])
+    with pytest.raises(UsageError, match="several tables have labels; choose one"):
+        list_data(tmp_path)
+
+
+def test_the_innermost_folders_are_named_as_the_command_reads_them(tmp_path: Path) -> None:
+    for kind, tumor in (("benign", "adenosis"), ("benign", "tubular"), ("malignant", "ductal")):
+        touch(tmp_path, *images(f"{kind}/{tumor}/p1/40X"), *images(f"{kind}/{tumor}/p1/100X"))
+    with pytest.raises(UsageError, match=r"innermost folders, 40X, 100X: .*label-regex"):
+        list_data(tmp_path)

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from topwork.data.layouts import (
-    PART_NAMES,
     label_taker,
     looks_like_image,
     make_listing,
     merged_forms,
     part_named,
+    part_word,
     with_groups,
 )
 from topwork.data.named_files import Files, located, some_of
@@ -45,7 +45,7 @@ _PATH_NAMES = (
 _LABEL_NAMES = (
     "label", "labels", "class", "classname", "classlabel", "classes", "category", "categoryname", "categories", "target", "breed",
     "diagnosis", "dx", "species", "variety", "cultivar", "disease", "findinglabels", "tags", "tag", "choice", "choices", "grade",
-    "level", "y", "classid", "labelid", "categoryid",
+    "level", "y", "classid", "labelid", "categoryid", "predictionstring",
 )  # fmt: skip
 _NAME_NAMES = (
     "labelname", "classname", "categoryname", "labeltext", "labelstr", "name", "class", "category", "species",
@@ -60,10 +60,13 @@ _FLAGS = {
     "istest": ("test", "train"),
     **dict.fromkeys(("istrain", "istraining", "istrainingimage"), ("train", "test")),
 }  # the part of rows with a true value and of the others
-_TRUE, _FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "-1", "-1.0", "false", "no", ""}
+_TRUE, _FALSE = {"1", "1.0", "true", "yes", "y", "t", "x"}, {"0", "0.0", "-1", "-1.0", "false", "no", "n", "f", ""}
 NUMBERED_PARTS = {"0": "train", "1": "valid", "2": "test"}
 _NUMBERED_LABELS = re.compile("(labels?|class|category|tag|target|finding|disease|species)[0-9]+")
 _CLASS_FILES = re.compile(r"(class|label|name|synset|categor).*\.(txt|names|json)$|\.names$", re.IGNORECASE)
+_BOXES = re.compile(
+    r"(?:\S+(?: +-?\d+(?:\.\d+)?){4}(?: +|$))+"
+)  # ImageNet's PredictionString: each a class and its box
 _LONGEST_PATH, _LONGEST_LABEL = 4096, 1000
 _MANY_COLUMNS = 100
 
@@ -189,10 +192,10 @@ def _split_column(table: Table, path: str | None, rules: Rules) -> str | None:
         is_number = {value.removesuffix(".0") for value in values} <= set(NUMBERED_PARTS) and 1 < len(values) < 4
         if not values:
             continue
-        if wanted in ("split", "part") or is_flag or (is_number and wanted != "fold") or values <= set(PART_NAMES):
+        if wanted in ("split", "part") or is_flag or (is_number and wanted != "fold") or all(map(part_word, values)):
             return name
     for name, cells in table.columns.items():  # of any other name, if it only says train, valid and test
-        found = {PART_NAMES.get(str(cell).strip().lower()) for cell in cells if cell}
+        found = set(map(part_word, {str(cell) for cell in cells if cell}))
         may_be = name not in (path, rules.label_column) and _normal(name) not in _LABEL_NAMES
         if may_be and len(found) > 1 and None not in found:
             return name
@@ -311,15 +314,16 @@ def rows_of(table: Table, files: Files | None, rules: Rules) -> tuple[list[Entry
         paths, where = located(paths, files, table.encoding)
     labels, said = _labels(table, meaning, rules, files)
     parts = _parts(table, meaning)
+    are_classes = len(set(labels)) == len(labels)  # if paths are folders
     rows, n_found = [], 0
     for number, (path, own, part) in enumerate(zip(paths, labels, parts, strict=True)):
         group, domain = (_text(table, column, number) for column in (meaning.group, meaning.domain))
         row = Entry(path, join_labels(own), part, group, domain)
         inside = files.in_folder(path) if files is not None and are_folders else []
-        rows += [replace(row, path=name, group=group or path) for name in inside] or [row]
+        rows += [replace(row, path=name, group=group or (None if are_classes else path)) for name in inside] or [row]
         n_found += len(inside)
     if are_folders:
-        where = f" (folders; {count(n_found, 'image')} in them; those of one folder stay in one part)"
+        where = f" (folders; {count(n_found, 'image')} in them{'' if are_classes else '; those of one folder stay in one part'})"
     read = f"paths from column {escape(meaning.path)}{where}"
     if meaning.label is None and not meaning.one_hot:
         return rows, [f"Read {escape(table.name)}: {read}."]
@@ -424,6 +428,8 @@ def _parsed(cell: Cell) -> Cell:
     if not isinstance(cell, str):
         return cell
     text = cell.strip()
+    if _BOXES.fullmatch(text):
+        return list(dict.fromkeys(text.split()[::5]))
     if text[:1] + text[-1:] in ("[]", "{}"):
         for read in (json.loads, ast.literal_eval):
             try:
@@ -433,6 +439,8 @@ def _parsed(cell: Cell) -> Cell:
             names = value.get("choices") if isinstance(value, dict) else value  # an object of Label Studio
             if isinstance(names, list):
                 return [str(name) for name in names]
+        if text[0] == "[":
+            return text[1:-1].split(",")  # of MakeSense, without quotes
     return text.partition(".")[0] if re.fullmatch(r"\d+\.0+", text) else text
 
 
@@ -543,6 +551,8 @@ def class_names(name: str, data: bytes, numbers: set[str]) -> dict[str, str]:
 def _json_names(value: Any) -> list[tuple[str, str]]:
     if isinstance(value, list):
         return [(str(number), str(name)) for number, name in enumerate(value)]
+    if all(isinstance(own, dict) for own in value.values()):  # id2label and label2id of a configuration
+        return next(map(_json_names, value.values()), [])
     pairs = [(str(key), str(name)) for key, name in value.items()]
     return pairs if all(key.isdecimal() for key, _ in pairs) else [(number, name) for name, number in pairs]
 

@@ -15,7 +15,7 @@ import re
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
@@ -260,6 +260,12 @@ def parts_among(folders: Mapping[str, Folder]) -> dict[str, str]:
     for name in folders:
         if (split := _split_name(name)) is not None:
             families.setdefault(split[1], {})[name] = split[0]
+    pieces: dict[str, list[dict[str, str]]] = {}
+    for rest, family in families.items():
+        pieces.setdefault(rest.rstrip("0123456789").rstrip("_- ."), []).append(family)
+    for rest, found in pieces.items():  # train_1, train_2 and test, unless each number has both, as folds have
+        if len(found) > 1 and all(len(family) == 1 for family in found):
+            families[rest] = {name: part for family in found for name, part in family.items()}
     for _, family in sorted(families.items(), key=lambda item: (item[0] != "", -len(item[1]))):
         kinds = set(family.values()) - {"unlabeled"}
         if len(kinds) > 1 and ("train" in kinds or not any(folders[name].n_direct for name in family)):
@@ -279,7 +285,7 @@ def _split_name(name: str) -> tuple[str, str] | None:
     if len(known) != 1:
         return None
     rest = "".join(words[: known[0]] + words[known[0] + 1 :]).strip("_- .")
-    return PART_NAMES.get(words[known[0]], "unlabeled"), "" if rest in ("set", "data") else rest
+    return PART_NAMES.get(words[known[0]], "unlabeled"), "" if rest in ("set", "data", "public", "private") else rest
 
 
 def are_parts(names: Iterable[str]) -> bool:
@@ -297,6 +303,12 @@ def part_of_name(name: str) -> str | None:
         if split is not None and split[0] != "unlabeled":
             return split[0]
     return None
+
+
+def part_word(text: str) -> str | None:
+    """The part that a text names and says nothing more about, as ``Training``, ``test set`` and ``PublicTest`` do."""
+    part, rest = _split_name(text.strip()) or (None, "")
+    return part if part != "unlabeled" and not rest else None
 
 
 def parts_in(text: str) -> list[str]:
@@ -318,7 +330,7 @@ def part_named(value: str | None, where: str) -> str | None:
 
 
 def _by_folder(root: Path, found: Found, tree: Folder, places: list[Place], aside: list[Folder]) -> Listing:
-    labeled = [place for place in places if _has_classes(place)]
+    labeled = [place for place in places if _has_classes(place) and not _is_unknown(place, places)]
     aside = aside + [place.folder for place in places if place not in labeled and place.part]
     inner_parts = _parts_in_classes(root, places) if sum(place.part != "unlabeled" for place in places) == 1 else {}
     nested: list[str] = []
@@ -372,6 +384,17 @@ def _has_classes(place: Place) -> bool:
     """Whether a place has class folders; a single folder called ``images`` does not count."""
     names = {name.lower() for name in place.folder.full}
     return place.part != "unlabeled" and bool(names) and not (len(names) == 1 and names <= CONTAINER_NAMES)
+
+
+def _is_unknown(place: Place, places: Sequence[Place]) -> bool:
+    """Whether the only folder of a part is no class of another, as ``test/unknown`` for Keras."""
+    others = {name for one in places if one is not place for name in one.folder.full}
+    return (
+        place.part != "train"
+        and len(place.folder.full) == 1
+        and len(others) > 1
+        and others.isdisjoint(place.folder.full)
+    )
 
 
 def _parts_in_classes(root: Path, places: list[Place]) -> dict[str, str]:
@@ -451,6 +474,7 @@ def _two_readings(
     above = "[^/]+/" * min(n_above)
     path = shlex.quote(str(root))
     nodes = [node for found in deep.values() for node in found]
+    innermost = {name for node in nodes for name in _names_above_images(node)}
     repeated = len(nodes) > len(deep) or sum(len(node.full) for node in nodes) > len(inner)
     lines = [f"{escape(str(root))}: can be read in two ways; choose one (these options work with every command):"]
     if len(n_above) == 1 and len(tops) > 1:
@@ -459,13 +483,19 @@ def _two_readings(
         )
     domain = f" --domain-by '^{above}([^/]+)/'" if repeated and len(n_above) == 1 and len(tops) > 1 else ""
     lines.append(
-        f"- The classes are the innermost folders, {first_names(sorted(inner, key=natural_key), 4)}: "
+        f"- The classes are the innermost folders, {first_names(sorted(innermost, key=natural_key), 4)}: "
         f"topwork fit {path} --label-regex '([^/]+)/[^/]+$'{domain}"
     )
     alone = next((node for node in nodes if len(node.full) > 1), None)
     if alone is not None and labeled[0].part is None:
         lines.append(f"- Only one of the folders: topwork fit {shlex.quote(str(root / alone.name))}")
     return "\n".join(lines)
+
+
+def _names_above_images(folder: Folder) -> Iterator[str]:
+    for name, child in folder.full.items():
+        yield from [name] * bool(child.n_direct)
+        yield from _names_above_images(child)
 
 
 def _notes_on_folders(

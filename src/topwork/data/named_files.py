@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import TypeVar
+from urllib.parse import unquote
 
 from topwork.data.folders import Found
 from topwork.data.layouts import looks_like_image, parts_in
@@ -115,6 +116,7 @@ class Files:
         if not own:
             return []
         by_name, by_stem, by_number = self._index
+        stem, ending = posixpath.splitext(own)
         uploaded = re.match(r"[0-9a-f]{8}-(.+)", own)  # what Label Studio puts before the names of uploads
         return (
             [name for name in by_name.get(own, []) if _key(name) == _key(self.folder) + wanted]
@@ -122,6 +124,8 @@ class Files:
             or _nearest(wanted, by_stem.get(own, []))
             or (by_number.get(int(number), []) if (number := own.removesuffix(".0")).isdecimal() else [])
             or (by_name.get(uploaded[1], []) if uploaded else [])
+            or (_nearest(wanted, by_stem.get(stem, [])) if looks_like_image(ending) else [])
+            or (self.named(plain) if (plain := unquote(wanted.partition("?")[0])) != wanted else [])
         )
 
 
@@ -169,7 +173,7 @@ def located(paths: Sequence[str], files: Files, encoding: str | None) -> tuple[l
             several[number] = names
         elif names:
             found[number] = names[0]
-            endings.add(posixpath.splitext(names[0])[1] if not posixpath.splitext(written[number])[1] else "")
+            endings.add(_ending_of(names[0], written[number]))
     _choose(found, several, files.table)
     return found, _where(found, endings - {""}, files) if is_search else ""
 
@@ -177,6 +181,14 @@ def located(paths: Sequence[str], files: Files, encoding: str | None) -> tuple[l
 def _is_elsewhere(name: str, files: Files) -> bool:
     """Whether a path leads out of the folder, to a file or a URL that is there."""
     return (name.startswith("/") or ":/" in name) and files.exists(name)
+
+
+def _ending_of(name: str, written: str) -> str:
+    """How the ending of a file differs from that in a table, for a sentence; "" if it does not."""
+    own, asked = (posixpath.splitext(one)[1] for one in (name, written))
+    if not asked:
+        return f"{own} added" if own else ""
+    return f"{own} for {asked}" if looks_like_image(asked) and own.lower() != asked.lower() else ""
 
 
 def _choose(found: list[str], several: dict[int, list[str]], table: str) -> None:
@@ -198,7 +210,7 @@ def _where(found: Sequence[str], endings: set[str], files: Files) -> str:
     if not there:
         return " (no file of that name here; --root names another folder)"
     folders = sorted({f"{posixpath.dirname(name)}/".lstrip("/") or "./" for name in there}, key=natural_key)
-    ending = f" with {' or '.join(sorted(endings))} added" if endings else ""
+    ending = f" with {' or '.join(sorted(endings))}" if endings else ""
     return f"{ending} (files of {len(there):,} of {count(len(found), 'row')} found in {first_names(folders, 3)})"
 
 

@@ -39,6 +39,7 @@ from topwork.errors import ImageError, UsageError
 from topwork.text import count, escape, first_names, natural_key
 
 _PIECES = {"part", "batch", "chunk", "folder", "shard", "volume", "vol"}
+_GROUPS = {"patient", "case", "slide", "scene", "session", "sequence"}  # folders so called hold what a table labels
 _NOTE_ENDINGS = (".json", ".xml", *LIST_ENDINGS)  # called like an image they are about that one alone
 _TABLE_ENDINGS = (".csv", ".tsv", *LIST_ENDINGS)  # of files that may divide the images
 _MANY_TABLES = 50  # in one folder: so many texts are notes on the images
@@ -147,11 +148,15 @@ def _chosen(root: Path, found: Found, rules: Rules) -> Listing:
         return by_table.listing
     if not by_table.covers_most and not _covers(by_table.listing, by_folder):
         return _with_labels_outside(by_folder, by_table.listing)
-    if _agree(by_folder, by_table.listing):
+    if (folder_of := _folder_of_label(by_folder, by_table.listing)) is not None:
         of_table, of_folder = ({one.part for one in found.entries} - {None} for found in (by_table.listing, by_folder))
         hints = [note for note in by_table.listing.notes if "--group-by" in note]
         with_hints = replace(by_folder, notes=(*by_folder.notes, *hints))
-        return by_table.listing if of_table > of_folder else with_hints
+        if not of_table > of_folder:
+            return with_hints
+        names = {} if all(map(str.isdecimal, by_folder.class_names)) else folder_of
+        entries = [replace(one, label=names.get(one.label, one.label)) for one in by_table.listing.entries]
+        return make_listing(root, "table", entries, by_table.listing.rejects, by_table.listing.notes)
     path = str(root)
     raise UsageError(
         f"{escape(path)}: has two sets of labels that disagree; choose one:\n"
@@ -178,7 +183,7 @@ def _without_table(root: Path, found: Found, rules: Rules, by_folder: Listing, f
         return replace(by_folder, notes=(*by_folder.notes, *said))
     if (option := next((text for text in failures if text.startswith("--")), None)) is not None:
         raise UsageError(option)
-    raise UsageError(_no_classes(root, found, by_folder) + (f" Tables here: {failures[0]}" if failures else ""))
+    raise UsageError(_no_classes(root, found, by_folder, failures[:1]))
 
 
 def _are_classes(names: Sequence[str]) -> bool:
@@ -194,10 +199,14 @@ def _are_parts(names: Sequence[str]) -> bool:
 
 
 def _are_containers(names: Sequence[str]) -> bool:
-    """Whether folder names only number what they hold: images_part_1 and images_part_2, or 0 and 1, but not n01440764."""
-    stems = {name.strip("0123456789").rstrip("_- .").lower() for name in names}
+    """Whether folder names only number what they hold: images_part_1 and images_part_2, patient_7_node_1, or 0 and 1, but not n01440764."""
+    stems = {re.sub("[0-9]+", "", name).strip("_- .").lower() for name in names}
     words = {word for stem in stems for word in re.findall("[a-z]+", stem)}
-    return stems <= CONTAINER_NAMES or stems == {""} or (len(stems) == 1 and bool(words & (CONTAINER_NAMES | _PIECES)))
+    return (
+        stems <= CONTAINER_NAMES
+        or stems == {""}
+        or (len(stems) == 1 and bool(words & (CONTAINER_NAMES | _PIECES | _GROUPS)))
+    )
 
 
 def _with_labels_outside(by_folder: Listing, by_table: Listing) -> Listing:
@@ -214,15 +223,21 @@ def _with_labels_outside(by_folder: Listing, by_table: Listing) -> Listing:
     return make_listing(by_folder.root, by_folder.layout, entries, rejects, notes, by_folder.class_names)
 
 
-def _no_classes(root: Path, found: Found, listing: Listing) -> str:
+def _no_classes(root: Path, found: Found, listing: Listing, failures: Sequence[str]) -> str:
+    said = "".join(f" Tables here: {one}" for one in failures)
     pattern = regex_for_names([name for name in found.files if looks_like_image(name)])
     if pattern is None:
         folders = first_names(listing.class_names, 4)
         there = f"the folders {folders} hold images but no class folders. " if listing.entries else ""
-        return nothing_there(root, listing, there)
+        is_reason = failures and not there and not any(not_opened(reject.path) for reject in listing.rejects)
+        return (
+            f"{escape(str(root))}: no class folders here.{said}"
+            if is_reason
+            else nothing_there(root, listing, there) + said
+        )
     return (
         f"{escape(str(root))}: no class folders and no table of labels here. If the labels are in the file names: "
-        f"topwork fit {shlex.quote(str(root))} --label-regex '{pattern}'"
+        f"topwork fit {shlex.quote(str(root))} --label-regex '{pattern}'{said}"
     )
 
 
@@ -326,17 +341,28 @@ def _parts_of_tables(root: Path, usable: list[_Read]) -> list[_Read]:
     n_rows = {name: len(rows) for name, rows, _ in usable}
     largest = max((n for name, n in n_rows.items() if name not in parts), default=0)
     if len(set(parts.values())) > 1 and sum(n_rows[name] for name in parts) >= largest:
-        return [
+        found = [
             (name, [replace(row, part=row.part or parts[name]) for row in rows], notes)
             for name, rows, notes in usable
             if name in parts
         ]
+        if not _contradict([row for _, rows, _ in found for row in rows]):
+            return found
     sizes = sorted((len({row.path for row in rows}) for _, rows, _ in usable), reverse=True)
     if sizes[0] < 1.5 * sizes[1]:
         lines = [f"- topwork fit {shlex.quote(str(root / name))}" for name, _, _ in usable[:8]]
         lines += [f"- and {len(usable) - 8:,} more"] * (len(usable) > 8)
         raise UsageError(f"{escape(str(root))}: several tables have labels; choose one:\n" + "\n".join(lines))
     return [max(usable, key=lambda item: len({row.path for row in item[1]}))]
+
+
+def _contradict(rows: Sequence[Entry]) -> bool:
+    """Whether half of the images that are listed twice have two labels, as in tables of the genus and of the species."""
+    labels: dict[str, list[str]] = {}
+    for row in rows:
+        labels.setdefault(row.path, []).append(row.label)
+    several = [set(own) for own in labels.values() if len(own) > 1]
+    return 2 * sum(len(own) > 1 for own in several) > len(several)
 
 
 def _with_parts_of_folders(found: Found, rows: list[Entry]) -> list[Entry]:
@@ -365,11 +391,12 @@ def _are_groups(by_folder: Listing, by_table: Listing) -> bool:
     return bool(own) and list(own.values()) == groups
 
 
-def _agree(by_folder: Listing, by_table: Listing) -> bool:
-    """Whether each folder has one label in the table and each label one folder."""
+def _folder_of_label(by_folder: Listing, by_table: Listing) -> dict[str, str] | None:
+    """The folder of each label in the table; None unless each folder has one label and each label one folder."""
     label_of = {entry.path: entry.label for entry in by_table.entries}
-    pairs = {(entry.label, label_of[entry.path]) for entry in by_folder.entries if entry.path in label_of}
-    return len({folder for folder, _ in pairs}) == len(pairs) == len({label for _, label in pairs})
+    pairs = {(label_of[entry.path], entry.label) for entry in by_folder.entries if entry.path in label_of}
+    folder_of = dict(pairs)
+    return folder_of if len(folder_of) == len(pairs) == len(set(folder_of.values())) else None
 
 
 # ---- labels in a file beside each image

@@ -193,7 +193,7 @@ def _list_columns(text: str) -> dict[str, list[Cell]]:
             path, label = first, re.sub(r"^(\d+)( +-?[\d.]+)+$", r"\1", rest.strip())  # more numbers: Oxford's pets
         paths.append(path)
         labels.append(label or None)
-    is_numbered = all(re.fullmatch("[1-9][0-9]*", str(path)) for path in paths) or (
+    is_numbered = all(re.fullmatch("0|[1-9][0-9]*", str(path)) for path in paths) or (
         is_last and len(set(labels)) == len(labels)
     )
     if len(paths) > 1 and is_numbered:
