@@ -170,3 +170,53 @@ def test_data_frames_pipelines_and_searches(images):
     table = ImageFeatures(SMALL).set_output(transform="pandas").fit(paths).transform(paths)
     assert list(table.columns[:2]) == ["feature0", "feature1"]
     assert table.shape[0] == 24
+
+
+# ---- weights
+
+
+def test_a_weight_of_zero_leaves_an_image_out_and_equal_weights_change_nothing(images):
+    paths, labels = images
+    plain = ImageClassifier(SMALL, head="plain")
+    whole = plain.fit(paths, labels).predict_proba(paths)
+    np.testing.assert_allclose(plain.fit(paths, labels, np.full(24, 3.0)).predict_proba(paths), whole, atol=1e-6)
+    rest = plain.fit(paths[2:], labels[2:]).predict_proba(paths)
+    wrong = [labels[-1], labels[-1], *labels[2:]]
+    found = plain.fit(paths, wrong, sample_weight=[0, 0, *[1] * 22]).predict_proba(paths)
+    np.testing.assert_array_equal(found, rest)
+
+
+def test_of_two_labels_of_an_image_the_heavier_wins(images):
+    paths, labels = [*images[0], images[0][0]], [*images[1], images[1][-1]]
+    model = ImageClassifier(SMALL, head="plain")
+    found = [model.fit(paths, labels, sample_weight=[1, *[1] * 23, last]).predict(paths[:1])[0] for last in (0.2, 5)]
+    assert found == [labels[0], labels[-1]]
+
+
+@pytest.mark.parametrize("weights", [[1.0], [-1.0] * 24, [np.nan] * 24, [0] * 24, ["a"] * 24, 2])
+def test_weights_that_cannot_be_used_are_named(images, weights):
+    with pytest.raises(UsageError, match="sample_weight"):
+        ImageClassifier(SMALL).fit(*images, sample_weight=weights)
+
+
+@pytest.mark.parametrize("option", [{"head": "big"}, {"fit_mode": "stretch"}])
+def test_options_that_do_not_exist_are_refused(images, option):
+    with pytest.raises(UsageError, match="must be one of"):
+        ImageClassifier(SMALL, **option).fit(*images)
+
+
+def test_one_image_instead_of_a_list_is_refused(images, fitted):
+    image = Image.open(images[0][0])
+    for one in (images[0][0], image, np.asarray(image)):
+        with pytest.raises(UsageError, match="pass a list"):
+            fitted.predict(one)
+
+
+def test_several_labels_per_image_are_pointed_to_the_wrapper(images):
+    for y in ([["a", "b"], ["a"]] * 12, np.eye(3)[[0, 1] * 12]):
+        with pytest.raises(UsageError, match="MultiOutputClassifier"):
+            ImageClassifier(SMALL).fit(images[0], y)
+
+
+def test_log_probabilities(images, fitted):
+    np.testing.assert_allclose(np.exp(fitted.predict_log_proba(images[0])), fitted.predict_proba(images[0]))

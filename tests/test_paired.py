@@ -36,3 +36,8 @@ def test_equal_and_too_few_are_not_clear():
     assert not is_clearly_better(paired([1.0, 1.0], [1.0, 1.0]))
     assert not is_clearly_better(paired([5.0], [0.0]))
     assert not is_clearly_better(paired([], []))
+
+
+def test_the_error_of_a_single_image_is_not_printed():
+    assert paired([1.0, 2.5, 2.0], [3.0, 4.0, 4.0]).words(2) == "1.83 ± 0.17"
+    assert paired([1.0], [3.0]).words(2) == "2.00 on a single image"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted  # noqa: TID253
 from topwork.data.folders import read_regular_file
 from topwork.data.images import as_rgb, decode, encoded_image
 from topwork.data.loader import in_order
-from topwork.data.transforms import Pixels, fit_to_input
+from topwork.data.transforms import Fit, Pixels, fit_to_input
 from topwork.errors import ImageError, InputError
 from topwork.evaluation.calibration import fit_temperature
 from topwork.evaluation.predictions import softmax
@@ -32,6 +32,10 @@ from topwork.models.backbone import load_backbone
 from topwork.text import count, escape, first_names
 
 PATH_COLUMNS = ("path", "file", "filename", "filepath", "image")
+ONE_LABEL = (
+    "pass one label per image (for one-hot rows, y.argmax(axis=1); for several labels per image, columns of 0 and 1 and "
+    "sklearn.multioutput.MultiOutputClassifier)"
+)
 
 
 class _ImageEstimator(BaseEstimator):  # type: ignore[misc]
@@ -51,6 +55,8 @@ class _ImageEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _features(self, X: Any) -> Features:
         """Embeds images that are not in the store yet."""
+        if self.fit_mode not in get_args(Fit):
+            raise InputError(f"fit_mode={self.fit_mode!r} must be one of {', '.join(get_args(Fit))}.")
         backbone = load_backbone(self.backbone).with_spec(fit=self.fit_mode, height=self.size, width=self.size)
         embedder = Embedder(backbone, load_engine(backbone, precision="f32"))
         hashes = []
@@ -99,23 +105,36 @@ class ImageClassifier(ClassifierMixin, _ImageEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.n_jobs = n_jobs
 
-    def fit(self, X: Any, y: Any) -> ImageClassifier:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> ImageClassifier:
         """Fits the head.
 
         Args:
             X: N images: paths, Pillow images, uint8 arrays (H, W, 3) or (H, W), or a DataFrame with a column of paths.
             y: (N,) or (N, 1) labels of any kind that NumPy can sort.
+            sample_weight: (N,) weights of the images; 0 leaves an image out.
 
         Raises:
             UsageError: an image cannot be used (named); labels are missing, too few, or not one per image.
         """
         images = _images(X)
+        weights = None if sample_weight is None else _checked_weights(sample_weight, len(images))
+        if weights is not None and (weights == 0).any() and len(y) == len(images):
+            kept = np.flatnonzero(weights)
+            images, y, weights = [images[row] for row in kept], np.asarray(y)[kept], weights[kept]
         self.classes_, encoded = _encoded(y, len(images))
         seed = self.random_state
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31 - 1)
-        probe = fit_probe(self._features(images), encoded, len(self.classes_), head=self.head, seed=int(seed))
-        self.temperature_ = fit_temperature(probe.out_of_fold_logits, encoded[probe.rows])
+        probe = fit_probe(
+            self._features(images),
+            encoded,
+            len(self.classes_),
+            head=self.head,
+            seed=int(seed),
+            sample_weight=weights,
+        )
+        scored = None if weights is None else weights[probe.rows]
+        self.temperature_ = fit_temperature(probe.out_of_fold_logits, encoded[probe.rows], scored)
         self.head_ = probe.head.divided_by(self.temperature_)
         return self
 
@@ -127,6 +146,10 @@ class ImageClassifier(ClassifierMixin, _ImageEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """(N, C) calibrated probabilities, columns as in ``classes_``."""
         return softmax(self._logits(X))
+
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+        """(N, C) logarithms of :meth:`predict_proba`."""
+        return np.asarray(np.log(self.predict_proba(X)))
 
     def predict(self, X: Any) -> NDArray[Any]:
         """(N,) predicted labels."""
@@ -185,7 +208,8 @@ def _images(X: Any) -> list[Any]:
                 f"X has the columns {first_names([str(c) for c in columns])}: name the one with paths 'path'."
             )
         X = X[names[0]]
-    if isinstance(X, (str, bytes, os.PathLike)):
+    is_one_array = isinstance(X, np.ndarray) and X.dtype == np.uint8 and X.ndim == 3 and X.shape[2] == 3
+    if is_one_array or isinstance(X, (str, bytes, os.PathLike)) or hasattr(X, "getexif"):
         raise InputError("X is a single image; pass a list of images.")
     if isinstance(X, np.ndarray) and X.dtype != np.uint8 and X.ndim == 2 and X.shape[1] == 1:
         X = X[:, 0]
@@ -194,11 +218,14 @@ def _images(X: Any) -> list[Any]:
 
 def _encoded(y: Any, n_images: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Sorted class labels, and (N,) the class of each image."""
-    labels = np.asarray(y)
+    try:
+        labels = np.asarray(y)
+    except ValueError:  # lists of different lengths
+        raise InputError(f"y has several labels for some images: {ONE_LABEL}.") from None
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
-        raise InputError(f"y has shape {labels.shape}: pass one label per image (for one-hot rows, y.argmax(axis=1)).")
+        raise InputError(f"y has shape {labels.shape}: {ONE_LABEL}.")
     if len(labels) != n_images:
         raise InputError(f"{count(n_images, 'image')} but {count(len(labels), 'label')}.")
     if not n_images:
@@ -214,6 +241,19 @@ def _encoded(y: Any, n_images: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
     if len(classes) < 2:
         raise InputError(f"All labels are {classes.tolist()[0]!r}; a classifier needs at least two classes.")
     return classes, encoded.astype(np.int64)
+
+
+def _checked_weights(sample_weight: Any, n_images: int) -> NDArray[np.float64]:
+    """(N,) finite weights, none negative and one positive."""
+    try:
+        weights = np.asarray(sample_weight, np.float64)
+    except (TypeError, ValueError):
+        raise InputError("sample_weight must be one number per image.") from None
+    if weights.shape != (n_images,):
+        raise InputError(f"sample_weight has shape {weights.shape}; pass one number per image: ({n_images},).")
+    if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise InputError("sample_weight must be finite, not negative, and positive for at least one image.")
+    return weights
 
 
 def _n_threads(n_jobs: int | None) -> int | None:

@@ -20,6 +20,11 @@ class Gain(NamedTuple):
     mean: float
     error: float
 
+    def words(self, digits: int) -> str:
+        """The size of the gain and its standard error, if it has one: ``0.009 ± 0.007``."""
+        error = f"± {self.error:.{digits}f}" if math.isfinite(self.error) else "on a single image"
+        return f"{abs(self.mean):.{digits}f} {error}"
+
 
 def paired(first: ArrayLike, second: ArrayLike, weights: ArrayLike | None = None) -> Gain:
     """First minus second, image by image.

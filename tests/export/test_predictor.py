@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import multiprocessing
+import os
+import pickle
 import tarfile
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +26,7 @@ from topwork.evaluation.predictions import softmax
 from topwork.export.inputs import list_inputs, read_image
 from topwork.export.predictor import Predictor
 from topwork.features.engine import OpenVINOEngine, TorchEngine
+from topwork.models.classifier import load_classifier
 from topwork.settings import FitSettings
 
 # ---- f32
@@ -266,3 +272,49 @@ def test_a_pillow_image_without_a_brightness_is_refused_as_its_file_is(runs, tmp
     answers = Predictor(runs["plain"]).predict([tmp_path / "image.tif", image])
     assert [answer.outcome for answer in answers] == ["error", "error"]
     assert answers[0].error == answers[1].error
+
+
+# ---- copies
+
+
+def _predicted(predictor, images):
+    return [(answer.label, answer.probability) for answer in predictor.predict(images)]
+
+
+def _put(queue, predictor, images):
+    queue.put(_predicted(predictor, images))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_copies_answer_alike_from_another_working_directory(runs, images, tmp_path, monkeypatch, copied):
+    monkeypatch.chdir(runs["plain"].parent)
+    predictor = Predictor("plain", 1, tta=True)
+    monkeypatch.chdir(tmp_path)
+    found = copied(predictor)
+    assert _predicted(found, images[:5]) == _predicted(predictor, images[:5])
+    assert found.tta and len(found.predict(images[0])[0].top) == 1
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "torch"])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_forked_processes_answer_alike(runs, images, runtime):
+    predictor = Predictor(runs["plain"], runtime=runtime)
+    expected = _predicted(predictor, images[:20])
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=_put, args=(queue, predictor, images[:20]), daemon=True)
+    process.start()
+    try:
+        assert [label for label, _ in queue.get(timeout=60)] == [label for label, _ in expected]
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("change", [{"mean": (0.1, 0.2, 0.3)}, {"height": 96, "width": 96}, {"mirror": "horizontal"}])
+def test_preprocessing_changed_in_memory_is_used(runs, images, change):
+    saved = load_classifier(runs["plain"])
+    changed = replace(saved, backbone=saved.backbone.with_spec(**change))
+    predictor = Predictor(changed)
+    assert _predicted(predictor, images[:5]) == _predicted(Predictor(changed, runtime="torch"), images[:5])
+    assert _predicted(pickle.loads(pickle.dumps(predictor)), images[:5]) == _predicted(predictor, images[:5])
+    assert predictor.engine.kind == "torch" and Predictor(saved).engine.kind == "openvino"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import re
@@ -24,11 +25,11 @@ from starlette.testclient import TestClient
 from drawing import draw_folders
 from terminal import topwork
 from topwork.commands.fit import fit
-from topwork.errors import UsageError
+from topwork.errors import TopworkError, UsageError
 from topwork.export.batch import row_of
 from topwork.export.predictor import Predictor
 from topwork.server.app import Service, create_app, named_models
-from topwork.server.web import SHUTDOWN_SECONDS
+from topwork.server.web import SHUTDOWN_SECONDS, open_socket
 from topwork.settings import FitSettings, ServeSettings
 
 from .serving import form, read_all, serving, wait_until
@@ -575,3 +576,12 @@ def test_a_form_is_taken_whole_or_refused(server, photos):
 
 def test_a_server_that_is_full_answers_again(server, photos):
     wait_until(lambda: server.ask("POST", "/predict", photos[0].read_bytes())[0] == 200, 10)
+
+
+def test_a_port_in_use_is_named_and_leaks_no_socket(recwarn):
+    with open_socket("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(TopworkError, match=f"127.0.0.1:{port}: address already in use. Choose another --port"):
+            open_socket("127.0.0.1", port)
+        gc.collect()
+    assert not [warning for warning in recwarn if warning.category is ResourceWarning]

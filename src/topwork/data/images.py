@@ -542,7 +542,7 @@ def as_rgb(array: NDArray[Any]) -> Pixels:
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
         raise InputError(
             f"An image array must be uint8 with shape (H, W, 3) or (H, W), not {array.dtype} {array.shape}. "
-            "Scale floats to 0..255 and convert them first."
+            "Scale floats to 0..255 and convert them; move channels that come first with array.transpose(1, 2, 0)."
         )
     if array.ndim == 2:
         array = array[:, :, None]

@@ -15,6 +15,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,7 +77,7 @@ class Loaded:
 
 
 class Predictor(Described):
-    """A loaded model; thread-safe.
+    """A loaded model; thread-safe. Copies and pickles open the network again, from the model folder.
 
     Args:
         model: a run or model folder, or a loaded classifier.
@@ -97,6 +98,11 @@ class Predictor(Described):
         precision: Precision = "f32",
         cluster: ClusterSettings = HERE,
     ) -> None:
+        is_opened = isinstance(model, Classifier) or remote.is_url(model)
+        source = model if is_opened else os.path.abspath(cast(Path, model))  # a copy may have another working directory
+        self._arguments: dict[str, Any] = {
+            "model": source, "n_top": n_top, "tta": tta, "runtime": runtime, "precision": precision, "cluster": cluster
+        }  # fmt: skip
         self._cluster = None if cluster.ray is None else Cluster(cluster)
         if cluster.num_gpus_per_worker and runtime == "auto":
             runtime = "torch"
@@ -107,6 +113,9 @@ class Predictor(Described):
         self.spec = with_resizer(self.classifier.backbone, self.engine).spec
         self._thresholds, self._detector = Thresholds.of(self.classifier), unknown_detector(self.classifier)
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), **self._arguments), ()
 
     def facts(self) -> dict[str, object]:
         """Shown in notebooks."""

@@ -32,7 +32,7 @@ from topwork.features.engine import (
 )
 from topwork.files import atomic_file
 from topwork.models.backbone import Backbone
-from topwork.models.classifier import COMPILED, FACTS, Classifier
+from topwork.models.classifier import COMPILED, FACTS, Classifier, is_compiled
 from topwork.settings import HERE, ClusterSettings, cache_folder
 
 Runtime = Literal["auto", "openvino", "onnxruntime", "torch"]
@@ -43,7 +43,8 @@ def engine_of(classifier: Classifier, runtime: Runtime = "auto", precision: Prec
     """The engine of a classifier.
 
     Args:
-        runtime: ``auto`` uses OpenVINO if it is installed and the model folder has the compiled network, else torch.
+        runtime: ``auto`` uses OpenVINO if it is installed and the model folder has the compiled network for
+            this preprocessing, else torch.
         precision: ``bf16`` is faster if the hardware supports it, but close calls may change.
 
     Raises:
@@ -68,7 +69,7 @@ def engine_of(classifier: Classifier, runtime: Runtime = "auto", precision: Prec
 def _is_available(classifier: Classifier, runtime: str) -> bool:
     if importlib.util.find_spec(runtime) is None:
         return False
-    return runtime != "openvino" or (classifier.backbone.folder / COMPILED[0]).is_file()
+    return runtime != "openvino" or is_compiled(classifier.backbone)
 
 
 class ONNXRuntimeEngine(Engine):

@@ -21,7 +21,7 @@ import threading
 import uuid
 import warnings
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,6 +198,7 @@ class TorchEngine(Engine):
         import torch
 
         reuse_memory()
+        _compute_after_forks()
         self.note = note
         self.device = best_device("auto") if device is None else device
         on_gpu = self.device == "cuda" and gpu_has_bf16()
@@ -220,6 +221,15 @@ class TorchEngine(Engine):
                 for kept, value in zip(outputs, self._network(chunk), strict=True):
                     kept.append(value.float().cpu().numpy())
         return {key: np.concatenate(kept) for key, kept in zip(BLOCKS, outputs, strict=True)}
+
+
+@cache
+def _compute_after_forks() -> None:
+    """Lets forked processes run torch: without the threads of their parent, they would wait for them forever."""
+    import torch
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def rounded(blocks: Blocks) -> Batch:

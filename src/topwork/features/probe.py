@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from topwork.data.loader import in_order
 from topwork.data.shards import IN_MEMORY, room_for
 from topwork.data.split import rarest_labels
-from topwork.errors import UsageError
+from topwork.errors import InputError, UsageError
 from topwork.features.embed import Features
 from topwork.features.logistic import LogisticRegressions, SoftmaxRegression, one_thread, ridge_out_of_fold
 from topwork.models.head import FeatureTransform, Floats, LinearHead, Power, powered
@@ -128,6 +128,7 @@ def fit_probe(
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
     balance: str = "auto",
+    sample_weight: NDArray[np.float64] | None = None,
 ) -> Probe:
     """Chooses and fits a linear head on the training rows.
 
@@ -142,10 +143,13 @@ def fit_probe(
             more than one standard error of the paired difference in cross-entropy, and in accuracy).
         balance: ``auto``, ``none``, or ``weights`` inverse to the class counts (``sampler`` is the same for a probe).
             With several labels there are no weights; thresholds replace them.
+        sample_weight: (N,) positive weights of the images, in the fit and in the cross-validated loss; their scale does not matter.
 
     Raises:
         UsageError: fewer than two classes in the training rows.
     """
+    if head not in ("auto", "plain", "extended"):
+        raise InputError(f"head={head!r} must be one of auto, plain, extended.")
     rows = np.arange(len(labels)) if rows is None else np.asarray(rows)
     y, n_images = np.asarray(labels)[rows], len(rows)
     strata = rarest_labels(y) if y.ndim == 2 else y
@@ -162,8 +166,10 @@ def fit_probe(
     by_fold = np.argsort(folds, kind="stable")  # so that the solver can skip the fold that a head does not see
     folds, chosen_rows = folds[by_fold], chosen_rows[by_fold]
     weights = class_weights(np.bincount(y, minlength=n_classes), balance) if y.ndim == 1 else None
+    each = np.ones(n_images) if sample_weight is None else sample_weight[rows] / sample_weight[rows].mean()
+    each = np.tile(each, n_each)
     shown = np.concatenate([chosen_rows + view * n_images for view in range(n_each)])
-    search = _Search(data, y, n_classes, shown, np.tile(folds, n_each), weights, len(chosen_rows))
+    search = _Search(data, y, n_classes, shown, np.tile(folds, n_each), weights, each[shown], len(chosen_rows))
     n_all, candidates = len(candidates), search.promising(candidates)
     for number, candidate in enumerate(candidates):
         search.try_candidate(candidate)
@@ -174,7 +180,7 @@ def fit_probe(
         reason += f" Ridge regression chose {len(candidates)} of {n_all} candidates for cross-validation."
     # The penalty is relative to the mean loss, so it is scaled down for more images than in a fold.
     n_seen = len(chosen_rows) * (1 - 1 / (folds.max() + 1))
-    fitted = search.fit_final(best, y, best.penalty * n_seen / n_images, weights)
+    fitted = search.fit_final(best, y, best.penalty * n_seen / n_images, each if weights is None else each * weights[y])
     if on_progress:
         on_progress(len(candidates) + 1, len(candidates) + 1)
     kept = np.argsort(chosen_rows)
@@ -267,11 +273,13 @@ class _Search:
         rows: NDArray[np.int64],
         folds: NDArray[np.int64],
         weights: NDArray[np.float64] | None,
+        each: NDArray[np.float64],
         n_scored: int,
     ) -> None:
         self.data, self.rows, self.folds, self.n_scored = data, rows, folds, n_scored
         self.y, self.n_classes = y[rows], n_classes
-        each = np.ones(len(rows)) if weights is None else weights[self.y]
+        self.shares = each[:n_scored]  # of the images in the cross-validated loss
+        each = each if weights is None else each * weights[self.y]
         is_seen = folds[None, :] != np.arange(folds.max() + 1)[:, None]
         # A single group cannot be held out; then heads are fitted and evaluated on the same images.
         self.sample_weights = each * (is_seen if folds.max() else np.ones_like(is_seen))
@@ -334,14 +342,13 @@ class _Search:
         return min(tried, key=lambda t: t.cross_entropy)
 
     def fit_final(
-        self, best: _Tried, y: NDArray[Any], penalty: float, weights: NDArray[np.float64] | None
+        self, best: _Tried, y: NDArray[Any], penalty: float, sample_weights: NDArray[np.float64]
     ) -> LinearHead:
         """The head on all rows, starting from the mean of the folds' heads."""
         candidate, start = best.candidate, self._starts[best.candidate.plain]
         x, transform = self.data.columns(candidate, slice(None))
-        sample_weights = np.ones((1, len(y))) if weights is None else weights[y][None, :]
         spans_all = len(self.rows) == len(y) or start.basis.shape[0] == start.basis.shape[1]
-        problem = _solver(y)(x, y, self.n_classes, sample_weights, start.basis if spans_all else None)
+        problem = _solver(y)(x, y, self.n_classes, sample_weights[None], start.basis if spans_all else None)
         problem.w[:-1] = start.w[:-1] if spans_all else np.tensordot(problem.basis.T @ start.basis, start.w[:-1], 1)
         problem.w[-1] = start.w[-1]
         if x.size * self.n_classes <= FINAL_BUDGET:
@@ -369,7 +376,7 @@ class _Search:
         plain = self._best(plains)
         gain, ahead = paired(plain.losses, best.losses), paired(best.correct, plain.correct).mean
         way = "lower" if gain.mean >= 0 else "higher"
-        numbers = f"cross-entropy {way} by {abs(gain.mean):.4f} ± {gain.error:.4f}, accuracy {100 * ahead:+.2f} points"
+        numbers = f"cross-entropy {way} by {gain.words(4)}, accuracy {100 * ahead:+.2f} points"
         if is_clearly_better(gain, STANDARD_ERRORS) and ahead > 0:
             return (
                 best,
@@ -401,7 +408,7 @@ class _Search:
         images = np.arange(self.n_scored)
         own, y = logits[self.folds[images], images].astype(np.float64), self.y[images]
         correct = own.argmax(1) == y if y.ndim == 1 else ((own > 0) == y).all(1)
-        return _Tried(candidate, penalty, own, correct, cross_entropies(own, y))
+        return _Tried(candidate, penalty, own, correct, self.shares * cross_entropies(own, y))
 
 
 def _solver(y: NDArray[Any]) -> type[SoftmaxRegression]:

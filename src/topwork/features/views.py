@@ -96,7 +96,7 @@ def buy_views(
         probe = fitted(views)
         gain = _gain(best.probe, probe, labels)
         names = ", ".join(view.name for view in views)
-        tried.append(f"{names}: cross-entropy lower by {gain.mean:.4f}, standard error {gain.error:.4f}.")
+        tried.append(f"{names}: cross-entropy {'lower' if gain.mean >= 0 else 'higher'} by {gain.words(4)}.")
         if is_clearly_better(gain):
             best = Probed(probe, views, ())
     return Probed(best.probe, best.views, tuple(tried))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from topwork.data.remote import local_folder
 from topwork.data.samples import one_label_only
-from topwork.data.transforms import MIRRORS
+from topwork.data.transforms import MIRRORS, InputSpec
 from topwork.errors import ModelError, UsageError
 from topwork.files import atomic_folder, file_digest
 from topwork.models.backbone import Backbone, Layout
@@ -148,6 +148,16 @@ def load_classifier(path: str | os.PathLike[str], *, multi_label: bool = False) 
     if classifier.multi_label and not multi_label:
         raise one_label_only(escape(str(folder)))
     return classifier
+
+
+def is_compiled(backbone: Backbone) -> bool:
+    """Whether the model folder has the compiled network for this preprocessing, which may be changed in memory."""
+    if not (backbone.folder / COMPILED[0]).is_file():
+        return False
+    saved = InputSpec.from_dict(_read_json(backbone.folder / FACTS)["preprocessing"])
+    return all(
+        getattr(saved, name) == getattr(backbone.spec, name) for name in ("height", "width", "mean", "std", "mirror")
+    )
 
 
 def facts_digest(facts: dict[str, Any]) -> str:
@@ -304,7 +314,7 @@ def _read_tensors(path: Path, names: list[str] | None = None) -> dict[str, NDArr
 
 def _from_facts(folder: Path, facts: dict[str, Any]) -> Classifier:
     facts["preprocessing"]["resizer"] = "pillow"  # used for all predictions
-    backbone = Backbone.from_dict(facts, folder)
+    backbone = Backbone.from_dict(facts, folder.absolute())
     _check_changes(backbone.changes, folder)
     return Classifier(
         backbone=backbone,

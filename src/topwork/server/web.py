@@ -11,6 +11,7 @@ headers and requests during the shutdown are left to a proxy (``deploy/README.md
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import json
 import logging
@@ -19,6 +20,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,13 +70,16 @@ def open_socket(host: str, port: int) -> socket.socket:
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
+        with ExitStack() as stack:
+            listener = stack.enter_context(socket.socket(family, kind))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+            stack.pop_all()
     except OSError as error:
-        raise TopworkError(f"cannot listen on {host}:{port}: {error_reason(error)}.") from None
+        advice = " Choose another --port." if error.errno in (errno.EADDRINUSE, errno.EACCES) else ""
+        raise TopworkError(f"cannot listen on {host}:{port}: {error_reason(error)}.{advice}") from None
     return listener
 
 

@@ -179,7 +179,7 @@ def select_weights(
         Candidate(name, coefficient, one.calibrated_loss, one.accuracy, place == kept)
         for place, ((name, coefficient, _), one) in enumerate(zip(candidates, found, strict=True))
     )
-    difference = f"validation {recipe.monitor} by {gain.mean:.3f} ± {gain.error:.3f}"
+    difference = f"validation {recipe.monitor} by {gain.words(3)}"
     reason = f"Kept {tried[kept].name}: "
     if kept:
         reason += f"clearly better than {tried[0].name} ({difference})."
@@ -267,6 +267,5 @@ def select_model(probe: ArrayLike, tuned: ArrayLike, labels: NDArray[Any], *, as
     return Selection(
         keeps,
         f"Kept the {'tuned network' if keeps else 'probe'}: on {count(len(labels), 'validation image')}, {measure} of the probe "
-        f"and the tuned network is {accuracies}, and cross-entropy {'falls' if gain.mean > 0 else 'rises'} by "
-        f"{abs(gain.mean):.3f} (standard error {gain.error:.3f}).",
+        f"and the tuned network is {accuracies}, and cross-entropy {'falls' if gain.mean > 0 else 'rises'} by {gain.words(3)}.",
     )
