@@ -292,7 +292,8 @@ def test_copies_answer_alike_from_another_working_directory(runs, images, tmp_pa
     monkeypatch.chdir(tmp_path)
     found = copied(predictor)
     assert _predicted(found, images[:5]) == _predicted(predictor, images[:5])
-    assert found.tta and len(found.predict(images[0])[0].top) == 1
+    assert found.tta
+    assert len(found.predict(images[0])[0].top) == 1
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "torch"])
@@ -317,4 +318,5 @@ def test_preprocessing_changed_in_memory_is_used(runs, images, change):
     predictor = Predictor(changed)
     assert _predicted(predictor, images[:5]) == _predicted(Predictor(changed, runtime="torch"), images[:5])
     assert _predicted(pickle.loads(pickle.dumps(predictor)), images[:5]) == _predicted(predictor, images[:5])
-    assert predictor.engine.kind == "torch" and Predictor(saved).engine.kind == "openvino"
+    assert predictor.engine.kind == "torch"
+    assert Predictor(saved).engine.kind == "openvino"

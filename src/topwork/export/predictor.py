@@ -99,7 +99,7 @@ class Predictor(Described):
         cluster: ClusterSettings = HERE,
     ) -> None:
         is_opened = isinstance(model, Classifier) or remote.is_url(model)
-        source = model if is_opened else os.path.abspath(cast(Path, model))  # a copy may have another working directory
+        source = model if is_opened else Path(cast(Path, model)).absolute()  # a copy may have another working directory
         self._arguments: dict[str, Any] = {
             "model": source, "n_top": n_top, "tta": tta, "runtime": runtime, "precision": precision, "cluster": cluster
         }  # fmt: skip
