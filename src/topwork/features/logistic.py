@@ -263,7 +263,7 @@ def _rotated(x: Floats) -> tuple[Floats, Floats, NDArray[np.float64]]:
     dropped: the penalty keeps their weights at zero anyway. Of a large covariance only the leading directions are found.
     """
     n, d = x.shape
-    if n >= d >= LARGE_MATRIX:
+    if d >= LARGE_MATRIX and 4 * n >= 3 * d:
         return _projected(x, _leading_first(x.T @ x))
     values, vectors = _eigenvectors(x @ x.T if n < d else x.T @ x)
     kept = np.flatnonzero(values > max(values[-1], 1e-12) * 1e-6)[::-1]
