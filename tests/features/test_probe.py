@@ -301,6 +301,16 @@ def test_large_problems_cross_validate_the_promising_candidates_only(several, mo
     assert similar.reason.endswith("Ridge regression chose 2 of 5 candidates for cross-validation.")
 
 
+@pytest.mark.parametrize("budget", [0, probe.SCREENING_BUDGET])
+@pytest.mark.parametrize("head", ["plain", "extended"])
+def test_only_heads_of_the_kind_that_was_asked_for_are_tried(head, budget, monkeypatch):
+    monkeypatch.setattr(probe, "SCREENING_BUDGET", budget)
+    informative, y = blobs()
+    found = fit_probe(ArrayFeatures(informative), y, 4, head=head)
+    assert {trial.plain for trial in found.trials} == {head == "plain"}
+    assert found.head.kind == head
+
+
 def test_a_path_of_penalties_ends_where_a_single_one_does():
     x, y = blobs()
     x = (x - x.mean(0)).astype(np.float32)

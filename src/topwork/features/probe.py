@@ -156,7 +156,7 @@ def fit_probe(
     if len(np.unique(strata)) < 2:
         raise UsageError("Training needs images of at least two classes.")
     group = np.asarray(groups)[rows] if groups is not None else np.arange(n_images)
-    candidates = [c for c in CANDIDATES if c.plain or head != "plain"]
+    candidates = [c for c in CANDIDATES if head == "auto" or c.plain == (head == "plain")]
     data = _Blocks(features, np.concatenate([rows, np.arange(len(labels), len(features))]))
     n_each = 1 + (len(features) - len(labels)) // n_images  # an image and its views
     y = np.concatenate([y] * n_each)
