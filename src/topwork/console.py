@@ -474,7 +474,7 @@ def understood_lines(found: Any, *, with_counts: bool = False) -> list[str]:
 def scan_lines(surveyed: Any) -> list[str]:
     """What ``topwork scan`` found."""
     manifest = surveyed.manifest
-    used = f"\n{len(manifest.samples):,} images used, {len(manifest.rejects):,} files rejected."
+    used = f"\n{count(len(manifest.samples), 'image')} used, {count(len(manifest.rejects), 'file')} rejected."
     return [
         *understood_lines(surveyed.understood),
         "",

@@ -243,3 +243,14 @@ def test_no_member_is_unpacked(tmp_path) -> None:
     assert path.stat().st_mtime_ns == before.st_mtime_ns
     assert not is_archive(tmp_path / "missing")
     assert io.BytesIO(path.read_bytes()).read(2) == b"\x1f\x8b"
+
+
+@pytest.mark.parametrize(("stored", "name"), [("Grüße/1.jpg".encode(), "Grüße/1.jpg"), (b"B\x84r/1.jpg", "Bär/1.jpg")])
+def test_names_in_zips_of_macos_and_of_windows(stored, name, tmp_path) -> None:
+    """Neither sets the flag for UTF-8."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("x" * len(stored), b"content")
+    data = (tmp_path / "x.zip").read_bytes().replace(b"x" * len(stored), stored)
+    (tmp_path / "x.zip").write_bytes(data)
+    assert open_archive(tmp_path / "x.zip").names == [name]
+    assert read_member(tmp_path / "x.zip", name) == b"content"

@@ -925,3 +925,10 @@ def test_the_innermost_folders_are_named_as_the_command_reads_them(tmp_path: Pat
         touch(tmp_path, *images(f"{kind}/{tumor}/p1/40X"), *images(f"{kind}/{tumor}/p1/100X"))
     with pytest.raises(UsageError, match=r"innermost folders, 40X, 100X: .*label-regex"):
         list_data(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["MNIST/raw/train-images-idx3-ubyte", "cifar-10-batches-bin/data_batch_1.bin"])
+def test_files_of_samples_are_no_class(name: str, tmp_path: Path) -> None:
+    touch(tmp_path, name, f"{name.split('/')[0]}/batches.meta.txt")
+    with pytest.raises(UsageError, match=r"save (the arrays|them) as \.npz"):
+        list_data(tmp_path)

@@ -184,7 +184,7 @@ def dry_run(path: str | os.PathLike[str], out: str | None, settings: FitSettings
     found = understood(path, settings)
     check_positive(settings, list(found.classes))
     if not settings.multi_label:
-        check_classes(path, list(found.classes), found.rejects)
+        check_classes(path, list(found.classes), found.rejects, found.notes)
     return found
 
 

@@ -228,13 +228,17 @@ def fitted_probe(data: PreparedData, steps: Steps) -> Probed:
     return buy_views(fitted, data.labels[data.parts.train], rate, left)
 
 
-def check_classes(path: str | os.PathLike[str], classes: Sequence[str], rejects: Sequence[Reject]) -> None:
+def check_classes(
+    path: str | os.PathLike[str], classes: Sequence[str], rejects: Sequence[Reject], notes: Sequence[str]
+) -> None:
     """Raises UsageError for fewer classes than a classifier needs."""
     if len(classes) < MIN_CLASSES:
         lost = [f"{escape(reject.path)}: {reject.reason}" for reject in rejects if not reject.expected]
         why = f" Not used: {count(len(lost), 'file')}, such as {lost[0]}." if lost else ""
+        why += next((f" {note}" for note in notes if note.startswith("Tables here")), "")
         raise UsageError(
-            f"{escape(os.fspath(path))}: only one class: {first_names(classes)}.{why} A classifier needs at least two: one folder per class."
+            f"{escape(os.fspath(path))}: only one class: {first_names(classes)}.{why} A classifier needs at least two: one folder per class, or "
+            "labels in a table or in the file names (--label-regex)."
         )
 
 
@@ -247,7 +251,7 @@ def _check_trainable(manifest: Manifest, parts: Split, reporter: Reporter) -> No
     where, n_train = escape(str(manifest.root)), n_train_of(manifest, parts)
     trained = [name for name, n in n_train.items() if n]
     if not manifest.multi_label:
-        check_classes(manifest.root, manifest.classes, manifest.rejects)
+        check_classes(manifest.root, manifest.classes, manifest.rejects, manifest.notes)
         if len(trained) < MIN_CLASSES:
             raise UsageError(f"{where}: the train part has images of only {len(trained)} class.")
     elif all(n_train[name] == len(parts.train) for name in trained):

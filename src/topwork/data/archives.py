@@ -190,11 +190,19 @@ def _open_zip(path: Path) -> Archive:
     for member in file.infolist():
         archive.count_one()
         if member.is_dir():
-            archive.add_folders(clean_name(member.filename) or "")
+            archive.add_folders(clean_name(_name_in_zip(member)) or "")
         else:
-            archive.add(member.filename, member, _zip_reason(member))
+            archive.add(_name_in_zip(member), member, _zip_reason(member))
     archive.names.sort(key=lambda name: archive.members[name].header_offset)
     return archive
+
+
+def _name_in_zip(member: zipfile.ZipInfo) -> str:
+    """The name of a member; that of macOS is UTF-8 without the flag that says so, which zipfile takes for code page 437."""
+    if not member.flag_bits & 0x800:
+        with contextlib.suppress(UnicodeError):
+            return member.filename.encode("cp437").decode()
+    return member.filename
 
 
 def _read_zip(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:

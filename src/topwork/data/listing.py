@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -49,11 +50,17 @@ def list_data(path: str | os.PathLike[str], rules: Rules | None = None) -> Listi
     rules = rules or Rules()
     source = Path(path).expanduser() if not remote.is_url(path) else Path(path)
     listing = _list(source, rules)
-    if not listing.entries:
+    if not listing.entries or (listing.layout in ("folders", "parts") and _is_closed(listing.entries)):
         raise UsageError(nothing_there(source, listing))
     if listing.layout not in ("table", "hub"):
         _check_no_table_needed(listing, rules)
     return limited(_with_alike_named(listing if rules.multi_label else _merged_parts(listing), rules), rules)
+
+
+def _is_closed(entries: Sequence[Entry]) -> bool:
+    """Whether all files are of kinds that are not opened, or texts beside them."""
+    others = [one.path for one in entries if not not_opened(one.path)]
+    return len(others) < len(entries) and all(name.lower().endswith(ENDINGS) for name in others)
 
 
 def _plain(name: str) -> str:

@@ -69,7 +69,7 @@ _NOT_OPENED = {
         ".sqlite3",
         ".rds",
     ),
-    "arrays of a kind that is not read; save them as .npz (X, y)": (".h5", ".hdf5", ".npy"),
+    "arrays of a kind that is not read; save them as .npz (X, y)": (".h5", ".hdf5", ".npy", ".bin"),
     "a pickle, which is not opened because it can run code; save what is in it as .npz or CSV": (
         ".pkl",
         ".pickle",
@@ -98,7 +98,8 @@ def nothing_there(source: Path, listing: Listing, there: str = "") -> str:
     looked = f" ({n_aside:,} {noun} not used{first})" if n_aside else ""
     if is_table:
         return f"{escape(str(source))}: no row has an image and its label{looked}."
-    closed = next(((reject.path, why) for reject in listing.rejects if (why := not_opened(reject.path))), None)
+    paths = [*(one.path for one in listing.rejects), *(one.path for one in listing.entries)]
+    closed = next(((path, why) for path in paths if (why := not_opened(path))), None)
     if closed is not None and not there:
         return f"{escape(str(source))}: no images in class folders here; {escape(closed[0])}: {closed[1]}."
     there = there or f"no images in class folders here{looked}. "
