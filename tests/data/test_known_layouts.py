@@ -554,6 +554,16 @@ def test_labels_in_a_folder_beside_that_of_the_images(folder: str, tmp_path: Pat
     assert classes(list_data(tmp_path)) == {"cat": 3, "dog": 3}
 
 
+@pytest.mark.parametrize("name", ["{}.json", "{}.jpg.json"])
+def test_tags_of_supervisely(name: str, tmp_path: Path) -> None:
+    for number in range(6):
+        touch(tmp_path, f"ds0/img/{number}.jpg")
+        tags = [{"name": ["cat", "dog"][number % 2], "value": None}]
+        write(tmp_path / "ds0/ann" / name.format(number), json.dumps({"tags": tags, "objects": []}))
+    write(tmp_path / "meta.json", json.dumps({"classes": [], "tags": [{"name": "cat"}, {"name": "dog"}]}))
+    assert classes(list_data(tmp_path)) == {"cat": 3, "dog": 3}
+
+
 @pytest.mark.parametrize(
     "names",
     [("Training", "Validierung", "Test"), ("entraînement", "validation", "test"), ("treino", "validacao", "teste")],

@@ -76,7 +76,18 @@ def test_a_missing_path_of_a_list_is_a_row(tmp_path):
 
 
 def test_texts_beside_images_are_no_inputs(tmp_path):
-    for name in ("a.jpg", "b/c.PNG", "no ending", "damaged.bin", "README.md", "labels.csv", "b/c.xml", ".hidden.jpg"):
+    for name in (
+        "a.jpg",
+        "b/c.PNG",
+        "no ending",
+        "damaged.bin",
+        "README.md",
+        "labels.csv",
+        "export.ndjson",
+        "labels.xlsx",
+        "b/c.xml",
+        ".hidden.jpg",
+    ):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_text(name)
     expected = ["a.jpg", "b/c.PNG", "damaged.bin", "no ending"]

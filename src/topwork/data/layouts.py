@@ -44,7 +44,8 @@ _IMAGE_ENDINGS = (
     ".jpe", ".jp2", ".j2k", ".jxl", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".dng", ".cr2", ".nef", ".arw",  # not decoded, but missed
 )  # fmt: skip
 _NOTE_ENDINGS = (
-    ".xml", ".txt", ".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".md", ".html", ".pdf", ".py", ".ipynb",
+    ".xml", ".txt", ".lst", ".list", ".json", ".jsonl", ".ndjson", ".manifest", ".csv", ".tsv", ".parquet", ".xlsx", ".xls", ".docx",
+    ".yaml", ".yml", ".md", ".html", ".pdf", ".py", ".ipynb",
 )  # fmt: skip
 # Folders of a repository or download with a few pictures that are not data.
 _OTHER_NAMES = {

@@ -43,7 +43,9 @@ _GROUPS = {"patient", "case", "slide", "scene", "session", "sequence"}  # folder
 _NOTE_ENDINGS = (".json", ".xml", *LIST_ENDINGS)  # called like an image they are about that one alone
 _TABLE_ENDINGS = (".csv", ".tsv", *LIST_ENDINGS)  # of files that may divide the images
 _MANY_TABLES = 50  # in one folder: so many texts are notes on the images
-_IMAGES = re.compile(r"(?<![^/])images/(?!.*/images/)")  # the folder that labels/ lies beside
+_IMAGES = re.compile(
+    r"(?<![^/])(?:images|img)/(?!.*/(?:images|img)/)"
+)  # the folder that labels/ or Supervisely's ann/ lies beside
 _BOXES = re.compile(r"\d+( -?\d*\.?\d+){4,}\s*$", re.MULTILINE)  # a line of YOLO: a class, then the box or outline
 _LONGEST_LABEL = 200  # characters; a longer text beside an image is a caption
 _INSIDE = "an archive inside; unpack it first"
@@ -431,8 +433,9 @@ def rows_beside(files: Files, rules: Rules) -> tuple[list[Entry], list[str]] | N
 
 
 def _side_of(image: str, ending: str, every: set[str]) -> str | None:
-    stem = posixpath.splitext(image)[0]
-    return next((side for one in (stem, _IMAGES.sub("labels/", stem)) if (side := one + ending) in every), None)
+    names = (posixpath.splitext(image)[0], image)
+    places = [name for one in names for name in (one, _IMAGES.sub("labels/", one), _IMAGES.sub("ann/", one))]
+    return next((side for one in places if (side := one + ending) in every), None)
 
 
 def _boxes_in(ending: str) -> str:
