@@ -795,6 +795,7 @@ def study(
     *,
     list: Annotated[bool, Parameter(help="List the studies.")] = False,
     out: Annotated[FileName, Parameter(help="Output directory.")] = "runs/studies",
+    overwrite: Overwrite = False,
     settings: Annotated[StudySettings, Flat] = StudySettings(),
     common: CommonArgs = Common(),
 ) -> int:
@@ -805,12 +806,15 @@ def study(
     """
     from topwork.commands.study import run_study
     from topwork.report.other_pages import write_study
-    from topwork.studies.study import STUDIES
+    from topwork.studies.study import STUDIES, study_named
 
     if list or name is None:
         answer = {"studies": [asdict(known) for known in STUDIES]}
         return _show(common, answer, console.study_list_lines(STUDIES))
     check_local(out)
+    found = Path(out) / f"{study_named(name).name}.html"
+    if found.exists() and not overwrite:
+        raise UsageError(f"--out {out}: {found.name} exists already. Choose another folder, or add --overwrite.")
     with Terminal(common.quiet) as terminal:
         with writing(Path(out)):  # before a study, which takes minutes
             Path(out).mkdir(parents=True, exist_ok=True)

@@ -132,3 +132,6 @@ def test_too_few_images_to_calibrate_are_said_and_answered_with_labels(tmp_path)
     said = "Too few images to calibrate ambiguous answers (at least 39 are needed)"
     assert said in (run.folder / "model" / "README.md").read_text()
     assert said in write_report(run.folder).read_text()
+    for folder in (run.folder, run.folder / "model"):
+        with pytest.raises(UsageError, match="a run or model, not images"):
+            fit(folder, tmp_path / "second", SETTINGS)

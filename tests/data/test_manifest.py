@@ -135,6 +135,17 @@ def test_a_manifest_comes_back_from_disk_intact(messy, tmp_path) -> None:
     assert load_manifest(tmp_path / "several.parquet").multi_label
 
 
+def test_a_manifest_of_a_relative_folder_is_read_from_elsewhere(messy, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(messy.parent)
+    save_manifest(scan(messy.name), tmp_path / "manifest.parquet")
+    monkeypatch.chdir(tmp_path)
+    loaded = load_manifest(tmp_path / "manifest.parquet")
+    assert loaded.read_unchanged(0)
+    messy.rename(messy.with_name("moved"))
+    with pytest.raises(UsageError, match="the images of the run are no longer there"):
+        loaded.read_unchanged(0)
+
+
 def test_the_digest_names_content_and_labels_only(messy, tmp_path) -> None:
     manifest = scan(messy)
     moved = tmp_path / "moved"

@@ -202,7 +202,9 @@ def test_the_verb_lists_runs_and_refuses(images, tmp_path, capsys):
     answer = json.loads(topwork("data-size", images, *small, "--json"))
     assert answer["page"] == str(tmp_path / "data-size.html")
     assert answer["sentences"]
-    said = topwork("data-size", images, *small)
+    with pytest.raises(UsageError, match=r"data-size\.html exists already"):
+        topwork("data-size", images, *small)
+    said = topwork("data-size", images, *small, "--overwrite")
     assert all(sentence in said for sentence in answer["sentences"])
 
 

@@ -33,6 +33,7 @@ from topwork.text import escape, first_names
 _MISSING = ("nan", "n/a", "#n/a", "na", "null", "none", "?")  # what programs write for a missing label
 ANY_LABEL = "(.)"  # as ``--label-regex``: a meaningless label for every file
 _ARCHIVE_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")
+_OF_TOPWORK = (("settings.json", "manifest.parquet"), ("topwork.json", "model.safetensors"))  # a run, a model folder
 _CONTAINER_ENDINGS = (*_ARCHIVE_ENDINGS, ".parquet", ".npz")
 
 
@@ -198,6 +199,8 @@ def _why_not(name: str) -> str:
 
 def _list_folder(root: Path, found: Found, rules: Rules) -> Listing:
     """A folder of class folders or with a table, or one of files that hold the images."""
+    if any(all(name in found.files for name in names) for names in _OF_TOPWORK):
+        raise UsageError(f"{escape(str(root))}: a run or model, not images. Give a folder of class folders or a table.")
     if not any(map(looks_like_image, found.files)):
         for list_files, ending in ((_list_parquets, ".parquet"), (_list_shards, ".tar")):
             places = {name: root / name for name in found.files if name.lower().endswith(ending)}

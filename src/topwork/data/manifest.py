@@ -26,7 +26,7 @@ from topwork.data.layouts import looks_like_image
 from topwork.data.listing import list_data, read_image
 from topwork.data.loader import FactsStore, Loaded, Loader, Visitor, load_images
 from topwork.data.readings import not_opened
-from topwork.data.remote import is_url, n_threads_for
+from topwork.data.remote import absolute, is_url, n_threads_for
 from topwork.data.samples import LABEL_SEPARATOR, PATIENT_ID, Entry, Listing, Reject, Rules, Sample, one_label_only
 from topwork.data.shards import read_parquet
 from topwork.data.tables import read_table
@@ -177,6 +177,7 @@ class Manifest(Described):
                 return data
         except (ImageError, OSError) as error:
             reason = str(error)
+        self.check_is_there()
         raise changed_since_scan(escape(str(self.root / sample.path)), reason)
 
     def traits(self, rows: Iterable[int] | None = None) -> TraitTable:
@@ -414,7 +415,7 @@ def read_labels(path: Path, manifest: Manifest, classes: tuple[str, ...]) -> NDA
 
 def save_manifest(manifest: Manifest, path: Path) -> None:
     """Writes samples and rejects as one Parquet table; a row with a ``reject_reason`` was not used."""
-    metadata = {"root": str(manifest.root), "layout": manifest.layout, "notes": "\n".join(manifest.notes)}
+    metadata = {"root": absolute(manifest.root), "layout": manifest.layout, "notes": "\n".join(manifest.notes)}
     metadata |= {"multi_label": "yes"} if manifest.multi_label else {}
     metadata |= {"bands": manifest.bands} if manifest.bands else {}
     nothing, rejects = [None] * len(manifest.samples), manifest.rejects

@@ -269,7 +269,7 @@ def _calibration(model: str | os.PathLike[str], classifier: Classifier, calibrat
             found.append(fit_to_input(decode(read_image(names[number]), min_side=spec.min_side).pixels, spec))
     if not found:
         raise UsageError(
-            "--int8 needs calibration images: give the run directory instead of its model/ folder, or use --calibrate."
+            "--int8 needs calibration images: use --calibrate IMAGES, or give a run directory whose images are still there."
         )
     return np.stack(found)
 

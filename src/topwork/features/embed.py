@@ -206,6 +206,7 @@ def embed(
         )
         for n_done, loaded in enumerate(loaded_images, start=1):
             if loaded.reason is not None or loaded.content_hash not in new:
+                manifest.check_is_there()
                 reason = loaded.reason or "it has changed"
                 raise changed_since_scan(escape(str(manifest.root / loaded.entry.path)), reason)
             if loaded.pixels is not None:
