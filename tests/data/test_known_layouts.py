@@ -942,3 +942,15 @@ def test_files_of_samples_are_no_class(name: str, tmp_path: Path) -> None:
     touch(tmp_path, name, f"{name.split('/')[0]}/batches.meta.txt")
     with pytest.raises(UsageError, match=r"save (the arrays|them) as \.npz"):
         list_data(tmp_path)
+
+
+def test_a_small_test_folder_beside_the_data(tmp_path: Path) -> None:
+    """New Plant Diseases: everything but the test images is two folders below."""
+    for part, n in (("train", 8), ("valid", 4)):
+        for name in ("healthy", "scab"):
+            touch(tmp_path, *images(f"Plants(Augmented)/Plants(Augmented)/{part}/{name}", n, ending=".JPG"))
+    touch(tmp_path, *images("test/test", 3))
+    listing = list_data(tmp_path)
+    assert classes(listing) == {"healthy": 12, "scab": 12}
+    assert parts(listing) == {"train": 16, "valid": 8}
+    assert not [reject for reject in listing.rejects if not reject.expected]

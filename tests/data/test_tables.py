@@ -515,3 +515,28 @@ def test_any_bytes_under_any_ending_are_read_or_refused(data, ending, multi_labe
         for source in (path, path.parent):
             with contextlib.suppress(UsageError):
                 list_data(source, rules=Rules(multi_label=multi_label))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"PK\3\4rest", "a spreadsheet or an archive"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>Sign in</html>", "a web page"),
+        (b"\x1f\x8brest", "unpack it first"),
+    ],
+)
+def test_what_has_the_ending_of_a_table_only(data, words, tmp_path) -> None:
+    (tmp_path / "labels.csv").write_bytes(data)
+    with pytest.raises(UsageError, match=f"labels.csv: .*{words}"):
+        list_data(tmp_path / "labels.csv")
+
+
+@pytest.mark.parametrize("above", ["Sample,Annotation,\n", "Study,exported,by me\n\n"])
+def test_a_header_below_another_is_no_row(above, tmp_path) -> None:
+    labels = {f"{n}.jpg": ("cat", "dog")[n % 2] for n in range(8)}
+    for path in labels:
+        (tmp_path / path).touch()
+    rows = "".join(f"{path},{label},\n" for path, label in labels.items())
+    found = entries(tmp_path / "x.csv", f"{above}image,label,comment\n{rows}")
+    assert {entry.path: entry.label for entry in found} == labels

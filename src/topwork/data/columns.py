@@ -318,6 +318,8 @@ def rows_of(table: Table, files: Files | None, rules: Rules) -> tuple[list[Entry
     rows, n_found = [], 0
     for number, (path, own, part) in enumerate(zip(paths, labels, parts, strict=True)):
         group, domain = (_text(table, column, number) for column in (meaning.group, meaning.domain))
+        if own and _normal(path) in _PATH_NAMES and _normal(own[0]) in _LABEL_NAMES:
+            continue  # a header below another one, or once more
         row = Entry(path, join_labels(own), part, group, domain)
         inside = files.in_folder(path) if files is not None and are_folders else []
         rows += [replace(row, path=name, group=group or (None if are_classes else path)) for name in inside] or [row]

@@ -208,9 +208,16 @@ def _data_folders(folder: Folder) -> dict[str, Folder]:
     are_few = 5 * sum(child.n_images for child in others) <= folder.n_images
     return (
         deep
-        if len(deep) == 1 and are_few and all(_own_name(child) in _OTHER_NAMES for child in others)
+        if len(deep) == 1 and are_few and all(_own_name(child) in _OTHER_NAMES or _is_new(child) for child in others)
         else folder.full
     )
+
+
+def _is_new(folder: Folder) -> bool:
+    """Whether a folder is called test or predict and holds images without class folders, such as ``test/test/1.jpg``."""
+    own = _own_name(folder)
+    is_alone = all(name.lower() in (own, *CONTAINER_NAMES) and not inner.full for name, inner in folder.full.items())
+    return is_alone and (own in _UNLABELED_NAMES or PART_NAMES.get(own) == "test")
 
 
 def _own_name(folder: Folder) -> str:

@@ -31,6 +31,15 @@ _KEYS = (
     "choices", "path", "file_name", "filename", "name", "label",
     "tagName", "class-name", "displayName", "aiplatform.googleapis.com/ml_use",
 )  # fmt: skip
+# First bytes, in lower case, of what has the ending of a table only.
+_NO_TABLES = {
+    b"pk\3\4": "a spreadsheet or an archive, whatever its ending; save it as CSV",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet, whatever its ending; save it as CSV",
+    b"\x1f\x8b": "compressed, whatever its ending; unpack it first (gunzip)",
+    b"version https://git-lfs": "a pointer of Git LFS; git lfs pull replaces it by the table",
+    b"<!doctype html": "a web page, so its download failed; download it again",
+    b"<html": "a web page, so its download failed; download it again",
+}
 _LOOKED_AT = 1000  # rows
 _DAMAGE = (csv.Error, ElementTree.ParseError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 # What Shift-JIS, GBK, KOI8-R or UTF-16 look like in Windows-1252: control characters, marks that no Western word holds, three
@@ -70,6 +79,9 @@ def read_table(name: str, data: bytes, encoding: str | None = None) -> Table:
         UsageError: it cannot be read, with the reason.
     """
     ending = Path(name).suffix.lower()
+    head = data[:100].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if (other := next((what for magic, what in _NO_TABLES.items() if head.startswith(magic)), None)) is not None:
+        raise UsageError(f"{escape(name)}: {other}.")
     try:
         if ending == ".parquet":
             return _parquet(name, data)
