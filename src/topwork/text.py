@@ -35,7 +35,7 @@ def quoted(name: str, longest: int = 48) -> str:
 
 def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
     """Sort key under which ``image9`` comes before ``image10``; ties are broken by the text itself."""
-    pieces = re.split(r"(\d+)", text)
+    pieces = re.split(r"(\d{1,4000})", text)  # int() refuses longer numbers
     return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece.casefold()) for piece in pieces if piece], text
 
 

@@ -21,6 +21,7 @@ from topwork.data.embedded import list_saved_dataset
 from topwork.data.listing import list_data, read_image
 from topwork.data.samples import Entry, Reject, Rules
 from topwork.errors import ImageError, UsageError
+from topwork.text import natural_key
 
 
 def entries(path: Path, text: str, encoding: str = "utf-8", **rules: object) -> tuple[Entry, ...]:
@@ -540,3 +541,20 @@ def test_a_header_below_another_is_no_row(above, tmp_path) -> None:
     rows = "".join(f"{path},{label},\n" for path, label in labels.items())
     found = entries(tmp_path / "x.csv", f"{above}image,label,comment\n{rows}")
     assert {entry.path: entry.label for entry in found} == labels
+
+
+@pytest.mark.parametrize("cell", ["1" * 6000, "%" + "25" * 3000, "n0" + " 1" * 9000, "[" * 9000 + "]" * 9000])
+def test_cells_that_are_hard_on_a_reader(cell, tmp_path) -> None:
+    """More digits than int() takes, percent signs encoded again and again, brackets in brackets."""
+    found = entries(tmp_path / "x.csv", f"image,label\n{cell},{cell}\na.jpg,cat\nb.jpg,dog\n")
+    assert {"a.jpg": "cat", "b.jpg": "dog"}.items() <= {entry.path: entry.label for entry in found}.items()
+    assert natural_key("9" * 6000) < natural_key("a")
+    assert natural_key("image9") < natural_key("image10")
+
+
+@pytest.mark.parametrize("text", ['["a.jpg", "b.jpg"]', "5", '"hello"', '{"images": 1, "annotations": 2}'])
+def test_json_of_something_else(text, tmp_path) -> None:
+    with pytest.raises(
+        UsageError, match=r"x\.json: (cannot be read as JSON: it does not list images with labels|no column)"
+    ):
+        entries(tmp_path / "x.json", text)

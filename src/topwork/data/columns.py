@@ -69,6 +69,7 @@ _BOXES = re.compile(
 )  # ImageNet's PredictionString: each a class and its box
 _LONGEST_PATH, _LONGEST_LABEL = 4096, 1000
 _MANY_COLUMNS = 100
+_LONGEST_NUMBER = 7  # digits of a class
 
 
 @dataclass(frozen=True)
@@ -504,7 +505,7 @@ def named_labels(
 ) -> tuple[list[tuple[str, ...]], str]:
     """Class numbers as names, if a file of class names was given or lies next to the table."""
     numbers = {label for own in labels for label in own}
-    if not numbers or not all(label.isdecimal() and len(label) < 7 for label in numbers):
+    if not numbers or not all(label.isdecimal() and len(label) < _LONGEST_NUMBER for label in numbers):
         if numbers and rules.class_names is not None:
             raise UsageError(
                 f"--class-names {escape(str(rules.class_names))} has no effect: the labels are no numbers, such as "
@@ -542,9 +543,9 @@ def class_names(name: str, data: bytes, numbers: set[str]) -> dict[str, str]:
     try:
         text, _ = decoded(name, data)
         pairs = _json_names(json.loads(text)) if name.lower().endswith(".json") else _line_names(text)
-    except (UsageError, ValueError, TypeError):
+    except (UsageError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
-    names = {number: label for number, label in pairs if label}
+    names = {number: label for number, label in pairs if label and len(number) < _LONGEST_NUMBER}
     if numbers - set(names) and pairs and numbers <= {str(number + 1) for number in range(len(pairs))}:
         names = {str(int(number) + 1): label for number, label in names.items() if number.isdecimal()}  # counted from 1
     return names if numbers <= set(names) and len(set(names.values())) == len(names) else {}

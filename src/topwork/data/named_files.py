@@ -70,18 +70,18 @@ class Files:
         ]
 
     @cached_property
-    def _index(self) -> tuple[dict[str, list[str]], dict[str, list[str]], dict[int, list[str]]]:
+    def _index(self) -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str, list[str]]]:
         """Files by name, by name without ending, and by number: spreadsheets and data frames turn 0007 into 7 or 7.0."""
         by_name: dict[str, list[str]] = defaultdict(list)
         by_stem: dict[str, list[str]] = defaultdict(list)
-        by_number: dict[int, list[str]] = defaultdict(list)
+        by_number: dict[str, list[str]] = defaultdict(list)
         for name in self.names:
             own = _key(posixpath.basename(name))
             stem = posixpath.splitext(own)[0]
             by_name[own].append(name)
             by_stem[stem].append(name)
             if stem.isdecimal():
-                by_number[int(stem)].append(name)
+                by_number[_number(stem)].append(name)
         return by_name, by_stem, by_number
 
     @cached_property
@@ -110,7 +110,10 @@ class Files:
         return bool(asked) and 2 * n_folders >= len(asked)
 
     def named(self, path: str) -> list[str]:
-        """The files that a path may mean, the most literal reading that finds one."""
+        """The files that a path may mean, the most literal reading that finds one; last that of a link: decoded, without its query."""
+        return self._named(path) or (self._named(plain) if (plain := unquote(path.partition("?")[0])) != path else [])
+
+    def _named(self, path: str) -> list[str]:
         wanted = _key(path.replace("\\", "/").strip().removeprefix("./"))
         own = posixpath.basename(wanted)
         if not own:
@@ -122,10 +125,9 @@ class Files:
             [name for name in by_name.get(own, []) if _key(name) == _key(self.folder) + wanted]
             or _nearest(wanted, by_name.get(own, []))
             or _nearest(wanted, by_stem.get(own, []))
-            or (by_number.get(int(number), []) if (number := own.removesuffix(".0")).isdecimal() else [])
+            or by_number.get(_number(own), [])
             or (by_name.get(uploaded[1], []) if uploaded else [])
             or (_nearest(wanted, by_stem.get(stem, [])) if looks_like_image(ending) else [])
-            or (self.named(plain) if (plain := unquote(wanted.partition("?")[0])) != wanted else [])
         )
 
 
@@ -142,7 +144,7 @@ def _nearest(wanted: str, names: Sequence[str]) -> list[str]:
 def _number(name: str) -> str:
     """A number without leading zeros and without the ``.0`` of data frames, any other text unchanged."""
     own = name.removesuffix(".0")
-    return str(int(own)) if own.isdecimal() else name
+    return (own.lstrip("0") or "0") if own.isdecimal() else name
 
 
 def _key(name: str) -> str:

@@ -125,7 +125,9 @@ def list_names(root: Path, found: Found, rules: Rules) -> Listing:
 
 def _with_class_names(listing: Listing, found: Found, rules: Rules) -> Listing:
     """Numbered class folders get names from a file next to them, as in Udacity's flowers, or from ``--class-names``."""
-    numbers: list[tuple[str, ...]] = [(str(int(name)) if name.isdecimal() else name,) for name in listing.class_names]
+    numbers: list[tuple[str, ...]] = [
+        ((name.lstrip("0") or "0") if name.isdecimal() else name,) for name in listing.class_names
+    ]
     named, said = named_labels(numbers, rules, Files.of(found, f"{look_through(tree_of(found)).name}x"))
     if not said:
         return listing

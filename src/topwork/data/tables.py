@@ -93,7 +93,8 @@ def read_table(name: str, data: bytes, encoding: str | None = None) -> Table:
         columns = _list_columns(text) if ending in LIST_ENDINGS else _csv_columns(text)
         return Table(name, columns, used)
     except _DAMAGE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].lower()
+        is_other = isinstance(error, (KeyError, TypeError, AttributeError))
+        reason = "it does not list images with labels" if is_other else str(error).partition("\n")[0].lower()
         raise UsageError(f"{escape(name)}: cannot be read as {ending.strip('.').upper()}: {reason}.") from None
 
 
