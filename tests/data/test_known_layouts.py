@@ -954,3 +954,24 @@ def test_a_small_test_folder_beside_the_data(tmp_path: Path) -> None:
     assert classes(listing) == {"healthy": 12, "scab": 12}
     assert parts(listing) == {"train": 16, "valid": 8}
     assert not [reject for reject in listing.rejects if not reject.expected]
+
+
+def test_names_by_part_in_json_divide_the_class_folders(tmp_path: Path) -> None:
+    touch(tmp_path, *images("images/cat", 6), *images("images/dog", 6))
+    names = {part: [f"{c}/{n}.jpg" for c in ("cat", "dog") for n in own] for part, own in PARTS_OF_SIX.items()}
+    write(tmp_path / "splits.json", json.dumps(names))
+    listing = list_data(tmp_path)
+    assert classes(listing) == {"cat": 6, "dog": 6}
+    assert parts(listing) == {"train": 8, "test": 4}
+
+
+PARTS_OF_SIX = {"train": range(4), "test": range(4, 6)}
+
+
+def test_notes_of_google_takeout_are_no_tables(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        touch(tmp_path, *images(f"Takeout/Google Photos/{name}"))
+        for number in range(4):
+            own = tmp_path / f"Takeout/Google Photos/{name}/{number}.jpg.json"
+            write(own, json.dumps({"title": f"{number}.jpg", "people": []}))
+    assert set(classes(list_data(tmp_path))) == {"cat", "dog"}

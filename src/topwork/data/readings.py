@@ -41,7 +41,7 @@ from topwork.text import count, escape, first_names, natural_key
 _PIECES = {"part", "batch", "chunk", "folder", "shard", "volume", "vol"}
 _GROUPS = {"patient", "case", "slide", "scene", "session", "sequence"}  # folders so called hold what a table labels
 _NOTE_ENDINGS = (".json", ".xml", *LIST_ENDINGS)  # called like an image they are about that one alone
-_TABLE_ENDINGS = (".csv", ".tsv", *LIST_ENDINGS)  # of files that may divide the images
+_TABLE_ENDINGS = (".csv", ".tsv", ".json", *LIST_ENDINGS)  # of files that may divide the images
 _MANY_TABLES = 50  # in one folder: so many texts are notes on the images
 _IMAGES = re.compile(
     r"(?<![^/])(?:images|img)/(?!.*/(?:images|img)/)"
@@ -314,7 +314,7 @@ def _read_among(name: str, found: Found, rules: Rules) -> _Read | str:
 
 def _names_of_tables(found: Found) -> list[str]:
     """Files with the ending of a table next to the folders of images or in the folders of the parts."""
-    stems = {_stem(name) for name in found.files if looks_like_image(name)}
+    stems = {own for name in found.files if looks_like_image(name) for own in (_stem(name), posixpath.basename(name))}
     names = [name for name in found.files if _may_hold_labels(name, stems)]
     n_in = Counter(map(posixpath.dirname, names))
     names = [name for name in names if n_in[posixpath.dirname(name)] <= _MANY_TABLES]
@@ -547,8 +547,12 @@ def _pairs_in(name: str, names: Sequence[str], files: Files) -> list[tuple[str, 
 
 
 def _two_columns(name: str, files: Files) -> list[tuple[str, str]]:
-    """The lines of a text of two columns; none if any line has more or fewer."""
+    """The lines of a text of two columns, or the names by part in a JSON file; none if any line has more or fewer."""
     try:
+        if name.lower().endswith(".json"):
+            columns = read_table(name, files.read(name)).columns
+            cells = (map(str, column) for column in columns.values())
+            return list(zip(*cells, strict=True)) if list(columns) == ["path", "split"] else []
         text, _ = decoded(name, files.read(name))
     except UsageError:
         return []

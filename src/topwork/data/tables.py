@@ -325,7 +325,8 @@ def _rows_in_object(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     elif any(looks_like_image(key) for key in value) or len(columns) < len(value) or not paths:
         yield from ({"path": path, "label": label} for path, label in value.items())
     elif len(paths) == len(columns):
-        yield from ({"path": path, "label": label} for label, own in columns.items() for path in own)
+        what = "split" if all(key.lower() in PART_NAMES for key in columns) else "label"
+        yield from ({"path": path, what: key} for key, own in columns.items() for path in own)
     else:
         yield from (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
 
