@@ -156,6 +156,12 @@ def test_a_wrong_request_is_named_in_json(server, method, path, body, headers, s
     assert names["content-type"] == "application/json"
 
 
+def test_an_unknown_parameter_is_refused_rather_than_ignored(server, photos):
+    status, answer, _ = server.ask("POST", "/predict?model=other", photos[0].read_bytes())
+    assert status == 422
+    assert answer["error"] == "unknown parameter 'model'; POST /predict/NAME chooses a model"
+
+
 def test_no_length_is_411(server):
     answer = server.talk(b"POST /predict HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 411")
@@ -584,4 +590,7 @@ def test_a_port_in_use_is_named_and_leaks_no_socket(recwarn):
         with pytest.raises(TopworkError, match=f"127.0.0.1:{port}: address already in use. Choose another --port"):
             open_socket("127.0.0.1", port)
         gc.collect()
+    for port in (-1, 65536):
+        with pytest.raises(UsageError, match="from 0 to 65535"):
+            open_socket("127.0.0.1", port)
     assert not [warning for warning in recwarn if warning.category is ResourceWarning]

@@ -287,6 +287,9 @@ def _add_pages(app: FastAPI, service: Service) -> None:
 async def _predict(service: Service, request: Request, name: str | None, top: int, explain: bool) -> Response:
     if not service.is_warm:
         raise refusal(503, f"not ready: {service.failure}", closes=True)
+    for unknown in {*request.query_params} - {"top", "explain"}:
+        advice = "; POST /predict/NAME chooses a model" if unknown == "model" else ""
+        raise refusal(422, f"unknown parameter {unknown!r:.40}{advice}", closes=True)
     model = _chosen(service, name)
     with ExitStack() as held:
         service.reserve(held, n_images=1)

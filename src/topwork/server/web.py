@@ -32,7 +32,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from topwork.errors import TopworkError
+from topwork.errors import TopworkError, UsageError
 from topwork.files import error_reason
 from topwork.progress import Reporter
 
@@ -66,8 +66,11 @@ def open_socket(host: str, port: int) -> socket.socket:
     """A listening socket.
 
     Raises:
+        UsageError: no such port.
         TopworkError: the address is in use or not available.
     """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port {port}: must be from 0 to 65535.")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with ExitStack() as stack:
