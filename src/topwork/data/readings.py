@@ -58,27 +58,13 @@ _NOT_OPENED = {
     "an archive of a kind that is not read; unpack it first": (".rar", ".7z", ".zst", ".lz4", ".z01"),
     "a piece of an archive; join the pieces (cat) and unpack it first": (".001", ".partaa", ".part1", ".aa"),
     "a spreadsheet; save it as CSV": (".xlsx", ".xls", ".xlsm", ".ods"),
-    "a MATLAB file, which is not read; save what it says as CSV with the columns path and label, or arrays as .npz": (
-        ".mat",
-    ),
+    "a MATLAB file, which is not read; save what it says as CSV (columns path, label), or arrays as .npz": (".mat",),
     "TFRecords, which are not read; save the images as files, or in Parquet": (".tfrecord", ".tfrecords", ".tfrec"),
     "records of a kind that is not read; save the images as files, or in Parquet": (".rec", ".mdb", ".lmdb", ".beton"),
-    "a table of a kind that is not read; save it as Parquet or CSV": (
-        ".arrow",
-        ".feather",
-        ".db",
-        ".sqlite",
-        ".sqlite3",
-        ".rds",
-    ),
+    "a database; save the table as CSV": (".db", ".sqlite", ".sqlite3"),
+    "a table of a kind that is not read; save it as Parquet or CSV": (".arrow", ".feather", ".rds"),
     "arrays of a kind that is not read; save them as .npz (X, y)": (".h5", ".hdf5", ".npy", ".bin"),
-    "a pickle, which is not opened because it can run code; save what is in it as .npz or CSV": (
-        ".pkl",
-        ".pickle",
-        ".pt",
-        ".pth",
-        ".joblib",
-    ),
+    "a pickle, which can run code; save what is in it as .npz or CSV": (".pkl", ".pickle", ".pt", ".pth", ".joblib"),
     "pickled CIFAR batches, which are not opened; save the arrays as .npz (X, y)": _CIFAR_FILES,
 }
 
