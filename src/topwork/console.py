@@ -535,7 +535,8 @@ def runs_lines(found: dict[str, Any]) -> list[str]:
     """The table of ``topwork runs`` and the best run."""
     rows = []
     for row in found["runs"]:
-        n, accuracy = f"{row['n']:,}" if row["n"] else "", percent_ci(row["accuracy"]) if row["part"] else "unfinished"
+        n, missing = f"{row['n']:,}" if row["n"] else "", "no held-out images" if row["finished"] else "unfinished"
+        accuracy = percent_ci(row["accuracy"]) if row["part"] else missing
         rows.append((row["name"], row["backbone"], row["mode"], row["part"] or "", n, accuracy))
     return [table(rows, ("run", "backbone", "mode", "part", "images", "accuracy")), "", found["best"]]
 

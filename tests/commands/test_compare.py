@@ -12,6 +12,7 @@ from drawing import draw_folders
 from terminal import topwork
 from topwork.commands.compare import compare_runs, list_runs
 from topwork.commands.fit import fit
+from topwork.console import runs_lines
 from topwork.errors import UsageError
 from topwork.settings import FitSettings
 
@@ -122,7 +123,13 @@ def test_examine_needs_images_of_known_classes(runs, tmp_path):
 def test_runs_are_listed_best_first_and_unfinished_ones_last(runs):
     (runs / "stopped").mkdir(exist_ok=True)
     (runs / "stopped" / "settings.json").write_text("{}")
+    (runs / "whole").mkdir(exist_ok=True)
+    for name in ("settings", "evaluation"):
+        (runs / "whole" / f"{name}.json").write_text('{"created": ""}')
     found = list_runs(runs)
+    lines = runs_lines(found)[0].splitlines()
+    assert [line.split("  ")[-1].strip() for line in lines[-2:]] == ["unfinished", "no held-out images"]
+    found["runs"] = [row for row in found["runs"] if row["name"] != "whole"]
     accuracies = [row["accuracy"]["value"] for row in found["runs"] if row["accuracy"]]
     assert accuracies == sorted(accuracies, reverse=True)
     assert {row["name"] for row in found["runs"]} >= {"good", "weak", "other-split"}

@@ -119,11 +119,11 @@ def choose(domains: Domains, given: Shares, *, seed: int = 0, restyled: tuple[st
 
     least = max(MIN_IMAGES, int(MIN_PER_CLASS * domains.n_classes))
     if n < least and not n_known:
-        return kept(f"{n} images are too few to adapt without labels (at least {least} are needed).")
+        return kept(f"Too few images to adapt without labels: {n}, and at least {least} are needed.")
     if distance.p_value >= SIGNIFICANCE:
         return kept("The two domains do not differ significantly.")
     if n < least:
-        return kept(f"{n} images are too few to use anything but their labels.")
+        return kept(f"Too few images to use anything but their labels: {n}.")
     alignments = {SAME_MIX: standardized(domains)}
     if restyled is not None:
         alignments[f"source as {restyled[0]}"] = standardized(domains, restyled[1])

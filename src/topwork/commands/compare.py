@@ -213,7 +213,7 @@ def list_runs(folder: Path) -> dict[str, Any]:
 
     Returns:
         ``folder``, ``runs``, and ``best``, a sentence about the best run. A run has a name, backbone, mode, the part that its
-        accuracy was measured on (None if unfinished), and the number of images.
+        accuracy was measured on (None without one), whether it is finished, and the number of images.
 
     Raises:
         UsageError: no such folder, or no run in it.
@@ -234,6 +234,7 @@ def _row(run: Path) -> dict[str, Any]:
         "name": escape(run.name),
         "backbone": str(recipe.get("backbone", "")),
         "mode": str(recipe.get("mode", "evaluation" if part else "")),
+        "finished": bool(evaluation),
         "part": part,
         "n": figure.get("n", 0),
         "accuracy": figure.get("accuracy"),

@@ -212,7 +212,8 @@ def _average_precision(m: Measured) -> tuple[Value, Interval | None]:
 
 def _calibration_error(m: Measured) -> tuple[Value, Interval | None]:
     stated, right = m.known.confidence, m.known.correct
-    interval = calibration_error_interval(stated, right, m.n_resamples, m.seed) if m.n_resamples else None
+    has_interval = m.n_resamples > 0 and len(right) > 1
+    interval = calibration_error_interval(stated, right, m.n_resamples, m.seed) if has_interval else None
     return calibration_error(stated, right), interval
 
 
