@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from topwork.commands.evaluate import evaluate
 from topwork.commands.fit import Fitted, fit
+from topwork.data.manifest import scan
 from topwork.errors import UsageError
 from topwork.export.predictor import Predictor
 from topwork.progress import Reporter
@@ -135,3 +137,7 @@ def test_too_few_images_to_calibrate_are_said_and_answered_with_labels(tmp_path)
     for folder in (run.folder, run.folder / "model"):
         with pytest.raises(UsageError, match="a run or model, not images"):
             fit(folder, tmp_path / "second", SETTINGS)
+    shutil.copytree(run.folder, data / "runs" / "first")  # of fit in the folder of the images
+    again = scan(data)
+    assert again.counts == {"c0": 10, "c1": 10, "c2": 10}
+    assert [(reject.path, reject.reason) for reject in again.rejects] == [("runs/first/", "a run or model")]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from topwork.errors import ImageError
 from topwork.files import error_reason
 from topwork.text import natural_key
 
+_OF_TOPWORK = (("settings.json", "manifest.parquet"), ("topwork.json", "model.safetensors"))  # run, model folder
 _SYSTEM_NAMES = {
     "thumbs.db", "_ds_store", "desktop.ini", "__macosx", "$recycle.bin", "system volume information", "@eadir", "#recycle", "lost+found",
     "__pycache__",
@@ -130,6 +131,10 @@ class _Walk:
             except OSError as error:
                 self.found.rejects.append(Reject(folder + "/", f"folder cannot be read: {error_reason(error)}"))
                 continue
+            if folder and is_run({item.name for item in items}):  # of ``fit`` in the folder of the images
+                self.found.folders.remove(folder)
+                self.found.rejects.append(Reject(folder + "/", "a run or model", expected=True))
+                continue
             for item in items:
                 name = f"{folder}/{item.name}" if folder else item.name
                 if is_hidden(item.name):
@@ -179,6 +184,11 @@ class _Walk:
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
+
+
+def is_run(names: Container[str]) -> bool:
+    """Whether a folder with these files is a run or a model folder."""
+    return any(first in names and second in names for first, second in _OF_TOPWORK)
 
 
 def is_hidden(name: str) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from topwork.data import archives, embedded, remote
 from topwork.data.columns import listing_of, rows_of
-from topwork.data.folders import MAX_TABLE_BYTES, Found, read_regular_file, walk_folder
+from topwork.data.folders import MAX_TABLE_BYTES, Found, is_run, read_regular_file, walk_folder
 from topwork.data.images import select_bands
 from topwork.data.layouts import looks_like_image, make_listing, part_of_name
 from topwork.data.named_files import Files
@@ -33,7 +33,6 @@ from topwork.text import escape, first_names
 _MISSING = ("nan", "n/a", "#n/a", "na", "null", "none", "?")  # what programs write for a missing label
 ANY_LABEL = "(.)"  # as ``--label-regex``: a meaningless label for every file
 _ARCHIVE_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")
-_OF_TOPWORK = (("settings.json", "manifest.parquet"), ("topwork.json", "model.safetensors"))  # a run, a model folder
 _CONTAINER_ENDINGS = (*_ARCHIVE_ENDINGS, ".parquet", ".npz")
 
 
@@ -199,7 +198,7 @@ def _why_not(name: str) -> str:
 
 def _list_folder(root: Path, found: Found, rules: Rules) -> Listing:
     """A folder of class folders or with a table, or one of files that hold the images."""
-    if any(all(name in found.files for name in names) for names in _OF_TOPWORK):
+    if is_run(found.files):
         raise UsageError(f"{escape(str(root))}: a run or model, not images. Give a folder of class folders or a table.")
     if not any(map(looks_like_image, found.files)):
         for list_files, ending in ((_list_parquets, ".parquet"), (_list_shards, ".tar")):
