@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from topwork.console import wrapped
+from topwork.console import model_list_lines, wrapped
 
 
 class Screen(io.StringIO):
@@ -29,3 +29,9 @@ def test_sentences_break_between_words_on_a_terminal(monkeypatch: pytest.MonkeyP
         command,
     ]
     assert wrapped(note, io.StringIO()) == note
+
+
+@pytest.mark.parametrize(("pattern", "advice"), [("resnet", "*resnet*"), ("*resnot*", "*resnet*")])
+def test_a_filter_without_models_is_answered_with_another_one(pattern: str, advice: str) -> None:
+    (line,) = model_list_lines({"backbones": [], "timm": []}, pattern)
+    assert line.endswith(f"try '{advice}'.")

@@ -514,9 +514,9 @@ def model_list_lines(found: dict[str, Any], pattern: str) -> list[str]:
             "The weights of these come with packages; any timm model works, too: topwork models --filter '*resnet18*'"
         )
     elif not found["timm"]:
-        lines.append(
-            f"No pretrained timm model matches --filter '{escape(pattern)}'; try '*{escape(pattern.strip('*'))}*'."
-        )
+        wider = f"*{pattern.strip('*')}*"
+        wider = "*resnet*" if wider == pattern else wider
+        lines.append(f"No pretrained timm model matches --filter '{escape(pattern)}'; try '{escape(wider)}'.")
     return lines
 
 
