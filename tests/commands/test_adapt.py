@@ -61,10 +61,10 @@ def negatives(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def few_colors(tmp_path_factory):
-    """Other pictures of the same shapes, with four levels a channel: a shift that features follow."""
+    """Other pictures of the same shapes, with two levels per channel: a shift that features follow."""
     root = tmp_path_factory.mktemp("few-colors")
     plain = draw_folders(root / "plain", n_each=20, shapes=SHAPES, seed=7)
-    return changed(plain, root / "changed", lambda image: ImageOps.posterize(image, 2))
+    return changed(plain, root / "changed", lambda image: ImageOps.posterize(image, 1))
 
 
 @pytest.fixture(scope="module")
