@@ -51,7 +51,7 @@ def powered(blocks: dict[str, NDArray[Any]], names: tuple[str, ...], power: Powe
     """The joined blocks after the power, before centering and scaling."""
     joined: Floats = np.concatenate([blocks[name].astype(np.float32) for name in names], axis=1)
     if power == "sqrt":
-        return np.asarray(np.sign(joined) * np.sqrt(np.abs(joined)), np.float32)
+        return np.copysign(np.sqrt(np.abs(joined)), joined, out=joined)
     if power == "unit":
         length = np.linalg.norm(joined, axis=1, keepdims=True)
         return np.asarray(joined * (np.float32(np.sqrt(joined.shape[1])) / np.maximum(length, 1e-6)), np.float32)
