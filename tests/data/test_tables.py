@@ -219,6 +219,26 @@ def test_lists_of_numbers_and_labels_of_several_words(tmp_path) -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["{}.jpg", "0{}"])
+def test_lists_of_boxes_are_no_labels(name, tmp_path) -> None:
+    (tmp_path / "box.txt").write_text("".join(f"{name.format(n)} {n} 4 900 600\n" for n in range(4)))
+    with pytest.raises(UsageError, match="several numbers for each image, such as boxes"):
+        list_data(tmp_path / "box.txt")
+
+
+def test_a_first_row_that_is_a_path_like_the_others_is_no_header(tmp_path) -> None:
+    """MURA's studies; a header may hold a slash, too."""
+    names = [f"MURA/train/patient{n}/study1/" for n in range(4)]
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "view.png").write_bytes(name.encode())
+    (tmp_path / "studies.csv").write_text("".join(f"{name},{n % 2}\n" for n, name in enumerate(names)))
+    assert [entry.label for entry in list_data(tmp_path / "studies.csv").entries] == ["0", "1", "0", "1"]
+    rows = "".join(f"{name}view.png,AP,{'ab'[n % 2]}\n" for n, name in enumerate(names))
+    (tmp_path / "views.csv").write_text(f"Path,Frontal/Lateral,label\n{rows}")
+    assert [entry.label for entry in list_data(tmp_path / "views.csv").entries] == ["a", "b", "a", "b"]
+
+
 def test_boxes_of_cvat_are_named(tmp_path) -> None:
     with pytest.raises(UsageError, match="boxes or outlines"):
         entries(tmp_path / "x.xml", '<annotations><image name="a.jpg"><box label="cat" xtl="1"/></image></annotations>')

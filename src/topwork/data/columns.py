@@ -44,7 +44,7 @@ _PATH_NAMES = (
 )  # fmt: skip
 _LABEL_NAMES = (
     "label", "labels", "class", "classname", "classlabel", "classes", "category", "categoryname", "categories", "target", "breed",
-    "diagnosis", "dx", "species", "variety", "cultivar", "disease", "findinglabels", "tags", "tag", "choice", "choices", "grade",
+    "diagnosis", "diagnostic", "dx", "species", "variety", "cultivar", "disease", "findinglabels", "tags", "tag", "choice", "choices", "grade",
     "level", "y", "classid", "labelid", "categoryid", "predictionstring",
 )  # fmt: skip
 _NAME_NAMES = (
@@ -70,6 +70,7 @@ _BOXES = re.compile(
 _LONGEST_PATH, _LONGEST_LABEL = 4096, 1000
 _MANY_COLUMNS = 100
 _LONGEST_NUMBER = 7  # digits of a class
+GUESSED = " (by its content; else: --label-column)"
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class _Meaning:
     Attributes:
         further: columns with additional labels, such as ``label2`` and ``label3`` next to ``label1``.
         one_hot: columns of 0 and 1 whose names are the classes.
+        is_guess: the label was found by its content, among several columns.
     """
 
     path: str
@@ -88,6 +90,7 @@ class _Meaning:
     split: str | None = None
     group: str | None = None
     domain: str | None = None
+    is_guess: bool = False
 
 
 # ---- which column says what
@@ -106,12 +109,14 @@ def _meaning_of(table: Table, files: Files | None, rules: Rules) -> _Meaning:
     label = _asked(table, rules.label_column, "--label-column") or _first(table, _LABEL_NAMES, rest)
     if label is None and len(marked) == 1:
         label = marked[0]
+    is_guess = False
     one_hot = _one_hot(table, rest, rules.multi_label) if label is None else ()
     numbered = _numbered_labels(table, rest, rules) if label is None and not one_hot else []
     if numbered:
         label = numbered[0]
     elif label is None and not one_hot and path is not None and not rules.label_regex:
         label = _label_by_content(table, rest)
+        is_guess = label is not None and len(rest) > 1
     missing = [what for what, name in (("path", path), ("label", label or one_hot or rules.label_regex)) if not name]
     if missing and path is None and (own := _pixel_column(table)) is not None:
         raise UsageError(
@@ -125,12 +130,14 @@ def _meaning_of(table: Table, files: Files | None, rules: Rules) -> _Meaning:
             f"{first_names(list(table.columns)) or 'none'}. If it has another name, use {options}."
         )
     assert path is not None
-    return _Meaning(path, label, tuple(numbered[1:]), one_hot, split, group, domain)
+    return _Meaning(path, label, tuple(numbered[1:]), one_hot, split, group, domain, is_guess)
 
 
 def _pixel_column(table: Table) -> str | None:
     """A column of pixels, as in MNIST and FER-2013 in CSV form."""
-    found = [name for name in table.columns if re.fullmatch(r"pixels?_?\d*|px_?\d+|\d+x\d+", name.strip().lower())]
+    found = [
+        name for name in table.columns if re.fullmatch(r"pixels?_?\d*|px_?\d+|\d+x\d+|column \d+", name.strip().lower())
+    ]
     return found[0] if len(found) > 60 or any(name.strip().lower() == "pixels" for name in found) else None
 
 
@@ -337,7 +344,7 @@ def rows_of(table: Table, files: Files | None, rules: Rules) -> tuple[list[Entry
         read += f", classes from {len(meaning.one_hot)} columns of 0 and 1 ({first_names(meaning.one_hot, 3)})"
     else:
         columns = [str(meaning.label), *meaning.further]
-        read += f", labels from column{'s' * bool(meaning.further)} {first_names(columns)}{said}"
+        read += f", labels from column{'s' * bool(meaning.further)} {first_names(columns)}{said}{GUESSED * meaning.is_guess}"
     read += f", parts from column {escape(meaning.split)}" if meaning.split else ""
     return rows, [f"Read {escape(table.name)}{encoding}: {read}.", *_group_hint(table, meaning, rules)]
 

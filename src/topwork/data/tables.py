@@ -25,7 +25,7 @@ from topwork.text import escape
 Cell = str | list[str] | None
 LIST_ENDINGS = (".txt", ".lst", ".list")
 LINE_ENDINGS = (".jsonl", ".ndjson", ".manifest")  # an object per line; the last is what SageMaker writes
-ENDINGS = (".csv", ".tsv", ".parquet", ".json", *LINE_ENDINGS, ".xml", *LIST_ENDINGS)
+ENDINGS = (".csv", ".tsv", ".tab", ".parquet", ".json", *LINE_ENDINGS, ".xml", *LIST_ENDINGS)
 # Where an object holds what counts; the last four in files of Azure, SageMaker and Vertex AI.
 _KEYS = (
     "choices", "path", "file_name", "filename", "name", "label",
@@ -48,6 +48,7 @@ _NOT_WESTERN = re.compile(
     r"[\x00-\x08\x0e-\x1f\x7f-\x9f]|\w[ƒ†‡ˆ‰‚¢¤¦¨¬¯±´¶¸¹¼¾]|[ƒ‚†‡ˆ‰¢¤¦¨¬¯±¶¸¹¼¾]\w|[À-ÖØ-öø-ÿŠšŽžŒœŸƒ]{3}"
 )
 _NEXT, _DECODER = re.compile(r"\s*(?=\S)"), json.JSONDecoder()
+_NUMBERS = re.compile(r"-?[\d.]+(\s+-?[\d.]+)+")
 _MANY_COLUMNS = 200
 _LARGEST_CELL = 1 << 28  # the csv module refuses whole files for one cell above its own limit of 128 kB
 
@@ -172,10 +173,12 @@ def _columns_of_rows(rows: list[list[str]]) -> dict[str, list[Cell]]:
 
 
 def _is_data(header: list[str], rows: list[list[str]]) -> bool:
-    """Whether the first row names an image, or holds a word that its column holds again: then it is no header."""
+    """Whether the first row names an image or only numbers, or holds a word or a path as its column does: then it is no header."""
+    if rows and all(re.fullmatch(r"[\d.]+", cell.strip()) for row in [header, *rows] for cell in row):
+        return True
     words = {number: name for number, name in enumerate(header) if name and not re.fullmatch(r"[\d.,-]+", name)}
     return any(looks_like_image(name) for name in header) or any(
-        row[number].strip() == word
+        row[number].strip() == word or ("/" in word and row[number].startswith(word.partition("/")[0] + "/"))
         for row in rows
         if [cell.strip() for cell in row] != header  # files that were joined repeat theirs
         for number, word in words.items()
@@ -203,12 +206,15 @@ def _list_columns(text: str) -> dict[str, list[Cell]]:
         elif looks_like_image(line):
             path, label = line, ""
         else:
-            path, label = first, re.sub(r"^(\d+)( +-?[\d.]+)+$", r"\1", rest.strip())  # more numbers: Oxford's pets
+            path, label = first, re.sub(r"^(\d+)( +-?[\d.]+){1,2}$", r"\1", rest.strip())  # more numbers: Oxford's pets
         paths.append(path)
         labels.append(label or None)
     is_numbered = all(re.fullmatch("0|[1-9][0-9]*", str(path)) for path in paths) or (
         is_last and len(set(labels)) == len(labels)
     )
+    n_numbers = {len(label.split()) if label and _NUMBERS.fullmatch(label) else 0 for label in map(str, labels)}
+    if len(paths) > 1 and len(n_numbers) == 1 and min(n_numbers) > 3:
+        raise ValueError("it holds several numbers for each image, such as boxes, and no label")
     if len(paths) > 1 and is_numbered:
         raise ValueError("it numbers lines, and labels no images")
     return {"path": paths, "label": labels} if any(labels) else {"path": paths}
