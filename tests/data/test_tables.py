@@ -465,6 +465,26 @@ def test_the_columns_of_a_saved_dataset_mean_what_those_of_a_table_do(images, tm
     assert [entry.label for entry in listing.entries][:3] == ["", "a", "a|b"]
 
 
+@pytest.mark.parametrize("form", ["saved", "parquet"])
+def test_a_test_part_without_labels_is_left_out(form, images, tmp_path) -> None:
+    import datasets
+
+    data = datasets.load_from_disk(str(saved_dataset(images, tmp_path / "all")))
+    both = datasets.DatasetDict({"train": data, "test": data.remove_columns("label")})
+    if form == "saved":
+        both.save_to_disk(str(tmp_path / "data"))
+    else:
+        (tmp_path / "data").mkdir()
+        for part, own in both.items():
+            own.to_parquet(str(tmp_path / f"data/{part}-00000-of-00001.parquet"))
+    listing = list_data(tmp_path / "data")
+    assert {entry.part for entry in listing.entries} == {"train"}
+    assert [(one.reason, one.expected) for one in listing.rejects] == [("no column of labels", True)]
+    if form == "saved":
+        with pytest.raises(UsageError, match="no column label"):
+            list_data(tmp_path / "data" / "test")
+
+
 @pytest.mark.parametrize("other", [{"bytes": b"mask"}, b"mask"])
 def test_a_second_column_of_images_is_left_alone(other, tmp_path) -> None:
     columns = {"image": [b"one", b"two"], "img": [other] * 2, "label": ["x", "y"]}

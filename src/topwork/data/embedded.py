@@ -86,6 +86,11 @@ def list_parquet(path: Path, rules: Rules) -> Listing:
     return listing_of(path, "table", rows, rules, notes)
 
 
+def is_unlabeled(error: UsageError, part: str | None) -> bool:
+    """Whether a part other than train cannot be read because it has no labels, as the test parts of competitions."""
+    return part in ("valid", "test") and "no column label" in str(error)
+
+
 def _rows_inside(
     name: str, table: pa.Table, class_names: dict[str, list[str]], rules: Rules
 ) -> tuple[list[Entry], list[str]]:
@@ -312,7 +317,13 @@ def list_saved_dataset(folder: Path, rules: Rules) -> Listing:
         left_out = {image, *_image_columns(table.schema)}
         table = table.select([name for name in table.column_names if name not in left_out and name.lower() != "path"])
         names = {name: kind.names for name, kind in data.features.items() if type(kind).__name__ == "ClassLabel"}
-        own, _ = _rows_inside(str(folder), table, names, rules)
+        try:
+            own, _ = _rows_inside(str(folder / part), table, names, rules)
+        except UsageError as error:
+            if not is_unlabeled(error, PART_NAMES.get(part.lower())):
+                raise
+            rejects.append(Reject(f"{part}/", "no column of labels", expected=True))
+            continue
         prefix, known = (f"{part}/", PART_NAMES[part.lower()]) if part else ("", None)
         rows += [replace(row, path=f"{prefix}{row.path}", part=row.part or known) for row in own]
     listing = listing_of(folder, "hub", rows, rules)

@@ -24,7 +24,7 @@ from topwork.data.images import select_bands
 from topwork.data.layouts import looks_like_image, make_listing, part_of_name
 from topwork.data.named_files import Files
 from topwork.data.readings import list_names, not_opened, nothing_there, rows_beside, with_parts_stated
-from topwork.data.samples import LABEL_SEPARATOR, Entry, Listing, Rules
+from topwork.data.samples import LABEL_SEPARATOR, Entry, Listing, Reject, Rules
 from topwork.data.tables import ENDINGS, read_table
 from topwork.errors import ImageError, TopworkError, UsageError
 from topwork.files import error_reason
@@ -215,8 +215,14 @@ def _list_parquets(root: Path, found: Found, copies: dict[str, Path], rules: Rul
     notes: list[str] = []
     names = [name for name, copy in copies.items() if embedded.holds_images(copy)]
     for name in names:
-        listed = embedded.list_parquet(copies[name], rules)
         part = part_of_name(name)
+        try:
+            listed = embedded.list_parquet(copies[name], rules)
+        except UsageError as error:
+            if len(names) < 2 or not embedded.is_unlabeled(error, part):
+                raise
+            rejects.append(Reject(name, "no column of labels", expected=True))
+            continue
         entries += [replace(one, path=f"{name}/{one.path}", part=one.part or part) for one in listed.entries]
         rejects += [replace(one, path=f"{name}/{one.path}") for one in listed.rejects]
         notes += listed.notes
