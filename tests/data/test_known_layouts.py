@@ -300,6 +300,71 @@ def via(root: Path) -> None:
     write(root / "via_export.json", json.dumps(rows))
 
 
+def traffic_signs_of_torchvision(root: Path) -> None:
+    """The classes of the test images stand in a table, as numbers without the zeros of the folders."""
+    for number in range(3):
+        touch(root, *images(f"GTSRB/Training/{number:05}", 4, ".ppm", prefix="00000_"))
+    touch(root, *images("GTSRB/Final_Test/Images", 6, ".ppm"))
+    table(root / "GT-final_test.csv", ["Filename;Width;ClassId"], *[[f"{n}.ppm;30;{n % 3}"] for n in range(6)])
+
+
+def inaturalist_mini(root: Path) -> None:
+    for part, n in (("train_mini", 6), ("val", 2)):
+        for kind in ("00000_Animalia", "00001_Plantae"):
+            touch(root, *images(f"{part}/{kind}", n))
+
+
+def retinal_scans_twice(root: Path) -> None:
+    """OCT2017: everything is there twice, once below its own name."""
+    for place in ("OCT2017 ", "oct2017/OCT2017 "):
+        for part, n in (("train", 4), ("val", 1), ("test", 2)):
+            for kind in ("CNV", "DRUSEN"):
+                for number in range(n):
+                    write(root / f"{place}/{part}/{kind}/{number}.jpeg", f"{part} {kind} {number}")
+
+
+def garbage_twice(root: Path) -> None:
+    for place in ("Garbage classification", "garbage classification"):
+        for kind in ("glass", "paper"):
+            for number in range(4):
+                write(root / f"{place}/Garbage classification/{kind}/{kind}{number}.jpg", f"{kind} {number}")
+
+
+def domain_net(root: Path) -> None:
+    for domain in ("clipart", "real"):
+        for part, own in PARTS_OF_SIX.items():
+            names = [f"{domain}/{kind}/{n}.jpg {number}" for number, kind in enumerate(("ant", "bee")) for n in own]
+            touch(root, *[name.split()[0] for name in names])
+            write(root / f"{domain}_{part}.txt", "\n".join(names))
+
+
+def lists_and_their_union(root: Path) -> None:
+    """The flowers of PaddleClas."""
+    touch(root, *images("jpg", 10))
+    for name, rows in (("train", range(8)), ("val", range(8, 10)), ("train_extra", range(10))):
+        write(root / f"{name}_list.txt", "\n".join(f"jpg/{n}.jpg {n % 2}" for n in rows))
+    write(root / "flowers_label_list.txt", "0 rose\n1 tulip\n")
+
+
+def skin_of_dataverse(root: Path) -> None:
+    touch(root, *images("HAM10000_images_part_1", 4), *images("HAM10000_images_part_2", 4, start=4))
+    rows = [f"HAM_{n}\t{n}\t{('bkl', 'nv')[n % 2]}" for n in range(8)]
+    write(root / "HAM10000_metadata.tab", "\n".join(["lesion_id\timage_id\tdx", *rows]))
+
+
+def birds_and_segmentations(root: Path) -> None:
+    cub(root / "CUB_200_2011")
+    touch(root, *images("segmentations/001.Black_footed_Albatross", 4, ".png"))
+    touch(root, *images("segmentations/002.Laysan_Albatross", 4, ".png", start=4))
+
+
+def smokers(root: Path) -> None:
+    """PAD-UFES-20: the diagnosis stands beside columns of True and False."""
+    touch(root, *images("imgs_part_1", 3, ".png"), *images("imgs_part_2", 3, ".png", start=3))
+    rows = [[f"PAT_{n}", n % 2 == 0, n % 2 == 1, ("BCC", "NEV")[n % 2], f"{n}.png"] for n in range(6)]
+    table(root / "metadata.csv", ["patient_id", "smoke", "drink", "diagnostic", "img_id"], *rows)
+
+
 FIVE = dict.fromkeys(
     ("Bacterial Blight (CBB)", "Brown Streak (CBSD)", "Green Mottle (CGM)", "Healthy", "Mosaic (CMD)"), 2
 )
@@ -321,7 +386,7 @@ KNOWN: dict[str, tuple[Callable[[Path], None], dict[str, int], dict[str | None, 
     "Food-101": (food_101, {"apple_pie": 6, "baby_back_ribs": 6}, {"train": 8, "test": 4}),
     "textures": (textures, {"banded": 6, "dotted": 6}, {None: 12}),
     "NIH chest X-rays": (nih_chest, {"Mass": 5, "No Finding": 5}, {"train": 8, "test": 2}),
-    "Oxford pets": (oxford_pets, {"1": 4, "2": 4}, {None: 8}),
+    "Oxford pets": (oxford_pets, {"Abyssinian": 4, "american_bulldog": 4}, {"train": 4, "test": 4}),
     "traffic signs": (traffic_signs, {"0": 6, "1": 6, "2": 6}, {"train": 12, "test": 6}),
     "Udacity's flowers": (
         udacity_flowers,
@@ -335,6 +400,23 @@ KNOWN: dict[str, tuple[Callable[[Path], None], dict[str, int], dict[str | None, 
     "UC Merced": (uc_merced, {"agricultural": 4, "airplane": 4}, {None: 8}),
     "MVTec AD": (mvtec, {"broken_large": 3, "good": 7}, {"train": 4, "test": 6}),
     "VGG Image Annotator": (via, {"a": 3, "b": 3}, {None: 6}),
+    "GTSRB": (traffic_signs_of_torchvision, dict.fromkeys(("00000", "00001", "00002"), 6), {"train": 12, "test": 6}),
+    "iNaturalist mini": (
+        inaturalist_mini,
+        {"00000_Animalia": 8, "00001_Plantae": 8},
+        {"train": 12, "valid": 4},
+    ),
+    "OCT2017": (retinal_scans_twice, {"CNV": 7, "DRUSEN": 7}, {"train": 8, "valid": 2, "test": 4}),
+    "garbage": (garbage_twice, {"glass": 4, "paper": 4}, {None: 8}),
+    "DomainNet": (domain_net, {"ant": 12, "bee": 12}, {"train": 16, "test": 8}),
+    "PaddleClas": (lists_and_their_union, {"rose": 5, "tulip": 5}, {"train": 8, "valid": 2}),
+    "HAM10000 of Dataverse": (skin_of_dataverse, {"bkl": 4, "nv": 4}, {None: 8}),
+    "CUB of Kaggle": (
+        birds_and_segmentations,
+        {"001.Black_footed_Albatross": 4, "002.Laysan_Albatross": 4},
+        {"train": 4, "test": 4},
+    ),
+    "PAD-UFES": (smokers, {"BCC": 3, "NEV": 3}, {None: 6}),
     "birds": (birds, {"ABBOTTS BABBLER": 8, "ABBOTTS BOOBY": 8}, {"train": 8, "valid": 4, "test": 4}),
 }
 
@@ -634,7 +716,8 @@ def test_one_file_that_is_no_dataset(tmp_path: Path) -> None:
 def test_pixels_in_a_table_are_refused_with_the_way_out(tmp_path: Path) -> None:
     table(tmp_path / "mnist.csv", ["label", *[f"pixel{n}" for n in range(784)]], [3, *[0] * 784])
     table(tmp_path / "fer2013.csv", ["emotion", "pixels", "Usage"], [0, "1 2 3 4", "Training"])
-    for name in ("mnist.csv", "fer2013.csv"):
+    table(tmp_path / "emnist.csv", *[[label, *range(label, label + 784)] for label in (45, 36, 43)])
+    for name in ("mnist.csv", "fer2013.csv", "emnist.csv"):
         with pytest.raises(UsageError, match=r"the pixels of the images are in the table.*\.npz"):
             list_data(tmp_path / name)
 
@@ -975,3 +1058,114 @@ def test_notes_of_google_takeout_are_no_tables(tmp_path: Path) -> None:
             own = tmp_path / f"Takeout/Google Photos/{name}/{number}.jpg.json"
             write(own, json.dumps({"title": f"{number}.jpg", "people": []}))
     assert set(classes(list_data(tmp_path))) == {"cat", "dog"}
+
+
+def aircraft(root: Path) -> str:
+    """Lists of boxes, families and variants; the variants are what people want, but nothing says so."""
+    names = [f"{n:07}" for n in range(12)]
+    touch(root, *[f"data/images/{name}.jpg" for name in names])
+    write(root / "data/images_box.txt", "".join(f"{name} 3 4 900 600\n" for name in names))
+    for part, own in (("train", names[:4]), ("val", names[4:8]), ("test", names[8:])):
+        write(root / f"data/images_{part}.txt", "\n".join(own))
+    for level, kinds in (("family", ("A300", "Boeing 717")), ("variant", ("A300B4", "717-200"))):
+        for part, own in (("train", names[:4]), ("val", names[4:8]), ("trainval", names[:8]), ("test", names[8:])):
+            rows = "".join(f"{name} {kinds[n % 2]}\n" for n, name in enumerate(own))
+            write(root / f"data/images_{level}_{part}.txt", rows)
+    return r"several tables have labels; choose one:\n(- .*family.*\n){3}(- .*variant_\w+.txt\n?){3}$"
+
+
+def scenes(root: Path) -> str:
+    """SUN397: some classes have two levels."""
+    for kind in ("a/abbey", "c/church/indoor", "c/church/outdoor", "m/mosque/indoor", "o/oast_house"):
+        touch(root, *images(f"SUN397/{kind}"))
+    return r"abbey, church/indoor, church/outdoor, mosque/indoor and 1 more: .*'\^\[\^/\]\+/\[\^/\]\+/\(\.\+\)/\[\^/\]\+\$'"
+
+
+def magnifications(root: Path) -> str:
+    """BreakHis: a table of folds, in which only the magnification could be a label."""
+    kinds = ("benign/adenosis", "malignant/ductal")
+    names = [name for kind in kinds for size in ("40X", "100X") for name in images(f"{kind}/p1/{size}")]
+    touch(root, *names)
+    table(root / "Folds.csv", ["grp", "mag", "filename"], *[["train", name.split("/")[3], name] for name in names])
+    return r"The classes are benign, malignant: (.*\n)+- The labels of the table: .*Folds\.csv"
+
+
+def patches(root: Path) -> str:
+    touch(root, *images("patches/patient_004_node_1", prefix="x_"), *images("patches/patient_010_node_2", prefix="x_"))
+    table(root / "metadata.csv", ["patient", "node", "tumor"], [4, 1, 0], [10, 2, 1])
+    return r"pieces or groups, not classes.*--label-regex '\(\[\^/\]\+\)/\[\^/\]\+\$' Tables here: metadata\.csv: no column path"
+
+
+def objects(root: Path) -> str:
+    """PASCAL VOC with its segmentations."""
+    touch(root, *images("VOC2012/JPEGImages", 8), *images("VOC2012/SegmentationClass", 2, ".png"))
+    touch(root, *images("VOC2012/SegmentationObject", 2, ".png"), *images("VOC2012/Annotations", 8, ".xml"))
+    return "no images in class folders here"
+
+
+def rendered(root: Path) -> str:
+    """CLEVR: the words in the names are parts."""
+    touch(root, *[name for part in ("train", "val") for name in images(f"images/{part}", prefix=f"CLEVR_{part}_")])
+    return "no images in class folders here"
+
+
+def clothes(root: Path) -> str:
+    """Fashion products, once more in another folder: no folder is a class, and the table asks for its column."""
+    for name in ("myntradataset/images", "images"):
+        for number in range(8):
+            write(root / f"{name}/{number}.jpg", str(number))
+    rows = [[n, ("Men", "Women")[n % 2], ("Shirts", "Watches", "Heels")[n % 3]] for n in range(8)]
+    table(root / "styles.csv", ["id", "gender", "articleType"], *rows)
+    return "several columns could be the label: gender, articleType"
+
+
+def saved_below(root: Path) -> str:
+    touch(root, "d/train/data-00000-of-00001.arrow", "d/train/state.json")
+    write(root / "d/dataset_dict.json", '{"splits": ["train", "test"]}')
+    return r"d/dataset_dict\.json: written by save_to_disk; give the path of its folder"
+
+
+def arrays_in_a_folder(root: Path) -> str:
+    touch(root, "pathmnist.npz")
+    return r"pathmnist\.npz: arrays; give the path of this file"
+
+
+ASKED = [aircraft, scenes, magnifications, patches, objects, rendered, clothes, saved_below, arrays_in_a_folder]
+
+
+@pytest.mark.parametrize("build", ASKED)
+def test_well_known_data_that_are_asked_about_or_refused(build: Callable[[Path], str], tmp_path: Path) -> None:
+    message = build(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        list_data(tmp_path)
+
+
+def test_a_table_that_needs_multi_label_is_named_beside_the_one_that_is_read(tmp_path: Path) -> None:
+    """CelebA's identities and attributes."""
+    touch(tmp_path, *images("img_align_celeba", 6))
+    write(tmp_path / "identity_CelebA.txt", "".join(f"{n}.jpg {100 + n % 2}\n" for n in range(6)))
+    table(tmp_path / "list_attr.csv", ["image_id", "Bald", "Male"], *[[f"{n}.jpg", 1, n % 2] for n in range(6)])
+    assert any("list_attr.csv" in note and "--multi-label" in note for note in list_data(tmp_path).notes)
+
+
+def test_folders_of_the_same_names_but_other_images_are_no_copies(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        touch(tmp_path, *images(name), *images(f"augmented/{name}"))
+    with pytest.raises(UsageError, match="can be read in two ways"):
+        list_data(tmp_path)
+
+
+def test_tables_of_boxes_keep_their_parts(tmp_path: Path) -> None:
+    """A second box of another class contradicts its own table, not the other one."""
+    for part, start in (("train", 0), ("valid", 6)):
+        touch(tmp_path, *images(part, 6, start=start))
+        rows = [[f"{start + n}.jpg", kind, 1, 2, 3, 4] for n in range(6) for kind in ("cat", "dog")[n % 2 :]]
+        table(tmp_path / part / "_annotations.csv", ["filename", "class", "xmin", "ymin", "xmax", "ymax"], *rows)
+    assert parts(list_data(tmp_path)) == {"train": 6, "valid": 6}
+
+
+def test_a_single_list_of_a_part_gives_no_parts(tmp_path: Path) -> None:
+    aircraft(tmp_path)
+    listing = list_data(tmp_path / "data/images_variant_train.txt")
+    assert classes(listing) == {"A300B4": 2, "717-200": 2}
+    assert not any("parts from" in note for note in listing.notes)

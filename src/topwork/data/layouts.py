@@ -28,7 +28,7 @@ from topwork.errors import UsageError
 from topwork.text import canonical, count, escape, first_names, natural_key
 
 _PART_WORDS = {
-    "train": "train training entrainement apprentissage entrenamiento treino treinamento addestramento",
+    "train": "train training trainval entrainement apprentissage entrenamiento treino treinamento addestramento",
     "valid": "valid validation validate val dev validierung validacion validacao validazione",
     "test": "test testing eval evaluation prueba pruebas teste",
 }
@@ -55,11 +55,17 @@ _OTHER_NAMES = {
 _OUTSIDE = "not in a class folder"
 # What describes images and stands next to them: folders beside images/, and files such as 7_mask.png beside 7.png.
 ANNOTATION_NAMES = {
-    "annotations", "annotation", "masks", "mask", "labels", "trimaps", "segmentation", "segmentations", "xmls", "bboxes",
+    "annotations", "annotation", "masks", "mask", "labels", "trimaps", "segmentation", "segmentations", "segmentationclass",
+    "segmentationobject", "xmls", "bboxes",
 }  # fmt: skip
+_MAY_BE_CLASSES = {"masks", "mask", "labels"}  # of those, unless they lie beside images/
 _MASK_NAME = re.compile(
     r"(.+)[ _.-](?:masks?|seg|segmentation|superpixels|ground[ _-]?truth|gt)(?:[ _-]?\d+)?\.\w+$", re.IGNORECASE
 )
+
+
+def _folders_of(name: str) -> Iterator[str]:
+    return accumulate(name.split("/")[:-1], "{}/{}".format)
 
 
 @dataclass
@@ -141,25 +147,27 @@ def arrange(root: Path, found: Found, rules: Rules) -> Listing:
 
 def _without_masks(found: Found) -> tuple[Found, list[str]]:
     """The names without those of masks, and a sentence on them: files beside the image of that name, folders beside images/."""
-    folders = [posixpath.split(folder) for folder in found.folders]
-    beside = {outer for outer, own in folders if own.lower() in CONTAINER_NAMES}
-    masks = {posixpath.join(*one) for one in folders if one[0] in beside and one[1].lower() in ANNOTATION_NAMES}
+    split = [posixpath.split(folder) for folder in found.folders]
+    beside = {outer for outer, own in split if own.lower() in CONTAINER_NAMES}
+    other = {posixpath.join(*one) for one in split if one[1].lower() in ANNOTATION_NAMES - _MAY_BE_CLASSES}
+    if other:
+        other &= {folder for name in found.files if looks_like_image(name) for folder in _folders_of(name)}
+    masks = other | {posixpath.join(*one) for one in split if one[0] in beside and one[1].lower() in ANNOTATION_NAMES}
     named = {name: match[1] for name in found.files if (match := _MASK_NAME.match(name)) and looks_like_image(name)}
     stems = {posixpath.splitext(name)[0] for name in found.files} if named else set()
 
     def is_mask(name: str) -> bool:
-        return named.get(name) in stems or (
-            bool(masks) and not masks.isdisjoint(accumulate(name.split("/")[:-1], "{}/{}".format))
-        )
+        return named.get(name) in stems or (bool(masks) and not masks.isdisjoint(_folders_of(name)))
 
     aside = sorted(filter(is_mask, found.files), key=natural_key)
-    if not aside:
+    if not aside or not set(filter(looks_like_image, found.files)) - set(aside):
         return found, []
     rejects = [Reject(name, "a mask or annotation of another image", expected=True) for name in aside]
     left_out = set(aside)
     files = [name for name in found.files if name not in left_out]
     note = f"Ignored as masks or annotations of other images: {first_names(aside, 3)}."
-    return replace(found, files=files, rejects=[*found.rejects, *rejects]), [note]
+    folders = [name for name in found.folders if not is_mask(f"{name}/")]
+    return replace(found, files=files, folders=folders, rejects=[*found.rejects, *rejects]), [note]
 
 
 def make_listing(
@@ -256,7 +264,11 @@ def _inside(folder: Folder) -> Folder:
 
 def _is_part(name: str, folder: Folder) -> bool:
     """Whether a folder that stands alone is a part: it is called so and holds class folders, no images."""
-    return name.lower() in PART_NAMES and bool(folder.full) and _is_stray(folder)
+    return name.lower() in PART_NAMES and _holds_classes(folder)
+
+
+def _holds_classes(folder: Folder) -> bool:
+    return bool(folder.full) and _is_stray(folder)
 
 
 def parts_among(folders: Mapping[str, Folder]) -> dict[str, str]:
@@ -274,6 +286,14 @@ def parts_among(folders: Mapping[str, Folder]) -> dict[str, str]:
     for rest, found in pieces.items():  # train_1, train_2 and test, unless each number has both, as folds have
         if len(found) > 1 and all(len(family) == 1 for family in found):
             families[rest] = {name: part for family in found for name, part in family.items()}
+    alone = {name: part for family in families.values() for name, part in family.items()}
+    of_parts = list(alone.values())
+    if (
+        "train" in of_parts
+        and len(set(of_parts)) == len(of_parts) > 1
+        and all(_holds_classes(folders[name]) for name in alone)
+    ):
+        return alone  # one folder for each, whatever else their names say, such as train_mini and val
     for _, family in sorted(families.items(), key=lambda item: (item[0] != "", -len(item[1]))):
         kinds = set(family.values()) - {"unlabeled"}
         if len(kinds) > 1 and ("train" in kinds or not any(folders[name].n_direct for name in family)):
@@ -341,16 +361,13 @@ def _by_folder(root: Path, found: Found, tree: Folder, places: list[Place], asid
     labeled = [place for place in places if _has_classes(place) and not _is_unknown(place, places)]
     aside = aside + [place.folder for place in places if place not in labeled and place.part]
     inner_parts = _parts_in_classes(root, places) if sum(place.part != "unlabeled" for place in places) == 1 else {}
-    nested: list[str] = []
-    copies: list[Folder] = []
-    if not inner_parts and labeled:
-        nested, copies = _nested_classes(root, found, labeled)
+    nested = _nested_classes(root, labeled) if not inner_parts and labeled else []
     takers = [(place.folder.name, place.part) for place in labeled]
     entries: list[Entry] = []
     rejects = list(found.rejects)
     outside: Counter[str] = Counter()
     notes_only = _folders_of_notes(found.files, [place.folder for place in labeled])
-    left_out = sorted([*aside, *copies, *notes_only], key=lambda folder: -len(folder.name))
+    left_out = sorted([*aside, *notes_only], key=lambda folder: -len(folder.name))
     for name in found.files:
         folder = next((folder.name for folder in left_out if name.startswith(folder.name)), None)
         if folder is not None:
@@ -368,7 +385,6 @@ def _by_folder(root: Path, found: Found, tree: Folder, places: list[Place], asid
     ]
     class_names = {name for place in labeled for name, child in place.folder.children.items() if child not in left_out}
     notes = _notes_on_folders(root, places, labeled, aside, outside)
-    notes += [f"Ignored as copies of the class folders next to them: {_names_of(copies)}."] if copies else []
     notes = (
         [f"Nested folders count as the class folder they are in: {first_names(nested)}.", *notes] if nested else notes
     )
@@ -431,8 +447,8 @@ def _parts_in_classes(root: Path, places: list[Place]) -> dict[str, str]:
     return found
 
 
-def _nested_classes(root: Path, found: Found, labeled: list[Place]) -> tuple[list[str], list[Folder]]:
-    """Class folders that hold images only in subfolders; and folders that repeat their neighbors.
+def _nested_classes(root: Path, labeled: list[Place]) -> list[str]:
+    """Class folders that hold images only in subfolders.
 
     Raises:
         UsageError: most images lie so deep that the inner folders may be the classes, or inner folders are called like classes.
@@ -446,16 +462,12 @@ def _nested_classes(root: Path, found: Found, labeled: list[Place]) -> tuple[lis
         for name, nodes in tops.items()
         if not any(node.n_direct for node in nodes)
     }
-    is_one = len(labeled) == 1 and len(tops) > 1
-    copied = [name for name in deep if is_one and _repeats(tops[name][0], tops, found)]
-    copies = [tops[name][0] for name in copied]
-    deep = {name: nodes for name, nodes in deep.items() if name not in copied}
     inner = {name for nodes in deep.values() for node in nodes for name in node.full}
     n_deep = sum(node.n_images for nodes in deep.values() for node in nodes)
-    n_all = sum(node.n_images for nodes in tops.values() for node in nodes) - sum(f.n_images for f in copies)
+    n_all = sum(node.n_images for nodes in tops.values() for node in nodes)
     if len(inner) > 1 and (2 * n_deep > n_all or len(inner & set(tops)) > 1):
         raise UsageError(_two_readings(root, labeled, tops, deep, inner))
-    return sorted(deep, key=natural_key) if len(inner) > 1 else [], copies
+    return sorted(deep, key=natural_key) if len(inner) > 1 else []
 
 
 def _without_wrappers(folder: Folder) -> Folder:
@@ -463,15 +475,6 @@ def _without_wrappers(folder: Folder) -> Folder:
     while not folder.n_direct and len(folder.full) == 1 and not next(iter(folder.full.values())).n_direct:
         (folder,) = folder.full.values()
     return folder
-
-
-def _repeats(folder: Folder, tops: Mapping[str, list[Folder]], found: Found) -> bool:
-    """Whether a folder is a copy of the class folders next to it, as some archives hold their content twice."""
-    if len(set(folder.full) & set(tops)) < 2:
-        return False
-    outer = folder.name.rstrip("/").rpartition("/")[0]
-    prefix, files = f"{outer}/" if outer else "", set(found.files)
-    return all(prefix + name.removeprefix(folder.name) in files for name in found.files if name.startswith(folder.name))
 
 
 def _two_readings(
@@ -482,7 +485,13 @@ def _two_readings(
     above = "[^/]+/" * min(n_above)
     path = shlex.quote(str(root))
     nodes = [node for found in deep.values() for node in found]
-    innermost = {name for node in nodes for name in _names_above_images(node)}
+    below = [folder.name.split("/")[min(n_above) + 1 : -1] for node in nodes for folder in _above_images(node)]
+    # SUN397 has abbey and church/indoor.
+    are_long = len(set(map(len, below))) > 1 == len(n_above) and not any(
+        name.lower() in CONTAINER_NAMES | set(PART_NAMES) for names in below for name in names
+    )
+    innermost = {"/".join(names) if are_long else names[-1] for names in below}
+    pattern = f"^{above}[^/]+/(.+)/[^/]+$" if are_long else "([^/]+)/[^/]+$"
     repeated = len(nodes) > len(deep) or sum(len(node.full) for node in nodes) > len(inner)
     lines = [f"{escape(str(root))}: can be read in two ways; choose one (these options work with every command):"]
     if len(n_above) == 1 and len(tops) > 1:
@@ -492,18 +501,18 @@ def _two_readings(
     domain = f" --domain-by '^{above}([^/]+)/'" if repeated and len(n_above) == 1 and len(tops) > 1 else ""
     lines.append(
         f"- The classes are the innermost folders, {first_names(sorted(innermost, key=natural_key), 4)}: "
-        f"topwork fit {path} --label-regex '([^/]+)/[^/]+$'{domain}"
+        f"topwork fit {path} --label-regex '{pattern}'{domain}"
     )
-    alone = next((node for node in nodes if len(node.full) > 1), None)
-    if alone is not None and labeled[0].part is None:
-        lines.append(f"- Only one of the folders: topwork fit {shlex.quote(str(root / alone.name))}")
+    alone = [node for node in nodes if len(node.full) > 1][:2] if labeled[0].part is None else []
+    lines += [f"- Only {escape(node.name)}: topwork fit {shlex.quote(str(root / node.name))}" for node in alone]
     return "\n".join(lines)
 
 
-def _names_above_images(folder: Folder) -> Iterator[str]:
-    for name, child in folder.full.items():
-        yield from [name] * bool(child.n_direct)
-        yield from _names_above_images(child)
+def _above_images(folder: Folder) -> Iterator[Folder]:
+    """The folders in it that hold images directly."""
+    for child in folder.full.values():
+        yield from [child] * bool(child.n_direct)
+        yield from _above_images(child)
 
 
 def _notes_on_folders(
@@ -596,7 +605,8 @@ def regex_for_names(names: Sequence[str]) -> str | None:
     for pattern in _NAME_PATTERNS:
         labels = Counter(match[1] for name in names if (match := re.match(pattern, name.rsplit("/", 1)[-1])))
         n_matched = sum(labels.values())
-        if 2 <= len(labels) <= max(2, n_matched / 3) and 2 * n_matched > len(names):
+        are_parts_only = all(map(_split_name, labels))
+        if 2 <= len(labels) <= max(2, n_matched / 3) and 2 * n_matched > len(names) and not are_parts_only:
             return pattern
     return None
 

@@ -15,14 +15,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from topwork.data.columns import NUMBERED_PARTS, listing_of, named_labels, rows_of
+from topwork.data.columns import GUESSED, NUMBERED_PARTS, listing_of, named_labels, rows_of
 from topwork.data.folders import Found
 from topwork.data.layouts import (
     ANNOTATION_NAMES,
     CONTAINER_NAMES,
     PART_NAMES,
+    Folder,
     are_parts,
     arrange,
+    label_taker,
     look_through,
     looks_like_image,
     make_listing,
@@ -47,8 +49,10 @@ _IMAGES = re.compile(
     r"(?<![^/])(?:images|img)/(?!.*/(?:images|img)/)"
 )  # the folder that labels/ or Supervisely's ann/ lies beside
 _BOXES = re.compile(r"\d+( -?\d*\.?\d+){4,}\s*$", re.MULTILINE)  # a line of YOLO: a class, then the box or outline
+_DEPTH_OF_REPEATS, _MANY_FOLDERS = 3, 100  # folders further down or among more are classes or patients
 _LONGEST_LABEL = 200  # characters; a longer text beside an image is a caption
 _INSIDE = "an archive inside; unpack it first"
+_OF_DATASETS = ("dataset_dict.json", "dataset_info.json", "state.json")  # what save_to_disk writes beside its data
 _CIFAR_FILES = ("test_batch", "batches.meta", *(f"data_batch_{n}" for n in range(1, 6)))
 _NOT_OPENED = {
     "MNIST's own format; save the arrays as .npz (x_train, y_train)": ("-ubyte", "-ubyte.gz"),
@@ -62,7 +66,13 @@ _NOT_OPENED = {
     "TFRecords, which are not read; save the images as files, or in Parquet": (".tfrecord", ".tfrecords", ".tfrec"),
     "records of a kind that is not read; save the images as files, or in Parquet": (".rec", ".mdb", ".lmdb", ".beton"),
     "a database; save the table as CSV": (".db", ".sqlite", ".sqlite3"),
-    "a table of a kind that is not read; save it as Parquet or CSV": (".arrow", ".feather", ".rds"),
+    "a table of a kind that is not read; give the folder that save_to_disk wrote, or save it as Parquet or CSV": (
+        ".arrow",
+        ".feather",
+        ".rds",
+    ),
+    "arrays; give the path of this file": (".npz",),
+    "written by save_to_disk; give the path of its folder": ("dataset_dict.json",),
     "arrays of a kind that is not read; save them as .npz (X, y)": (".h5", ".hdf5", ".npy", ".bin"),
     "a pickle, which can run code; save what is in it as .npz or CSV": (".pkl", ".pickle", ".pt", ".pth", ".joblib"),
     "pickled CIFAR batches, which are not opened; save the arrays as .npz (X, y)": _CIFAR_FILES,
@@ -103,10 +113,55 @@ def list_names(root: Path, found: Found, rules: Rules) -> Listing:
     Raises:
         UsageError: neither labels them, or they can be read in two ways.
     """
-    listing = arrange(root, found, rules) if rules.label_regex is not None else _chosen(root, found, rules)
+    if rules.label_regex is not None:
+        listing = arrange(root, found, rules)
+    else:
+        found, notes = _without_repeats(found)
+        listing = _chosen(root, found, rules)
+        listing = replace(listing, notes=(*listing.notes, *notes))
     if listing.layout != "table":
         listing = _with_class_names(listing, found, rules)
+    elif rules.class_names is None and not rules.multi_label:
+        listing = _named_by_files(listing)
     return with_parts_stated(listing, found.files, Files.of(found))
+
+
+def _without_repeats(found: Found) -> tuple[Found, list[str]]:
+    """The names without folders that repeat others, and a sentence on these: many archives of Kaggle hold their content twice."""
+    files = set(found.files)
+    repeats: dict[str, str] = {}
+    tops = [tree_of(replace(found, files=[]))]
+    for _ in range(_DEPTH_OF_REPEATS):
+        for top in tops:
+            alike: dict[str, Folder] = {}
+            for own, folder in sorted(top.children.items()):
+                others = (top, alike.setdefault(own.lower(), folder))
+                same = next((one for one in others if _repeats(folder, one, found, files)), None)
+                if same is not None:
+                    repeats[folder.name] = same.name
+        tops = [one for top in tops for one in top.children.values() if len(one.children) <= _MANY_FOLDERS]
+    if not repeats:
+        return found, []
+    left_out = tuple(repeats)
+    rejects = [Reject(name, f"the same files as in {other or './'}", expected=True) for name, other in repeats.items()]
+    kept, folders = (
+        [name for name in names if not f"{name}/".startswith(left_out)] for names in (found.files, found.folders)
+    )
+    note = f"Ignored, because the same files are next to them: {first_names(list(repeats))}."
+    return replace(found, files=kept, folders=folders, rejects=[*found.rejects, *rejects]), [note]
+
+
+def _repeats(folder: Folder, other: Folder, found: Found, files: set[str]) -> bool:
+    """Whether a folder of folders holds the same files as another one: all names are there, and the first and last file are equal."""
+    inner = {name for name, child in other.children.items() if child is not folder}
+    if other is folder or not folder.children or not inner.issuperset(folder.children):
+        return False
+    own = [name for name in found.files if name.startswith(folder.name)]
+    same = [other.name + name.removeprefix(folder.name) for name in own]
+    try:
+        return bool(own) and files.issuperset(same) and all(found.read(own[n]) == found.read(same[n]) for n in (0, -1))
+    except ImageError:
+        return False
 
 
 def _with_class_names(listing: Listing, found: Found, rules: Rules) -> Listing:
@@ -123,22 +178,45 @@ def _with_class_names(listing: Listing, found: Found, rules: Rules) -> Listing:
     return replace(listing, entries=entries, class_names=class_names, notes=(*listing.notes, f"Class folders{said}."))
 
 
+def _named_by_files(listing: Listing) -> Listing:
+    """Class numbers of a table become names if each goes with one folder, as in DomainNet, or one word in the names of the files, as in Oxford's pets."""
+    paths = [entry.path for entry in listing.entries]
+    pattern = regex_for_names(paths)
+    by_folder = [posixpath.basename(posixpath.dirname(path)) for path in paths]
+    by_file = list(map(label_taker(pattern), paths)) if pattern is not None else []
+    for words in (by_folder, by_file):
+        pairs = set(zip((entry.label for entry in listing.entries), words, strict=False))
+        names = {number: name for number, name in pairs if number.isdecimal() and name and not name.isdecimal()}
+        if len(pairs) == len(names) == len(set(names.values())) > 1 and not _are_pieces([*names.values()]):
+            entries = [replace(entry, label=names[entry.label]) for entry in listing.entries]
+            note = f"Class numbers named after the {'folders' if words is by_folder else 'files'} of their images."
+            return make_listing(listing.root, listing.layout, entries, listing.rejects, [*listing.notes, note])
+    return listing
+
+
 def _chosen(root: Path, found: Found, rules: Rules) -> Listing:
     by_table, failures = _table_among(root, found, rules)
     try:
         by_folder = arrange(root, found, rules)
-    except UsageError:
-        if by_table is None or not by_table.covers_most:
+    except UsageError as error:
+        if by_table is not None and by_table.covers_most and not by_table.is_guess:
+            return by_table.listing
+        if by_table is None or "choose one" not in str(error):
             raise
-        return by_table.listing
+        n_failed = sum(not reject.expected for reject in by_table.listing.rejects)
+        if 2 * n_failed > len(by_table.listing.entries):
+            raise
+        raise UsageError(
+            f"{error}\n- The labels of the table: topwork fit {shlex.quote(str(root / by_table.name))}"
+        ) from None
     if by_table is None:
         return _without_table(root, found, rules, by_folder, failures)
-    if not _are_classes(by_folder.class_names):
-        return by_table.listing
-    if _are_groups(by_folder, by_table.listing):
+    if (of_both := _with_labels_outside(by_folder, by_table.listing)) is not None:
+        return of_both
+    if not _are_classes(by_folder.class_names) or _are_groups(by_folder, by_table.listing):
         return by_table.listing
     if not by_table.covers_most and not _covers(by_table.listing, by_folder):
-        return _with_labels_outside(by_folder, by_table.listing)
+        return by_folder
     if (folder_of := _folder_of_label(by_folder, by_table.listing)) is not None:
         of_table, of_folder = ({one.part for one in found.entries} - {None} for found in (by_table.listing, by_folder))
         hints = [note for note in by_table.listing.notes if "--group-by" in note]
@@ -169,6 +247,12 @@ def _without_table(root: Path, found: Found, rules: Rules, by_folder: Listing, f
             failures = [str(error), *failures]
     if not has_classes and several is not None:
         raise UsageError(several)
+    if not has_classes and _are_pieces(by_folder.class_names):
+        raise UsageError(
+            f"{escape(str(root))}: the folders {first_names(by_folder.class_names, 4)} seem to be pieces or groups, not classes, and no table labels "
+            f"their images. If they are the classes: topwork fit {shlex.quote(str(root))} --label-regex '([^/]+)/[^/]+$'"
+            + "".join(f" Tables here: {one}" for one in failures[:1])
+        )
     if by_folder.entries and not _are_parts(by_folder.class_names):
         said = [f"Tables here: {failures[0]}"] if failures and not has_classes else []
         return replace(by_folder, notes=(*by_folder.notes, *said))
@@ -178,8 +262,9 @@ def _without_table(root: Path, found: Found, rules: Rules, by_folder: Listing, f
 
 
 def _are_classes(names: Sequence[str]) -> bool:
-    """Whether folders of these names, which hold images, are surely classes."""
-    return len(names) > 1 and not _are_parts(names) and not _are_containers(names)
+    """Whether folders of these names, which hold images, are surely classes: none is called ``images`` or only numbered."""
+    is_other = any(name.lower() in CONTAINER_NAMES for name in names) or _are_numbers(names) or _are_pieces(names)
+    return len(names) > 1 and not _are_parts(names) and not is_other
 
 
 def _are_parts(names: Sequence[str]) -> bool:
@@ -189,24 +274,31 @@ def _are_parts(names: Sequence[str]) -> bool:
     return are_parts(names) or (has_both and found <= CONTAINER_NAMES | ANNOTATION_NAMES)
 
 
-def _are_containers(names: Sequence[str]) -> bool:
-    """Whether folder names only number what they hold: images_part_1 and images_part_2, patient_7_node_1, or 0 and 1, but not n01440764."""
+def _are_numbers(names: Sequence[str]) -> bool:
+    return {re.sub("[0-9]+", "", name).strip("_- .") for name in names} == {""}
+
+
+def _are_pieces(names: Sequence[str]) -> bool:
+    """Whether folder names number what they hold: images_part_1 and images_part_2, patient_7_node_1, but not n01440764."""
     stems = {re.sub("[0-9]+", "", name).strip("_- .").lower() for name in names}
     words = {word for stem in stems for word in re.findall("[a-z]+", stem)}
-    return (
-        stems <= CONTAINER_NAMES
-        or stems == {""}
-        or (len(stems) == 1 and bool(words & (CONTAINER_NAMES | _PIECES | _GROUPS)))
-    )
+    return len(stems) == 1 < len(names) and bool(words & (CONTAINER_NAMES | _PIECES | _GROUPS))
 
 
-def _with_labels_outside(by_folder: Listing, by_table: Listing) -> Listing:
-    """Adds a part labeled by a table next to class folders, such as Tiny ImageNet's ``val_annotations.txt``."""
+def _with_labels_outside(by_folder: Listing, by_table: Listing) -> Listing | None:
+    """Adds a part labeled by a table next to class folders, such as Tiny ImageNet's ``val_annotations.txt``; None if it labels no such part.
+
+    Numbers may have leading zeros in the names of the folders, as in GTSRB.
+    """
     known = {entry.path for entry in by_folder.entries}
-    more = [replace(one, part=one.part or part_of_name(posixpath.dirname(one.path))) for one in by_table.entries]
-    is_same = all(one.label in by_folder.class_names and one.part and one.path not in known for one in more)
+    names = {(name.lstrip("0") or "0") if name.isdecimal() else name: name for name in by_folder.class_names}
+    more = [
+        replace(one, label=names.get(one.label, ""), part=one.part or part_of_name(posixpath.dirname(one.path)))
+        for one in by_table.entries
+    ]
+    is_same = all(one.label and one.part and one.path not in known for one in more)
     if not is_same or not all(entry.part for entry in by_folder.entries):
-        return by_folder
+        return None
     folders = {f"{posixpath.dirname(entry.path)}/" for entry in more}
     notes = [note for note in by_folder.notes if not any(note.startswith(escape(folder)) for folder in folders)]
     rejects = [reject for reject in by_folder.rejects if reject.path not in folders]
@@ -219,7 +311,8 @@ def _no_classes(root: Path, found: Found, listing: Listing, failures: Sequence[s
     pattern = regex_for_names([name for name in found.files if looks_like_image(name)])
     if pattern is None:
         folders = first_names(listing.class_names, 4)
-        there = f"the folders {folders} hold images but no class folders. " if listing.entries else ""
+        has_images = any(looks_like_image(entry.path) for entry in listing.entries)
+        there = f"the folders {folders} hold images but no class folders. " if has_images else ""
         is_reason = failures and not there and not any(not_opened(reject.path) for reject in listing.rejects)
         return (
             f"{escape(str(root))}: no class folders here.{said}"
@@ -237,11 +330,12 @@ def _no_classes(root: Path, found: Found, listing: Listing, failures: Sequence[s
 
 @dataclass(frozen=True)
 class _ByTable:
-    """Labels from the tables in a folder. ``covers_most``: they name most of the images."""
+    """Labels from the tables in a folder. ``covers_most``: they name most of the images; ``is_guess``: only their content speaks for the column."""
 
     name: str
     listing: Listing
     covers_most: bool
+    is_guess: bool
 
 
 def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | None, list[str]]:
@@ -270,6 +364,7 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
         usable = _parts_of_tables(root, usable)
     rows = [row for _, own, _ in usable for row in own]
     notes = [note for _, _, own in usable for note in own]
+    notes += [f"Not used: {text}" for text in failed if "--multi-label" in text][:1]
     listing = listing_of(root, "table", _with_parts_of_folders(found, rows), rules, notes)
     images = set(Files.of(found).names)
     listed = {entry.path for entry in listing.entries}
@@ -278,7 +373,8 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
         Reject(folder, f"{n:,} images that the table does not name", expected=True) for folder, n in not_named.items()
     ]
     listing = replace(listing, rejects=(*listing.rejects, *found.rejects, *aside))
-    return _ByTable(usable[0][0], listing, 10 * len(listed & images) >= 8 * len(images)), []
+    is_guess = any(GUESSED in note for note in notes)
+    return _ByTable(usable[0][0], listing, 10 * len(listed & images) >= 8 * len(images), is_guess), []
 
 
 def _read_among(name: str, found: Found, rules: Rules) -> _Read | str:
@@ -318,7 +414,7 @@ def _may_hold_labels(name: str, stems: set[str]) -> bool:
     own = name.lower()
     is_list = own.endswith(LIST_ENDINGS)
     is_note = own.endswith(_NOTE_ENDINGS) and _stem(name) in stems
-    is_other = "submission" in own or _is_class_file(name) or (is_list and _divides(name))
+    is_other = "submission" in own or own.endswith(_OF_DATASETS) or _is_class_file(name) or (is_list and _divides(name))
     return own.endswith(ENDINGS) and not is_note and not is_other
 
 
@@ -329,6 +425,9 @@ def _stem(name: str) -> str:
 def _parts_of_tables(root: Path, usable: list[_Read]) -> list[_Read]:
     """Tables named train, valid and test, or in folders with these names; else the one with most rows."""
     parts = {name: part for name, _, _ in usable if (part := part_of_name(name)) is not None}
+    whole = _with_others(usable, parts)
+    usable = [one for one in usable if one[0] not in whole]
+    parts = {name: part for name, part in parts.items() if name not in whole}
     n_rows = {name: len(rows) for name, rows, _ in usable}
     largest = max((n for name, n in n_rows.items() if name not in parts), default=0)
     if len(set(parts.values())) > 1 and sum(n_rows[name] for name in parts) >= largest:
@@ -337,7 +436,7 @@ def _parts_of_tables(root: Path, usable: list[_Read]) -> list[_Read]:
             for name, rows, notes in usable
             if name in parts
         ]
-        if not _contradict([row for _, rows, _ in found for row in rows]):
+        if not _contradict([rows for _, rows, _ in found]):
             return found
     sizes = sorted((len({row.path for row in rows}) for _, rows, _ in usable), reverse=True)
     if sizes[0] < 1.5 * sizes[1]:
@@ -347,11 +446,23 @@ def _parts_of_tables(root: Path, usable: list[_Read]) -> list[_Read]:
     return [max(usable, key=lambda item: len({row.path for row in item[1]}))]
 
 
-def _contradict(rows: Sequence[Entry]) -> bool:
-    """Whether half of the images that are listed twice have two labels, as in tables of the genus and of the species."""
+def _with_others(usable: list[_Read], parts: Mapping[str, str]) -> set[str]:
+    """Tables of a part that hold those of another, such as ``trainval.txt`` beside ``train.txt`` and ``val.txt``."""
+    images = {name: {row.path for row in rows} for name, rows, _ in usable if name in parts}
+    return {
+        name
+        for name, own in images.items()
+        if any(parts[one] != parts[name] and images[one] <= own for one in images)
+        and any(parts[one] == parts[name] and images[one] < own for one in images)
+    }
+
+
+def _contradict(tables: Sequence[Sequence[Entry]]) -> bool:
+    """Whether half of the images in several tables have two labels, as in tables of the genus and of the species."""
     labels: dict[str, list[str]] = {}
-    for row in rows:
-        labels.setdefault(row.path, []).append(row.label)
+    for rows in tables:
+        for path, label in {row.path: row.label for row in reversed(rows)}.items():
+            labels.setdefault(path, []).append(label)
     several = [set(own) for own in labels.values() if len(own) > 1]
     return 2 * sum(len(own) > 1 for own in several) > len(several)
 
@@ -485,8 +596,8 @@ def with_parts_stated(listing: Listing, names: Sequence[str], files: Files) -> L
         named = files.named(path)
         if len(named) == 1 and part_of.setdefault(named[0], part) != part:
             return listing
-    n_named = sum(entry.path in part_of for entry in listing.entries)
-    if len(set(part_of.values())) < 2 or 10 * n_named < 9 * len(listing.entries):
+    known = [part_of[entry.path] for entry in listing.entries if entry.path in part_of]
+    if len(set(known)) < 2 or 10 * len(known) < 9 * len(listing.entries):
         return listing
     entries = tuple(replace(entry, part=part_of.get(entry.path)) for entry in listing.entries)
     note = f"Train, valid and test parts from {first_names(sources, 3)}."
