@@ -235,6 +235,14 @@ def traffic_signs(root: Path) -> None:
     table(root / "Meta.csv", ["Path", "ClassId", "ShapeId"], *meta)
 
 
+def north_american_birds(root: Path) -> None:
+    """NABirds: the names of the numbers stand next to images/, and those of their orders with them."""
+    for number in (295, 296):
+        touch(root, *images(f"images/{number:04}"))
+    write(root / "classes.txt", "0 Birds\n295 Black Duck\n296 Mallard\n")
+    write(root / "hierarchy.txt", "0 0\n295 0\n296 0\n")
+
+
 def udacity_flowers(root: Path) -> None:
     for number in (1, 2, 10):
         touch(root, *images(f"train/{number}", 4, prefix=f"image_{number}"), *images(f"valid/{number}", 2, start=4))
@@ -358,6 +366,38 @@ def birds_and_segmentations(root: Path) -> None:
     touch(root, *images("segmentations/002.Laysan_Albatross", 4, ".png", start=4))
 
 
+def retinal_diseases(root: Path) -> None:
+    """RFMiD on Kaggle: every part has a table and images 1.png, 2.png, ... in folders of its own name."""
+    for part, own, n in (("Training", "Training", 6), ("Evaluation", "Validation", 4), ("Test", "Test", 4)):
+        place = f"{part}_Set/{part}_Set"
+        touch(root, *images(f"{place}/{own}", n, ".png", start=1))
+        rows = [[number, number % 2] for number in range(1, n + 1)]
+        table(root / f"{place}/RFMiD_{own}_Labels.csv", ["ID", "Disease_Risk"], *rows)
+
+
+def herbarium(root: Path) -> None:
+    """Kaggle's herbarium of 2022 names the keys of COCO in its own way."""
+    touch(root, *images("train_images/000/00"), *images("train_images/000/01", start=4), *images("test_images/000", 3))
+    kinds = [{"category_id": n, "scientificName": name} for n, name in enumerate(("Abies alba", "Acer rubrum"))]
+    files = [{"image_id": f"000__{n}", "file_name": f"000/0{n // 4}/{n}.jpg"} for n in range(8)]
+    labels = [{"image_id": f"000__{n}", "category_id": n // 4, "genus_id": 1} for n in range(8)]
+    found = {"annotations": labels, "images": files, "categories": kinds, "genera": [{"genus_id": 1}]}
+    write(root / "train_metadata.json", json.dumps(found))
+
+
+def skin_and_segmentations(root: Path) -> str:
+    touch(root, *images("HAM10000_images_part_1"), *images("HAM10000_images_part_2", start=4), "HAM10000_metadata")
+    touch(root, *images("HAM10000_segmentations", 8, "_segmentation.png"))
+    return "pieces or groups, not classes"
+
+
+def fish(root: Path) -> None:
+    """A Large Scale Fish Dataset: in each class a folder of images and one of their segmentations."""
+    for kind in ("Trout", "Sea Bass"):
+        touch(root, *images(f"Fish_Dataset/{kind}/{kind}", ending=".png"))
+        touch(root, *images(f"Fish_Dataset/{kind}/{kind} GT", ending=".png"))
+
+
 def smokers(root: Path) -> None:
     """PAD-UFES-20: the diagnosis stands beside columns of True and False."""
     touch(root, *images("imgs_part_1", 3, ".png"), *images("imgs_part_2", 3, ".png", start=3))
@@ -393,6 +433,7 @@ KNOWN: dict[str, tuple[Callable[[Path], None], dict[str, int], dict[str | None, 
         {"pink primrose": 6, "canna lily": 6, "globe thistle": 6},
         {"train": 12, "valid": 6},
     ),
+    "NABirds": (north_american_birds, {"Black Duck": 4, "Mallard": 4}, {None: 8}),
     "CUB": (cub, {"001.Black_footed_Albatross": 4, "002.Laysan_Albatross": 4}, {"train": 4, "test": 4}),
     "iNaturalist": (inaturalist, {"Parus major": 4, "Turdus merula": 4}, {"train": 6, "valid": 2}),
     "Places365": (places_365, {"/a/airfield": 5, "/b/bakery": 5}, {"train": 6, "valid": 4}),
@@ -416,6 +457,9 @@ KNOWN: dict[str, tuple[Callable[[Path], None], dict[str, int], dict[str | None, 
         {"001.Black_footed_Albatross": 4, "002.Laysan_Albatross": 4},
         {"train": 4, "test": 4},
     ),
+    "RFMiD": (retinal_diseases, {"0": 7, "1": 7}, {"train": 6, "valid": 4, "test": 4}),
+    "herbarium": (herbarium, {"Abies alba": 4, "Acer rubrum": 4}, {None: 8}),
+    "fish": (fish, {"Trout": 4, "Sea Bass": 4}, {None: 8}),
     "PAD-UFES": (smokers, {"BCC": 3, "NEV": 3}, {None: 6}),
     "birds": (birds, {"ABBOTTS BABBLER": 8, "ABBOTTS BOOBY": 8}, {"train": 8, "valid": 4, "test": 4}),
 }
@@ -1093,7 +1137,7 @@ def magnifications(root: Path) -> str:
 def patches(root: Path) -> str:
     touch(root, *images("patches/patient_004_node_1", prefix="x_"), *images("patches/patient_010_node_2", prefix="x_"))
     table(root / "metadata.csv", ["patient", "node", "tumor"], [4, 1, 0], [10, 2, 1])
-    return r"pieces or groups, not classes.*--label-regex '\(\[\^/\]\+\)/\[\^/\]\+\$' Tables here: metadata\.csv: no column path"
+    return r"pieces or groups, not classes.*--label-regex '\(\[\^/\]\+\)/\[\^/\]\+\$'\nTables here: metadata\.csv: no column path"
 
 
 def objects(root: Path) -> str:
@@ -1130,7 +1174,80 @@ def arrays_in_a_folder(root: Path) -> str:
     return r"pathmnist\.npz: arrays; give the path of this file"
 
 
-ASKED = [aircraft, scenes, magnifications, patches, objects, rendered, clothes, saved_below, arrays_in_a_folder]
+def grades(root: Path) -> str:
+    """IDRiD: two grades for each image; among the few test images one of them has too many values to be a label."""
+    base = "B. Disease Grading"
+    for part, own, n in (("a. Training", "a. IDRiD_Training", 12), ("b. Testing", "b. IDRiD_Testing", 6)):
+        touch(root, *images(f"{base}/1. Original Images/{part} Set", n, prefix=f"{own[3:]}_"))
+        rows = [[f"{own[3:]}_{k}", k % 4, k % 2] for k in range(n)]
+        table(root / f"{base}/2. Groundtruths/{own} Labels.csv", ["Image name", "Retinopathy grade", "Risk"], *rows)
+    return "several columns could be the label: Retinopathy grade, Risk"
+
+
+def sizes(root: Path) -> str:
+    """The flowers of Kaggle's TPU course: every size is a dataset with a test part without labels."""
+    for size in ("jpeg-192x192", "jpeg-224x224"):
+        for kind in ("daisy", "rose"):
+            touch(root, *images(f"{size}/train/{kind}"), *images(f"{size}/val/{kind}", 2))
+        touch(root, *images(f"{size}/test"), f"tfrecords-{size}/train/00.tfrec")
+    return (
+        r"each hold .* folders with the same class folders; choose one:\n- One of them: topwork fit \S+jpeg-192x192\n"
+    )
+
+
+def organs(root: Path) -> str:
+    """HyperKvasir: the folders can be read in two ways, and so can the table."""
+    rows = []
+    for place, kind in (("lower/landmarks", "cecum"), ("lower/findings", "polyps"), ("upper/landmarks", "pylorus")):
+        names = images(f"labeled-images/{place}/{kind}", prefix=kind)
+        touch(root, *names)
+        rows += [[Path(name).stem, *place.split("/"), kind] for name in names]
+    table(root / "labeled-images/image-labels.csv", ["Image", "Organ", "Classification", "Finding"], *rows)
+    return (
+        r"two ways; choose one(.*\n)+Tables here: .*several columns could be the label: Organ, Classification, Finding"
+    )
+
+
+def meals(root: Path) -> str:
+    """Food-11: the class is the first number in the name."""
+    touch(root, *[f"{part}/{n % 3}_{n}.jpg" for part in ("training", "validation") for n in range(12)])
+    return r"--label-regex '\^\(\\d\+\)_\\d\+\\\.\\w\+\$'"
+
+
+def castings(root: Path) -> str:
+    """Two datasets, each in a folder of its own name."""
+    for kind in ("def_front", "ok_front"):
+        touch(root, *images(f"casting_512x512/casting_512x512/{kind}"))
+        for part in ("train", "test"):
+            touch(root, *images(f"casting_data/casting_data/{part}/{kind}"))
+    return r"innermost folders, def_front, ok_front: (.*\n)- Only casting_512x512/casting_512x512/: .*\n- Only casting_data/"
+
+
+def paintings(root: Path) -> str:
+    """The same, but the images of one have no class folders."""
+    for name in ("Degas", "Sisley"):
+        touch(root, *images(f"images/images/{name}"), *images("resized/resized", prefix=name))
+    return r"two ways; choose one(.*\n)+- Only images/images/: "
+
+
+ASKED = [
+    castings,
+    paintings,
+    skin_and_segmentations,
+    grades,
+    sizes,
+    organs,
+    meals,
+    aircraft,
+    scenes,
+    magnifications,
+    patches,
+    objects,
+    rendered,
+    clothes,
+    saved_below,
+    arrays_in_a_folder,
+]
 
 
 @pytest.mark.parametrize("build", ASKED)
@@ -1162,6 +1279,18 @@ def test_tables_of_boxes_keep_their_parts(tmp_path: Path) -> None:
         rows = [[f"{start + n}.jpg", kind, 1, 2, 3, 4] for n in range(6) for kind in ("cat", "dog")[n % 2 :]]
         table(tmp_path / part / "_annotations.csv", ["filename", "class", "xmin", "ymin", "xmax", "ymax"], *rows)
     assert parts(list_data(tmp_path)) == {"train": 6, "valid": 6}
+
+
+def test_tables_further_up_than_the_images_are_found(tmp_path: Path) -> None:
+    grades(tmp_path)
+    listing = list_data(tmp_path, rules=Rules(label_column="Retinopathy grade"))
+    assert classes(listing) == {"0": 5, "1": 5, "2": 4, "3": 4}
+    assert parts(listing) == {"train": 12, "test": 6}
+
+
+def test_one_folder_of_images_with_the_label_in_their_names_is_pointed_out(tmp_path: Path) -> None:
+    touch(tmp_path, *[f"dataset2/{kind}{n}.jpg" for kind in ("cloudy", "rain") for n in range(6)])
+    assert any("--label-regex '^(.*?" in note for note in list_data(tmp_path).notes)
 
 
 def test_a_single_list_of_a_part_gives_no_parts(tmp_path: Path) -> None:

@@ -244,6 +244,18 @@ def test_boxes_of_cvat_are_named(tmp_path) -> None:
         entries(tmp_path / "x.xml", '<annotations><image name="a.jpg"><box label="cat" xtl="1"/></image></annotations>')
 
 
+def test_what_coco_says_about_its_images_can_group_and_divide_them(tmp_path) -> None:
+    """Camera traps: images of one sequence."""
+    images = [{"id": n, "file_name": f"{n}.jpg", "seq_id": f"s{n // 2}", "split": "train"} for n in range(4)]
+    found = {"images": images, "categories": [{"id": 3, "name": "fox"}, {"id": 4, "name": "deer"}]}
+    found["annotations"] = [{"image_id": n, "category_id": 3 + n % 2} for n in range(4)]
+    rows = entries(tmp_path / "traps.json", json.dumps(found), group_by="seq_id")
+    assert [(row.label, row.part, row.group) for row in rows][1:3] == [
+        ("deer", "train", "s0"),
+        ("fox", "train", "s1"),
+    ]
+
+
 def test_json_by_part(tmp_path) -> None:
     rows = [{"image": path, "label": label} for path, label in ANIMALS.items()]
     found = entries(tmp_path / "x.json", json.dumps({"train": rows[:3], "val": rows[3:]}))

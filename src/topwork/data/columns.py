@@ -52,7 +52,7 @@ _NAME_NAMES = (
 )  # fmt: skip
 _SPLIT_NAMES = ("split", "part", "partition", "subset", "dataset", "datasplit", "set", "fold")
 _GROUP_NAMES = (
-    "patient", "patientid", "subject", "subjectid", "case", "caseid", "lesion", "lesionid", "individual", "individualid", "animalid",
+    "patient", "patientid", "patientnum", "subject", "subjectid", "case", "caseid", "lesion", "lesionid", "individual", "individualid", "animalid",
     "plantid", "session", "sessionid", "sequence", "sequenceid", "seqid", "video", "videoid", "sceneid", "slideid",
 )  # fmt: skip
 _FLAGS = {

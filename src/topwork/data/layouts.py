@@ -59,9 +59,9 @@ ANNOTATION_NAMES = {
     "segmentationobject", "xmls", "bboxes",
 }  # fmt: skip
 _MAY_BE_CLASSES = {"masks", "mask", "labels"}  # of those, unless they lie beside images/
-_MASK_NAME = re.compile(
-    r"(.+)[ _.-](?:masks?|seg|segmentation|superpixels|ground[ _-]?truth|gt)(?:[ _-]?\d+)?\.\w+$", re.IGNORECASE
-)
+_TRUTH = "seg|segmentation|superpixels|ground[ _-]?truth|gt"
+_MASK_NAME = re.compile(rf"(.+)[ _.-](?:masks?|{_TRUTH})(?:[ _-]?\d+)?\.\w+$", re.IGNORECASE)
+_TRUTH_NAME = re.compile(rf"(.+)[ _.-](?:{_TRUTH})$", re.IGNORECASE)  # of a folder beside that of the images
 
 
 def _folders_of(name: str) -> Iterator[str]:
@@ -152,6 +152,8 @@ def _without_masks(found: Found) -> tuple[Found, list[str]]:
     other = {posixpath.join(*one) for one in split if one[1].lower() in ANNOTATION_NAMES - _MAY_BE_CLASSES}
     if other:
         other &= {folder for name in found.files if looks_like_image(name) for folder in _folders_of(name)}
+    known = set(found.folders)
+    other |= {name for name in known if (match := _TRUTH_NAME.match(name)) and match[1] in known}
     masks = other | {posixpath.join(*one) for one in split if one[0] in beside and one[1].lower() in ANNOTATION_NAMES}
     named = {name: match[1] for name in found.files if (match := _MASK_NAME.match(name)) and looks_like_image(name)}
     stems = {posixpath.splitext(name)[0] for name in found.files} if named else set()
@@ -306,7 +308,7 @@ def parts_among(folders: Mapping[str, Folder]) -> dict[str, str]:
 def _split_name(name: str) -> tuple[str, str] | None:
     """(part, the rest of the name) of a folder name with exactly one word for a part in it."""
     name = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
-    name = re.sub(r"^\d+[_\-. ]+", "", name)  # 01_train, 02_test
+    name = re.sub(r"^(\d+|[a-z](?=\.))[_\-. ]+", "", name)  # 01_train, a. Training Set
     pieces = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^A-Za-z]+", name)
     words = [piece.lower() for piece in pieces]
     known = [n for n, word in enumerate(words) if word in PART_NAMES or word in _UNLABELED_NAMES]
@@ -436,8 +438,8 @@ def _parts_in_classes(root: Path, places: list[Place]) -> dict[str, str]:
         found |= parts
     if len(tops) < 2 or "unlabeled" in found.values():
         return {}
-    inner = [set(part.full) for top in tops for part in top.full.values()]
-    if len(set.intersection(*inner[:2])) > 1 and len(set.intersection(*inner)) > 0:
+    inner = [set(part.full) for top in tops for part in top.full.values() if part.full]
+    if len(inner) > 1 and len(set.intersection(*inner[:2])) > 1 and set.intersection(*inner):
         path = shlex.quote(str(root))
         raise UsageError(
             f"{escape(str(root))}: {first_names([_own_name(top) for top in tops], 4)} each hold {first_names(list(found), 3)} folders with the same class folders; choose one:\n"
@@ -462,12 +464,19 @@ def _nested_classes(root: Path, labeled: list[Place]) -> list[str]:
         for name, nodes in tops.items()
         if not any(node.n_direct for node in nodes)
     }
+    if all(_holds_its_name(name, node) for name, nodes in deep.items() for node in nodes):
+        return []
     inner = {name for nodes in deep.values() for node in nodes for name in node.full}
     n_deep = sum(node.n_images for nodes in deep.values() for node in nodes)
     n_all = sum(node.n_images for nodes in tops.values() for node in nodes)
     if len(inner) > 1 and (2 * n_deep > n_all or len(inner & set(tops)) > 1):
         raise UsageError(_two_readings(root, labeled, tops, deep, inner))
     return sorted(deep, key=natural_key) if len(inner) > 1 else []
+
+
+def _holds_its_name(name: str, folder: Folder) -> bool:
+    """Whether a folder only holds one of the same name with the images."""
+    return set(folder.full) == {name} and not folder.full[name].full
 
 
 def _without_wrappers(folder: Folder) -> Folder:
@@ -597,11 +606,11 @@ def _stores(entries: Sequence[Entry], links: Mapping[str, str]) -> set[str]:
 
 # ---- labels, groups and domains by a regular expression
 
-_NAME_PATTERNS = (r"^(.*?[^\W\d_])[ ._-]*\(?\d+\)?\.\w+$", r"^\d+[ ._-]+([^\W\d_].*)\.\w+$")
+_NAME_PATTERNS = (r"^(.*?[^\W\d_])[ ._-]*\(?\d+\)?\.\w+$", r"^\d+[ ._-]+([^\W\d_].*)\.\w+$", r"^(\d+)_\d+\.\w+$")
 
 
 def regex_for_names(names: Sequence[str]) -> str | None:
-    r"""A pattern for ``--label-regex`` if file names look like ``cat.12.jpg``, ``great_dane_3.jpg`` or ``3_cat.png``; else None."""
+    r"""A pattern for ``--label-regex`` if file names look like ``cat.12.jpg``, ``great_dane_3.jpg``, ``3_cat.png`` or ``0_12.jpg``; else None."""
     for pattern in _NAME_PATTERNS:
         labels = Counter(match[1] for name in names if (match := re.match(pattern, name.rsplit("/", 1)[-1])))
         n_matched = sum(labels.values())

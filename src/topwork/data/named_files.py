@@ -194,13 +194,13 @@ def _ending_of(name: str, written: str) -> str:
 
 
 def _choose(found: list[str], several: dict[int, list[str]], table: str) -> None:
-    """Of several files of a name takes that in the part that the table is called after, else that in the usual folder."""
+    """Of several files of a name takes one below the folder of the table, in the part that the table is called after, and in the usual folder."""
     folders = Counter(posixpath.dirname(name) for n, name in enumerate(found) if n not in several)
     part = parts_in(posixpath.splitext(posixpath.basename(table))[0])[:1]
 
-    def fitness(name: str) -> tuple[bool, int]:
-        folder = posixpath.dirname(name)
-        return bool(part) and parts_in(folder or name)[:1] == part, folders[folder]
+    def fitness(name: str) -> tuple[bool, bool, int]:
+        folder, near = posixpath.dirname(name), f"{posixpath.dirname(table)}/"
+        return name.startswith(near), bool(part) and parts_in(folder or name)[:1] == part, folders[folder]
 
     for number, names in several.items():
         found[number] = max(names, key=fitness)

@@ -11,8 +11,9 @@ import posixpath
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 from topwork.data.columns import GUESSED, NUMBERED_PARTS, listing_of, named_labels, rows_of
@@ -169,7 +170,9 @@ def _with_class_names(listing: Listing, found: Found, rules: Rules) -> Listing:
     numbers: list[tuple[str, ...]] = [
         ((name.lstrip("0") or "0") if name.isdecimal() else name,) for name in listing.class_names
     ]
-    named, said = named_labels(numbers, rules, Files.of(found, f"{look_through(tree_of(found)).name}x"))
+    place = look_through(tree_of(found)).name.rstrip("/")
+    place = posixpath.dirname(place) if posixpath.basename(place).lower() in CONTAINER_NAMES else place
+    named, said = named_labels(numbers, rules, Files.of(found, posixpath.join(place, "x")))
     if not said:
         return listing
     names = {folder: name for folder, (name,) in zip(listing.class_names, named, strict=True)}
@@ -202,7 +205,7 @@ def _chosen(root: Path, found: Found, rules: Rules) -> Listing:
         if by_table is not None and by_table.covers_most and not by_table.is_guess:
             return by_table.listing
         if by_table is None or "choose one" not in str(error):
-            raise
+            raise UsageError("\n".join([str(error), *_said(failures)])) from None
         n_failed = sum(not reject.expected for reject in by_table.listing.rejects)
         if 2 * n_failed > len(by_table.listing.entries):
             raise
@@ -250,15 +253,17 @@ def _without_table(root: Path, found: Found, rules: Rules, by_folder: Listing, f
     if not has_classes and _are_pieces(by_folder.class_names):
         raise UsageError(
             f"{escape(str(root))}: the folders {first_names(by_folder.class_names, 4)} seem to be pieces or groups, not classes, and no table labels "
-            f"their images. If they are the classes: topwork fit {shlex.quote(str(root))} --label-regex '([^/]+)/[^/]+$'"
-            + "".join(f" Tables here: {one}" for one in failures[:1])
+            f"their images. If they are the classes: topwork fit {shlex.quote(str(root))} --label-regex '([^/]+)/[^/]+$'\n"
+            + "\n".join(_said(failures))
         )
     if by_folder.entries and not _are_parts(by_folder.class_names):
-        said = [f"Tables here: {failures[0]}"] if failures and not has_classes else []
+        said = [] if has_classes else _said(failures)
+        if len(by_folder.class_names) == 1 and (pattern := _pattern_of_names(found)) is not None:
+            said.append(f"If the labels are in the file names: --label-regex {shlex.quote(pattern)}")
         return replace(by_folder, notes=(*by_folder.notes, *said))
     if (option := next((text for text in failures if text.startswith("--")), None)) is not None:
         raise UsageError(option)
-    raise UsageError(_no_classes(root, found, by_folder, failures[:1]))
+    raise UsageError(_no_classes(root, found, by_folder, failures))
 
 
 def _are_classes(names: Sequence[str]) -> bool:
@@ -279,10 +284,11 @@ def _are_numbers(names: Sequence[str]) -> bool:
 
 
 def _are_pieces(names: Sequence[str]) -> bool:
-    """Whether folder names number what they hold: images_part_1 and images_part_2, patient_7_node_1, but not n01440764."""
-    stems = {re.sub("[0-9]+", "", name).strip("_- .").lower() for name in names}
-    words = {word for stem in stems for word in re.findall("[a-z]+", stem)}
-    return len(stems) == 1 < len(names) and bool(words & (CONTAINER_NAMES | _PIECES | _GROUPS))
+    """Whether most folder names number what they hold: images_part_1 and images_part_2, patient_7_node_1, but not n01440764."""
+    stems = Counter(re.sub("[0-9]+", "", name).strip("_- .").lower() for name in names)
+    ((stem, n),) = stems.most_common(1) or [("", 0)]
+    words = set(re.findall("[a-z]+", stem))
+    return n > 1 and 2 * n > len(names) and bool(words & (CONTAINER_NAMES | _PIECES | _GROUPS))
 
 
 def _with_labels_outside(by_folder: Listing, by_table: Listing) -> Listing | None:
@@ -306,9 +312,17 @@ def _with_labels_outside(by_folder: Listing, by_table: Listing) -> Listing | Non
     return make_listing(by_folder.root, by_folder.layout, entries, rejects, notes, by_folder.class_names)
 
 
+def _said(failures: Sequence[str]) -> list[str]:
+    return [f"Tables here: {failures[0]}"] if failures else []
+
+
+def _pattern_of_names(found: Found) -> str | None:
+    return regex_for_names([name for name in found.files if looks_like_image(name)])
+
+
 def _no_classes(root: Path, found: Found, listing: Listing, failures: Sequence[str]) -> str:
-    said = "".join(f" Tables here: {one}" for one in failures)
-    pattern = regex_for_names([name for name in found.files if looks_like_image(name)])
+    said = "".join(f" {one}" for one in _said(failures))
+    pattern = _pattern_of_names(found)
     if pattern is None:
         folders = first_names(listing.class_names, 4)
         has_images = any(looks_like_image(entry.path) for entry in listing.entries)
@@ -362,6 +376,9 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
         ]
     if len(usable) > 1:
         usable = _parts_of_tables(root, usable)
+    is_guess = any(GUESSED in note for _, _, notes in usable for note in notes)
+    if is_guess and any("several columns" in text for text in failed):  # such as those of train, but not of test
+        return None, failed
     rows = [row for _, own, _ in usable for row in own]
     notes = [note for _, _, own in usable for note in own]
     notes += [f"Not used: {text}" for text in failed if "--multi-label" in text][:1]
@@ -373,7 +390,6 @@ def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | Non
         Reject(folder, f"{n:,} images that the table does not name", expected=True) for folder, n in not_named.items()
     ]
     listing = replace(listing, rejects=(*listing.rejects, *found.rejects, *aside))
-    is_guess = any(GUESSED in note for note in notes)
     return _ByTable(usable[0][0], listing, 10 * len(listed & images) >= 8 * len(images), is_guess), []
 
 
@@ -403,10 +419,19 @@ def _names_of_tables(found: Found) -> list[str]:
     if not names:
         return []
     top = look_through(tree_of(found))
-    parts = [folder.name for folder in top.full.values() if folder.n_direct]
-    beside = [f"{folder}/" for folder in found.folders if posixpath.dirname(folder) in ("", top.name.rstrip("/"))]
-    folders = {"", top.name, *parts, *beside}
+    parts = [one.name for folder in top.full.values() for one in _around_images(folder)]
+    above = {"", *accumulate(top.name.strip("/").split("/"), "{}/{}".format)}
+    beside = [f"{folder}/" for folder in found.folders if folder in above or posixpath.dirname(folder) in above]
+    folders = {"", *parts, *beside}
     return [name for name in names if f"{posixpath.dirname(name)}/".lstrip("/") in folders]
+
+
+def _around_images(folder: Folder) -> Iterator[Folder]:
+    """The folders around the one with the images or the class folders in it, such as both of ``Test_Set/Test_Set/Test``."""
+    yield folder
+    while not folder.n_direct and len(folder.full) == 1:
+        (folder,) = folder.full.values()
+        yield folder
 
 
 def _may_hold_labels(name: str, stems: set[str]) -> bool:
