@@ -18,7 +18,7 @@ from typing import TypeVar
 from urllib.parse import unquote
 
 from topwork.data.folders import Found
-from topwork.data.layouts import looks_like_image, parts_in
+from topwork.data.layouts import ANNOTATION_NAMES, looks_like_image, parts_in
 from topwork.data.tables import ENDINGS
 from topwork.errors import ImageError, UsageError
 from topwork.text import canonical, count, escape, first_names, natural_key
@@ -194,13 +194,15 @@ def _ending_of(name: str, written: str) -> str:
 
 
 def _choose(found: list[str], several: dict[int, list[str]], table: str) -> None:
-    """Of several files of a name takes one below the folder of the table, in the part that the table is called after, and in the usual folder."""
+    """Of several files of a name takes one that is no mask, below the folder of the table, in the part that the table is called after, and in the usual folder."""
     folders = Counter(posixpath.dirname(name) for n, name in enumerate(found) if n not in several)
     part = parts_in(posixpath.splitext(posixpath.basename(table))[0])[:1]
 
-    def fitness(name: str) -> tuple[bool, bool, int]:
+    def fitness(name: str) -> tuple[bool, bool, bool, int]:
         folder, near = posixpath.dirname(name), f"{posixpath.dirname(table)}/"
-        return name.startswith(near), bool(part) and parts_in(folder or name)[:1] == part, folders[folder]
+        is_image = ANNOTATION_NAMES.isdisjoint(folder.lower().split("/"))
+        is_of_part = bool(part) and parts_in(folder or name)[:1] == part
+        return is_image, name.startswith(near), is_of_part, folders[folder]
 
     for number, names in several.items():
         found[number] = max(names, key=fitness)

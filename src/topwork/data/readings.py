@@ -122,9 +122,7 @@ def list_names(root: Path, found: Found, rules: Rules) -> Listing:
         listing = replace(listing, notes=(*listing.notes, *notes))
     if listing.layout != "table":
         listing = _with_class_names(listing, found, rules)
-    elif rules.class_names is None and not rules.multi_label:
-        listing = _named_by_files(listing)
-    return with_parts_stated(listing, found.files, Files.of(found))
+    return with_parts_stated(named_by_files(listing, rules), found.files, Files.of(found))
 
 
 def _without_repeats(found: Found) -> tuple[Found, list[str]]:
@@ -181,15 +179,18 @@ def _with_class_names(listing: Listing, found: Found, rules: Rules) -> Listing:
     return replace(listing, entries=entries, class_names=class_names, notes=(*listing.notes, f"Class folders{said}."))
 
 
-def _named_by_files(listing: Listing) -> Listing:
+def named_by_files(listing: Listing, rules: Rules) -> Listing:
     """Class numbers of a table become names if each goes with one folder, as in DomainNet, or one word in the names of the files, as in Oxford's pets."""
+    is_asked = rules.class_names is not None or rules.multi_label or listing.layout != "table"
+    if is_asked or not all(map(str.isdecimal, listing.class_names)):
+        return listing
     paths = [entry.path for entry in listing.entries]
     pattern = regex_for_names(paths)
     by_folder = [posixpath.basename(posixpath.dirname(path)) for path in paths]
     by_file = list(map(label_taker(pattern), paths)) if pattern is not None else []
     for words in (by_folder, by_file):
         pairs = set(zip((entry.label for entry in listing.entries), words, strict=False))
-        names = {number: name for number, name in pairs if number.isdecimal() and name and not name.isdecimal()}
+        names = {number: name for number, name in pairs if name and not name.isdecimal()}
         if len(pairs) == len(names) == len(set(names.values())) > 1 and not _are_pieces([*names.values()]):
             entries = [replace(entry, label=names[entry.label]) for entry in listing.entries]
             note = f"Class numbers named after the {'folders' if words is by_folder else 'files'} of their images."
