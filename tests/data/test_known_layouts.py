@@ -375,16 +375,6 @@ def retinal_diseases(root: Path) -> None:
         table(root / f"{place}/RFMiD_{own}_Labels.csv", ["ID", "Disease_Risk"], *rows)
 
 
-def herbarium(root: Path) -> None:
-    """Kaggle's herbarium of 2022 names the keys of COCO in its own way."""
-    touch(root, *images("train_images/000/00"), *images("train_images/000/01", start=4), *images("test_images/000", 3))
-    kinds = [{"category_id": n, "scientificName": name} for n, name in enumerate(("Abies alba", "Acer rubrum"))]
-    files = [{"image_id": f"000__{n}", "file_name": f"000/0{n // 4}/{n}.jpg"} for n in range(8)]
-    labels = [{"image_id": f"000__{n}", "category_id": n // 4, "genus_id": 1} for n in range(8)]
-    found = {"annotations": labels, "images": files, "categories": kinds, "genera": [{"genus_id": 1}]}
-    write(root / "train_metadata.json", json.dumps(found))
-
-
 def skin_and_segmentations(root: Path) -> str:
     touch(root, *images("HAM10000_images_part_1"), *images("HAM10000_images_part_2", start=4), "HAM10000_metadata")
     touch(root, *images("HAM10000_segmentations", 8, "_segmentation.png"))
@@ -458,7 +448,6 @@ KNOWN: dict[str, tuple[Callable[[Path], None], dict[str, int], dict[str | None, 
         {"train": 4, "test": 4},
     ),
     "RFMiD": (retinal_diseases, {"0": 7, "1": 7}, {"train": 6, "valid": 4, "test": 4}),
-    "herbarium": (herbarium, {"Abies alba": 4, "Acer rubrum": 4}, {None: 8}),
     "fish": (fish, {"Trout": 4, "Sea Bass": 4}, {None: 8}),
     "PAD-UFES": (smokers, {"BCC": 3, "NEV": 3}, {None: 6}),
     "birds": (birds, {"ABBOTTS BABBLER": 8, "ABBOTTS BOOBY": 8}, {"train": 8, "valid": 4, "test": 4}),

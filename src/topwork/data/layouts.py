@@ -162,7 +162,8 @@ def _without_masks(found: Found) -> tuple[Found, list[str]]:
         return named.get(name) in stems or (bool(masks) and not masks.isdisjoint(_folders_of(name)))
 
     aside = sorted(filter(is_mask, found.files), key=natural_key)
-    if not aside or not set(filter(looks_like_image, found.files)) - set(aside):
+    images = set(filter(looks_like_image, found.files))
+    if not aside or (images and images <= set(aside)):
         return found, []
     rejects = [Reject(name, "a mask or annotation of another image", expected=True) for name in aside]
     left_out = set(aside)

@@ -67,7 +67,7 @@ _NOT_OPENED = {
     "TFRecords, which are not read; save the images as files, or in Parquet": (".tfrecord", ".tfrecords", ".tfrec"),
     "records of a kind that is not read; save the images as files, or in Parquet": (".rec", ".mdb", ".lmdb", ".beton"),
     "a database; save the table as CSV": (".db", ".sqlite", ".sqlite3"),
-    "a table of a kind that is not read; give the folder that save_to_disk wrote, or save it as Parquet or CSV": (
+    "a table that is not read; give the folder of save_to_disk, or save it as Parquet or CSV": (
         ".arrow",
         ".feather",
         ".rds",
@@ -205,14 +205,10 @@ def _chosen(root: Path, found: Found, rules: Rules) -> Listing:
     except UsageError as error:
         if by_table is not None and by_table.covers_most and not by_table.is_guess:
             return by_table.listing
-        if by_table is None or "choose one" not in str(error):
-            raise UsageError("\n".join([str(error), *_said(failures)])) from None
-        n_failed = sum(not reject.expected for reject in by_table.listing.rejects)
-        if 2 * n_failed > len(by_table.listing.entries):
-            raise
-        raise UsageError(
-            f"{error}\n- The labels of the table: topwork fit {shlex.quote(str(root / by_table.name))}"
-        ) from None
+        more = _said(failures)
+        if by_table is not None and "choose one" in str(error) and by_table.is_clear:
+            more = [f"- The labels of the table: topwork fit {shlex.quote(str(root / by_table.name))}"]
+        raise UsageError("\n".join([str(error), *more])) from None
     if by_table is None:
         return _without_table(root, found, rules, by_folder, failures)
     if (of_both := _with_labels_outside(by_folder, by_table.listing)) is not None:
@@ -252,11 +248,11 @@ def _without_table(root: Path, found: Found, rules: Rules, by_folder: Listing, f
     if not has_classes and several is not None:
         raise UsageError(several)
     if not has_classes and _are_pieces(by_folder.class_names):
-        raise UsageError(
+        asked = (
             f"{escape(str(root))}: the folders {first_names(by_folder.class_names, 4)} seem to be pieces or groups, not classes, and no table labels "
-            f"their images. If they are the classes: topwork fit {shlex.quote(str(root))} --label-regex '([^/]+)/[^/]+$'\n"
-            + "\n".join(_said(failures))
+            f"their images. If they are the classes: topwork fit {shlex.quote(str(root))} --label-regex '([^/]+)/[^/]+$'"
         )
+        raise UsageError("\n".join([asked, *_said(failures)]))
     if by_folder.entries and not _are_parts(by_folder.class_names):
         said = [] if has_classes else _said(failures)
         if len(by_folder.class_names) == 1 and (pattern := _pattern_of_names(found)) is not None:
@@ -351,6 +347,11 @@ class _ByTable:
     listing: Listing
     covers_most: bool
     is_guess: bool
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether at most a third of its rows cannot be used."""
+        return 2 * sum(not one.expected for one in self.listing.rejects) <= len(self.listing.entries)
 
 
 def _table_among(root: Path, found: Found, rules: Rules) -> tuple[_ByTable | None, list[str]]:

@@ -375,22 +375,13 @@ def _fiftyone(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def _coco(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    names = {
-        _first_of(item, "id", "category_id"): str(_first_of(item, "name", "scientificName"))
-        for item in value.get("categories", ())
-    }
+    names = {item["id"]: str(item["name"]) for item in value.get("categories", ())}
     labels: dict[Any, list[str]] = {}
     for item in value["annotations"]:
         name = names.get(item["category_id"], str(item["category_id"]))
         labels.setdefault(item["image_id"], []).append(name)
     for image in value["images"]:
-        own = labels.get(_first_of(image, "id", "image_id"), ())
-        yield {**image, "path": image["file_name"], "label": list(dict.fromkeys(own))}
-
-
-def _first_of(item: Mapping[str, Any], *keys: str) -> Any:
-    """The value under the first key that is there; the others are those of Kaggle's herbarium."""
-    return next((item[key] for key in keys if key in item), None)
+        yield {**image, "path": image["file_name"], "label": list(dict.fromkeys(labels.get(image["id"], ())))}
 
 
 def _label_studio(tasks: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
