@@ -1185,6 +1185,13 @@ def sizes(root: Path) -> str:
     )
 
 
+def histology(root: Path) -> str:
+    """The classes of each patient: images of one patient have to stay in one part."""
+    for patient in range(8863, 8870):
+        touch(root, *images(f"IDC/{patient}/0", prefix=str(patient)), *images(f"IDC/{patient}/1", prefix=str(patient)))
+    return r"innermost folders, 0, 1: .* --group-by '\^\[\^/\]\+/\(\[\^/\]\+\)/'"
+
+
 def organs(root: Path) -> str:
     """HyperKvasir: the folders can be read in two ways, and so can the table."""
     rows = []
@@ -1225,6 +1232,7 @@ ASKED = [
     paintings,
     skin_and_segmentations,
     grades,
+    histology,
     sizes,
     organs,
     meals,
@@ -1289,6 +1297,15 @@ def test_tables_further_up_than_the_images_are_found(tmp_path: Path) -> None:
 def test_one_folder_of_images_with_the_label_in_their_names_is_pointed_out(tmp_path: Path) -> None:
     touch(tmp_path, *[f"dataset2/{kind}{n}.jpg" for kind in ("cloudy", "rain") for n in range(6)])
     assert any("--label-regex '^(.*?" in note for note in list_data(tmp_path).notes)
+
+
+@pytest.mark.parametrize("place", ["{}", "lungs/{}", "lungs/lungs/{}"])
+@pytest.mark.parametrize("name", ["test", "Test cases", "predict"])
+def test_a_folder_of_test_images_beside_class_folders_is_no_class(place: str, name: str, tmp_path: Path) -> None:
+    """IQ-OTH/NCCD keeps its test cases next to the classes, or next to the folder around them."""
+    touch(tmp_path, *images(place.format("benign"), 6), *images(place.format("malignant"), 6))
+    touch(tmp_path, *images(place.rpartition("/")[0].rpartition("/")[0] + f"/{name}" if "/" in place else name, 3))
+    assert classes(list_data(tmp_path)) == {"benign": 6, "malignant": 6}
 
 
 def test_a_single_list_of_a_part_gives_no_parts(tmp_path: Path) -> None:

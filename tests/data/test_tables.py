@@ -244,6 +244,14 @@ def test_boxes_of_cvat_are_named(tmp_path) -> None:
         entries(tmp_path / "x.xml", '<annotations><image name="a.jpg"><box label="cat" xtl="1"/></image></annotations>')
 
 
+def test_boxes_with_a_confidence_are_the_classes_of_the_boxes(tmp_path) -> None:
+    """SIIM-FISABIO: each with a class, a confidence and four numbers."""
+    cells = ["none 1 0 0 1 1", "opacity 1 789.3 582.4 1026.7 1815.5 opacity 1 2245.9 591.2 3340.6 2352.8"] * 2
+    text = "".join(f"{n}.jpg,{cell}\n" for n, cell in enumerate(cells))
+    rows = entries(tmp_path / "x.csv", f"path,label\n{text}")
+    assert [row.label for row in rows] == ["none", "opacity"] * 2
+
+
 def test_what_coco_says_about_its_images_can_group_and_divide_them(tmp_path) -> None:
     """Camera traps: images of one sequence."""
     images = [{"id": n, "file_name": f"{n}.jpg", "seq_id": f"s{n // 2}", "split": "train"} for n in range(4)]

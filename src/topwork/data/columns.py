@@ -65,8 +65,8 @@ NUMBERED_PARTS = {"0": "train", "1": "valid", "2": "test"}
 _NUMBERED_LABELS = re.compile("(labels?|class|category|tag|target|finding|disease|species)[0-9]+")
 _CLASS_FILES = re.compile(r"(class|label|name|synset|categor).*\.(txt|names|json)$|\.names$", re.IGNORECASE)
 _BOXES = re.compile(
-    r"(?:\S+(?: +-?\d+(?:\.\d+)?){4}(?: +|$))+"
-)  # ImageNet's PredictionString: each a class and its box
+    r"(?:\S+(?: +-?\d+(?:\.\d+)?){4,5}(?: +|$))+"
+)  # ImageNet's PredictionString: each a class and its box, perhaps with a confidence
 _LONGEST_PATH, _LONGEST_LABEL = 4096, 1000
 _MANY_COLUMNS = 100
 _LONGEST_NUMBER = 7  # digits of a class
@@ -439,7 +439,7 @@ def _parsed(cell: Cell) -> Cell:
         return cell
     text = cell.strip()
     if _BOXES.fullmatch(text):
-        return list(dict.fromkeys(text.split()[::5]))
+        return [word for word in dict.fromkeys(text.split()) if not re.fullmatch(r"-?[\d.]+", word)]
     if text[:1] + text[-1:] in ("[]", "{}"):
         for read in (json.loads, ast.literal_eval):
             try:

@@ -53,6 +53,7 @@ _OTHER_NAMES = {
     "readme", "misc", "papers", "results", "output", "outputs",
 }  # fmt: skip
 _OUTSIDE = "not in a class folder"
+_FEW_PATIENTS = 4  # fewer numbered folders may be folds or domains
 # What describes images and stands next to them: folders beside images/, and files such as 7_mask.png beside 7.png.
 ANNOTATION_NAMES = {
     "annotations", "annotation", "masks", "mask", "labels", "trimaps", "segmentation", "segmentations", "segmentationclass",
@@ -225,10 +226,11 @@ def _data_folders(folder: Folder) -> dict[str, Folder]:
 
 
 def _is_new(folder: Folder) -> bool:
-    """Whether a folder is called test or predict and holds images without class folders, such as ``test/test/1.jpg``."""
+    """Whether a folder is called test or predict and holds images without class folders, such as ``test/test/1.jpg`` or ``Test cases/1.jpg``."""
     own = _own_name(folder)
+    part, rest = _split_name(own) or (None, "")
     is_alone = all(name.lower() in (own, *CONTAINER_NAMES) and not inner.full for name, inner in folder.full.items())
-    return is_alone and (own in _UNLABELED_NAMES or PART_NAMES.get(own) == "test")
+    return is_alone and part in ("test", "unlabeled") and rest in ("", "cases", *CONTAINER_NAMES)
 
 
 def _own_name(folder: Folder) -> str:
@@ -245,7 +247,7 @@ def places_of(tree: Folder) -> tuple[list[Place], list[Folder]]:
     """Where the class folders are: one place, or one for each part; and folders next to the parts."""
     parts = parts_among(tree.full)
     if not parts:
-        unlabeled = [child for name, child in tree.full.items() if name.lower() in _NO_CLASS_NAMES]
+        unlabeled = [child for name, child in tree.full.items() if name.lower() in _NO_CLASS_NAMES or _is_new(child)]
         aside = [Place("unlabeled", child) for child in unlabeled if len(tree.full) > 2]
         return [Place(None, tree), *aside], []
     places = [Place(part, _inside(tree.full[name])) for name, part in parts.items()]
@@ -508,7 +510,9 @@ def _two_readings(
         lines.append(
             f"- The classes are {first_names(list(tops), 4)}: topwork fit {path} --label-regex '^{above}([^/]+)/'"
         )
-    domain = f" --domain-by '^{above}([^/]+)/'" if repeated and len(n_above) == 1 and len(tops) > 1 else ""
+    are_patients = len(tops) > _FEW_PATIENTS and all(any(map(str.isdecimal, name)) for name in tops)
+    option = f" --{'group' if are_patients else 'domain'}-by '^{above}([^/]+)/'"
+    domain = option if repeated and len(n_above) == 1 and len(tops) > 1 else ""
     lines.append(
         f"- The classes are the innermost folders, {first_names(sorted(innermost, key=natural_key), 4)}: "
         f"topwork fit {path} --label-regex '{pattern}'{domain}"
