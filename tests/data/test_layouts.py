@@ -376,6 +376,17 @@ def test_a_folder_of_parquet_files_as_the_hub_keeps_them(images, reference, tmp_
     assert not manifest.n_failed
 
 
+def test_several_configurations_of_the_hub_are_asked_about(images, tmp_path) -> None:
+    """Sizes or tasks in folders of their own; folders called after the parts are none."""
+    for place in ("160px", "full_size"):
+        for part in ("train", "validation"):
+            (tmp_path / place / part).mkdir(parents=True)
+            pq.write_table(hub_table(images), tmp_path / place / part / "0000.parquet")
+    with pytest.raises(UsageError, match=r"several configurations.*\n- .*/160px\n- .*/full_size$"):
+        list_data(tmp_path)
+    assert {entry.part for entry in list_data(tmp_path / "160px").entries} == {"train", "valid"}
+
+
 def shard(path: Path, images: Labeled, form: str) -> None:
     """A tar as WebDataset writes it: numbered samples, an image and its label each."""
     with tarfile.open(path, "w") as file:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import re
+import shlex
 import stat
 import unicodedata
 from collections.abc import Sequence
@@ -214,6 +216,7 @@ def _list_parquets(root: Path, found: Found, copies: dict[str, Path], rules: Rul
     entries, rejects = [], list(found.rejects)
     notes: list[str] = []
     names = [name for name, copy in copies.items() if embedded.holds_images(copy)]
+    _check_one_configuration(root, names)
     for name in names:
         part = part_of_name(name)
         try:
@@ -227,6 +230,17 @@ def _list_parquets(root: Path, found: Found, copies: dict[str, Path], rules: Rul
         rejects += [replace(one, path=f"{name}/{one.path}") for one in listed.rejects]
         notes += listed.notes
     return make_listing(root, "table", entries, rejects, notes) if names else None
+
+
+def _check_one_configuration(root: Path, names: Sequence[str]) -> None:
+    """Raises UsageError if several folders, none of them called after a part, hold files of the same names: other sizes or tasks."""
+    places: dict[str, list[str]] = {}
+    for folder, own in map(posixpath.split, names):
+        places.setdefault(own, []).append("/".join(one for one in folder.split("/") if part_of_name(one) is None))
+    several = sorted(set(next((found for found in places.values() if len(set(found)) > 1), ())))
+    if several:
+        lines = [f"- topwork fit {shlex.quote(str(root / place))}" for place in several[:8]]
+        raise UsageError(f"{escape(str(root))}: several configurations of a dataset; choose one:\n" + "\n".join(lines))
 
 
 def _list_shards(root: Path, found: Found, copies: dict[str, Path], rules: Rules) -> Listing | None:
