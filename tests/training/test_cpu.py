@@ -1,4 +1,4 @@
-"""Folded networks and fast depthwise convolutions compute what the originals do, forwards and backwards."""
+"""Folded networks and replaced convolutions compute what the originals do, forwards and backwards."""
 
 import pytest
 import timm
@@ -6,7 +6,9 @@ import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
-from topwork.training.cpu import FastDepthwise, fold_batch_norm, use_fast_depthwise
+from topwork.training.cpu import FastDepthwise, avoid_strided_pointwise, fold_batch_norm, use_fast_depthwise
+from topwork.training.loop import TrainableNetwork
+from training.drawn import TinyNetwork, recipe_for, streams
 
 
 def with_lived_in_norms(network, seed=0):
@@ -73,3 +75,31 @@ def test_gradients_are_those_of_autograd(kernel, stride, same, size):
 def test_other_convolutions_are_left_alone():
     network = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(4, 4, 7, groups=4))
     assert use_fast_depthwise(network) == 0
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_strided_pointwise_convolutions_of_few_channels_keep_their_gradients(same):
+    """oneDNN writes outside its memory for them, and the process ends; FastViT, MobileOne and RepVGG have one."""
+    torch.manual_seed(0)
+    network = nn.Sequential((Conv2dSame if same else nn.Conv2d)(3, 48, 1, stride=2), nn.Conv2d(48, 8, 1, stride=2))
+    images, results = torch.randn(8, 3, 255, 256), []
+    for replaced in (False, True):
+        if replaced:
+            assert avoid_strided_pointwise(network) == 1
+            assert avoid_strided_pointwise(network) == 0
+            network, images = (part.to(memory_format=torch.channels_last) for part in (network, images))
+        network.zero_grad()
+        y = network(images)
+        y.square().mean().backward()
+        results.append([y.detach(), *(value.grad.clone() for value in network.parameters())])
+    for plain, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4 * float(plain.std()))
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_training_replaces_them(precision):
+    network = TinyNetwork()
+    network.conv_stem = nn.Conv2d(3, 8, 1, stride=2, bias=False)
+    recipe = recipe_for(precision=precision)
+    net = TrainableNetwork(network, recipe, streams(recipe=recipe)[0], "cpu")
+    assert avoid_strided_pointwise(net.core) == 0

@@ -37,7 +37,7 @@ from topwork.progress import Reporter
 from topwork.text import count
 from topwork.training.batches import Dataset, ahead, batches_of, epoch_order, to_device
 from topwork.training.checkpoint import load_checkpoint, restore_optimizer, save_checkpoint
-from topwork.training.cpu import Folding, State, fold_batch_norm, use_fast_depthwise
+from topwork.training.cpu import Folding, State, avoid_strided_pointwise, fold_batch_norm, use_fast_depthwise
 from topwork.training.distributed import Processes, processes
 from topwork.training.losses import Loss, TargetTerms, mix
 from topwork.training.optimizer import add_adapters, merged, set_rates, start_phase, trained_names
@@ -177,8 +177,10 @@ class TrainableNetwork:
         self.changing = trained_names(network, recipe.phases)
         if any(phase.batch_norm == "train" for phase in recipe.phases):
             self.changing |= {name for name, _ in network.named_buffers()}
-        if device == "cpu" and recipe.precision == "bf16":
-            use_fast_depthwise(network)
+        if device == "cpu":
+            avoid_strided_pointwise(network)
+            if recipe.precision == "bf16":
+                use_fast_depthwise(network)
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if group is not None:
             group.broadcast(network.state_dict().values())  # the same random head for all processes
