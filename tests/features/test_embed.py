@@ -16,7 +16,7 @@ from topwork.data.manifest import scan
 from topwork.data.transforms import fit_to_input
 from topwork.errors import TopworkError
 from topwork.features.embed import Embedder, FeatureStore, embed
-from topwork.features.engine import fingerprint, load_engine
+from topwork.features.engine import Engine, fingerprint, load_engine
 from topwork.models.backbone import load_backbone
 
 
@@ -91,19 +91,20 @@ def test_a_damaged_shard_is_computed_again(tiny, embedder, tmp_path):
     assert again.n_embedded == 6
 
 
-def test_features_that_are_not_finite_stop_the_run(tiny, embedder):
-    class Broken:
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "not finite"), (1e9, "above 65,504"), (-np.inf, "above 65,504")])
+def test_features_that_cannot_be_stored_stop_the_run(tiny, embedder, value, said):
+    class Broken(Engine):
         kind, precision = "broken", "f32"
 
-        def run(self, images):
+        def run_unrounded(self, images):
             return {
-                "last": np.full((len(images), 4), np.nan, np.float16),
-                "stages": np.zeros((len(images), 0), np.float16),
+                "last": np.full((len(images), 4), value, np.float32),
+                "stages": np.zeros((len(images), 0), np.float32),
             }
 
     embedder.engine = Broken()
     embedder.take("a" * 64, np.zeros((tiny.spec.height, tiny.spec.width, 3), np.uint8))
-    with pytest.raises(TopworkError, match="not finite"):
+    with pytest.raises(TopworkError, match=said):
         embedder.flush()
 
 

@@ -22,7 +22,7 @@ from topwork.data.samples import Entry
 from topwork.data.shards import Shards, matrix_column, matrix_of, room_for
 from topwork.data.transforms import Pixels
 from topwork.errors import TopworkError, changed_since_scan
-from topwork.features.engine import BATCH, BLOCKS, Batch, Engine, fingerprint, load_engine, with_resizer
+from topwork.features.engine import BATCH, BLOCKS, LARGEST, Batch, Engine, fingerprint, load_engine, with_resizer
 from topwork.models.backbone import Backbone
 from topwork.settings import cache_folder
 from topwork.text import Described, escape
@@ -137,9 +137,14 @@ class Embedder:
 
     def keep(self, hashes: Sequence[str], batch: Batch, seconds: float) -> None:
         """Adds computed features, and writes full shards."""
+        name = self.backbone.name
         if not all(np.isfinite(values).all() for values in batch.values()):
-            name = self.backbone.name
             raise TopworkError(f"{name}: the network produced features that are not finite; try --precision f32")
+        if (np.abs(batch["last"]) >= LARGEST).any():  # they were clipped: exports of the model would answer differently
+            raise TopworkError(
+                f"{name}: the network produced features above {LARGEST:,}, which is too large. Its weights may be random, "
+                "damaged or from training that diverged; use other weights or a lower --lr."
+            )
         self.engine_seconds += seconds
         self.n_embedded += len(hashes)
         self._taken.update(hashes)

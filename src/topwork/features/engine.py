@@ -46,6 +46,7 @@ BLOCKS = ("last", "stages")
 BATCH = 16  # compiled for this size and for 1: 1.1 GB of memory instead of 3.3 GB with dynamic shapes
 TRACED_IMAGES = 2  # unlike BATCH and 1, so that the check finds a batch size baked into the graph
 MAX_STAGES = 5
+LARGEST = 65504  # of float16
 # Least cosine similarity with torch fp32, over the check images. bf16 keeps 8 bits: 0.996 is usual for lite0.
 LEAST_COSINE = {"f32": 0.9999, "bf16": 0.98}
 
@@ -234,7 +235,7 @@ def _compute_after_forks() -> None:
 
 def rounded(blocks: Blocks) -> Batch:
     """Features as they are stored: float16, clipped to its range."""
-    return {name: np.clip(values, -65504, 65504).astype(np.float16) for name, values in blocks.items()}
+    return {name: np.clip(values, -LARGEST, LARGEST).astype(np.float16) for name, values in blocks.items()}
 
 
 # ---- the network as a graph
