@@ -478,6 +478,15 @@ def test_a_known_data_set_as_it_is_unpacked(name, form, tmp_path) -> None:
     assert not failed
 
 
+@pytest.mark.parametrize("form", ["folder", "table"])
+def test_class_numbers_get_names_from_the_files_unless_the_table_itself_is_given(form, tmp_path) -> None:
+    rows = [[f"images/{name}_{n}.jpg", number] for number, name in enumerate(("cat", "dog")) for n in range(3)]
+    touch(tmp_path, *[str(path) for path, _ in rows])
+    table(tmp_path / "labels.csv", ["path", "label"], *rows)
+    listing = list_data(tmp_path / "labels.csv" if form == "table" else tmp_path)
+    assert classes(listing) == ({"0": 3, "1": 3} if form == "table" else {"cat": 3, "dog": 3})
+
+
 ATTRIBUTES = ["Arched_Eyebrows", "Bald", "Smiling"]
 
 
@@ -1261,14 +1270,6 @@ def test_a_table_that_needs_multi_label_is_named_beside_the_one_that_is_read(tmp
     write(tmp_path / "identity_CelebA.txt", "".join(f"{n}.jpg {100 + n % 2}\n" for n in range(6)))
     table(tmp_path / "list_attr.csv", ["image_id", "Bald", "Male"], *[[f"{n}.jpg", 1, n % 2] for n in range(6)])
     assert any("list_attr.csv" in note and "--multi-label" in note for note in list_data(tmp_path).notes)
-
-
-@pytest.mark.parametrize("form", ["folder", "zip"])
-def test_a_list_alone_gives_the_names_that_its_folder_gives(form: str, tmp_path: Path) -> None:
-    domain_net(tmp_path / "data")
-    root = zip_of(tmp_path / "data") if form == "zip" else tmp_path / "data"
-    assert classes(list_data(root / "real_test.txt")) == {"ant": 2, "bee": 2}
-    assert set(classes(list_data(root / "real_test.txt", Rules(multi_label=True)))) == {"0", "1"}
 
 
 def test_folders_of_the_same_names_but_other_images_are_no_copies(tmp_path: Path) -> None:

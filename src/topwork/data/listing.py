@@ -25,7 +25,7 @@ from topwork.data.folders import MAX_TABLE_BYTES, Found, is_run, read_regular_fi
 from topwork.data.images import select_bands
 from topwork.data.layouts import looks_like_image, make_listing, part_of_name
 from topwork.data.named_files import Files
-from topwork.data.readings import list_names, named_by_files, not_opened, nothing_there, rows_beside, with_parts_stated
+from topwork.data.readings import list_names, not_opened, nothing_there, rows_beside, with_parts_stated
 from topwork.data.samples import LABEL_SEPARATOR, Entry, Listing, Reject, Rules
 from topwork.data.tables import ENDINGS, read_table
 from topwork.errors import ImageError, TopworkError, UsageError
@@ -289,7 +289,7 @@ def _list_archive(path: Path, inner: str, rules: Rules) -> Listing:
     if inner in archive.members:
         files = Files.of(found, inner)
         rows, notes = rows_of(read_table(inner, files.read(inner), rules.encoding), files, rules)
-        return named_by_files(listing_of(path, "table", rows, rules, notes), rules)
+        return listing_of(path, "table", rows, rules, notes)
     if inner:
         below = f"{inner}/"
         found.files, found.folders = (
@@ -332,8 +332,7 @@ def _list_table(source: Path, rules: Rules) -> Listing:
     beside = [path.name for path in source.parent.iterdir()] if source.parent.is_dir() else []
     files = Files(exists, list_all, read, source.name, beside=[name for name in beside if name != source.name])
     rows, notes = rows_of(read_table(source.name, data, rules.encoding), files, rules)
-    listing = named_by_files(listing_of(root, "table", rows, rules, notes), rules)
-    return with_parts_stated(listing, files.beside, files)
+    return with_parts_stated(listing_of(root, "table", rows, rules, notes), files.beside, files)
 
 
 def is_flat(path: Path) -> bool:

@@ -122,7 +122,7 @@ def list_names(root: Path, found: Found, rules: Rules) -> Listing:
         listing = replace(listing, notes=(*listing.notes, *notes))
     if listing.layout != "table":
         listing = _with_class_names(listing, found, rules)
-    return with_parts_stated(named_by_files(listing, rules), found.files, Files.of(found))
+    return with_parts_stated(_named_by_files(listing, rules), found.files, Files.of(found))
 
 
 def _without_repeats(found: Found) -> tuple[Found, list[str]]:
@@ -179,8 +179,11 @@ def _with_class_names(listing: Listing, found: Found, rules: Rules) -> Listing:
     return replace(listing, entries=entries, class_names=class_names, notes=(*listing.notes, f"Class folders{said}."))
 
 
-def named_by_files(listing: Listing, rules: Rules) -> Listing:
-    """Class numbers of a table become names if each goes with one folder, as in DomainNet, or one word in the names of the files, as in Oxford's pets."""
+def _named_by_files(listing: Listing, rules: Rules) -> Listing:
+    """Class numbers of a table in the folder become names if each goes with one folder, as in DomainNet, or one word in the file names, as in Oxford's pets.
+
+    A table that is given itself keeps its numbers, so that they are the same in other tables.
+    """
     is_asked = rules.class_names is not None or rules.multi_label or listing.layout != "table"
     if is_asked or not all(map(str.isdecimal, listing.class_names)):
         return listing
