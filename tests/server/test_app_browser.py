@@ -180,6 +180,7 @@ def test_the_page_for_programs_fits_a_phone(open_page: Any) -> None:
     page = open_page(viewport={"width": 360, "height": 700})
     page.click("text=API")
     page.wait_for_selector("text=curl")
+    page.wait_for_load_state("load")  # the text is there before its style
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate(FAINT_TEXT) == []
 
