@@ -18,6 +18,14 @@ class UsageError(TopworkError):
     exit_status = 2
 
 
+class AmbiguousError(UsageError):
+    """The images can be read in several ways. The message lists them, one per line, so that others can be added."""
+
+
+class NoLabelColumnError(UsageError):
+    """A table has no column of labels, as that of a competition's test part."""
+
+
 class InputError(UsageError, ValueError):
     """An invalid value passed from Python; also a ``ValueError``, as scikit-learn users and tools expect."""
 

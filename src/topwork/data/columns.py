@@ -32,7 +32,7 @@ from topwork.data.layouts import (
 from topwork.data.named_files import Files, located, some_of
 from topwork.data.samples import LABEL_SEPARATOR, Entry, Listing, Reject, Rules
 from topwork.data.tables import Cell, Table, decoded
-from topwork.errors import UsageError
+from topwork.errors import NoLabelColumnError, UsageError
 from topwork.files import error_reason
 from topwork.text import count, escape, first_names, natural_key
 
@@ -125,7 +125,8 @@ def _meaning_of(table: Table, files: Files | None, rules: Rules) -> _Meaning:
         )
     if missing:
         options = " or ".join(f"--{what}-column" for what in missing)
-        raise UsageError(
+        error = NoLabelColumnError if "label" in missing else UsageError
+        raise error(
             f"{escape(table.name)}: no column {' and no column '.join(missing)}; found: "
             f"{first_names(list(table.columns)) or 'none'}. If it has another name, use {options}."
         )

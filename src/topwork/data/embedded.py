@@ -25,7 +25,7 @@ from topwork.data.folders import cached_by_version
 from topwork.data.layouts import PART_NAMES
 from topwork.data.samples import Entry, Listing, Reject, Rules
 from topwork.data.tables import Cell, Table, cells_of, class_names_of
-from topwork.errors import ImageError, UsageError
+from topwork.errors import ImageError, NoLabelColumnError, UsageError
 from topwork.text import escape, first_names
 
 if TYPE_CHECKING:
@@ -84,11 +84,6 @@ def list_parquet(path: Path, rules: Rules) -> Listing:
         raise _unreadable(path, "Parquet", error) from None
     rows, notes = _rows_inside(path.name, table, class_names_of(file.schema_arrow), rules)
     return listing_of(path, "table", rows, rules, notes)
-
-
-def is_unlabeled(error: UsageError, part: str | None) -> bool:
-    """Whether a part other than train cannot be read because it has no labels, as the test parts of competitions."""
-    return part in ("valid", "test") and "no column label" in str(error)
 
 
 def _rows_inside(
@@ -319,8 +314,8 @@ def list_saved_dataset(folder: Path, rules: Rules) -> Listing:
         names = {name: kind.names for name, kind in data.features.items() if type(kind).__name__ == "ClassLabel"}
         try:
             own, _ = _rows_inside(str(folder / part), table, names, rules)
-        except UsageError as error:
-            if not is_unlabeled(error, PART_NAMES.get(part.lower())):
+        except NoLabelColumnError:
+            if PART_NAMES.get(part.lower()) not in ("valid", "test"):
                 raise
             rejects.append(Reject(f"{part}/", "no column of labels", expected=True))
             continue

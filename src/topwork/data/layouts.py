@@ -24,7 +24,7 @@ from typing import Any
 
 from topwork.data.folders import Found
 from topwork.data.samples import PATIENT_ID, Entry, Listing, Reject, Rules
-from topwork.errors import UsageError
+from topwork.errors import AmbiguousError, UsageError
 from topwork.text import canonical, count, escape, first_names, natural_key
 
 _PART_WORDS = {
@@ -65,7 +65,8 @@ _MASK_NAME = re.compile(rf"(.+)[ _.-](?:masks?|{_TRUTH})(?:[ _-]?\d+)?\.\w+$", r
 _TRUTH_NAME = re.compile(rf"(.+)[ _.-](?:{_TRUTH})$", re.IGNORECASE)  # of a folder beside that of the images
 
 
-def _folders_of(name: str) -> Iterator[str]:
+def folders_of(name: str) -> Iterator[str]:
+    """The folders around a file, or a folder and those around it if its name ends with a slash: ``a`` and ``a/b`` of ``a/b/1.jpg``."""
     return accumulate(name.split("/")[:-1], "{}/{}".format)
 
 
@@ -152,7 +153,7 @@ def _without_masks(found: Found) -> tuple[Found, list[str]]:
     beside = {outer for outer, own in split if own.lower() in CONTAINER_NAMES}
     other = {posixpath.join(*one) for one in split if one[1].lower() in ANNOTATION_NAMES - _MAY_BE_CLASSES}
     if other:
-        other &= {folder for name in found.files if looks_like_image(name) for folder in _folders_of(name)}
+        other &= {folder for name in found.files if looks_like_image(name) for folder in folders_of(name)}
     known = set(found.folders)
     other |= {name for name in known if (match := _TRUTH_NAME.match(name)) and match[1] in known}
     masks = other | {posixpath.join(*one) for one in split if one[0] in beside and one[1].lower() in ANNOTATION_NAMES}
@@ -160,14 +161,16 @@ def _without_masks(found: Found) -> tuple[Found, list[str]]:
     stems = {posixpath.splitext(name)[0] for name in found.files} if named else set()
 
     def is_mask(name: str) -> bool:
-        return named.get(name) in stems or (bool(masks) and not masks.isdisjoint(_folders_of(name)))
+        return named.get(name) in stems or (bool(masks) and not masks.isdisjoint(folders_of(name)))
 
     aside = sorted(filter(is_mask, found.files), key=natural_key)
+    if not aside:
+        return found, []
+    left_out = set(aside)
     images = set(filter(looks_like_image, found.files))
-    if not aside or (images and images <= set(aside)):
+    if images and images <= left_out:
         return found, []
     rejects = [Reject(name, "a mask or annotation of another image", expected=True) for name in aside]
-    left_out = set(aside)
     files = [name for name in found.files if name not in left_out]
     note = f"Ignored as masks or annotations of other images: {first_names(aside, 3)}."
     folders = [name for name in found.folders if not is_mask(f"{name}/")]
@@ -444,7 +447,7 @@ def _parts_in_classes(root: Path, places: list[Place]) -> dict[str, str]:
     inner = [set(part.full) for top in tops for part in top.full.values() if part.full]
     if len(inner) > 1 and len(set.intersection(*inner[:2])) > 1 and set.intersection(*inner):
         path = shlex.quote(str(root))
-        raise UsageError(
+        raise AmbiguousError(
             f"{escape(str(root))}: {first_names([_own_name(top) for top in tops], 4)} each hold {first_names(list(found), 3)} folders with the same class folders; choose one:\n"
             f"- One of them: topwork fit {shlex.quote(str(root / tops[0].name))}\n"
             f"- All images, divided anew: topwork fit {path} --label-regex '([^/]+)/[^/]+$' --domain-by '^{'[^/]+/' * (tops[0].name.count('/') - 1)}([^/]+)/'"
@@ -473,7 +476,7 @@ def _nested_classes(root: Path, labeled: list[Place]) -> list[str]:
     n_deep = sum(node.n_images for nodes in deep.values() for node in nodes)
     n_all = sum(node.n_images for nodes in tops.values() for node in nodes)
     if len(inner) > 1 and (2 * n_deep > n_all or len(inner & set(tops)) > 1):
-        raise UsageError(_two_readings(root, labeled, tops, deep, inner))
+        raise AmbiguousError(_two_readings(root, labeled, tops, deep, inner))
     return sorted(deep, key=natural_key) if len(inner) > 1 else []
 
 
@@ -619,8 +622,8 @@ def regex_for_names(names: Sequence[str]) -> str | None:
     for pattern in _NAME_PATTERNS:
         labels = Counter(match[1] for name in names if (match := re.match(pattern, name.rsplit("/", 1)[-1])))
         n_matched = sum(labels.values())
-        are_parts_only = all(map(_split_name, labels))
-        if 2 <= len(labels) <= max(2, n_matched / 3) and 2 * n_matched > len(names) and not are_parts_only:
+        are_labels = 2 <= len(labels) <= max(2, n_matched / 3) and 2 * n_matched > len(names)
+        if are_labels and not all(map(_split_name, labels)):
             return pattern
     return None
 

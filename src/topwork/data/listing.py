@@ -28,7 +28,7 @@ from topwork.data.named_files import Files
 from topwork.data.readings import list_names, not_opened, nothing_there, rows_beside, with_parts_stated
 from topwork.data.samples import LABEL_SEPARATOR, Entry, Listing, Reject, Rules
 from topwork.data.tables import ENDINGS, read_table
-from topwork.errors import ImageError, TopworkError, UsageError
+from topwork.errors import ImageError, NoLabelColumnError, TopworkError, UsageError
 from topwork.files import error_reason
 from topwork.text import escape, first_names
 
@@ -221,8 +221,8 @@ def _list_parquets(root: Path, found: Found, copies: dict[str, Path], rules: Rul
         part = part_of_name(name)
         try:
             listed = embedded.list_parquet(copies[name], rules)
-        except UsageError as error:
-            if len(names) < 2 or not embedded.is_unlabeled(error, part):
+        except NoLabelColumnError:
+            if len(names) < 2 or part not in ("valid", "test"):
                 raise
             rejects.append(Reject(name, "no column of labels", expected=True))
             continue

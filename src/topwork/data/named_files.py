@@ -13,12 +13,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from typing import TypeVar
 from urllib.parse import unquote
 
 from topwork.data.folders import Found
-from topwork.data.layouts import ANNOTATION_NAMES, looks_like_image, parts_in
+from topwork.data.layouts import ANNOTATION_NAMES, folders_of, looks_like_image, parts_in
 from topwork.data.tables import ENDINGS
 from topwork.errors import ImageError, UsageError
 from topwork.text import canonical, count, escape, first_names, natural_key
@@ -89,7 +88,7 @@ class Files:
         """The files at any depth of each folder, by its path, its name, and its number without leading zeros."""
         found: dict[str, list[str]] = defaultdict(list)
         for name in self.names:
-            for folder in accumulate(_key(name).split("/")[:-1], "{}/{}".format):
+            for folder in folders_of(_key(name)):
                 own = posixpath.basename(folder)
                 for key in {folder, own, _number(own)}:
                     found[key].append(name)
@@ -197,9 +196,10 @@ def _choose(found: list[str], several: dict[int, list[str]], table: str) -> None
     """Of several files of a name takes one that is no mask, below the folder of the table, in the part that the table is called after, and in the usual folder."""
     folders = Counter(posixpath.dirname(name) for n, name in enumerate(found) if n not in several)
     part = parts_in(posixpath.splitext(posixpath.basename(table))[0])[:1]
+    near = f"{posixpath.dirname(table)}/"
 
     def fitness(name: str) -> tuple[bool, bool, bool, int]:
-        folder, near = posixpath.dirname(name), f"{posixpath.dirname(table)}/"
+        folder = posixpath.dirname(name)
         is_image = ANNOTATION_NAMES.isdisjoint(folder.lower().split("/"))
         is_of_part = bool(part) and parts_in(folder or name)[:1] == part
         return is_image, name.startswith(near), is_of_part, folders[folder]

@@ -13,7 +13,6 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 
 from topwork.data.columns import GUESSED, NUMBERED_PARTS, listing_of, named_labels, rows_of
@@ -25,6 +24,7 @@ from topwork.data.layouts import (
     Folder,
     are_parts,
     arrange,
+    folders_of,
     label_taker,
     look_through,
     looks_like_image,
@@ -38,7 +38,7 @@ from topwork.data.layouts import (
 from topwork.data.named_files import Files
 from topwork.data.samples import Entry, Listing, Reject, Rules
 from topwork.data.tables import ENDINGS, LIST_ENDINGS, Table, decoded, read_table, table_of_rows
-from topwork.errors import ImageError, UsageError
+from topwork.errors import AmbiguousError, ImageError, UsageError
 from topwork.text import count, escape, first_names, natural_key
 
 _PIECES = {"part", "batch", "chunk", "folder", "shard", "volume", "vol"}
@@ -127,7 +127,6 @@ def list_names(root: Path, found: Found, rules: Rules) -> Listing:
 
 def _without_repeats(found: Found) -> tuple[Found, list[str]]:
     """The names without folders that repeat others, and a sentence on these: many archives of Kaggle hold their content twice."""
-    files = set(found.files)
     repeats: dict[str, str] = {}
     tops = [tree_of(replace(found, files=[]))]
     for _ in range(_DEPTH_OF_REPEATS):
@@ -135,7 +134,7 @@ def _without_repeats(found: Found) -> tuple[Found, list[str]]:
             alike: dict[str, Folder] = {}
             for own, folder in sorted(top.children.items()):
                 others = (top, alike.setdefault(own.lower(), folder))
-                same = next((one for one in others if _repeats(folder, one, found, files)), None)
+                same = next((one for one in others if _repeats(folder, one, found)), None)
                 if same is not None:
                     repeats[folder.name] = same.name
         tops = [one for top in tops for one in top.children.values() if len(one.children) <= _MANY_FOLDERS]
@@ -150,7 +149,7 @@ def _without_repeats(found: Found) -> tuple[Found, list[str]]:
     return replace(found, files=kept, folders=folders, rejects=[*found.rejects, *rejects]), [note]
 
 
-def _repeats(folder: Folder, other: Folder, found: Found, files: set[str]) -> bool:
+def _repeats(folder: Folder, other: Folder, found: Found) -> bool:
     """Whether a folder of folders holds the same files as another one: all names are there, and the first and last file are equal."""
     inner = {name for name, child in other.children.items() if child is not folder}
     if other is folder or not folder.children or not inner.issuperset(folder.children):
@@ -158,7 +157,11 @@ def _repeats(folder: Folder, other: Folder, found: Found, files: set[str]) -> bo
     own = [name for name in found.files if name.startswith(folder.name)]
     same = [other.name + name.removeprefix(folder.name) for name in own]
     try:
-        return bool(own) and files.issuperset(same) and all(found.read(own[n]) == found.read(same[n]) for n in (0, -1))
+        return (
+            bool(own)
+            and set(found.files).issuperset(same)
+            and all(found.read(own[n]) == found.read(same[n]) for n in (0, -1))
+        )
     except ImageError:
         return False
 
@@ -209,7 +212,7 @@ def _chosen(root: Path, found: Found, rules: Rules) -> Listing:
         if by_table is not None and by_table.covers_most and not by_table.is_guess:
             return by_table.listing
         more = _said(failures)
-        if by_table is not None and "choose one" in str(error) and by_table.is_clear:
+        if by_table is not None and by_table.is_clear and isinstance(error, AmbiguousError):
             more = [f"- The labels of the table: topwork fit {shlex.quote(str(root / by_table.name))}"]
         raise UsageError("\n".join([str(error), *more])) from None
     if by_table is None:
@@ -425,7 +428,7 @@ def _names_of_tables(found: Found) -> list[str]:
         return []
     top = look_through(tree_of(found))
     parts = [one.name for folder in top.full.values() for one in _around_images(folder)]
-    above = {"", *accumulate(top.name.strip("/").split("/"), "{}/{}".format)}
+    above = {"", *folders_of(top.name)}
     beside = [f"{folder}/" for folder in found.folders if folder in above or posixpath.dirname(folder) in above]
     folders = {"", *parts, *beside}
     return [name for name in names if f"{posixpath.dirname(name)}/".lstrip("/") in folders]
